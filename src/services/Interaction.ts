@@ -1,0 +1,295 @@
+/**
+ * An interaction is one thing a user did. Its fields carry the names of the wire, the log and the documents,
+ * so that no mapping stands between them. `message_id` identifies it everywhere.
+ */
+import { createHash } from "node:crypto"
+import { Either, ParseResult, Schema } from "effect"
+
+export const EventType = Schema.Literal("search", "product_view", "product_click", "product_purchase")
+export type EventType = typeof EventType.Type
+export const eventTypes = EventType.literals
+
+const idPattern = /^[A-Za-z0-9._:-]{1,64}$/
+const idText = Schema.String.pipe(
+  Schema.pattern(idPattern, {
+    message: () => "must be 1 to 64 characters of A-Z a-z 0-9 . _ : - (an integer is accepted too)",
+  }),
+)
+/** 1–64 characters of `[A-Za-z0-9._:-]`; integers are accepted and become their decimal string. */
+const identifier = Schema.transform(Schema.Union(Schema.String, Schema.Int), idText, {
+  strict: true,
+  decode: String,
+  encode: (id) => id,
+}).annotations({
+  message: () => ({
+    message: "must be 1 to 64 characters of A-Z a-z 0-9 . _ : - (an integer is accepted too)",
+    override: true,
+  }),
+  jsonSchema: { type: "string", pattern: idPattern.source },
+})
+export const UserId = identifier.annotations({ identifier: "UserId" })
+export type UserId = typeof UserId.Type
+export const ProductId = identifier.annotations({ identifier: "ProductId" })
+export type ProductId = typeof ProductId.Type
+
+const phraseProblem = (phrase: string): string | undefined => {
+  if (!phrase.isWellFormed()) return "must not contain lone surrogates"
+  if (/\p{Cc}/u.test(phrase)) return "must not contain control characters"
+  const length = [...phrase].length
+  return length >= 1 && length <= 255 ? undefined : `must be 1 to 255 characters, has ${length}`
+}
+/** Trimmed, NFC, 1–255 code points, no control characters (Cc), no lone surrogates. */
+export const SearchPhrase = Schema.transformOrFail(Schema.String, Schema.String, {
+  strict: true,
+  decode: (text, _, ast) => {
+    const phrase = text.trim().normalize("NFC")
+    const problem = phraseProblem(phrase)
+    return problem === undefined
+      ? ParseResult.succeed(phrase)
+      : ParseResult.fail(new ParseResult.Type(ast, text, problem))
+  },
+  encode: ParseResult.succeed,
+}).annotations({ identifier: "SearchPhrase", jsonSchema: { type: "string", minLength: 1, maxLength: 255 } })
+
+const timestampPattern =
+  /^(\d{4})-(\d{2})-(\d{2})T([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:[.,](\d+))?)?(Z|[+-](?:[01]\d|2[0-3]):?[0-5]\d)$/
+/**
+ * The canonical form of an ISO 8601 date-time with offset: UTC with exactly three decimals, finer digits cut.
+ * `undefined` when it isn't one, has no offset, names no real day, or lies outside the years 1970–9999.
+ */
+export const canonicalTimestamp = (text: string): string | undefined => {
+  const match = timestampPattern.exec(text)
+  if (match === null) return undefined
+  const [, year, month, day, hour, minute, second = "00", fraction = "", offset] = match
+  const utcDay = new Date(Date.UTC(Number(year), Number(month) - 1, Number(day)))
+  if (utcDay.getUTCMonth() !== Number(month) - 1 || utcDay.getUTCDate() !== Number(day)) return undefined
+  const milliseconds = fraction.slice(0, 3).padEnd(3, "0")
+  const zone = offset === "Z" || offset!.includes(":") ? offset : `${offset!.slice(0, 3)}:${offset!.slice(3)}`
+  const epoch = Date.parse(`${year}-${month}-${day}T${hour}:${minute}:${second}.${milliseconds}${zone}`)
+  return epoch >= 0 && epoch < 253_402_300_800_000 ? new Date(epoch).toISOString() : undefined
+}
+/** ISO 8601 with offset, canonicalised to UTC milliseconds: `2026-02-10T12:34:56.789Z`. */
+export const Timestamp = Schema.transformOrFail(Schema.String, Schema.String, {
+  strict: true,
+  decode: (text, _, ast) => {
+    const canonical = canonicalTimestamp(text)
+    return canonical === undefined
+      ? ParseResult.fail(
+          new ParseResult.Type(
+            ast,
+            text,
+            "must be an ISO 8601 date-time with offset, as 2026-02-10T12:34:56.789Z",
+          ),
+        )
+      : ParseResult.succeed(canonical)
+  },
+  encode: ParseResult.succeed,
+}).annotations({ identifier: "Timestamp", jsonSchema: { type: "string", format: "date-time" } })
+
+/** Greatest size of serialised metadata in bytes. */
+export const maxMetadataBytes = 4096
+const MetadataValue = Schema.Union(
+  Schema.String.pipe(Schema.filter((text) => text.isWellFormed() || "must not contain lone surrogates")),
+  Schema.Finite,
+  Schema.Boolean,
+  Schema.Null,
+).annotations({ message: () => ({ message: "must be a string, a number or a boolean", override: true }) })
+/** Flat facts about an interaction: strings, numbers and booleans; nulls are dropped. */
+export const Metadata = Schema.transform(
+  Schema.Record({ key: Schema.String, value: MetadataValue }),
+  Schema.Record({
+    key: Schema.String,
+    value: Schema.Union(Schema.String, Schema.Number, Schema.Boolean),
+  }).pipe(
+    Schema.filter(
+      (metadata) =>
+        Buffer.byteLength(JSON.stringify(metadata)) <= maxMetadataBytes ||
+        `metadata must be at most ${maxMetadataBytes} bytes as JSON`,
+    ),
+  ),
+  {
+    strict: true,
+    decode: (given) => {
+      const kept: Record<string, string | number | boolean> = {}
+      for (const key in given) {
+        const value = given[key]
+        if (value !== null && value !== undefined) kept[key] = value
+      }
+      return kept
+    },
+    encode: (metadata) => metadata,
+  },
+).annotations({ identifier: "Metadata" })
+export type Metadata = typeof Metadata.Type
+
+/** Lower-case hex SHA-256, 64 characters. */
+export const MessageId = Schema.String.pipe(
+  Schema.pattern(/^[0-9a-f]{64}$/, { message: () => "must be 64 lower-case hexadecimal digits" }),
+  Schema.annotations({ identifier: "MessageId" }),
+)
+export type MessageId = typeof MessageId.Type
+
+const common = {
+  user_id: UserId,
+  occurred_at: Timestamp,
+  metadata: Schema.optionalWith(Metadata, { default: () => ({}), nullable: true }),
+  message_id: MessageId,
+}
+const absent = Schema.optionalWith(
+  Schema.Null.annotations({ message: () => "must not be set for this event_type" }),
+  { default: () => null },
+)
+const product = <Type extends EventType>(type: Type) =>
+  Schema.Struct({ ...common, event_type: Schema.Literal(type), search_phrase: absent, product_id: ProductId })
+
+export const Search = Schema.Struct({
+  ...common,
+  event_type: Schema.Literal("search"),
+  search_phrase: SearchPhrase,
+  product_id: absent,
+})
+export const ProductView = product("product_view")
+export const ProductClick = product("product_click")
+export const ProductPurchase = product("product_purchase")
+
+/** One of the four kinds, told apart by `event_type`. */
+export const Interaction = Schema.Union(Search, ProductView, ProductClick, ProductPurchase).annotations({
+  identifier: "Interaction",
+})
+export type Interaction = typeof Interaction.Type
+
+/** What the interaction is about: the search phrase or the product id. */
+export const reference = (interaction: Pick<Interaction, "search_phrase" | "product_id">): string =>
+  interaction.search_phrase ?? interaction.product_id ?? ""
+
+/** `sha256(user_id|event_type|reference|occurred_at)` in lower-case hex. */
+export const messageId = (interaction: Omit<Interaction, "message_id" | "metadata">): MessageId =>
+  createHash("sha256")
+    .update(
+      `${interaction.user_id}|${interaction.event_type}|${reference(interaction)}|${interaction.occurred_at}`,
+    )
+    .digest("hex")
+
+type Facts = Pick<Interaction, "user_id" | "occurred_at" | "metadata">
+/** Builds an interaction from decoded parts and gives it its `message_id`. */
+export const make = (
+  facts: Facts &
+    (
+      | { readonly event_type: "search"; readonly search_phrase: string }
+      | { readonly event_type: Exclude<EventType, "search">; readonly product_id: ProductId }
+    ),
+): Interaction => {
+  const { user_id, occurred_at, metadata } = facts
+  const what =
+    facts.event_type === "search"
+      ? { event_type: facts.event_type, search_phrase: facts.search_phrase, product_id: null }
+      : { event_type: facts.event_type, search_phrase: null, product_id: facts.product_id }
+  const interaction = { user_id, ...what, occurred_at, metadata }
+  return { ...interaction, message_id: messageId(interaction) }
+}
+
+/** Oldest first; ties by message id. The order in which interactions of one user are folded. */
+export const chronological = (
+  a: Pick<Interaction, "occurred_at" | "message_id">,
+  b: Pick<Interaction, "occurred_at" | "message_id">,
+): number =>
+  a.occurred_at < b.occurred_at
+    ? -1
+    : a.occurred_at > b.occurred_at
+      ? 1
+      : a.message_id < b.message_id
+        ? -1
+        : a.message_id > b.message_id
+          ? 1
+          : 0
+
+// ---------------------------------------------------------------------------------------------------------
+// The update message (JSON, snake_case) that asks for one interaction to be folded in.
+
+export const messageVersion = "1.0"
+/** Greatest size of a message body in bytes; a larger one is a dead letter. */
+export const maxMessageBytes = 256 * 1024
+/** How far in the future `occurred_at` may lie, in milliseconds. */
+export const maxFutureMillis = 60_000
+
+/** The message can never be processed: it is a dead letter at once. */
+export class InvalidMessage extends Schema.TaggedError<InvalidMessage>()("InvalidMessage", {
+  reason: Schema.Literal(
+    "too_large",
+    "not_json",
+    "schema_violation",
+    "unsupported_version",
+    "message_id_mismatch",
+    "in_the_future",
+  ),
+  detail: Schema.String,
+}) {
+  override get message() {
+    return `${this.reason}: ${this.detail}`
+  }
+}
+
+const invalid = (reason: InvalidMessage["reason"], detail: string) =>
+  Either.left(new InvalidMessage({ reason, detail }))
+
+export const encodeMessage = (interaction: Interaction): Uint8Array => {
+  const { user_id, event_type, search_phrase, product_id, occurred_at, metadata, message_id } = interaction
+  const body = { user_id, event_type, search_phrase, product_id, occurred_at, metadata, message_id }
+  return Buffer.from(JSON.stringify({ ...body, version: messageVersion }))
+}
+
+const decodeInteraction = Schema.decodeUnknownEither(Interaction, { errors: "all" })
+const utf8 = new TextDecoder("utf-8", { fatal: true })
+
+const parseJson = (body: Uint8Array): unknown => {
+  try {
+    return JSON.parse(utf8.decode(body))
+  } catch {
+    return undefined
+  }
+}
+
+/**
+ * Decodes a message body. Unknown extra fields and any version `1.x` are accepted. `latest` (Unix ms) is the
+ * greatest `occurred_at` still believed.
+ */
+export const decodeMessage = (
+  body: Uint8Array,
+  latest: number,
+): Either.Either<Interaction, InvalidMessage> => {
+  if (body.byteLength > maxMessageBytes)
+    return invalid("too_large", `${body.byteLength} bytes, at most ${maxMessageBytes} are accepted`)
+  const json = parseJson(body)
+  if (json === undefined) return invalid("not_json", "the body is not JSON in UTF-8")
+  const version = typeof json === "object" && json !== null && "version" in json ? json.version : undefined
+  if (typeof version !== "string" || !/^\d+\.\d+$/.test(version))
+    return invalid("schema_violation", `version must be "${messageVersion}"`)
+  if (!version.startsWith("1."))
+    return invalid("unsupported_version", `version ${version}, this worker reads 1.x`)
+  const decoded = decodeInteraction(json)
+  if (Either.isLeft(decoded)) return invalid("schema_violation", describeIssues(decoded.left))
+  const interaction = decoded.right
+  const expected = messageId(interaction)
+  if (interaction.message_id !== expected)
+    return invalid(
+      "message_id_mismatch",
+      `message_id is ${interaction.message_id}, its content gives ${expected}`,
+    )
+  if (Date.parse(interaction.occurred_at) > latest)
+    return invalid("in_the_future", `occurred_at ${interaction.occurred_at} is more than 60 s in the future`)
+  return Either.right(interaction)
+}
+
+/** One line that names every offending field. */
+export const describeIssues = (error: ParseResult.ParseError): string =>
+  issues(error)
+    .map(({ field, problem }) => (field === "" ? problem : `${field}: ${problem}`))
+    .join("; ")
+
+/** Every offending field (dotted path, empty for the whole) with what is wrong with it. */
+export const issues = (
+  error: ParseResult.ParseError,
+): ReadonlyArray<{ readonly field: string; readonly problem: string }> =>
+  ParseResult.ArrayFormatter.formatErrorSync(error)
+    .filter(({ message }) => !/^Expected (null|undefined), actual/.test(message))
+    .map(({ path, message }) => ({ field: path.join("."), problem: message }))

@@ -1,0 +1,96 @@
+/**
+ * The interaction log: append-only source of truth and transactional outbox. What `append` has answered as
+ * recorded is durable. Rows leave the outbox when they are marked published.
+ */
+import { Context, type Effect, Schema, type Stream } from "effect"
+import type { EventType, Interaction, MessageId, UserId } from "./Interaction.ts"
+import { describeFailure, portFailure } from "./PortFailure.ts"
+import type { TraceContext } from "./Telemetry.ts"
+
+/** An interaction to be recorded. */
+export interface NewInteraction {
+  readonly interaction: Interaction
+  /** Unique per user; `null` when the client sent none. */
+  readonly idempotencyKey: string | null
+  /** Whether the client named `occurred_at`: if not, a replayed key is compared without it. */
+  readonly occurredAtGiven: boolean
+  readonly trace: TraceContext | null
+  /** Unix ms; becomes `created_at` and the message's `x-recorded-at`. */
+  readonly recordedAt: number
+}
+
+/** An interaction as it stands in the log. */
+export interface LoggedInteraction {
+  readonly interaction: Interaction
+  readonly trace: TraceContext | null
+  readonly recordedAt: number
+}
+
+/** What became of one appended interaction. `interaction` is the one in the log: the first of its kind. */
+export type Appended =
+  | { readonly _tag: "Recorded"; readonly interaction: Interaction }
+  | { readonly _tag: "Duplicate"; readonly interaction: Interaction }
+  /** The same key came before with another body or route. */
+  | { readonly _tag: "KeyReused"; readonly interaction: Interaction }
+
+export interface LogFilter {
+  readonly user?: UserId
+  readonly type?: EventType
+  /** `occurred_at` from here on (canonical timestamp, inclusive). */
+  readonly since?: string
+  /** `occurred_at` before this (canonical timestamp, exclusive). */
+  readonly until?: string
+}
+
+export interface Backlog {
+  readonly total: number
+  readonly unpublished: number
+  /** Age of the oldest unpublished row in seconds, `null` when there is none. */
+  readonly oldestUnpublishedSeconds: number | null
+}
+
+export class InteractionLogError extends Schema.TaggedError<InteractionLogError>()(
+  "InteractionLogError",
+  portFailure,
+) {
+  override get message() {
+    return describeFailure("interaction log", this)
+  }
+}
+
+export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog")<
+  InteractionLog,
+  {
+    /**
+     * Records interactions in one commit and answers in their order. A message id or a key that is known, also
+     * from earlier in the same batch, is not recorded again.
+     */
+    readonly append: (
+      entries: ReadonlyArray<NewInteraction>,
+    ) => Effect.Effect<ReadonlyArray<Appended>, InteractionLogError>
+    /** The oldest rows of the outbox that were recorded at or before `recordedBy` (Unix ms). */
+    readonly unpublished: (options: {
+      readonly limit: number
+      readonly recordedBy: number
+    }) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
+    /** Takes rows out of the outbox; `at` (Unix ms) becomes `published_at`. */
+    readonly markPublished: (
+      ids: ReadonlyArray<MessageId>,
+      at: number,
+    ) => Effect.Effect<void, InteractionLogError>
+    /** Rows in the order in which they were recorded, in pages. */
+    readonly stream: (filter: LogFilter) => Stream.Stream<LoggedInteraction, InteractionLogError>
+    /** The user's newest interactions by `occurred_at`, newest first. */
+    readonly newest: (
+      user: UserId,
+      limit: number,
+    ) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
+    readonly backlog: Effect.Effect<Backlog, InteractionLogError>
+    /** Removes the user's rows; answers how many there were. */
+    readonly erase: (user: UserId) => Effect.Effect<number, InteractionLogError>
+    /** Runs the effect while this process is the elected relay; `false` when another one is. */
+    readonly whileElected: <E, R>(
+      effect: Effect.Effect<void, E, R>,
+    ) => Effect.Effect<boolean, E | InteractionLogError, R>
+  }
+>() {}

@@ -1,0 +1,344 @@
+/**
+ * Every environment variable, declared once: typed, with default, meaning and example. Adapters read them in
+ * their `layerConfig`; `.env.example` and the command `config` are made from this list.
+ */
+import { Config, ConfigError, Duration, Either, Option, Redacted, Schema } from "effect"
+import { describeIssues } from "./Interaction.ts"
+import { History } from "./UserEmbedding.ts"
+
+export interface Setting<A> extends Config.Config<A> {
+  readonly variable: string
+  readonly meaning: string
+  /** A valid value, shown when a bad one stops the start. */
+  readonly example: string
+  /** The default as it would be written in the environment; absent when there is none. */
+  readonly fallback?: string
+  readonly secret: boolean
+}
+
+interface Declaration<A, I extends string = string> {
+  readonly meaning: string
+  readonly example: string
+  readonly fallback?: string
+  readonly secret?: boolean
+  readonly schema: Schema.Schema<A, I>
+}
+
+const read = <A, I extends string>(
+  variable: string,
+  { schema, example, secret = false }: Declaration<A, I>,
+) => {
+  const decode = Schema.decodeUnknownEither(schema)
+  return (text: string): Either.Either<A, ConfigError.ConfigError> =>
+    Either.mapLeft(decode(text.trim()), (error) => {
+      const given = secret ? "" : ` ${JSON.stringify(text)}`
+      return ConfigError.InvalidData(
+        [variable],
+        `${variable}${given}: ${describeIssues(error)}. Example: ${variable}=${example}`,
+      )
+    })
+}
+
+const given = (variable: string) =>
+  Config.string(variable).pipe(Config.option, Config.map(Option.filter((text) => text.trim() !== "")))
+
+/** A variable with a default. An empty value counts as unset. */
+const withDefault = <A, I extends string>(
+  variable: string,
+  declaration: Declaration<A, I> & { fallback: string },
+): Setting<A> => {
+  const decode = read(variable, declaration)
+  const config = given(variable).pipe(
+    Config.mapOrFail((text) => decode(Option.getOrElse(text, () => declaration.fallback))),
+  )
+  return Object.assign(config, { variable, secret: false, ...declaration })
+}
+
+/** A variable that may be left out. */
+const optional = <A, I extends string>(
+  variable: string,
+  declaration: Declaration<A, I>,
+): Setting<Option.Option<A>> => {
+  const decode = read(variable, declaration)
+  const config = given(variable).pipe(
+    Config.mapOrFail(
+      Option.match({
+        onNone: () => Either.right(Option.none<A>()),
+        onSome: (text) => Either.map(decode(text), Option.some),
+      }),
+    ),
+  )
+  return Object.assign(config, { variable, secret: false, ...declaration })
+}
+
+const number = (accepts: (n: number) => boolean, message: string) =>
+  Schema.NumberFromString.pipe(Schema.annotations({ message: () => message })).pipe(
+    Schema.filter((n) => (Number.isFinite(n) && accepts(n)) || message),
+  )
+const positive = number((n) => n > 0, "must be a number greater than 0")
+const notNegative = number((n) => n >= 0, "must be a number, 0 or greater")
+const integer = (least: number, most = Number.MAX_SAFE_INTEGER) =>
+  number(
+    (n) => Number.isInteger(n) && n >= least && n <= most,
+    most === Number.MAX_SAFE_INTEGER
+      ? `must be an integer, ${least} or greater`
+      : `must be an integer from ${least} to ${most}`,
+  )
+const port = integer(0, 65_535)
+const oneOf = <const Values extends ReadonlyArray<string>>(...values: Values) =>
+  Schema.Literal(...values).annotations({ message: () => `must be one of ${values.join(", ")}` })
+const boolean = Schema.transform(oneOf("true", "false", "1", "0"), Schema.Boolean, {
+  strict: true,
+  decode: (text) => text === "true" || text === "1",
+  encode: (value) => (value ? "true" : "false"),
+})
+const seconds = Schema.transform(positive, Schema.DurationFromSelf, {
+  strict: true,
+  decode: Duration.seconds,
+  encode: Duration.toSeconds,
+})
+const milliseconds = Schema.transform(integer(1), Schema.DurationFromSelf, {
+  strict: true,
+  decode: Duration.millis,
+  encode: Duration.toMillis,
+})
+const url = (...protocols: ReadonlyArray<string>) =>
+  Schema.String.pipe(
+    Schema.filter(
+      (text) =>
+        (URL.canParse(text) && protocols.includes(new URL(text).protocol)) ||
+        (protocols.includes("mongodb:") && /^mongodb(\+srv)?:\/\/./.test(text)) ||
+        `must be a URL that starts with ${protocols.map((name) => `${name}//`).join(" or ")}`,
+    ),
+  )
+const secretOf = (schema: Schema.Schema<string, string>) => Schema.Redacted(schema)
+const text = Schema.String
+const tokens = Schema.Redacted(Schema.String)
+
+const secret = { secret: true } as const
+
+export const RABBITMQ_DSN = optional("RABBITMQ_DSN", {
+  meaning:
+    "RabbitMQ server; set together with MYSQL_URL and MONGODB_URL, or none of them for the embedded stack",
+  example: "amqp://guest:guest@127.0.0.1:5672",
+  schema: secretOf(url("amqp:", "amqps:")),
+  ...secret,
+})
+export const MYSQL_URL = optional("MYSQL_URL", {
+  meaning: "MySQL 8 or MariaDB 10.6+ database of the interaction log",
+  example: "mysql://user:password@127.0.0.1:3306/user_embeddings",
+  schema: secretOf(url("mysql:", "mariadb:")),
+  ...secret,
+})
+export const MONGODB_URL = optional("MONGODB_URL", {
+  meaning: "MongoDB server of the embeddings",
+  example: "mongodb://127.0.0.1:27017",
+  schema: secretOf(url("mongodb:", "mongodb+srv:")),
+  ...secret,
+})
+export const MONGODB_DATABASE = withDefault("MONGODB_DATABASE", {
+  meaning: "Name of the MongoDB database",
+  example: "user_embeddings",
+  fallback: "user_embeddings",
+  schema: text,
+})
+export const DATA_DIR = withDefault("DATA_DIR", {
+  meaning: "Folder of the embedded stack's files",
+  example: "./data",
+  fallback: "./data",
+  schema: text,
+})
+export const OPENAI_API_KEY = optional("OPENAI_API_KEY", {
+  meaning: "Key of the OpenAI service; unset = phrases are embedded locally",
+  example: "sk-…",
+  schema: Schema.Redacted(Schema.String),
+  ...secret,
+})
+export const OPENAI_BASE_URL = withDefault("OPENAI_BASE_URL", {
+  meaning: "Address of the OpenAI service or of one that speaks its protocol",
+  example: "https://api.openai.com/v1",
+  fallback: "https://api.openai.com/v1",
+  schema: url("http:", "https:"),
+})
+export const OPENAI_EMBEDDING_MODEL = withDefault("OPENAI_EMBEDDING_MODEL", {
+  meaning: "Embedding model of the OpenAI service",
+  example: "text-embedding-3-small",
+  fallback: "text-embedding-3-small",
+  schema: text,
+})
+export const EMBEDDING_DIMENSIONS = withDefault("EMBEDDING_DIMENSIONS", {
+  meaning: "Dimensions of every vector",
+  example: "1536",
+  fallback: "1536",
+  schema: integer(1, 16_384),
+})
+export const EMBEDDING_DECAY_LAMBDA = withDefault("EMBEDDING_DECAY_LAMBDA", {
+  meaning: "Decay of old interactions, per day: exp(-λ · days); 0.023 halves them in 30 days",
+  example: "0.023",
+  fallback: "0.023",
+  schema: notNegative,
+})
+export const EMBEDDING_HISTORY = withDefault("EMBEDDING_HISTORY", {
+  meaning:
+    "cumulative = decayed weighted mean of all interactions, whatever their order; recency = each one counts fully against all before",
+  example: "cumulative",
+  fallback: "cumulative",
+  schema: oneOf(...History.literals),
+})
+const weight = (variable: string, what: string, fallback: string) =>
+  withDefault(variable, { meaning: `Weight of a ${what}`, example: fallback, fallback, schema: positive })
+export const EMBEDDING_WEIGHT_PURCHASE = weight("EMBEDDING_WEIGHT_PURCHASE", "purchase", "1")
+export const EMBEDDING_WEIGHT_SEARCH = weight("EMBEDDING_WEIGHT_SEARCH", "search", "0.7")
+export const EMBEDDING_WEIGHT_CLICK = weight("EMBEDDING_WEIGHT_CLICK", "click", "0.5")
+export const EMBEDDING_WEIGHT_VIEW = weight("EMBEDDING_WEIGHT_VIEW", "view", "0.3")
+export const EMBEDDING_STORAGE = withDefault("EMBEDDING_STORAGE", {
+  meaning:
+    "How MongoDB keeps embeddings: vector = BSON float32 vector, array = array of doubles (3 times larger)",
+  example: "vector",
+  fallback: "vector",
+  schema: oneOf("vector", "array"),
+})
+export const EMBEDDING_BATCH_ENABLED = withDefault("EMBEDDING_BATCH_ENABLED", {
+  meaning: "true = interactions of one user that arrive within EMBEDDING_BATCH_WINDOW become one update",
+  example: "false",
+  fallback: "false",
+  schema: boolean,
+})
+export const EMBEDDING_BATCH_WINDOW = withDefault("EMBEDDING_BATCH_WINDOW", {
+  meaning: "Length of that window in seconds",
+  example: "5",
+  fallback: "5",
+  schema: seconds,
+})
+export const EMBEDDING_CACHE_TTL = withDefault("EMBEDDING_CACHE_TTL", {
+  meaning: "How long phrase vectors stay in memory, in seconds",
+  example: "3600",
+  fallback: "3600",
+  schema: seconds,
+})
+export const PHRASE_TTL_DAYS = withDefault("PHRASE_TTL_DAYS", {
+  meaning: "How long stored phrase vectors are kept after their last use, in days",
+  example: "30",
+  fallback: "30",
+  schema: positive,
+})
+export const POPULARITY_WEIGHT = withDefault("POPULARITY_WEIGHT", {
+  meaning: "Share of popularity in a recommendation's score",
+  example: "0.2",
+  fallback: "0.2",
+  schema: notNegative,
+})
+export const RATE_LIMIT_PER_USER = withDefault("RATE_LIMIT_PER_USER", {
+  meaning: "Interactions accepted per user and second; 0 = no limit",
+  example: "100",
+  fallback: "100",
+  schema: integer(0),
+})
+export const WORKER_MAX_RETRIES = withDefault("WORKER_MAX_RETRIES", {
+  meaning: "Retries before a message becomes a dead letter",
+  example: "5",
+  fallback: "5",
+  schema: integer(0, 20),
+})
+export const WORKER_RETRY_DELAY = withDefault("WORKER_RETRY_DELAY", {
+  meaning: "Delay of the first retry in ms; it doubles up to 60 s",
+  example: "5000",
+  fallback: "5000",
+  schema: milliseconds,
+})
+export const WORKER_PREFETCH = withDefault("WORKER_PREFETCH", {
+  meaning: "Messages that a worker holds unacknowledged",
+  example: "4000",
+  fallback: "4000",
+  schema: integer(1, 65_535),
+})
+export const WORKER_PORT = withDefault("WORKER_PORT", {
+  meaning: "Port of a worker's /livez, /readyz and /metrics",
+  example: "9464",
+  fallback: "9464",
+  schema: port,
+})
+export const API_HOST = optional("API_HOST", {
+  meaning: "Address the API listens on; default 127.0.0.1, or 0.0.0.0 when API_TOKENS is set",
+  example: "127.0.0.1",
+  schema: text,
+})
+export const API_PORT = withDefault("API_PORT", {
+  meaning: "Port of the API",
+  example: "3000",
+  fallback: "3000",
+  schema: port,
+})
+export const API_TOKENS = optional("API_TOKENS", {
+  meaning: "Bearer tokens that the API accepts, comma-separated; unset = open to everybody who reaches it",
+  example: "token-one,token-two",
+  schema: tokens,
+  ...secret,
+})
+export const OTEL_EXPORTER_OTLP_ENDPOINT = optional("OTEL_EXPORTER_OTLP_ENDPOINT", {
+  meaning: "OTLP/HTTP endpoint for traces and metrics; unset = none are exported",
+  example: "http://127.0.0.1:4318",
+  schema: url("http:", "https:"),
+})
+export const OTEL_SERVICE_NAME = withDefault("OTEL_SERVICE_NAME", {
+  meaning: "service.name of traces and metrics",
+  example: "user-embeddings",
+  fallback: "user-embeddings",
+  schema: text,
+})
+export const LOG_LEVEL = withDefault("LOG_LEVEL", {
+  meaning: "Least level that is logged",
+  example: "info",
+  fallback: "info",
+  schema: oneOf("debug", "info", "warn", "error"),
+})
+export const LOG_FORMAT = optional("LOG_FORMAT", {
+  meaning: "json = one object a line, pretty = for people; default pretty on a terminal",
+  example: "json",
+  schema: oneOf("json", "pretty"),
+})
+
+/** All of them, in the order of documentation. */
+export const all: ReadonlyArray<Setting<unknown>> = [
+  RABBITMQ_DSN,
+  MYSQL_URL,
+  MONGODB_URL,
+  MONGODB_DATABASE,
+  DATA_DIR,
+  OPENAI_API_KEY,
+  OPENAI_BASE_URL,
+  OPENAI_EMBEDDING_MODEL,
+  EMBEDDING_DIMENSIONS,
+  EMBEDDING_DECAY_LAMBDA,
+  EMBEDDING_HISTORY,
+  EMBEDDING_WEIGHT_PURCHASE,
+  EMBEDDING_WEIGHT_SEARCH,
+  EMBEDDING_WEIGHT_CLICK,
+  EMBEDDING_WEIGHT_VIEW,
+  EMBEDDING_STORAGE,
+  EMBEDDING_BATCH_ENABLED,
+  EMBEDDING_BATCH_WINDOW,
+  EMBEDDING_CACHE_TTL,
+  PHRASE_TTL_DAYS,
+  POPULARITY_WEIGHT,
+  RATE_LIMIT_PER_USER,
+  WORKER_MAX_RETRIES,
+  WORKER_RETRY_DELAY,
+  WORKER_PREFETCH,
+  WORKER_PORT,
+  API_HOST,
+  API_PORT,
+  API_TOKENS,
+  OTEL_EXPORTER_OTLP_ENDPOINT,
+  OTEL_SERVICE_NAME,
+  LOG_LEVEL,
+  LOG_FORMAT,
+]
+
+/** The variable as a line of `.env.example`. */
+export const toEnvExample = (setting: Setting<unknown>): string =>
+  `# ${setting.meaning}\n# ${setting.variable}=${setting.fallback ?? setting.example}\n`
+
+/** What `config` shows for a value: secrets never appear. */
+export const display = (setting: Setting<unknown>, value: string): string =>
+  setting.secret ? String(Redacted.make(value)) : value

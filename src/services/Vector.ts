@@ -1,0 +1,67 @@
+/**
+ * Pure vector maths. Stored vectors are `Float32Array`; sums are accumulated in `Float64Array`, one type per
+ * argument position, because mixing typed arrays at one call site makes the JIT several times slower.
+ */
+
+/** Euclidean length ‖v‖. */
+export const norm = (v: Float32Array | Float64Array): number => {
+  let sum = 0
+  for (let i = 0; i < v.length; i++) sum += v[i]! * v[i]!
+  return Math.sqrt(sum)
+}
+
+/** Dot product; the cosine when both are unit length. */
+export const dot = (a: Float32Array, b: Float32Array): number => {
+  let sum = 0
+  for (let i = 0; i < a.length; i++) sum += a[i]! * b[i]!
+  return sum
+}
+
+/** Cosine of the angle between two vectors, 0 when one of them is zero. */
+export const cosine = (a: Float32Array, b: Float32Array): number => {
+  const lengths = norm(a) * norm(b)
+  return lengths === 0 ? 0 : dot(a, b) / lengths
+}
+
+/** `into[i] += factor · v[i]`, in place. */
+export const addScaled = (into: Float64Array, factor: number, v: Float32Array): void => {
+  for (let i = 0; i < into.length; i++) into[i] = into[i]! + factor * v[i]!
+}
+
+/** `v[i] *= factor`, in place. */
+export const scale = (v: Float64Array, factor: number): void => {
+  for (let i = 0; i < v.length; i++) v[i] = v[i]! * factor
+}
+
+/** `v / length` as a stored vector; the caller has checked that `length` is positive. */
+export const divide = (v: Float64Array, length: number): Float32Array => {
+  const out = new Float32Array(v.length)
+  for (let i = 0; i < v.length; i++) out[i] = v[i]! / length
+  return out
+}
+
+/** Why a vector can't be used, in words, or `undefined` when it is fine. */
+export const problem = (v: ArrayLike<number>, dimensions: number): string | undefined => {
+  if (v.length !== dimensions) return `has ${v.length} dimensions instead of ${dimensions}`
+  let sum = 0
+  for (let i = 0; i < v.length; i++) {
+    if (!Number.isFinite(v[i])) return `has the non-finite value ${v[i]} at index ${i}`
+    sum += v[i]! * v[i]!
+  }
+  if (sum === 0) return "is a zero vector"
+  return Number.isFinite(sum) ? undefined : "is too long to be normalised"
+}
+
+/** A unit-length copy. The vector must be usable (see {@link problem}). */
+export const normalise = (v: Float32Array): Float32Array => {
+  const length = norm(v)
+  const out = new Float32Array(v.length)
+  for (let i = 0; i < v.length; i++) out[i] = v[i]! / length
+  return out
+}
+
+/** The bytes of a vector, little-endian float32, without a copy. */
+export const toBytes = (v: Float32Array): Uint8Array => new Uint8Array(v.buffer, v.byteOffset, v.byteLength)
+
+/** The vector in little-endian float32 bytes; copies, so that the bytes may be unaligned or reused. */
+export const fromBytes = (bytes: Uint8Array): Float32Array => new Float32Array(bytes.slice().buffer)

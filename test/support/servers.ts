@@ -1,0 +1,92 @@
+/**
+ * The real servers of the tests. `bun run test` starts them and says where they are in the environment; each suite takes
+ * a virtual host, database or collection space of its own. Without a server its suites are skipped, loudly.
+ */
+import { describe, test } from "bun:test"
+import { MongoClient } from "mongodb"
+import mysql from "mysql2/promise"
+
+const variables = { rabbitmq: "RABBITMQ_DSN", mysql: "MYSQL_URL", mongodb: "MONGODB_URL" } as const
+export type Server = keyof typeof variables
+
+/** The server's URL; only for code inside {@link withServers}. */
+export const urlOf = (server: Server): string => {
+  const url = process.env[variables[server]]
+  if (url === undefined) throw new Error(`${variables[server]} is not set: run the tests by \`bun run test\``)
+  return url
+}
+
+/** A suite that needs servers; skipped with a test that says which are missing. */
+export const withServers = (servers: ReadonlyArray<Server>, name: string, suite: () => void) => {
+  const missing = servers.filter((server) => process.env[variables[server]] === undefined)
+  if (missing.length === 0) return describe(name, suite)
+  return test.skip(`${name}: SKIPPED, needs ${missing.join(", ")} (\`bun run test\` starts what it can)`, () => {})
+}
+
+let counter = 0
+const fresh = (): string => `${process.pid}_${Date.now().toString(36)}_${counter++}`
+
+/** Asks RabbitMQ's management API; `path` below /api. */
+export const management = async (path: string, init: RequestInit = {}): Promise<Response> => {
+  const base = process.env.RABBITMQ_MANAGEMENT_URL
+  if (base === undefined) throw new Error("RABBITMQ_MANAGEMENT_URL is not set")
+  const dsn = new URL(urlOf("rabbitmq"))
+  const headers = {
+    authorization: `Basic ${btoa(`${decodeURIComponent(dsn.username)}:${decodeURIComponent(dsn.password)}`)}`,
+    "content-type": "application/json",
+  }
+  const response = await fetch(`${new URL(base).origin}/api${path}`, { ...init, headers })
+  if (!response.ok && response.status !== 404)
+    throw new Error(`management ${path}: ${response.status} ${await response.text()}`)
+  return response
+}
+
+/** The DSN of a new, empty virtual host. */
+export const freshRabbit = async (): Promise<{
+  readonly dsn: string
+  readonly drop: () => Promise<unknown>
+}> => {
+  const vhost = `ue_${fresh()}`
+  const dsn = new URL(urlOf("rabbitmq"))
+  await management(`/vhosts/${vhost}`, { method: "PUT" })
+  const user = decodeURIComponent(dsn.username)
+  await management(`/permissions/${vhost}/${user}`, {
+    method: "PUT",
+    body: JSON.stringify({ configure: ".*", write: ".*", read: ".*" }),
+  })
+  dsn.pathname = `/${vhost}`
+  return { dsn: dsn.href, drop: () => management(`/vhosts/${vhost}`, { method: "DELETE" }) }
+}
+
+/** The URL of a new, empty MySQL database. */
+export const freshMysql = async (): Promise<{
+  readonly url: string
+  readonly drop: () => Promise<unknown>
+}> => {
+  const database = `user_embeddings_${fresh()}`
+  const run = async (statement: string) => {
+    const connection = await mysql.createConnection(urlOf("mysql"))
+    await connection.query(statement)
+    await connection.end()
+  }
+  await run(`CREATE DATABASE \`${database}\``)
+  const url = new URL(urlOf("mysql"))
+  url.pathname = `/${database}`
+  return { url: url.href, drop: () => run(`DROP DATABASE \`${database}\``) }
+}
+
+/** The name of a MongoDB database that does not exist yet. */
+export const freshMongo = (): {
+  readonly url: string
+  readonly database: string
+  readonly drop: () => Promise<unknown>
+} => {
+  const database = `user_embeddings_${fresh()}`
+  const url = urlOf("mongodb")
+  const drop = async () => {
+    const client = await MongoClient.connect(url)
+    await client.db(database).dropDatabase()
+    await client.close()
+  }
+  return { url, database, drop }
+}
