@@ -1,0 +1,143 @@
+/**
+ * Step: InteractionLog → InteractionQueue. Rows are published right after their commit by the process that
+ * committed them; what is left (a crash, a broker that was away) is swept up by one elected relay. A row is
+ * marked published only when the broker has confirmed that it reached a queue, so a row may be published twice
+ * and is never lost.
+ */
+import { Clock, Context, Duration, Effect, Fiber, Layer } from "effect"
+import { encodeMessage, type MessageId } from "./Interaction.ts"
+import { InteractionLog, type InteractionLogError, type LoggedInteraction } from "./InteractionLog.ts"
+import { InteractionQueue, type InteractionQueueError, type Message } from "./InteractionQueue.ts"
+import * as RetryPolicies from "./RetryPolicies.ts"
+
+export class OutboxRelay extends Context.Tag("user-embeddings/OutboxRelay")<
+  OutboxRelay,
+  {
+    /** Hands over rows just committed, to be published at once; never waits. */
+    readonly offer: (rows: ReadonlyArray<LoggedInteraction>) => void
+    /**
+     * Publishes rows that were left in the outbox, page by page until it is empty or nothing gets through;
+     * answers how many were published. Does nothing while another relay is elected.
+     */
+    readonly sweep: Effect.Effect<number, InteractionLogError | InteractionQueueError>
+  }
+>() {}
+
+/** Messages of one publish: the confirm window. */
+const page = 1_000
+/** Rows that may wait in memory; the rest is left to the sweep. */
+const rowsWaiting = 20_000
+/** How long a stopping process goes on publishing what it has just committed. */
+const flushDeadline = Duration.seconds(5)
+
+const toMessage = ({ interaction, trace, recordedAt }: LoggedInteraction): Message => ({
+  messageId: interaction.message_id,
+  eventType: interaction.event_type,
+  body: encodeMessage(interaction),
+  trace,
+  recordedAt,
+})
+
+const make = Effect.gen(function* () {
+  const log = yield* InteractionLog
+  const queue = yield* InteractionQueue
+  const work = yield* Effect.makeLatch(false)
+  let waiting: Array<LoggedInteraction> = []
+  /** Waiting or being published by this process right now: the sweep leaves them alone. */
+  const own = new Set<MessageId>()
+  let closing = false
+
+  const publish = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
+    const confirmations = yield* queue.publish(rows.map(toMessage))
+    const confirmed = rows
+      .filter((_, index) => confirmations[index] === "confirmed")
+      .map(({ interaction }) => interaction.message_id)
+    if (confirmed.length > 0) yield* log.markPublished(confirmed, yield* Clock.currentTimeMillis)
+    if (confirmed.length < rows.length)
+      yield* Effect.logWarning("publish.unconfirmed").pipe(
+        Effect.annotateLogs({ count: rows.length - confirmed.length, left_to: "sweep" }),
+      )
+    return confirmed.length
+  })
+
+  const publishWaiting = Effect.gen(function* () {
+    const rows = waiting.slice(0, page)
+    waiting = waiting.slice(page)
+    yield* publish(rows).pipe(
+      Effect.catchAll((error) =>
+        Effect.logWarning("publish.failed").pipe(
+          Effect.annotateLogs({ count: rows.length, left_to: "sweep", error: error.message }),
+        ),
+      ),
+      Effect.ensuring(
+        Effect.sync(() => {
+          for (const { interaction } of rows) own.delete(interaction.message_id)
+        }),
+      ),
+    )
+  })
+
+  const lane = Effect.gen(function* () {
+    while (!closing || waiting.length > 0) {
+      if (waiting.length === 0) {
+        work.unsafeClose()
+        yield* work.await
+      } else yield* publishWaiting
+    }
+  })
+
+  yield* Effect.acquireRelease(Effect.forkDaemon(lane), (fiber) =>
+    Effect.sync(() => {
+      closing = true
+      work.unsafeOpen()
+    }).pipe(
+      Effect.zipRight(Fiber.await(fiber)),
+      Effect.timeoutOption(flushDeadline),
+      Effect.zipRight(Fiber.interrupt(fiber)),
+    ),
+  )
+
+  const sweepPages = Effect.gen(function* () {
+    const recordedBy = (yield* Clock.currentTimeMillis) - Duration.toMillis(RetryPolicies.sweepGrace)
+    let published = 0
+    while (true) {
+      const rows = yield* log.unpublished({ limit: page, recordedBy })
+      const left = rows.filter(({ interaction }) => !own.has(interaction.message_id))
+      const confirmed = left.length === 0 ? 0 : yield* publish(left)
+      published += confirmed
+      if (confirmed === 0 || rows.length < page) return published
+    }
+  })
+
+  const sweep = Effect.gen(function* () {
+    let published = 0
+    yield* log.whileElected(Effect.map(sweepPages, (count) => void (published = count)))
+    if (published > 0) yield* Effect.logInfo("outbox.swept").pipe(Effect.annotateLogs({ count: published }))
+    return published
+  })
+
+  return {
+    offer: (rows: ReadonlyArray<LoggedInteraction>) => {
+      const room = rows.slice(0, Math.max(0, rowsWaiting - waiting.length))
+      for (const row of room) own.add(row.interaction.message_id)
+      waiting = waiting.concat(room)
+      work.unsafeOpen()
+    },
+    sweep,
+  }
+})
+
+export const layer = Layer.scoped(OutboxRelay, make)
+
+/** Sweeps for as long as the scope lives. */
+export const sweeping = Layer.scopedDiscard(
+  Effect.gen(function* () {
+    const relay = yield* OutboxRelay
+    const quietly = relay.sweep.pipe(
+      Effect.catchAll((error) =>
+        Effect.logWarning("outbox.sweep_failed").pipe(Effect.annotateLogs({ error: error.message })),
+      ),
+    )
+    yield* Effect.forkScoped(Effect.repeat(quietly, RetryPolicies.sweepInterval))
+  }),
+)
