@@ -1,7 +1,12 @@
 /** Every schedule, by name, and which failure is tried again, gives up, or means that a service is out. */
 import { Chunk, Duration, Effect, Schedule } from "effect"
+import type { EventVectorError } from "./EventVectors.ts"
+import type { InvalidMessage } from "./Interaction.ts"
+import { Ack, DeadLetter, type Failure, Retry, type Settlement } from "./InteractionQueue.ts"
+import type { SpaceMismatch } from "./UserEmbedding.ts"
+import type { LockConflict, UserEmbeddingsError } from "./UserEmbeddings.ts"
 
-/** Greatest delay of a rung, and the longest Retry-After that is waited for on the ladder. */
+/** Greatest delay of a rung, and the longest Retry-After that the ladder waits for. */
 export const longestDelay = Duration.seconds(60)
 
 /** The retry ladder: exponential, ×2 from `first`, capped at 60 s, `retries` rungs. */
@@ -27,14 +32,105 @@ export const reconnectRetry = Schedule.exponential("200 millis", 2).pipe(
   Schedule.jittered,
 )
 
-/** Another reading after a lost compare-and-swap: at once, with a little jitter, not counted as an attempt. */
+/** Another reading after a lost compare-and-swap: soon, with jitter, not counted as an attempt. */
 export const conflictRetry = Schedule.exponential("2 millis", 2).pipe(
   Schedule.union(Schedule.spaced("100 millis")),
   Schedule.jittered,
   Schedule.intersect(Schedule.recurs(20)),
 )
 
+/** Probing a dependency that is out: 1 s doubling to 30 s. */
+export const probeDelay = (failedProbes: number): Duration.Duration =>
+  Duration.seconds(Math.min(30, 2 ** failedProbes))
+
 /** Sweeping the outbox for rows that were not published right after their commit. */
 export const sweepInterval = Schedule.spaced("1 second")
 /** How long a row is left to the process that committed it. */
 export const sweepGrace = Duration.seconds(2)
+
+/** Redeliveries without an answer from which on a message is suspected of killing its worker. */
+export const suspectRedeliveries = 3
+/** Times a suspect is handled alone before it is a dead letter `crash_loop`. */
+export const mostIsolatedAttempts = 10
+
+export type UpdateError =
+  | InvalidMessage
+  | EventVectorError
+  | UserEmbeddingsError
+  | SpaceMismatch
+  | LockConflict
+
+/** What a failure means for its message. */
+export type Verdict =
+  /** Not an error of the message: acknowledged, counted. */
+  | { readonly _tag: "Skip" }
+  | { readonly _tag: "Unrecoverable" }
+  | { readonly _tag: "Retryable"; readonly notBefore?: Duration.Duration }
+  /** The dependency itself is out: messages wait while it is probed. */
+  | { readonly _tag: "Outage" }
+
+const verdictOfStore = (reason: UserEmbeddingsError["reason"]): Verdict =>
+  reason === "rejected" ? { _tag: "Retryable" } : { _tag: "Outage" }
+
+/** The table of spec "Guarantees": error → class. */
+export const verdict = (error: UpdateError): Verdict => {
+  switch (error._tag) {
+    case "InvalidMessage":
+    case "SpaceMismatch":
+    case "UnusableVector":
+      return { _tag: "Unrecoverable" }
+    case "ProductMissing":
+      return { _tag: "Skip" }
+    case "LockConflict":
+      return { _tag: "Retryable" }
+    case "UserEmbeddingsError":
+    case "ProductEmbeddingsError":
+      return verdictOfStore(error.reason)
+    case "PhraseEmbedderError":
+      switch (error.reason) {
+        case "invalid_input":
+        case "bad_vector":
+          return { _tag: "Unrecoverable" }
+        case "unauthorized":
+        case "quota_exhausted":
+          return { _tag: "Outage" }
+        default:
+          if (error.retryAfter === undefined) return { _tag: "Retryable" }
+          return Duration.greaterThan(error.retryAfter, longestDelay)
+            ? { _tag: "Outage" }
+            : { _tag: "Retryable", notBefore: error.retryAfter }
+      }
+  }
+}
+
+/** `x-error`: one word per kind of failure, for grouping. */
+export const failureOf = (error: UpdateError): Failure => {
+  const kind = error._tag.replace(/Error$/, "").replace(/(?<=[a-z])[A-Z]/g, (letter) => `_${letter}`)
+  const word = kind.toLowerCase()
+  return {
+    error:
+      error._tag === "InvalidMessage" ? error.reason : "reason" in error ? `${word}_${error.reason}` : word,
+    message: error.message,
+  }
+}
+
+/**
+ * The settlement of a failed message that has failed `retryCount` times before: the next rung (a longer one when
+ * the service asked for it), or `failed` when the ladder is climbed. `delays` = {@link ladderDelays}.
+ */
+export const settlementOf = (
+  error: UpdateError,
+  retryCount: number,
+  delays: ReadonlyArray<number>,
+): Settlement => {
+  const judged = verdict(error)
+  const failure = failureOf(error)
+  if (judged._tag === "Skip") return Ack
+  const rung = delays[retryCount]
+  if (judged._tag === "Unrecoverable" || rung === undefined) return DeadLetter(failure)
+  const least = judged._tag === "Retryable" && judged.notBefore ? Duration.toMillis(judged.notBefore) : 0
+  return Retry(
+    rung >= least ? rung : (delays.find((delay) => delay >= least) ?? Math.max(...delays)),
+    failure,
+  )
+}

@@ -1,5 +1,5 @@
 /** Span names, attribute keys and trace context as data: it is stored with the row and sent in headers. */
-import { Effect, Option, Tracer } from "effect"
+import { Effect, Metric, MetricBoundaries, Option, Tracer } from "effect"
 
 /** W3C trace context, as it stands in headers and in the log. */
 export interface TraceContext {
@@ -49,3 +49,26 @@ export const attribute = {
   genAiModel: "gen_ai.request.model",
   genAiInputTokens: "gen_ai.usage.input_tokens",
 } as const
+
+/** Adds to a counter from synchronous code. */
+export const count = (counter: Metric.Metric.Counter<number>, by = 1): void => counter.unsafeUpdate(by, [])
+/** Takes a value into a histogram from synchronous code. */
+export const observe = (histogram: Metric.Metric.Histogram<number>, value: number): void =>
+  histogram.unsafeUpdate(value, [])
+
+/** The SLA: seconds from recording an interaction to its durable embedding. */
+export const eventToEmbedding = Metric.histogram(
+  "user_embeddings.event_to_embedding",
+  MetricBoundaries.fromIterable([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]),
+  "Seconds from recording an interaction to its durable embedding",
+).pipe(Metric.tagged("unit", "s"))
+/** Interactions acknowledged without effect because their product has no embedding. */
+export const skippedInteractions = Metric.counter("user_embeddings.skipped", { incremental: true })
+/** Folds into an embedding that was last updated more than 90 days before. */
+export const staleFolds = Metric.counter("user_embeddings.stale_folds", { incremental: true })
+/** Interactions whose write lost a compare-and-swap and was done again. */
+export const lockConflicts = Metric.counter("user_embeddings.lock_conflicts", { incremental: true })
+/** Messages parked in `failed`. */
+export const deadLetters = Metric.counter("user_embeddings.dead_letters", { incremental: true })
+/** Messages sent up the retry ladder. */
+export const retries = Metric.counter("user_embeddings.retries", { incremental: true })

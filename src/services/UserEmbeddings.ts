@@ -74,3 +74,13 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
     readonly stream: Stream.Stream<UserRecord, UserEmbeddingsError>
   }
 >() {}
+
+/** Other workers kept changing the user's record; the message is tried again later. */
+export class LockConflict extends Schema.TaggedError<LockConflict>()("LockConflict", {
+  user_id: Schema.String,
+  tries: Schema.Number,
+}) {
+  override get message() {
+    return `the embedding of user ${this.user_id} changed under ${this.tries} tries to write it`
+  }
+}

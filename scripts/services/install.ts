@@ -1,0 +1,59 @@
+/** Getting server programs onto this machine, once. */
+import { existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs"
+import { homedir } from "node:os"
+import { join } from "node:path"
+import { run } from "./command.ts"
+
+/** Where downloaded and compiled servers are kept between projects and checkouts. */
+export const cacheFolder = join(process.env.XDG_CACHE_HOME || join(homedir(), ".cache"), "user-embeddings")
+
+/** Runs `make` in a scratch folder of the cache (so that a finished file can be renamed into place). */
+export const inScratchFolder = async (make: (folder: string) => Promise<void>) => {
+  mkdirSync(cacheFolder, { recursive: true })
+  const folder = mkdtempSync(join(cacheFolder, "unfinished-"))
+  try {
+    await make(folder)
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+/** apt-get allows one run at a time. */
+let apt = Promise.resolve()
+
+/** Installs a Debian package unless `present()` already holds. */
+export const aptInstall = (name: string, present: () => boolean, signal: AbortSignal): Promise<void> => {
+  const install = async () => {
+    if (present()) return
+    if (Bun.which("apt-get") === null || process.getuid?.() !== 0) {
+      throw new Error(`${name} is not installed; try: sudo apt-get install ${name}`)
+    }
+    const get = (...args: string[]) =>
+      run(["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300", ...args], {
+        env: { DEBIAN_FRONTEND: "noninteractive" },
+        signal,
+      })
+    const install = () => get("install", "-y", "--no-install-recommends", name)
+    await install().catch(async () => {
+      await get("update")
+      await install()
+    })
+    if (!present())
+      throw new Error(`apt-get installed ${name}, but its programs are not where they should be`)
+  }
+  const turn = apt.then(install)
+  apt = turn.catch(() => {})
+  return turn
+}
+
+/** The first of these programs that exists; names without a slash are looked up on the PATH. */
+export const findProgram = (...candidates: string[]): string | undefined =>
+  candidates
+    .map((name) => (name.includes("/") ? (existsSync(name) ? name : null) : Bun.which(name)))
+    .find((path) => path !== null) ?? undefined
+
+export const program = (...candidates: string[]): string => {
+  const path = findProgram(...candidates)
+  if (path === undefined) throw new Error(`${candidates.join(" or ")} not found`)
+  return path
+}

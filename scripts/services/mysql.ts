@@ -1,0 +1,71 @@
+import { createConnection } from "mysql2/promise"
+import { run } from "./command.ts"
+import { aptInstall, findProgram, program } from "./install.ts"
+import type { Service } from "./service.ts"
+
+const serverPrograms = ["mariadbd", "/usr/sbin/mariadbd", "/usr/local/sbin/mariadbd"]
+
+/** MariaDB does not run as root unless told to. */
+const asRoot = process.getuid?.() === 0 ? ["--user=root"] : []
+
+/** Tests create databases of their own beside `user_embeddings`. */
+const grants = [
+  "CREATE DATABASE IF NOT EXISTS user_embeddings",
+  "CREATE USER IF NOT EXISTS 'ue'@'%' IDENTIFIED BY 'ue'",
+  "GRANT ALL ON `user_embeddings%`.* TO 'ue'@'%'",
+]
+
+const query = async (url: string, statements: readonly string[]) => {
+  const connection = await createConnection({ uri: url, connectTimeout: 2000 })
+  try {
+    for (const statement of statements) await connection.query(statement)
+  } finally {
+    connection.destroy()
+  }
+}
+
+export const mysql: Service = {
+  name: "mysql",
+  urlVariable: "MYSQL_URL",
+  ports: { mysql: 3306 },
+  env: (ports) => ({ MYSQL_URL: `mysql://ue:ue@127.0.0.1:${ports.mysql}/user_embeddings` }),
+  probe: (env) => query(env.MYSQL_URL ?? "", ["SELECT 1"]),
+  docker: {
+    image: "mysql:8.4",
+    env: {
+      MYSQL_ROOT_PASSWORD: "ue",
+      MYSQL_DATABASE: "user_embeddings",
+      MYSQL_USER: "ue",
+      MYSQL_PASSWORD: "ue",
+    },
+    args: [],
+    prepare: (ports) => query(`mysql://root:ue@127.0.0.1:${ports.mysql}`, grants),
+  },
+  native: {
+    install: (signal) =>
+      aptInstall("mariadb-server", () => findProgram(...serverPrograms) !== undefined, signal),
+    prepare: async (folder) => {
+      await Bun.write(`${folder}/init.sql`, grants.map((statement) => `${statement};\n`).join(""))
+      await run([
+        program("mariadb-install-db"),
+        "--no-defaults",
+        `--datadir=${folder}/data`,
+        "--skip-test-db",
+      ])
+    },
+    command: (folder, ports) => [
+      program(...serverPrograms),
+      "--no-defaults",
+      ...asRoot,
+      `--datadir=${folder}/data`,
+      `--init-file=${folder}/init.sql`,
+      "--socket=mysql.sock", // relative to the data folder: absolute paths may exceed 107 bytes
+      `--pid-file=${folder}/pid`,
+      "--bind-address=127.0.0.1",
+      `--port=${ports.mysql}`,
+      "--innodb-flush-log-at-trx-commit=1",
+      "--character-set-server=utf8mb4",
+      "--skip-name-resolve",
+    ],
+  },
+}

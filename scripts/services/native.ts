@@ -1,0 +1,141 @@
+/** Private servers as processes of this machine (Linux): the server leads a process group of its own. */
+import { spawn } from "node:child_process"
+import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs"
+import { join } from "node:path"
+import { lastLines, sleep } from "./command.ts"
+import type { Backend, Instance, Ports, Service, ServiceName } from "./service.ts"
+import { servicesFolder } from "./state.ts"
+
+const dataFolder = (name: ServiceName) => join(servicesFolder, name)
+const logFile = (name: ServiceName) => join(servicesFolder, "logs", `${name}.log`)
+
+interface Process {
+  readonly pid: number
+  readonly parent: number
+  readonly group: number
+  /** Clock ticks since boot: with the pid it names a process for good. */
+  readonly started: string
+}
+
+/** Undefined when there is no such process, or only its exit code is left (a zombie without threads). */
+const readProcess = (pid: number): Process | undefined => {
+  try {
+    const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ").at(-1)?.split(" ") ?? []
+    const [state, parent, group] = fields
+    if (state === "Z" && Number(fields[17]) <= 1) return undefined
+    return { pid, parent: Number(parent), group: Number(group), started: fields[19] ?? "" }
+  } catch {
+    return undefined
+  }
+}
+
+const isSame = (process: Process) => readProcess(process.pid)?.started === process.started
+
+const leader = ({ handle }: Instance) => {
+  const [pid, started] = handle.split("@")
+  return { pid: Number(pid), started }
+}
+
+const isRunning = (instance: Instance) => {
+  const { pid, started } = leader(instance)
+  return readProcess(pid)?.started === started
+}
+
+/** The process group and everything below it (Erlang's helpers are in groups of their own). */
+const members = (instance: Instance): Process[] => {
+  const { pid, started } = leader(instance)
+  const now = readProcess(pid)
+  if (now !== undefined && now.started !== started) return [] // the number belongs to somebody else by now
+  const everything = readdirSync("/proc").flatMap((name) => readProcess(Number(name)) ?? [])
+  const found = new Map(everything.filter(({ group }) => group === pid).map((each) => [each.pid, each]))
+  for (let size = -1; size < found.size; ) {
+    size = found.size
+    for (const each of everything) if (found.has(each.parent)) found.set(each.pid, each)
+  }
+  return [...found.values()]
+}
+
+const send = (signal: NodeJS.Signals, ...processes: readonly Process[]) => {
+  for (const each of processes) {
+    try {
+      if (isSame(each)) process.kill(each.pid, signal)
+    } catch (error) {
+      if (isSame(each)) throw error
+    }
+  }
+}
+
+/** False when some of them still live at the end of the time. */
+const haveEnded = async (processes: readonly Process[], milliseconds: number) => {
+  const deadline = Date.now() + milliseconds
+  while (processes.some(isSame)) {
+    if (Date.now() > deadline) return false
+    await sleep(20)
+  }
+  return true
+}
+
+const end = async (instance: Instance, processes: readonly Process[]) => {
+  send("SIGKILL", ...processes)
+  if (!(await haveEnded(processes, 10_000))) throw new Error(`${instance.service} survived SIGKILL`)
+}
+
+const kill = (instance: Instance) => end(instance, members(instance))
+
+/** Asks the server alone: what it keeps beside it (RabbitMQ's epmd) must last until it has ended. */
+const stop = async (instance: Instance) => {
+  const all = members(instance)
+  const server = all.filter(({ pid }) => pid === leader(instance).pid)
+  send("SIGTERM", ...server)
+  send("SIGCONT", ...all)
+  await haveEnded(server, 30_000)
+  await end(instance, all)
+}
+
+const launch = (service: Service, ports: Ports): string => {
+  const folder = dataFolder(service.name)
+  mkdirSync(join(servicesFolder, "logs"), { recursive: true })
+  const log = openSync(logFile(service.name), "a")
+  const [program = "", ...args] = service.native.command(folder, ports)
+  const child = spawn(program, args, {
+    cwd: folder,
+    detached: true,
+    env: { ...process.env, ...service.native.env?.(folder, ports) },
+    stdio: ["ignore", log, log],
+  })
+  closeSync(log)
+  child.unref()
+  const server = child.pid === undefined ? undefined : readProcess(child.pid)
+  if (server === undefined) throw new Error(`${program} did not start; see ${logFile(service.name)}`)
+  return `${server.pid}@${server.started}`
+}
+
+export const nativeBackend: Backend = {
+  obstacle: async () => (process.platform === "linux" ? undefined : "native servers need Linux"),
+  create: async (service, ports, started, signal) => {
+    await service.native.install(signal)
+    const folder = dataFolder(service.name)
+    rmSync(folder, { recursive: true, force: true })
+    mkdirSync(folder, { recursive: true })
+    await service.native.prepare(folder, ports)
+    signal.throwIfAborted()
+    started(launch(service, ports))
+  },
+  prepare: async () => {},
+  start: async (service, instance) => {
+    await stop(instance)
+    if (!existsSync(dataFolder(service.name))) throw new Error("its data folder is gone")
+    return launch(service, instance.ports)
+  },
+  stop,
+  kill,
+  pause: async (instance) => send("SIGSTOP", ...members(instance)),
+  resume: async (instance) => send("SIGCONT", ...members(instance)),
+  remove: async (instance) => {
+    await kill(instance)
+    rmSync(dataFolder(instance.service), { recursive: true, force: true })
+  },
+  running: async (instance) => isRunning(instance),
+  log: async ({ service }) =>
+    existsSync(logFile(service)) ? lastLines(readFileSync(logFile(service), "utf8"), 20) : "no log",
+}

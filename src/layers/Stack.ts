@@ -1,0 +1,46 @@
+/** Which parts a program stands on, picked by configuration. */
+import { ConfigError, Effect, Layer, Option } from "effect"
+import type { DeadLetters } from "../services/DeadLetters.ts"
+import type { Dependencies } from "../services/Dependencies.ts"
+import * as EmbeddingConfig from "../services/EmbeddingConfig.ts"
+import type { InteractionLog } from "../services/InteractionLog.ts"
+import type { InteractionQueue } from "../services/InteractionQueue.ts"
+import type { PhraseEmbedder } from "../services/PhraseEmbedder.ts"
+import type { PhraseEmbeddings } from "../services/PhraseEmbeddings.ts"
+import type { ProductEmbeddings } from "../services/ProductEmbeddings.ts"
+import * as Settings from "../services/Settings.ts"
+import type { UserEmbeddings } from "../services/UserEmbeddings.ts"
+import * as StackEmbedded from "./StackEmbedded.ts"
+import * as StackExternal from "./StackExternal.ts"
+
+/** Everything that the steps and programs need from outside. */
+export type Ports =
+  | InteractionLog
+  | InteractionQueue
+  | DeadLetters
+  | UserEmbeddings
+  | ProductEmbeddings
+  | PhraseEmbeddings
+  | PhraseEmbedder
+  | Dependencies
+  | EmbeddingConfig.EmbeddingConfig
+
+const servers = [Settings.RABBITMQ_DSN, Settings.MYSQL_URL, Settings.MONGODB_URL]
+
+/** All three servers named → external; none → embedded; some → an error that names the missing ones. */
+export const kind = Effect.gen(function* () {
+  const given = yield* Effect.all(servers)
+  const missing = servers.filter((_, index) => Option.isNone(given[index]!)).map(({ variable }) => variable)
+  if (missing.length === 0) return "external" as const
+  if (missing.length === servers.length) return "embedded" as const
+  return yield* Effect.fail(
+    ConfigError.MissingData(
+      missing,
+      `${missing.join(" and ")} must be set too: RABBITMQ_DSN, MYSQL_URL and MONGODB_URL together, or none of them for the embedded stack`,
+    ),
+  )
+})
+
+export const layer: Layer.Layer<Ports, ConfigError.ConfigError> = Layer.unwrapEffect(
+  Effect.map(kind, (chosen) => (chosen === "external" ? StackExternal.layer : StackEmbedded.layer)),
+).pipe(Layer.provideMerge(EmbeddingConfig.layerConfig))

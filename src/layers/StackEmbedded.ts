@@ -1,0 +1,26 @@
+/** SQLite + local embedder (or OpenAI) → Ports, in one process, without any server. */
+import { Effect, Layer } from "effect"
+import { Dependencies } from "../services/Dependencies.ts"
+import * as Embedder from "./Embedder.ts"
+import * as SqlInteractionLog from "./SqlInteractionLog.ts"
+import * as Sqlite from "./Sqlite.ts"
+import * as SqliteDeadLetters from "./SqliteDeadLetters.ts"
+import * as SqliteInteractionQueue from "./SqliteInteractionQueue.ts"
+import * as SqlitePhraseEmbeddings from "./SqlitePhraseEmbeddings.ts"
+import * as SqliteProductEmbeddings from "./SqliteProductEmbeddings.ts"
+import * as SqliteUserEmbeddings from "./SqliteUserEmbeddings.ts"
+
+const log = SqlInteractionLog.layer
+const queue = Layer.merge(SqliteInteractionQueue.layer, SqliteDeadLetters.layer)
+const embeddings = Layer.mergeAll(
+  SqliteUserEmbeddings.layer,
+  SqliteProductEmbeddings.layer,
+  SqlitePhraseEmbeddings.layer,
+)
+
+const dependencies = Layer.effect(Dependencies, Effect.all([Sqlite.dependency, Embedder.dependency]))
+
+export const layer = Layer.mergeAll(log, queue, embeddings, dependencies).pipe(
+  Layer.provideMerge(Embedder.layerConfig),
+  Layer.provide(Sqlite.layerConfig),
+)

@@ -1,0 +1,32 @@
+/** MySQL + RabbitMQ + MongoDB + OpenAI (or the local embedder) → Ports. */
+import { Effect, Layer } from "effect"
+import { Dependencies } from "../services/Dependencies.ts"
+import * as Embedder from "./Embedder.ts"
+import * as Mongo from "./Mongo.ts"
+import * as MongoPhraseEmbeddings from "./MongoPhraseEmbeddings.ts"
+import * as MongoProductEmbeddings from "./MongoProductEmbeddings.ts"
+import * as MongoUserEmbeddings from "./MongoUserEmbeddings.ts"
+import * as Mysql from "./Mysql.ts"
+import * as Rabbit from "./Rabbit.ts"
+import * as RabbitDeadLetters from "./RabbitDeadLetters.ts"
+import * as RabbitInteractionQueue from "./RabbitInteractionQueue.ts"
+import * as RabbitTopology from "./RabbitTopology.ts"
+import * as SqlInteractionLog from "./SqlInteractionLog.ts"
+
+const log = SqlInteractionLog.layer
+const queue = Layer.merge(RabbitInteractionQueue.layer, RabbitDeadLetters.layer)
+const embeddings = Layer.mergeAll(
+  MongoUserEmbeddings.layer,
+  MongoProductEmbeddings.layer,
+  MongoPhraseEmbeddings.layer,
+)
+
+const dependencies = Layer.effect(
+  Dependencies,
+  Effect.all([Mysql.dependency, RabbitTopology.dependency, Mongo.dependency, Embedder.dependency]),
+)
+
+export const layer = Layer.mergeAll(log, queue, embeddings, dependencies).pipe(
+  Layer.provideMerge(Embedder.layerConfig),
+  Layer.provide([Mysql.layerConfig, Rabbit.layerConfig, Mongo.layerConfig]),
+)

@@ -1,0 +1,61 @@
+/** `user show U`: the embedding in figures, the user's newest events with their share in it, nearest products. */
+import { Effect, Schema } from "effect"
+import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
+import type { UserId } from "../services/Interaction.ts"
+import { InteractionLog } from "../services/InteractionLog.ts"
+import { ProductEmbeddings } from "../services/ProductEmbeddings.ts"
+import { decay } from "../services/UserEmbedding.ts"
+import { UserEmbeddings } from "../services/UserEmbeddings.ts"
+import * as Vector from "../services/Vector.ts"
+
+export class NoSuchUser extends Schema.TaggedError<NoSuchUser>()("NoSuchUser", { user_id: Schema.String }) {
+  override get message() {
+    return `user ${this.user_id} has no embedding`
+  }
+}
+
+const eventsShown = 20
+const neighboursShown = 10
+
+/**
+ * `share` of an event = weight · exp(-λ · days before last_updated) / total_weight: its part of the weight behind
+ * the vector in cumulative history. In recency history it tells the decayed weight only.
+ */
+export const showUser = Effect.fn("showUser")(function* (user_id: UserId) {
+  const users = yield* UserEmbeddings
+  const log = yield* InteractionLog
+  const products = yield* ProductEmbeddings
+  const config = yield* EmbeddingConfig
+  const record = (yield* users.load([user_id])).get(user_id)
+  const embedding = record?.embedding
+  if (record === undefined || embedding === undefined) return yield* new NoSuchUser({ user_id })
+
+  const newest = yield* log.newest(user_id, eventsShown)
+  const nearest = yield* products.nearest(embedding.embedding, {
+    space: embedding.space,
+    limit: neighboursShown,
+  })
+  const { embedding: vector, last_updated, recent: _, ...facts } = embedding
+  return {
+    ...facts,
+    created_at: new Date(facts.created_at).toISOString(),
+    updated_at: new Date(facts.updated_at).toISOString(),
+    last_updated: new Date(last_updated).toISOString(),
+    version: record.version,
+    dimension_count: vector.length,
+    norm: Vector.norm(vector),
+    events: newest.map(
+      ({ interaction: { event_type, message_id, occurred_at, product_id, search_phrase } }) => ({
+        event_type,
+        reference: search_phrase ?? product_id,
+        occurred_at,
+        message_id,
+        share:
+          (config.weights[event_type] *
+            decay(embedding.metadata.decay_lambda, last_updated, Date.parse(occurred_at))) /
+          embedding.total_weight,
+      }),
+    ),
+    nearest_products: nearest,
+  }
+})

@@ -1,0 +1,38 @@
+/** API + relay + worker in one process. On the embedded stack it sets itself up and brings a sample catalogue. */
+import { fileURLToPath } from "node:url"
+import { Effect, Layer } from "effect"
+import * as Stack from "../layers/Stack.ts"
+import * as EventVectors from "../services/EventVectors.ts"
+import { ProductEmbeddings } from "../services/ProductEmbeddings.ts"
+import * as RetryPolicies from "../services/RetryPolicies.ts"
+import * as Api from "./Api.ts"
+import { importProducts } from "./ImportProducts.ts"
+import * as Provision from "./Provision.ts"
+import * as Worker from "./Worker.ts"
+
+const sampleCatalogue = fileURLToPath(new URL("../../samples/catalogue.jsonl", import.meta.url))
+
+const importSamples = Effect.gen(function* () {
+  const products = yield* ProductEmbeddings
+  if ((yield* Stack.kind) !== "embedded" || (yield* products.count) > 0) return
+  const { imported } = yield* importProducts(sampleCatalogue, { strict: true, progress: () => Effect.void })
+  yield* Effect.logInfo("samples.imported").pipe(
+    Effect.annotateLogs({ products: imported, file: "samples/catalogue.jsonl" }),
+  )
+})
+
+/** Waits for the servers, says so, and sets them up. */
+const prepare = Provision.setup.pipe(
+  Effect.tapError((error) =>
+    Effect.logWarning("setup.waiting").pipe(
+      Effect.annotateLogs({ dependency: error.dependency, detail: error.detail, remedy: error.remedy }),
+    ),
+  ),
+  Effect.retry(RetryPolicies.reconnectRetry),
+  Effect.zipRight(importSamples),
+)
+
+export const layer = Layer.merge(Api.layer, Worker.layer).pipe(
+  Layer.provide(Layer.effectDiscard(prepare)),
+  Layer.provide(EventVectors.layer),
+)

@@ -1,0 +1,250 @@
+/**
+ * Step: deliveries → event vectors → fold → UserEmbeddings → one outcome per delivery. Everything is done in bulk,
+ * per batch: one load, one look-up of vectors, one write. Applying is exactly once: ids found on the record
+ * or in the ledger are dropped, and the new ids change in the same compare-and-swap write as the vector.
+ */
+import { Array as Arr, Clock, Context, Effect, Either, Layer } from "effect"
+import * as AppliedIds from "./AppliedIds.ts"
+import { EmbeddingConfig } from "./EmbeddingConfig.ts"
+import { EventVectors } from "./EventVectors.ts"
+import { decodeMessage, type Interaction, maxFutureMillis, type UserId } from "./Interaction.ts"
+import { Ack, DeadLetter, type Delivery, Isolate, type Settlement } from "./InteractionQueue.ts"
+import * as RetryPolicies from "./RetryPolicies.ts"
+import * as Telemetry from "./Telemetry.ts"
+import { fold } from "./UserEmbedding.ts"
+import { LockConflict, UserEmbeddings, type UserRecord, type Write } from "./UserEmbeddings.ts"
+
+/** What became of a delivery. */
+export type Outcome =
+  | { readonly _tag: "Settle"; readonly settlement: Settlement }
+  /** A dependency is out: the message failed through no fault of its own and may wait. */
+  | { readonly _tag: "Outage"; readonly error: RetryPolicies.UpdateError; readonly settlement: Settlement }
+
+export class EmbeddingUpdater extends Context.Tag("user-embeddings/EmbeddingUpdater")<
+  EmbeddingUpdater,
+  {
+    /** Takes deliveries in and answers in their order. What is to be acknowledged is durable by then. */
+    readonly update: (deliveries: ReadonlyArray<Delivery>) => Effect.Effect<ReadonlyArray<Outcome>>
+  }
+>() {}
+
+/** One delivery on its way through the batch. */
+interface Item {
+  readonly delivery: Delivery
+  readonly interaction: Interaction
+  /** Unix ms. */
+  readonly recordedAt: number
+  vector: Float32Array | undefined
+  outcome: Outcome | undefined
+}
+
+const settle = (settlement: Settlement): Outcome => ({ _tag: "Settle", settlement })
+const acked = settle(Ack)
+const staleMillis = 90 * 86_400_000
+
+const make = Effect.gen(function* () {
+  const config = yield* EmbeddingConfig
+  const users = yield* UserEmbeddings
+  const vectors = yield* EventVectors
+  const delays = RetryPolicies.ladderDelays(config.retryDelay, config.maxRetries)
+  const settings = {
+    lambda: config.lambda,
+    weights: config.weights,
+    history: config.history,
+    space: vectors.space,
+  }
+
+  const failed = (error: RetryPolicies.UpdateError, { retryCount }: Delivery): Outcome => {
+    const settlement = RetryPolicies.settlementOf(error, retryCount, delays)
+    return RetryPolicies.verdict(error)._tag === "Outage"
+      ? { _tag: "Outage", error, settlement }
+      : settle(settlement)
+  }
+  const fail = (items: ReadonlyArray<Item>, error: RetryPolicies.UpdateError) => {
+    for (const item of items) item.outcome = failed(error, item.delivery)
+  }
+
+  /** Decodes, or says why this delivery can't be taken in: a bad message, or one that kills workers. */
+  const receive = (delivery: Delivery, now: number): Either.Either<Item, Outcome> => {
+    const { isolatedAttempts, redeliveries } = delivery
+    if (isolatedAttempts >= RetryPolicies.mostIsolatedAttempts && redeliveries > 0)
+      return Either.left(
+        settle(
+          DeadLetter({
+            error: "crash_loop",
+            message: `its worker died ${isolatedAttempts} times while handling it alone`,
+          }),
+        ),
+      )
+    if (redeliveries >= RetryPolicies.suspectRedeliveries || (isolatedAttempts > 0 && redeliveries > 0))
+      return Either.left(settle(Isolate))
+    const latest = Math.max(now, delivery.publishedAt ?? now) + maxFutureMillis
+    return Either.mapBoth(decodeMessage(delivery.body, latest), {
+      onLeft: (error) => failed(error, delivery),
+      onRight: (interaction) => ({
+        delivery,
+        interaction,
+        recordedAt: delivery.recordedAt ?? Date.parse(interaction.occurred_at),
+        vector: undefined,
+        outcome: undefined,
+      }),
+    })
+  }
+
+  /** The items that are not applied yet, one per message id; the others get their answer. */
+  const dropApplied = Effect.fnUntraced(function* (
+    items: ReadonlyArray<Item>,
+    records: ReadonlyMap<UserId, UserRecord>,
+  ) {
+    const applied = new Map<UserId, ReadonlySet<string>>()
+    const fresh = new Map<string, Item>()
+    for (const item of items) {
+      const { user_id, message_id } = item.interaction
+      const record = records.get(user_id)
+      if (record !== undefined && !applied.has(user_id))
+        applied.set(user_id, AppliedIds.toSet(record.applied))
+      const known = applied.get(user_id)?.has(AppliedIds.prefix(message_id)) === true
+      if (known || item.recordedAt <= (record?.erased_at ?? -1)) item.outcome = acked
+      else if (fresh.has(message_id)) duplicates.set(item, fresh.get(message_id)!)
+      else fresh.set(message_id, item)
+    }
+    const toLookUp = Arr.groupBy(
+      [...fresh.values()].filter(({ interaction }) => (records.get(interaction.user_id)?.archived ?? 0) > 0),
+      ({ interaction }) => interaction.user_id,
+    )
+    const entries = Object.entries(toLookUp).map(([user_id, group]) => ({
+      user_id,
+      ids: group.map(({ interaction }) => AppliedIds.prefix(interaction.message_id)),
+    }))
+    if (entries.length > 0) {
+      const ledger = yield* users.archived(entries)
+      for (const [id, item] of fresh)
+        if (ledger.get(item.interaction.user_id)?.has(AppliedIds.prefix(id))) {
+          item.outcome = acked
+          fresh.delete(id)
+        }
+    }
+    return [...fresh.values()]
+  })
+
+  /** A second copy in one batch shares the outcome of the first. */
+  const duplicates = new WeakMap<Item, Item>()
+
+  const findVectors = Effect.fnUntraced(function* (items: ReadonlyArray<Item>) {
+    const wanted = items.filter(({ vector }) => vector === undefined)
+    if (wanted.length === 0) return
+    const found = yield* vectors.resolve(wanted.map(({ interaction }) => interaction))
+    for (const [index, item] of wanted.entries())
+      Either.match(found[index]!, {
+        onLeft: (error) => {
+          item.outcome = failed(error, item.delivery)
+          if (error._tag === "ProductMissing") Telemetry.count(Telemetry.skippedInteractions)
+        },
+        onRight: (vector) => {
+          item.vector = vector
+        },
+      })
+  })
+
+  /** One round: load, drop what is applied, fold, write. Answers the items that lost the compare-and-swap. */
+  const round = Effect.fnUntraced(function* (items: ReadonlyArray<Item>) {
+    const records = yield* users.load(Arr.dedupe(items.map(({ interaction }) => interaction.user_id)))
+    const fresh = yield* dropApplied(items, records)
+    yield* findVectors(fresh)
+    const now = yield* Clock.currentTimeMillis
+
+    const writes: Array<Write> = []
+    const written: Array<ReadonlyArray<Item>> = []
+    const archive: Array<{ user_id: UserId; ids: ReadonlyArray<string> }> = []
+    const ready = fresh.filter(({ vector }) => vector !== undefined)
+    for (const [user_id, group] of Object.entries(Arr.groupBy(ready, (item) => item.interaction.user_id))) {
+      const record = records.get(user_id)
+      const events = group.map(({ interaction, vector }) => ({ interaction, vector: vector! }))
+      const folded = fold(record?.embedding, events, settings, now)
+      if (Either.isLeft(folded)) {
+        fail(group, folded.left)
+        continue
+      }
+      const ids = AppliedIds.append(
+        record?.applied ?? AppliedIds.none,
+        group.map(({ interaction }) => interaction.message_id),
+      )
+      if (ids.archive.length > 0) archive.push({ user_id, ids: ids.archive })
+      if (record?.embedding && folded.right.last_updated - record.embedding.last_updated > staleMillis)
+        Telemetry.count(Telemetry.staleFolds)
+      writes.push({
+        expected: record?.version,
+        record: {
+          user_id,
+          embedding: folded.right,
+          version: (record?.version ?? 0) + 1,
+          applied: ids.kept,
+          archived: (record?.archived ?? 0) + ids.archive.length,
+          erased_at: record?.erased_at ?? 0,
+        },
+      })
+      written.push(group)
+    }
+    if (writes.length === 0) {
+      // Everything was applied before: acknowledge only once the writes that hold it are durable.
+      yield* users.settled
+      return []
+    }
+    if (archive.length > 0) yield* users.archive(archive)
+    const saved = yield* users.save(writes)
+    return written.flatMap((group, index) => {
+      if (saved[index] !== true) return group
+      for (const item of group) item.outcome = acked
+      return []
+    })
+  })
+
+  const apply = Effect.fnUntraced(function* (items: ReadonlyArray<Item>) {
+    let left = items
+    let tries = 0
+    const attempt = Effect.suspend(() => round(left)).pipe(
+      Effect.flatMap((lost) => {
+        left = lost
+        tries += 1
+        if (lost.length === 0) return Effect.void
+        Telemetry.count(Telemetry.lockConflicts, lost.length)
+        return Effect.fail(new LockConflict({ user_id: lost[0]!.interaction.user_id, tries }))
+      }),
+    )
+    yield* attempt.pipe(
+      Effect.retry({
+        schedule: RetryPolicies.conflictRetry,
+        while: (error) => error._tag === "LockConflict",
+      }),
+      Effect.catchAll((error) =>
+        Effect.sync(() =>
+          fail(
+            items.filter(({ outcome }) => outcome === undefined),
+            error,
+          ),
+        ),
+      ),
+    )
+  })
+
+  const update = Effect.fn("EmbeddingUpdater.update", { captureStackTrace: false })(function* (
+    deliveries: ReadonlyArray<Delivery>,
+  ) {
+    const now = yield* Clock.currentTimeMillis
+    const received = deliveries.map((delivery) => receive(delivery, now))
+    const items = Arr.getRights(received)
+    if (items.length > 0) yield* apply(items)
+    const finished = yield* Clock.currentTimeMillis
+    for (const item of items) {
+      const first = duplicates.get(item)
+      item.outcome ??= first?.outcome ?? acked
+      if (item.outcome === acked)
+        Telemetry.observe(Telemetry.eventToEmbedding, (finished - item.recordedAt) / 1000)
+    }
+    return received.map((one) => (Either.isRight(one) ? one.right.outcome! : one.left))
+  })
+
+  return { update }
+})
+
+export const layer = Layer.effect(EmbeddingUpdater, make)

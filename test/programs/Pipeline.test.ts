@@ -1,0 +1,223 @@
+/** The main job on both stacks: what is recorded becomes part of the user's embedding, once. */
+import { expect } from "bun:test"
+import { type ConfigError, Duration, Effect, Layer, Stream } from "effect"
+import type { Ports } from "../../src/layers/Stack.ts"
+import * as Relay from "../../src/programs/Relay.ts"
+import * as Worker from "../../src/programs/Worker.ts"
+import { DeadLetters } from "../../src/services/DeadLetters.ts"
+import type { DependencyDown } from "../../src/services/Dependencies.ts"
+import { EventVectors, layer as eventVectors } from "../../src/services/EventVectors.ts"
+import * as Interaction from "../../src/services/Interaction.ts"
+import { InteractionLog } from "../../src/services/InteractionLog.ts"
+import { InteractionQueue, type Message } from "../../src/services/InteractionQueue.ts"
+import { InteractionRecorder, layer as recorder } from "../../src/services/InteractionRecorder.ts"
+import { layer as outboxRelay } from "../../src/services/OutboxRelay.ts"
+import { ProductEmbeddings } from "../../src/services/ProductEmbeddings.ts"
+import type { UserEmbedding } from "../../src/services/UserEmbedding.ts"
+import { UserEmbeddings } from "../../src/services/UserEmbeddings.ts"
+import * as Vector from "../../src/services/Vector.ts"
+import { layerSuite } from "../support/effect.ts"
+import { withServers } from "../support/servers.ts"
+import { embedded, external } from "../support/stacks.ts"
+
+/** Asks again until the answer is there; the test fails when it never comes. */
+const eventually = <A, E, R>(probe: Effect.Effect<A | undefined, E, R>, most = Duration.seconds(15)) =>
+  Effect.gen(function* () {
+    while (true) {
+      const answer = yield* probe
+      if (answer !== undefined) return answer
+      yield* Effect.sleep("10 millis")
+    }
+  }).pipe(Effect.timeout(most))
+
+const embeddingOf = (user: string) =>
+  Effect.gen(function* () {
+    const users = yield* UserEmbeddings
+    return (yield* users.load([user])).get(user)?.embedding
+  })
+
+const embeddingWith = (user: string, events: number) =>
+  eventually(
+    Effect.map(embeddingOf(user), (embedding): UserEmbedding | undefined =>
+      embedding !== undefined && embedding.event_count >= events ? embedding : undefined,
+    ),
+  )
+
+const at = (iso: string) => ({ occurred_at: iso, metadata: {} })
+const search = (user_id: string, search_phrase: string, iso: string) =>
+  Interaction.make({ user_id, event_type: "search", search_phrase, ...at(iso) })
+const product = (
+  user_id: string,
+  event_type: "product_view" | "product_click" | "product_purchase",
+  product_id: string,
+  iso: string,
+) => Interaction.make({ user_id, event_type, product_id, ...at(iso) })
+
+const record = (...interactions: ReadonlyArray<Interaction.Interaction>) =>
+  Effect.flatMap(InteractionRecorder, (recorder) =>
+    recorder.record(
+      interactions.map((interaction) => ({ interaction, idempotencyKey: null, occurredAtGiven: true })),
+    ),
+  )
+
+const message = (
+  interaction: Interaction.Interaction,
+  body = Interaction.encodeMessage(interaction),
+): Message => ({
+  messageId: interaction.message_id,
+  eventType: interaction.event_type,
+  body,
+  trace: null,
+  recordedAt: Date.parse(interaction.occurred_at),
+})
+
+const storeProduct = (product_id: string, text: string) =>
+  Effect.gen(function* () {
+    const vectors = yield* EventVectors
+    const products = yield* ProductEmbeddings
+    const [vector] = yield* vectors.ofTexts([text])
+    const embedding = yield* vector!
+    yield* products.upsert([
+      { product_id, embedding, product_name: text, category: null, space: vectors.space, text },
+    ])
+    return embedding
+  })
+
+const pipeline = (stack: Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown>) =>
+  Layer.mergeAll(recorder.pipe(Layer.provideMerge(outboxRelay)), Worker.layer, Relay.layer).pipe(
+    Layer.provideMerge(eventVectors),
+    Layer.provideMerge(stack),
+  )
+
+const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown>) =>
+  layerSuite(name, pipeline(stack), (it) => {
+    it("a new user's search becomes a unit vector equal to the phrase's vector", () =>
+      Effect.gen(function* () {
+        const [appended] = yield* record(search("new-1", "wireless headphones", "2026-02-10T12:34:56.789Z"))
+        expect(appended?._tag).toBe("Recorded")
+        const embedding = yield* embeddingWith("new-1", 1)
+        const vectors = yield* EventVectors
+        const [phrase] = yield* vectors.ofTexts(["wireless headphones"])
+        expect(Vector.cosine(embedding.embedding, yield* phrase!)).toBeCloseTo(1, 6)
+        expect(Math.abs(Vector.norm(embedding.embedding) - 1)).toBeLessThan(1e-6)
+        expect(embedding.event_count).toBe(1)
+        expect(embedding.mass).toBe(0.7)
+      }))
+
+    it("a purchase outweighs an earlier view, as the formula says", () =>
+      Effect.gen(function* () {
+        const viewed = yield* storeProduct("p-view", "a garden hose with nozzle")
+        const bought = yield* storeProduct("p-buy", "a mystery novel set in Venice")
+        yield* record(product("buyer", "product_view", "p-view", "2026-02-01T00:00:00Z"))
+        yield* embeddingWith("buyer", 1)
+        yield* record(product("buyer", "product_purchase", "p-buy", "2026-03-03T00:00:00Z"))
+        const { embedding, total_weight } = yield* embeddingWith("buyer", 2)
+        const faded = 0.3 * Math.exp(-0.023 * 30)
+        const sum = Float64Array.from(bought)
+        Vector.addScaled(sum, faded, viewed)
+        const expected = Vector.divide(sum, Vector.norm(sum))
+        expect(Vector.cosine(embedding, expected)).toBeCloseTo(1, 6)
+        expect(total_weight).toBeCloseTo(1 + faded, 6)
+        expect(Vector.cosine(embedding, bought)).toBeGreaterThan(Vector.cosine(embedding, viewed))
+      }))
+
+    it("an interaction posted twice and delivered five times counts once", () =>
+      Effect.gen(function* () {
+        const twice = search("repeat", "espresso machine", "2026-02-10T10:00:00.000Z")
+        const last = search("repeat", "coffee beans", "2026-02-11T10:00:00.000Z")
+        const [first, second] = yield* record(twice, twice)
+        expect([first?._tag, second?._tag]).toEqual(["Recorded", "Duplicate"])
+        const queue = yield* InteractionQueue
+        const copies = Array.from({ length: 5 }, () => message(twice))
+        expect(yield* queue.publish(copies)).toEqual(copies.map(() => "confirmed"))
+        yield* record(last)
+        yield* eventually(
+          Effect.map(queue.depths, ({ main }) => (main.ready + main.unacked === 0 ? true : undefined)),
+        )
+        expect((yield* embeddingWith("repeat", 2)).event_count).toBe(2)
+      }))
+
+    it("a product without embedding is skipped, and counts when it is published again later", () =>
+      Effect.gen(function* () {
+        const early = product("early-bird", "product_click", "p-late", "2026-02-10T10:00:00.000Z")
+        yield* record(early, search("early-bird", "tent", "2026-02-10T11:00:00.000Z"))
+        expect((yield* embeddingWith("early-bird", 1)).metadata.click_count).toBe(0)
+        yield* storeProduct("p-late", "a two-person tent")
+        const queue = yield* InteractionQueue
+        yield* queue.publish([message(early)])
+        expect((yield* embeddingWith("early-bird", 2)).metadata.click_count).toBe(1)
+      }))
+
+    it("a bad message goes to the dead letters at once with its bytes, and good ones beside it count", () =>
+      Effect.gen(function* () {
+        const good = search("beside", "yoga mat", "2026-02-10T10:00:00.000Z")
+        const body = Buffer.from('{"user_id": "beside", "version": "1.0"')
+        const queue = yield* InteractionQueue
+        yield* queue.publish([message(good, body), message(good)])
+        yield* embeddingWith("beside", 1)
+        const letters = yield* DeadLetters
+        const letter = yield* eventually(
+          Stream.runCollect(letters.list).pipe(
+            Effect.map((all) => [...all].find(({ error }) => error === "not_json")),
+          ),
+        )
+        expect(Buffer.from(letter.body).equals(body)).toBe(true)
+        expect(letter.attempts).toBe(1)
+        expect(letter.originalRoutingKey).toBe("user.embedding.search")
+      }))
+
+    it(
+      "2,000 interactions of 50 users in any order leave the vectors that the log gives, and nothing behind",
+      () =>
+        Effect.gen(function* () {
+          const phrases = ["running shoes", "red wine", "board games", "cordless drill", "baby blanket"]
+          const many = Array.from({ length: 2_000 }, (_, i) =>
+            search(
+              `many-${i % 50}`,
+              phrases[(i * 7) % phrases.length]!,
+              new Date(Date.UTC(2026, 0, 1 + ((i * 37) % 60), 0, 0, 0, i)).toISOString(),
+            ),
+          )
+          yield* Effect.forEach(
+            Array.from({ length: 40 }, (_, chunk) => many.slice(chunk * 50, chunk * 50 + 50)),
+            (chunk) => record(...chunk, ...chunk.slice(0, 5)),
+            { concurrency: 8 },
+          )
+          const vectors = yield* EventVectors
+          const known = new Map<string, Float32Array>()
+          for (const [index, vector] of (yield* vectors.ofTexts(phrases)).entries())
+            known.set(phrases[index]!, yield* vector)
+          for (let user = 0; user < 50; user++) {
+            const own = many.filter(({ user_id }) => user_id === `many-${user}`)
+            const embedding = yield* embeddingWith(`many-${user}`, own.length)
+            expect(embedding.event_count).toBe(own.length)
+            const newest = Math.max(...own.map(({ occurred_at }) => Date.parse(occurred_at)))
+            const sum = new Float64Array(embedding.embedding.length)
+            for (const { occurred_at, search_phrase } of own) {
+              const days = (newest - Date.parse(occurred_at)) / 86_400_000
+              Vector.addScaled(sum, 0.7 * Math.exp(-0.023 * days), known.get(search_phrase!)!)
+            }
+            expect(embedding.mass).toBeCloseTo(Vector.norm(sum), 3)
+            const expected = Vector.divide(sum, Vector.norm(sum))
+            for (let i = 0; i < expected.length; i++)
+              if (Math.abs(expected[i]! - embedding.embedding[i]!) > 1e-4)
+                throw new Error(
+                  `many-${user}: component ${i} is ${embedding.embedding[i]}, not ${expected[i]}`,
+                )
+          }
+          const queue = yield* InteractionQueue
+          const log = yield* InteractionLog
+          yield* eventually(
+            Effect.map(Effect.all([queue.depths, log.backlog]), ([{ main }, { unpublished }]) =>
+              main.ready + main.unacked + unpublished === 0 ? true : undefined,
+            ),
+          )
+        }),
+      60_000,
+    )
+  })
+
+suite("the pipeline on the embedded stack", embedded())
+withServers(["rabbitmq", "mysql", "mongodb"], "the pipeline on real servers", () =>
+  suite("with one worker", external()),
+)

@@ -1,0 +1,58 @@
+/** Both stacks as layers for tests: the embedded one in a folder of its own, the external one on fresh databases. */
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { ConfigProvider, Effect, Layer, Logger, LogLevel } from "effect"
+import * as Stack from "../../src/layers/Stack.ts"
+import * as Provision from "../../src/programs/Provision.ts"
+import { freshMongo, freshMysql, freshRabbit } from "./servers.ts"
+
+type Variables = Readonly<Record<string, string>>
+
+const quiet = Logger.minimumLogLevel(LogLevel.Error)
+
+/** Configuration from these variables alone. */
+export const variables = (values: Variables) =>
+  Layer.setConfigProvider(ConfigProvider.fromMap(new Map(Object.entries(values))))
+
+const ready = Stack.layer.pipe(Layer.tap((ports) => Effect.provide(Provision.setup, ports)))
+
+const withVariables = <E, R>(
+  acquire: Effect.Effect<{ readonly values: Variables; readonly drop: () => Promise<unknown> }, E, R>,
+) =>
+  Layer.unwrapScoped(
+    Effect.acquireRelease(acquire, ({ drop }) => Effect.promise(drop)).pipe(
+      Effect.map(({ values }) => Layer.provideMerge(ready, variables(values))),
+    ),
+  ).pipe(Layer.provideMerge(quiet))
+
+/** SQLite in a folder that goes with the layer. */
+export const embedded = (extra: Variables = {}) =>
+  withVariables(
+    Effect.sync(() => {
+      const folder = mkdtempSync(join(tmpdir(), "user-embeddings-"))
+      return {
+        values: { DATA_DIR: folder, ...extra },
+        drop: async () => rmSync(folder, { recursive: true, force: true }),
+      }
+    }),
+  )
+
+/** The real servers: a virtual host, a MySQL database and a MongoDB database that go with the layer. */
+export const external = (extra: Variables = {}) =>
+  withVariables(
+    Effect.promise(async () => {
+      const [rabbit, mysql] = await Promise.all([freshRabbit(), freshMysql()])
+      const mongo = freshMongo()
+      return {
+        values: {
+          RABBITMQ_DSN: rabbit.dsn,
+          MYSQL_URL: mysql.url,
+          MONGODB_URL: mongo.url,
+          MONGODB_DATABASE: mongo.database,
+          ...extra,
+        },
+        drop: () => Promise.all([rabbit.drop(), mysql.drop(), mongo.drop()]),
+      }
+    }),
+  )
