@@ -1,0 +1,71 @@
+/** A TCP proxy before a real server, to play its outages: gone, or silent. */
+import net, { type AddressInfo, type Socket } from "node:net"
+import { Effect } from "effect"
+
+export interface TcpProxy {
+  readonly port: number
+  /** The target's URL with the proxy's address in it. */
+  readonly url: string
+  /** Breaks all connections and every new one. */
+  readonly cut: () => void
+  /** Keeps connections and accepts new ones, but moves no byte. */
+  readonly freeze: () => void
+  /** Everything works again; what was frozen goes on. */
+  readonly restore: () => void
+}
+
+/** A proxy to the host and port of a URL (of one host); it ends with the scope. */
+export const tcpProxy = (target: string) =>
+  Effect.acquireRelease(
+    Effect.async<TcpProxy & { readonly close: () => void }>((resume) => {
+      const { hostname, port } = new URL(target)
+      const pairs = new Set<readonly [Socket, Socket]>()
+      let state: "open" | "cut" | "frozen" = "open"
+      const join = ([a, b]: readonly [Socket, Socket]) => void a.pipe(b).pipe(a)
+      const server = net.createServer((inward) => {
+        if (state === "cut") return void inward.destroy()
+        const pair = [inward, net.connect({ host: hostname, port: Number(port) })] as const
+        pairs.add(pair)
+        for (const [socket, other] of [pair, pair.toReversed()] as const)
+          socket
+            ?.on("error", () => {})
+            .on("close", () => {
+              other?.destroy()
+              pairs.delete(pair)
+            })
+        if (state === "open") join(pair)
+      })
+      const cut = () => {
+        state = "cut"
+        for (const pair of pairs) for (const socket of pair) socket.destroy()
+      }
+      server.listen(0, "127.0.0.1", () => {
+        const url = new URL(target)
+        url.hostname = "127.0.0.1"
+        url.port = String((server.address() as AddressInfo).port)
+        resume(
+          Effect.succeed({
+            port: Number(url.port),
+            url: url.href,
+            cut,
+            freeze: () => {
+              state = "frozen"
+              for (const [a, b] of pairs) {
+                a.unpipe(b)
+                b.unpipe(a)
+              }
+            },
+            restore: () => {
+              if (state === "frozen") for (const pair of pairs) join(pair)
+              state = "open"
+            },
+            close: () => {
+              cut()
+              server.close()
+            },
+          }),
+        )
+      })
+    }),
+    ({ close }) => Effect.sync(close),
+  )
