@@ -3,7 +3,7 @@
 import { Args, CliConfig, Command, Options, ValidationError } from "@effect/cli"
 import type { Runtime } from "@effect/platform"
 import { BunContext, BunRuntime } from "@effect/platform-bun"
-import { Cause, ConfigError, Console, Effect, Exit, Layer, Option, type Runtime } from "effect"
+import { Cause, ConfigError, Console, Effect, Exit, Layer, Option, Schema } from "effect"
 import manifest from "../../package.json" with { type: "json" }
 import * as Logging from "../layers/Logging.ts"
 import * as OpenTelemetry from "../layers/OpenTelemetry.ts"
