@@ -39,6 +39,9 @@ export const conflictRetry = Schedule.exponential("2 millis", 2).pipe(
   Schedule.intersect(Schedule.recurs(20)),
 )
 
+/** A statement again after a deadlock: the same, for at most 5 s. */
+export const deadlockRetry = conflictRetry.pipe(Schedule.upTo("5 seconds"))
+
 /** Probing a dependency that is out: 1 s doubling to 30 s. */
 export const probeDelay = (failedProbes: number): Duration.Duration =>
   Duration.seconds(Math.min(30, 2 ** failedProbes))

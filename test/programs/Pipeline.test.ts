@@ -71,6 +71,38 @@ const message = (
   recordedAt: Date.parse(interaction.occurred_at),
 })
 
+/** Bodies that can never succeed, each with the word it is parked under. */
+const badBodies = (good: Interaction.Interaction): ReadonlyArray<readonly [string, string | Uint8Array]> => {
+  const { message_id: _, ...facts } = { ...good, version: "1.0" }
+  const signed = (change: object) => {
+    const changed = { ...facts, ...change }
+    return JSON.stringify({ ...changed, message_id: Interaction.messageId(changed) })
+  }
+  return [
+    ["not_json", ""],
+    ["not_json", '{"user_id": "u", "version": "1.0"'],
+    ["not_json", Uint8Array.of(0xff, 0xfe, 0x00)],
+    ["schema_violation", "null"],
+    ["schema_violation", "[]"],
+    ["schema_violation", '"text"'],
+    ["schema_violation", '{"version": "1.0"}'],
+    ["schema_violation", signed({ user_id: "two words" })],
+    ["schema_violation", signed({ user_id: "x".repeat(65) })],
+    ["schema_violation", signed({ event_type: "product_wish" })],
+    ["schema_violation", signed({ product_id: "456" })],
+    ["schema_violation", signed({ search_phrase: "   " })],
+    ["schema_violation", signed({ search_phrase: "a\u0007b" })],
+    ["schema_violation", signed({ occurred_at: "2026-02-30T10:00:00Z" })],
+    ["schema_violation", signed({ occurred_at: "2026-02-10 10:00" })],
+    ["schema_violation", signed({ metadata: { nested: {} } })],
+    ["schema_violation", signed({ version: 1 })],
+    ["unsupported_version", signed({ version: "2.0" })],
+    ["message_id_mismatch", JSON.stringify({ ...facts, message_id: "0".repeat(64) })],
+    ["in_the_future", signed({ occurred_at: "2199-01-01T00:00:00.000Z" })],
+    ["too_large", signed({ extra: "x".repeat(300_000) })],
+  ]
+}
+
 const storeProduct = (product_id: string, text: string) =>
   Effect.gen(function* () {
     const vectors = yield* EventVectors
@@ -148,22 +180,29 @@ const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError |
         expect((yield* embeddingWith("early-bird", 2)).metadata.click_count).toBe(1)
       }))
 
-    it("a bad message goes to the dead letters at once with its bytes, and good ones beside it count", () =>
+    it("bad messages go to the dead letters at once, byte for byte, and a good one beside each counts", () =>
       Effect.gen(function* () {
-        const good = search("beside", "yoga mat", "2026-02-10T10:00:00.000Z")
-        const body = Buffer.from('{"user_id": "beside", "version": "1.0"')
         const queue = yield* InteractionQueue
-        yield* queue.publish([message(good, body), message(good)])
-        yield* embeddingWith("beside", 1)
         const letters = yield* DeadLetters
-        const letter = yield* eventually(
-          Stream.runCollect(letters.list).pipe(
-            Effect.map((all) => [...all].find(({ error }) => error === "not_json")),
+        const good = (index: number) => search(`beside-${index}`, "yoga mat", "2026-02-10T10:00:00.000Z")
+        const bad = badBodies(good(0)).map(([reason, body]) => ({ reason, body: Buffer.from(body) }))
+        const mixed = bad.flatMap(({ body }, index) => [message(good(index), body), message(good(index))])
+        expect(new Set(yield* queue.publish(mixed))).toEqual(new Set(["confirmed"]))
+        for (const index of bad.keys()) yield* embeddingWith(`beside-${index}`, 1)
+        const parked = yield* eventually(
+          Effect.map(Stream.runCollect(letters.list), (all) =>
+            all.length >= bad.length ? [...all] : undefined,
           ),
         )
-        expect(Buffer.from(letter.body).equals(body)).toBe(true)
-        expect(letter.attempts).toBe(1)
-        expect(letter.originalRoutingKey).toBe("user.embedding.search")
+        expect(parked.length).toBe(bad.length)
+        for (const { body, reason } of bad) {
+          const letter = parked.find((one) => Buffer.from(one.body).equals(body))
+          expect([letter?.error, letter?.attempts, letter?.originalRoutingKey]).toEqual([
+            reason,
+            1,
+            "user.embedding.search",
+          ])
+        }
       }))
 
     it(

@@ -1,0 +1,168 @@
+/** Product embeddings in MongoDB, one document per product in `product_embeddings`. */
+import { Clock, Effect, Layer, Stream } from "effect"
+import type { ProductId } from "../services/Interaction.ts"
+import {
+  type Neighbour,
+  type ProductEmbedding,
+  ProductEmbeddings,
+  ProductEmbeddingsError,
+} from "../services/ProductEmbeddings.ts"
+import * as Settings from "../services/Settings.ts"
+import * as Vector from "../services/Vector.ts"
+import { fromStored, Mongo, type Storage, type StoredVector, toStored } from "./Mongo.ts"
+import { names } from "./MongoCollections.ts"
+
+/** Other programs may write products too, and leave out what they don't know. */
+type ProductDocument = Pick<ProductEmbedding, "product_id" | "space"> &
+  Partial<Pick<ProductEmbedding, "product_name" | "category" | "text">> & {
+    readonly embedding: StoredVector
+    readonly dimension_count: number
+    readonly created_at: Date
+    readonly updated_at: Date
+  }
+
+const toProduct = (document: ProductDocument): ProductEmbedding => ({
+  product_id: document.product_id,
+  embedding: fromStored(document.embedding),
+  product_name: document.product_name ?? null,
+  category: document.category ?? null,
+  space: document.space,
+  text: document.text ?? null,
+})
+
+/** Each product once: what stands later replaces what stands earlier, as if they were written one by one. */
+const merge = (products: ReadonlyArray<ProductEmbedding>): Map<ProductId, ProductEmbedding> => {
+  const merged = new Map<ProductId, ProductEmbedding>()
+  for (const product of products) {
+    const earlier = merged.get(product.product_id)
+    merged.set(product.product_id, {
+      ...product,
+      product_name: product.product_name ?? earlier?.product_name ?? null,
+      category: product.category ?? earlier?.category ?? null,
+    })
+  }
+  return merged
+}
+
+const upsertOne = (product: ProductEmbedding, storage: Storage, now: Date) => {
+  const { product_id, product_name, category, space, text, embedding } = product
+  const given = { ...(product_name !== null && { product_name }), ...(category !== null && { category }) }
+  const absent = { ...(product_name === null && { product_name }), ...(category === null && { category }) }
+  return {
+    updateOne: {
+      filter: { product_id },
+      update: {
+        $set: {
+          embedding: toStored(embedding, storage),
+          dimension_count: embedding.length,
+          ...given,
+          space,
+          text,
+          updated_at: now,
+        },
+        $setOnInsert: { ...absent, created_at: now },
+      },
+      upsert: true,
+    },
+  }
+}
+
+type Scored = Pick<Neighbour, "product_id" | "similarity">
+
+/** Puts a candidate among the best so far, greatest first, at most `limit` of them. */
+const keepBest = (best: Array<Scored>, limit: number, candidate: Scored): void => {
+  const worst = best[limit - 1]
+  if (worst !== undefined && worst.similarity >= candidate.similarity) return
+  const at = best.findLastIndex(({ similarity }) => similarity >= candidate.similarity) + 1
+  best.splice(at, 0, candidate)
+  if (best.length > limit) best.pop()
+}
+
+export const make = (options: { readonly storage: Storage }) =>
+  Effect.map(Mongo, ({ database, failingWith }): ProductEmbeddings["Type"] => {
+    const name = names.productEmbeddings
+    const products = database.collection<ProductDocument>(name)
+    const { call, stream } = failingWith((failure) => new ProductEmbeddingsError(failure))
+
+    const describe = (ids: ReadonlyArray<ProductId>) =>
+      call("find", name, async () => {
+        const projection = { _id: 0, product_id: 1, product_name: 1, category: 1 }
+        const found = await products
+          .find<Omit<ProductDocument, "embedding">>({ product_id: { $in: [...ids] } }, { projection })
+          .toArray()
+        return new Map(found.map((product) => [product.product_id, product]))
+      })
+
+    return {
+      load: (wanted, space) =>
+        wanted.length === 0
+          ? Effect.succeed(new Map())
+          : call("find", name, async () => {
+              const found = await products
+                .find(
+                  { product_id: { $in: [...wanted] }, space },
+                  { projection: { _id: 0, product_id: 1, embedding: 1 }, batchSize: wanted.length },
+                )
+                .toArray()
+              return new Map(found.map(({ product_id, embedding }) => [product_id, fromStored(embedding)]))
+            }),
+
+      upsert: (given) =>
+        given.length === 0
+          ? Effect.succeed([])
+          : Effect.gen(function* () {
+              const now = new Date(yield* Clock.currentTimeMillis)
+              const merged = [...merge(given).values()]
+              const { upsertedIds } = yield* call("bulkWrite", name, () =>
+                products.bulkWrite(
+                  merged.map((product) => upsertOne(product, options.storage, now)),
+                  { ordered: false },
+                ),
+              )
+              const created = new Set(
+                merged.filter((_, index) => index in upsertedIds).map(({ product_id }) => product_id),
+              )
+              // A product that stands twice is new the first time.
+              return given.map(({ product_id }) => created.delete(product_id))
+            }),
+
+      nearest: (vector, { space, limit }) =>
+        Effect.gen(function* () {
+          const asked = Vector.norm(vector)
+          const best: Array<Scored> = []
+          const projection = { _id: 0, product_id: 1, embedding: 1 }
+          yield* stream(name, () => products.find({ space }, { projection, batchSize: 1000 })).pipe(
+            Stream.runForEachChunk((batch) =>
+              Effect.sync(() => {
+                for (const document of batch) {
+                  const embedding = fromStored(document.embedding)
+                  if (embedding.length !== vector.length) continue
+                  const lengths = asked * Vector.norm(embedding)
+                  const similarity = lengths === 0 ? 0 : Vector.dot(vector, embedding) / lengths
+                  keepBest(best, limit, { product_id: document.product_id, similarity })
+                }
+              }),
+            ),
+          )
+          const described = yield* describe(best.map(({ product_id }) => product_id))
+          return best.map(({ product_id, similarity }): Neighbour => {
+            const { product_name = null, category = null } = described.get(product_id) ?? {}
+            return { product_id, product_name, category, similarity }
+          })
+        }),
+
+      count: call("count", name, () => products.countDocuments()),
+
+      stream: (space) =>
+        stream(name, () => products.find({ space }).sort({ product_id: 1 })).pipe(Stream.map(toProduct)),
+    }
+  })
+
+export const layer = (options: { readonly storage: Storage }) =>
+  Layer.effect(ProductEmbeddings, make(options))
+
+/** Stored as EMBEDDING_STORAGE says; either way is read. */
+export const layerConfig = Layer.effect(
+  ProductEmbeddings,
+  Effect.flatMap(Settings.EMBEDDING_STORAGE, (storage) => make({ storage })),
+)

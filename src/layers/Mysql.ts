@@ -1,0 +1,262 @@
+/**
+ * The MySQL or MariaDB server of the interaction log as `SqlClient`. The layer is built without asking the
+ * server, so that everything starts while it is down; statements then fail within seconds and work again once
+ * it is back. A statement that is given up, by its deadline or an interruption, takes its connection with it.
+ */
+import * as Reactivity from "@effect/experimental/Reactivity"
+import * as SqlClient from "@effect/sql/SqlClient"
+import type { Connection } from "@effect/sql/SqlConnection"
+import { SqlError } from "@effect/sql/SqlError"
+import { makeCompiler } from "@effect/sql-mysql2/MysqlClient"
+import {
+  Cause,
+  Config,
+  ConfigError,
+  Duration,
+  Effect,
+  Either,
+  Layer,
+  Option,
+  Redacted,
+  Schedule,
+  Stream,
+} from "effect"
+import { createPool, type Pool, type PoolConnection } from "mysql2"
+import { type Dependency, DependencyDown } from "../services/Dependencies.ts"
+import * as Settings from "../services/Settings.ts"
+import { attribute } from "../services/Telemetry.ts"
+import { interactionLog } from "./migrations/interactionLog.ts"
+import { migrate, pending } from "./SqlMigrations.ts"
+
+const connections = 8
+const connectDeadline = Duration.seconds(5)
+const statementDeadline = Duration.seconds(10)
+/** Well under the statement deadline: a blocked statement is told so rather than cut off. */
+const lockWaitSeconds = 2
+/** How long `setup` waits for another one to end. */
+const setupWaitSeconds = 8
+
+const session = [
+  "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+  `SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = ${lockWaitSeconds},
+    sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'`,
+]
+
+/** What the server's answer says, if the error is one. */
+const answerOf = (cause: unknown): { readonly errno?: unknown; readonly sqlState?: unknown } =>
+  typeof cause === "object" && cause !== null ? cause : {}
+
+/** The codes by which a server says that it can't work right now: starting, stopping, full or read-only. */
+const busyServer = new Set<unknown>([
+  1040, 1041, 1053, 1077, 1129, 1203, 1205, 1213, 1290, 1792, 1836, 1927, 3169,
+])
+/** No such database, table or column. */
+const notSetUp = new Set<unknown>([1049, 1054, 1146])
+
+/** What a failed statement means to the caller of a port. */
+export const failureReason = ({ cause }: SqlError): "unavailable" | "timeout" | "not_set_up" | "rejected" => {
+  if (Cause.isTimeoutException(cause)) return "timeout"
+  const { errno, sqlState } = answerOf(cause)
+  if (notSetUp.has(errno)) return "not_set_up"
+  return sqlState === undefined || busyServer.has(errno) ? "unavailable" : "rejected"
+}
+
+/** A unique key is taken; nothing of the statement was kept. */
+export const isDuplicateKey = ({ cause }: SqlError): boolean => answerOf(cause).errno === 1062
+
+/** A deadlock or a lock that was waited for too long; nothing of the statement was kept. */
+export const isConflict = ({ cause }: SqlError): boolean =>
+  [1205, 1213].some((code) => answerOf(cause).errno === code)
+
+const unavailable = (message: string) => new SqlError({ cause: new Error(message), message })
+
+const openPool = (url: Redacted.Redacted) => {
+  const pool = createPool({
+    uri: Redacted.value(url),
+    connectionLimit: connections,
+    connectTimeout: Duration.toMillis(connectDeadline),
+    charset: "utf8mb4",
+    timezone: "Z",
+    dateStrings: true,
+    jsonStrings: true,
+    supportBigNumbers: true,
+    maxPreparedStatements: 100,
+  })
+  // Queued before the first statement of whoever asked for the connection.
+  pool.on("connection", (connection) => {
+    for (const statement of session)
+      connection.query(statement, (cause) => {
+        if (cause) connection.destroy()
+      })
+  })
+  return pool
+}
+
+const closePool = (pool: Pool) =>
+  Effect.async<void>((resume) => pool.end(() => resume(Effect.void))).pipe(
+    Effect.timeoutOption("2 seconds"),
+    Effect.asVoid,
+  )
+
+/** A connection for the scope. */
+const reserve = (pool: Pool) => {
+  const get = Effect.async<PoolConnection, SqlError>((resume) => {
+    let given: PoolConnection | undefined
+    let abandoned = false
+    pool.getConnection((cause, connection) => {
+      if (cause) return resume(new SqlError({ cause, message: "cannot connect to MySQL" }))
+      if (abandoned) return connection.release()
+      given = connection
+      resume(Effect.succeed(connection))
+    })
+    return Effect.sync(() => {
+      abandoned = true
+      given?.release()
+    })
+  }).pipe(
+    Effect.timeoutFail({
+      duration: Duration.sum(connectDeadline, Duration.seconds(1)),
+      onTimeout: () => unavailable(`all ${connections} connections to MySQL are busy`),
+    }),
+  )
+  return Effect.uninterruptibleMask((restore) =>
+    Effect.tap(restore(get), (connection) =>
+      Effect.addFinalizer(() => Effect.sync(() => connection.release())),
+    ),
+  )
+}
+
+const makeConnection = (connection: PoolConnection): Connection => {
+  const run = (
+    method: "execute" | "query",
+    sql: string,
+    values: ReadonlyArray<unknown>,
+    rowsAsArray = false,
+  ) =>
+    Effect.async<unknown, SqlError>((resume) => {
+      connection[method]({ sql, values: [...values], rowsAsArray }, (cause: unknown, answer: unknown) =>
+        resume(cause ? new SqlError({ cause, message: "MySQL statement failed" }) : Effect.succeed(answer)),
+      )
+      return Effect.sync(() => connection.destroy())
+    }).pipe(
+      Effect.timeout(statementDeadline),
+      Effect.catchTag(
+        "TimeoutException",
+        (cause) => new SqlError({ cause, message: "MySQL did not answer" }),
+      ),
+    )
+  const rows = (answer: unknown) => (Array.isArray(answer) ? answer : [])
+  const statement =
+    (method: "execute" | "query"): Connection["execute"] =>
+    (sql, params, transform) =>
+      Effect.map(run(method, sql, params), (answer) => transform?.(rows(answer)) ?? rows(answer))
+  return {
+    execute: statement("execute"),
+    executeUnprepared: statement("query"),
+    executeRaw: (sql, params) => run("execute", sql, params),
+    executeValues: (sql, params) => Effect.map(run("execute", sql, params, true), rows),
+    executeStream: () => Stream.dieMessage("MySQL rows are read in pages"),
+  }
+}
+
+const make = Effect.fnUntraced(function* (options: { readonly url: Redacted.Redacted }) {
+  const pool = yield* Effect.acquireRelease(
+    Effect.sync(() => openPool(options.url)),
+    closePool,
+  )
+  return yield* SqlClient.make({
+    acquirer: Effect.map(reserve(pool), makeConnection),
+    compiler: makeCompiler(),
+    spanAttributes: [[attribute.dbSystem, "mysql"]],
+  })
+})
+
+/** The server at `url`; built whether or not it can be reached. */
+export const layer = (options: { readonly url: Redacted.Redacted }) =>
+  Layer.scoped(SqlClient.SqlClient, make(options)).pipe(Layer.provide(Reactivity.layer))
+
+/** The server at MYSQL_URL. */
+export const layerConfig = Layer.unwrapEffect(
+  Settings.MYSQL_URL.pipe(
+    Config.mapOrFail(
+      Option.match({
+        onNone: () => Either.left(ConfigError.MissingData(["MYSQL_URL"], "MYSQL_URL is not set")),
+        onSome: (url) => Either.right(layer({ url })),
+      }),
+    ),
+  ),
+)
+
+/**
+ * Runs an effect while this process holds a lock of the database, known to all its clients by `name`; `None`
+ * when another one holds it for longer than `waitSeconds`. Fails when the lock is lost with its connection.
+ */
+export const exclusively =
+  (name: string, waitSeconds = 0) =>
+  <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+  ): Effect.Effect<Option.Option<A>, E | SqlError, R | SqlClient.SqlClient> =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const connection = yield* sql.reserve
+      // A hash, for names of locks end at 64 characters and are shared by all databases of a server.
+      const lock = "SHA1(CONCAT(DATABASE(), '/', ?))"
+      const query = (expression: string, ...params: ReadonlyArray<unknown>) =>
+        Effect.map(
+          connection.executeValues(`SELECT ${expression}`, [name, ...params]),
+          (rows) => Number(rows[0]?.[0]) === 1,
+        )
+      const held = yield* Effect.acquireRelease(query(`GET_LOCK(${lock}, ?)`, waitSeconds), (held) =>
+        held ? Effect.ignore(query(`RELEASE_LOCK(${lock})`)) : Effect.void,
+      )
+      if (!held) return Option.none<A>()
+      const lost = query(`IS_USED_LOCK(${lock}) = CONNECTION_ID()`).pipe(
+        Effect.filterOrFail(
+          (held) => held,
+          () => unavailable(`the lock ${name} was lost`),
+        ),
+        Effect.repeat(Schedule.spaced("2 seconds")),
+        Effect.zipRight(Effect.never),
+      )
+      return Option.some(yield* Effect.raceFirst(effect, lost))
+    }).pipe(Effect.scoped)
+
+/** Ping, missing migrations and setup. */
+export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const down = (error: SqlError) => {
+    const reason = failureReason(error)
+    return new DependencyDown({
+      dependency: "mysql",
+      detail: error.cause instanceof Error ? error.cause.message : error.message,
+      remedy:
+        reason === "not_set_up"
+          ? "create the database that MYSQL_URL names"
+          : reason === "rejected"
+            ? "check user, password and database in MYSQL_URL"
+            : "start MySQL, or correct host and port in MYSQL_URL",
+    })
+  }
+  const ask = <A>(effect: Effect.Effect<A, SqlError, SqlClient.SqlClient>) =>
+    effect.pipe(Effect.mapError(down), Effect.provideService(SqlClient.SqlClient, sql))
+  return {
+    name: "mysql",
+    essentialFor: ["api", "relay"],
+    ping: ask(
+      Effect.map(
+        sql<{ version: string }>`SELECT VERSION() AS version`.unprepared,
+        (rows) => rows[0]?.version ?? "",
+      ),
+    ),
+    missing: ask(Effect.map(pending(interactionLog), (names) => names.map((name) => `migration ${name}`))),
+    setup: ask(
+      migrate(interactionLog).pipe(
+        exclusively("migrations", setupWaitSeconds),
+        Effect.flatMap(
+          Effect.mapError(() => unavailable("another process has been running migrations for too long")),
+        ),
+        Effect.map((names) => names.map((name) => `ran migration ${name}`)),
+      ),
+    ),
+  }
+})

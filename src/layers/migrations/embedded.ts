@@ -1,0 +1,4 @@
+/** The tables that only the embedded stack has. */
+import type { Migrations } from "../SqlMigrations.ts"
+
+export const embedded: Migrations = { table: "migrations_embedded", steps: {} }

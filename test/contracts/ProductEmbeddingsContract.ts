@@ -1,0 +1,148 @@
+/** What every store of product embeddings promises. */
+import { expect } from "bun:test"
+import { Chunk, Effect, type Layer, Stream } from "effect"
+import fc from "fast-check"
+import { type ProductEmbedding, ProductEmbeddings } from "../../src/services/ProductEmbeddings.ts"
+import { cosine, toBytes } from "../../src/services/Vector.ts"
+import { layerSuite } from "../support/effect.ts"
+
+const vector = (dimensions: number) =>
+  fc
+    .array(fc.float({ min: -4, max: 4, noNaN: true }), { minLength: dimensions, maxLength: dimensions })
+    .map((values) => Float32Array.from(values))
+
+/** Products with distinct ids that start with `prefix`, the same in every run. */
+const products = (prefix: string, count: number, space: string): Array<ProductEmbedding> =>
+  fc
+    .sample(
+      fc.record({
+        embedding: vector(8),
+        product_name: fc.option(fc.string({ unit: "grapheme", maxLength: 40 })),
+        category: fc.option(fc.constantFrom("shoes", "hats", "Zubehör")),
+        text: fc.option(fc.string({ unit: "grapheme", maxLength: 40 })),
+      }),
+      { numRuns: count, seed: 42 },
+    )
+    .map((product, i) => ({
+      ...product,
+      space,
+      product_id: `${prefix}-${String(i).padStart(4, "0")}`,
+      embedding: product.embedding.some((x) => x !== 0) ? product.embedding : new Float32Array(8).fill(1),
+    }))
+const one = (product_id: string, space: string): ProductEmbedding => ({
+  ...products(product_id, 1, space)[0]!,
+  product_id,
+})
+const hex = (v: Float32Array | undefined) => v && Buffer.from(toBytes(v)).toString("hex")
+const bits = (product: ProductEmbedding | undefined) =>
+  product && { ...product, embedding: hex(product.embedding) }
+
+export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>) =>
+  layerSuite(`${name}: product embeddings`, layer, (it) => {
+    const all = (space: string) =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        return Chunk.toReadonlyArray(yield* Stream.runCollect(store.stream(space)))
+      })
+
+    it("products come back to the last bit, in the order of their ids, and count", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const before = yield* store.count
+        const written = products("exact", 250, "exact-space")
+        expect(yield* store.upsert(written.toReversed())).toEqual(written.map(() => true))
+        expect((yield* all("exact-space")).map(bits)).toStrictEqual(written.map(bits))
+        expect(yield* store.count).toBe(before + 250)
+        const found = yield* store.load(
+          written.map(({ product_id }) => product_id),
+          "exact-space",
+        )
+        expect(found.size).toBe(250)
+        for (const product of written) expect(hex(found.get(product.product_id))).toBe(hex(product.embedding))
+      }))
+
+    it("a product that isn't there, or has a vector of another space only, is missing", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        yield* store.upsert([one("here", "mine"), one("elsewhere", "other")])
+        const found = yield* store.load(["here", "elsewhere", "nowhere", "here"], "mine")
+        expect([...found.keys()]).toEqual(["here"])
+        expect((yield* store.load([], "mine")).size).toBe(0)
+        expect(yield* store.upsert([])).toEqual([])
+      }))
+
+    it("a product is replaced, and its name and category stay when they aren't given", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const first = { ...one("named", "names"), product_name: "Boot", category: "shoes", text: "a boot" }
+        const second = { ...first, embedding: new Float32Array(8).fill(0.5), text: null }
+        expect(yield* store.upsert([first])).toEqual([true])
+        expect(yield* store.upsert([{ ...second, product_name: null, category: null }])).toEqual([false])
+        expect((yield* all("names")).map(bits)).toStrictEqual([bits(second)])
+        yield* store.upsert([{ ...second, product_name: "Shoe", category: null }])
+        expect((yield* all("names")).map(bits)).toStrictEqual([bits({ ...second, product_name: "Shoe" })])
+      }))
+
+    it("the last one wins when a product stands twice, and only the first is new", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const early = { ...one("twice", "twice"), product_name: "Early", category: "hats" }
+        const late = {
+          ...early,
+          embedding: new Float32Array(8).fill(2),
+          product_name: null,
+          category: "shoes",
+        }
+        expect(yield* store.upsert([early, one("between", "twice"), late])).toEqual([true, true, false])
+        const stored = (yield* all("twice")).find(({ product_id }) => product_id === "twice")
+        expect(bits(stored)).toStrictEqual(bits({ ...late, product_name: "Early" }))
+      }))
+
+    it("a product lives in one space at a time", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        yield* store.upsert([one("moving", "old-space")])
+        expect(yield* store.upsert([one("moving", "new-space")])).toEqual([false])
+        expect((yield* store.load(["moving"], "old-space")).size).toBe(0)
+        expect((yield* store.load(["moving"], "new-space")).size).toBe(1)
+      }))
+
+    it("concurrent writers of the same products all succeed, and each product is new once", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const same = products("rivals", 40, "rivals")
+        const outcomes = yield* Effect.forEach([1, 2, 3, 4], () => store.upsert(same), {
+          concurrency: "unbounded",
+        })
+        for (const i of same.keys()) expect(outcomes.filter((outcome) => outcome[i])).toHaveLength(1)
+        expect(yield* all("rivals")).toHaveLength(40)
+      }))
+
+    it("the nearest products are those of a full comparison", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const catalogue = products("near", 600, "near-space")
+        yield* store.upsert(catalogue)
+        yield* store.upsert([one("foreign", "foreign-space")])
+        for (const asked of fc.sample(vector(8), { numRuns: 8, seed: 3 })) {
+          const expected = catalogue
+            .map((product) => ({ product, similarity: cosine(asked, product.embedding) }))
+            .sort((a, b) => b.similarity - a.similarity)
+          const found = yield* store.nearest(asked, { space: "near-space", limit: 20 })
+          expect(found).toHaveLength(20)
+          for (const [i, neighbour] of found.entries()) {
+            expect(neighbour.similarity).toBeCloseTo(expected[i]!.similarity, 5)
+            const product = catalogue.find(({ product_id }) => product_id === neighbour.product_id)!
+            expect(neighbour.similarity).toBeCloseTo(cosine(asked, product.embedding), 5)
+            expect([neighbour.product_name, neighbour.category]).toEqual([
+              product.product_name,
+              product.category,
+            ])
+          }
+          expect(new Set(found.map(({ product_id }) => product_id)).size).toBe(20)
+        }
+        const asked = new Float32Array(8).fill(1)
+        expect(yield* store.nearest(asked, { space: "near-space", limit: 1000 })).toHaveLength(600)
+        expect(yield* store.nearest(asked, { space: "empty-space", limit: 5 })).toEqual([])
+      }))
+  })

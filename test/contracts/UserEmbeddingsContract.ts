@@ -1,0 +1,367 @@
+/** What every store of user embeddings promises. */
+import { expect } from "bun:test"
+import { Array as Arr, Chunk, Effect, type Layer, Stream } from "effect"
+import fc from "fast-check"
+import { eventTypes } from "../../src/services/Interaction.ts"
+import type { RecentEvent, UserEmbedding } from "../../src/services/UserEmbedding.ts"
+import { UserEmbeddings, type Write } from "../../src/services/UserEmbeddings.ts"
+import { toBytes } from "../../src/services/Vector.ts"
+import { layerSuite } from "../support/effect.ts"
+
+type Stored = Write["record"]
+
+const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString("hex")
+const id = fc.string({
+  minLength: 1,
+  maxLength: 50,
+  unit: fc.constantFrom(..."abcXYZ0189._:-"),
+})
+const double = fc.double({ min: 0, max: 1e9, noNaN: true })
+const int = fc.nat({ max: 1e9 })
+const instant = fc.integer({ min: 0, max: 253_402_300_799_999 })
+const messageId = fc.uint8Array({ minLength: 32, maxLength: 32 }).map(hex)
+const phrase = fc.string({ minLength: 1, maxLength: 50, unit: "grapheme" }).filter((s) => !/\p{Cc}/u.test(s))
+const recentEvent: fc.Arbitrary<RecentEvent> = fc.oneof(
+  fc.record({
+    event_type: fc.constant("search" as const),
+    search_phrase: phrase,
+    product_id: fc.constant(null),
+    occurred_at: instant.map((at) => new Date(at).toISOString()),
+    message_id: messageId,
+  }),
+  fc.record({
+    event_type: fc.constantFrom(
+      "product_view" as const,
+      "product_click" as const,
+      "product_purchase" as const,
+    ),
+    search_phrase: fc.constant(null),
+    product_id: id,
+    occurred_at: instant.map((at) => new Date(at).toISOString()),
+    message_id: messageId,
+  }),
+)
+const userEmbedding: fc.Arbitrary<UserEmbedding> = fc.record({
+  user_id: id,
+  embedding: fc.float32Array({ minLength: 1, maxLength: 64, noNaN: true, noDefaultInfinity: true }),
+  last_updated: instant,
+  event_count: int,
+  last_event_type: fc.constantFrom(...eventTypes),
+  last_event_id: messageId,
+  mass: double,
+  total_weight: double,
+  space: fc.constantFrom("openai:text-embedding-3-small:1536", "local:static:384"),
+  history: fc.constantFrom("cumulative" as const, "recency" as const),
+  created_at: instant,
+  updated_at: instant,
+  recent: fc.array(recentEvent, { maxLength: 10 }),
+  metadata: fc.record({
+    search_count: int,
+    view_count: int,
+    click_count: int,
+    purchase_count: int,
+    decay_lambda: double,
+    last_recalculation: instant,
+  }),
+})
+const storedRecord: fc.Arbitrary<Stored> = fc
+  .record({
+    embedding: userEmbedding,
+    applied: fc.nat({ max: 20 }).chain((n) => fc.uint8Array({ minLength: 16 * n, maxLength: 16 * n })),
+    archived: int,
+    erased_at: instant,
+  })
+  .map((record) => ({ ...record, user_id: record.embedding.user_id, version: 1 }))
+
+/** A record with vectors and ids as their bytes: equal means equal to the last bit. */
+const bits = (record: { embedding: UserEmbedding | undefined; applied: Uint8Array } | undefined) =>
+  record && {
+    ...record,
+    applied: hex(record.applied),
+    embedding: record.embedding && {
+      ...record.embedding,
+      embedding: hex(toBytes(record.embedding.embedding)),
+    },
+  }
+
+/** Records with distinct user ids that start with `prefix`, the same in every run. */
+const records = (prefix: string, count: number): Array<Stored> =>
+  fc.sample(storedRecord, { numRuns: count, seed: 42 }).map((record, i) => {
+    const user_id = `${prefix}-${String(i).padStart(4, "0")}`
+    return { ...record, user_id, embedding: { ...record.embedding, user_id } }
+  })
+const one = (prefix: string): Stored => records(prefix, 1)[0]!
+const next = (record: Stored, event_count = record.embedding.event_count + 1): Stored => ({
+  ...record,
+  version: record.version + 1,
+  embedding: { ...record.embedding, event_count },
+})
+const insert = (record: Stored): Write => ({ record, expected: undefined })
+const update = (record: Stored): Write => ({ record, expected: record.version - 1 })
+
+export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
+  layerSuite(`${name}: user embeddings`, layer, (it) => {
+    const load = (user: string) =>
+      Effect.map(
+        Effect.flatMap(UserEmbeddings, (users) => users.load([user])),
+        (found) => found.get(user),
+      )
+
+    it("every field of a record comes back to the last bit", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const edge = one("edge")
+        const written: ReadonlyArray<Stored> = [
+          ...records("exact", 60),
+          {
+            ...edge,
+            applied: new Uint8Array(256 * 16).fill(255),
+            embedding: {
+              ...edge.embedding,
+              embedding: Float32Array.of(0, -0, 1, 0.1, -1e-45, 3.4e38, 1.17549435e-38),
+              mass: 1,
+              total_weight: 0.1 + 0.2,
+              metadata: { ...edge.embedding.metadata, decay_lambda: 0 },
+            },
+          },
+          { ...one("nothing"), applied: new Uint8Array(0), archived: 0, erased_at: 0 },
+        ]
+        const outcome = yield* users.save(written.map(insert))
+        expect(outcome).toEqual(written.map(() => true))
+        const found = yield* users.load(written.map(({ user_id }) => user_id))
+        expect(found.size).toBe(written.length)
+        for (const record of written) expect(bits(found.get(record.user_id))).toStrictEqual(bits(record))
+
+        const renewed = records("exact", 60).map(next)
+        expect(yield* users.save(renewed.map(update))).toEqual(renewed.map(() => true))
+        const again = yield* users.load(renewed.map(({ user_id }) => user_id))
+        for (const record of renewed) expect(bits(again.get(record.user_id))).toStrictEqual(bits(record))
+      }))
+
+    it("loads those who have a record, and nothing for nobody", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const known = one("known")
+        yield* users.save([insert(known)])
+        const found = yield* users.load([known.user_id, "unknown", known.user_id])
+        expect([...found.keys()]).toEqual([known.user_id])
+        expect((yield* users.load([])).size).toBe(0)
+        expect(yield* users.save([])).toEqual([])
+      }))
+
+    it("of two concurrent writes of one version exactly one is written", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        for (const record of records("race", 25)) {
+          const inserts = [0, 1, 2].map((n) => ({ ...record, archived: n }))
+          const born = yield* Effect.forEach(inserts, (it) => users.save([insert(it)]), {
+            concurrency: "unbounded",
+          })
+          expect(born.flat().filter(Boolean)).toHaveLength(1)
+          expect(bits(yield* load(record.user_id))).toStrictEqual(bits(inserts[born.flat().indexOf(true)]))
+
+          const updates = [10, 11, 12].map((n) => ({ ...next(record), archived: n }))
+          const moved = yield* Effect.forEach(updates, (it) => users.save([update(it)]), {
+            concurrency: "unbounded",
+          })
+          expect(moved.flat().filter(Boolean)).toHaveLength(1)
+          expect(bits(yield* load(record.user_id))).toStrictEqual(bits(updates[moved.flat().indexOf(true)]))
+        }
+      }))
+
+    it("answers for each write of a mixed batch", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const [existing, moved, taken, fresh, gone, last] = records("mixed", 6)
+        if (!existing || !moved || !taken || !fresh || !gone || !last) throw new Error("six records")
+        yield* users.save([existing, moved, taken, last].map(insert))
+        // Another writer moved this one to the very version that the batch would have written.
+        const theirs = next(moved, 777)
+        yield* users.save([update(theirs)])
+
+        const outcome = yield* users.save([
+          update(next(existing)),
+          update(next(moved, 888)),
+          insert({ ...taken, archived: taken.archived + 1 }),
+          insert(fresh),
+          update(next(gone)),
+          update(next(last)),
+        ])
+        expect(outcome).toEqual([true, false, false, true, false, true])
+        const found = yield* users.load([existing, moved, taken, fresh, gone, last].map((r) => r.user_id))
+        expect(bits(found.get(existing.user_id))).toStrictEqual(bits(next(existing)))
+        expect(bits(found.get(moved.user_id))).toStrictEqual(bits(theirs))
+        expect(bits(found.get(taken.user_id))).toStrictEqual(bits(taken))
+        expect(bits(found.get(fresh.user_id))).toStrictEqual(bits(fresh))
+        expect(found.has(gone.user_id)).toBe(false)
+        expect(bits(found.get(last.user_id))).toStrictEqual(bits(next(last)))
+      }))
+
+    it(
+      "many concurrent writers over the same users lose nothing and claim nothing twice",
+      () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const crowd = records("crowd", 12).map((record) => ({
+            ...record,
+            embedding: { ...record.embedding, event_count: 0 },
+          }))
+          const plan = fc.sample(
+            fc.subarray(
+              crowd.map(({ user_id }) => user_id),
+              { minLength: 3 },
+            ),
+            {
+              numRuns: 48,
+              seed: 7,
+            },
+          )
+          const template = new Map(crowd.map((record) => [record.user_id, record]))
+          const count = (wanted: ReadonlyArray<string>): Effect.Effect<void, unknown> =>
+            Effect.gen(function* () {
+              if (wanted.length === 0) return
+              const found = yield* users.load(wanted)
+              const writes = wanted.map((user): Write => {
+                const now = found.get(user)
+                return now?.embedding === undefined
+                  ? insert(next({ ...template.get(user)!, version: 0 }))
+                  : update(next({ ...now, embedding: now.embedding }))
+              })
+              const outcome = yield* users.save(writes)
+              yield* count(wanted.filter((_, i) => !outcome[i]))
+            })
+          yield* Effect.forEach(Arr.chunksOf(plan, 6), (mine) => Effect.forEach(mine, count), {
+            concurrency: "unbounded",
+          })
+          const found = yield* users.load(crowd.map(({ user_id }) => user_id))
+          for (const { user_id } of crowd) {
+            const times = plan.filter((wanted) => wanted.includes(user_id)).length
+            expect(found.get(user_id)?.embedding?.event_count ?? 0).toBe(times)
+            expect(found.get(user_id)?.version ?? 0).toBe(times)
+          }
+        }),
+      30_000,
+    )
+
+    it("the ledger keeps ids per user, however often they are put there", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const [a, b, c, d] = fc.sample(messageId, { numRuns: 4, seed: 1 }).map((full) => full.slice(0, 32))
+        if (!a || !b || !c || !d) throw new Error("four ids")
+        yield* users.archive([])
+        yield* users.archive([
+          { user_id: "ledger", ids: [a, b] },
+          { user_id: "ledger-2", ids: [c] },
+        ])
+        yield* Effect.all(
+          [1, 2, 3].map(() => users.archive([{ user_id: "ledger", ids: [b, c] }])),
+          {
+            concurrency: "unbounded",
+          },
+        )
+        const found = yield* users.archived([
+          { user_id: "ledger", ids: [a, b, c, d] },
+          { user_id: "ledger-2", ids: [a, c] },
+          { user_id: "ledger-3", ids: [a] },
+        ])
+        expect(found.get("ledger")).toEqual(new Set([a, b, c]))
+        expect(found.get("ledger-2")).toEqual(new Set([c]))
+        expect(found.get("ledger-3") ?? new Set()).toEqual(new Set())
+        expect((yield* users.archived([])).size).toBe(0)
+      }))
+
+    it("erasing leaves a tombstone that late writes stumble over", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const record: Stored = { ...one("erased"), erased_at: 0 }
+        const neighbour = one("erased.neighbour")
+        yield* users.save([insert(record), insert(neighbour)])
+        const ledgerId = "0123456789abcdef".repeat(2)
+        yield* users.archive([record, neighbour].map(({ user_id }) => ({ user_id, ids: [ledgerId] })))
+
+        expect(yield* users.erase(record.user_id, 1000)).toBe(true)
+        const tombstone = { user_id: record.user_id, version: 2, archived: 0, erased_at: 1000 }
+        expect(bits(yield* load(record.user_id))).toStrictEqual({
+          ...tombstone,
+          applied: "",
+          embedding: undefined,
+        })
+        expect(yield* users.save([update(next(record))])).toEqual([false])
+        expect(yield* users.save([insert(record)])).toEqual([false])
+        expect((yield* load(record.user_id))?.embedding).toBeUndefined()
+
+        const ledger = yield* users.archived(
+          [record, neighbour].map(({ user_id }) => ({ user_id, ids: [ledgerId] })),
+        )
+        expect(ledger.get(record.user_id)?.size ?? 0).toBe(0)
+        expect(ledger.get(neighbour.user_id)).toEqual(new Set([ledgerId]))
+        expect(bits(yield* load(neighbour.user_id))).toStrictEqual(bits(neighbour))
+      }))
+
+    it("erasing again answers that nothing was there, and never goes back in time", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const user = "never-seen"
+        expect(yield* users.erase(user, 1000)).toBe(false)
+        const first = yield* load(user)
+        expect(first?.erased_at).toBe(1000)
+        expect(yield* users.erase(user, 2000)).toBe(false)
+        expect((yield* load(user))?.erased_at).toBe(2000)
+        expect(yield* users.erase(user, 1500)).toBe(false)
+        const last = yield* load(user)
+        expect(last?.erased_at).toBe(2000)
+        expect(last?.version).toBe((first?.version ?? 0) + 2)
+      }))
+
+    it("a user who comes back after an erasure is written over the tombstone", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const record = one("back")
+        yield* users.save([insert({ ...record, erased_at: 0 })])
+        yield* users.erase(record.user_id, 5000)
+        const anew: Stored = { ...record, version: 3, erased_at: 5000 }
+        expect(yield* users.save([update(anew)])).toEqual([true])
+        expect(bits(yield* load(record.user_id))).toStrictEqual(bits(anew))
+      }))
+
+    it("no write that was read before an erasure survives it", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        for (const record of records("torn", 20)) {
+          yield* users.save([insert(record)])
+          const [written] = yield* Effect.all(
+            [users.save([update(next(record))]), users.erase(record.user_id, 1)],
+            { concurrency: "unbounded" },
+          )
+          const left = yield* load(record.user_id)
+          expect(left?.embedding).toBeUndefined()
+          expect(left?.version).toBe(written[0] ? 3 : 2)
+        }
+      }))
+
+    it("counts users with an embedding and streams all records in the order of their ids", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const before = yield* users.count
+        const many = records("stream", 300)
+        yield* users.save(many.toReversed().map(insert))
+        yield* users.erase(many[0]!.user_id, 9)
+        expect(yield* users.count).toBe(before + 299)
+        const all = Chunk.toReadonlyArray(yield* Stream.runCollect(users.stream))
+        const ids = all.map(({ user_id }) => user_id)
+        expect(ids).toEqual(ids.toSorted((a, b) => (a < b ? -1 : a > b ? 1 : 0)))
+        const streamed = all.filter(({ user_id }) => user_id.startsWith("stream-"))
+        expect(streamed.map(bits).slice(1)).toStrictEqual(many.map(bits).slice(1))
+        expect(streamed[0]?.embedding).toBeUndefined()
+      }))
+
+    it("waits until what was read is durable, without a new version", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const record = one("settled")
+        yield* users.save([insert(record)])
+        yield* users.settled
+        yield* Effect.all([users.settled, users.settled], { concurrency: "unbounded" })
+        expect((yield* load(record.user_id))?.version).toBe(1)
+      }))
+  })
