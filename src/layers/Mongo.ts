@@ -84,7 +84,7 @@ const deadline = Duration.seconds(15)
 const pingDeadline = Duration.seconds(6)
 const closing = Duration.seconds(3)
 
-const duplicateKey = 11000
+export const duplicateKey = 11000
 /** The server steps down, shuts down or is no primary: another one, or the same one later, will answer. */
 const goingAway = new Set<unknown>([91, 189, 10107, 11600, 11602, 13435, 13436])
 /** MaxTimeMSExpired, WriteConcernFailed, WriteConcernTimeout, ExceededTimeLimit. */
@@ -120,14 +120,13 @@ const failure =
     return { reason: reasonOf(cause), operation, cause }
   }
 
-const codeOf = (error: unknown): unknown => (error instanceof MongoServerError ? error.code : undefined)
-
 /** Another writer was faster to insert the same key. */
-export const isDuplicateKey = (error: unknown): boolean => codeOf(error) === duplicateKey
+export const isDuplicateKey = (error: unknown): boolean =>
+  error instanceof MongoServerError && error.code === duplicateKey
 
 /**
- * The operations of an unordered bulk write that the server refused, as index → code. Any other failure is thrown
- * again: then it is open what was written.
+ * Which operations of an unordered bulk write, by index, the server refused for an expected reason. Any other failure
+ * is thrown again: then it is open what was written.
  */
 export const refusals = (error: unknown, expected: ReadonlyArray<number>): ReadonlySet<number> => {
   if (!(error instanceof MongoBulkWriteError) || error.result.getWriteConcernError() !== undefined)
@@ -136,6 +135,10 @@ export const refusals = (error: unknown, expected: ReadonlyArray<number>): Reado
   if (errors.length === 0 || errors.some(({ code }) => !expected.includes(code))) throw error
   return new Set(errors.map(({ index }) => index))
 }
+
+/** Says goodbye to the server, which may not answer any more. */
+const released = (close: () => Promise<void>) =>
+  Effect.tryPromise(close).pipe(Effect.interruptible, Effect.timeoutOption(closing), Effect.ignore)
 
 const connect = ({ url, database }: MongoOptions) =>
   Effect.try({
@@ -152,9 +155,7 @@ const connect = ({ url, database }: MongoOptions) =>
         `MONGODB_URL: ${String(error).replaceAll(Redacted.value(url), "it")}`,
       ),
   }).pipe(
-    Effect.acquireRelease((client) =>
-      Effect.tryPromise(() => client.close()).pipe(Effect.timeoutOption(closing), Effect.ignore),
-    ),
+    Effect.acquireRelease((client) => released(() => client.close())),
     Effect.map((client) => ({ client, database: client.db(database) })),
   )
 
@@ -193,9 +194,7 @@ export const make = (options: MongoOptions) =>
       failingWith: (error) => ({
         call: (...of) => Effect.mapError(attempt(...of), error),
         stream: (target, open) =>
-          Effect.acquireRelease(Effect.sync(open), (cursor) =>
-            Effect.tryPromise(() => cursor.close()).pipe(Effect.timeoutOption(closing), Effect.ignore),
-          ).pipe(
+          Effect.acquireRelease(Effect.sync(open), (cursor) => released(() => cursor.close())).pipe(
             Effect.map((cursor) =>
               Stream.repeatEffectChunkOption(
                 attempt("find", target, async () =>

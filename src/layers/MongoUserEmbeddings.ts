@@ -15,6 +15,7 @@ import {
   type Write,
 } from "../services/UserEmbeddings.ts"
 import {
+  duplicateKey,
   fromStored,
   isDuplicateKey,
   Mongo,
@@ -151,7 +152,6 @@ const toRecord = (document: UserDocument): UserRecord => {
   }
 }
 
-const duplicateKey = 11000
 const invalidId = 53
 const unstorable: Document = { _id: [] }
 

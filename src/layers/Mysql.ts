@@ -21,6 +21,7 @@ import {
   Schedule,
   Stream,
 } from "effect"
+import { constVoid } from "effect/Function"
 import { createPool, type Pool, type PoolConnection } from "mysql2"
 import { type Dependency, DependencyDown } from "../services/Dependencies.ts"
 import * as Settings from "../services/Settings.ts"
@@ -30,6 +31,8 @@ import { migrate, pending } from "./SqlMigrations.ts"
 
 const connections = 8
 const connectDeadline = Duration.seconds(5)
+/** Longer than connecting takes: then the pool is exhausted. */
+const acquireDeadline = Duration.seconds(6)
 const statementDeadline = Duration.seconds(10)
 /** Well under the statement deadline: a blocked statement is told so rather than cut off. */
 const lockWaitSeconds = 2
@@ -70,6 +73,8 @@ export const isConflict = ({ cause }: SqlError): boolean =>
 
 const unavailable = (message: string) => new SqlError({ cause: new Error(message), message })
 
+const overdue = () => new SqlError({ cause: new Cause.TimeoutException("MySQL did not answer in time") })
+
 const openPool = (url: Redacted.Redacted) => {
   const pool = createPool({
     uri: Redacted.value(url),
@@ -98,33 +103,54 @@ const closePool = (pool: Pool) =>
     Effect.asVoid,
   )
 
-/** A connection for the scope. */
-const reserve = (pool: Pool) => {
-  const get = Effect.async<PoolConnection, SqlError>((resume) => {
-    let given: PoolConnection | undefined
-    let abandoned = false
-    pool.getConnection((cause, connection) => {
-      if (cause) return resume(new SqlError({ cause, message: "cannot connect to MySQL" }))
-      if (abandoned) return connection.release()
-      given = connection
-      resume(Effect.succeed(connection))
+/**
+ * What a callback is given, or the failure `late`. The deadline is a plain timer: the fibers of `Effect.timeout`
+ * would cost as much as a statement. `giveUp` runs when nobody waits any more.
+ */
+const within = <A>(
+  deadline: Duration.Duration,
+  late: () => SqlError,
+  ask: (resume: (answer: Effect.Effect<A, SqlError>) => void) => void,
+  giveUp: () => void = constVoid,
+) =>
+  Effect.async<A, SqlError>((resume) => {
+    const timer = setTimeout(() => {
+      resume(late())
+      giveUp()
+    }, Duration.toMillis(deadline))
+    ask((answer) => {
+      clearTimeout(timer)
+      resume(answer)
     })
     return Effect.sync(() => {
-      abandoned = true
-      given?.release()
+      clearTimeout(timer)
+      giveUp()
     })
-  }).pipe(
-    Effect.timeoutFail({
-      duration: Duration.sum(connectDeadline, Duration.seconds(1)),
-      onTimeout: () => unavailable(`all ${connections} connections to MySQL are busy`),
-    }),
-  )
-  return Effect.uninterruptibleMask((restore) =>
-    Effect.tap(restore(get), (connection) =>
-      Effect.addFinalizer(() => Effect.sync(() => connection.release())),
-    ),
-  )
-}
+  })
+
+/** A connection for the scope, which gives it back even when it comes after nobody waits for it any more. */
+const reserve = (pool: Pool) =>
+  Effect.gen(function* () {
+    let given: PoolConnection | undefined
+    let closed = false
+    yield* Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        closed = true
+        given?.release()
+      }),
+    )
+    return yield* within<PoolConnection>(
+      acquireDeadline,
+      () => unavailable(`all ${connections} connections to MySQL are busy`),
+      (resume) =>
+        pool.getConnection((cause, connection) => {
+          if (cause) return resume(new SqlError({ cause, message: "cannot connect to MySQL" }))
+          if (closed) return connection.release()
+          given = connection
+          resume(Effect.succeed(connection))
+        }),
+    )
+  })
 
 const makeConnection = (connection: PoolConnection): Connection => {
   const run = (
@@ -133,17 +159,14 @@ const makeConnection = (connection: PoolConnection): Connection => {
     values: ReadonlyArray<unknown>,
     rowsAsArray = false,
   ) =>
-    Effect.async<unknown, SqlError>((resume) => {
-      connection[method]({ sql, values: [...values], rowsAsArray }, (cause: unknown, answer: unknown) =>
-        resume(cause ? new SqlError({ cause, message: "MySQL statement failed" }) : Effect.succeed(answer)),
-      )
-      return Effect.sync(() => connection.destroy())
-    }).pipe(
-      Effect.timeout(statementDeadline),
-      Effect.catchTag(
-        "TimeoutException",
-        (cause) => new SqlError({ cause, message: "MySQL did not answer" }),
-      ),
+    within<unknown>(
+      statementDeadline,
+      overdue,
+      (resume) =>
+        connection[method]({ sql, values: [...values], rowsAsArray }, (cause: unknown, answer: unknown) =>
+          resume(cause ? new SqlError({ cause, message: "MySQL statement failed" }) : Effect.succeed(answer)),
+        ),
+      () => connection.destroy(),
     )
   const rows = (answer: unknown) => (Array.isArray(answer) ? answer : [])
   const statement =
@@ -239,16 +262,18 @@ export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> =
   }
   const ask = <A>(effect: Effect.Effect<A, SqlError, SqlClient.SqlClient>) =>
     effect.pipe(Effect.mapError(down), Effect.provideService(SqlClient.SqlClient, sql))
+  const look = <A>(effect: Effect.Effect<A, SqlError, SqlClient.SqlClient>) =>
+    ask(Effect.timeoutFail(effect, { duration: connectDeadline, onTimeout: overdue }))
   return {
     name: "mysql",
     essentialFor: ["api", "relay"],
-    ping: ask(
+    ping: look(
       Effect.map(
         sql<{ version: string }>`SELECT VERSION() AS version`.unprepared,
         (rows) => rows[0]?.version ?? "",
       ),
     ),
-    missing: ask(Effect.map(pending(interactionLog), (names) => names.map((name) => `migration ${name}`))),
+    missing: look(Effect.map(pending(interactionLog), (names) => names.map((name) => `migration ${name}`))),
     setup: ask(
       migrate(interactionLog).pipe(
         exclusively("migrations", setupWaitSeconds),

@@ -208,3 +208,14 @@ export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> =
     ),
   }
 })
+
+/** Turns a failed statement into the error of a port: `failingWith((f) => new XError(f))("save")(effect)`. */
+export const failingWith =
+  <E>(
+    error: (failure: { reason: ReturnType<typeof failureReason>; operation: string; cause: unknown }) => E,
+  ) =>
+  (operation: string) =>
+  <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, E> =>
+    Effect.mapError(effect, (failed) =>
+      error({ reason: failureReason(failed), operation, cause: failed.cause ?? failed }),
+    )

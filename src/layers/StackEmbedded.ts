@@ -18,7 +18,7 @@ const embeddings = Layer.mergeAll(
   SqlitePhraseEmbeddings.layer,
 )
 
-const dependencies = Layer.effect(Dependencies, Effect.all([Sqlite.dependency, Embedder.dependency]))
+const dependencies = Layer.effect(Dependencies, Effect.all([Sqlite.dependency, Embedder.EmbedderDependency]))
 
 export const layer = Layer.mergeAll(log, queue, embeddings, dependencies).pipe(
   Layer.provideMerge(Embedder.layerConfig),

@@ -16,14 +16,14 @@ import * as SqlInteractionLog from "./SqlInteractionLog.ts"
 const log = SqlInteractionLog.layer
 const queue = Layer.merge(RabbitInteractionQueue.layer, RabbitDeadLetters.layer)
 const embeddings = Layer.mergeAll(
-  MongoUserEmbeddings.layer,
-  MongoProductEmbeddings.layer,
+  MongoUserEmbeddings.layerConfig,
+  MongoProductEmbeddings.layerConfig,
   MongoPhraseEmbeddings.layer,
 )
 
 const dependencies = Layer.effect(
   Dependencies,
-  Effect.all([Mysql.dependency, RabbitTopology.dependency, Mongo.dependency, Embedder.dependency]),
+  Effect.all([Mysql.dependency, RabbitTopology.dependency, Mongo.dependency, Embedder.EmbedderDependency]),
 )
 
 export const layer = Layer.mergeAll(log, queue, embeddings, dependencies).pipe(

@@ -1,5 +1,5 @@
 /** Span names, attribute keys and trace context as data: it is stored with the row and sent in headers. */
-import { Effect, Metric, MetricBoundaries, Option, Tracer } from "effect"
+import { Effect, Metric, MetricBoundaries, MetricState, Option, Tracer } from "effect"
 
 /** W3C trace context, as it stands in headers and in the log. */
 export interface TraceContext {
@@ -72,3 +72,27 @@ export const lockConflicts = Metric.counter("user_embeddings.lock_conflicts", { 
 export const deadLetters = Metric.counter("user_embeddings.dead_letters", { incremental: true })
 /** Messages sent up the retry ladder. */
 export const retries = Metric.counter("user_embeddings.retries", { incremental: true })
+
+const label = (text: string) => text.replace(/[\\"\n]/g, (c) => (c === "\n" ? "\\n" : `\\${c}`))
+
+/** All metrics in the text format of Prometheus. */
+export const prometheus: Effect.Effect<string> = Effect.map(Metric.snapshot, (pairs) => {
+  const lines: Array<string> = []
+  for (const { metricKey, metricState } of pairs) {
+    const name = metricKey.name.replace(/[^a-zA-Z0-9_]/g, "_")
+    const tags = [...metricKey.tags].map(({ key, value }) => `${key}="${label(value)}"`)
+    const line = (suffix: string, value: number | bigint, ...more: ReadonlyArray<string>) => {
+      const all = [...tags, ...more].join(",")
+      lines.push(`${name}${suffix}${all === "" ? "" : `{${all}}`} ${value}`)
+    }
+    if (MetricState.isCounterState(metricState)) line("_total", metricState.count)
+    else if (MetricState.isGaugeState(metricState)) line("", metricState.value)
+    else if (MetricState.isHistogramState(metricState)) {
+      for (const [most, count] of metricState.buckets)
+        line("_bucket", count, `le="${Number.isFinite(most) ? most : "+Inf"}"`)
+      line("_sum", metricState.sum)
+      line("_count", metricState.count)
+    }
+  }
+  return `${lines.join("\n")}\n`
+})

@@ -253,12 +253,9 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
           { user_id: "ledger", ids: [a, b] },
           { user_id: "ledger-2", ids: [c] },
         ])
-        yield* Effect.all(
-          [1, 2, 3].map(() => users.archive([{ user_id: "ledger", ids: [b, c] }])),
-          {
-            concurrency: "unbounded",
-          },
-        )
+        yield* Effect.forEach([1, 2, 3], () => users.archive([{ user_id: "ledger", ids: [b, c] }]), {
+          concurrency: "unbounded",
+        })
         const found = yield* users.archived([
           { user_id: "ledger", ids: [a, b, c, d] },
           { user_id: "ledger-2", ids: [a, c] },

@@ -31,7 +31,12 @@ withServers(["mongodb"], "MongoDB", () => {
       const raw = (product_id: string) =>
         Effect.flatMap(Mongo, ({ database }) =>
           Effect.promise(() =>
-            database.collection("product_embeddings").findOne({ product_id }, { projection: { _id: 0 } }),
+            database
+              .collection("product_embeddings")
+              .findOne<Record<string, unknown> & { created_at: Date; updated_at: Date }>(
+                { product_id },
+                { projection: { _id: 0 } },
+              ),
           ),
         )
 
@@ -55,7 +60,7 @@ withServers(["mongodb"], "MongoDB", () => {
           yield* store.upsert([{ ...boot, product_name: "Boot" }])
           const second = yield* raw("boot")
           expect(second?.created_at).toEqual(first?.created_at)
-          expect(second?.updated_at.getTime()).toBeGreaterThan(first?.updated_at.getTime())
+          expect(second?.updated_at.getTime() ?? 0).toBeGreaterThan(first?.updated_at.getTime() ?? 0)
         }))
 
       it("stores arrays when asked to, and reads what other programs wrote", () =>

@@ -67,7 +67,9 @@ withServers(["mongodb"], "MongoDB", () => {
     "MongoDB: documents of users",
     MongoUserEmbeddings.layer({ storage: "vector" }).pipe(Layer.provideMerge(preparedMongo())),
     (it) => {
-      const collection = Effect.map(Mongo, ({ database }) => database.collection("user_embeddings"))
+      const collection = Effect.map(Mongo, ({ database }) =>
+        database.collection<{ readonly _id: string; readonly [field: string]: unknown }>("user_embeddings"),
+      )
       /** The document with the types it is stored in. */
       const raw = (user_id: string) =>
         Effect.flatMap(collection, (users) =>
@@ -80,7 +82,7 @@ withServers(["mongodb"], "MongoDB", () => {
         Effect.gen(function* () {
           const users = yield* UserEmbeddings
           yield* users.save([{ record: record("typed"), expected: undefined }])
-          expect(yield* raw("typed")).toEqual({
+          expect(yield* raw("typed")).toStrictEqual({
             _id: "typed",
             user_id: "typed",
             embedding: Binary.fromFloat32Array(Float32Array.of(0, 1, 0, 0)),
@@ -131,7 +133,7 @@ withServers(["mongodb"], "MongoDB", () => {
           yield* users.save([{ record: record("erased"), expected: undefined }])
           yield* users.archive([{ user_id: "erased", ids: ["01".repeat(16), "fe".repeat(16)] }])
           yield* users.erase("erased", at(9))
-          expect(yield* raw("erased")).toEqual({
+          expect(yield* raw("erased")).toStrictEqual({
             _id: "erased",
             user_id: "erased",
             erased_at: new Date(at(9)),
@@ -150,7 +152,7 @@ withServers(["mongodb"], "MongoDB", () => {
           yield* inArrays.save([{ record: record("array"), expected: undefined }])
           yield* users.save([{ record: record("vector"), expected: undefined }])
           const stored = yield* raw("array")
-          expect(stored?.embedding).toEqual([0, 1, 0, 0].map(double))
+          expect(stored?.embedding).toStrictEqual([0, 1, 0, 0].map(double))
           for (const reader of [users, inArrays]) {
             const found = yield* reader.load(["array", "vector"])
             for (const user of ["array", "vector"])
@@ -218,11 +220,11 @@ withServers(["mongodb"], "MongoDB", () => {
             return Number(status.wiredTiger.log["log sync operations"])
           })
           const before = yield* flushes
-          for (let i = 0; i < 20; i++) {
+          for (let i = 1; i <= 20; i++) {
             yield* Effect.promise(() =>
               documents.updateOne(
                 { user_id: "settled" },
-                { $inc: { archived: int(1) } },
+                { $set: { archived: int(i) } },
                 { writeConcern: { w: 1, journal: false } },
               ),
             )

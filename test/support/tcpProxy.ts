@@ -21,16 +21,21 @@ export const tcpProxy = (target: string) =>
       const { hostname, port } = new URL(target)
       const pairs = new Set<readonly [Socket, Socket]>()
       let state: "open" | "cut" | "frozen" = "open"
-      const join = ([a, b]: readonly [Socket, Socket]) => void a.pipe(b).pipe(a)
+      const join = ([a, b]: readonly [Socket, Socket]) => {
+        a.pipe(b)
+        b.pipe(a)
+      }
       const server = net.createServer((inward) => {
         if (state === "cut") return void inward.destroy()
-        const pair = [inward, net.connect({ host: hostname, port: Number(port) })] as const
+        const outward = net.connect({ host: hostname, port: Number(port) })
+        const pair = [inward, outward] as const
         pairs.add(pair)
-        for (const [socket, other] of [pair, pair.toReversed()] as const)
+        for (const socket of pair)
           socket
-            ?.on("error", () => {})
+            .on("error", () => {})
             .on("close", () => {
-              other?.destroy()
+              inward.destroy()
+              outward.destroy()
               pairs.delete(pair)
             })
         if (state === "open") join(pair)

@@ -1,0 +1,109 @@
+/** Product vectors of the embedded stack. */
+import { Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
+import { keepBest } from "../services/Nearest.ts"
+import {
+  type Neighbour,
+  type ProductEmbedding,
+  ProductEmbeddings,
+  ProductEmbeddingsError,
+} from "../services/ProductEmbeddings.ts"
+import * as Vector from "../services/Vector.ts"
+import { failingWith, Sqlite } from "./Sqlite.ts"
+
+interface Row extends Omit<ProductEmbedding, "embedding"> {
+  readonly embedding: Uint8Array
+}
+
+const rowsPerPage = 500
+
+const make = Effect.map(Sqlite, (sqlite) => {
+  const failing = failingWith((failure) => new ProductEmbeddingsError(failure))
+
+  const page = (space: string, after: string) =>
+    failing("stream")(
+      sqlite.use((database) =>
+        database
+          .query<Row, [string, string, number]>(
+            `SELECT product_id, embedding, product_name, category, space, text FROM product_embeddings
+             WHERE space = ? AND product_id > ? ORDER BY product_id LIMIT ?`,
+          )
+          .all(space, after, rowsPerPage),
+      ),
+    )
+  const stream = (space: string) =>
+    Stream.paginateChunkEffect("", (after: string) =>
+      Effect.map(page(space, after), (rows) => [
+        Chunk.map(
+          Chunk.unsafeFromArray(rows),
+          (row): ProductEmbedding => ({ ...row, embedding: Vector.fromBytes(row.embedding) }),
+        ),
+        Option.filter(Option.fromNullable(rows.at(-1)?.product_id), () => rows.length === rowsPerPage),
+      ]),
+    )
+
+  return ProductEmbeddings.of({
+    load: (products, space) =>
+      failing("load")(
+        sqlite.use((database) => {
+          const one = database.query<Pick<Row, "embedding">, [string, string]>(
+            "SELECT embedding FROM product_embeddings WHERE product_id = ? AND space = ?",
+          )
+          return new Map(
+            products.flatMap((id) => {
+              const row = one.get(id, space)
+              return row === null ? [] : [[id, Vector.fromBytes(row.embedding)] as const]
+            }),
+          )
+        }),
+      ),
+
+    upsert: (products) =>
+      Effect.flatMap(Clock.currentTimeMillis, (now) =>
+        failing("upsert")(
+          sqlite.transaction((database) => {
+            const known = database.query("SELECT 1 FROM product_embeddings WHERE product_id = ?")
+            const write = database.query(
+              `INSERT INTO product_embeddings
+                 (product_id, embedding, dimension_count, product_name, category, space, text, created_at, updated_at)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)
+               ON CONFLICT (product_id) DO UPDATE SET embedding = ?2, dimension_count = ?3,
+                 product_name = COALESCE(?4, product_name), category = COALESCE(?5, category),
+                 space = ?6, text = ?7, updated_at = ?8`,
+            )
+            return products.map(({ category, embedding, product_id, product_name, space, text }) => {
+              const isNew = known.get(product_id) === null
+              const bytes = Vector.toBytes(embedding)
+              write.run(product_id, bytes, embedding.length, product_name, category, space, text, now)
+              return isNew
+            })
+          }),
+        ),
+      ),
+
+    nearest: (vector, { limit, space }) =>
+      Effect.suspend(() => {
+        const best: Array<Neighbour> = []
+        return stream(space).pipe(
+          Stream.runForEach(({ category, embedding, product_id, product_name }) =>
+            Effect.sync(() => {
+              if (embedding.length !== vector.length) return
+              const similarity = Vector.cosine(vector, embedding)
+              keepBest(best, limit, { product_id, product_name, category, similarity })
+            }),
+          ),
+          Effect.as(best),
+        )
+      }),
+
+    count: failing("count")(
+      sqlite.use(
+        (database) =>
+          database.query<{ n: number }, []>("SELECT COUNT(*) AS n FROM product_embeddings").get()?.n ?? 0,
+      ),
+    ),
+
+    stream,
+  })
+})
+
+export const layer = Layer.effect(ProductEmbeddings, make)

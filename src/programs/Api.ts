@@ -1,0 +1,63 @@
+/** The HTTP API. It records, publishes right after the commit, and sweeps what is left in the outbox. */
+import { HttpApiBuilder, HttpApiSwagger, HttpMiddleware, HttpServer } from "@effect/platform"
+import { BunHttpServer } from "@effect/platform-bun"
+import { Console, Effect, Layer, Option } from "effect"
+import * as HttpGate from "../layers/HttpGate.ts"
+import * as HttpHandlers from "../layers/HttpHandlers.ts"
+import * as EventVectors from "../services/EventVectors.ts"
+import { bulkBodyBytes } from "../services/InteractionApi.ts"
+import * as InteractionRecorder from "../services/InteractionRecorder.ts"
+import * as OutboxRelay from "../services/OutboxRelay.ts"
+import * as Settings from "../services/Settings.ts"
+
+const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.sweeping, EventVectors.layer).pipe(
+  Layer.provide(OutboxRelay.layer),
+)
+
+const server = Layer.unwrapEffect(
+  Effect.gen(function* () {
+    const port = yield* Settings.API_PORT
+    const guarded = Option.isSome(yield* Settings.API_TOKENS)
+    const hostname = Option.getOrElse(yield* Settings.API_HOST, () => (guarded ? "0.0.0.0" : "127.0.0.1"))
+    return BunHttpServer.layer({ port, hostname, maxRequestBodySize: bulkBodyBytes * 2, idleTimeout: 60 })
+  }),
+)
+
+/** Says where it listens, on stderr, with a line to try. */
+const greeting = HttpServer.addressWith((address) =>
+  Effect.gen(function* () {
+    if (address._tag !== "TcpAddress") return
+    const url = `http://${address.hostname === "0.0.0.0" ? "127.0.0.1" : address.hostname}:${address.port}`
+    yield* Effect.logInfo("api.listening").pipe(Effect.annotateLogs({ url, docs: `${url}/docs` }))
+    yield* Console.error(
+      `Try: curl -X POST ${url}/api/user/123/search -H 'content-type: application/json' -d '{"query":"wireless headphones"}'`,
+    )
+  }),
+)
+
+const serving = Layer.unwrapScoped(
+  Effect.map(HttpGate.make, ({ drain, middleware }) =>
+    // Built after serving, so closed before it: open requests are finished first.
+    Layer.scopedDiscard(
+      Effect.zipRight(
+        greeting,
+        Effect.addFinalizer(() => drain),
+      ),
+    ).pipe(
+      Layer.provideMerge(HttpApiBuilder.serve()),
+      Layer.provide(HttpApiBuilder.middleware(middleware)),
+      HttpMiddleware.withTracerDisabledWhen(HttpGate.tracing.isUntraced),
+      HttpMiddleware.withSpanNameGenerator(HttpGate.tracing.spanName),
+    ),
+  ),
+)
+
+export const layer = serving.pipe(
+  Layer.provide([
+    HttpApiBuilder.middlewareOpenApi({ path: "/openapi.json" }),
+    HttpApiSwagger.layer({ path: "/docs" }),
+  ]),
+  Layer.provide(HttpHandlers.layer),
+  Layer.provide(steps),
+  Layer.provideMerge(server),
+)

@@ -1,0 +1,36 @@
+/** A worker's /livez, /readyz and /metrics on WORKER_PORT; a busy port is a warning, not a failure. */
+import { HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
+import { BunHttpServer } from "@effect/platform-bun"
+import { Effect, Layer } from "effect"
+import { readiness } from "../layers/HttpHandlers.ts"
+import { EmbeddingWorker } from "../services/EmbeddingWorker.ts"
+import * as Health from "../services/Health.ts"
+import * as Settings from "../services/Settings.ts"
+import * as Telemetry from "../services/Telemetry.ts"
+
+const routes = Effect.gen(function* () {
+  const { outage } = yield* EmbeddingWorker
+  const check = yield* Health.make("worker", outage)
+  return HttpRouter.empty.pipe(
+    HttpRouter.get("/livez", HttpServerResponse.json({ status: "ok" })),
+    HttpRouter.get("/readyz", readiness(check)),
+    HttpRouter.get(
+      "/metrics",
+      Effect.map(Telemetry.prometheus, (text) =>
+        HttpServerResponse.text(text, { contentType: "text/plain; version=0.0.4" }),
+      ),
+    ),
+  )
+})
+
+const listening = Layer.unwrapEffect(Effect.map(routes, (router) => HttpServer.serve(router))).pipe(
+  Layer.provide(
+    Layer.unwrapEffect(
+      Effect.map(Settings.WORKER_PORT, (port) => BunHttpServer.layerServer({ port, hostname: "0.0.0.0" })),
+    ),
+  ),
+)
+
+export const layer = Layer.catchAllCause(listening, (cause) =>
+  Layer.effectDiscard(Effect.logWarning("worker.no_health_port", cause)),
+)

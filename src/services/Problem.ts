@@ -1,0 +1,53 @@
+/** What is wrong with a request, as an RFC 9457 problem document. */
+import { Schema } from "effect"
+
+export const FieldIssue = Schema.Struct({
+  /** Dotted path in the body, a path parameter or a header; empty for the whole. */
+  field: Schema.String,
+  detail: Schema.String,
+})
+export type FieldIssue = typeof FieldIssue.Type
+
+const titles = {
+  400: "Bad Request",
+  401: "Unauthorized",
+  404: "Not Found",
+  405: "Method Not Allowed",
+  413: "Content Too Large",
+  415: "Unsupported Media Type",
+  422: "Unprocessable Content",
+  429: "Too Many Requests",
+  500: "Internal Server Error",
+  503: "Service Unavailable",
+} as const
+export type ProblemStatus = keyof typeof titles
+
+/** The document: `application/problem+json`. */
+export const ProblemDocument = Schema.Struct({
+  type: Schema.Literal("about:blank"),
+  title: Schema.String,
+  status: Schema.Number,
+  detail: Schema.String,
+  errors: Schema.optional(Schema.Array(FieldIssue)),
+}).annotations({ identifier: "ProblemDocument" })
+
+export class Problem extends Schema.TaggedError<Problem>()("Problem", {
+  status: Schema.Number,
+  detail: Schema.String,
+  errors: Schema.optional(Schema.Array(FieldIssue)),
+  headers: Schema.optional(Schema.Record({ key: Schema.String, value: Schema.String })),
+}) {
+  get document(): typeof ProblemDocument.Type {
+    const { detail, errors, status } = this
+    const title = Object.entries(titles).find(([code]) => Number(code) === status)?.[1] ?? "Error"
+    return { type: "about:blank", title, status, detail, ...(errors ? { errors } : {}) }
+  }
+}
+
+/** 422 that names every offending field. */
+export const unprocessable = (errors: ReadonlyArray<FieldIssue>): Problem =>
+  new Problem({
+    status: 422,
+    detail: errors.map(({ detail, field }) => (field === "" ? detail : `${field}: ${detail}`)).join("; "),
+    errors,
+  })

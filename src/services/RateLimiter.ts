@@ -1,0 +1,28 @@
+/** A token bucket per user, in memory: `rate` tokens a second, as many at once. */
+import { Clock, Effect } from "effect"
+
+interface Bucket {
+  tokens: number
+  at: number
+}
+
+/** Users remembered; the longest unused go first, and would have full buckets again. */
+const mostUsers = 100_000
+
+/** Takes a token of the user: `true` when there was one. `rate` 0 = no limit. */
+export const make = (rate: number) => {
+  const buckets = new Map<string, Bucket>()
+  const take = (user: string, now: number): boolean => {
+    const { at, tokens } = buckets.get(user) ?? { tokens: rate, at: now }
+    const filled = Math.min(rate, tokens + ((now - at) / 1000) * rate)
+    buckets.delete(user)
+    buckets.set(user, { tokens: filled >= 1 ? filled - 1 : filled, at: now })
+    for (const oldest of buckets.keys()) {
+      if (buckets.size <= mostUsers) break
+      buckets.delete(oldest)
+    }
+    return filled >= 1
+  }
+  return (user: string): Effect.Effect<boolean> =>
+    rate === 0 ? Effect.succeed(true) : Effect.map(Clock.currentTimeMillis, (now) => take(user, now))
+}

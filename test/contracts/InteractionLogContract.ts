@@ -1,0 +1,459 @@
+/** What every interaction log promises. Suites share a log, so each test keeps to users of its own. */
+import { expect } from "bun:test"
+import { Chunk, Context, Deferred, Effect, Exit, Fiber, Layer, Stream } from "effect"
+import fc from "fast-check"
+import * as Interaction from "../../src/services/Interaction.ts"
+import {
+  type Appended,
+  InteractionLog,
+  type LogFilter,
+  type NewInteraction,
+} from "../../src/services/InteractionLog.ts"
+import { layerSuite } from "../support/effect.ts"
+
+let users = 0
+const newUser = (): string => `contract-${users++}`
+const at = (second: number): string => new Date(1_770_000_000_000 + second * 1_000).toISOString()
+
+type Facts = Partial<
+  Pick<NewInteraction, "idempotencyKey" | "occurredAtGiven" | "trace" | "recordedAt"> & {
+    occurred_at: string
+    metadata: Interaction.Metadata
+  }
+>
+const entry = (interaction: Interaction.Interaction, facts: Facts): NewInteraction => ({
+  interaction,
+  idempotencyKey: facts.idempotencyKey ?? null,
+  occurredAtGiven: facts.occurredAtGiven ?? true,
+  trace: facts.trace ?? null,
+  recordedAt: facts.recordedAt ?? 1_770_000_000_000,
+})
+export const search = (user_id: string, search_phrase: string, facts: Facts = {}) => {
+  const { occurred_at = at(0), metadata = {} } = facts
+  return entry(
+    Interaction.make({ user_id, occurred_at, metadata, event_type: "search", search_phrase }),
+    facts,
+  )
+}
+export const view = (user_id: string, product_id: string, facts: Facts = {}) => {
+  const { occurred_at = at(0), metadata = {} } = facts
+  return entry(
+    Interaction.make({ user_id, occurred_at, metadata, event_type: "product_view", product_id }),
+    facts,
+  )
+}
+
+const tags = (answers: ReadonlyArray<Appended>) => answers.map(({ _tag }) => _tag)
+const rowsOf = (filter: LogFilter) =>
+  Effect.flatMap(InteractionLog, (log) => Effect.map(Stream.runCollect(log.stream(filter)), Chunk.toArray))
+const interactionsOf = (filter: LogFilter) =>
+  Effect.map(rowsOf(filter), (rows) => rows.map(({ interaction }) => interaction))
+const append = (...entries: ReadonlyArray<NewInteraction>) =>
+  Effect.flatMap(InteractionLog, (log) => log.append(entries))
+
+/** `other` is a second log on the same database, as another process would have it. */
+export const suite = <E>(
+  name: string,
+  layer: Layer.Layer<InteractionLog, E>,
+  other: Layer.Layer<InteractionLog, E>,
+) =>
+  layerSuite(name, layer, (it) => {
+    it("gives back what was appended, in the order of recording", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const trace = {
+          traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+          tracestate: "vendor=1",
+        }
+        const entries = [
+          search(user, "wireless headphones", {
+            occurred_at: at(3.007),
+            trace,
+            recordedAt: 1_770_000_000_001,
+          }),
+          view(user, "p-1", { occurred_at: at(1), metadata: { device: "mobile" } }),
+          view(user, "p-2", { occurred_at: at(2) }),
+        ]
+        for (const each of entries) expect(tags(yield* append(each))).toEqual(["Recorded"])
+        expect(yield* rowsOf({ user })).toEqual(
+          entries.map(({ interaction, trace, recordedAt }) => ({ interaction, trace, recordedAt })),
+        )
+      }))
+
+    it("answers nothing to nothing", () =>
+      Effect.gen(function* () {
+        expect(yield* append()).toEqual([])
+      }))
+
+    it("keeps any phrase and any metadata to the last code point and bit", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const phrase = fc
+          .string({ minLength: 1, maxLength: 60, unit: "grapheme" })
+          .map((text) => text.normalize("NFC"))
+          .filter((text) => [...text].length <= 255 && !/\p{Cc}/u.test(text))
+        const value = fc.oneof(
+          fc.string({ unit: "grapheme" }),
+          fc.boolean(),
+          fc.maxSafeInteger(),
+          fc.double({ noNaN: true, noDefaultInfinity: true }).map((n) => (n === 0 ? 0 : n)),
+        )
+        const metadata = fc.dictionary(
+          fc.string({ unit: "grapheme", maxLength: 20 }).filter((key) => key !== "__proto__"),
+          value,
+          {
+            maxKeys: 8,
+            noNullPrototype: true,
+          },
+        )
+        const samples = fc.sample(fc.tuple(phrase, metadata), 300)
+        const user = newUser()
+        const entries = samples.map(([text, metadata], index) =>
+          search(user, text, { occurred_at: at(index), metadata }),
+        )
+        expect(new Set(tags(yield* log.append(entries)))).toEqual(new Set(["Recorded"]))
+        const stored = (yield* interactionsOf({ user })).toSorted(Interaction.chronological)
+        expect(stored).toEqual(entries.map(({ interaction }) => interaction))
+      }))
+
+    it("tells phrases and ids apart by case, accents and blanks", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const phrases = ["café", "cafe", "Café", "café ", "ß", "ss", "👟", "👟🏽", "日本語".repeat(85)]
+        const upper = user.toUpperCase()
+        const entries = [
+          ...phrases.map((phrase) => search(user, phrase)),
+          search(upper, "café"),
+          ...["A", "a"].map((key) => search(user, `by key ${key}`, { idempotencyKey: key })),
+        ]
+        expect(new Set(tags(yield* append(...entries)))).toEqual(new Set(["Recorded"]))
+        expect((yield* interactionsOf({ user })).map((stored) => stored.search_phrase).toSorted()).toEqual(
+          [...phrases, "by key A", "by key a"].toSorted(),
+        )
+        expect(yield* interactionsOf({ user: upper })).toHaveLength(1)
+      }))
+
+    it("keeps timestamps from 1970 to 9999", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const instants = ["1970-01-01T00:00:00.000Z", "2026-03-29T02:30:00.001Z", "9999-12-31T23:59:59.999Z"]
+        for (const occurred_at of instants) yield* append(view(user, "p", { occurred_at }))
+        expect((yield* interactionsOf({ user })).map(({ occurred_at }) => occurred_at)).toEqual(instants)
+      }))
+
+    it("answers a known message id with the interaction in the log", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const first = view(user, "p", { metadata: { device: "mobile" } })
+        yield* append(first)
+        const [again] = yield* append(view(user, "p", { metadata: { device: "desktop" } }))
+        expect(again).toEqual({ _tag: "Duplicate", interaction: first.interaction })
+        expect(yield* rowsOf({ user })).toHaveLength(1)
+      }))
+
+    it("records the new among the known and answers in their order", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const entries = Array.from({ length: 40 }, (_, index) => view(user, `p-${index}`))
+        yield* append(...entries.filter((_, index) => index % 3 === 0))
+        const answers = yield* append(...entries)
+        expect(tags(answers)).toEqual(entries.map((_, index) => (index % 3 === 0 ? "Duplicate" : "Recorded")))
+        expect(answers.map(({ interaction }) => interaction)).toEqual(
+          entries.map(({ interaction }) => interaction),
+        )
+      }))
+
+    it("answers a replayed key with the first interaction, whenever it says it occurred", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const facts = { idempotencyKey: "order 1", occurredAtGiven: false }
+        const first = view(user, "p", { ...facts, metadata: { a: 1, b: "ü" } })
+        yield* append(first)
+        const [again] = yield* append(
+          view(user, "p", { ...facts, occurred_at: at(60), metadata: { b: "ü", a: 1 } }),
+        )
+        expect(again).toEqual({ _tag: "Duplicate", interaction: first.interaction })
+        expect(yield* rowsOf({ user })).toHaveLength(1)
+      }))
+
+    it("refuses a key that comes again with something else", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const facts = { idempotencyKey: "k", occurredAtGiven: false, metadata: { a: 1 } }
+        const first = view(user, "p", facts)
+        yield* append(first)
+        const answers = yield* append(
+          view(user, "q", facts),
+          search(user, "p", facts),
+          view(user, "p", { ...facts, occurred_at: at(1), metadata: { a: 2 } }),
+          view(user, "p", { ...facts, occurred_at: at(1), occurredAtGiven: true }),
+        )
+        expect(answers).toEqual(
+          answers.map(() => ({ _tag: "KeyReused" as const, interaction: first.interaction })),
+        )
+        expect(yield* rowsOf({ user })).toHaveLength(1)
+      }))
+
+    it("refuses a known message id under another interaction's key", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const keyed = view(user, "p", { idempotencyKey: "k" })
+        yield* append(keyed, view(user, "q"))
+        expect(yield* append(view(user, "q", { idempotencyKey: "k" }))).toEqual([
+          { _tag: "KeyReused", interaction: keyed.interaction },
+        ])
+      }))
+
+    it("takes the same key of two users for two keys", () =>
+      Effect.gen(function* () {
+        const keyed = { idempotencyKey: "same" }
+        expect(tags(yield* append(view(newUser(), "p", keyed), view(newUser(), "p", keyed)))).toEqual([
+          "Recorded",
+          "Recorded",
+        ])
+      }))
+
+    it("takes keys that differ in blanks at their end for one", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        yield* append(view(user, "p", { idempotencyKey: "k" }))
+        expect(tags(yield* append(view(user, "q", { idempotencyKey: "k  " })))).toEqual(["KeyReused"])
+      }))
+
+    it("binds a key to the row that was recorded without one", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const keyed = { idempotencyKey: "late" }
+        yield* append(view(user, "p"))
+        expect(tags(yield* append(view(user, "p", keyed), view(user, "q", keyed)))).toEqual([
+          "Duplicate",
+          "KeyReused",
+        ])
+        expect(tags(yield* append(view(user, "r", keyed)))).toEqual(["KeyReused"])
+        expect(yield* rowsOf({ user })).toHaveLength(1)
+      }))
+
+    it("resolves duplicates within a batch as if each had been appended alone", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const keyed = { idempotencyKey: "k", occurredAtGiven: false }
+        const batch = (user: string) => [
+          view(user, "p", { metadata: { first: true } }),
+          view(user, "p"),
+          view(user, "q", keyed),
+          view(user, "q", { ...keyed, occurred_at: at(5) }),
+          view(user, "r", keyed),
+          view(user, "s"),
+          view(user, "s", { idempotencyKey: "l" }),
+          view(user, "t", { idempotencyKey: "l" }),
+        ]
+        const together = yield* append(...batch(user))
+        expect(tags(together)).toEqual([
+          "Recorded",
+          "Duplicate",
+          "Recorded",
+          "Duplicate",
+          "KeyReused",
+          "Recorded",
+          "Duplicate",
+          "KeyReused",
+        ])
+        expect(together[1]?.interaction.metadata).toEqual({ first: true })
+        expect(yield* rowsOf({ user })).toHaveLength(3)
+        const alone = yield* Effect.forEach(batch(newUser()), (each) => append(each))
+        expect(tags(alone.flat())).toEqual(tags(together))
+        const again = yield* append(...batch(user))
+        expect(tags(again)).toEqual(tags(together).map((tag) => (tag === "Recorded" ? "Duplicate" : tag)))
+      }))
+
+    it("records each interaction once, however many append it at the same time", () =>
+      Effect.gen(function* () {
+        const second = Context.get(yield* Layer.build(other), InteractionLog)
+        const first = yield* InteractionLog
+        const user = newUser()
+        const entries = Array.from({ length: 60 }, (_, index) =>
+          view(user, `p-${index}`, { idempotencyKey: index % 2 === 0 ? `k-${index}` : null }),
+        )
+        const rotated = (by: number) => [...entries.slice(by), ...entries.slice(0, by)]
+        const answers = yield* Effect.forEach(
+          Array.from({ length: 24 }, (_, index) => index),
+          (index) => (index % 2 === 0 ? first : second).append(rotated(index * 2)),
+          { concurrency: "unbounded" },
+        )
+        const recorded = answers.flat().filter(({ _tag }) => _tag === "Recorded")
+        expect(recorded.map(({ interaction }) => interaction.message_id).toSorted()).toEqual(
+          entries.map(({ interaction }) => interaction.message_id).toSorted(),
+        )
+        expect(new Set(tags(answers.flat()))).toEqual(new Set(["Recorded", "Duplicate"]))
+        expect(yield* rowsOf({ user })).toHaveLength(entries.length)
+      }))
+
+    it("gives a key to one of many that claim it at the same time", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const answers = yield* Effect.forEach(
+          Array.from({ length: 24 }, (_, index) => index),
+          (index) => append(view(user, `p-${index}`, { idempotencyKey: "one" })),
+          { concurrency: "unbounded" },
+        )
+        expect(tags(answers.flat()).toSorted()).toEqual([...Array(23).fill("KeyReused"), "Recorded"])
+        expect(yield* rowsOf({ user })).toHaveLength(1)
+      }))
+
+    it("takes a bulk of 1,000 with the largest metadata, and more than one statement holds", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const metadata = { note: "x'\\\"é".repeat(600) }
+        const entries = Array.from({ length: 1_000 }, (_, index) =>
+          view(user, `p-${index}`, { metadata: index < 300 ? metadata : {}, idempotencyKey: `key ${index}` }),
+        )
+        expect(new Set(tags(yield* append(...entries)))).toEqual(new Set(["Recorded"]))
+        const more = Array.from({ length: 1_300 }, (_, index) => view(user, `p-${index + 400}`))
+        const answers = tags(yield* append(...more))
+        expect(answers).toEqual(more.map((_, index) => (index < 600 ? "Duplicate" : "Recorded")))
+        expect(yield* rowsOf({ user })).toHaveLength(1_700)
+      }))
+
+    it("hands out the outbox oldest first until it is marked published", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const drain = Effect.gen(function* () {
+          while (true) {
+            const rows = yield* log.unpublished({ limit: 5_000, recordedBy: 1_900_000_000_000 })
+            if (rows.length === 0) return
+            yield* log.markPublished(
+              rows.map(({ interaction }) => interaction.message_id),
+              1_770_000_000_000,
+            )
+          }
+        })
+        yield* drain
+        const user = newUser()
+        const entries = Array.from({ length: 6 }, (_, index) =>
+          view(user, `p-${index}`, { recordedAt: 1_771_000_000_000 + index }),
+        )
+        for (const each of entries) yield* append(each)
+        const products = (limit: number, last: number) =>
+          Effect.map(log.unpublished({ limit, recordedBy: 1_771_000_000_000 + last }), (rows) =>
+            rows.map(({ interaction }) => interaction.product_id),
+          )
+        expect(yield* products(10, 5)).toEqual(["p-0", "p-1", "p-2", "p-3", "p-4", "p-5"])
+        expect(yield* products(2, 5)).toEqual(["p-0", "p-1"])
+        expect(yield* products(10, 3)).toEqual(["p-0", "p-1", "p-2", "p-3"])
+        const before = yield* log.backlog
+        expect(before.unpublished).toBe(6)
+        expect(before.total).toBeGreaterThanOrEqual(6)
+        expect(before.oldestUnpublishedSeconds).toBeGreaterThan(0)
+        yield* log.markPublished(
+          [0, 2, 4].flatMap((index) => entries[index]?.interaction.message_id ?? []),
+          1_771_000_001_000,
+        )
+        expect(yield* products(10, 5)).toEqual(["p-1", "p-3", "p-5"])
+        yield* log.markPublished([], 1_771_000_001_000)
+        yield* drain
+        expect(yield* log.backlog).toEqual({
+          total: before.total,
+          unpublished: 0,
+          oldestUnpublishedSeconds: null,
+        })
+      }))
+
+    it("streams by user, type and time: since inclusive, until exclusive", () =>
+      Effect.gen(function* () {
+        const [user, stranger] = [newUser(), newUser()]
+        yield* append(
+          ...[0, 1, 2, 3].map((second) => view(user, `p-${second}`, { occurred_at: at(second) })),
+          search(user, "shoes", { occurred_at: at(2) }),
+          view(stranger, "p-2", { occurred_at: at(2) }),
+        )
+        const references = (filter: LogFilter) =>
+          Effect.map(interactionsOf(filter), (found) => found.map(Interaction.reference).toSorted())
+        expect(yield* references({ user })).toEqual(["p-0", "p-1", "p-2", "p-3", "shoes"])
+        expect(yield* references({ user, type: "search" })).toEqual(["shoes"])
+        expect(yield* references({ user, since: at(1), until: at(3) })).toEqual(["p-1", "p-2", "shoes"])
+        expect(yield* references({ user, since: at(2.001) })).toEqual(["p-3"])
+        const all = yield* interactionsOf({ since: at(2), until: at(2.001) })
+        expect(new Set(all.map(({ user_id }) => user_id))).toEqual(
+          new Set([...all.map(({ user_id }) => user_id), user, stranger]),
+        )
+      }))
+
+    it("streams several pages without a gap or a repetition, and no more than is taken", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const user = newUser()
+        const entries = Array.from({ length: 1_203 }, (_, index) => view(user, `p-${index}`))
+        yield* append(...entries)
+        const found = yield* interactionsOf({ user })
+        expect(found).toHaveLength(1_203)
+        expect(new Set(found.map(({ message_id }) => message_id)).size).toBe(1_203)
+        expect(yield* log.stream({ user }).pipe(Stream.take(3), Stream.runCount)).toBe(3)
+      }))
+
+    it("gives the newest interactions by the time they occurred", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const user = newUser()
+        const entries = [3, 1, 2, 2, 0].map((second, index) =>
+          view(user, `p-${index}`, { occurred_at: at(second) }),
+        )
+        yield* append(...entries, view(newUser(), "p", { occurred_at: at(9) }))
+        const expected = entries
+          .map(({ interaction }) => interaction)
+          .toSorted((a, b) => Interaction.chronological(b, a))
+        const newest = (limit: number) =>
+          Effect.map(log.newest(user, limit), (rows) => rows.map(({ interaction }) => interaction))
+        expect(yield* newest(10)).toEqual(expected)
+        expect(yield* newest(2)).toEqual(expected.slice(0, 2))
+      }))
+
+    it("erases a user, who can then be recorded anew", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [user, stranger] = [newUser(), newUser()]
+        const entries = [view(user, "p", { idempotencyKey: "k" }), view(user, "q")]
+        yield* append(...entries, view(stranger, "p"))
+        expect(yield* log.erase(user)).toBe(2)
+        expect(yield* log.erase(user)).toBe(0)
+        expect(yield* rowsOf({ user })).toEqual([])
+        expect(yield* rowsOf({ user: stranger })).toHaveLength(1)
+        expect(tags(yield* append(...entries))).toEqual(["Recorded", "Recorded"])
+      }))
+
+    it("elects one relay at a time, and the next one when it is done", () =>
+      Effect.gen(function* () {
+        const second = Context.get(yield* Layer.build(other), InteractionLog)
+        const first = yield* InteractionLog
+        const elected = yield* Deferred.make<void>()
+        const done = yield* Deferred.make<void>()
+        const relay = yield* Effect.fork(
+          first.whileElected(Effect.zipRight(Deferred.succeed(elected, undefined), Deferred.await(done))),
+        )
+        yield* Deferred.await(elected)
+        let ran = 0
+        const run = Effect.sync(() => void ran++)
+        expect(yield* second.whileElected(run)).toBe(false)
+        expect(yield* first.whileElected(run)).toBe(false)
+        expect(ran).toBe(0)
+        yield* Deferred.succeed(done, undefined)
+        expect(yield* Fiber.join(relay)).toBe(true)
+        expect(yield* second.whileElected(run)).toBe(true)
+        expect(ran).toBe(1)
+      }))
+
+    it("ends an election with the effect's failure or interruption", () =>
+      Effect.gen(function* () {
+        const second = Context.get(yield* Layer.build(other), InteractionLog)
+        const first = yield* InteractionLog
+        expect(yield* Effect.exit(first.whileElected(Effect.fail("no broker")))).toEqual(
+          Exit.fail("no broker"),
+        )
+        const elected = yield* Deferred.make<void>()
+        const relay = yield* Effect.fork(
+          first.whileElected(Effect.zipRight(Deferred.succeed(elected, undefined), Effect.never)),
+        )
+        yield* Deferred.await(elected)
+        yield* Fiber.interrupt(relay)
+        expect(yield* second.whileElected(Effect.void)).toBe(true)
+      }))
+  })
