@@ -6,8 +6,7 @@ import { createHash, timingSafeEqual } from "node:crypto"
 import {
   HttpApi,
   type HttpApp,
-  type HttpMiddleware,
-  HttpServerRequest,
+  type HttpServerRequest,
   HttpServerResponse,
 } from "@effect/platform"
 import { Cause, Duration, Effect, Option, Redacted } from "effect"

@@ -8,19 +8,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
 import { SqlError } from "@effect/sql/SqlError"
 import { makeCompiler } from "@effect/sql-mysql2/MysqlClient"
-import {
-  Cause,
-  Config,
-  ConfigError,
-  Duration,
-  Effect,
-  Either,
-  Layer,
-  Option,
-  Redacted,
-  Schedule,
-  Stream,
-} from "effect"
+import { Cause, Config, ConfigError, Duration, Effect, Either, Layer, Option, Redacted, Stream } from "effect"
 import { constVoid } from "effect/Function"
 import { createPool, type Pool, type PoolConnection } from "mysql2"
 import { type Dependency, DependencyDown } from "../services/Dependencies.ts"
@@ -238,8 +226,8 @@ export const exclusively =
           (held) => held,
           () => unavailable(`the lock ${name} was lost`),
         ),
-        Effect.repeat(Schedule.spaced("2 seconds")),
-        Effect.zipRight(Effect.never),
+        Effect.delay("2 seconds"),
+        Effect.forever,
       )
       return Option.some(yield* Effect.raceFirst(effect, lost))
     }).pipe(Effect.scoped)

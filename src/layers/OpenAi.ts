@@ -2,18 +2,7 @@
  * The client of the OpenAI service, or of one that speaks its protocol. One try with a deadline: retrying belongs to
  * the retry ladder. Failures are told apart here, once, and never quote the key.
  */
-import {
-  Clock,
-  Config,
-  ConfigError,
-  Context,
-  Duration,
-  Effect,
-  Either,
-  Layer,
-  Option,
-  Redacted,
-} from "effect"
+import { Clock, Config, ConfigError, Context, Duration, Effect, Either, Layer, Redacted } from "effect"
 import OpenAI, { APIConnectionError, APIConnectionTimeoutError, APIError } from "openai"
 import { type Dependency, DependencyDown } from "../services/Dependencies.ts"
 import { PhraseEmbedderError } from "../services/PhraseEmbedder.ts"

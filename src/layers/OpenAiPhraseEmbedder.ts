@@ -85,7 +85,9 @@ const make = Effect.gen(function* () {
   return PhraseEmbedder.of({
     space: `openai:${model}:${dimensions}`,
     embed: (phrases) =>
-      Effect.map(Effect.forEach(requests(phrases), isolating, { concurrency: requestsAtOnce }), Arr.flatten),
+      Effect.forEach(requests(phrases), isolating, { concurrency: requestsAtOnce }).pipe(
+        Effect.map((results): ReadonlyArray<Result> => results.flat()),
+      ),
   })
 })
 

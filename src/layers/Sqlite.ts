@@ -12,7 +12,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
 import { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
-import { Clock, Context, Effect, Layer, Option, Schedule, Stream } from "effect"
+import { Clock, Context, Effect, Layer, Option, Stream } from "effect"
 import { type Dependency, DependencyDown } from "../services/Dependencies.ts"
 import * as Settings from "../services/Settings.ts"
 import { attribute } from "../services/Telemetry.ts"
@@ -167,8 +167,8 @@ export const exclusively =
           (held) => held,
           () => new SqlError({ cause: new Error(`the lease ${name} was lost`) }),
         ),
-        Effect.repeat(Schedule.spaced("2 seconds")),
-        Effect.zipRight(Effect.never),
+        Effect.delay("2 seconds"),
+        Effect.forever,
       )
       return Option.some(yield* Effect.raceFirst(effect, lost))
     }).pipe(Effect.scoped)

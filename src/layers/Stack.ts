@@ -1,7 +1,7 @@
 /** Which parts a program stands on, picked by configuration. */
 import { ConfigError, Effect, Layer, Option } from "effect"
 import type { DeadLetters } from "../services/DeadLetters.ts"
-import type { Dependencies } from "../services/Dependencies.ts"
+import type { Dependencies, DependencyDown } from "../services/Dependencies.ts"
 import * as EmbeddingConfig from "../services/EmbeddingConfig.ts"
 import type { InteractionLog } from "../services/InteractionLog.ts"
 import type { InteractionQueue } from "../services/InteractionQueue.ts"
@@ -41,6 +41,6 @@ export const kind = Effect.gen(function* () {
   )
 })
 
-export const layer: Layer.Layer<Ports, ConfigError.ConfigError> = Layer.unwrapEffect(
+export const layer: Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown> = Layer.unwrapEffect(
   Effect.map(kind, (chosen) => (chosen === "external" ? StackExternal.layer : StackEmbedded.layer)),
 ).pipe(Layer.provideMerge(EmbeddingConfig.layerConfig))

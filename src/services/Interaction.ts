@@ -106,6 +106,11 @@ export const Metadata = Schema.transform(
         Buffer.byteLength(JSON.stringify(metadata)) <= maxMetadataBytes ||
         `metadata must be at most ${maxMetadataBytes} bytes as JSON`,
     ),
+    Schema.filter(
+      (metadata) =>
+        Object.keys(metadata).every((key) => key.isWellFormed()) ||
+        "metadata keys must not contain lone surrogates",
+    ),
   ),
   {
     strict: true,

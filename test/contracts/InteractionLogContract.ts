@@ -441,6 +441,14 @@ export const suite = <E>(
         expect(ran).toBe(1)
       }))
 
+    it("can elect again at once, here and elsewhere", () =>
+      Effect.gen(function* () {
+        const second = Context.get(yield* Layer.build(other), InteractionLog)
+        const first = yield* InteractionLog
+        for (let round = 0; round < 20; round++)
+          expect(yield* (round % 2 === 0 ? first : second).whileElected(Effect.void)).toBe(true)
+      }))
+
     it("ends an election with the effect's failure or interruption", () =>
       Effect.gen(function* () {
         const second = Context.get(yield* Layer.build(other), InteractionLog)

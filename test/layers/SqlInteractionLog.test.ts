@@ -237,7 +237,7 @@ withServers(["mysql"], "MySQL", () => {
     }),
   )
 
-  effectTest("the outbox and a user's rows are found through their indexes", () =>
+  effectTest("has exactly the indexes that its queries use", () =>
     Effect.gen(function* () {
       const url = yield* mysqlDatabase
       yield* open(mysqlLog(url))
