@@ -13,9 +13,10 @@ export class EmbedderDependency extends Context.Tag("user-embeddings/EmbedderDep
   Dependency
 >() {}
 
-const openAi = Layer.merge(OpenAiPhraseEmbedder.layer, Layer.effect(EmbedderDependency, OpenAi.dependency)).pipe(
-  Layer.provide(OpenAi.layerConfig),
-)
+const openAi = Layer.merge(
+  OpenAiPhraseEmbedder.layer,
+  Layer.effect(EmbedderDependency, OpenAi.dependency),
+).pipe(Layer.provide(OpenAi.layerConfig))
 const local = Layer.merge(
   LocalPhraseEmbedder.layer,
   Layer.succeed(EmbedderDependency, LocalPhraseEmbedder.dependency),

@@ -3,12 +3,7 @@
  * open requests that a stopping server waits for.
  */
 import { createHash, timingSafeEqual } from "node:crypto"
-import {
-  HttpApi,
-  type HttpApp,
-  type HttpServerRequest,
-  HttpServerResponse,
-} from "@effect/platform"
+import { HttpApi, type HttpApp, HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { Cause, Duration, Effect, Option, Redacted } from "effect"
 import { api } from "../services/InteractionApi.ts"
 import { Problem, unprocessable } from "../services/Problem.ts"

@@ -79,14 +79,14 @@ const make = Effect.gen(function* () {
       if (error.reason !== "invalid_input" || phrases.length === 1)
         return Effect.succeed(phrases.map(() => Either.left(error)))
       const [left, right] = Arr.splitAt(phrases, phrases.length / 2)
-      return Effect.zipWith(isolating(left), isolating(right), Arr.appendAll)
+      return Effect.zipWith(isolating(left), isolating(right), (a, b) => [...a, ...b])
     })
 
   return PhraseEmbedder.of({
     space: `openai:${model}:${dimensions}`,
     embed: (phrases) =>
       Effect.forEach(requests(phrases), isolating, { concurrency: requestsAtOnce }).pipe(
-        Effect.map((results): ReadonlyArray<Result> => results.flat()),
+        Effect.map(Arr.flatten),
       ),
   })
 })

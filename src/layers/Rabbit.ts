@@ -63,7 +63,8 @@ export const failure = (operation: string) => (cause: unknown) => {
 
 /** A promise of the driver with a deadline. */
 export const call = <A>(operation: string, run: () => Promise<A>, within = connectDeadline) =>
-  Effect.tryPromise({ try: run, catch: failure(operation) }).pipe(
+  // Interruptible also in finalizers: there a deadline could not end the wait otherwise.
+  Effect.interruptible(Effect.tryPromise({ try: run, catch: failure(operation) })).pipe(
     Effect.timeoutFail({
       duration: within,
       onTimeout: () =>

@@ -24,7 +24,11 @@ import * as WorkerHealth from "./WorkerHealth.ts"
 const json = Options.boolean("json").pipe(Options.withDescription("Print JSON on stdout"))
 
 /** Runs a program layer until it is told to stop. */
-const serve = <A, E>(name: string, description: string, layer: Layer.Layer<A, E, Stack.Ports | BunContext.BunContext>) =>
+const serve = <A, E>(
+  name: string,
+  description: string,
+  layer: Layer.Layer<A, E, Stack.Ports | BunContext.BunContext>,
+) =>
   Command.make(name, {}, () => Layer.launch(Layer.provide(layer, Stack.layer))).pipe(
     Command.withDescription(description),
   )

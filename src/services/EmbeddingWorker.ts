@@ -187,7 +187,10 @@ const make = Effect.gen(function* () {
 
   // Closing: no more intake, what is held is finished (the window does not wait), the rest goes back.
   yield* Effect.acquireRelease(
-    Effect.all([Effect.forkDaemon(intake), Effect.forkDaemon(loop)]),
+    Effect.all([
+      Effect.forkDaemon(Effect.interruptible(intake)),
+      Effect.forkDaemon(Effect.interruptible(loop)),
+    ]),
     ([taking, running]) =>
       Effect.gen(function* () {
         yield* Fiber.interrupt(taking)

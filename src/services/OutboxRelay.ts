@@ -86,7 +86,7 @@ const make = Effect.gen(function* () {
     }
   })
 
-  yield* Effect.acquireRelease(Effect.forkDaemon(lane), (fiber) =>
+  yield* Effect.acquireRelease(Effect.forkDaemon(Effect.interruptible(lane)), (fiber) =>
     Effect.sync(() => {
       closing = true
       work.unsafeOpen()

@@ -150,8 +150,12 @@ export const DATA_DIR = withDefault("DATA_DIR", {
 })
 export const OPENAI_API_KEY = optional("OPENAI_API_KEY", {
   meaning: "Key of the OpenAI service; unset = phrases are embedded locally",
-  example: "sk-…",
-  schema: Schema.Redacted(Schema.String),
+  example: "sk-your-key",
+  schema: secretOf(
+    Schema.String.pipe(
+      Schema.pattern(/^[!-~]+$/, { message: () => "must be printable ASCII without spaces" }),
+    ),
+  ),
   ...secret,
 })
 export const OPENAI_BASE_URL = withDefault("OPENAI_BASE_URL", {

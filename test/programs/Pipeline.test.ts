@@ -140,9 +140,9 @@ const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError |
       Effect.gen(function* () {
         const viewed = yield* storeProduct("p-view", "a garden hose with nozzle")
         const bought = yield* storeProduct("p-buy", "a mystery novel set in Venice")
-        yield* record(product("buyer", "product_view", "p-view", "2026-02-01T00:00:00Z"))
+        yield* record(product("buyer", "product_view", "p-view", "2026-02-01T00:00:00.000Z"))
         yield* embeddingWith("buyer", 1)
-        yield* record(product("buyer", "product_purchase", "p-buy", "2026-03-03T00:00:00Z"))
+        yield* record(product("buyer", "product_purchase", "p-buy", "2026-03-03T00:00:00.000Z"))
         const { embedding, total_weight } = yield* embeddingWith("buyer", 2)
         const faded = 0.3 * Math.exp(-0.023 * 30)
         const sum = Float64Array.from(bought)

@@ -1,0 +1,243 @@
+/**
+ * A server that speaks the OpenAI embeddings protocol with the service's own limits, and fails as it is told. Vectors
+ * are made from a hash of the text, so the same text has the same one in every run.
+ */
+
+/** An error document of the service. */
+export interface Refusal {
+  readonly status: number
+  readonly code?: string
+  readonly type?: string
+  readonly param?: string
+  readonly message?: string
+  readonly headers?: Readonly<Record<string, string>>
+}
+
+/** What goes wrong with a request: refused, no answer, one that breaks off, or one that isn't the protocol's. */
+export type RequestFault = Refusal | "hang" | "drop" | "not_json" | "no_data" | "shuffled" | "floats"
+/** What goes wrong with one vector of an answer. */
+export type VectorFault = "wrong_dimension" | "zero" | "not_finite" | "missing"
+export type Fault = RequestFault | VectorFault
+
+export interface StandInOptions {
+  /** 0 = any free one. */
+  readonly port?: number
+  /** The only key accepted; unset = every bearer token. */
+  readonly apiKey?: string
+  readonly models?: ReadonlyArray<string>
+  readonly latencyMs?: number
+}
+
+export interface Received {
+  readonly input: ReadonlyArray<string>
+  readonly model: string
+  readonly dimensions: number | undefined
+  readonly encoding: string | undefined
+}
+
+const native = 1536
+const longestInput = 8192
+const tokensOf = (text: string): number => Math.ceil(Buffer.byteLength(text) / 4)
+
+/** A direction of roughly unit length, as the service's are. */
+export const vectorOf = (text: string, dimensions: number): Float32Array => {
+  let state = Number(BigInt.asUintN(32, BigInt(Bun.hash(text))))
+  const next = () => {
+    state = (state + 0x6d2b79f5) | 0
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
+    return (mixed ^ (mixed >>> 14)) / 2 ** 31
+  }
+  const vector = Float32Array.from({ length: dimensions }, next)
+  const length = Math.hypot(...vector)
+  return vector.map((x) => (x / length) * 1.001)
+}
+
+const spoilt = (vector: Float32Array, fault: Fault | undefined): Float32Array =>
+  fault === "wrong_dimension"
+    ? vector.subarray(1)
+    : fault === "zero"
+      ? vector.map(() => 0)
+      : fault === "not_finite"
+        ? vector.map((x, i) => (i === 1 ? Number.NaN : x))
+        : vector
+
+const refuse = ({ status, code, type, param, message, headers }: Refusal): Response =>
+  Response.json(
+    {
+      error: {
+        message: message ?? `refused with ${status}`,
+        type: type ?? "invalid_request_error",
+        param: param ?? null,
+        code: code ?? null,
+      },
+    },
+    { status, ...(headers && { headers }) },
+  )
+
+export type OpenAiStandIn = ReturnType<typeof openAiStandIn>
+
+export const openAiStandIn = ({ apiKey, latencyMs = 0, models, port = 0 }: StandInOptions = {}) => {
+  const known = new Set(
+    models ?? ["text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"],
+  )
+  const state = {
+    /** Applies to every request. */
+    fault: undefined as Fault | undefined,
+    /** A request with such a phrase is refused, or the phrase's vector spoilt. */
+    faults: new Map<string, Fault>(),
+    latencyMs,
+    /** Requests for embeddings, in order of arrival. */
+    received: [] as Array<Received>,
+    concurrent: 0,
+    mostConcurrent: 0,
+    /** Requests that the client broke off. */
+    aborted: 0,
+  }
+
+  const faultOf = (input: ReadonlyArray<string>): Fault | undefined =>
+    state.fault ?? input.map((text) => state.faults.get(text)).find((fault) => typeof fault === "object")
+
+  /** What the service itself would refuse. */
+  const problem = ({ dimensions, input, model }: Received): Refusal | undefined => {
+    if (!known.has(model))
+      return { status: 404, code: "model_not_found", message: `The model '${model}' does not exist` }
+    if (dimensions !== undefined && !model.startsWith("text-embedding-3-"))
+      return {
+        status: 400,
+        param: "dimensions",
+        message: "This model does not support specifying dimensions.",
+      }
+    if (input.length === 0 || input.length > 2048)
+      return { status: 400, param: "input", message: `${input.length} inputs, from 1 to 2048 are accepted` }
+    const odd = input.findIndex((text) => text === "" || tokensOf(text) > longestInput)
+    if (odd >= 0) return { status: 400, message: `'$.input[${odd}]' is empty or too long` }
+    const tokens = input.reduce((sum, text) => sum + tokensOf(text), 0)
+    return tokens > 300_000
+      ? { status: 400, message: `Requested ${tokens} tokens, max 300000 tokens per request` }
+      : undefined
+  }
+
+  const embeddings = async (request: Request): Promise<Response> => {
+    const body: {
+      readonly input: string | ReadonlyArray<string>
+      readonly model: string
+      readonly dimensions?: number
+      readonly encoding_format?: string
+    } = JSON.parse(await request.text())
+    const received: Received = {
+      input: [body.input].flat(),
+      model: body.model,
+      dimensions: body.dimensions,
+      encoding: body.encoding_format,
+    }
+    state.received.push(received)
+    const fault = faultOf(received.input)
+    const refusal = typeof fault === "object" ? fault : problem(received)
+    if (state.latencyMs > 0) await Bun.sleep(state.latencyMs)
+    if (refusal !== undefined) return refuse(refusal)
+    if (fault === "hang") await new Promise(() => {})
+    if (fault === "not_json")
+      return new Response("<html>all is well</html>", { headers: { "content-type": "text/html" } })
+    if (fault === "no_data") return Response.json({ object: "list" })
+    if (fault === "drop")
+      return new Response(
+        new ReadableStream({
+          start(controller) {
+            controller.enqueue('{"object":"list","data":[')
+            controller.error(new Error("dropped"))
+          },
+        }),
+        { headers: { "content-type": "application/json" } },
+      )
+    const data = received.input.flatMap((text, index) => {
+      const spoil = state.faults.get(text) ?? fault
+      if (spoil === "missing") return []
+      const vector = spoilt(vectorOf(text, received.dimensions ?? native), spoil)
+      const embedding =
+        received.encoding === "base64" && fault !== "floats"
+          ? Buffer.from(vector.slice().buffer).toString("base64")
+          : Array.from(vector)
+      return [{ object: "embedding", index, embedding }]
+    })
+    const tokens = received.input.reduce((sum, text) => sum + tokensOf(text), 0)
+    return Response.json({
+      object: "list",
+      data: fault === "shuffled" ? data.toReversed() : data,
+      model: received.model,
+      usage: { prompt_tokens: tokens, total_tokens: tokens },
+    })
+  }
+
+  const allowed = (request: Request): boolean => {
+    const [scheme, token] = (request.headers.get("authorization") ?? "").split(" ")
+    return scheme === "Bearer" && token !== undefined && (apiKey === undefined || token === apiKey)
+  }
+  const guarded =
+    (answer: (request: Request) => Response | Promise<Response>) => async (request: Request) => {
+      if (!allowed(request))
+        return refuse({ status: 401, code: "invalid_api_key", message: "Incorrect API key provided" })
+      state.mostConcurrent = Math.max(state.mostConcurrent, ++state.concurrent)
+      const gone = new Promise<Response>((resolve) =>
+        request.signal.addEventListener("abort", () => {
+          state.aborted += 1
+          resolve(new Response())
+        }),
+      )
+      try {
+        return await Promise.race([answer(request), gone])
+      } finally {
+        state.concurrent -= 1
+      }
+    }
+
+  const server = Bun.serve({
+    hostname: "127.0.0.1",
+    port,
+    idleTimeout: 0,
+    routes: {
+      "/v1/embeddings": { POST: guarded(embeddings) },
+      "/v1/models/:model": {
+        GET: guarded((request) => {
+          const model = decodeURIComponent(new URL(request.url).pathname.slice("/v1/models/".length))
+          if (typeof state.fault === "object") return refuse(state.fault)
+          if (state.fault === "hang") return new Promise<Response>(() => {})
+          return known.has(model)
+            ? Response.json({ id: model, object: "model", created: 0, owned_by: "stand-in" })
+            : refuse({ status: 404, code: "model_not_found", message: `The model '${model}' does not exist` })
+        }),
+      },
+      /** For runs by hand: `curl -X PUT …/fault -d '{"fault":{"status":429},"phrase":"…"}'`; DELETE mends all. */
+      "/fault": {
+        PUT: async (request) => {
+          const { fault, phrase }: { fault: Fault; phrase?: string } = JSON.parse(await request.text())
+          if (phrase === undefined) state.fault = fault
+          else state.faults.set(phrase, fault)
+          return new Response(null, { status: 204 })
+        },
+        DELETE: () => {
+          mend()
+          return new Response(null, { status: 204 })
+        },
+      },
+    },
+    fetch: () => refuse({ status: 404, message: "no such address" }),
+  })
+
+  /** Works as it should again, and forgets what it received. */
+  const mend = () => {
+    state.fault = undefined
+    state.faults.clear()
+    state.latencyMs = latencyMs
+    state.received.length = 0
+    state.mostConcurrent = state.concurrent
+    state.aborted = 0
+  }
+
+  return Object.assign(state, {
+    url: `http://127.0.0.1:${server.port}/v1`,
+    mend,
+    /** Breaks all connections and closes the port. */
+    stop: () => server.stop(true),
+  })
+}
