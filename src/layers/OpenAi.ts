@@ -2,7 +2,7 @@
  * The client of the OpenAI service, or of one that speaks its protocol. One try with a deadline: retrying belongs to
  * the retry ladder. Failures are told apart here, once, and never quote the key.
  */
-import { Clock, Config, ConfigError, Context, Duration, Effect, Either, Layer, Redacted } from "effect"
+import { Config, ConfigError, Context, Duration, Effect, Either, Layer, Redacted } from "effect"
 import OpenAI, { APIConnectionError, APIConnectionTimeoutError, APIError } from "openai"
 import { type Dependency, DependencyDown } from "../services/Dependencies.ts"
 import { PhraseEmbedderError } from "../services/PhraseEmbedder.ts"
@@ -81,25 +81,28 @@ const make = ({ apiKey, baseUrl, model }: OpenAiOptions): Context.Tag.Service<Op
     logLevel: "warn",
   })
 
-  const failure = (error: unknown) =>
-    Effect.map(Clock.currentTimeMillis, (now) => {
-      const text = error instanceof Error ? error.message : String(error)
-      const headers = error instanceof APIError ? error.headers : undefined
-      const retryAfter = headers && retryAfterOf(headers, now)
-      return new PhraseEmbedderError({
-        reason: reasonOf(error),
-        detail: text.replaceAll(Redacted.value(apiKey), "<redacted>").slice(0, longestDetail),
-        ...(retryAfter && { retryAfter }),
-        // An answer is told in full by the detail; its body might quote the key.
-        ...(headers === undefined && { cause: error }),
-      })
+  const failure = (error: unknown, now: number): PhraseEmbedderError => {
+    const text = error instanceof Error ? error.message : String(error)
+    const headers = error instanceof APIError ? error.headers : undefined
+    const retryAfter = headers && retryAfterOf(headers, now)
+    return new PhraseEmbedderError({
+      reason: reasonOf(error),
+      detail: text.replaceAll(Redacted.value(apiKey), "<redacted>").slice(0, longestDetail),
+      ...(retryAfter && { retryAfter }),
+      // An answer is told in full by the detail; its body might quote the key.
+      ...(headers === undefined && { cause: error }),
     })
+  }
 
   return {
     model,
     call: (run, within = deadline) =>
-      Effect.tryPromise({ try: (signal) => run(client, { signal }), catch: (error) => error }).pipe(
-        Effect.catchAll((error) => Effect.flip(failure(error))),
+      Effect.flatMap(Effect.clock, (clock) =>
+        Effect.tryPromise({
+          try: (signal) => run(client, { signal }),
+          catch: (error) => failure(error, clock.unsafeCurrentTimeMillis()),
+        }),
+      ).pipe(
         Effect.timeoutFail({
           duration: within,
           onTimeout: () =>

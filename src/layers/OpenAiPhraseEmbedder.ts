@@ -2,11 +2,11 @@
  * Embeds phrases by the OpenAI service, many a request. A refused phrase is found by halving its batch, so that the
  * others succeed; every vector is checked before anybody sees it.
  */
-import { Array as Arr, Effect, Either, Layer } from "effect"
+import { Array as Arr, Duration, Effect, Either, Layer, Metric } from "effect"
 import type { CreateEmbeddingResponse } from "openai/resources/embeddings"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import { PhraseEmbedder, PhraseEmbedderError } from "../services/PhraseEmbedder.ts"
-import { attribute } from "../services/Telemetry.ts"
+import { attribute, embeddingsDuration } from "../services/Telemetry.ts"
 import * as Vector from "../services/Vector.ts"
 import { OpenAi } from "./OpenAi.ts"
 
@@ -61,6 +61,7 @@ const make = Effect.gen(function* () {
         vectors: phrases.map((_, index) => byIndex.get(index)),
       }
     }).pipe(
+      Metric.trackDurationWith(embeddingsDuration, Duration.toSeconds),
       Effect.tap(({ tokens }) => Effect.annotateCurrentSpan(attribute.genAiInputTokens, tokens)),
       Effect.map(({ vectors }) => vectors.map((vector) => checked(vector, dimensions))),
       Effect.withSpan(`embeddings ${model}`, {

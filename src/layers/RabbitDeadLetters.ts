@@ -88,7 +88,12 @@ const make = Effect.gen(function* () {
     list: Stream.unwrap(
       Effect.gen(function* () {
         const letters: Array<DeadLetter> = []
-        yield* failing(visit((message) => Effect.sync(() => (letters.push(toLetter(message)), false))))
+        const look = (message: GetMessage) =>
+          Effect.sync(() => {
+            letters.push(toLetter(message))
+            return false
+          })
+        yield* failing(visit(look))
         return Stream.fromIterable(letters)
       }),
     ),

@@ -324,10 +324,11 @@ const make = Effect.gen(function* () {
       yield* Effect.logError("park.failed").pipe(
         Effect.annotateLogs({ count: left.length, detail: "kept unacknowledged and tried again" }),
       )
-      yield* Effect.suspend(() => park(left)).pipe(
-        Effect.tap((rest) => Effect.sync(() => void (left = rest))),
-        Effect.repeat({ schedule: parkingInterval, while: (rest) => rest.length > 0 }),
-      )
+      const again = Effect.gen(function* () {
+        left = yield* park(left)
+        return left.length
+      })
+      yield* Effect.repeat(again, { schedule: parkingInterval, while: (count) => count > 0 })
     })
 
     const settle = Effect.fnUntraced(function* (settled: ReadonlyArray<Settled>) {

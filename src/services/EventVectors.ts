@@ -92,55 +92,60 @@ const make = Effect.gen(function* () {
         ),
       )
 
+  /** Finds phrases that are not in memory, and keeps what it had to compute. */
   const find = Effect.fnUntraced(function* (phrases: ReadonlyArray<string>) {
     const found = new Map<string, Found<PhraseEmbedderError>>()
+    const keyOf = new Map(phrases.map((phrase) => [phrase, phraseKey(space, phrase)]))
     const paid = yield* kept
-      .load(phrases.map((phrase) => phraseKey(space, phrase)))
+      .load([...keyOf.values()])
       .pipe(orElse<ReadonlyMap<string, Float32Array>>(new Map()))
-    for (const phrase of phrases) {
-      const vector = paid.get(phraseKey(space, phrase))
-      if (vector?.length === config.dimensions) found.set(phrase, Either.right(vector))
+    for (const [phrase, key] of keyOf) {
+      const vector = paid.get(key)
+      if (vector !== undefined && Vector.problem(vector, config.dimensions) === undefined)
+        found.set(phrase, Either.right(vector))
     }
+    Telemetry.count(Telemetry.phrasesFrom.store, found.size)
     const unknown = phrases.filter((phrase) => !found.has(phrase))
     if (unknown.length > 0) {
-      const computed = yield* embedder.embed(unknown)
+      Telemetry.count(Telemetry.phrasesFrom.embedder, unknown.length)
+      const computed = Arr.zip(unknown, yield* embedder.embed(unknown))
       const fresh = new Map<string, Float32Array>()
-      for (const [index, phrase] of unknown.entries()) {
-        const result = computed[index]!
+      for (const [phrase, result] of computed) {
         found.set(phrase, result)
         if (Either.isRight(result)) fresh.set(phraseKey(space, phrase), result.right)
       }
       if (fresh.size > 0) yield* kept.save(fresh).pipe(orElse<void>(undefined))
     }
+    const now = yield* Clock.currentTimeMillis
+    for (const [phrase, result] of found) if (Either.isRight(result)) remember(phrase, result.right, now)
     return found
   })
 
+  /** Starts to find phrases for everybody who wants them: it goes on when the caller is interrupted. */
+  const start = (phrases: ReadonlyArray<string>) =>
+    Effect.suspend(() => {
+      const batch: Batch = Deferred.unsafeMake(FiberId.none)
+      for (const phrase of phrases) inFlight.set(phrase, batch)
+      return Effect.interruptible(find(phrases)).pipe(
+        Effect.onExit((exit) => {
+          for (const phrase of phrases) inFlight.delete(phrase)
+          return Deferred.done(batch, exit)
+        }),
+        Effect.forkIn(scope),
+      )
+    }).pipe(Effect.uninterruptible)
+
   const ofPhrases = Effect.fnUntraced(function* (phrases: ReadonlyArray<string>) {
     const now = yield* Clock.currentTimeMillis
-    const self = yield* Effect.fiberId
     const found = new Map<string, Found<PhraseEmbedderError>>()
-    const awaited = new Map<string, Deferred.Deferred<Found<PhraseEmbedderError>>>()
-    const mine = new Map<string, Deferred.Deferred<Found<PhraseEmbedderError>>>()
     for (const phrase of phrases) {
       const vector = recall(phrase, now)
-      const other = inFlight.get(phrase)
       if (vector !== undefined) found.set(phrase, Either.right(vector))
-      else if (other !== undefined) awaited.set(phrase, other)
-      else mine.set(phrase, Deferred.unsafeMake(self))
     }
-    for (const [phrase, deferred] of mine) inFlight.set(phrase, deferred)
-    if (mine.size > 0) {
-      // Uninterruptible, so that nobody waits for an answer that never comes; the parts have deadlines of their own.
-      const results = yield* Effect.uninterruptible(find([...mine.keys()]))
-      for (const [phrase, deferred] of mine) {
-        const result = results.get(phrase)!
-        found.set(phrase, result)
-        if (Either.isRight(result)) remember(phrase, result.right, now)
-        inFlight.delete(phrase)
-        yield* Deferred.succeed(deferred, result)
-      }
-    }
-    for (const [phrase, deferred] of awaited) found.set(phrase, yield* Deferred.await(deferred))
+    Telemetry.count(Telemetry.phrasesFrom.memory, found.size)
+    const wanted = phrases.filter((phrase) => !found.has(phrase))
+    const batches = yield* claim(wanted)
+    for (const phrase of wanted)
     return found
   })
 

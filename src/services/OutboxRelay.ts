@@ -111,7 +111,10 @@ const make = Effect.gen(function* () {
 
   const sweep = Effect.gen(function* () {
     let published = 0
-    yield* log.whileElected(Effect.map(sweepPages, (count) => void (published = count)))
+    const counting = Effect.map(sweepPages, (count) => {
+      published = count
+    })
+    yield* log.whileElected(counting)
     if (published > 0) yield* Effect.logInfo("outbox.swept").pipe(Effect.annotateLogs({ count: published }))
     return published
   })

@@ -68,6 +68,19 @@ export const skippedInteractions = Metric.counter("user_embeddings.skipped", { i
 export const staleFolds = Metric.counter("user_embeddings.stale_folds", { incremental: true })
 /** Interactions whose write lost a compare-and-swap and was done again. */
 export const lockConflicts = Metric.counter("user_embeddings.lock_conflicts", { incremental: true })
+const phraseLookups = Metric.counter("user_embeddings.phrase_lookups", { incremental: true })
+/** Phrases whose vector was wanted, by where it was found; `embedder` is what costs. */
+export const phrasesFrom = {
+  memory: Metric.tagged(phraseLookups, "source", "memory"),
+  store: Metric.tagged(phraseLookups, "source", "store"),
+  embedder: Metric.tagged(phraseLookups, "source", "embedder"),
+}
+/** Requests to the embedding service that were answered. */
+export const embeddingsDuration = Metric.histogram(
+  "gen_ai.client.embeddings.duration",
+  MetricBoundaries.fromIterable([0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15]),
+  "Seconds until the embedding service answered",
+).pipe(Metric.tagged("unit", "s"))
 /** Messages parked in `failed`. */
 export const deadLetters = Metric.counter("user_embeddings.dead_letters", { incremental: true })
 /** Messages sent up the retry ladder. */

@@ -65,7 +65,6 @@ layerSuite("local: meaning", layerOf(384), (it) => {
 
   it("words that say little count little", () =>
     Effect.gen(function* () {
-      expect(yield* cosine("a pair of headphones for the train", "headphones train")).toBeGreaterThan(0.85)
       const withArticle = yield* cosine("the headphones", "headphones")
       expect(withArticle).toBeGreaterThan(yield* cosine("orange headphones", "headphones"))
     }))

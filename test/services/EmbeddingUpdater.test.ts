@@ -85,7 +85,9 @@ const store = () => {
             ]),
           ),
       ),
-    settled: guard(() => void (state.confirmations += 1)),
+    settled: guard(() => {
+      state.confirmations += 1
+    }),
     erase: () => Effect.succeed(false),
     count: Effect.succeed(0),
     stream: Stream.empty,

@@ -13,8 +13,16 @@ export interface Refusal {
   readonly headers?: Readonly<Record<string, string>>
 }
 
-/** What goes wrong with a request: refused, no answer, one that breaks off, or one that isn't the protocol's. */
-export type RequestFault = Refusal | "hang" | "drop" | "not_json" | "no_data" | "shuffled" | "floats"
+/** What goes wrong with a request: refused, not answered, cut off, or answered as no such service would. */
+export type RequestFault =
+  | Refusal
+  | "hang"
+  | "drop"
+  | "truncated"
+  | "not_json"
+  | "no_data"
+  | "shuffled"
+  | "floats"
 /** What goes wrong with one vector of an answer. */
 export type VectorFault = "wrong_dimension" | "zero" | "not_finite" | "missing"
 export type Fault = RequestFault | VectorFault
@@ -140,16 +148,10 @@ export const openAiStandIn = ({ apiKey, latencyMs = 0, models, port = 0 }: Stand
     if (fault === "not_json")
       return new Response("<html>all is well</html>", { headers: { "content-type": "text/html" } })
     if (fault === "no_data") return Response.json({ object: "list" })
-    if (fault === "drop")
-      return new Response(
-        new ReadableStream({
-          start(controller) {
-            controller.enqueue('{"object":"list","data":[')
-            controller.error(new Error("dropped"))
-          },
-        }),
-        { headers: { "content-type": "application/json" } },
-      )
+    if (fault === "truncated")
+      return new Response('{"object":"list","data":[', { headers: { "content-type": "application/json" } })
+    // A stream that errors closes the connection.
+    if (fault === "drop") return new Response(new ReadableStream({ start: (stream) => stream.error() }))
     const data = received.input.flatMap((text, index) => {
       const spoil = state.faults.get(text) ?? fault
       if (spoil === "missing") return []

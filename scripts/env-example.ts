@@ -1,0 +1,7 @@
+/** Writes `.env.example` from the declarations of the variables. */
+import * as Settings from "../src/services/Settings.ts"
+
+await Bun.write(
+  new URL("../.env.example", import.meta.url),
+  Settings.all.map(Settings.toEnvExample).join("\n"),
+)

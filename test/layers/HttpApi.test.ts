@@ -1,0 +1,248 @@
+/** The HTTP API over a listening server on the embedded stack. */
+import { expect } from "bun:test"
+import { HttpServer } from "@effect/platform"
+import { Effect, Layer } from "effect"
+import * as Api from "../../src/programs/Api.ts"
+import { InteractionLog } from "../../src/services/InteractionLog.ts"
+import { layerSuite } from "../support/effect.ts"
+import { embedded } from "../support/stacks.ts"
+
+const api = (extra: Readonly<Record<string, string>> = {}) =>
+  Api.layer.pipe(Layer.provideMerge(embedded({ API_PORT: "0", ...extra })))
+
+interface Answer {
+  readonly status: number
+  readonly headers: Headers
+  readonly body: Record<string, unknown>
+}
+
+const call = (method: string, path: string, body?: string | Buffer<ArrayBuffer>, headers: Record<string, string> = {}) =>
+  Effect.gen(function* () {
+    const { address } = yield* HttpServer.HttpServer
+    const port = address._tag === "TcpAddress" ? address.port : 0
+    return yield* Effect.promise(async (): Promise<Answer> => {
+      const response = await fetch(`http://127.0.0.1:${port}${path}`, {
+        method,
+        headers,
+        ...(body === undefined ? {} : { body }),
+      })
+      const text = await response.text()
+      return {
+        status: response.status,
+        headers: response.headers,
+        body: text.startsWith("{") ? JSON.parse(text) : {},
+      }
+    })
+  })
+const json = { "content-type": "application/json" }
+const post = (path: string, body: unknown, headers: Record<string, string> = {}) =>
+  call("POST", path, JSON.stringify(body), { ...json, ...headers })
+const total = Effect.flatMap(InteractionLog, ({ backlog }) => Effect.map(backlog, ({ total }) => total))
+
+const at = "2026-02-10T12:34:56.789Z"
+const future = new Date(Date.now() + 120_000).toISOString()
+const search = "/api/user/u-42/search"
+const view = "/api/user/u-42/product/456/view"
+const bulk = "/api/interactions"
+const vector = "/api/product/456/embedding"
+
+/** Method, path, body, headers → status and the field that the problem names. */
+const bad: ReadonlyArray<
+  readonly [string, string, string | Uint8Array | undefined, Record<string, string>, number, string?]
+> = [
+  ["POST", search, '{"query": "a"', json, 400],
+  ["POST", search, "plain words", json, 400],
+  ["POST", search, Uint8Array.of(0x22, 0xff, 0x22), json, 400],
+  ["POST", search, '{"query": "a"}', { "content-type": "text/plain" }, 415],
+  ["POST", search, '{"query": "a"}', { "content-type": "application/x-www-form-urlencoded" }, 415],
+  ["POST", view, "x=1", { "content-type": "text/plain" }, 415],
+  ["POST", search, undefined, {}, 422, "query"],
+  ["POST", search, "{}", json, 422, "query"],
+  ["POST", search, "[]", json, 422, ""],
+  ["POST", search, "null", json, 422],
+  ["POST", search, '"words"', json, 422, ""],
+  ["POST", search, '{"query": 5}', json, 422, "query"],
+  ["POST", search, '{"query": null}', json, 422, "query"],
+  ["POST", search, '{"query": ""}', json, 422, "query"],
+  ["POST", search, '{"query": "   "}', json, 422, "query"],
+  ["POST", search, `{"query": "${"x".repeat(256)}"}`, json, 422, "query"],
+  ["POST", search, '{"query": "a\\u0000b"}', json, 422, "query"],
+  ["POST", search, '{"query": "a\\u0085b"}', json, 422, "query"],
+  ["POST", search, '{"query": "a\\ud800"}', json, 422, "query"],
+  ["POST", search, '{"query": "a", "occurred_at": "yesterday"}', json, 422, "occurred_at"],
+  ["POST", search, '{"query": "a", "occurred_at": "2026-02-10T12:00:00"}', json, 422, "occurred_at"],
+  ["POST", search, '{"query": "a", "occurred_at": "2026-02-30T12:00:00Z"}', json, 422, "occurred_at"],
+  ["POST", search, '{"query": "a", "occurred_at": 1770000000}', json, 422, "occurred_at"],
+  ["POST", search, `{"query": "a", "occurred_at": "${future}"}`, json, 422, "occurred_at"],
+  ["POST", search, '{"query": "a", "device": {"os": "ios"}}', json, 422, "device"],
+  ["POST", search, '{"query": "a", "tags": ["x"]}', json, 422, "tags"],
+  ["POST", search, `{"query": "a", "note": "${"x".repeat(4096)}"}`, json, 422],
+  ["POST", search, `{"query": "a", "note": "${"x".repeat(70_000)}"}`, json, 413],
+  ["POST", search, '{"query": "a"}', { ...json, "idempotency-key": "x".repeat(256) }, 422, "Idempotency-Key"],
+  ["POST", search, '{"query": "a"}', { ...json, "idempotency-key": "schlüssel" }, 422, "Idempotency-Key"],
+  ["POST", "/api/user/two%20words/search", '{"query": "a"}', json, 422, "userId"],
+  ["POST", `/api/user/${"x".repeat(65)}/search`, '{"query": "a"}', json, 422, "userId"],
+  ["POST", "/api/user/%E2%82%AC/search", '{"query": "a"}', json, 422, "userId"],
+  ["POST", "/api/user/u/product/a%2Fb/view", undefined, {}, 422, "productId"],
+  ["POST", "/api/user/u/product/a+b/purchase", undefined, {}, 422, "productId"],
+  ["POST", view, '{"occurred_at": "never"}', json, 422, "occurred_at"],
+  ["POST", view, "[1]", json, 422, ""],
+  ["POST", "/api/user/u/product/456/wish", undefined, {}, 404],
+  ["GET", "/api/nothing", undefined, {}, 404],
+  ["GET", search, undefined, {}, 405],
+  ["DELETE", bulk, undefined, {}, 405],
+  ["PUT", view, undefined, {}, 405],
+  ["GET", "/api/user/nobody/embedding", undefined, {}, 404],
+  ["GET", "/api/user/nobody/embedding?vector=maybe", undefined, {}, 422, "vector"],
+  ["POST", bulk, undefined, {}, 422, ""],
+  ["POST", bulk, "{}", json, 422, ""],
+  ["POST", bulk, "[]", json, 422, ""],
+  ["POST", bulk, JSON.stringify(Array.from({ length: 1_001 }, () => ({}))), json, 422, ""],
+  ["POST", bulk, `["${"x".repeat(1_100_000)}"]`, json, 413],
+  ["PUT", vector, "{}", json, 422],
+  ["PUT", vector, '{"text": "a", "vector": [1]}', json, 422],
+  ["PUT", vector, '{"vector": [1, 2]}', json, 422, "vector"],
+  ["PUT", vector, `{"vector": [${Array.from({ length: 1536 }, () => 0)}]}`, json, 422, "vector"],
+  ["PUT", vector, '{"vector": ["x"]}', json, 422, "vector.0"],
+  ["PUT", vector, '{"text": "  "}', json, 422, "text"],
+  ["PUT", vector, '{"text": "a", "colour": "red"}', json, 422, "colour"],
+]
+
+layerSuite("HTTP API", api(), (it) => {
+  for (const [index, [method, path, body, headers, status, field]] of bad.entries())
+    it(`bad request ${index}: ${method} ${path.slice(0, 60)} → ${status}${field ? ` ${field}` : ""}`, () =>
+      Effect.gen(function* () {
+        const before = yield* total
+        const answer = yield* call(method, path, typeof body === "object" ? Buffer.from(body) : body, headers)
+        expect([answer.status, answer.headers.get("content-type")]).toEqual([
+          status,
+          "application/problem+json",
+        ])
+        expect(answer.body).toMatchObject({ type: "about:blank", status })
+        if (field !== undefined) {
+          const errors = answer.body.errors as ReadonlyArray<{ readonly field: string }>
+          expect(errors.map((error) => error.field)).toContain(field)
+        }
+        expect(yield* total).toBe(before)
+      }))
+
+  it("a search is recorded once, with its message id, and a trace to follow", () =>
+    Effect.gen(function* () {
+      const body = {
+        query: " wireless headphones ",
+        occurred_at: "2026-02-10T13:34:56.7899+01:00",
+        device: "ios",
+      }
+      const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+      const first = yield* post(search, body, { traceparent })
+      expect(first.status).toBe(201)
+      expect(first.body).toEqual({
+        message_id: "0e9e47f25f104f99fec6a93759cce98711e0abd4add39cc47d17201048ad1db4",
+        user_id: "u-42",
+        event_type: "search",
+        occurred_at: at,
+        duplicate: false,
+      })
+      expect(first.headers.get("traceparent")).toMatch(
+        /^00-0af7651916cd43dd8448eb211c80319c-[0-9a-f]{16}-01$/,
+      )
+      const second = yield* post(search, body)
+      expect([second.status, second.body.duplicate]).toEqual([200, true])
+    }))
+
+  it("a product event needs no body", () =>
+    Effect.gen(function* () {
+      for (const event of ["view", "click", "purchase"]) {
+        const answer = yield* call("POST", `/api/user/7/product/456/${event}`)
+        expect([answer.status, answer.body.user_id, answer.body.event_type]).toEqual([
+          201,
+          "7",
+          `product_${event}`,
+        ])
+      }
+    }))
+
+  it("an idempotency key gives the first result again, and 422 for anything else", () =>
+    Effect.gen(function* () {
+      const key = { "idempotency-key": "k-1" }
+      const first = yield* post("/api/user/keyed/search", { query: "tent" }, key)
+      const again = yield* post("/api/user/keyed/search", { query: "tent" }, key)
+      expect([again.status, again.body]).toEqual([200, { ...first.body, duplicate: true }])
+      expect((yield* post("/api/user/keyed/search", { query: "stove" }, key)).status).toBe(422)
+      expect((yield* post("/api/user/keyed/product/456/view", {}, key)).status).toBe(422)
+      expect((yield* post("/api/user/other/search", { query: "tent" }, key)).status).toBe(201)
+    }))
+
+  it("the bulk route answers per item, 207 when some are rejected", () =>
+    Effect.gen(function* () {
+      const good = { user_id: 9, event_type: "product_view", product_id: 456, occurred_at: at }
+      const answer = yield* post(bulk, [
+        good,
+        good,
+        { ...good, event_type: "search" },
+        { ...good, colour: "red" },
+        {
+          user_id: 9,
+          event_type: "search",
+          search_phrase: "tent",
+          idempotency_key: "b-1",
+          metadata: { a: 1 },
+        },
+      ])
+      expect(answer.status).toBe(207)
+      expect(answer.body).toMatchObject({ accepted: 2, duplicates: 1, rejected: 2 })
+      const results = answer.body.results as ReadonlyArray<{ readonly status: number }>
+      expect(results.map(({ status }) => status)).toEqual([201, 200, 422, 422, 201])
+      expect((yield* post(bulk, [good])).status).toBe(200)
+    }))
+
+  it("a product is stored from a text, replaced by a vector", () =>
+    Effect.gen(function* () {
+      const put = (body: unknown) => call("PUT", "/api/product/p-1/embedding", JSON.stringify(body), json)
+      expect((yield* put({ text: "a garden hose", product_name: "Hose" })).status).toBe(201)
+      expect((yield* put({ vector: Array.from({ length: 1536 }, (_, i) => i) })).status).toBe(200)
+    }))
+
+  it("health, documents and the contract are open", () =>
+    Effect.gen(function* () {
+      expect((yield* call("GET", "/livez")).body).toEqual({ status: "ok" })
+      expect((yield* call("GET", "/readyz")).body).toMatchObject({
+        status: "ok",
+        dependencies: { sqlite: { status: "up" } },
+      })
+      expect((yield* call("GET", "/docs")).status).toBe(200)
+      const { paths } = (yield* call("GET", "/openapi.json")).body as { readonly paths: object }
+      expect(Object.keys(paths)).toContain("/api/user/{userId}/product/{productId}/purchase")
+      expect(JSON.stringify(paths)).toContain("application/problem+json")
+    }))
+})
+
+layerSuite(
+  "HTTP API with tokens and a limit",
+  api({ API_TOKENS: "one, two", RATE_LIMIT_PER_USER: "3", API_HOST: "127.0.0.1" }),
+  (it) => {
+    it("asks for a token, but not for health", () =>
+      Effect.gen(function* () {
+        const none = yield* post(search, { query: "a" })
+        expect([none.status, none.headers.get("www-authenticate")]).toEqual([401, "Bearer"])
+        expect((yield* post(search, { query: "a" }, { authorization: "Bearer three" })).status).toBe(401)
+        expect((yield* post(search, { query: "a" }, { authorization: "Bearer two" })).status).toBe(201)
+        expect((yield* call("GET", "/livez")).status).toBe(200)
+      }))
+
+    it("limits each user, item by item, and lets others pass", () =>
+      Effect.gen(function* () {
+        const token = { authorization: "Bearer one" }
+        const items = Array.from({ length: 5 }, (_, i) => ({
+          user_id: "fast",
+          event_type: "search",
+          search_phrase: `q${i}`,
+        }))
+        const answer = yield* post(bulk, items, token)
+        expect([answer.status, answer.body.accepted]).toEqual([207, 3])
+        const refused = yield* post("/api/user/fast/search", { query: "more" }, token)
+        expect([refused.status, refused.headers.get("retry-after")]).toEqual([429, "1"])
+        expect((yield* post("/api/user/slow/search", { query: "more" }, token)).status).toBe(201)
+      }))
+  },
+)
