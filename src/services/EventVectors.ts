@@ -2,12 +2,24 @@
  * Step: interactions → event vectors. A product's stored embedding, or the embedding of the search phrase: from
  * memory, else from the phrases already paid for, else from the embedder, which never sees a phrase twice.
  */
-import { Array as Arr, Clock, Context, Deferred, Duration, Effect, Either, Layer, Schema } from "effect"
+import {
+  Array as Arr,
+  Clock,
+  Context,
+  Deferred,
+  Duration,
+  Effect,
+  Either,
+  FiberId,
+  Layer,
+  Schema,
+} from "effect"
 import { EmbeddingConfig } from "./EmbeddingConfig.ts"
 import type { Interaction } from "./Interaction.ts"
 import { PhraseEmbedder, type PhraseEmbedderError } from "./PhraseEmbedder.ts"
 import { PhraseEmbeddings, type PhraseEmbeddingsError, phraseKey } from "./PhraseEmbeddings.ts"
 import { ProductEmbeddings, type ProductEmbeddingsError } from "./ProductEmbeddings.ts"
+import * as Telemetry from "./Telemetry.ts"
 import * as Vector from "./Vector.ts"
 
 /** The product has no embedding in the configured space. */
@@ -50,6 +62,9 @@ export class EventVectors extends Context.Tag("user-embeddings/EventVectors")<
   }
 >() {}
 
+/** Phrases that are found together, and what became of them. */
+type Batch = Deferred.Deferred<ReadonlyMap<string, Found<PhraseEmbedderError>>>
+
 /** Phrases kept in memory: 6 KB each at 1536 dimensions. */
 const phrasesInMemory = 4_000
 
@@ -58,12 +73,13 @@ const make = Effect.gen(function* () {
   const products = yield* ProductEmbeddings
   const kept = yield* PhraseEmbeddings
   const embedder = yield* PhraseEmbedder
+  const scope = yield* Effect.scope
   const { space } = embedder
   const ttl = Duration.toMillis(config.cacheTtl)
   /** In order of use, oldest first. */
   const memory = new Map<string, { readonly vector: Float32Array; readonly until: number }>()
-  /** Phrases that another caller is finding right now. */
-  const inFlight = new Map<string, Deferred.Deferred<Found<PhraseEmbedderError>>>()
+  /** Phrases that are being found right now. */
+  const inFlight = new Map<string, Batch>()
 
   const recall = (phrase: string, now: number): Float32Array | undefined => {
     const entry = memory.get(phrase)
@@ -121,31 +137,39 @@ const make = Effect.gen(function* () {
     return found
   })
 
-  /** Starts to find phrases for everybody who wants them: it goes on when the caller is interrupted. */
-  const start = (phrases: ReadonlyArray<string>) =>
-    Effect.suspend(() => {
-      const batch: Batch = Deferred.unsafeMake(FiberId.none)
-      for (const phrase of phrases) inFlight.set(phrase, batch)
-      return Effect.interruptible(find(phrases)).pipe(
-        Effect.onExit((exit) => {
-          for (const phrase of phrases) inFlight.delete(phrase)
-          return Deferred.done(batch, exit)
-        }),
-        Effect.forkIn(scope),
-      )
-    }).pipe(Effect.uninterruptible)
+  /** Finds phrases for everybody who wants them, on behalf of nobody: it goes on when a caller is interrupted. */
+  const start = (phrases: ReadonlyArray<string>, batch: Batch) =>
+    Effect.interruptible(find(phrases)).pipe(
+      Effect.onExit((exit) => {
+        for (const phrase of phrases) inFlight.delete(phrase)
+        return Deferred.done(batch, exit)
+      }),
+      Effect.forkIn(scope),
+    )
 
   const ofPhrases = Effect.fnUntraced(function* (phrases: ReadonlyArray<string>) {
     const now = yield* Clock.currentTimeMillis
     const found = new Map<string, Found<PhraseEmbedderError>>()
-    for (const phrase of phrases) {
-      const vector = recall(phrase, now)
-      if (vector !== undefined) found.set(phrase, Either.right(vector))
-    }
-    Telemetry.count(Telemetry.phrasesFrom.memory, found.size)
-    const wanted = phrases.filter((phrase) => !found.has(phrase))
-    const batches = yield* claim(wanted)
-    for (const phrase of wanted)
+    // In one step, so that no phrase is claimed twice and no claim stays without its batch.
+    const batches = yield* Effect.suspend(() => {
+      const batch: Batch = Deferred.unsafeMake(FiberId.none)
+      const mine: Array<string> = []
+      const awaited = new Map<string, Batch>()
+      for (const phrase of phrases) {
+        const vector = recall(phrase, now)
+        if (vector !== undefined) {
+          found.set(phrase, Either.right(vector))
+          continue
+        }
+        const other = inFlight.get(phrase)
+        if (other === undefined) mine.push(phrase)
+        inFlight.set(phrase, other ?? batch)
+        awaited.set(phrase, other ?? batch)
+      }
+      Telemetry.count(Telemetry.phrasesFrom.memory, found.size)
+      return Effect.as(mine.length > 0 ? start(mine, batch) : Effect.void, awaited)
+    }).pipe(Effect.uninterruptible)
+    for (const [phrase, batch] of batches) found.set(phrase, (yield* Deferred.await(batch)).get(phrase)!)
     return found
   })
 
@@ -185,4 +209,4 @@ const make = Effect.gen(function* () {
   return { space, resolve, ofTexts: embedder.embed }
 })
 
-export const layer = Layer.effect(EventVectors, make)
+export const layer = Layer.scoped(EventVectors, make)
