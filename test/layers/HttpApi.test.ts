@@ -16,7 +16,12 @@ interface Answer {
   readonly body: Record<string, unknown>
 }
 
-const call = (method: string, path: string, body?: string | Buffer<ArrayBuffer>, headers: Record<string, string> = {}) =>
+const call = (
+  method: string,
+  path: string,
+  body?: string | Buffer<ArrayBuffer>,
+  headers: Record<string, string> = {},
+) =>
   Effect.gen(function* () {
     const { address } = yield* HttpServer.HttpServer
     const port = address._tag === "TcpAddress" ? address.port : 0
