@@ -44,6 +44,10 @@ export const showUser = Effect.fn("showUser")(function* (user_id: UserId) {
     version: record.version,
     dimension_count: vector.length,
     norm: Vector.norm(vector),
+    metadata: {
+      ...facts.metadata,
+      last_recalculation: new Date(facts.metadata.last_recalculation).toISOString(),
+    },
     events: newest.map(
       ({ interaction: { event_type, message_id, occurred_at, product_id, search_phrase } }) => ({
         event_type,

@@ -195,8 +195,8 @@ const make = Effect.gen(function* () {
   const resolve = Effect.fnUntraced(function* (interactions: ReadonlyArray<Interaction>) {
     const [byPhrase, byProduct] = yield* Effect.all(
       [
-        ofPhrases(Arr.dedupe(interactions.flatMap(({ search_phrase }) => search_phrase ?? []))),
-        ofProducts(Arr.dedupe(interactions.flatMap(({ product_id }) => product_id ?? []))),
+        ofPhrases([...new Set(interactions.flatMap(({ search_phrase }) => search_phrase ?? []))]),
+        ofProducts([...new Set(interactions.flatMap(({ product_id }) => product_id ?? []))]),
       ],
       { concurrency: 2 },
     )
