@@ -148,7 +148,7 @@ const make = Effect.gen(function* () {
 
   /** One round: load, drop what is applied, fold, write. Answers the items that lost the compare-and-swap. */
   const round = Effect.fnUntraced(function* (items: ReadonlyArray<Item>) {
-    const records = yield* users.load(Arr.dedupe(items.map(({ interaction }) => interaction.user_id)))
+    const records = yield* users.load([...new Set(items.map(({ interaction }) => interaction.user_id))])
     const fresh = yield* dropApplied(items, records)
     yield* findVectors(fresh)
     const now = yield* Clock.currentTimeMillis
