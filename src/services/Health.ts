@@ -38,7 +38,7 @@ const look = ({ missing, ping }: Dependency): Effect.Effect<DependencyHealth> =>
  */
 export const make = (
   part: "api" | "worker",
-  outage: Effect.Effect<Option.Option<string>> = Effect.succeed(Option.none()),
+  outage: Effect.Effect<Option.Option<string>> = Effect.succeedNone,
 ) =>
   Effect.gen(function* () {
     const dependencies = yield* Dependencies

@@ -53,11 +53,19 @@ export const SearchPhrase = Schema.transformOrFail(Schema.String, Schema.String,
 
 const timestampPattern =
   /^(\d{4})-(\d{2})-(\d{2})T([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:[.,](\d+))?)?(Z|[+-](?:[01]\d|2[0-3]):?[0-5]\d)$/
+const epochIsKnown = (epoch: number): boolean => epoch >= 0 && epoch < 253_402_300_800_000
+/** The usual case, without regular expression and parts. */
+const isCanonical = (text: string): boolean => {
+  if (text.length !== 24 || !text.endsWith("Z")) return false
+  const epoch = Date.parse(text)
+  return epochIsKnown(epoch) && new Date(epoch).toISOString() === text
+}
 /**
  * The canonical form of an ISO 8601 date-time with offset: UTC with exactly three decimals, finer digits cut.
  * `undefined` when it isn't one, has no offset, names no real day, or lies outside the years 1970–9999.
  */
 export const canonicalTimestamp = (text: string): string | undefined => {
+  if (isCanonical(text)) return text
   const match = timestampPattern.exec(text)
   if (match === null) return undefined
   const [, year, month, day, hour, minute, second = "00", fraction = "", offset] = match
@@ -66,7 +74,7 @@ export const canonicalTimestamp = (text: string): string | undefined => {
   const milliseconds = fraction.slice(0, 3).padEnd(3, "0")
   const zone = offset === "Z" || offset!.includes(":") ? offset : `${offset!.slice(0, 3)}:${offset!.slice(3)}`
   const epoch = Date.parse(`${year}-${month}-${day}T${hour}:${minute}:${second}.${milliseconds}${zone}`)
-  return epoch >= 0 && epoch < 253_402_300_800_000 ? new Date(epoch).toISOString() : undefined
+  return epochIsKnown(epoch) ? new Date(epoch).toISOString() : undefined
 }
 /** ISO 8601 with offset, canonicalised to UTC milliseconds: `2026-02-10T12:34:56.789Z`. */
 export const Timestamp = Schema.transformOrFail(Schema.String, Schema.String, {
@@ -88,41 +96,48 @@ export const Timestamp = Schema.transformOrFail(Schema.String, Schema.String, {
 
 /** Greatest size of serialised metadata in bytes. */
 export const maxMetadataBytes = 4096
-const MetadataValue = Schema.Union(
-  Schema.String.pipe(Schema.filter((text) => text.isWellFormed() || "must not contain lone surrogates")),
-  Schema.Finite,
-  Schema.Boolean,
-  Schema.Null,
-).annotations({ message: () => ({ message: "must be a string, a number or a boolean", override: true }) })
-/** Flat facts about an interaction: strings, numbers and booleans; nulls are dropped. */
-export const Metadata = Schema.transform(
-  Schema.Record({ key: Schema.String, value: MetadataValue }),
-  Schema.Record({
-    key: Schema.String,
-    value: Schema.Union(Schema.String, Schema.Number, Schema.Boolean),
-  }).pipe(
-    Schema.filter(
-      (metadata) =>
-        Buffer.byteLength(JSON.stringify(metadata)) <= maxMetadataBytes ||
-        `metadata must be at most ${maxMetadataBytes} bytes as JSON`,
-    ),
-    Schema.filter(
-      (metadata) =>
-        Object.keys(metadata).every((key) => key.isWellFormed()) ||
-        "metadata keys must not contain lone surrogates",
-    ),
-  ),
+type Fact = string | number | boolean
+/** What JSON may hold at a key; `null` says that nothing is known and is dropped. */
+const MetadataValue = Schema.declare(
+  (value: unknown): value is Fact | null =>
+    typeof value === "string"
+      ? value.isWellFormed()
+      : value === null || typeof value === "boolean" || Number.isFinite(value),
+  {
+    message: ({ actual }) =>
+      typeof actual === "string"
+        ? "must not contain lone surrogates"
+        : "must be a string, a number or a boolean",
+    jsonSchema: { type: ["string", "number", "boolean", "null"] },
+  },
+)
+const metadataProblem = (metadata: Readonly<Record<string, Fact>>): string | undefined => {
+  if (Buffer.byteLength(JSON.stringify(metadata)) > maxMetadataBytes)
+    return `metadata must be at most ${maxMetadataBytes} bytes as JSON`
+  return Object.keys(metadata).every((key) => key.isWellFormed())
+    ? undefined
+    : "metadata keys must not contain lone surrogates"
+}
+/** Flat facts about an interaction: strings, numbers and booleans; nulls are dropped. At most 4 KiB as JSON. */
+export const Metadata = Schema.transformOrFail(
+  Schema.Record({ key: Schema.String, value: MetadataValue }).annotations({
+    message: () => "must be an object of strings, numbers and booleans",
+  }),
+  Schema.Record({ key: Schema.String, value: Schema.Union(Schema.String, Schema.Number, Schema.Boolean) }),
   {
     strict: true,
-    decode: (given) => {
-      const kept: Record<string, string | number | boolean> = {}
+    decode: (given, _, ast) => {
+      const kept: Record<string, Fact> = {}
       for (const key in given) {
         const value = given[key]
         if (value !== null && value !== undefined) kept[key] = value
       }
-      return kept
+      const problem = metadataProblem(kept)
+      return problem === undefined
+        ? ParseResult.succeed(kept)
+        : ParseResult.fail(new ParseResult.Type(ast, given, problem))
     },
-    encode: (metadata) => metadata,
+    encode: ParseResult.succeed,
   },
 ).annotations({ identifier: "Metadata" })
 export type Metadata = typeof Metadata.Type
@@ -137,13 +152,10 @@ export type MessageId = typeof MessageId.Type
 const common = {
   user_id: UserId,
   occurred_at: Timestamp,
-  metadata: Schema.optionalWith(Metadata, { default: () => ({}), nullable: true }),
+  metadata: Metadata,
   message_id: MessageId,
 }
-const absent = Schema.optionalWith(
-  Schema.Null.annotations({ message: () => "must not be set for this event_type" }),
-  { default: () => null },
-)
+const absent = Schema.Null.annotations({ message: () => "must not be set for this event_type" })
 const product = <Type extends EventType>(type: Type) =>
   Schema.Struct({ ...common, event_type: Schema.Literal(type), search_phrase: absent, product_id: ProductId })
 
@@ -254,6 +266,14 @@ const parseJson = (body: Uint8Array): unknown => {
   }
 }
 
+/** Fields that a producer may leave out are filled in before decoding: a schema with defaults decodes twice. */
+const withDefaults = (json: object) => ({
+  search_phrase: null,
+  product_id: null,
+  ...json,
+  metadata: ("metadata" in json ? json.metadata : undefined) ?? {},
+})
+
 /**
  * Decodes a message body. Unknown extra fields and any version `1.x` are accepted. `latest` (Unix ms) is the
  * greatest `occurred_at` still believed.
@@ -266,12 +286,14 @@ export const decodeMessage = (
     return invalid("too_large", `${body.byteLength} bytes, at most ${maxMessageBytes} are accepted`)
   const json = parseJson(body)
   if (json === undefined) return invalid("not_json", "the body is not JSON in UTF-8")
-  const version = typeof json === "object" && json !== null && "version" in json ? json.version : undefined
+  if (typeof json !== "object" || json === null)
+    return invalid("schema_violation", "the body must be a JSON object")
+  const version = "version" in json ? json.version : undefined
   if (typeof version !== "string" || !/^\d+\.\d+$/.test(version))
-    return invalid("schema_violation", `version must be "${messageVersion}"`)
+    return invalid("schema_violation", `version: must be "${messageVersion}"`)
   if (!version.startsWith("1."))
     return invalid("unsupported_version", `version ${version}, this worker reads 1.x`)
-  const decoded = decodeInteraction(json)
+  const decoded = decodeInteraction(withDefaults(json))
   if (Either.isLeft(decoded)) return invalid("schema_violation", describeIssues(decoded.left))
   const interaction = decoded.right
   const expected = messageId(interaction)

@@ -72,7 +72,8 @@ const optional = <A, I extends string>(
 }
 
 const number = (accepts: (n: number) => boolean, message: string) =>
-  Schema.NumberFromString.pipe(Schema.annotations({ message: () => message })).pipe(
+  Schema.NumberFromString.pipe(
+    Schema.annotations({ message: () => message }),
     Schema.filter((n) => (Number.isFinite(n) && accepts(n)) || message),
   )
 const positive = number((n) => n > 0, "must be a number greater than 0")

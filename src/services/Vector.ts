@@ -40,16 +40,16 @@ export const divide = (v: Float64Array, length: number): Float32Array => {
   return out
 }
 
-/** Why a vector can't be used, in words, or `undefined` when it is fine. */
+/** Why a vector can't be used, in words, or `undefined` when it is fine; numbers count as the float32 stored. */
 export const problem = (v: ArrayLike<number>, dimensions: number): string | undefined => {
   if (v.length !== dimensions) return `has ${v.length} dimensions instead of ${dimensions}`
   let sum = 0
   for (let i = 0; i < v.length; i++) {
-    if (!Number.isFinite(v[i])) return `has the non-finite value ${v[i]} at index ${i}`
-    sum += v[i]! * v[i]!
+    const value = Math.fround(v[i]!)
+    if (!Number.isFinite(value)) return `has the value ${v[i]} at index ${i}, which is not a finite float32`
+    sum += value * value
   }
-  if (sum === 0) return "is a zero vector"
-  return Number.isFinite(sum) ? undefined : "is too long to be normalised"
+  return sum === 0 ? "is a zero vector" : undefined
 }
 
 /** A unit-length copy. The vector must be usable (see {@link problem}). */
