@@ -1,6 +1,7 @@
 /** Product embeddings in MongoDB, one document per product in `product_embeddings`. */
 import { Clock, Effect, Layer, Stream } from "effect"
 import type { ProductId } from "../services/Interaction.ts"
+import { keepBest } from "../services/Nearest.ts"
 import {
   type Neighbour,
   type ProductEmbedding,
@@ -68,15 +69,6 @@ const upsertOne = (product: ProductEmbedding, storage: Storage, now: Date) => {
 }
 
 type Scored = Pick<Neighbour, "product_id" | "similarity">
-
-/** Puts a candidate among the best so far, greatest first, at most `limit` of them. */
-const keepBest = (best: Array<Scored>, limit: number, candidate: Scored): void => {
-  const worst = best[limit - 1]
-  if (worst !== undefined && worst.similarity >= candidate.similarity) return
-  const at = best.findLastIndex(({ similarity }) => similarity >= candidate.similarity) + 1
-  best.splice(at, 0, candidate)
-  if (best.length > limit) best.pop()
-}
 
 export const make = (options: { readonly storage: Storage }) =>
   Effect.map(Mongo, ({ database, failingWith }): ProductEmbeddings["Type"] => {

@@ -72,6 +72,16 @@ export const call = <A>(operation: string, run: () => Promise<A>, within = conne
     }),
   )
 
+/** A channel of its own, closed with the scope; a failure on it harms no other. */
+export const openChannel = ({ connection }: Session) =>
+  Effect.acquireRelease(
+    Effect.tap(
+      call("open channel", () => connection.createChannel()),
+      (channel) => Effect.sync(() => channel.on("error", () => {})),
+    ),
+    (channel) => Effect.ignore(call("close channel", () => channel.close())),
+  )
+
 const versionOf = (connection: ChannelModel): string => {
   const { serverProperties } = connection.connection
   return String(serverProperties?.version ?? "")

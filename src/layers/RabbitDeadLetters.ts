@@ -6,7 +6,7 @@ import type { GetMessage } from "amqplib"
 import { Effect, Layer, Stream } from "effect"
 import { type DeadLetter, DeadLetters, DeadLettersError } from "../services/DeadLetters.ts"
 import { exchange, failedQueue } from "../services/InteractionQueue.ts"
-import { call, type Outgoing, Rabbit, type RabbitError } from "./Rabbit.ts"
+import { call, type Outgoing, openChannel, Rabbit, type RabbitError } from "./Rabbit.ts"
 
 const text = (message: GetMessage, name: string): string => {
   const value: unknown = message.properties.headers?.[name]
@@ -67,12 +67,7 @@ const make = Effect.gen(function* () {
   const visit = (use: (message: GetMessage) => Effect.Effect<boolean, RabbitError>) =>
     Effect.scoped(
       Effect.gen(function* () {
-        const { connection } = yield* consuming.session
-        const channel = yield* Effect.acquireRelease(
-          call("open channel", () => connection.createChannel()),
-          (channel) => Effect.ignore(call("close channel", () => channel.close())),
-        )
-        channel.on("error", () => {})
+        const channel = yield* openChannel(yield* consuming.session)
         let done = 0
         while (true) {
           const message = yield* call("get", () => channel.get(failedQueue))

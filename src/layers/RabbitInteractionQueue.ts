@@ -22,7 +22,7 @@ import {
 } from "../services/InteractionQueue.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
 import type { TraceContext } from "../services/Telemetry.ts"
-import { call, type Outgoing, Rabbit, RabbitError } from "./Rabbit.ts"
+import { call, type Outgoing, openChannel, Rabbit, RabbitError } from "./Rabbit.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
 
 /** How soon a copy that could not be parked is tried again. */
@@ -239,14 +239,9 @@ const make = Effect.gen(function* () {
     /** Declares, consumes, and waits until the channel is gone. */
     const consumeOnce = Effect.scoped(
       Effect.gen(function* () {
-        const { connection } = yield* consuming.session
         const gone = yield* Deferred.make<void>()
-        const channel = yield* Effect.acquireRelease(
-          call("open channel", () => connection.createChannel()),
-          (channel) => Effect.ignore(call("close channel", () => channel.close())),
-        )
+        const channel = yield* openChannel(yield* consuming.session)
         const session = new Session(channel)
-        channel.on("error", () => {})
         channel.on("close", () => Deferred.unsafeDone(gone, Effect.void))
         yield* RabbitTopology.declare(channel, delays)
         sessions.add(session)
@@ -351,12 +346,7 @@ const make = Effect.gen(function* () {
   const depths = failing(
     Effect.scoped(
       Effect.gen(function* () {
-        const { connection } = yield* consuming.session
-        const channel = yield* Effect.acquireRelease(
-          call("open channel", () => connection.createChannel()),
-          (channel) => Effect.ignore(call("close channel", () => channel.close())),
-        )
-        channel.on("error", () => {})
+        const channel = yield* openChannel(yield* consuming.session)
         const look = (name: string) => call("check queue", () => channel.checkQueue(name))
         const { consumerCount: consumers, messageCount: ready } = yield* look(queue)
         const retry: Record<string, number> = {}

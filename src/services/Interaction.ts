@@ -307,16 +307,21 @@ export const decodeMessage = (
   return Either.right(interaction)
 }
 
-/** One line that names every offending field. */
+/** One line that names the offending fields. */
 export const describeIssues = (error: ParseResult.ParseError): string =>
   issues(error)
     .map(({ field, problem }) => (field === "" ? problem : `${field}: ${problem}`))
     .join("; ")
 
-/** Every offending field (dotted path, empty for the whole) with what is wrong with it. */
+/** A hostile body must not become an even longer answer, log line or dead letter. */
+const mostIssues = 100
+const longestProblem = 300
+
+/** The offending fields (dotted path, empty for the whole) with what is wrong with each; at most 100. */
 export const issues = (
   error: ParseResult.ParseError,
 ): ReadonlyArray<{ readonly field: string; readonly problem: string }> =>
   ParseResult.ArrayFormatter.formatErrorSync(error)
     .filter(({ message }) => !/^Expected (null|undefined), actual/.test(message))
-    .map(({ path, message }) => ({ field: path.join("."), problem: message }))
+    .slice(0, mostIssues)
+    .map(({ path, message }) => ({ field: path.join("."), problem: message.slice(0, longestProblem) }))

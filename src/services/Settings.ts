@@ -114,7 +114,15 @@ const url = (...protocols: ReadonlyArray<string>) =>
   )
 const secretOf = (schema: Schema.Schema<string, string>) => Schema.Redacted(schema)
 const text = Schema.String
-const tokens = Schema.Redacted(Schema.String)
+const tokens = secretOf(
+  Schema.String.pipe(
+    Schema.filter(
+      (list) =>
+        list.split(",").every((token) => /^[!-~]+$/.test(token.trim())) ||
+        "must be tokens of printable ASCII without spaces, separated by commas",
+    ),
+  ),
+)
 
 const secret = { secret: true } as const
 

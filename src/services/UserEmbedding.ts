@@ -158,7 +158,8 @@ const allAtOnce = (
   events: ReadonlyArray<Event>,
   s: FoldSettings,
 ): State | undefined => {
-  const at = Math.max(start?.at ?? 0, ...events.map(({ interaction }) => Date.parse(interaction.occurred_at)))
+  const newest = Date.parse(events[events.length - 1]!.interaction.occurred_at)
+  const at = Math.max(start?.at ?? newest, newest)
   const keep = start === undefined ? 0 : decay(s.lambda, at, start.at)
   const sum =
     start === undefined ? new Float64Array(events[0]!.vector.length) : Float64Array.from(start.direction)
@@ -206,7 +207,8 @@ export const fold = (
       ? allAtOnce(start, ordered, settings)
       : undefined) ?? oneByOne(start, ordered, settings, history)
 
-  const recent = [...ordered.map(({ interaction }) => remember(interaction)), ...(current?.recent ?? [])]
+  const added = ordered.slice(-recentEvents).map(({ interaction }) => remember(interaction))
+  const recent = [...added, ...(current?.recent ?? [])]
     .sort((a, b) => chronological(b, a))
     .slice(0, recentEvents)
   const counts = { search_count: 0, view_count: 0, click_count: 0, purchase_count: 0, ...current?.metadata }
