@@ -171,7 +171,7 @@ const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
       const record = records.get(user)
       if (record?.embedding === undefined)
         return yield* new Problem({ status: 404, detail: `user ${user} has no embedding` })
-      const { created_at, embedding, last_updated, metadata, updated_at, ...facts } = record.embedding
+      const { created_at, embedding, last_updated, metadata, recent, updated_at, ...facts } = record.embedding
       const iso = (instant: number) => new Date(instant).toISOString()
       return yield* HttpServerResponse.json({
         ...facts,
@@ -180,6 +180,10 @@ const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
         created_at: iso(created_at),
         updated_at: iso(updated_at),
         version: record.version,
+        recent: recent.map(({ product_id, search_phrase, ...event }) => ({
+          ...event,
+          ...(search_phrase === null ? { product_id } : { search_phrase }),
+        })),
         metadata: { ...metadata, last_recalculation: iso(metadata.last_recalculation) },
         ...(withVector ? { embedding: [...embedding] } : {}),
       })

@@ -51,7 +51,7 @@ const Embedding = Schema.Struct({
   updated_at: Schema.String,
   version: Schema.Number,
   recent: Schema.Array(Schema.Unknown),
-  metadata: Schema.Record({ key: Schema.String, value: Schema.Number }),
+  metadata: Schema.Record({ key: Schema.String, value: Schema.Union(Schema.Number, Schema.String) }),
   embedding: Schema.optional(Schema.Array(Schema.Number)),
 }).annotations({ identifier: "UserEmbedding" })
 
