@@ -64,4 +64,4 @@ export const normalise = (v: Float32Array): Float32Array => {
 export const toBytes = (v: Float32Array): Uint8Array => new Uint8Array(v.buffer, v.byteOffset, v.byteLength)
 
 /** The vector in little-endian float32 bytes; copies, so that the bytes may be unaligned or reused. */
-export const fromBytes = (bytes: Uint8Array): Float32Array => new Float32Array(Uint8Array.from(bytes).buffer)
+export const fromBytes = (bytes: Uint8Array): Float32Array => new Float32Array(new Uint8Array(bytes).buffer)
