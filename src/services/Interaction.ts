@@ -32,6 +32,9 @@ export type UserId = typeof UserId.Type
 export const ProductId = identifier.annotations({ identifier: "ProductId" })
 export type ProductId = typeof ProductId.Type
 
+/** Text, whose refusal does not repeat what was given instead. */
+const text = Schema.String.annotations({ message: () => "must be a string" })
+
 const phraseProblem = (phrase: string): string | undefined => {
   if (!phrase.isWellFormed()) return "must not contain lone surrogates"
   if (/\p{Cc}/u.test(phrase)) return "must not contain control characters"
@@ -39,7 +42,7 @@ const phraseProblem = (phrase: string): string | undefined => {
   return length >= 1 && length <= 255 ? undefined : `must be 1 to 255 characters, has ${length}`
 }
 /** Trimmed, NFC, 1–255 code points, no control characters (Cc), no lone surrogates. */
-export const SearchPhrase = Schema.transformOrFail(Schema.String, Schema.String, {
+export const SearchPhrase = Schema.transformOrFail(text, Schema.String, {
   strict: true,
   decode: (text, _, ast) => {
     const phrase = text.trim().normalize("NFC")
@@ -77,7 +80,7 @@ export const canonicalTimestamp = (text: string): string | undefined => {
   return epochIsKnown(epoch) ? new Date(epoch).toISOString() : undefined
 }
 /** ISO 8601 with offset, canonicalised to UTC milliseconds: `2026-02-10T12:34:56.789Z`. */
-export const Timestamp = Schema.transformOrFail(Schema.String, Schema.String, {
+export const Timestamp = Schema.transformOrFail(text, Schema.String, {
   strict: true,
   decode: (text, _, ast) => {
     const canonical = canonicalTimestamp(text)
@@ -143,7 +146,7 @@ export const Metadata = Schema.transformOrFail(
 export type Metadata = typeof Metadata.Type
 
 /** Lower-case hex SHA-256, 64 characters. */
-export const MessageId = Schema.String.pipe(
+export const MessageId = text.pipe(
   Schema.pattern(/^[0-9a-f]{64}$/, { message: () => "must be 64 lower-case hexadecimal digits" }),
   Schema.annotations({ identifier: "MessageId" }),
 )
@@ -286,7 +289,7 @@ export const decodeMessage = (
     return invalid("too_large", `${body.byteLength} bytes, at most ${maxMessageBytes} are accepted`)
   const json = parseJson(body)
   if (json === undefined) return invalid("not_json", "the body is not JSON in UTF-8")
-  if (typeof json !== "object" || json === null)
+  if (typeof json !== "object" || json === null || Array.isArray(json))
     return invalid("schema_violation", "the body must be a JSON object")
   const version = "version" in json ? json.version : undefined
   if (typeof version !== "string" || !/^\d+\.\d+$/.test(version))

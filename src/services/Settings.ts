@@ -87,7 +87,9 @@ const integer = (least: number, most = Number.MAX_SAFE_INTEGER) =>
   )
 const port = integer(0, 65_535)
 const oneOf = <const Values extends ReadonlyArray<string>>(...values: Values) =>
-  Schema.Literal(...values).annotations({ message: () => `must be one of ${values.join(", ")}` })
+  Schema.Literal(...values).annotations({
+    message: () => ({ message: `must be one of ${values.join(", ")}`, override: true }),
+  })
 const boolean = Schema.transform(oneOf("true", "false", "1", "0"), Schema.Boolean, {
   strict: true,
   decode: (text) => text === "true" || text === "1",
@@ -103,12 +105,13 @@ const milliseconds = Schema.transform(integer(1), Schema.DurationFromSelf, {
   decode: Duration.millis,
   encode: Duration.toMillis,
 })
+/** Several hosts, as MongoDB has them, are no URL to the URL parser. */
 const url = (...protocols: ReadonlyArray<string>) =>
   Schema.String.pipe(
     Schema.filter(
       (text) =>
-        (URL.canParse(text) && protocols.includes(new URL(text).protocol)) ||
-        (protocols.includes("mongodb:") && /^mongodb(\+srv)?:\/\/./.test(text)) ||
+        (protocols.some((name) => text.startsWith(`${name}//`) && text.length > name.length + 2) &&
+          (URL.canParse(text) || text.startsWith("mongodb"))) ||
         `must be a URL that starts with ${protocols.map((name) => `${name}//`).join(" or ")}`,
     ),
   )

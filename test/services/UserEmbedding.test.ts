@@ -299,6 +299,14 @@ describe("cumulative history", () => {
     )
   })
 
+  test("a sum that nearly cancels out is not taken for nothing: a minute's decay is left", () => {
+    const before = take(undefined, [event("search", 0, east, "a")])
+    const after = take(before, [event("search", 1 / 1440, opposite(east), "b")])
+    expect(farthest(after.embedding, opposite(east))).toBeLessThan(1e-6)
+    expect(after.mass).toBeCloseTo((0.7 * 0.023) / 1440, 8)
+    expect(after.mass).toBeGreaterThan(0)
+  })
+
   test("a sum that cancels out within a batch leaves what else is in it", () => {
     const folded = take(undefined, [
       event("search", 0, east, "a"),

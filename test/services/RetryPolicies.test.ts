@@ -1,0 +1,160 @@
+/** The ladder's rungs, the schedules' bounds, and the table that says what becomes of a failed message. */
+import { describe, expect, test } from "bun:test"
+import { Array as Arr, Chunk, Duration, Effect, Schedule } from "effect"
+import fc from "fast-check"
+import { ProductMissing, UnusableVector } from "../../src/services/EventVectors.ts"
+import { InvalidMessage } from "../../src/services/Interaction.ts"
+import { Ack, DeadLetter, Retry } from "../../src/services/InteractionQueue.ts"
+import { PhraseEmbedderError } from "../../src/services/PhraseEmbedder.ts"
+import { ProductEmbeddingsError } from "../../src/services/ProductEmbeddings.ts"
+import * as RetryPolicies from "../../src/services/RetryPolicies.ts"
+import { SpaceMismatch } from "../../src/services/UserEmbedding.ts"
+import { LockConflict, UserEmbeddingsError } from "../../src/services/UserEmbeddings.ts"
+import { effectTest } from "../support/effect.ts"
+
+describe("the ladder", () => {
+  const delays = (millis: number, retries: number) =>
+    RetryPolicies.ladderDelays(Duration.millis(millis), retries)
+
+  test("doubles from the first delay and stops at 60 s", () => {
+    expect(delays(5000, 5)).toEqual([5000, 10_000, 20_000, 40_000, 60_000])
+    expect(delays(200, 5)).toEqual([200, 400, 800, 1600, 3200])
+    expect(delays(1, 3)).toEqual([1, 2, 4])
+    expect(delays(30_000, 4)).toEqual([30_000, 60_000, 60_000, 60_000])
+    expect(delays(90_000, 2)).toEqual([60_000, 60_000])
+  })
+
+  test("without retries has no rungs, with one it has one", () => {
+    expect(delays(5000, 0)).toEqual([])
+    expect(delays(5000, 1)).toEqual([5000])
+  })
+
+  test("has as many whole delays as there are retries, never falling, for every setting that is accepted", () => {
+    fc.assert(
+      fc.property(fc.integer({ min: 1, max: 100_000 }), fc.integer({ min: 0, max: 20 }), (first, retries) => {
+        expect(delays(first, retries)).toEqual(
+          Array.from({ length: retries }, (_, i) => Math.min(60_000, first * 2 ** i)),
+        )
+      }),
+    )
+  })
+})
+
+describe("schedules", () => {
+  const delaysOf = (schedule: Schedule.Schedule<unknown>, inputs: number) =>
+    Schedule.run(
+      Schedule.delays(schedule),
+      0,
+      Arr.makeBy(inputs, () => undefined),
+    ).pipe(Effect.map((delays) => Chunk.toReadonlyArray(delays).map(Duration.toMillis)))
+  /** Jitter is between 80 and 120 %. */
+  const around = (delay: number | undefined, millis: number) => {
+    expect(delay).toBeGreaterThanOrEqual(0.8 * millis)
+    expect(delay).toBeLessThanOrEqual(1.2 * millis)
+  }
+
+  effectTest("reconnecting never gives up, backs off from 200 ms, and waits no longer than 5 s", () =>
+    Effect.gen(function* () {
+      const delays = yield* delaysOf(RetryPolicies.reconnectRetry, 200)
+      expect(delays).toHaveLength(200)
+      for (const [i, delay] of delays.entries()) around(delay, Math.min(5000, 200 * 2 ** i))
+      expect(new Set(delays.slice(10)).size).toBeGreaterThan(100)
+    }),
+  )
+
+  effectTest("a lost compare-and-swap is read again 20 times, soon", () =>
+    Effect.gen(function* () {
+      const delays = yield* delaysOf(RetryPolicies.conflictRetry, 100)
+      // The last output is that of giving up.
+      expect(delays).toHaveLength(21)
+      for (const [i, delay] of delays.slice(0, 20).entries()) around(delay, Math.min(100, 2 * 2 ** i))
+    }),
+  )
+
+  test("probes wait 1 s, doubling to 30 s, for however long an outage lasts", () => {
+    const seconds = [0, 1, 2, 3, 4, 5, 6, 5000].map((failed) =>
+      Duration.toSeconds(RetryPolicies.probeDelay(failed)),
+    )
+    expect(seconds).toEqual([1, 2, 4, 8, 16, 30, 30, 30])
+  })
+})
+
+describe("what becomes of a failed message", () => {
+  const delays = [5000, 10_000, 20_000, 40_000, 60_000]
+  const cause = new Error("why")
+  const invalid = new InvalidMessage({ reason: "message_id_mismatch", detail: "why" })
+  const store = (reason: UserEmbeddingsError["reason"]) =>
+    new UserEmbeddingsError({ reason, operation: "save", cause })
+  const products = (reason: ProductEmbeddingsError["reason"]) =>
+    new ProductEmbeddingsError({ reason, operation: "vectors", cause })
+  const embedder = (reason: PhraseEmbedderError["reason"], seconds?: number) =>
+    new PhraseEmbedderError({
+      reason,
+      detail: "why",
+      ...(seconds === undefined ? {} : { retryAfter: Duration.seconds(seconds) }),
+    })
+  const mismatch = new SpaceMismatch({ user_id: "u", stored: "a", configured: "b" })
+  const missing = new ProductMissing({ product_id: "p", space: "a" })
+  const unusable = new UnusableVector({ product_id: "p", detail: "is a zero vector" })
+  const conflict = new LockConflict({ user_id: "u", tries: 20 })
+
+  const table: ReadonlyArray<readonly [RetryPolicies.UpdateError, RetryPolicies.Verdict["_tag"], string]> = [
+    [invalid, "Unrecoverable", "message_id_mismatch"],
+    [mismatch, "Unrecoverable", "space_mismatch"],
+    [unusable, "Unrecoverable", "unusable_vector"],
+    [missing, "Skip", "product_missing"],
+    [conflict, "Retryable", "lock_conflict"],
+    [store("rejected"), "Retryable", "user_embeddings_rejected"],
+    [store("unavailable"), "Outage", "user_embeddings_unavailable"],
+    [store("timeout"), "Outage", "user_embeddings_timeout"],
+    [store("not_set_up"), "Outage", "user_embeddings_not_set_up"],
+    [products("rejected"), "Retryable", "product_embeddings_rejected"],
+    [products("unavailable"), "Outage", "product_embeddings_unavailable"],
+    [embedder("rate_limited"), "Retryable", "phrase_embedder_rate_limited"],
+    [embedder("server_error"), "Retryable", "phrase_embedder_server_error"],
+    [embedder("timeout"), "Retryable", "phrase_embedder_timeout"],
+    [embedder("unreachable"), "Retryable", "phrase_embedder_unreachable"],
+    [embedder("rate_limited", 60), "Retryable", "phrase_embedder_rate_limited"],
+    [embedder("rate_limited", 61), "Outage", "phrase_embedder_rate_limited"],
+    [embedder("unauthorized"), "Outage", "phrase_embedder_unauthorized"],
+    [embedder("quota_exhausted"), "Outage", "phrase_embedder_quota_exhausted"],
+    [embedder("invalid_input"), "Unrecoverable", "phrase_embedder_invalid_input"],
+    [embedder("bad_vector"), "Unrecoverable", "phrase_embedder_bad_vector"],
+  ]
+  for (const [error, verdict, word] of table)
+    test(`${word} is ${verdict}`, () => {
+      expect(RetryPolicies.verdict(error)._tag).toBe(verdict)
+      expect(RetryPolicies.failureOf(error)).toEqual({ error: word, message: error.message })
+      const failure = { error: word, message: error.message }
+      const settled = (retryCount: number) => RetryPolicies.settlementOf(error, retryCount, delays)
+      if (verdict === "Skip") expect([settled(0), settled(5)]).toEqual([Ack, Ack])
+      else if (verdict === "Unrecoverable") expect(settled(0)).toEqual(DeadLetter(failure))
+      else expect(settled(5)).toEqual(DeadLetter(failure))
+    })
+
+  test("a retryable one climbs each rung once, then is a dead letter; an outage counts the same", () => {
+    for (const error of [conflict, store("unavailable"), embedder("unauthorized")]) {
+      const failure = RetryPolicies.failureOf(error)
+      expect([0, 1, 2, 3, 4, 5, 6].map((count) => RetryPolicies.settlementOf(error, count, delays))).toEqual([
+        ...delays.map((delay) => Retry(delay, failure)),
+        DeadLetter(failure),
+        DeadLetter(failure),
+      ])
+    }
+    expect(RetryPolicies.settlementOf(conflict, 0, [])).toEqual(DeadLetter(RetryPolicies.failureOf(conflict)))
+  })
+
+  test("Retry-After is honoured by the shortest rung that is long enough, but never shortens the climb", () => {
+    const rung = (seconds: number, retryCount: number, rungs = delays) => {
+      const settlement = RetryPolicies.settlementOf(embedder("rate_limited", seconds), retryCount, rungs)
+      return settlement._tag === "Retry" ? settlement.delayMillis : settlement._tag
+    }
+    expect(rung(3, 0)).toBe(5000)
+    expect(rung(5, 0)).toBe(5000)
+    expect(rung(6, 0)).toBe(10_000)
+    expect(rung(45, 0)).toBe(60_000)
+    expect(rung(1, 3)).toBe(40_000)
+    expect(rung(45, 0, [200, 400])).toBe(400)
+    expect(rung(1, 5)).toBe("DeadLetter")
+  })
+})
