@@ -5,8 +5,27 @@ import { Problem } from "../services/Problem.ts"
 
 const utf8 = new TextDecoder("utf-8", { fatal: true })
 
+/** The connection closes, for the rest of the body is not read. */
 const tooLarge = (limit: number) =>
-  new Problem({ status: 413, detail: `the body must be at most ${limit} bytes` })
+  new Problem({
+    status: 413,
+    detail: `the body must be at most ${limit} bytes`,
+    headers: { connection: "close" },
+  })
+const unsupported = (detail: string) => new Problem({ status: 415, detail })
+
+/** Why a body sent so can't be read, or `undefined` when it can. */
+const refused = ({ headers }: HttpServerRequest.HttpServerRequest): Problem | undefined => {
+  const [type = "", ...parameters] = (headers["content-type"] ?? "").toLowerCase().split(";")
+  if (!/^application\/([\w.-]+\+)?json$/.test(type.trim()))
+    return unsupported("the body must be sent as content-type application/json")
+  const charset = parameters.map((text) => text.trim()).find((text) => text.startsWith("charset="))
+  if (charset !== undefined && !/^charset="?utf-?8"?$/.test(charset))
+    return unsupported("the body must be in UTF-8")
+  return (headers["content-encoding"] ?? "identity") === "identity"
+    ? undefined
+    : unsupported("the body must be sent without content-encoding")
+}
 const unreadable = () => new Problem({ status: 400, detail: "the body could not be read to its end" })
 
 /** All bytes, without trusting the announced length. */
@@ -35,12 +54,8 @@ export const readJson = (
       request.headers["content-length"] !== undefined || request.headers["transfer-encoding"] !== undefined
     const bytes = hasBody ? yield* readBytes(request, limit) : new Uint8Array(0)
     if (bytes.byteLength === 0) return undefined
-    const type = (request.headers["content-type"] ?? "").split(";")[0]!.trim().toLowerCase()
-    if (type !== "application/json" && !/^application\/[\w.-]+\+json$/.test(type))
-      return yield* new Problem({
-        status: 415,
-        detail: "the body must be sent as content-type application/json",
-      })
+    const problem = refused(request)
+    if (problem !== undefined) return yield* problem
     return yield* Effect.try({
       try: (): unknown => JSON.parse(utf8.decode(bytes)),
       catch: () => new Problem({ status: 400, detail: "the body is not JSON in UTF-8" }),

@@ -1,10 +1,16 @@
-/**
- * What every request passes: the token, the problem documents, the `traceparent` of the answer, and the count of
- * open requests that a stopping server waits for.
- */
+/** What every request passes: its span, the token, and the problem documents. */
 import { createHash, timingSafeEqual } from "node:crypto"
-import { HttpApi, type HttpApp, HttpServerRequest, HttpServerResponse } from "@effect/platform"
-import { Cause, Duration, Effect, Option, Redacted } from "effect"
+import {
+  HttpApi,
+  HttpApiBuilder,
+  HttpApiError,
+  type HttpApp,
+  HttpRouter,
+  HttpServerRequest,
+  HttpServerResponse,
+} from "@effect/platform"
+import { Cause, Effect, Either, Option, Predicate, Redacted, Schema } from "effect"
+import { UserId } from "../services/Interaction.ts"
 import { api } from "../services/InteractionApi.ts"
 import { Problem, unprocessable } from "../services/Problem.ts"
 import * as Settings from "../services/Settings.ts"
@@ -14,13 +20,14 @@ import { problemResponse } from "./HttpHandlers.ts"
 interface Route {
   readonly method: string
   readonly path: string
+  /** Groups are the path's parameters. */
   readonly pattern: RegExp
 }
 
 const routes: ReadonlyArray<Route> = (() => {
   const found: Array<Route> = []
   const add = (method: string, path: string) =>
-    found.push({ method, path, pattern: new RegExp(`^${path.replace(/:\w+/g, "[^/]+")}/?$`) })
+    found.push({ method, path, pattern: new RegExp(`^${path.replace(/:(\w+)/g, "(?<$1>[^/]+)")}/?$`) })
   HttpApi.reflect(api, {
     onGroup: () => {},
     onEndpoint: ({ endpoint }) => add(endpoint.method, endpoint.path),
@@ -30,15 +37,43 @@ const routes: ReadonlyArray<Route> = (() => {
   return found
 })()
 
+/** As these routes match: exactly, and ids of any length, to be refused by name. */
+export const routerConfig = HttpRouter.setRouterConfig({
+  caseSensitive: true,
+  ignoreDuplicateSlashes: false,
+  maxParamLength: 16_384,
+})
+
 const pathOf = (url: string) => url.split("?", 1)[0] ?? url
 const open = new Set(["/livez", "/readyz", "/docs", "/openapi.json"])
-const unspoken = new Set(["/livez", "/readyz", "/metrics"])
+const untraced = new Set(["/livez", "/readyz", "/metrics"])
 
-/** `{METHOD} {route}`, as the HTTP conventions of OpenTelemetry want it. */
-const spanName = ({ method, url }: HttpServerRequest.HttpServerRequest): string => {
-  const path = pathOf(url)
-  return `${method} ${routes.find(({ pattern }) => pattern.test(path))?.path ?? "unknown route"}`
+/**
+ * The server span `{METHOD} {route}`, continued from a valid `traceparent` and told in the answer's. The tracer of
+ * the platform would take any text in a `b3` header for a trace id, and records every header.
+ */
+const traced = <E, R>(request: HttpServerRequest.HttpServerRequest, app: HttpApp.Default<E, R>) => {
+  const path = pathOf(request.url)
+  if (untraced.has(path)) return app
+  const route = routes.find(({ pattern }) => pattern.test(path))?.path
+  const { traceparent, tracestate = null } = request.headers
+  return Effect.useSpan(
+    route === undefined ? request.method : `${request.method} ${route}`,
+    {
+      kind: "server",
+      captureStackTrace: false,
+      parent: traceparent === undefined ? undefined : Telemetry.externalSpan({ traceparent, tracestate }),
+      attributes: { "http.request.method": request.method, "url.path": path },
+    },
+    (span) =>
+      Effect.map(Effect.withParentSpan(app, span), (response) => {
+        span.attribute("http.response.status_code", response.status)
+        return HttpServerResponse.setHeader(response, "traceparent", Telemetry.traceparent(span))
+      }),
+  )
 }
+
+const decodeId = Schema.decodeUnknownEither(UserId)
 
 const digest = (text: string) => createHash("sha256").update(text).digest()
 
@@ -48,114 +83,93 @@ const authorised = (tokens: ReadonlyArray<Buffer>, header: string | undefined): 
   return tokens.reduce((found, token) => timingSafeEqual(token, given) || found, false)
 }
 
-const notFound = (request: HttpServerRequest.HttpServerRequest): Problem => {
+/** Methods of a path; who answers GET answers HEAD. */
+const methodsOf = (matching: ReadonlyArray<Route>): ReadonlyArray<string> =>
+  matching.flatMap(({ method }) => (method === "GET" ? ["GET", "HEAD"] : [method])).concat("OPTIONS")
+
+/** Nothing routes this request: an unknown path, another method, or a path parameter that can't be decoded. */
+const unrouted = (request: HttpServerRequest.HttpServerRequest): HttpServerResponse.HttpServerResponse => {
   const path = pathOf(request.url)
-  const allowed = routes.filter(({ pattern }) => pattern.test(path)).map(({ method }) => method)
-  return allowed.length === 0
-    ? new Problem({ status: 404, detail: `there is nothing at ${path}` })
-    : new Problem({
-        status: 405,
-        detail: `${request.method} is not possible here, ${allowed.join(" or ")} is`,
-        headers: { allow: allowed.join(", ") },
-      })
-}
-
-/** A failure that no handler worded. */
-const toProblem = (cause: Cause.Cause<unknown>, request: HttpServerRequest.HttpServerRequest): Problem => {
-  const error = Option.getOrUndefined(Cause.failureOption(cause))
-  if (typeof error === "object" && error !== null && "_tag" in error) {
-    if (error._tag === "RouteNotFound") return notFound(request)
-    if (error._tag === "HttpApiDecodeError" && "issues" in error && Array.isArray(error.issues))
-      return unprocessable(
-        error.issues.map(({ message, path }) => ({ field: path.join("."), detail: String(message) })),
+  const matching = routes.filter(({ pattern }) => pattern.test(path))
+  if (matching.length === 0)
+    return problemResponse(new Problem({ status: 404, detail: `there is nothing at ${path}` }))
+  const route = matching.find(({ method }) => method === request.method)
+  if (route !== undefined)
+    return problemResponse(
+      unprocessable(
+        Object.entries(route.pattern.exec(path)?.groups ?? {})
+          .filter(([, id]) => Either.isLeft(decodeId(id)))
+          .map(([field]) => ({ field, detail: "is not a valid id" })),
+      ),
+    )
+  const methods = methodsOf(matching)
+  const headers = { allow: methods.join(", ") }
+  return request.method === "OPTIONS"
+    ? HttpServerResponse.empty({ status: 204, headers })
+    : problemResponse(
+        new Problem({
+          status: 405,
+          detail: `${request.method} is not possible here, ${methods.join(", ")} are`,
+          headers,
+        }),
       )
-  }
-  return new Problem({ status: 500, detail: "an unexpected error; the log says more" })
 }
 
-/** Open requests, for draining. */
-export interface Gate {
-  readonly middleware: (app: HttpApp.Default) => HttpApp.Default
-  /** New requests are refused from now on; waits for the open ones. */
-  readonly drain: Effect.Effect<void>
+/** The answer to a failure that no handler worded. */
+const answerTo = (cause: Cause.Cause<unknown>, request: HttpServerRequest.HttpServerRequest) => {
+  const error = Option.getOrUndefined(Cause.failureOption(cause))
+  if (Predicate.isTagged(error, "RouteNotFound")) return Effect.succeed(unrouted(request))
+  if (error instanceof HttpApiError.HttpApiDecodeError)
+    return Effect.succeed(
+      problemResponse(
+        unprocessable(
+          error.issues
+            .filter(({ message }) => !message.startsWith("Expected undefined"))
+            .map(({ message, path }) => ({ field: path.join("."), detail: message })),
+        ),
+      ),
+    )
+  return Effect.as(
+    Effect.logError("http.failed", cause),
+    problemResponse(new Problem({ status: 500, detail: "an unexpected error; the log says more" })),
+  )
 }
 
-const drainDeadline = Duration.seconds(10)
+const unauthorised = problemResponse(
+  new Problem({
+    status: 401,
+    detail: "send a valid token: Authorization: Bearer …",
+    headers: { "www-authenticate": "Bearer" },
+  }),
+)
 
-export const make: Effect.Effect<Gate, never> = Effect.gen(function* () {
-  const given = yield* Effect.orElseSucceed(Settings.API_TOKENS, Option.none)
-  const tokens = Option.match(given, {
-    onNone: () => [],
-    onSome: (list) =>
-      Redacted.value(list)
-        .split(",")
-        .map((token) => token.trim())
-        .filter((token) => token !== "")
-        .map(digest),
-  })
-  if (tokens.length === 0)
+const tokensOf = (list: Redacted.Redacted) =>
+  Redacted.value(list)
+    .split(",")
+    .map((token) => token.trim())
+    .filter((token) => token !== "")
+    .map(digest)
+
+const make = Effect.gen(function* () {
+  const tokens = Option.map(yield* Settings.API_TOKENS, tokensOf)
+  if (Option.isNone(tokens))
     yield* Effect.logWarning("api.open").pipe(
       Effect.annotateLogs({ detail: "API_TOKENS is unset: everybody who reaches this port may use it" }),
     )
-  let requests = 0
-  let draining = false
-  const idle = yield* Effect.makeLatch(true)
+  const passes = ({ headers, url }: HttpServerRequest.HttpServerRequest) =>
+    Option.isNone(tokens) || open.has(pathOf(url)) || authorised(tokens.value, headers.authorization)
 
-  const middleware = (app: HttpApp.Default): HttpApp.Default =>
-    Effect.gen(function* () {
-      const request = yield* HttpServerRequest.HttpServerRequest
-      const path = pathOf(request.url)
-      if (draining)
-        return problemResponse(
-          new Problem({
-            status: 503,
-            detail: "shutting down",
-            headers: { "retry-after": "1", connection: "close" },
-          }),
-        )
-      requests += 1
-      idle.unsafeClose()
-      const response =
-        tokens.length > 0 && !open.has(path) && !authorised(tokens, request.headers.authorization)
-          ? problemResponse(
-              new Problem({
-                status: 401,
-                detail: "send a valid token: Authorization: Bearer …",
-                headers: { "www-authenticate": "Bearer" },
-              }),
+  return (app: HttpApp.Default): HttpApp.Default =>
+    Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>
+      traced(
+        request,
+        passes(request)
+          ? Effect.catchAllCause(app, (cause) =>
+              Cause.isInterruptedOnly(cause) ? Effect.failCause(cause) : answerTo(cause, request),
             )
-          : yield* Effect.catchAllCause(app, (cause) => {
-              if (Cause.isInterruptedOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
-              const problem = toProblem(cause, request)
-              const answered = Effect.succeed(problemResponse(problem))
-              return problem.status === 500
-                ? Effect.zipRight(Effect.logError("http.failed", cause), answered)
-                : answered
-            })
-      const span = yield* Effect.option(Effect.currentSpan)
-      return Option.match(span, {
-        onNone: () => response,
-        onSome: (span) => HttpServerResponse.setHeader(response, "traceparent", Telemetry.traceparent(span)),
-      })
-    }).pipe(
-      Effect.ensuring(
-        Effect.sync(() => {
-          requests = Math.max(0, requests - 1)
-          if (requests === 0) idle.unsafeOpen()
-        }),
+          : Effect.succeed(unauthorised),
       ),
     )
-
-  const drain = Effect.suspend(() => {
-    draining = true
-    return requests === 0 ? Effect.void : idle.await
-  }).pipe(Effect.timeoutOption(drainDeadline), Effect.asVoid)
-
-  return { middleware, drain }
 })
 
-/** Names spans, and leaves probes out of the traces. */
-export const tracing = {
-  spanName,
-  isUntraced: ({ url }: HttpServerRequest.HttpServerRequest) => unspoken.has(pathOf(url)),
-}
+export const layer = HttpApiBuilder.middleware(make)

@@ -13,6 +13,7 @@ import {
   bulkBodyBytes,
   bulkItems,
   ProductEmbeddingBody,
+  vectorBytes,
 } from "../services/InteractionApi.ts"
 import type { Appended, InteractionLogError } from "../services/InteractionLog.ts"
 import { InteractionRecorder, type Submission as Submitted } from "../services/InteractionRecorder.ts"
@@ -70,11 +71,11 @@ const interactions = HttpApiBuilder.group(api, "interactions", (handlers) =>
 
     const recordOne = (
       request: Request,
-      decode: (body: unknown, key: string | null, now: number) => Submission.Decoded,
+      decode: (body: unknown, key: string | undefined, now: number) => Submission.Decoded,
     ) =>
       Effect.gen(function* () {
         const body = (yield* readJson(request, bodyBytes)) ?? {}
-        const key = yield* orProblem(Submission.ofKeyHeader(request.headers["idempotency-key"]))
+        const key = request.headers["idempotency-key"]
         const submission = yield* orProblem(decode(body, key, yield* Clock.currentTimeMillis))
         if (!(yield* limit(submission.interaction.user_id)))
           return yield* new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
@@ -205,9 +206,16 @@ const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
     })
 
     const store = Effect.fnUntraced(function* (product_id: string, request: Request) {
-      const decoded = decodeProduct((yield* readJson(request, bodyBytes)) ?? {})
+      const decoded = decodeProduct((yield* readJson(request, vectorBytes(dimensions))) ?? {})
       const body = yield* Either.mapLeft(decoded, (error: ParseResult.ParseError) =>
-        unprocessable(issues(error).map(({ field, problem }) => ({ field, detail: problem }))),
+        unprocessable(
+          issues(error).map(({ field, problem }) => ({
+            field,
+            detail: problem
+              .replace(/^is unexpected.*/, "is not a known field")
+              .replace(/^Expected Struct.*/, "must be a JSON object"),
+          })),
+        ),
       )
       const embedding = yield* vectorOf(body)
       const { category = null, product_name = null, text = null } = body

@@ -1,104 +1,123 @@
 /** The dead letters of the embedded stack: rows of the queue table that were moved to `failed`. */
+import type { Database } from "bun:sqlite"
 import { Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
 import { type DeadLetter, DeadLetters, DeadLettersError } from "../services/DeadLetters.ts"
 import { failedQueue, queue } from "../services/InteractionQueue.ts"
 import { failingWith, Sqlite } from "./Sqlite.ts"
 import type { Headers } from "./SqliteInteractionQueue.ts"
 
+/** `available_at` is when it died. */
 interface Row {
   readonly id: number
-  readonly body: Uint8Array
+  readonly available_at: number
   readonly headers: string
+  readonly body: Uint8Array
 }
 
 const rowsPerPage = 500
 
 const toLetter = ({ body, headers: text }: Row): DeadLetter => {
-  const headers: Headers = JSON.parse(text)
+  const { exchange, failed, letter, messageId, routingKey }: Headers = JSON.parse(text)
   return {
-    id: headers.deadLetterId ?? "",
-    messageId: headers.messageId,
-    error: headers.error ?? "",
-    message: headers.errorMessage ?? "",
-    attempts: headers.attempts ?? 1,
-    firstFailedAt: headers.firstFailedAt ?? "",
-    lastFailedAt: headers.lastFailedAt ?? "",
-    worker: headers.worker ?? "",
-    originalExchange: headers.exchange,
-    originalRoutingKey: headers.routingKey,
+    id: letter?.id ?? "",
+    messageId,
+    error: failed?.error ?? "",
+    message: failed?.message ?? "",
+    attempts: letter?.attempts ?? 1,
+    firstFailedAt: failed?.firstFailedAt ?? "",
+    lastFailedAt: failed?.lastFailedAt ?? "",
+    worker: failed?.worker ?? "",
+    originalExchange: exchange,
+    originalRoutingKey: routingKey,
     body,
   }
+}
+
+/** The message as it was before it failed, marked with the dead letter that it was. */
+const toRetry = ({ headers: text }: Row): Headers => {
+  const { failed: _, letter, ...headers }: Headers = JSON.parse(text)
+  const retriedFrom = letter === undefined ? {} : { retriedFrom: letter.id }
+  return { ...headers, ...retriedFrom, retryCount: 0, isolatedAttempts: 0 }
 }
 
 const make = Effect.map(Sqlite, (sqlite) => {
   const failing = failingWith((failure) => new DeadLettersError(failure))
 
-  const page = (after: number) =>
-    failing("list")(
-      sqlite.use((database) =>
-        database
-          .query<Row, [string, number, number]>(
-            "SELECT id, body, headers FROM queue_messages WHERE queue = ? AND id > ? ORDER BY id LIMIT ?",
-          )
-          .all(failedQueue, after, rowsPerPage),
-      ),
+  /** Pages of letters that died at or before `until`, oldest first. */
+  const pages = (operation: string, until: number) =>
+    Stream.paginateEffect({ available_at: 0, id: 0 }, (after) =>
+      sqlite
+        .use((database) =>
+          database
+            .query<Row, [string, number, number, number, number]>(
+              `SELECT id, available_at, headers, body FROM queue_messages
+               WHERE queue = ? AND holder IS NULL AND available_at <= ? AND (available_at, id) > (?, ?)
+               ORDER BY available_at, id LIMIT ?`,
+            )
+            .all(failedQueue, until, after.available_at, after.id, rowsPerPage),
+        )
+        .pipe(
+          failing(operation),
+          Effect.map((rows) => [
+            rows,
+            Option.filter(Option.fromNullable(rows.at(-1)), () => rows.length === rowsPerPage),
+          ]),
+        ),
     )
-  const rows = Stream.paginateChunkEffect(0, (after: number) =>
-    Effect.map(page(after), (found) => {
-      const last = found.at(-1)
-      return [
-        Chunk.unsafeFromArray(found),
-        last !== undefined && found.length === rowsPerPage ? Option.some(last.id) : Option.none<number>(),
-      ] as const
-    }),
-  )
-  const picked = (pick: (letter: DeadLetter) => boolean) =>
-    Stream.runCollect(Stream.filter(rows, (row) => pick(toLetter(row)))).pipe(
-      Effect.map(Chunk.toReadonlyArray),
+
+  /**
+   * Does something to the letters that the predicate picks, a transaction a page; answers how many rows it changed.
+   * A letter that dies again meanwhile is left alone.
+   */
+  const change = (
+    operation: string,
+    pick: (letter: DeadLetter) => boolean,
+    statement: (database: Database, row: Row, now: number) => number,
+  ) =>
+    Effect.flatMap(Clock.currentTimeMillis, (now) =>
+      pages(operation, now).pipe(
+        Stream.runFoldEffect(0, (changed, rows) => {
+          const picked = rows.filter((row) => pick(toLetter(row)))
+          if (picked.length === 0) return Effect.succeed(changed)
+          return sqlite
+            .transaction((database) =>
+              picked.reduce((count, row) => count + statement(database, row, now), changed),
+            )
+            .pipe(failing(operation))
+        }),
+      ),
     )
 
   return DeadLetters.of({
-    list: Stream.map(rows, toLetter),
-    count: failing("count")(
-      sqlite.use(
+    list: Stream.mapConcatChunk(pages("list", Number.MAX_SAFE_INTEGER), (rows) =>
+      Chunk.map(Chunk.unsafeFromArray(rows), toLetter),
+    ),
+    count: sqlite
+      .use(
         (database) =>
           database
             .query<{ n: number }, [string]>("SELECT COUNT(*) AS n FROM queue_messages WHERE queue = ?")
             .get(failedQueue)?.n ?? 0,
-      ),
-    ),
+      )
+      .pipe(failing("count")),
     retry: (pick) =>
-      Effect.gen(function* () {
-        const letters = yield* picked(pick)
-        const now = yield* Clock.currentTimeMillis
-        return yield* failing("retry")(
-          sqlite.transaction((database) => {
-            const move = database.query(
+      change(
+        "retry",
+        pick,
+        (database, row, now) =>
+          database
+            .query(
               "UPDATE queue_messages SET queue = ?, headers = ?, available_at = ? WHERE id = ? AND queue = ?",
             )
-            let moved = 0
-            for (const { headers: text, id } of letters) {
-              const { deadLetterId, ...headers }: Headers = JSON.parse(text)
-              const next: Headers = {
-                ...headers,
-                retryCount: 0,
-                isolatedAttempts: 0,
-                ...(deadLetterId === undefined ? {} : { retriedFrom: deadLetterId }),
-              }
-              moved += move.run(queue, JSON.stringify(next), now, id, failedQueue).changes
-            }
-            return moved
-          }),
-        )
-      }),
+            .run(queue, JSON.stringify(toRetry(row)), now, row.id, failedQueue).changes,
+      ),
     remove: (pick) =>
-      Effect.flatMap(picked(pick), (letters) =>
-        failing("remove")(
-          sqlite.transaction((database) => {
-            const remove = database.query("DELETE FROM queue_messages WHERE id = ? AND queue = ?")
-            return letters.reduce((removed, { id }) => removed + remove.run(id, failedQueue).changes, 0)
-          }),
-        ),
+      change(
+        "remove",
+        pick,
+        (database, { id }) =>
+          database.query("DELETE FROM queue_messages WHERE id = ? AND queue = ?").run(id, failedQueue)
+            .changes,
       ),
   })
 })

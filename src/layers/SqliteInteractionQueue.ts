@@ -1,10 +1,13 @@
 /**
- * The queue of the embedded stack: one table, claims with a lease. A message stays in its row until it is settled, so
- * whatever a worker held when it died comes back. Retries wait on their rung in the same row.
+ * The queue of the embedded stack: one table that any number of processes may share. A message stays in its row until
+ * it is settled; a consumer holds it by a lease, so whatever a process held when it died comes back. Settling a batch
+ * is one transaction, in which a retry or a dead letter is the same row moved on.
  */
+import type { Database } from "bun:sqlite"
 import { randomUUID } from "node:crypto"
 import { hostname } from "node:os"
 import { Clock, Effect, Layer, Random, Schedule } from "effect"
+import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import {
   type Consumer,
   type Delivery,
@@ -16,11 +19,13 @@ import {
   queue,
   routingKey,
   type Settled,
+  type Settlement,
 } from "../services/InteractionQueue.ts"
+import { ladderDelays } from "../services/RetryPolicies.ts"
 import type { TraceContext } from "../services/Telemetry.ts"
 import { failingWith, Sqlite } from "./Sqlite.ts"
 
-/** What RabbitMQ keeps in properties and headers. */
+/** What RabbitMQ keeps in properties and headers; the column `headers`, as JSON. */
 export interface Headers {
   readonly messageId: string
   readonly exchange: string
@@ -30,39 +35,48 @@ export interface Headers {
   readonly isolatedAttempts: number
   readonly publishedAt: number
   readonly recordedAt: number
-  readonly firstFailedAt?: string
-  readonly lastFailedAt?: string
-  readonly error?: string
-  readonly errorMessage?: string
-  readonly attempts?: number
-  readonly worker?: string
-  readonly deadLetterId?: string
+  /** The dead letter that it was. */
   readonly retriedFrom?: string
+  /** How it failed last. */
+  readonly failed?: {
+    readonly error: string
+    readonly message: string
+    readonly firstFailedAt: string
+    readonly lastFailedAt: string
+    readonly worker: string
+  }
+  /** Of a dead letter. */
+  readonly letter?: { readonly id: string; readonly attempts: number }
 }
 
 interface Row {
   readonly id: number
-  readonly body: Uint8Array
-  readonly headers: string
+  readonly available_at: number
   readonly deliveries: number
+  readonly headers: string
+  readonly body: Uint8Array
 }
 
 /** How long a claim outlives a process that died with it. */
-const leaseMillis = 30_000
-/** How soon messages of other processes and due retries are seen. */
-const pollMillis = 100
-const longestErrorText = 1024
+const leaseMillis = 10_000
+/** How often a consumer renews its lease and gives back what others held when they died. */
+const renewal = Schedule.spaced(leaseMillis / 4)
+/** How soon messages of other processes are seen. */
+const pollMillis = 200
+/** How soon a failed statement is tried again. */
+const nextTryMillis = 1_000
+const longestErrorBytes = 1024
 
 class SqliteDelivery implements Delivery {
   readonly id: number
   readonly headers: Headers
   readonly body: Uint8Array
   readonly redeliveries: number
-  constructor(row: Row) {
-    this.id = row.id
-    this.headers = JSON.parse(row.headers)
-    this.body = row.body
-    this.redeliveries = row.deliveries - 1
+  constructor({ body, deliveries, headers, id }: Row) {
+    this.id = id
+    this.headers = JSON.parse(headers)
+    this.body = body
+    this.redeliveries = deliveries - 1
   }
   get routingKey() {
     return this.headers.routingKey
@@ -87,21 +101,123 @@ class SqliteDelivery implements Delivery {
   }
 }
 
+/** The text cut to so many bytes of UTF-8, between characters. */
+const cut = (text: string, bytes: number): string =>
+  new TextDecoder().decode(Buffer.from(text).subarray(0, bytes), { stream: true })
+
+/** Where a message goes that is not done with. */
+interface Move {
+  readonly queue: string
+  readonly headers: Headers
+  readonly rung: number
+  readonly availableAt: number
+}
+
+const worker = `${hostname()}:${process.pid}`
+
+const moveOf = (
+  { headers }: SqliteDelivery,
+  settlement: Exclude<Settlement, { readonly _tag: "Ack" }>,
+  now: number,
+  jitter: number,
+): Move => {
+  if (settlement._tag === "Isolate") {
+    const isolated = { ...headers, isolatedAttempts: headers.isolatedAttempts + 1 }
+    return { queue, headers: isolated, rung: 0, availableAt: now }
+  }
+  const at = new Date(now).toISOString()
+  const { error, message } = settlement.failure
+  const failed = {
+    error,
+    message: cut(message, longestErrorBytes),
+    firstFailedAt: headers.failed?.firstFailedAt ?? at,
+    lastFailedAt: at,
+    worker,
+  }
+  const attempts = headers.retryCount + 1
+  if (settlement._tag === "Retry") {
+    const rung = settlement.delayMillis
+    const climbed = { ...headers, failed, retryCount: attempts }
+    return { queue, headers: climbed, rung, availableAt: now + Math.round(rung * jitter) }
+  }
+  const letter = { id: randomUUID(), attempts }
+  return { queue: failedQueue, headers: { ...headers, failed, letter }, rung: 0, availableAt: now }
+}
+
+const renewLease = (database: Database, holder: string, now: number) =>
+  database
+    .query(
+      `INSERT INTO queue_consumers (holder, lease_until) VALUES (?1, ?2)
+       ON CONFLICT (holder) DO UPDATE SET lease_until = ?2`,
+    )
+    .run(holder, now + leaseMillis)
+
+/** What consumers held whose lease is over waits again, in its old place and with its deliveries counted. */
+const reap = (database: Database, now: number): number => {
+  const { changes } = database
+    .query(
+      `UPDATE queue_messages SET holder = NULL
+       WHERE holder IN (SELECT holder FROM queue_consumers WHERE lease_until <= ?)`,
+    )
+    .run(now)
+  database.query("DELETE FROM queue_consumers WHERE lease_until <= ?").run(now)
+  return changes
+}
+
+/** Gives back what a consumer holds, which is no failure of the messages, and takes its leave. */
+const leave = (database: Database, holder: string) => {
+  database
+    .query("UPDATE queue_messages SET holder = NULL, deliveries = deliveries - 1 WHERE holder = ?")
+    .run(holder)
+  database.query("DELETE FROM queue_consumers WHERE holder = ?").run(holder)
+}
+
+/** When the next message of the main queue may be delivered; `undefined` when none waits. */
+const nextDue = (database: Database): number | undefined =>
+  database
+    .query<{ available_at: number }, [string]>(
+      `SELECT available_at FROM queue_messages WHERE queue = ? AND holder IS NULL
+       ORDER BY available_at LIMIT 1`,
+    )
+    .get(queue)?.available_at
+
+/** The next messages that may be delivered, oldest first; they belong to the holder from then on. */
+const claim = (database: Database, holder: string, now: number, most: number): ReadonlyArray<Row> => {
+  renewLease(database, holder, now)
+  return database
+    .query<Row, [string, string, number, number]>(
+      `UPDATE queue_messages SET holder = ?, deliveries = deliveries + 1
+       WHERE id IN (SELECT id FROM queue_messages WHERE queue = ? AND holder IS NULL AND available_at <= ?
+                    ORDER BY available_at, id LIMIT ?)
+       RETURNING id, available_at, deliveries, headers, body`,
+    )
+    .all(holder, queue, now, most)
+    .sort((a, b) => a.available_at - b.available_at || a.id - b.id)
+}
+
 const make = Effect.gen(function* () {
   const sqlite = yield* Sqlite
-  const arrival = yield* Effect.makeLatch(false)
-  const worker = `${hostname()}:${process.pid}`
+  const { maxRetries, retryDelay } = yield* EmbeddingConfig
+  const rungs = ladderDelays(retryDelay, maxRetries)
+  /** The latches of this process's consumers: opened when there may be something to take. */
+  const arrivals = new Set<Effect.Latch>()
+  const wake = Effect.sync(() => {
+    for (const arrival of arrivals) arrival.unsafeOpen()
+  })
 
   const failing = failingWith((failure) => new InteractionQueueError(failure))
+  /** Says that a statement failed; the caller tries again. */
+  const warning = (event: string) => (error: { readonly cause?: unknown }) =>
+    Effect.logWarning(event).pipe(Effect.annotateLogs({ error: String(error.cause) }))
 
   const publish = Effect.fn("publish user_events", { captureStackTrace: false })(function* (
     messages: ReadonlyArray<Message>,
   ) {
     const now = yield* Clock.currentTimeMillis
-    yield* failing("publish")(
-      sqlite.transaction((database) => {
+    yield* sqlite
+      .transaction((database) => {
         const insert = database.query(
-          "INSERT INTO queue_messages (queue, body, headers, available_at) VALUES (?, ?, ?, ?)",
+          "INSERT INTO queue_messages (queue, available_at, headers, body) VALUES (?, ?, ?, ?)",
         )
         for (const { body, eventType, messageId, recordedAt, trace } of messages) {
           const headers: Headers = {
@@ -114,161 +230,128 @@ const make = Effect.gen(function* () {
             publishedAt: now,
             recordedAt,
           }
-          insert.run(queue, body, JSON.stringify(headers), now)
+          insert.run(queue, now, JSON.stringify(headers), body)
         }
-      }),
-    )
-    arrival.unsafeOpen()
+      })
+      .pipe(failing("publish"))
+    yield* wake
     return messages.map(() => "confirmed" as const)
   })
 
   const consume = Effect.fnUntraced(function* (prefetch: number) {
     const holder = randomUUID()
     const held = new Set<Delivery>()
+    const arrival = yield* Effect.makeLatch(false)
 
-    const claim = (most: number) =>
-      Effect.flatMap(Clock.currentTimeMillis, (now) =>
-        sqlite.use((database) =>
-          database
-            .query<Row, [string, number, string, number, number, number]>(
-              `UPDATE queue_messages SET holder = ?, lease_until = ?, deliveries = deliveries + 1, rung = 0
-               WHERE id IN (SELECT id FROM queue_messages
-                            WHERE queue = ? AND available_at <= ? AND lease_until <= ? ORDER BY available_at, id LIMIT ?)
-               RETURNING id, body, headers, deliveries`,
+    /** Deliveries, or in how many ms to look again. */
+    const look = Effect.fnUntraced(function* (most: number) {
+      const room = Math.min(most, prefetch - held.size)
+      if (room <= 0) return pollMillis
+      const now = yield* Clock.currentTimeMillis
+      const due = yield* sqlite.use(nextDue)
+      if (due === undefined) return pollMillis
+      if (due > now) return Math.min(pollMillis, due - now)
+      const rows = yield* sqlite.transaction((database) => claim(database, holder, now, room))
+      const deliveries = rows.map((row) => new SqliteDelivery(row))
+      for (const delivery of deliveries) held.add(delivery)
+      return deliveries
+    })
+
+    // Interruptible only while it waits, so that what has been claimed is handed over.
+    const take = (most: number): Effect.Effect<ReadonlyArray<Delivery>> =>
+      Effect.uninterruptibleMask((restore) =>
+        Effect.gen(function* () {
+          while (true) {
+            arrival.unsafeClose()
+            const found = yield* look(most).pipe(
+              Effect.catchAll((error) => Effect.as(warning("take.failed")(error), nextTryMillis)),
             )
-            .all(holder, now + leaseMillis, queue, now, now, most),
-        ),
+            if (typeof found === "number") yield* restore(Effect.timeoutOption(arrival.await, found))
+            else if (found.length > 0) return found
+          }
+        }),
       )
 
-    const take = (most: number): Effect.Effect<ReadonlyArray<Delivery>> =>
-      Effect.gen(function* () {
-        while (true) {
-          arrival.unsafeClose()
-          const room = Math.min(most, prefetch - held.size)
-          // Uninterruptible: what has been claimed is handed over or given back, never forgotten.
-          const rows = room <= 0 ? [] : yield* claim(room).pipe(Effect.catchAll(waitAndSay))
-          if (rows.length > 0) {
-            const deliveries = rows.toSorted((a, b) => a.id - b.id).map((row) => new SqliteDelivery(row))
-            for (const delivery of deliveries) held.add(delivery)
-            return deliveries
-          }
-          yield* Effect.interruptible(Effect.timeoutOption(arrival.await, pollMillis))
-        }
-      }).pipe(Effect.uninterruptible)
-
-    const settle = (settled: ReadonlyArray<Settled>): Effect.Effect<void> =>
-      Effect.gen(function* () {
-        const now = yield* Clock.currentTimeMillis
-        const jitter = yield* Random.nextRange(0.9, 1)
-        const at = new Date(now).toISOString()
-        yield* sqlite
-          .transaction((database) => {
-            const remove = database.query("DELETE FROM queue_messages WHERE id = ? AND holder = ?")
-            const move = database.query(
-              `UPDATE queue_messages SET queue = ?, headers = ?, rung = ?, available_at = ?,
-                 holder = NULL, lease_until = 0, deliveries = 0 WHERE id = ? AND holder = ?`,
-            )
-            for (const [delivery, settlement] of settled) {
-              if (!(delivery instanceof SqliteDelivery)) continue
-              const { headers, id } = delivery
-              if (settlement._tag === "Ack") {
-                remove.run(id, holder)
-                continue
-              }
-              if (settlement._tag === "Isolate") {
-                const next: Headers = { ...headers, isolatedAttempts: headers.isolatedAttempts + 1 }
-                move.run(queue, JSON.stringify(next), 0, now, id, holder)
-                continue
-              }
-              const failed: Headers = {
-                ...headers,
-                error: settlement.failure.error,
-                errorMessage: settlement.failure.message.slice(0, longestErrorText),
-                firstFailedAt: headers.firstFailedAt ?? at,
-                lastFailedAt: at,
-                worker,
-              }
-              if (settlement._tag === "Retry") {
-                const next: Headers = { ...failed, retryCount: headers.retryCount + 1 }
-                const delay = settlement.delayMillis
-                move.run(queue, JSON.stringify(next), delay, now + Math.round(delay * jitter), id, holder)
-              } else {
-                const next: Headers = {
-                  ...failed,
-                  attempts: headers.retryCount + 1,
-                  deadLetterId: randomUUID(),
-                }
-                move.run(failedQueue, JSON.stringify(next), 0, now, id, holder)
-              }
-            }
-          })
-          .pipe(
-            Effect.tapError((error) =>
-              Effect.logWarning("settle.failed").pipe(Effect.annotateLogs({ error: String(error.cause) })),
-            ),
-            Effect.retry(Schedule.spaced("1 second")),
-            Effect.orDie,
+    // Ends when the batch is settled; the database being away only delays it.
+    const settle = Effect.fnUntraced(function* (settled: ReadonlyArray<Settled>) {
+      const now = yield* Clock.currentTimeMillis
+      const jitter = yield* Random.nextRange(0.9, 1)
+      yield* sqlite
+        .transaction((database) => {
+          const remove = database.query("DELETE FROM queue_messages WHERE id = ? AND holder = ?")
+          const move = database.query(
+            `UPDATE queue_messages SET queue = ?, headers = ?, rung = ?, available_at = ?, holder = NULL,
+               deliveries = 0 WHERE id = ? AND holder = ?`,
           )
-        for (const [delivery] of settled) held.delete(delivery)
-        arrival.unsafeOpen()
-      })
+          for (const [delivery, settlement] of settled) {
+            if (!(delivery instanceof SqliteDelivery)) continue
+            if (settlement._tag === "Ack") remove.run(delivery.id, holder)
+            else {
+              const to = moveOf(delivery, settlement, now, jitter)
+              move.run(to.queue, JSON.stringify(to.headers), to.rung, to.availableAt, delivery.id, holder)
+            }
+          }
+        })
+        .pipe(
+          Effect.tapError(warning("settle.failed")),
+          Effect.retry(Schedule.spaced(nextTryMillis)),
+          Effect.orDie,
+        )
+      for (const [delivery] of settled) held.delete(delivery)
+      yield* wake
+    })
 
-    const renew = Effect.flatMap(Clock.currentTimeMillis, (now) =>
-      sqlite.use((database) =>
-        database
-          .query("UPDATE queue_messages SET lease_until = ? WHERE holder = ?")
-          .run(now + leaseMillis, holder),
-      ),
-    )
-    yield* Effect.forkScoped(Effect.repeat(Effect.ignoreLogged(renew), Schedule.spaced(leaseMillis / 3)))
-    yield* Effect.addFinalizer(() =>
-      Effect.ignoreLogged(
-        sqlite.use((database) =>
-          database
-            .query(
-              "UPDATE queue_messages SET holder = NULL, lease_until = 0, deliveries = deliveries - 1 WHERE holder = ?",
-            )
-            .run(holder),
+    const renew = Effect.gen(function* () {
+      const now = yield* Clock.currentTimeMillis
+      const count = yield* sqlite.transaction((database) => {
+        renewLease(database, holder, now)
+        return reap(database, now)
+      })
+      if (count === 0) return
+      yield* Effect.logWarning("claims.returned").pipe(Effect.annotateLogs({ count }))
+      yield* wake
+    })
+
+    yield* Effect.acquireRelease(
+      Effect.sync(() => arrivals.add(arrival)),
+      () =>
+        Effect.sync(() => arrivals.delete(arrival)).pipe(
+          Effect.zipRight(sqlite.transaction((database) => leave(database, holder))),
+          Effect.catchAll(warning("leave.failed")),
+          Effect.zipRight(wake),
         ),
-      ),
     )
+    yield* renew.pipe(Effect.catchAll(warning("renew.failed")), Effect.repeat(renewal), Effect.forkScoped)
     return { take, settle } satisfies Consumer
   })
 
   const depths = Effect.flatMap(Clock.currentTimeMillis, (now) =>
-    failing("depths")(
-      sqlite.use((database) => {
-        const rows = database
-          .query<{ queue: string; rung: number; held: number; holders: number; n: number }, [number]>(
-            `SELECT queue, rung, holder IS NOT NULL AND lease_until > ? AS held, COUNT(*) AS n,
-               COUNT(DISTINCT holder) AS holders
+    sqlite
+      .use((database) => {
+        const retry: Record<string, number> = Object.fromEntries(rungs.map((delay) => [delay, 0]))
+        const main = { ready: 0, unacked: 0, consumers: 0 }
+        let failed = 0
+        const groups = database
+          .query<{ queue: string; held: number; rung: number; n: number }, [number]>(
+            `SELECT queue, holder IS NOT NULL AS held, IIF(available_at > ?, rung, 0) AS rung, COUNT(*) AS n
              FROM queue_messages GROUP BY 1, 2, 3`,
           )
           .all(now)
-        const retry: Record<string, number> = {}
-        const main = { ready: 0, unacked: 0, consumers: 0 }
-        let failed = 0
-        for (const { held, holders, n, queue: name, rung } of rows) {
+        for (const { held, n, queue: name, rung } of groups)
           if (name === failedQueue) failed += n
-          else if (held === 1) {
-            main.unacked += n
-            main.consumers = Math.max(main.consumers, holders)
-          } else if (rung > 0) retry[rung] = n
+          else if (held === 1) main.unacked += n
+          else if (rung > 0) retry[rung] = n
           else main.ready += n
-        }
+        main.consumers =
+          database
+            .query<{ n: number }, [number]>("SELECT COUNT(*) AS n FROM queue_consumers WHERE lease_until > ?")
+            .get(now)?.n ?? 0
         return { main, retry, failed }
-      }),
-    ),
+      })
+      .pipe(failing("depths")),
   )
 
   return { publish, consume, depths }
 })
-
-const waitAndSay = (error: { readonly cause?: unknown }) =>
-  Effect.logWarning("take.failed").pipe(
-    Effect.annotateLogs({ error: String(error.cause) }),
-    Effect.zipRight(Effect.sleep("1 second")),
-    Effect.as<ReadonlyArray<Row>>([]),
-  )
 
 export const layer = Layer.effect(InteractionQueue, make)

@@ -1,45 +1,68 @@
 /** Phrase vectors of the embedded stack; those not used for PHRASE_TTL_DAYS are removed hourly. */
-import { Clock, Effect, Layer, Schedule } from "effect"
+import { Clock, Duration, Effect, Layer, Schedule } from "effect"
 import { PhraseEmbeddings, PhraseEmbeddingsError } from "../services/PhraseEmbeddings.ts"
 import * as Settings from "../services/Settings.ts"
 import * as Vector from "../services/Vector.ts"
-import { failingWith, Sqlite } from "./Sqlite.ts"
+import { failingWith, failureReason, Sqlite } from "./Sqlite.ts"
 
-const dayMillis = 86_400_000
+interface Row {
+  readonly key: string
+  readonly last_used: number
+  readonly embedding: Uint8Array
+}
 
 const make = Effect.gen(function* () {
   const sqlite = yield* Sqlite
-  const days = yield* Settings.PHRASE_TTL_DAYS
+  const keptMillis = (yield* Settings.PHRASE_TTL_DAYS) * Duration.toMillis("1 day")
+  /** Use is written down once in a while only, so that reading stays cheap. */
+  const usedAgainMillis = keptMillis / 30
   const failing = failingWith((failure) => new PhraseEmbeddingsError(failure))
+  const warning = (event: string) => (error: { readonly cause?: unknown }) =>
+    Effect.logWarning(event).pipe(Effect.annotateLogs({ error: String(error.cause) }))
 
-  const expire = Effect.flatMap(Clock.currentTimeMillis, (now) =>
-    sqlite.use((database) =>
-      database.query("DELETE FROM phrase_embeddings WHERE last_used < ?").run(now - days * dayMillis),
+  const expire = Effect.gen(function* () {
+    const now = yield* Clock.currentTimeMillis
+    yield* sqlite.use((database) =>
+      database.query("DELETE FROM phrase_embeddings WHERE last_used < ?").run(now - keptMillis),
+    )
+  })
+  yield* expire.pipe(
+    // Before `setup` there is nothing to expire.
+    Effect.catchIf(
+      (error) => failureReason(error) === "not_set_up",
+      () => Effect.void,
     ),
+    Effect.catchAll(warning("phrases.expire_failed")),
+    Effect.repeat(Schedule.spaced("1 hour")),
+    Effect.forkScoped,
   )
-  yield* Effect.forkScoped(Effect.repeat(Effect.ignore(expire), Schedule.spaced("1 hour")))
+
+  const touch = (keys: ReadonlyArray<string>, now: number) =>
+    sqlite
+      .transaction((database) => {
+        const use = database.query("UPDATE phrase_embeddings SET last_used = MAX(last_used, ?) WHERE key = ?")
+        for (const key of keys) use.run(now, key)
+      })
+      .pipe(Effect.catchAll(warning("phrases.touch_failed")))
 
   return PhraseEmbeddings.of({
     load: (keys) =>
-      Effect.flatMap(Clock.currentTimeMillis, (now) =>
-        failing("load")(
-          sqlite.transaction((database) => {
-            const one = database.query<{ embedding: Uint8Array; last_used: number }, [string]>(
-              "SELECT embedding, last_used FROM phrase_embeddings WHERE key = ?",
-            )
-            const use = database.query("UPDATE phrase_embeddings SET last_used = ? WHERE key = ?")
-            return new Map(
-              keys.flatMap((key) => {
-                const row = one.get(key)
-                if (row === null) return []
-                // Once a day is enough to know what is in use, and keeps reading cheap.
-                if (row.last_used < now - dayMillis) use.run(now, key)
-                return [[key, Vector.fromBytes(row.embedding)] as const]
-              }),
-            )
-          }),
-        ),
-      ),
+      Effect.gen(function* () {
+        const now = yield* Clock.currentTimeMillis
+        const found = yield* sqlite
+          .use((database) => {
+            const one = database.query<Row, [string]>("SELECT * FROM phrase_embeddings WHERE key = ?")
+            return keys.flatMap((key) => one.get(key) ?? [])
+          })
+          .pipe(failing("load"))
+        const stale = found.filter(({ last_used }) => last_used < now - usedAgainMillis)
+        if (stale.length > 0)
+          yield* touch(
+            stale.map(({ key }) => key),
+            now,
+          )
+        return new Map(found.map(({ embedding, key }) => [key, Vector.fromBytes(embedding)]))
+      }),
 
     save: (vectors) =>
       Effect.flatMap(Clock.currentTimeMillis, (now) =>

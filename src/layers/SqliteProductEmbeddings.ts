@@ -10,42 +10,48 @@ import {
 import * as Vector from "../services/Vector.ts"
 import { failingWith, Sqlite } from "./Sqlite.ts"
 
-interface Row extends Omit<ProductEmbedding, "embedding"> {
+/** A product's row without what is not looked at. */
+type Row<Column extends keyof ProductEmbedding> = Omit<Pick<ProductEmbedding, Column>, "embedding"> & {
   readonly embedding: Uint8Array
 }
+const described = ["product_id", "product_name", "category", "embedding"] as const
+const everything = [...described, "space", "text"] as const
 
 const rowsPerPage = 500
 
 const make = Effect.map(Sqlite, (sqlite) => {
   const failing = failingWith((failure) => new ProductEmbeddingsError(failure))
 
-  const page = (space: string, after: string) =>
-    failing("stream")(
-      sqlite.use((database) =>
-        database
-          .query<Row, [string, string, number]>(
-            `SELECT product_id, embedding, product_name, category, space, text FROM product_embeddings
-             WHERE space = ? AND product_id > ? ORDER BY product_id LIMIT ?`,
-          )
-          .all(space, after, rowsPerPage),
-      ),
-    )
-  const stream = (space: string) =>
-    Stream.paginateChunkEffect("", (after: string) =>
-      Effect.map(page(space, after), (rows) => [
-        Chunk.map(
-          Chunk.unsafeFromArray(rows),
-          (row): ProductEmbedding => ({ ...row, embedding: Vector.fromBytes(row.embedding) }),
+  /** Products of a space in pages, in the order of their ids; other fibers run in between. */
+  const pages = <Column extends keyof ProductEmbedding>(
+    operation: string,
+    columns: ReadonlyArray<Column | "product_id">,
+    space: string,
+  ) =>
+    Stream.paginateEffect("", (after: string) =>
+      sqlite
+        .use((database) =>
+          database
+            .query<Row<Column | "product_id">, [string, string, number]>(
+              `SELECT ${columns.join(", ")} FROM product_embeddings
+               WHERE space = ? AND product_id > ? ORDER BY product_id LIMIT ?`,
+            )
+            .all(space, after, rowsPerPage),
+        )
+        .pipe(
+          failing(operation),
+          Effect.map((rows) => [
+            rows,
+            Option.filter(Option.fromNullable(rows.at(-1)?.product_id), () => rows.length === rowsPerPage),
+          ]),
         ),
-        Option.filter(Option.fromNullable(rows.at(-1)?.product_id), () => rows.length === rowsPerPage),
-      ]),
     )
 
   return ProductEmbeddings.of({
     load: (products, space) =>
       failing("load")(
         sqlite.use((database) => {
-          const one = database.query<Pick<Row, "embedding">, [string, string]>(
+          const one = database.query<Row<"embedding">, [string, string]>(
             "SELECT embedding FROM product_embeddings WHERE product_id = ? AND space = ?",
           )
           return new Map(
@@ -82,13 +88,18 @@ const make = Effect.map(Sqlite, (sqlite) => {
 
     nearest: (vector, { limit, space }) =>
       Effect.suspend(() => {
+        const asked = Vector.norm(vector)
         const best: Array<Neighbour> = []
-        return stream(space).pipe(
-          Stream.runForEach(({ category, embedding, product_id, product_name }) =>
+        return pages("nearest", described, space).pipe(
+          Stream.runForEach((rows) =>
             Effect.sync(() => {
-              if (embedding.length !== vector.length) return
-              const similarity = Vector.cosine(vector, embedding)
-              keepBest(best, limit, { product_id, product_name, category, similarity })
+              for (const { embedding: bytes, ...product } of rows) {
+                const embedding = Vector.fromBytes(bytes)
+                if (embedding.length !== vector.length) continue
+                const lengths = asked * Vector.norm(embedding)
+                const similarity = lengths === 0 ? 0 : Vector.dot(vector, embedding) / lengths
+                keepBest(best, limit, { ...product, similarity })
+              }
             }),
           ),
           Effect.as(best),
@@ -102,7 +113,13 @@ const make = Effect.map(Sqlite, (sqlite) => {
       ),
     ),
 
-    stream,
+    stream: (space) =>
+      Stream.mapConcatChunk(pages("stream", everything, space), (rows) =>
+        Chunk.map(Chunk.unsafeFromArray(rows), (row) => ({
+          ...row,
+          embedding: Vector.fromBytes(row.embedding),
+        })),
+      ),
   })
 })
 

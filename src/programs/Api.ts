@@ -1,11 +1,10 @@
 /** The HTTP API. It records, publishes right after the commit, and sweeps what is left in the outbox. */
 import { HttpApiBuilder, HttpApiSwagger, HttpMiddleware, HttpServer } from "@effect/platform"
-import { BunHttpServer } from "@effect/platform-bun"
 import { Console, Effect, Layer, Option } from "effect"
 import * as HttpGate from "../layers/HttpGate.ts"
 import * as HttpHandlers from "../layers/HttpHandlers.ts"
+import * as BunServer from "../layers/HttpServer.ts"
 import * as EventVectors from "../services/EventVectors.ts"
-import { bulkBodyBytes } from "../services/InteractionApi.ts"
 import * as InteractionRecorder from "../services/InteractionRecorder.ts"
 import * as OutboxRelay from "../services/OutboxRelay.ts"
 import * as Settings from "../services/Settings.ts"
@@ -19,7 +18,7 @@ const server = Layer.unwrapEffect(
     const port = yield* Settings.API_PORT
     const guarded = Option.isSome(yield* Settings.API_TOKENS)
     const hostname = Option.getOrElse(yield* Settings.API_HOST, () => (guarded ? "0.0.0.0" : "127.0.0.1"))
-    return BunHttpServer.layer({ port, hostname, maxRequestBodySize: bulkBodyBytes * 2, idleTimeout: 60 })
+    return BunServer.layer({ port, hostname })
   }),
 )
 
@@ -35,21 +34,10 @@ const greeting = HttpServer.addressWith((address) =>
   }),
 )
 
-const serving = Layer.unwrapScoped(
-  Effect.map(HttpGate.make, ({ drain, middleware }) =>
-    // Built after serving, so closed before it: open requests are finished first.
-    Layer.scopedDiscard(
-      Effect.zipRight(
-        greeting,
-        Effect.addFinalizer(() => drain),
-      ),
-    ).pipe(
-      Layer.provideMerge(HttpApiBuilder.serve()),
-      Layer.provide(HttpApiBuilder.middleware(middleware)),
-      HttpMiddleware.withTracerDisabledWhen(HttpGate.tracing.isUntraced),
-      HttpMiddleware.withSpanNameGenerator(HttpGate.tracing.spanName),
-    ),
-  ),
+const serving = Layer.effectDiscard(greeting).pipe(
+  Layer.provideMerge(HttpApiBuilder.serve()),
+  Layer.provide([HttpGate.layer, HttpGate.routerConfig]),
+  HttpMiddleware.withTracerDisabledWhen(() => true),
 )
 
 export const layer = serving.pipe(
@@ -59,5 +47,6 @@ export const layer = serving.pipe(
   ]),
   Layer.provide(HttpHandlers.layer),
   Layer.provide(steps),
+  Layer.provide(HttpServer.layerContext),
   Layer.provideMerge(server),
 )

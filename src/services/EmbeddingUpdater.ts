@@ -108,11 +108,11 @@ const make = Effect.gen(function* () {
       else if (fresh.has(message_id)) duplicates.set(item, fresh.get(message_id)!)
       else fresh.set(message_id, item)
     }
-    const toLookUp = Arr.groupBy(
+    const toLookUp = Map.groupBy(
       [...fresh.values()].filter(({ interaction }) => (records.get(interaction.user_id)?.archived ?? 0) > 0),
       ({ interaction }) => interaction.user_id,
     )
-    const entries = Object.entries(toLookUp).map(([user_id, group]) => ({
+    const entries = [...toLookUp].map(([user_id, group]) => ({
       user_id,
       ids: group.map(({ interaction }) => AppliedIds.prefix(interaction.message_id)),
     }))
@@ -157,7 +157,7 @@ const make = Effect.gen(function* () {
     const written: Array<ReadonlyArray<Item>> = []
     const archive: Array<{ user_id: UserId; ids: ReadonlyArray<string> }> = []
     const ready = fresh.filter(({ vector }) => vector !== undefined)
-    for (const [user_id, group] of Object.entries(Arr.groupBy(ready, (item) => item.interaction.user_id))) {
+    for (const [user_id, group] of Map.groupBy(ready, (item) => item.interaction.user_id)) {
       const record = records.get(user_id)
       const events = group.map(({ interaction, vector }) => ({ interaction, vector: vector! }))
       const folded = fold(record?.embedding, events, settings, now)

@@ -25,6 +25,8 @@ const look = ({ missing, ping }: Dependency): Effect.Effect<DependencyHealth> =>
           : { status: "degraded", detail: `missing ${missing.join(", ")}: run user-embeddings setup` },
     ),
     Effect.catchAll(({ detail }) => Effect.succeed<DependencyHealth>({ status: "down", detail })),
+    Effect.interruptible,
+    Effect.disconnect,
     Effect.timeoutTo({
       duration: deadline,
       onTimeout: (): DependencyHealth => ({ status: "down", detail: "no answer within 3 s" }),
@@ -60,5 +62,6 @@ export const make = (
       }
       return health
     })
-    return yield* Effect.cachedWithTTL(check, freshness)
+    // A probe that hangs up must not take the answer of the others with it.
+    return yield* Effect.cachedWithTTL(Effect.uninterruptible(check), freshness)
   })

@@ -1,6 +1,6 @@
 /** The HTTP contract: routes, payloads and answers. `/openapi.json` and `/docs` are generated from it. */
 import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
-import { JSONSchema, Schema } from "effect"
+import { JSONSchema, Record, Schema } from "effect"
 import { EventType, MessageId, ProductId, UserId } from "./Interaction.ts"
 import { FieldIssue, ProblemDocument } from "./Problem.ts"
 import { BulkItem, ProductBody, SearchBody } from "./Submission.ts"
@@ -9,6 +9,8 @@ import { History } from "./UserEmbedding.ts"
 /** Greatest body in bytes, of the bulk route and of all others. */
 export const bulkBodyBytes = 1024 * 1024
 export const bodyBytes = 64 * 1024
+/** Of the route that takes a vector: room for its numbers, where 64 KiB are too few (from 2,048 dimensions on). */
+export const vectorBytes = (dimensions: number): number => Math.max(bodyBytes, dimensions * 32)
 /** Items of one bulk request. */
 export const bulkItems = 1_000
 
@@ -55,16 +57,23 @@ const Embedding = Schema.Struct({
   embedding: Schema.optional(Schema.Array(Schema.Number)),
 }).annotations({ identifier: "UserEmbedding" })
 
-/** Exactly one of `vector` and `text`. */
+const wellFormed = Schema.String.pipe(
+  Schema.filter((text) => text.isWellFormed() || "must not contain lone surrogates"),
+)
+const shortText = Schema.optionalWith(
+  wellFormed.pipe(Schema.filter((text) => text.length <= 255 || "must be at most 255 characters")),
+  { nullable: true },
+)
+/** Exactly one of `vector` and `text`. Without a name or category what is stored stays. */
 export const ProductEmbeddingBody = Schema.Struct({
   vector: Schema.optional(Schema.Array(Schema.Number)),
   text: Schema.optional(
-    Schema.Trim.pipe(
+    Schema.compose(wellFormed, Schema.Trim).pipe(
       Schema.filter((text) => (text.length > 0 && text.length <= 8192) || "must be 1 to 8192 characters"),
     ),
   ),
-  product_name: Schema.optional(Schema.String),
-  category: Schema.optional(Schema.String),
+  product_name: shortText,
+  category: shortText,
 })
   .pipe(
     Schema.filter(
@@ -93,6 +102,12 @@ const Health = Schema.Struct({
 
 const user = HttpApiSchema.param("userId", Schema.typeSchema(UserId))
 const product = HttpApiSchema.param("productId", Schema.typeSchema(ProductId))
+/** Ids decoded together with header and body, so that one answer names all that is wrong. */
+const idAsSent = Schema.String.annotations({
+  jsonSchema: { type: "string", pattern: "^[A-Za-z0-9._:-]{1,64}$" },
+})
+const sentUser = HttpApiSchema.param("userId", idAsSent)
+const sentProduct = HttpApiSchema.param("productId", idAsSent)
 
 const productEvent = <Name extends string>(
   endpoint: HttpApiEndpoint.HttpApiEndpoint<
@@ -105,14 +120,14 @@ const productEvent = <Name extends string>(
 
 const interactions = HttpApiGroup.make("interactions")
   .add(
-    HttpApiEndpoint.post("search")`/api/user/${user}/search`
+    HttpApiEndpoint.post("search")`/api/user/${sentUser}/search`
       .setPayload(SearchBody)
       .addSuccess(Recorded, { status: 201 })
       .addSuccess(Recorded, { status: 200 }),
   )
-  .add(productEvent(HttpApiEndpoint.post("view")`/api/user/${user}/product/${product}/view`))
-  .add(productEvent(HttpApiEndpoint.post("click")`/api/user/${user}/product/${product}/click`))
-  .add(productEvent(HttpApiEndpoint.post("purchase")`/api/user/${user}/product/${product}/purchase`))
+  .add(productEvent(HttpApiEndpoint.post("view")`/api/user/${sentUser}/product/${sentProduct}/view`))
+  .add(productEvent(HttpApiEndpoint.post("click")`/api/user/${sentUser}/product/${sentProduct}/click`))
+  .add(productEvent(HttpApiEndpoint.post("purchase")`/api/user/${sentUser}/product/${sentProduct}/purchase`))
   .add(
     HttpApiEndpoint.post("bulk", "/api/interactions")
       .setPayload(Schema.Array(BulkItem).pipe(Schema.minItems(1), Schema.maxItems(bulkItems)))
@@ -120,10 +135,13 @@ const interactions = HttpApiGroup.make("interactions")
       .addSuccess(BulkReport, { status: 207 }),
   )
 
+const trueOrFalse = Schema.Literal("true", "false").annotations({
+  message: () => ({ message: "must be true or false", override: true }),
+})
 const embeddings = HttpApiGroup.make("embeddings")
   .add(
     HttpApiEndpoint.get("embedding")`/api/user/${user}/embedding`
-      .setUrlParams(Schema.Struct({ vector: Schema.optional(Schema.Literal("true", "false")) }))
+      .setUrlParams(Schema.Struct({ vector: Schema.optional(trueOrFalse) }))
       .addSuccess(Embedding),
   )
   .add(
@@ -137,46 +155,74 @@ const health = HttpApiGroup.make("health")
   .add(HttpApiEndpoint.get("livez", "/livez").addSuccess(Schema.Struct({ status: Schema.Literal("ok") })))
   .add(HttpApiEndpoint.get("readyz", "/readyz").addSuccess(Health).addSuccess(Health, { status: 503 }))
 
-/** What the schemas can't say: the problems of every route, the key of those that record, the token. */
-const completeDocument = (document: Record<string, unknown>): Record<string, unknown> => {
-  const problem = {
-    description: "What is wrong, as RFC 9457 problem document",
-    content: { "application/problem+json": { schema: { $ref: "#/components/schemas/ProblemDocument" } } },
+interface Operation {
+  readonly parameters?: ReadonlyArray<object>
+  readonly requestBody?: object
+  readonly responses: Readonly<Record<string, object>>
+  readonly security?: ReadonlyArray<object>
+}
+interface Document {
+  readonly components: { readonly schemas: Readonly<Record<string, object>> }
+  readonly paths: Readonly<Record<string, Readonly<Record<string, Operation>>>>
+}
+
+const problem = {
+  description: "What is wrong, as RFC 9457 problem document",
+  content: { "application/problem+json": { schema: { $ref: "#/components/schemas/ProblemDocument" } } },
+}
+const retryLater = {
+  ...problem,
+  headers: { "Retry-After": { description: "Seconds to wait", schema: { type: "integer" } } },
+}
+const idempotencyKey = {
+  name: "Idempotency-Key",
+  in: "header",
+  required: false,
+  description: "The same key for the same user answers with the first result, whatever the time",
+  schema: { type: "string", minLength: 1, maxLength: 255 },
+}
+const ofBodies = { "400": problem, "413": problem, "415": problem }
+
+/** What the schemas can't say of an operation: its problems, the key, and whether it needs a body. */
+const complete = (path: string, method: string, operation: Operation): Operation => {
+  const { "400": _, ...responses } = operation.responses
+  if (!path.startsWith("/api/")) return { ...operation, security: [], responses }
+  const records = method === "post"
+  const keyed = records && path !== "/api/interactions"
+  return {
+    ...operation,
+    // `{}`: no token, where the API is open.
+    security: [{ bearer: [] }, {}],
+    ...(keyed ? { parameters: [...(operation.parameters ?? []), idempotencyKey] } : {}),
+    ...(path.includes("/product/{productId}/") && records
+      ? { requestBody: { ...operation.requestBody, required: false } }
+      : {}),
+    responses: {
+      ...responses,
+      ...(operation.requestBody ? ofBodies : {}),
+      "401": problem,
+      ...(method === "get" ? { "404": problem } : {}),
+      "422": problem,
+      ...(keyed ? { "429": retryLater } : {}),
+      "503": retryLater,
+    },
   }
-  const key = {
-    name: "Idempotency-Key",
-    in: "header",
-    required: false,
-    description: "The same key for the same user answers with the first result, whatever the time",
-    schema: { type: "string", minLength: 1, maxLength: 255 },
+}
+
+const completeDocument = ({ components, paths, ...rest }: Document) => {
+  const { HttpApiDecodeError, Issue, PropertyKey, ...schemas } = components.schemas
+  return {
+    ...rest,
+    paths: Record.map(paths, (methods, path) =>
+      Record.map(methods, (operation, method) => complete(path, method, operation)),
+    ),
+    components: {
+      schemas: { ...schemas, ...JSONSchema.make(ProblemDocument).$defs },
+      securitySchemes: {
+        bearer: { type: "http", scheme: "bearer", description: "Only where API_TOKENS is set" },
+      },
+    },
   }
-  const { components, paths, ...rest } = document as {
-    readonly components: { readonly schemas: object }
-    readonly paths: Record<string, Record<string, { responses: object; parameters?: ReadonlyArray<object> }>>
-  }
-  const complete = ([path, methods]: (typeof entries)[number]) => {
-    const operations = Object.entries(methods).map(([method, operation]) => {
-      const isOpen = path === "/livez" || path === "/readyz"
-      const { "400": _, ...responses } = operation.responses as Record<string, unknown>
-      const problems = isOpen
-        ? {}
-        : Object.fromEntries(
-            ["400", "401", "413", "415", "422", "429", "503"].map((status) => [status, problem]),
-          )
-      const parameters =
-        method === "post" && path !== "/api/interactions"
-          ? [...(operation.parameters ?? []), key]
-          : operation.parameters
-      return [method, { ...operation, parameters, responses: { ...problems, ...responses } }] as const
-    })
-    return [path, Object.fromEntries(operations)] as const
-  }
-  const entries = Object.entries(paths)
-  const schemas = {
-    ...components.schemas,
-    ProblemDocument: JSONSchema.make(ProblemDocument).$defs?.ProblemDocument,
-  }
-  return { ...rest, paths: Object.fromEntries(entries.map(complete)), components: { ...components, schemas } }
 }
 
 export const api = HttpApi.make("user-embeddings")
@@ -186,4 +232,4 @@ export const api = HttpApi.make("user-embeddings")
   .annotate(OpenApi.Title, "user-embeddings")
   .annotate(OpenApi.Description, "Keeps a vector of every user's taste up to date from what they do.")
   .annotate(OpenApi.Version, "1.0")
-  .annotate(OpenApi.Transform, completeDocument)
+  .annotate(OpenApi.Transform, (document) => completeDocument(document as Document))

@@ -1,5 +1,8 @@
-/** What a client sent → {@link Submission}: pure decoding, shared by every route that records interactions. */
-import { Either, type ParseResult, Schema } from "effect"
+/**
+ * What a client sent → {@link Submission}: pure decoding, shared by every route that records interactions. Path,
+ * header and body are decoded together, so that one answer names every offending field as the client knows it.
+ */
+import { Either, type ParseResult, Predicate, Schema } from "effect"
 import * as Interaction from "./Interaction.ts"
 import type { Submission } from "./InteractionRecorder.ts"
 import type { FieldIssue } from "./Problem.ts"
@@ -8,6 +11,8 @@ export type Decoded = Either.Either<Submission, ReadonlyArray<FieldIssue>>
 
 /** Facts of any kind beside the fields that a route names: they become the metadata. */
 const facts = { key: Schema.String, value: Schema.Unknown }
+/** `null` says as much as nothing. */
+const optional = <A, I>(schema: Schema.Schema<A, I>) => Schema.optionalWith(schema, { nullable: true })
 
 /** Body of the search route: `{"query", "occurred_at"?, …metadata}`. */
 export const SearchBody = Schema.Struct(
@@ -21,65 +26,111 @@ export const ProductBody = Schema.Struct(
   facts,
 ).annotations({ identifier: "ProductBody" })
 
-const bulkCommon = {
+const common = {
   user_id: Interaction.UserId,
-  occurred_at: Schema.optional(Interaction.Timestamp),
-  idempotency_key: Schema.optional(
-    Schema.String.pipe(Schema.pattern(/^[\x20-\x7e]{1,255}$/, { message: () => keyRule })),
+  occurred_at: optional(Interaction.Timestamp),
+  idempotency_key: optional(
+    Schema.String.pipe(
+      Schema.pattern(/^[\x20-\x7e]{1,255}$/, {
+        message: () => "must be 1 to 255 printable ASCII characters",
+      }),
+    ),
   ),
-  metadata: Schema.optionalWith(Interaction.Metadata, { default: () => ({}), nullable: true }),
+  metadata: optional(Interaction.Metadata),
 }
-const keyRule = "must be 1 to 255 printable ASCII characters"
-
-const BulkSearch = Schema.Struct({
-  ...bulkCommon,
+const absent = Schema.optional(
+  Schema.Null.annotations({ message: () => "must not be set for this event_type" }),
+)
+const SearchItem = Schema.Struct({
+  ...common,
   event_type: Schema.Literal("search"),
   search_phrase: Interaction.SearchPhrase,
+  product_id: absent,
 })
-const BulkProduct = Schema.Struct({
-  ...bulkCommon,
+const ProductItem = Schema.Struct({
+  ...common,
   event_type: Schema.Literal("product_view", "product_click", "product_purchase"),
+  search_phrase: absent,
   product_id: Interaction.ProductId,
 })
 /** One item of the bulk route. */
-export const BulkItem = Schema.Union(BulkSearch, BulkProduct).annotations({ identifier: "BulkItem" })
+export const BulkItem = Schema.Union(SearchItem, ProductItem).annotations({ identifier: "BulkItem" })
 
 const options = { errors: "all", onExcessProperty: "error" } as const
-const decodeSearch = Schema.decodeUnknownEither(SearchBody, { errors: "all" })
-const decodeProduct = Schema.decodeUnknownEither(ProductBody, { errors: "all" })
-const decodeMetadata = Schema.decodeUnknownEither(Interaction.Metadata, { errors: "all" })
-const decodeKind = Schema.decodeUnknownEither(Schema.Struct({ event_type: Interaction.EventType }))
-const decodeBulkSearch = Schema.decodeUnknownEither(BulkSearch, options)
-const decodeBulkProduct = Schema.decodeUnknownEither(BulkProduct, options)
+const decodeSearch = Schema.decodeUnknownEither(SearchItem, options)
+const decodeProduct = Schema.decodeUnknownEither(ProductItem, options)
+const isEventType = Schema.is(Interaction.EventType)
 
-const toIssues = (error: ParseResult.ParseError): ReadonlyArray<FieldIssue> =>
-  Interaction.issues(error).map(({ field, problem }) => ({
-    field,
-    detail:
-      field === "" ? "must be a JSON object" : problem.replace(/^is unexpected.*/, "is not a known field"),
-  }))
+const issue = (field: string, detail: string) => Either.left([{ field, detail }])
+const eventTypeRule = `must be one of ${Interaction.eventTypes.join(", ")}`
 
-/** The instant of the interaction: as given, or now; not more than 60 s in the future. */
-const instant = (given: string | undefined, now: number): Either.Either<string, ReadonlyArray<FieldIssue>> =>
-  given !== undefined && Date.parse(given) > now + Interaction.maxFutureMillis
-    ? Either.left([{ field: "occurred_at", detail: "must not be more than 60 s in the future" }])
-    : Either.right(given ?? new Date(now).toISOString())
+const describe = (problem: string): string => {
+  if (problem.startsWith("is unexpected")) return "is not a known field"
+  return problem.endsWith("actual undefined") ? "is missing" : problem
+}
 
-const submission = (
-  interaction: Parameters<typeof Interaction.make>[0],
-  idempotencyKey: string | null,
-  occurredAtGiven: boolean,
-): Submission => ({ interaction: Interaction.make(interaction), idempotencyKey, occurredAtGiven })
-
-/** `body` is parsed JSON; a search must have one. `now` in Unix ms. */
-export const ofSearch = (user_id: string, body: unknown, key: string | null, now: number): Decoded =>
-  Either.gen(function* () {
-    const { occurred_at: given, query, ...rest } = yield* Either.mapLeft(decodeSearch(body), toIssues)
-    const metadata = yield* Either.mapLeft(decodeMetadata(rest), toIssues)
-    const occurred_at = yield* instant(given, now)
-    const event = { event_type: "search", search_phrase: query } as const
-    return submission({ user_id, ...event, occurred_at, metadata }, key, given !== undefined)
+/** `item` is parsed JSON; keys that are not known are refused. `now` in Unix ms. */
+export const ofBulkItem = (item: unknown, now: number): Decoded => {
+  if (!Predicate.isRecord(item)) return issue("", "must be a JSON object")
+  if (!isEventType(item.event_type)) return issue("event_type", eventTypeRule)
+  // By its kind, so that the issues are those of the one that was meant.
+  const decoded: Either.Either<typeof BulkItem.Type, ParseResult.ParseError> =
+    item.event_type === "search" ? decodeSearch(item) : decodeProduct(item)
+  if (Either.isLeft(decoded))
+    return Either.left(
+      Interaction.issues(decoded.left).map(({ field, problem }) => ({ field, detail: describe(problem) })),
+    )
+  const sent = decoded.right
+  const { idempotency_key = null, metadata = {}, occurred_at: given, user_id } = sent
+  if (given !== undefined && Date.parse(given) > now + Interaction.maxFutureMillis)
+    return issue("occurred_at", "must not be more than 60 s in the future")
+  const facts = { user_id, occurred_at: given ?? new Date(now).toISOString(), metadata }
+  const interaction =
+    sent.event_type === "search"
+      ? Interaction.make({ ...facts, event_type: sent.event_type, search_phrase: sent.search_phrase })
+      : Interaction.make({ ...facts, event_type: sent.event_type, product_id: sent.product_id })
+  return Either.right({
+    interaction,
+    idempotencyKey: idempotency_key,
+    occurredAtGiven: given !== undefined,
   })
+}
+
+const names: Readonly<Record<string, string>> = {
+  user_id: "userId",
+  product_id: "productId",
+  search_phrase: "query",
+  idempotency_key: "Idempotency-Key",
+}
+/** A route is a bulk item whose parts stand elsewhere. */
+const ofRoute = (
+  body: unknown,
+  item: (body: Readonly<Record<string, unknown>>) => object,
+  now: number,
+): Decoded =>
+  Predicate.isRecord(body)
+    ? Either.mapLeft(ofBulkItem(item(body), now), (issues) =>
+        issues.map(({ field, detail }) => ({
+          field: names[field] ?? field.replace(/^metadata\./, ""),
+          detail,
+        })),
+      )
+    : issue("", "must be a JSON object")
+
+/** `body` is parsed JSON, `key` the header `Idempotency-Key`, if there was one. */
+export const ofSearch = (user_id: string, body: unknown, key: string | undefined, now: number): Decoded =>
+  ofRoute(
+    body,
+    ({ occurred_at, query, ...metadata }) => ({
+      user_id,
+      event_type: "search",
+      search_phrase: query,
+      occurred_at,
+      idempotency_key: key,
+      metadata,
+    }),
+    now,
+  )
 
 /** `body` is parsed JSON, or `{}` where the request had none. */
 export const ofProduct = (
@@ -87,35 +138,18 @@ export const ofProduct = (
   product_id: string,
   event_type: Exclude<Interaction.EventType, "search">,
   body: unknown,
-  key: string | null,
+  key: string | undefined,
   now: number,
 ): Decoded =>
-  Either.gen(function* () {
-    const { occurred_at: given, ...rest } = yield* Either.mapLeft(decodeProduct(body), toIssues)
-    const metadata = yield* Either.mapLeft(decodeMetadata(rest), toIssues)
-    const occurred_at = yield* instant(given, now)
-    return submission({ user_id, event_type, product_id, occurred_at, metadata }, key, given !== undefined)
-  })
-
-export const ofBulkItem = (item: unknown, now: number): Decoded =>
-  Either.gen(function* () {
-    // The kind first, so that the issues are those of the one that was meant.
-    const { event_type } = yield* Either.mapLeft(decodeKind(item), toIssues)
-    const decode: (item: unknown) => Either.Either<typeof BulkItem.Type, ParseResult.ParseError> =
-      event_type === "search" ? decodeBulkSearch : decodeBulkProduct
-    const {
-      idempotency_key = null,
-      occurred_at: given,
-      ...event
-    } = yield* Either.mapLeft(decode(item), toIssues)
-    const occurred_at = yield* instant(given, now)
-    return submission({ ...event, occurred_at }, idempotency_key, given !== undefined)
-  })
-
-/** The header `Idempotency-Key`, if there is one. */
-export const ofKeyHeader = (
-  header: string | undefined,
-): Either.Either<string | null, ReadonlyArray<FieldIssue>> =>
-  header === undefined || /^[\x20-\x7e]{1,255}$/.test(header)
-    ? Either.right(header ?? null)
-    : Either.left([{ field: "Idempotency-Key", detail: keyRule }])
+  ofRoute(
+    body,
+    ({ occurred_at, ...metadata }) => ({
+      user_id,
+      event_type,
+      product_id,
+      occurred_at,
+      idempotency_key: key,
+      metadata,
+    }),
+    now,
+  )

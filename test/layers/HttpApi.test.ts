@@ -1,10 +1,12 @@
 /** The HTTP API over a listening server on the embedded stack. */
 import { expect } from "bun:test"
+import { connect } from "node:net"
 import { HttpServer } from "@effect/platform"
-import { Effect, Layer } from "effect"
+import { Deferred, Effect, Exit, Fiber, Layer, Schedule, Scope } from "effect"
 import * as Api from "../../src/programs/Api.ts"
-import { InteractionLog } from "../../src/services/InteractionLog.ts"
-import { layerSuite } from "../support/effect.ts"
+import { InteractionLog, InteractionLogError } from "../../src/services/InteractionLog.ts"
+import { UserEmbeddings } from "../../src/services/UserEmbeddings.ts"
+import { effectTest, layerSuite } from "../support/effect.ts"
 import { embedded } from "../support/stacks.ts"
 
 const api = (extra: Readonly<Record<string, string>> = {}) =>
@@ -39,6 +41,22 @@ const call = (
       }
     })
   })
+/** Sends bytes as they are; all that came back until the server closed the connection. */
+const exchange = (request: string) =>
+  Effect.gen(function* () {
+    const { address } = yield* HttpServer.HttpServer
+    const port = address._tag === "TcpAddress" ? address.port : 0
+    return yield* Effect.async<string>((resume) => {
+      let received = ""
+      const socket = connect(port, "127.0.0.1", () => socket.write(request))
+      socket.on("data", (bytes) => {
+        received += bytes
+      })
+      socket.on("error", () => {})
+      socket.on("close", () => resume(Effect.succeed(received)))
+      return Effect.sync(() => socket.destroy())
+    }).pipe(Effect.timeout("5 seconds"))
+  })
 const json = { "content-type": "application/json" }
 const post = (path: string, body: unknown, headers: Record<string, string> = {}) =>
   call("POST", path, JSON.stringify(body), { ...json, ...headers })
@@ -61,6 +79,8 @@ const bad: ReadonlyArray<
   ["POST", search, '{"query": "a"}', { "content-type": "text/plain" }, 415],
   ["POST", search, '{"query": "a"}', { "content-type": "application/x-www-form-urlencoded" }, 415],
   ["POST", view, "x=1", { "content-type": "text/plain" }, 415],
+  ["POST", search, '{"query": "a"}', { "content-type": "application/json; charset=iso-8859-1" }, 415],
+  ["POST", search, '{"query": "a"}', { ...json, "content-encoding": "gzip" }, 415],
   ["POST", search, undefined, {}, 422, "query"],
   ["POST", search, "{}", json, 422, "query"],
   ["POST", search, "[]", json, 422, ""],
@@ -87,6 +107,11 @@ const bad: ReadonlyArray<
   ["POST", search, '{"query": "a"}', { ...json, "idempotency-key": "schlüssel" }, 422, "Idempotency-Key"],
   ["POST", "/api/user/two%20words/search", '{"query": "a"}', json, 422, "userId"],
   ["POST", `/api/user/${"x".repeat(65)}/search`, '{"query": "a"}', json, 422, "userId"],
+  ["POST", `/api/user/${"x".repeat(1_000)}/search`, '{"query": "a"}', json, 422, "userId"],
+  ["POST", "/api/user/a%zz/search", '{"query": "a"}', json, 422, "userId"],
+  ["POST", "/api/user/a;b/search", '{"query": "a"}', json, 422, "userId"],
+  ["POST", "/api/user//search", '{"query": "a"}', json, 422, "userId"],
+  ["POST", search, '{"query": "a", "k\\ud800": 1}', json, 422, "metadata"],
   ["POST", "/api/user/%E2%82%AC/search", '{"query": "a"}', json, 422, "userId"],
   ["POST", "/api/user/u/product/a%2Fb/view", undefined, {}, 422, "productId"],
   ["POST", "/api/user/u/product/a+b/purchase", undefined, {}, 422, "productId"],
@@ -111,6 +136,9 @@ const bad: ReadonlyArray<
   ["PUT", vector, '{"vector": ["x"]}', json, 422, "vector.0"],
   ["PUT", vector, '{"text": "  "}', json, 422, "text"],
   ["PUT", vector, '{"text": "a", "colour": "red"}', json, 422, "colour"],
+  ["PUT", vector, '{"text": "a\\ud800"}', json, 422, "text"],
+  ["PUT", vector, '{"text": "a", "category": "a\\ud800"}', json, 422, "category"],
+  ["PUT", vector, "[1]", json, 422, ""],
 ]
 
 layerSuite("HTTP API", api(), (it) => {
@@ -130,6 +158,72 @@ layerSuite("HTTP API", api(), (it) => {
         }
         expect(yield* total).toBe(before)
       }))
+
+  it("one answer names every offending field, each once", () =>
+    Effect.gen(function* () {
+      const answer = yield* post(
+        "/api/user/a%20b/search",
+        { query: "", occurred_at: "x", device: {} },
+        { "idempotency-key": "" },
+      )
+      const errors = answer.body.errors as ReadonlyArray<{ readonly field: string }>
+      expect(errors.map(({ field }) => field).sort()).toEqual([
+        "Idempotency-Key",
+        "device",
+        "occurred_at",
+        "query",
+        "userId",
+      ])
+    }))
+
+  it("a body that is too large is refused as a problem, whether its length is announced or not", () =>
+    Effect.gen(function* () {
+      const before = yield* total
+      const head = `POST ${search} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n`
+      const chunk = `11000\r\n${"y".repeat(0x11000)}\r\n`
+      for (const request of [
+        `${head}content-length: 200000000\r\n\r\n{`,
+        `${head}transfer-encoding: chunked\r\n\r\n${chunk}`,
+      ]) {
+        const answer = yield* exchange(request)
+        expect(answer).toStartWith("HTTP/1.1 413 ")
+        expect(answer.toLowerCase()).toContain("content-type: application/problem+json")
+      }
+      expect(yield* total).toBe(before)
+    }))
+
+  it("trace ids are only taken from a valid traceparent", () =>
+    Effect.gen(function* () {
+      const zero = `00-${"0".repeat(32)}-${"0".repeat(16)}-01`
+      for (const headers of [
+        { traceparent: zero },
+        { traceparent: "junk" },
+        { b3: `${"x".repeat(300)}-y` },
+      ]) {
+        const answer = yield* post(search, { query: "traced" }, headers as Record<string, string>)
+        expect(answer.status).toBe(201)
+        expect(answer.headers.get("traceparent")).toMatch(/^00-(?!0{32})[0-9a-f]{32}-[0-9a-f]{16}-0[01]$/)
+      }
+    }))
+
+  it("another method is told which ones there are", () =>
+    Effect.gen(function* () {
+      const put = yield* call("PUT", search)
+      expect([put.status, put.headers.get("allow")]).toEqual([405, "POST, OPTIONS"])
+      const options = yield* call("OPTIONS", "/api/user/u/embedding")
+      expect([options.status, options.headers.get("allow")]).toEqual([204, "GET, HEAD, OPTIONS"])
+      expect((yield* call("HEAD", "/livez")).status).toBe(200)
+    }))
+
+  it("null is as good as nothing where a field may be left out", () =>
+    Effect.gen(function* () {
+      expect((yield* post(search, { query: "null", occurred_at: null, device: null })).status).toBe(201)
+      const item = { user_id: "u", event_type: "search", search_phrase: "null", product_id: null }
+      const answer = yield* post(bulk, [
+        { ...item, occurred_at: null, idempotency_key: null, metadata: null },
+      ])
+      expect(answer.body).toMatchObject({ accepted: 1 })
+    }))
 
   it("a search is recorded once, with its message id, and a trace to follow", () =>
     Effect.gen(function* () {
@@ -220,7 +314,77 @@ layerSuite("HTTP API", api(), (it) => {
       expect(Object.keys(paths)).toContain("/api/user/{userId}/product/{productId}/purchase")
       expect(JSON.stringify(paths)).toContain("application/problem+json")
     }))
+
+  it("the contract refers to nothing that it lacks", () =>
+    Effect.gen(function* () {
+      const { body } = yield* call("GET", "/openapi.json")
+      const { schemas } = body.components as { readonly schemas: object }
+      const references = [...JSON.stringify(body).matchAll(/#\/components\/schemas\/(\w+)/g)].map(
+        ([, name]) => name,
+      )
+      expect(references.length).toBeGreaterThan(0)
+      expect(references.filter((name) => !Object.keys(schemas).includes(name ?? ""))).toEqual([])
+    }))
 })
+
+const failing = (reason: InteractionLogError["reason"]) =>
+  Layer.effect(
+    InteractionLog,
+    Effect.map(InteractionLog, (log) => ({
+      ...log,
+      append: () => Effect.fail(new InteractionLogError({ reason, operation: "append", cause: "a secret" })),
+    })),
+  )
+
+for (const reason of ["unavailable", "timeout"] as const)
+  layerSuite(
+    `HTTP API, log ${reason}`,
+    Api.layer.pipe(Layer.provide(failing(reason)), Layer.provideMerge(embedded({ API_PORT: "0" }))),
+    (it) => {
+      it("answers 503 with Retry-After, and nothing of the cause", () =>
+        Effect.gen(function* () {
+          for (const answer of [
+            yield* post(search, { query: "a" }),
+            yield* post(bulk, [{ user_id: "u", event_type: "product_view", product_id: "p" }]),
+          ]) {
+            expect([answer.status, answer.headers.get("retry-after")]).toEqual([503, "1"])
+            expect(JSON.stringify(answer.body)).not.toContain("a secret")
+          }
+        }))
+    },
+  )
+
+/** Loading an embedding takes this long, from the moment that `begun` tells. */
+const slow = (begun: Deferred.Deferred<void>) =>
+  Layer.effect(
+    UserEmbeddings,
+    Effect.map(UserEmbeddings, (users) => ({
+      ...users,
+      load: (ids: ReadonlyArray<string>) =>
+        Effect.zipRight(Deferred.succeed(begun, undefined), Effect.delay(users.load(ids), "700 millis")),
+    })),
+  )
+
+effectTest("a closing server finishes open requests and refuses new connections", () =>
+  Effect.gen(function* () {
+    const begun = yield* Deferred.make<void>()
+    const scope = yield* Scope.make()
+    const context = yield* Layer.buildWithScope(
+      Api.layer.pipe(Layer.provide(slow(begun)), Layer.provideMerge(embedded({ API_PORT: "0" }))),
+      scope,
+    )
+    const ask = (path: string) => Effect.provide(call("GET", path), context)
+    const idle = yield* Effect.provide(exchange(""), context).pipe(Effect.fork)
+    const open = yield* Effect.fork(ask("/api/user/nobody/embedding"))
+    yield* Deferred.await(begun)
+    const closed = yield* Effect.fork(Scope.close(scope, Exit.void))
+    const refused = ask("/livez").pipe(Effect.sandbox, Effect.flip)
+    yield* Effect.retry(refused, { schedule: Schedule.spaced("5 millis"), times: 60 })
+    expect((yield* Fiber.join(open)).status).toBe(404)
+    yield* Fiber.join(closed)
+    yield* Fiber.interrupt(idle)
+  }),
+)
 
 layerSuite(
   "HTTP API with tokens and a limit",

@@ -161,6 +161,12 @@ describe("exactly once", () => {
     expect(state.ledger.size).toBe(record.archived)
   })
 
+  test("a user id that names a part of every object is a user like any other", async () => {
+    const { layer, state } = store()
+    await run(layer, [of(search("__proto__", "a")), of(search("constructor", "bb", 1))])
+    expect([...state.records.keys()].toSorted()).toEqual(["__proto__", "constructor"])
+  })
+
   test("a duplicate is acknowledged only after the store confirmed that its write is durable", async () => {
     const { layer, state } = store()
     await run(layer, [of(search("u", "a"))], [of(search("u", "a"))])

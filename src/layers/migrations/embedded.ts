@@ -9,35 +9,41 @@ const statements = (texts: ReadonlyArray<string>) =>
   )
 
 /**
- * A message is claimed by a holder until its lease ends; `rung` is the delay in ms of the rung it waits on, 0 for
- * none; `deliveries` counts claims without an answer.
+ * `available_at` (Unix ms): when a message may be delivered, for a dead letter when it died; `rung`: the delay in ms
+ * that it waits or waited for, 0 for none; `deliveries` counts claims without an answer; `holder`: the consumer that
+ * holds it, for as long as that consumer's lease in `queue_consumers` lasts.
  */
 const queue = statements([
   `CREATE TABLE IF NOT EXISTS queue_messages (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     queue TEXT NOT NULL,
-    body BLOB NOT NULL,
-    headers TEXT NOT NULL,
-    rung INTEGER NOT NULL DEFAULT 0,
     available_at INTEGER NOT NULL,
+    rung INTEGER NOT NULL DEFAULT 0,
+    deliveries INTEGER NOT NULL DEFAULT 0,
     holder TEXT NULL,
-    lease_until INTEGER NOT NULL DEFAULT 0,
-    deliveries INTEGER NOT NULL DEFAULT 0
+    headers TEXT NOT NULL,
+    body BLOB NOT NULL
   )`,
-  "CREATE INDEX IF NOT EXISTS queue_messages_due ON queue_messages (queue, available_at, id)",
+  `CREATE INDEX IF NOT EXISTS queue_messages_waiting
+    ON queue_messages (queue, available_at, id) WHERE holder IS NULL`,
   "CREATE INDEX IF NOT EXISTS queue_messages_held ON queue_messages (holder) WHERE holder IS NOT NULL",
+  `CREATE TABLE IF NOT EXISTS queue_consumers (
+    holder TEXT PRIMARY KEY,
+    lease_until INTEGER NOT NULL
+  ) WITHOUT ROWID`,
 ])
 
+/** Small columns first: what follows a vector is read through its overflow pages. */
 const userEmbeddings = statements([
   `CREATE TABLE IF NOT EXISTS user_embeddings (
     user_id TEXT PRIMARY KEY,
     version INTEGER NOT NULL,
-    embedding BLOB NULL,
+    archived INTEGER NOT NULL,
+    erased_at INTEGER NOT NULL,
     facts TEXT NULL,
     applied BLOB NOT NULL,
-    archived INTEGER NOT NULL,
-    erased_at INTEGER NOT NULL
-  ) WITHOUT ROWID`,
+    embedding BLOB NULL
+  )`,
   `CREATE TABLE IF NOT EXISTS user_embedding_ledger (
     user_id TEXT NOT NULL,
     id TEXT NOT NULL,
@@ -48,20 +54,20 @@ const userEmbeddings = statements([
 const vectors = statements([
   `CREATE TABLE IF NOT EXISTS product_embeddings (
     product_id TEXT PRIMARY KEY,
-    embedding BLOB NOT NULL,
-    dimension_count INTEGER NOT NULL,
+    space TEXT NOT NULL,
     product_name TEXT NULL,
     category TEXT NULL,
-    space TEXT NOT NULL,
-    text TEXT NULL,
     created_at INTEGER NOT NULL,
-    updated_at INTEGER NOT NULL
+    updated_at INTEGER NOT NULL,
+    dimension_count INTEGER NOT NULL,
+    embedding BLOB NOT NULL,
+    text TEXT NULL
   )`,
   "CREATE INDEX IF NOT EXISTS product_embeddings_space ON product_embeddings (space, product_id)",
   `CREATE TABLE IF NOT EXISTS phrase_embeddings (
     key TEXT PRIMARY KEY,
-    embedding BLOB NOT NULL,
-    last_used INTEGER NOT NULL
+    last_used INTEGER NOT NULL,
+    embedding BLOB NOT NULL
   )`,
   "CREATE INDEX IF NOT EXISTS phrase_embeddings_use ON phrase_embeddings (last_used)",
 ])

@@ -1,0 +1,25 @@
+/** One SQLite file, set up: its queue and dead letters. */
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { Effect, Layer } from "effect"
+import * as Sqlite from "../../src/layers/Sqlite.ts"
+import * as SqliteDeadLetters from "../../src/layers/SqliteDeadLetters.ts"
+import * as SqliteInteractionQueue from "../../src/layers/SqliteInteractionQueue.ts"
+import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
+
+export const setUp = Layer.effectDiscard(Effect.flatMap(Sqlite.dependency, ({ setup }) => setup))
+
+/** Opened when the layer is built, closed with its scope. */
+export const queueIn = (directory: string) =>
+  Layer.merge(SqliteInteractionQueue.layer, SqliteDeadLetters.layer).pipe(
+    Layer.provide(setUp),
+    Layer.provideMerge(Sqlite.layer({ directory })),
+    Layer.provide(EmbeddingConfig.layer({})),
+  )
+
+/** An empty folder that goes with the scope. */
+export const freshDirectory = Effect.acquireRelease(
+  Effect.sync(() => mkdtempSync(join(tmpdir(), "user-embeddings-"))),
+  (directory) => Effect.sync(() => rmSync(directory, { recursive: true, force: true })),
+)
