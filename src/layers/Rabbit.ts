@@ -1,197 +1,188 @@
 /**
- * Connections to RabbitMQ. Each opens with its first use and again after it was lost; nothing fails because the
- * broker is down but the calls made meanwhile. Publishing and consuming have connections of their own, since a
- * broker that runs out of memory freezes those that publish.
+ * Sessions with RabbitMQ. amqplib brings back neither channels nor consumers nor topology, so a session — one
+ * connection and all that was opened on it — is supervised as a whole: when any part is lost, the rest is closed
+ * and all of it is opened again, for ever. Nothing fails because the broker is down but the calls made meanwhile.
+ * Publishers and consumers have sessions of their own: a broker short of memory or disk freezes every connection
+ * that publishes.
  */
-import amqp, { type ChannelModel, type ConfirmChannel, type Message, type Options } from "amqplib"
-import { ConfigError, Context, Duration, Effect, Layer, Option, Redacted, Schema } from "effect"
-import type { Confirmation } from "../services/InteractionQueue.ts"
+import amqp, { type Channel, type ChannelModel, type ConfirmChannel } from "amqplib"
+import {
+  ConfigError,
+  Context,
+  Deferred,
+  Duration,
+  Effect,
+  Exit,
+  FiberId,
+  Layer,
+  Option,
+  Redacted,
+  Schedule,
+  Schema,
+  type Scope,
+} from "effect"
+import { describeFailure, portFailure } from "../services/PortFailure.ts"
+import * as RetryPolicies from "../services/RetryPolicies.ts"
 import * as Settings from "../services/Settings.ts"
 
-export class RabbitError extends Schema.TaggedError<RabbitError>()("RabbitError", {
-  reason: Schema.Literal("unavailable", "timeout", "not_set_up", "rejected"),
-  operation: Schema.String,
-  cause: Schema.Defect,
-}) {}
-
-/** A message to be sent with confirmation. */
-export interface Outgoing {
-  readonly exchange: string
-  readonly routingKey: string
-  readonly body: Uint8Array
-  readonly options: Options.Publish
+/** What a port's own error is made of; carries no DSN, amqplib's messages have host and port only. */
+export class RabbitError extends Schema.TaggedError<RabbitError>()("RabbitError", portFailure) {
+  override get message() {
+    return describeFailure("rabbitmq", this)
+  }
 }
 
-/** A connection and the channel on it that confirms; both end together. */
-export interface Session {
-  readonly connection: ChannelModel
-  readonly channel: ConfirmChannel
-  readonly version: string
-}
+/** Tells that something of the session is gone, and why. */
+export type Lost = (cause?: unknown) => void
 
-/** One supervised connection. */
-export interface Link {
-  /** The open session, or a new one. */
-  readonly session: Effect.Effect<Session, RabbitError>
-  /** Sends in order and answers in order, once each is confirmed, returned or refused. */
-  readonly send: (
-    messages: ReadonlyArray<Outgoing>,
-  ) => Effect.Effect<ReadonlyArray<Confirmation>, RabbitError>
+export interface Session<A> {
+  /** What is open; waits for an attempt under way and fails at once while the last one failed. */
+  readonly current: Effect.Effect<A, RabbitError>
 }
 
 export class Rabbit extends Context.Tag("user-embeddings/Rabbit")<
   Rabbit,
   {
-    readonly publishing: Link
-    /** Copies on their way to the ladder or to `failed`: apart, so that returns are told apart too. */
-    readonly parking: Link
-    readonly consuming: Link
+    /** Keeps a session open until the scope closes. `name` is what the broker calls its connection. */
+    readonly supervise: <A>(
+      name: string,
+      open: (connection: ChannelModel, lost: Lost) => Effect.Effect<A, RabbitError, Scope.Scope>,
+    ) => Effect.Effect<Session<A>, never, Scope.Scope>
+    /** For looking and declaring on channels that live as long as one call; nothing is published on it. */
+    readonly inspection: Session<ChannelModel>
   }
 >() {}
 
-const connectDeadline = Duration.seconds(5)
-/** How long the broker may take to confirm; then the outcome is open and the message may be sent again. */
-const confirmDeadline = Duration.seconds(10)
+const callDeadline = Duration.seconds(5)
+const closeDeadline = Duration.seconds(2)
 const heartbeatSeconds = 10
 
-/** A failed call, without the DSN: amqplib's messages carry host and port only. */
-export const failure = (operation: string) => (cause: unknown) => {
+/** The broker answers what is missing with 404 and what it refuses with other 4xx. */
+const reasonOf = (cause: unknown): RabbitError["reason"] => {
   const code = typeof cause === "object" && cause !== null && "code" in cause ? cause.code : undefined
-  const reason = code === 404 ? "not_set_up" : typeof code === "number" ? "rejected" : "unavailable"
-  return new RabbitError({ reason, operation, cause })
+  if (code === 404) return "not_set_up"
+  return typeof code === "number" && code >= 400 && code < 500 ? "rejected" : "unavailable"
 }
+export const failed =
+  (operation: string) =>
+  (cause: unknown): RabbitError =>
+    new RabbitError({ reason: reasonOf(cause), operation, cause })
 
-/** A promise of the driver with a deadline. */
-export const call = <A>(operation: string, run: () => Promise<A>, within = connectDeadline) =>
-  // Interruptible also in finalizers: there a deadline could not end the wait otherwise.
-  Effect.interruptible(Effect.tryPromise({ try: run, catch: failure(operation) })).pipe(
+/** A call of the driver with a deadline, also in finalizers. */
+export const call = <A>(
+  operation: string,
+  run: () => Promise<A>,
+  within = callDeadline,
+): Effect.Effect<A, RabbitError> =>
+  Effect.interruptible(Effect.tryPromise({ try: run, catch: failed(operation) })).pipe(
     Effect.timeoutFail({
       duration: within,
       onTimeout: () =>
-        new RabbitError({ reason: "timeout", operation, cause: new Error("no answer in time") }),
+        new RabbitError({
+          reason: "timeout",
+          operation,
+          cause: new Error(`no answer within ${Duration.format(within)}`),
+        }),
     }),
   )
 
-/** A channel of its own, closed with the scope; a failure on it harms no other. */
-export const openChannel = ({ connection }: Session) =>
+/** Something that is closed with the scope, even when it opens only after it was given up. */
+const opened = <A extends { readonly close: () => Promise<void> }>(
+  operation: string,
+  open: () => Promise<A>,
+): Effect.Effect<A, RabbitError, Scope.Scope> =>
   Effect.acquireRelease(
-    Effect.tap(
-      call("open channel", () => connection.createChannel()),
-      (channel) => Effect.sync(() => channel.on("error", () => {})),
-    ),
-    (channel) => Effect.ignore(call("close channel", () => channel.close())),
-  )
+    Effect.sync(() => ({ opening: open() })),
+    ({ opening }) => Effect.ignore(call("close", () => opening.then((open) => open.close()), closeDeadline)),
+  ).pipe(Effect.flatMap(({ opening }) => call(operation, () => opening)))
 
-const versionOf = (connection: ChannelModel): string => {
-  const { serverProperties } = connection.connection
-  return String(serverProperties?.version ?? "")
-}
+/** Listens for the end; an `error` without a listener would end the process. */
+const listening =
+  (lost: Lost) =>
+  <A extends Channel | ChannelModel>(emitter: A): A => {
+    emitter.on("error", lost)
+    emitter.on("close", lost)
+    return emitter
+  }
 
-const makeLink = (dsn: Redacted.Redacted, name: string) =>
+/** A channel that closes with the scope. Without `lost` its end is nobody's business. */
+export const channel = (connection: ChannelModel, lost: Lost = () => {}) =>
+  opened<Channel>("open channel", () => connection.createChannel().then(listening(lost)))
+
+/** A channel that confirms what is published on it. */
+export const confirmChannel = (connection: ChannelModel, lost: Lost) =>
+  opened<ConfirmChannel>("open channel", () => connection.createConfirmChannel().then(listening(lost)))
+
+/** The broker's version, as it introduced itself. */
+export const version = ({ connection }: ChannelModel): string => String(connection.serverProperties.version)
+
+const make = ({ dsn }: { readonly dsn: Redacted.Redacted }) =>
   Effect.gen(function* () {
-    const opening = yield* Effect.makeSemaphore(1)
-    let open: Session | undefined
-    let blocked: string | undefined
-    /** Message ids that the broker has returned; it does so before it confirms them. */
-    const returned = new Set<string>()
+    const connection = (name: string, lost: Lost) =>
+      opened("connect", async () => {
+        const url = new URL(Redacted.value(dsn))
+        if (!url.searchParams.has("heartbeat")) url.searchParams.set("heartbeat", String(heartbeatSeconds))
+        const connection = await amqp.connect(url.href, {
+          noDelay: true,
+          timeout: Duration.toMillis(callDeadline),
+          clientProperties: { connection_name: `user-embeddings ${name}` },
+        })
+        return listening(lost)(connection)
+      })
 
-    const connect = call(`connect ${name}`, async () => {
-      const connection = await amqp.connect(`${Redacted.value(dsn)}${heartbeat(dsn)}`, {
-        noDelay: true,
-        timeout: Duration.toMillis(connectDeadline),
-        clientProperties: { connection_name: `user-embeddings ${name}` },
-      })
-      const channel = await connection.createConfirmChannel()
-      const session: Session = { connection, channel, version: versionOf(connection) }
-      const lost = () => {
-        if (open === session) open = undefined
-        blocked = undefined
+    const supervise = Effect.fnUntraced(function* <A>(
+      name: string,
+      open: (connection: ChannelModel, lost: Lost) => Effect.Effect<A, RabbitError, Scope.Scope>,
+    ) {
+      let attempt = Deferred.unsafeMake<A, RabbitError>(FiberId.none)
+      let current: Effect.Effect<A, RabbitError> = Deferred.await(attempt)
+      let up: boolean | undefined
+      const answer = (exit: Exit.Exit<A, RabbitError>) => {
+        Deferred.unsafeDone(attempt, exit)
+        current = exit
       }
-      // Errors are followed by close; without a listener they would end the process.
-      connection.on("error", () => {})
-      channel.on("error", () => {})
-      connection.on("close", lost)
-      channel.on("close", () => {
-        lost()
-        connection.close().catch(() => {})
+      /** Logs changes, not every attempt. */
+      const turned = (now: boolean, log: Effect.Effect<void>) => {
+        if (up === now) return Effect.void
+        up = now
+        return Effect.annotateLogs(log, { connection: name })
+      }
+
+      const once = Effect.gen(function* () {
+        const gone = yield* Deferred.make<never, RabbitError>()
+        const lost: Lost = (cause = new Error("closed by the broker")) =>
+          Deferred.unsafeDone(gone, Effect.fail(failed("session")(cause)))
+        yield* connection(name, lost).pipe(
+          Effect.flatMap((connection) => open(connection, lost)),
+          Effect.exit,
+          Effect.tap((exit) => Effect.sync(() => answer(exit))),
+          Effect.flatten,
+        )
+        yield* turned(true, Effect.logInfo("rabbitmq.connected"))
+        return yield* Effect.ensuring(
+          Deferred.await(gone),
+          Effect.sync(() => {
+            attempt = Deferred.unsafeMake(FiberId.none)
+            current = Deferred.await(attempt)
+          }),
+        )
       })
-      connection.on("blocked", (reason: unknown) => {
-        blocked = String(reason)
-      })
-      connection.on("unblocked", () => {
-        blocked = undefined
-      })
-      channel.on("return", (message: Message) => returned.add(String(message.properties.messageId)))
-      open = session
-      return session
+      yield* Effect.scoped(once).pipe(
+        Effect.tapError((error) =>
+          turned(false, Effect.annotateLogs(Effect.logWarning("rabbitmq.waiting"), { error: error.message })),
+        ),
+        Effect.retry(Schedule.resetAfter(RetryPolicies.reconnectRetry, "30 seconds")),
+        Effect.ensuring(Effect.sync(() => answer(Exit.fail(failed("session")(new Error("stopped")))))),
+        Effect.forkScoped,
+      )
+      return { current: Effect.suspend(() => current) } satisfies Session<A>
     })
 
-    const session = Effect.suspend(() =>
-      open
-        ? Effect.succeed(open)
-        : opening.withPermits(1)(Effect.suspend(() => (open ? Effect.succeed(open) : connect))),
-    )
-    yield* Effect.addFinalizer(() =>
-      Effect.ignore(
-        Effect.suspend(() =>
-          open ? call("close", () => open?.connection.close() ?? Promise.resolve()) : Effect.void,
-        ),
-      ),
-    )
-
-    const send = (messages: ReadonlyArray<Outgoing>) =>
-      Effect.gen(function* () {
-        const { channel } = yield* session
-        if (blocked !== undefined)
-          return yield* new RabbitError({
-            reason: "unavailable",
-            operation: "publish",
-            cause: new Error(`blocked: ${blocked}`),
-          })
-        const confirmations: Array<Confirmation> = messages.map(() => "nacked")
-        const all = Effect.async<void, RabbitError>((resume) => {
-          let waiting = messages.length
-          if (waiting === 0) resume(Effect.void)
-          try {
-            for (const [index, { body, exchange, options, routingKey }] of messages.entries())
-              channel.publish(
-                exchange,
-                routingKey,
-                Buffer.from(body.buffer, body.byteOffset, body.byteLength),
-                { ...options, mandatory: true },
-                (error: unknown) => {
-                  if (!error)
-                    confirmations[index] = returned.has(String(options.messageId)) ? "returned" : "confirmed"
-                  waiting -= 1
-                  if (waiting === 0) resume(Effect.void)
-                },
-              )
-          } catch (cause) {
-            resume(Effect.fail(failure("publish")(cause)))
-          }
-        })
-        yield* Effect.timeoutOption(all, confirmDeadline)
-        returned.clear()
-        return confirmations
-      })
-
-    // One batch at a time, so that what is returned belongs to it.
-    const sending = yield* Effect.makeSemaphore(1)
-    const link: Link = { session, send: (messages) => sending.withPermits(1)(send(messages)) }
-    return link
+    const inspection = yield* supervise("inspector", (connection) => Effect.succeed(connection))
+    return Rabbit.of({ supervise, inspection })
   })
 
-const heartbeat = (dsn: Redacted.Redacted): string =>
-  `${Redacted.value(dsn).includes("?") ? "&" : "?"}heartbeat=${heartbeatSeconds}`
-
-const make = (dsn: Redacted.Redacted) =>
-  Effect.all({
-    publishing: makeLink(dsn, "publisher"),
-    parking: makeLink(dsn, "parking"),
-    consuming: makeLink(dsn, "consumer"),
-  })
-
-export const layer = (options: { readonly dsn: Redacted.Redacted }) => Layer.scoped(Rabbit, make(options.dsn))
+export const layer = (options: { readonly dsn: Redacted.Redacted }) => Layer.scoped(Rabbit, make(options))
 
 /** The broker of RABBITMQ_DSN. */
 export const layerConfig = Layer.unwrapEffect(

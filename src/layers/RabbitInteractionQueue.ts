@@ -1,11 +1,11 @@
 /**
- * The queue on RabbitMQ: publishing in a confirm window, consuming with prefetch, acknowledging many at once. The
- * consumer survives lost connections: what was held on the lost one is forgotten here and delivered again.
+ * The queue on RabbitMQ: published in a confirm window, consumed with a prefetch, acknowledged many at once. The
+ * consumer survives lost connections: what it held on the lost one is forgotten and delivered again.
  */
 import { randomUUID } from "node:crypto"
 import { hostname } from "node:os"
 import type { Channel, ConsumeMessage } from "amqplib"
-import { Clock, Deferred, Effect, Layer, Random, Schedule } from "effect"
+import { Clock, Effect, Layer, Random } from "effect"
 import {
   type Consumer,
   type Delivery,
@@ -22,113 +22,17 @@ import {
 } from "../services/InteractionQueue.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
 import type { TraceContext } from "../services/Telemetry.ts"
-import { call, type Outgoing, openChannel, Rabbit, RabbitError } from "./Rabbit.ts"
+import { call, channel, Rabbit, type RabbitError } from "./Rabbit.ts"
+import { copied, make as makePublisher, type Outgoing } from "./RabbitPublisher.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
 
-/** How soon a copy that could not be parked is tried again. */
-const parkingInterval = Schedule.spaced("2 seconds")
-const longestErrorText = 1024
+const failing = <A>(effect: Effect.Effect<A, RabbitError>): Effect.Effect<A, InteractionQueueError> =>
+  Effect.mapError(
+    effect,
+    ({ cause, operation, reason }) => new InteractionQueueError({ cause, operation, reason }),
+  )
 
-const header = (message: ConsumeMessage, name: string): unknown => message.properties.headers?.[name]
-const numberIn = (message: ConsumeMessage, name: string): number | null => {
-  const value = header(message, name)
-  return typeof value === "number" && Number.isFinite(value) ? value : null
-}
-const textIn = (message: ConsumeMessage, name: string): string | null => {
-  const value = header(message, name)
-  return typeof value === "string" ? value : null
-}
-const countIn = (message: ConsumeMessage, name: string): number =>
-  Math.max(0, Math.trunc(numberIn(message, name) ?? 0))
-
-/** One consuming channel and what is not settled on it. */
-class Session {
-  /** By delivery tag in order of arrival: whether it may be acknowledged. */
-  readonly outstanding = new Map<number, boolean>()
-  readonly channel: Channel
-  constructor(channel: Channel) {
-    this.channel = channel
-  }
-
-  /** Acknowledges with as few frames as the order allows. */
-  acknowledge(tags: ReadonlyArray<number>): void {
-    for (const tag of tags) if (this.outstanding.has(tag)) this.outstanding.set(tag, true)
-    let last: number | undefined
-    for (const [tag, done] of this.outstanding) {
-      if (!done) break
-      this.outstanding.delete(tag)
-      last = tag
-    }
-    try {
-      if (last !== undefined) this.ack(last, true)
-      for (const tag of tags)
-        if (this.outstanding.get(tag) === true) {
-          this.outstanding.delete(tag)
-          this.ack(tag, false)
-        }
-    } catch {
-      // The channel is closed: everything on it is delivered again.
-      this.outstanding.clear()
-    }
-  }
-
-  private ack(deliveryTag: number, upTo: boolean) {
-    const fields = { deliveryTag, redelivered: false, exchange: "", routingKey: "", consumerTag: "" }
-    this.channel.ack({ content: Buffer.alloc(0), fields, properties: emptyProperties }, upTo)
-  }
-}
-const emptyProperties: ConsumeMessage["properties"] = {
-  contentType: undefined,
-  contentEncoding: undefined,
-  headers: undefined,
-  deliveryMode: undefined,
-  priority: undefined,
-  correlationId: undefined,
-  replyTo: undefined,
-  expiration: undefined,
-  messageId: undefined,
-  timestamp: undefined,
-  type: undefined,
-  userId: undefined,
-  appId: undefined,
-  clusterId: undefined,
-}
-
-class RabbitDelivery implements Delivery {
-  readonly session: Session
-  readonly message: ConsumeMessage
-  readonly routingKey: string
-  readonly retryCount: number
-  readonly isolatedAttempts: number
-  readonly redeliveries: number
-  readonly publishedAt: number | null
-  readonly recordedAt: number | null
-  constructor(session: Session, message: ConsumeMessage) {
-    this.session = session
-    this.message = message
-    this.routingKey = textIn(message, "x-original-routing-key") ?? message.fields.routingKey
-    this.retryCount = countIn(message, "x-retry-count")
-    this.isolatedAttempts = countIn(message, "x-isolated-attempts")
-    this.redeliveries = countIn(message, "x-delivery-count")
-    this.publishedAt = numberIn(message, "x-published-at")
-    this.recordedAt = numberIn(message, "x-recorded-at")
-  }
-  get body(): Uint8Array {
-    return this.message.content
-  }
-  get messageId(): string | null {
-    const { messageId } = this.message.properties
-    return typeof messageId === "string" ? messageId : null
-  }
-  get trace(): TraceContext | null {
-    const traceparent = textIn(this.message, "traceparent")
-    return traceparent === null ? null : { traceparent, tracestate: textIn(this.message, "tracestate") }
-  }
-  get tag(): number {
-    return this.message.fields.deliveryTag
-  }
-}
-
+/** The update message as it goes out, at `now` in Unix ms. */
 const toOutgoing = ({ body, eventType, messageId, recordedAt, trace }: Message, now: number): Outgoing => ({
   exchange,
   routingKey: routingKey(eventType),
@@ -150,195 +54,267 @@ const toOutgoing = ({ body, eventType, messageId, recordedAt, trace }: Message, 
   },
 })
 
-const worker = `${hostname()}:${process.pid}`
+const text = (value: unknown): string | null => (typeof value === "string" ? value : null)
+const instant = (value: unknown): number | null =>
+  typeof value === "number" && Number.isFinite(value) ? value : null
+const count = (value: unknown): number =>
+  typeof value === "number" && Number.isSafeInteger(value) && value > 0 ? value : 0
 
-/** The copy that goes on to the ladder, to `failed`, or back to be handled alone: same bytes, same properties. */
-const copyOf = (
-  delivery: RabbitDelivery,
-  settlement: Exclude<Settlement, { readonly _tag: "Ack" }>,
-  now: number,
-  jitter: number,
-): Outgoing => {
-  const { content, properties } = delivery.message
-  const { headers: given, messageId } = properties
-  const original = { contentType: "application/json", deliveryMode: 2, appId: "user-embeddings" } as const
-  const options = {
-    ...original,
-    // Returned copies are told apart by it, so one without gets one.
-    messageId: typeof messageId === "string" ? messageId : randomUUID(),
-    ...(typeof properties.timestamp === "number" ? { timestamp: properties.timestamp } : {}),
-    ...(typeof properties.type === "string" ? { type: properties.type } : {}),
+/** A message held; anyone may have written its headers, so garbage in them counts as absent. */
+class Held implements Delivery {
+  readonly subscription: Subscription
+  readonly message: ConsumeMessage
+  readonly body: Uint8Array
+  readonly routingKey: string
+  readonly messageId: string | null
+  readonly trace: TraceContext | null
+  readonly retryCount: number
+  readonly isolatedAttempts: number
+  readonly redeliveries: number
+  readonly publishedAt: number | null
+  readonly recordedAt: number | null
+
+  constructor(subscription: Subscription, message: ConsumeMessage) {
+    const { content, fields, properties } = message
+    const headers: Readonly<Record<string, unknown>> = properties.headers ?? {}
+    const traceparent = text(headers.traceparent)
+    this.subscription = subscription
+    this.message = message
+    this.body = content
+    this.routingKey = text(headers["x-original-routing-key"]) ?? fields.routingKey
+    this.messageId = text(properties.messageId)
+    this.trace = traceparent === null ? null : { traceparent, tracestate: text(headers.tracestate) }
+    this.retryCount = count(headers["x-retry-count"])
+    this.isolatedAttempts = count(headers["x-isolated-attempts"])
+    this.redeliveries = count(headers["x-delivery-count"])
+    this.publishedAt = instant(headers["x-published-at"])
+    this.recordedAt = instant(headers["x-recorded-at"])
   }
-  const { "x-death": _, "x-delivery-count": __, ...kept } = given ?? {}
-  const headers = {
-    ...kept,
-    "x-original-exchange":
-      textIn(delivery.message, "x-original-exchange") ?? delivery.message.fields.exchange,
-    "x-original-routing-key": delivery.routingKey,
-  }
-  if (settlement._tag === "Isolate") {
-    const isolated = { ...headers, "x-isolated-attempts": delivery.isolatedAttempts + 1 }
-    return { exchange: "", routingKey: queue, body: content, options: { ...options, headers: isolated } }
-  }
-  const at = new Date(now).toISOString()
-  const failed = {
-    ...headers,
-    "x-error": settlement.failure.error,
-    "x-error-message": settlement.failure.message.slice(0, longestErrorText),
-    "x-first-failed-at": textIn(delivery.message, "x-first-failed-at") ?? at,
-    "x-last-failed-at": at,
-    "x-worker": worker,
-  }
-  if (settlement._tag === "Retry") {
-    const climbed = { ...failed, "x-retry-count": delivery.retryCount + 1 }
-    const expiration = String(Math.round(settlement.delayMillis * jitter))
-    return {
-      exchange: "",
-      routingKey: retryQueue(settlement.delayMillis),
-      body: content,
-      options: { ...options, expiration, headers: climbed },
-    }
-  }
-  const parked = {
-    ...failed,
-    "x-retry-count": delivery.retryCount,
-    "x-attempts": delivery.retryCount + 1,
-    "x-dead-letter-id": randomUUID(),
-  }
-  return {
-    exchange: failedQueue,
-    routingKey: failedQueue,
-    body: content,
-    options: { ...options, headers: parked },
+
+  get tag(): number {
+    return this.message.fields.deliveryTag
   }
 }
 
-const make = Effect.gen(function* () {
-  const { consuming, parking, publishing } = yield* Rabbit
-  const delays = yield* RabbitTopology.delays
-  const sessions = new Set<Session>()
+/** One consuming channel and the delivery tags not settled on it, in the order of arrival. */
+class Subscription {
+  readonly outstanding = new Set<number>()
+  private readonly channel: Channel
 
-  const failing = <A>(effect: Effect.Effect<A, RabbitError>) =>
-    Effect.mapError(
-      effect,
-      ({ cause, operation, reason }) => new InteractionQueueError({ cause, operation, reason }),
-    )
+  constructor(channel: Channel) {
+    this.channel = channel
+  }
+
+  receive(message: ConsumeMessage): Held {
+    this.outstanding.add(message.fields.deliveryTag)
+    return new Held(this, message)
+  }
+
+  holds({ subscription, tag }: Held): boolean {
+    return subscription === this && this.outstanding.has(tag)
+  }
+
+  /** What lies before the earliest outstanding delivery is acknowledged by one frame. */
+  acknowledge(deliveries: ReadonlyArray<Held>): void {
+    const held = deliveries.filter((delivery) => this.holds(delivery))
+    for (const { tag } of held) this.outstanding.delete(tag)
+    const [earliest = Number.POSITIVE_INFINITY] = this.outstanding
+    let last: Held | undefined
+    try {
+      for (const delivery of held)
+        if (delivery.tag > earliest) this.channel.ack(delivery.message)
+        else if (last === undefined || delivery.tag > last.tag) last = delivery
+      if (last !== undefined) this.channel.ack(last.message, true)
+    } catch {
+      // The channel is closing: everything on it is delivered again.
+    }
+  }
+}
+
+/** Who parked a message: `x-worker`. */
+const worker = `${hostname()}:${process.pid}`
+const longestErrorBytes = 1024
+
+/** As much as fits; a character cut in two is left out. */
+const truncated = (message: string): string =>
+  Buffer.byteLength(message) <= longestErrorBytes
+    ? message
+    : new TextDecoder().decode(Buffer.from(message).subarray(0, longestErrorBytes), { stream: true })
+
+type Onward = Exclude<Settlement, { readonly _tag: "Ack" }>
+
+/**
+ * The copy that goes on to the ladder, to `failed`, or back to be handled alone; its routing key will be the name of
+ * a queue, so the original one goes along. `share` of the delay is waited for, at most 1.
+ */
+const copyOf = (
+  { isolatedAttempts, message, retryCount, routingKey }: Held,
+  settlement: Onward,
+  now: number,
+  share: number,
+): Outgoing => {
+  const headers: Readonly<Record<string, unknown>> = message.properties.headers ?? {}
+  const origin = {
+    "x-original-exchange": text(headers["x-original-exchange"]) ?? message.fields.exchange,
+    "x-original-routing-key": routingKey,
+  }
+  const to = (
+    exchange: string,
+    routingKey: string,
+    changes: Readonly<Record<string, string | number>>,
+  ): Outgoing => ({
+    exchange,
+    routingKey,
+    body: message.content,
+    options: copied(message, { ...origin, ...changes }),
+  })
+  if (settlement._tag === "Isolate") return to("", queue, { "x-isolated-attempts": isolatedAttempts + 1 })
+
+  const at = new Date(now).toISOString()
+  const failure = {
+    "x-error": settlement.failure.error,
+    "x-error-message": truncated(settlement.failure.message),
+    "x-first-failed-at": text(headers["x-first-failed-at"]) ?? at,
+    "x-last-failed-at": at,
+    "x-worker": worker,
+  }
+  if (settlement._tag === "DeadLetter")
+    return to(failedQueue, failedQueue, {
+      ...failure,
+      "x-dead-letter-id": randomUUID(),
+      "x-retry-count": retryCount,
+      "x-attempts": retryCount + 1,
+    })
+  const copy = to("", retryQueue(settlement.delayMillis), { ...failure, "x-retry-count": retryCount + 1 })
+  const expiration = String(Math.round(settlement.delayMillis * share))
+  return { ...copy, options: { ...copy.options, expiration } }
+}
+
+/** A delivery that is acknowledged once its copy is confirmed. */
+interface Copied {
+  readonly delivery: Held
+  readonly copy: Outgoing
+}
+
+const make = Effect.gen(function* () {
+  const { inspection, supervise } = yield* Rabbit
+  const rungs = yield* RabbitTopology.rungs
+  const subscriptions = new Set<Subscription>()
+  const declare = (channel: Channel) => RabbitTopology.declare(channel, rungs)
+  const publisher = yield* makePublisher("publisher", declare)
 
   const publish = Effect.fn("publish user_events", { captureStackTrace: false })(function* (
     messages: ReadonlyArray<Message>,
   ) {
     const now = yield* Clock.currentTimeMillis
-    return yield* failing(publishing.send(messages.map((message) => toOutgoing(message, now))))
+    return yield* failing(publisher.publish(messages.map((message) => toOutgoing(message, now))))
   })
 
   const consume = Effect.fnUntraced(function* (prefetch: number) {
-    const scope = yield* Effect.scope
     const arrival = yield* Effect.makeLatch(false)
-    let buffer: Array<RabbitDelivery> = []
+    let buffer: Array<Held> = []
 
-    /** Declares, consumes, and waits until the channel is gone. */
-    const consumeOnce = Effect.scoped(
+    yield* supervise("consumer", (connection, lost) =>
       Effect.gen(function* () {
-        const gone = yield* Deferred.make<void>()
-        const channel = yield* openChannel(yield* consuming.session)
-        const session = new Session(channel)
-        channel.on("close", () => Deferred.unsafeDone(gone, Effect.void))
-        yield* RabbitTopology.declare(channel, delays)
-        sessions.add(session)
-        yield* Effect.addFinalizer(() =>
+        yield* Effect.scoped(Effect.flatMap(channel(connection), declare))
+        const consuming = yield* channel(connection, lost)
+        const subscription = yield* Effect.acquireRelease(
           Effect.sync(() => {
-            sessions.delete(session)
-            buffer = buffer.filter((delivery) => delivery.session !== session)
+            const subscription = new Subscription(consuming)
+            subscriptions.add(subscription)
+            return subscription
           }),
+          (subscription) =>
+            Effect.sync(() => {
+              subscriptions.delete(subscription)
+              subscription.outstanding.clear()
+              buffer = []
+            }),
         )
         yield* call("consume", async () => {
-          await channel.prefetch(prefetch)
-          await channel.consume(queue, (message) => {
-            // The broker cancels when the queue is deleted: start over and declare it again.
-            if (message === null) return Deferred.unsafeDone(gone, Effect.void)
-            session.outstanding.set(message.fields.deliveryTag, false)
-            buffer.push(new RabbitDelivery(session, message))
+          await consuming.prefetch(prefetch)
+          await consuming.consume(queue, (message) => {
+            // The broker cancels when the queue is deleted; the next session declares it again.
+            if (message === null) return lost(new Error(`queue ${queue} was deleted`))
+            buffer.push(subscription.receive(message))
             arrival.unsafeOpen()
           })
         })
-        yield* Effect.logInfo("consumer.started").pipe(Effect.annotateLogs({ queue, prefetch }))
-        yield* Deferred.await(gone)
-        return yield* new RabbitError({
-          reason: "unavailable",
-          operation: "consume",
-          cause: new Error("the channel was closed"),
-        })
       }),
-    )
-    yield* consumeOnce.pipe(
-      Effect.tapError((error) =>
-        Effect.logWarning("consumer.waiting").pipe(
-          Effect.annotateLogs({
-            operation: error.operation,
-            error: error.cause instanceof Error ? error.cause.message : String(error.cause),
-          }),
-        ),
-      ),
-      Effect.retry(RetryPolicies.reconnectRetry),
-      Effect.forkScoped,
     )
 
     const take = (most: number): Effect.Effect<ReadonlyArray<Delivery>> =>
       Effect.suspend(() => {
-        if (buffer.length > 0) {
-          const taken = buffer.slice(0, most)
-          buffer = buffer.slice(most)
-          return Effect.succeed<ReadonlyArray<Delivery>>(taken)
-        }
+        if (buffer.length > 0) return Effect.succeed(buffer.splice(0, most))
         arrival.unsafeClose()
-        return Effect.flatMap(arrival.await, () => take(most))
+        return Effect.zipRight(arrival.await, take(most))
       })
 
-    const acknowledge = (deliveries: ReadonlyArray<RabbitDelivery>) => {
-      const bySession = Map.groupBy(deliveries, ({ session }) => session)
-      for (const [session, own] of bySession)
-        if (sessions.has(session)) session.acknowledge(own.map(({ tag }) => tag))
+    const acknowledge = (deliveries: ReadonlyArray<Held>) => {
+      for (const subscription of subscriptions) subscription.acknowledge(deliveries)
     }
 
-    type Parked = readonly [RabbitDelivery, Exclude<Settlement, { readonly _tag: "Ack" }>]
-
-    /** Copies what can be copied and acknowledges it; answers what is still to be parked. */
-    const park = Effect.fnUntraced(function* (waiting: ReadonlyArray<Parked>) {
-      const alive = waiting.filter(([{ session }]) => sessions.has(session))
-      const now = yield* Clock.currentTimeMillis
-      const jitter = yield* Random.nextRange(0.9, 1)
-      const copies = alive.map(([delivery, settlement]) => copyOf(delivery, settlement, now, jitter))
-      const confirmations = yield* Effect.orElseSucceed(parking.send(copies), () => [])
-      const confirmed = alive.filter((_, index) => confirmations[index] === "confirmed")
-      acknowledge(confirmed.map(([delivery]) => delivery))
-      return alive.filter((_, index) => confirmations[index] !== "confirmed")
+    /** Publishes copies, acknowledges the originals of those confirmed, and answers the others. */
+    const pass = Effect.fnUntraced(function* (copies: ReadonlyArray<Copied>) {
+      const held = copies.filter(({ delivery }) => delivery.subscription.holds(delivery))
+      const confirmations = yield* publisher
+        .publish(held.map(({ copy }) => copy))
+        .pipe(
+          Effect.catchAll((error) =>
+            Effect.as(Effect.annotateLogs(Effect.logDebug("copies.failed"), { error: error.message }), []),
+          ),
+        )
+      const confirmed = held.filter((_, index) => confirmations[index] === "confirmed")
+      acknowledge(confirmed.map(({ delivery }) => delivery))
+      return held.filter((_, index) => confirmations[index] !== "confirmed")
     })
 
-    const keepParking = Effect.fnUntraced(function* (waiting: ReadonlyArray<Parked>) {
-      let left = waiting
-      yield* Effect.logError("park.failed").pipe(
-        Effect.annotateLogs({ count: left.length, detail: "kept unacknowledged and tried again" }),
-      )
-      const again = Effect.gen(function* () {
-        left = yield* park(left)
-        return left.length
+    /** Copies that found no way yet; their originals are unacknowledged, so the prefetch bounds them. */
+    let stuck: ReadonlyArray<Copied> = []
+    const stuckArrival = yield* Effect.makeLatch(false)
+    const passStuck = Effect.gen(function* () {
+      yield* stuckArrival.await
+      yield* Effect.annotateLogs(Effect.logError("copies.stuck"), {
+        count: stuck.length,
+        detail: "kept unacknowledged and tried again",
       })
-      yield* Effect.repeat(again, { schedule: parkingInterval, while: (count) => count > 0 })
+      const again = Effect.gen(function* () {
+        const tried = stuck
+        const left = yield* pass(tried)
+        stuck = [...left, ...stuck.slice(tried.length)]
+        return stuck.length === 0
+      })
+      yield* Effect.repeat(again, { schedule: RetryPolicies.reconnectRetry, until: (done) => done })
+      stuckArrival.unsafeClose()
+      yield* Effect.logInfo("copies.passed")
+    })
+    yield* Effect.forkScoped(Effect.forever(passStuck))
+
+    const passOn = Effect.fnUntraced(function* (onward: ReadonlyArray<readonly [Held, Onward]>) {
+      const now = yield* Clock.currentTimeMillis
+      const copies = yield* Effect.forEach(onward, ([delivery, settlement]) =>
+        Effect.map(Random.nextRange(0.9, 1), (share) => ({
+          delivery,
+          copy: copyOf(delivery, settlement, now, share),
+        })),
+      )
+      const left = yield* pass(copies)
+      if (left.length === 0) return
+      stuck = [...stuck, ...left]
+      stuckArrival.unsafeOpen()
     })
 
-    const settle = Effect.fnUntraced(function* (settled: ReadonlyArray<Settled>) {
-      const acked: Array<RabbitDelivery> = []
-      const parked: Array<Parked> = []
-      for (const [delivery, settlement] of settled) {
-        if (!(delivery instanceof RabbitDelivery)) continue
-        if (settlement._tag === "Ack") acked.push(delivery)
-        else parked.push([delivery, settlement])
-      }
-      acknowledge(acked)
-      if (parked.length === 0) return
-      const left = yield* park(parked)
-      if (left.length > 0) yield* Effect.forkIn(keepParking(left), scope)
-    })
+    const settle = (settled: ReadonlyArray<Settled>) =>
+      Effect.suspend(() => {
+        const done: Array<Held> = []
+        const onward: Array<readonly [Held, Onward]> = []
+        for (const [delivery, settlement] of settled)
+          if (!(delivery instanceof Held)) continue
+          else if (settlement._tag === "Ack") done.push(delivery)
+          else onward.push([delivery, settlement])
+        acknowledge(done)
+        return onward.length === 0 ? Effect.void : passOn(onward)
+      })
 
     return { take, settle } satisfies Consumer
   })
@@ -346,20 +322,21 @@ const make = Effect.gen(function* () {
   const depths = failing(
     Effect.scoped(
       Effect.gen(function* () {
-        const channel = yield* openChannel(yield* consuming.session)
-        const look = (name: string) => call("check queue", () => channel.checkQueue(name))
+        const looking = yield* channel(yield* inspection.current)
+        const look = (name: string) => call(`look at ${name}`, () => looking.checkQueue(name))
         const { consumerCount: consumers, messageCount: ready } = yield* look(queue)
         const retry: Record<string, number> = {}
-        for (const delay of new Set(delays)) retry[delay] = (yield* look(retryQueue(delay))).messageCount
-        const failed = (yield* look(failedQueue)).messageCount
-        // AMQP tells what is ready; what is held is known of this process's own consumers.
-        const unacked = [...sessions].reduce((total, { outstanding }) => total + outstanding.size, 0)
+        for (const delay of rungs) retry[delay] = (yield* look(retryQueue(delay))).messageCount
+        const { messageCount: failed } = yield* look(failedQueue)
+        // AMQP tells what is ready; of what is held, this process knows its own consumers' part.
+        let unacked = 0
+        for (const { outstanding } of subscriptions) unacked += outstanding.size
         return { main: { ready, unacked, consumers }, retry, failed }
       }),
     ),
   )
 
-  return { publish, consume, depths }
+  return InteractionQueue.of({ publish, consume, depths })
 })
 
-export const layer = Layer.effect(InteractionQueue, make)
+export const layer = Layer.scoped(InteractionQueue, make)

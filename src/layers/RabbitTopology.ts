@@ -1,29 +1,33 @@
-/** Exchanges and queues: what they are called, how they are declared, and what is missing. */
+/** Exchanges and queues: how they are declared, and what is missing or not as it should be. */
 import type { Channel, Options } from "amqplib"
-import { Effect } from "effect"
+import { Array, Effect, Option } from "effect"
 import { type Dependency, DependencyDown } from "../services/Dependencies.ts"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import { exchange, failedQueue, queue, retryQueue } from "../services/InteractionQueue.ts"
 import { ladderDelays } from "../services/RetryPolicies.ts"
-import { call, Rabbit, type RabbitError } from "./Rabbit.ts"
-
-const binding = "user.embedding.*"
-const quorum = { "x-queue-type": "quorum" }
-/** 4.x gives up after 20 deliveries by default, which would punish innocents; suspects are counted by us. */
-const deliveryLimit = { "x-delivery-limit": 100_000 }
+import { call, channel, Rabbit, type RabbitError, version } from "./Rabbit.ts"
 
 interface QueueDeclaration {
   readonly name: string
   readonly options: Options.AssertQueue
 }
 
-/** A rung keeps messages for its delay and gives them back to the main queue, at least once. */
+/**
+ * A queue that survives the loss of a broker. 4.x drops a message after 20 deliveries by default, which would punish
+ * innocents and letters that were looked at often; suspects are counted by the worker instead.
+ */
+const lasting = (name: string): QueueDeclaration => ({
+  name,
+  options: { durable: true, arguments: { "x-queue-type": "quorum", "x-delivery-limit": 100_000 } },
+})
+
+/** A rung keeps messages for its delay and hands them back to the main queue, at least once. */
 const rung = (delay: number): QueueDeclaration => ({
   name: retryQueue(delay),
   options: {
     durable: true,
     arguments: {
-      ...quorum,
+      "x-queue-type": "quorum",
       "x-message-ttl": delay,
       "x-dead-letter-exchange": "",
       "x-dead-letter-routing-key": queue,
@@ -33,86 +37,116 @@ const rung = (delay: number): QueueDeclaration => ({
   },
 })
 
-export const queuesFor = (delays: ReadonlyArray<number>): ReadonlyArray<QueueDeclaration> => [
-  { name: queue, options: { durable: true, arguments: { ...quorum, ...deliveryLimit } } },
-  { name: failedQueue, options: { durable: true, arguments: { ...quorum, ...deliveryLimit } } },
-  ...[...new Set(delays)].map(rung),
+const exchanges = [
+  { name: exchange, type: "topic" },
+  { name: failedQueue, type: "direct" },
 ]
+const queues = (rungs: ReadonlyArray<number>) => [lasting(queue), lasting(failedQueue), ...rungs.map(rung)]
 
-/** Declares everything; safe to repeat. */
-export const declare = (channel: Channel, delays: ReadonlyArray<number>) =>
+/** The delays of the configured ladder in ms, each once. */
+export const rungs = Effect.map(EmbeddingConfig, ({ maxRetries, retryDelay }) =>
+  Array.dedupe(ladderDelays(retryDelay, maxRetries)),
+)
+
+/** Declares and binds everything; safe to repeat. Fails when something exists with other arguments. */
+export const declare = (channel: Channel, rungs: ReadonlyArray<number>): Effect.Effect<void, RabbitError> =>
   call("declare topology", async () => {
-    await channel.assertExchange(exchange, "topic", { durable: true })
-    await channel.assertExchange(failedQueue, "direct", { durable: true })
-    for (const { name, options } of queuesFor(delays)) await channel.assertQueue(name, options)
-    await channel.bindQueue(queue, exchange, binding)
+    for (const { name, type } of exchanges) await channel.assertExchange(name, type, { durable: true })
+    for (const { name, options } of queues(rungs)) await channel.assertQueue(name, options)
+    await channel.bindQueue(queue, exchange, "user.embedding.*")
     await channel.bindQueue(failedQueue, failedQueue, failedQueue)
   })
 
-/** The delays of the configured ladder. */
-export const delays = Effect.map(EmbeddingConfig, ({ maxRetries, retryDelay }) =>
-  ladderDelays(retryDelay, maxRetries),
-)
+type Look = (channel: Channel) => Promise<unknown>
+
+/** Passive, so that nothing is created; what exists must then bear being declared again. */
+const lookAtExchange =
+  ({ name, type }: (typeof exchanges)[number]): Look =>
+  async (channel) => {
+    await channel.checkExchange(name)
+    await channel.assertExchange(name, type, { durable: true })
+  }
+
+/**
+ * A quorum queue declared while its broker died can be left without a leader: it exists, and confirms nothing. The
+ * counts come from the leader; where they are 0 it is asked for a message. One that came just now goes back when
+ * the channel closes.
+ */
+const lookAtQueue =
+  ({ name, options }: QueueDeclaration): Look =>
+  async (channel) => {
+    const { consumerCount, messageCount } = await channel.checkQueue(name)
+    await channel.assertQueue(name, options)
+    if (consumerCount === 0 && messageCount === 0) await channel.get(name)
+  }
 
 export const dependency = Effect.gen(function* () {
-  const { consuming } = yield* Rabbit
-  const rungs = yield* delays
+  const { inspection } = yield* Rabbit
+  const delays = yield* rungs
+  const parts = [
+    ...exchanges.map((declared) => ({ part: `exchange ${declared.name}`, look: lookAtExchange(declared) })),
+    ...queues(delays).map((declared) => ({ part: `queue ${declared.name}`, look: lookAtQueue(declared) })),
+  ]
+
+  const on = <A>(use: (channel: Channel) => Effect.Effect<A, RabbitError>) =>
+    Effect.scoped(
+      inspection.current.pipe(
+        Effect.flatMap((connection) => channel(connection)),
+        Effect.flatMap(use),
+      ),
+    )
+  const lookAt = (channel: Channel) =>
+    Effect.forEach(parts, ({ look, part }) => call(`look at ${part}`, () => look(channel)), { discard: true })
+  /** The broker closes a channel when the answer is no, so then each part is looked at on its own. */
+  const complaints = Effect.forEach(parts, ({ look, part }) =>
+    on((channel) => call(`look at ${part}`, () => look(channel))).pipe(
+      Effect.as(Option.none<string>()),
+      Effect.catchIf(
+        ({ reason }) => reason === "not_set_up",
+        () => Effect.succeedSome(part),
+      ),
+      Effect.catchIf(
+        ({ reason }) => reason === "rejected",
+        ({ cause }) => Effect.succeedSome(`${part} as it should be (${messageOf(cause)})`),
+      ),
+    ),
+  )
+  const missing = on(lookAt).pipe(
+    Effect.as<ReadonlyArray<string>>([]),
+    Effect.catchIf(
+      ({ reason }) => reason === "not_set_up" || reason === "rejected",
+      () => Effect.map(complaints, Array.getSomes),
+    ),
+  )
+
   const ask = <A>(effect: Effect.Effect<A, RabbitError>) =>
     Effect.mapError(
       effect,
-      (error) =>
+      ({ cause, operation, reason }) =>
         new DependencyDown({
           dependency: "rabbitmq",
-          detail: error.cause instanceof Error ? error.cause.message : String(error.cause),
-          remedy: "start RabbitMQ, or mend host, user, password or virtual host in RABBITMQ_DSN",
+          detail: `${operation}: ${messageOf(cause)}`,
+          remedy:
+            reason === "rejected"
+              ? "drain and delete what was declared differently, or let the user configure, write and read"
+              : "start RabbitMQ, or mend host, user, password or virtual host in RABBITMQ_DSN",
         }),
     )
-
-  /** A look at what is not there closes the channel, so each has one of its own. */
-  const exists = (look: (channel: Channel) => Promise<unknown>) =>
-    Effect.gen(function* () {
-      const { connection } = yield* consuming.session
-      return yield* call("check topology", async () => {
-        const channel = await connection.createChannel()
-        channel.on("error", () => {})
-        try {
-          await look(channel)
-          await channel.close()
-          return true
-        } catch (cause) {
-          if (typeof cause === "object" && cause !== null && "code" in cause && cause.code === 404)
-            return false
-          throw cause
-        }
-      })
-    })
 
   const dependency: Dependency = {
     name: "rabbitmq",
     essentialFor: ["worker", "relay"],
-    ping: ask(Effect.map(consuming.session, ({ version }) => version)),
-    missing: ask(
-      Effect.gen(function* () {
-        const missing: Array<string> = []
-        for (const name of [exchange, failedQueue])
-          if (!(yield* exists((channel) => channel.checkExchange(name)))) missing.push(`exchange ${name}`)
-        for (const { name } of queuesFor(rungs))
-          if (!(yield* exists((channel) => channel.checkQueue(name)))) missing.push(`queue ${name}`)
-        return missing
-      }),
-    ),
+    ping: ask(Effect.map(inspection.current, version)),
+    missing: ask(missing),
     setup: ask(
       Effect.gen(function* () {
-        const { channel } = yield* consuming.session
-        yield* declare(channel, rungs)
-        return [
-          `exchanges ${exchange}, ${failedQueue}`,
-          `queues ${queuesFor(rungs)
-            .map(({ name }) => name)
-            .join(", ")}`,
-        ]
+        yield* on((channel) => declare(channel, delays))
+        yield* on(lookAt)
+        return parts.map(({ part }) => part)
       }),
     ),
   }
   return dependency
 })
+
+const messageOf = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause))

@@ -1,10 +1,13 @@
-/** Both queues keep the promises of the port. */
-import { suite } from "../contracts/InteractionQueueContract.ts"
+/** Both queues keep the promises of their ports. */
+import * as DeadLettersContract from "../contracts/DeadLettersContract.ts"
+import * as InteractionQueueContract from "../contracts/InteractionQueueContract.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 
 const fast = { WORKER_RETRY_DELAY: "200" }
-suite("SQLite: queue and dead letters", embedded(fast))
-withServers(["rabbitmq", "mysql", "mongodb"], "RabbitMQ", () =>
-  suite("queue and dead letters", external(fast)),
-)
+InteractionQueueContract.suite("SQLite: queue", embedded(fast))
+DeadLettersContract.suite("SQLite: dead letters", embedded(fast))
+withServers(["rabbitmq", "mysql", "mongodb"], "RabbitMQ", () => {
+  InteractionQueueContract.suite("queue", external(fast))
+  DeadLettersContract.suite("dead letters", external(fast))
+})
