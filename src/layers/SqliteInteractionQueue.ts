@@ -294,6 +294,7 @@ const make = Effect.gen(function* () {
         })
         .pipe(
           Effect.tapError(warning("settle.failed")),
+          // Tried for ever, so nothing is left to die of.
           Effect.retry(Schedule.spaced(nextTryMillis)),
           Effect.orDie,
         )

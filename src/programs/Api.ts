@@ -37,6 +37,7 @@ const greeting = HttpServer.addressWith((address) =>
 const serving = Layer.effectDiscard(greeting).pipe(
   Layer.provideMerge(HttpApiBuilder.serve()),
   Layer.provide([HttpGate.layer, HttpGate.routerConfig]),
+  // The gate makes the server spans.
   HttpMiddleware.withTracerDisabledWhen(() => true),
 )
 

@@ -91,44 +91,35 @@ const make = Effect.gen(function* () {
     })
   }
 
-  /** The items that are not applied yet, one per message id; the others get their answer. */
-  const dropApplied = Effect.fnUntraced(function* (
+  /** Tells items that are still to be folded from those that were applied before, or erased. */
+  const partition = Effect.fnUntraced(function* (
     items: ReadonlyArray<Item>,
     records: ReadonlyMap<UserId, UserRecord>,
   ) {
-    const applied = new Map<UserId, ReadonlySet<string>>()
-    const fresh = new Map<string, Item>()
-    for (const item of items) {
-      const { user_id, message_id } = item.interaction
-      const record = records.get(user_id)
-      if (record !== undefined && !applied.has(user_id))
-        applied.set(user_id, AppliedIds.toSet(record.applied))
-      const known = applied.get(user_id)?.has(AppliedIds.prefix(message_id)) === true
-      if (known || item.recordedAt <= (record?.erased_at ?? -1)) item.outcome = acked
-      else if (fresh.has(message_id)) duplicates.set(item, fresh.get(message_id)!)
-      else fresh.set(message_id, item)
-    }
-    const toLookUp = Map.groupBy(
-      [...fresh.values()].filter(({ interaction }) => (records.get(interaction.user_id)?.archived ?? 0) > 0),
-      ({ interaction }) => interaction.user_id,
+    const onRecord = new Map<UserId, ReadonlySet<string>>()
+    for (const [user_id, { applied }] of records) onRecord.set(user_id, AppliedIds.toSet(applied))
+    const [unknown, done] = Arr.partition(items, ({ interaction: { message_id, user_id }, recordedAt }) => {
+      const erased = recordedAt <= (records.get(user_id)?.erased_at ?? -1)
+      return erased || onRecord.get(user_id)?.has(AppliedIds.prefix(message_id)) === true
+    })
+    const toLookUp = unknown.filter(
+      ({ interaction }) => (records.get(interaction.user_id)?.archived ?? 0) > 0,
     )
-    const entries = [...toLookUp].map(([user_id, group]) => ({
-      user_id,
-      ids: group.map(({ interaction }) => AppliedIds.prefix(interaction.message_id)),
-    }))
-    if (entries.length > 0) {
-      const ledger = yield* users.archived(entries)
-      for (const [id, item] of fresh)
-        if (ledger.get(item.interaction.user_id)?.has(AppliedIds.prefix(id))) {
-          item.outcome = acked
-          fresh.delete(id)
-        }
-    }
-    return [...fresh.values()]
+    if (toLookUp.length === 0) return { fresh: unknown, done }
+    const byUser = Map.groupBy(toLookUp, ({ interaction }) => interaction.user_id)
+    const ledger = yield* users.archived(
+      Array.from(byUser, ([user_id, group]) => ({
+        user_id,
+        ids: group.map(({ interaction }) => AppliedIds.prefix(interaction.message_id)),
+      })),
+    )
+    const [fresh, archived] = Arr.partition(
+      unknown,
+      ({ interaction: { message_id, user_id } }) =>
+        ledger.get(user_id)?.has(AppliedIds.prefix(message_id)) === true,
+    )
+    return { fresh, done: [...done, ...archived] }
   })
-
-  /** A second copy in one batch shares the outcome of the first. */
-  const duplicates = new WeakMap<Item, Item>()
 
   const findVectors = Effect.fnUntraced(function* (items: ReadonlyArray<Item>) {
     const wanted = items.filter(({ vector }) => vector === undefined)
@@ -149,7 +140,7 @@ const make = Effect.gen(function* () {
   /** One round: load, drop what is applied, fold, write. Answers the items that lost the compare-and-swap. */
   const round = Effect.fnUntraced(function* (items: ReadonlyArray<Item>) {
     const records = yield* users.load([...new Set(items.map(({ interaction }) => interaction.user_id))])
-    const fresh = yield* dropApplied(items, records)
+    const { done, fresh } = yield* partition(items, records)
     yield* findVectors(fresh)
     const now = yield* Clock.currentTimeMillis
 
@@ -185,13 +176,11 @@ const make = Effect.gen(function* () {
       })
       written.push(group)
     }
-    if (writes.length === 0) {
-      // Everything was applied before: acknowledge only once the writes that hold it are durable.
-      yield* users.settled
-      return []
-    }
     if (archive.length > 0) yield* users.archive(archive)
-    const saved = yield* users.save(writes)
+    const saved = writes.length > 0 ? yield* users.save(writes) : []
+    // A write of ours that is durable says so of all before it; without one that is asked for.
+    if (done.length > 0 && !saved.includes(true)) yield* users.settled
+    for (const item of done) item.outcome = acked
     return written.flatMap((group, index) => {
       if (saved[index] !== true) return group
       for (const item of group) item.outcome = acked
@@ -233,15 +222,20 @@ const make = Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
     const received = deliveries.map((delivery) => receive(delivery, now))
     const items = Arr.getRights(received)
-    if (items.length > 0) yield* apply(items)
-    const finished = yield* Clock.currentTimeMillis
+    // Copies share one outcome. The newest stands for them: what was posted anew after an erasure counts.
+    const distinct = new Map<string, Item>()
     for (const item of items) {
-      const first = duplicates.get(item)
-      item.outcome ??= first?.outcome ?? acked
-      if (item.outcome === acked)
-        Telemetry.observe(Telemetry.eventToEmbedding, (finished - item.recordedAt) / 1000)
+      const other = distinct.get(item.interaction.message_id)
+      if (other === undefined || other.recordedAt < item.recordedAt)
+        distinct.set(item.interaction.message_id, item)
     }
-    return received.map((one) => (Either.isRight(one) ? one.right.outcome! : one.left))
+    if (distinct.size > 0) yield* apply([...distinct.values()])
+    const finished = yield* Clock.currentTimeMillis
+    for (const { outcome, recordedAt } of distinct.values())
+      if (outcome === acked) Telemetry.observe(Telemetry.eventToEmbedding, (finished - recordedAt) / 1000)
+    return received.map((one) =>
+      Either.isRight(one) ? distinct.get(one.right.interaction.message_id)!.outcome! : one.left,
+    )
   })
 
   return { update }

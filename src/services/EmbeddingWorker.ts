@@ -98,16 +98,15 @@ const make = Effect.gen(function* () {
     return undefined
   })
 
-  const resting = (length: Duration.Duration) =>
-    Deferred.await(stopped).pipe(Effect.timeoutOption(length), Effect.asVoid)
   const stopped = yield* Deferred.make<void>()
+  const rest = (length: Duration.Duration) => Effect.timeoutOption(Deferred.await(stopped), length)
 
   /** Until one message succeeds, one at a time; the least tried goes first, so that a backlog shares the risk. */
   const probe = Effect.fnUntraced(function* (first: string) {
     outage = first
     yield* Effect.logWarning("outage.began").pipe(Effect.annotateLogs({ reason: first }))
     for (let failures = 0; outage !== undefined && !stopping; failures++) {
-      yield* resting(RetryPolicies.probeDelay(failures))
+      yield* rest(RetryPolicies.probeDelay(failures))
       if (stopping) return
       while (held.length === 0 && !stopping) {
         arrival.unsafeClose()

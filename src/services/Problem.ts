@@ -20,7 +20,6 @@ const titles = {
   500: "Internal Server Error",
   503: "Service Unavailable",
 } as const
-export type ProblemStatus = keyof typeof titles
 
 /** The document: `application/problem+json`. */
 export const ProblemDocument = Schema.Struct({

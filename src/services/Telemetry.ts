@@ -7,7 +7,7 @@ export interface TraceContext {
   readonly tracestate: string | null
 }
 
-const traceparentPattern = /^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$/
+const traceparentPattern = /^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$/
 
 /** The span as `traceparent` header. */
 export const traceparent = (span: Tracer.AnySpan): string =>

@@ -14,6 +14,7 @@ import {
   type UserRecord,
   type Write,
 } from "../../src/services/UserEmbeddings.ts"
+import { delivery } from "../support/delivery.ts"
 
 const dimensions = 4
 const axis = (i: number) =>
@@ -28,18 +29,6 @@ const search = (user_id: string, search_phrase: string, second = 0) =>
     metadata: {},
   })
 
-const delivery = (body: Uint8Array, more: Partial<Delivery> = {}): Delivery => ({
-  body,
-  routingKey: "user.embedding.search",
-  messageId: null,
-  trace: null,
-  retryCount: 0,
-  isolatedAttempts: 0,
-  redeliveries: 0,
-  publishedAt: null,
-  recordedAt: null,
-  ...more,
-})
 const of = (interaction: Interaction.Interaction, more: Partial<Delivery> = {}) =>
   delivery(Interaction.encodeMessage(interaction), more)
 
@@ -172,6 +161,43 @@ describe("exactly once", () => {
     await run(layer, [of(search("u", "a"))], [of(search("u", "a"))])
     expect(state.saves).toBe(1)
     expect(state.confirmations).toBe(1)
+  })
+
+  test("a duplicate beside a write that fails is not acknowledged either", async () => {
+    const { layer } = store()
+    await run(layer, [of(search("u", "a"))])
+    const failing = Layer.effect(
+      UserEmbeddings,
+      Effect.map(UserEmbeddings, (users) => ({
+        ...users,
+        save: () =>
+          Effect.fail(
+            new UserEmbeddingsError({ reason: "timeout", operation: "save", cause: new Error("late") }),
+          ),
+      })),
+    ).pipe(Layer.provide(layer))
+    const [answer] = await run(failing, [of(search("u", "a")), of(search("v", "bb", 1))])
+    expect(tags(answer!)).toEqual(["Outage", "Outage"])
+  })
+
+  test("of two copies, one from before the erasure, the one posted anew counts", async () => {
+    const { layer, state } = store()
+    const erased_at = Date.UTC(2026, 1, 11)
+    state.records.set("u", {
+      user_id: "u",
+      embedding: undefined,
+      version: 1,
+      applied: AppliedIds.none,
+      archived: 0,
+      erased_at,
+    })
+    const same = search("u", "a")
+    const [answer] = await run(layer, [
+      of(same, { recordedAt: erased_at - 1 }),
+      of(same, { recordedAt: erased_at + 1 }),
+    ])
+    expect(tags(answer!)).toEqual(["Ack", "Ack"])
+    expect(state.records.get("u")?.embedding?.event_count).toBe(1)
   })
 
   test("a lost compare-and-swap is read again and folded on top of the winner", async () => {

@@ -12,19 +12,10 @@ import {
   type Settled,
 } from "../../src/services/InteractionQueue.ts"
 import { UserEmbeddingsError } from "../../src/services/UserEmbeddings.ts"
+import { delivery } from "../support/delivery.ts"
 import { variables } from "../support/stacks.ts"
 
-const delivery = (user: string): Delivery => ({
-  body: Buffer.from(`{"user_id":"${user}"}`),
-  routingKey: "user.embedding.search",
-  messageId: null,
-  trace: null,
-  retryCount: 0,
-  isolatedAttempts: 0,
-  redeliveries: 0,
-  publishedAt: null,
-  recordedAt: null,
-})
+const from = (user: string): Delivery => delivery(Buffer.from(`{"user_id":"${user}"}`))
 const failure = { error: "user_embeddings_unavailable", message: "gone" }
 const error = new UserEmbeddingsError({ reason: "unavailable", operation: "load", cause: new Error("gone") })
 const acked: Outcome = { _tag: "Settle", settlement: Ack }
@@ -74,7 +65,7 @@ const run = <A, E>(
 test("a backlog waits unharmed through an outage, probed by one message, and is finished after it", async () => {
   const { layer, state } = play()
   state.answer = out
-  state.arriving.push(...["a", "b", "c", "d"].map(delivery))
+  state.arriving.push(...["a", "b", "c", "d"].map(from))
   await run(
     layer,
     Effect.gen(function* () {
@@ -94,7 +85,7 @@ test("a backlog waits unharmed through an outage, probed by one message, and is 
 test("a lone message climbs its rungs in an outage", async () => {
   const { layer, state } = play()
   state.answer = out
-  state.arriving.push(delivery("a"))
+  state.arriving.push(from("a"))
   await run(
     layer,
     until(() => state.settled.length === 1),
@@ -108,13 +99,13 @@ test("with the window on, what arrives for a user within it becomes one batch; s
   await run(
     layer,
     Effect.gen(function* () {
-      state.arriving.push(delivery("a"))
+      state.arriving.push(from("a"))
       yield* until(() => state.arriving.length === 0)
-      state.arriving.push(delivery("a"), delivery("a"))
+      state.arriving.push(from("a"), from("a"))
       yield* until(() => state.settled.length === 3)
       expect(state.batches.map(({ length }) => length)).toEqual([3])
       expect(Date.now() - started).toBeGreaterThanOrEqual(300)
-      state.arriving.push(delivery("b"))
+      state.arriving.push(from("b"))
       yield* until(() => state.arriving.length === 0)
       yield* Effect.sleep("20 millis")
     }),
@@ -125,10 +116,10 @@ test("with the window on, what arrives for a user within it becomes one batch; s
 test("suspects are handled alone, one after the other", async () => {
   const { layer, state } = play()
   state.arriving.push(
-    delivery("a"),
-    { ...delivery("b"), isolatedAttempts: 1 },
-    { ...delivery("c"), isolatedAttempts: 2 },
-    delivery("d"),
+    from("a"),
+    { ...from("b"), isolatedAttempts: 1 },
+    { ...from("c"), isolatedAttempts: 2 },
+    from("d"),
   )
   await run(
     layer,
