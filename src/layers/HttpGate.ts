@@ -15,7 +15,7 @@ import { api } from "../services/InteractionApi.ts"
 import { Problem, unprocessable } from "../services/Problem.ts"
 import * as Settings from "../services/Settings.ts"
 import * as Telemetry from "../services/Telemetry.ts"
-import { problemResponse } from "./HttpHandlers.ts"
+import { problemResponse } from "./HttpAnswer.ts"
 
 interface Route {
   readonly method: string

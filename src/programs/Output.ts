@@ -1,5 +1,9 @@
 /** What commands print: JSON for programs, tables for people. */
+import { Options } from "@effect/cli"
 import { Console, type Effect } from "effect"
+
+/** The option `--json` of every command that prints something. */
+export const json = Options.boolean("json").pipe(Options.withDescription("Print JSON on stdout"))
 
 /** Prints the value as JSON, or for people as `human` words it. */
 export const print = <A>(json: boolean, value: A, human: (value: A) => string): Effect.Effect<void> =>

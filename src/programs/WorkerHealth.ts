@@ -2,7 +2,7 @@
 import { HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
 import { BunHttpServer } from "@effect/platform-bun"
 import { Effect, Layer } from "effect"
-import { readiness } from "../layers/HttpHandlers.ts"
+import { readiness } from "../layers/HttpHealth.ts"
 import { EmbeddingWorker } from "../services/EmbeddingWorker.ts"
 import * as Health from "../services/Health.ts"
 import * as Settings from "../services/Settings.ts"

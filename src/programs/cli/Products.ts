@@ -1,0 +1,44 @@
+/** `products import`: product embeddings from a file. */
+import { Args, Command, Options } from "@effect/cli"
+import { Console, Effect, Layer } from "effect"
+import * as Stack from "../../layers/Stack.ts"
+import * as EventVectors from "../../services/EventVectors.ts"
+import { importProducts } from "../ImportProducts.ts"
+import { json, print } from "../Output.ts"
+import * as Provision from "../Provision.ts"
+
+const productsImport = Command.make(
+  "import",
+  {
+    file: Args.file({ name: "file", exists: "yes" }).pipe(
+      Args.withDescription('JSON Lines: {"product_id","product_name","category","text"?,"vector"?}'),
+    ),
+    strict: Options.boolean("strict").pipe(Options.withDescription("Stop at the first bad line")),
+    json,
+  },
+  ({ file, json, strict }) =>
+    Effect.gen(function* () {
+      const progress = (lines: number) =>
+        process.stderr.isTTY ? Effect.sync(() => process.stderr.write(`\r${lines} lines`)) : Effect.void
+      const report = yield* importProducts(file, {
+        strict,
+        progress: (lines) => Effect.asVoid(progress(lines)),
+      })
+      if (process.stderr.isTTY) yield* Console.error("")
+      yield* print(json, report, ({ bad, created, imported }) =>
+        [
+          `${imported} products imported, ${created} of them new, ${bad.length} lines rejected`,
+          ...bad.map(({ line, reason }) => `line ${line}: ${reason}`),
+        ].join("\n"),
+      )
+      if (report.bad.length > 0)
+        return yield* new Provision.Unhealthy({ message: `${report.bad.length} lines were rejected` })
+    }).pipe(Effect.provide(Layer.provideMerge(EventVectors.layer, Stack.layer))),
+).pipe(
+  Command.withDescription("Stores product embeddings from a file, with vectors of its own or from texts"),
+)
+
+export const products = Command.make("products").pipe(
+  Command.withDescription("Product embeddings"),
+  Command.withSubcommands([productsImport]),
+)
