@@ -99,6 +99,21 @@ export const make = (options: { readonly storage: Storage }) =>
               return new Map(found.map(({ product_id, embedding }) => [product_id, fromStored(embedding)]))
             }),
 
+      knownSince: (wanted, space) =>
+        wanted.length === 0
+          ? Effect.succeed(new Map())
+          : call("find", name, async () => {
+              const found = await products
+                .find<{ readonly product_id: ProductId; readonly created_at?: Date }>(
+                  { product_id: { $in: [...wanted] }, space },
+                  { projection: { _id: 0, product_id: 1, created_at: 1 }, batchSize: wanted.length },
+                )
+                .toArray()
+              return new Map(
+                found.map(({ created_at, product_id }) => [product_id, created_at?.getTime() ?? 0]),
+              )
+            }),
+
       upsert: (given) =>
         given.length === 0
           ? Effect.succeed([])

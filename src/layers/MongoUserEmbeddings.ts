@@ -2,12 +2,14 @@
  * User embeddings in MongoDB, one document per user in `user_embeddings`; ids that left it are in
  * `user_embedding_ledger`. `_id` is the user id too, so that a user is unique even before `setup` has run.
  */
-import { Effect, Layer, Stream } from "effect"
+import { Chunk, Effect, Layer, Stream } from "effect"
 import { type AnyBulkWriteOperation, Binary, type Document, type Double } from "mongodb"
+import { none } from "../services/AppliedIds.ts"
 import type { UserId } from "../services/Interaction.ts"
 import * as Settings from "../services/Settings.ts"
 import type { RecentEvent, UserEmbedding } from "../services/UserEmbedding.ts"
 import {
+  type Bookkeeping,
   type LedgerEntry,
   UserEmbeddings,
   UserEmbeddingsError,
@@ -152,6 +154,20 @@ const toRecord = (document: UserDocument): UserRecord => {
   }
 }
 
+const bookkeeping = { _id: 0, user_id: 1, version: 1, applied: 1, archived: 1, erased_at: 1, event_count: 1 }
+type BookkeepingDocument = Pick<Fields, "version" | "erased_at"> & { readonly user_id: UserId } & Partial<
+    Pick<Fields, "applied" | "archived" | "event_count">
+  >
+
+const toBookkeeping = (document: BookkeepingDocument): Bookkeeping => ({
+  user_id: document.user_id,
+  version: document.version,
+  applied: document.applied === undefined ? none : new Uint8Array(document.applied.value()),
+  archived: document.archived ?? 0,
+  erased_at: document.erased_at?.getTime() ?? 0,
+  event_count: document.event_count ?? 0,
+})
+
 const invalidId = 53
 const unstorable: Document = { _id: [] }
 
@@ -284,6 +300,18 @@ export const make = (options: { readonly storage: Storage }) =>
       stream: stream(names.userEmbeddings, () => users.find().sort({ user_id: 1 })).pipe(
         Stream.map(toRecord),
       ),
+
+      bookkeeping: stream(names.userEmbeddings, () =>
+        users.find<BookkeepingDocument>({}, { projection: bookkeeping }).sort({ user_id: 1 }),
+      ).pipe(Stream.map(toBookkeeping)),
+
+      ledger: (user) =>
+        stream(names.userEmbeddingLedger, () =>
+          ledger.find({ _id: { $gte: ledgerKey(user, ""), $lt: `${user}${afterBar}` } }),
+        ).pipe(
+          Stream.chunks,
+          Stream.map((page) => Chunk.toReadonlyArray(page).map(({ _id }) => _id.slice(user.length + 1))),
+        ),
     }
   })
 

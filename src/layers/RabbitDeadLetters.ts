@@ -41,6 +41,7 @@ const toLetter = ({ content, properties }: ConsumeMessage): DeadLetter => {
     worker: text(headers["x-worker"]),
     originalExchange: text(headers["x-original-exchange"]),
     originalRoutingKey: text(headers["x-original-routing-key"]),
+    retriedFrom: text(headers["x-retried-from"]) || null,
     body: content,
   }
 }

@@ -1,14 +1,16 @@
 /** The interaction log as one table, on MySQL, MariaDB or SQLite. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
+import type { Fragment } from "@effect/sql/Statement"
 import { Array as Arr, Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
+import { prefix } from "../services/AppliedIds.ts"
 import { type Interaction, type Metadata, reference } from "../services/Interaction.ts"
 import {
   type Appended,
   InteractionLog,
   InteractionLogError,
   type LogFilter,
-  type LoggedInteraction,
+  type LogRow,
   type NewInteraction,
 } from "../services/InteractionLog.ts"
 import { deadlockRetry } from "../services/RetryPolicies.ts"
@@ -24,6 +26,10 @@ const rowsPerInsert = 1_000
 const rowsPrepared = 16
 /** Rows read or marked by one statement. */
 const page = 500
+/** Identities read by one statement. */
+const identitiesPerPage = 5_000
+/** Ids looked through by one statement of a stream of all users, whatever its filter leaves of them. */
+const idsPerStatement = 50_000
 /** How often an append plans anew, because others write the same interactions at the same time. */
 const mostRounds = 20
 
@@ -73,9 +79,18 @@ type StoredRow = Interaction extends infer Kind
         readonly tracestate: string | null
         readonly created_at: string
         readonly idempotency_key: string | null
+        readonly processed_to_queue: number
       }
     : never
   : never
+
+/** Where a page in the order of users ended. */
+interface Place {
+  readonly user_id: string
+  readonly occurred_at: string
+  readonly id: number
+}
+type Identity = Place & { readonly message_id: string }
 
 const columns = [
   "id",
@@ -90,15 +105,25 @@ const columns = [
   "tracestate",
   "created_at",
   "idempotency_key",
+  "processed_to_queue",
 ] as const satisfies ReadonlyArray<keyof StoredRow>
 
-const fromRow = (row: StoredRow): LoggedInteraction => {
-  const { id: _, traceparent, tracestate, created_at, idempotency_key: __, ...stored } = row
+const fromRow = (row: StoredRow): LogRow => {
+  const {
+    id: _,
+    idempotency_key: __,
+    processed_to_queue,
+    created_at,
+    traceparent,
+    tracestate,
+    ...stored
+  } = row
   const metadata: Metadata = JSON.parse(stored.metadata)
   return {
     interaction: { ...stored, occurred_at: fromColumn(stored.occurred_at), metadata },
     trace: traceparent === null ? null : { traceparent, tracestate },
     recordedAt: millisOfColumn(created_at),
+    published: processed_to_queue === 1,
   }
 }
 
@@ -221,7 +246,7 @@ const make = Effect.gen(function* () {
     )
 
   /** The rows with a message id or a key of these entries. */
-  const known = Effect.fnUntraced(function* (entries: ReadonlyArray<NewInteraction>) {
+  const alike = Effect.fnUntraced(function* (entries: ReadonlyArray<NewInteraction>) {
     const conditions = Arr.chunksOf(entries, page).flatMap((some) => {
       const ids = sql.in(
         "message_id",
@@ -254,7 +279,7 @@ const make = Effect.gen(function* () {
       Effect.as(answers),
       Effect.catchIf(
         (error) => dialect.isDuplicateKey(error) && rounds < mostRounds,
-        () => Effect.flatMap(known(entries), (stored) => appendPart(entries, stored, rounds + 1)),
+        () => Effect.flatMap(alike(entries), (stored) => appendPart(entries, stored, rounds + 1)),
       ),
     )
   }
@@ -286,29 +311,98 @@ const make = Effect.gen(function* () {
       { discard: true },
     ).pipe(Effect.mapError(toLogError("markPublished")))
 
-  const stream = ({ user, type, since, until }: LogFilter) =>
-    Stream.paginateChunkEffect(0, (after) =>
-      sql<StoredRow>`
-        SELECT ${fields} FROM ${log} ${user === undefined ? sql`` : dialect.force("user_interactions_history")}
-        WHERE ${sql.and([
-          sql`id > ${after}`,
-          ...(user === undefined ? [] : [sql`user_id = ${user}`]),
-          ...(type === undefined ? [] : [sql`event_type = ${type}`]),
-          ...(since === undefined ? [] : [sql`occurred_at >= ${toColumn(since)}`]),
-          ...(until === undefined ? [] : [sql`occurred_at < ${toColumn(until)}`]),
-        ])}
-        ORDER BY id LIMIT ${page}`.unprepared.pipe(
-        statement("SELECT"),
-        Effect.map((rows) => {
-          const last = rows.length === page ? rows.at(-1) : undefined
-          return [
-            Chunk.map(Chunk.unsafeFromArray(rows), fromRow),
-            Option.map(Option.fromNullable(last), ({ id }) => id),
-          ] as const
-        }),
-        Effect.mapError(toLogError("stream")),
+  const select = (condition: Fragment, order: Fragment, limit = page) =>
+    sql<StoredRow>`SELECT ${fields} FROM ${log} WHERE ${condition} ORDER BY ${order} LIMIT ${limit}`.unprepared.pipe(
+      statement("SELECT"),
+      Effect.mapError(toLogError("stream")),
+    )
+  const chronologically = sql.literal("occurred_at, id")
+  /** Rows of one user after a place, by the index of the history: its seek ends at the instant. */
+  const after = ({ id, occurred_at, user_id }: Place) =>
+    sql`user_id = ${user_id} AND occurred_at >= ${occurred_at} AND (occurred_at > ${occurred_at} OR id > ${id})`
+
+  const ofUser = (user_id: string, conditions: ReadonlyArray<Fragment>) =>
+    Stream.paginateChunkEffect({ user_id, occurred_at: "", id: 0 }, (place: Place) =>
+      Effect.map(
+        select(
+          sql.and([place.id === 0 ? sql`user_id = ${user_id}` : after(place), ...conditions]),
+          chronologically,
+        ),
+        (rows) => [
+          Chunk.map(Chunk.unsafeFromArray(rows), fromRow),
+          Option.filter(Option.fromNullable(rows.at(-1)), () => rows.length === page),
+        ],
       ),
     )
+
+  const newestId = Effect.map(
+    sql<{ id: number | null }>`SELECT MAX(id) AS id FROM ${log}`.pipe(
+      statement("SELECT"),
+      Effect.mapError(toLogError("stream")),
+    ),
+    ([row]) => row?.id ?? 0,
+  )
+  const ofAll = (conditions: ReadonlyArray<Fragment>) =>
+    Stream.unwrap(
+      Effect.map(newestId, (newest) =>
+        Stream.paginateChunkEffect(0, (from) => {
+          const to = Math.min(newest, from + idsPerStatement)
+          return Effect.map(
+            select(sql.and([sql`id > ${from}`, sql`id <= ${to}`, ...conditions]), sql.literal("id")),
+            (rows) => {
+              const next = rows.length === page ? rows.at(-1)!.id : to
+              return [
+                Chunk.map(Chunk.unsafeFromArray(rows), fromRow),
+                next < newest ? Option.some(next) : Option.none(),
+              ]
+            },
+          )
+        }),
+      ),
+    )
+
+  const stream = ({ since, type, until, user }: LogFilter) => {
+    const conditions = [
+      ...(type === undefined ? [] : [sql`event_type = ${type}`]),
+      ...(since === undefined ? [] : [sql`occurred_at >= ${toColumn(since)}`]),
+      ...(until === undefined ? [] : [sql`occurred_at < ${toColumn(until)}`]),
+    ]
+    return user === undefined ? ofAll(conditions) : ofUser(user, conditions)
+  }
+
+  const identitiesWhere = (condition: Fragment) =>
+    sql<Identity>`
+      SELECT user_id, message_id, occurred_at, id FROM ${log} ${dialect.force("user_interactions_history")}
+      WHERE ${condition} ORDER BY user_id, occurred_at, id LIMIT ${identitiesPerPage}`.unprepared.pipe(
+      statement("SELECT"),
+      Effect.mapError(toLogError("identities")),
+    )
+  // The rest of the user at whom the last page ended, else the users after him: two seeks that any planner finds.
+  const identities = Stream.paginateEffect({ within: false, user_id: "", occurred_at: "", id: 0 }, (place) =>
+    Effect.map(
+      identitiesWhere(place.within ? after(place) : sql`user_id > ${place.user_id}`),
+      (rows): readonly [ReadonlyArray<Identity>, Option.Option<typeof place>] => {
+        const last = rows.at(-1)
+        if (rows.length === identitiesPerPage && last !== undefined)
+          return [rows, Option.some({ ...last, within: true })]
+        return [rows, place.within ? Option.some({ ...place, within: false }) : Option.none()]
+      },
+    ),
+  )
+
+  const known = Effect.fnUntraced(function* (prefixes: ReadonlyArray<string>) {
+    const found = new Set<string>()
+    for (const some of Arr.chunksOf(prefixes, 100)) {
+      const ranges = some.map((prefix) => sql`message_id BETWEEN ${prefix} AND ${`${prefix}g`}`)
+      const rows = yield* sql<{ message_id: string }>`
+        SELECT message_id FROM ${log} WHERE ${sql.or(ranges)}`.unprepared.pipe(
+        statement("SELECT"),
+        Effect.mapError(toLogError("known")),
+      )
+      for (const { message_id } of rows) found.add(prefix(message_id))
+    }
+    return found
+  })
 
   const newest = (user: string, limit: number) =>
     sql<StoredRow>`
@@ -347,7 +441,18 @@ const make = Effect.gen(function* () {
       Effect.flatMap(Option.match({ onNone: () => Effect.succeed(false), onSome: Effect.as(true) })),
     )
 
-  return { append, unpublished, markPublished, stream, newest, backlog, erase, whileElected }
+  return {
+    append,
+    unpublished,
+    markPublished,
+    stream,
+    identities,
+    known,
+    newest,
+    backlog,
+    erase,
+    whileElected,
+  }
 })
 
 export const layer: Layer.Layer<InteractionLog, never, SqlClient.SqlClient> = Layer.effect(

@@ -17,7 +17,7 @@ interface Row {
 const rowsPerPage = 500
 
 const toLetter = ({ body, headers: text }: Row): DeadLetter => {
-  const { exchange, failed, letter, messageId, routingKey }: Headers = JSON.parse(text)
+  const { exchange, failed, letter, messageId, retriedFrom, routingKey }: Headers = JSON.parse(text)
   return {
     id: letter?.id ?? "",
     messageId,
@@ -29,6 +29,7 @@ const toLetter = ({ body, headers: text }: Row): DeadLetter => {
     worker: failed?.worker ?? "",
     originalExchange: exchange,
     originalRoutingKey: routingKey,
+    retriedFrom: retriedFrom ?? null,
     body,
   }
 }

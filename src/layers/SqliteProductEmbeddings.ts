@@ -63,6 +63,21 @@ const make = Effect.map(Sqlite, (sqlite) => {
         }),
       ),
 
+    knownSince: (products, space) =>
+      failing("knownSince")(
+        sqlite.use((database) => {
+          const one = database.query<{ created_at: number }, [string, string]>(
+            "SELECT created_at FROM product_embeddings WHERE product_id = ? AND space = ?",
+          )
+          return new Map(
+            products.flatMap((id) => {
+              const row = one.get(id, space)
+              return row === null ? [] : [[id, row.created_at] as const]
+            }),
+          )
+        }),
+      ),
+
     upsert: (products) =>
       Effect.flatMap(Clock.currentTimeMillis, (now) =>
         failing("upsert")(

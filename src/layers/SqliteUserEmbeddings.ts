@@ -1,7 +1,12 @@
 /** User embeddings of the embedded stack. A batch is one transaction; each write compares and swaps its version. */
 import { Chunk, Effect, Layer, Option, Stream } from "effect"
 import type { UserEmbedding } from "../services/UserEmbedding.ts"
-import { UserEmbeddings, UserEmbeddingsError, type UserRecord } from "../services/UserEmbeddings.ts"
+import {
+  type Bookkeeping,
+  UserEmbeddings,
+  UserEmbeddingsError,
+  type UserRecord,
+} from "../services/UserEmbeddings.ts"
 import * as Vector from "../services/Vector.ts"
 import { failingWith, Sqlite } from "./Sqlite.ts"
 
@@ -26,19 +31,35 @@ const toRecord = ({ embedding, facts, ...row }: Row): UserRecord => {
   }
 }
 
+/** Rows from `page`, which continues after a key, in pages. */
+const paged = <Row, Key>(
+  first: Key,
+  page: (after: Key) => Effect.Effect<ReadonlyArray<Row>, UserEmbeddingsError>,
+  key: (row: Row) => Key,
+): Stream.Stream<ReadonlyArray<Row>, UserEmbeddingsError> =>
+  Stream.paginateEffect(first, (after) =>
+    Effect.map(page(after), (rows) => [
+      rows,
+      rows.length === rowsPerPage ? Option.map(Option.fromNullable(rows.at(-1)), key) : Option.none(),
+    ]),
+  )
+
 const make = Effect.map(Sqlite, (sqlite) => {
   const failing = failingWith((failure) => new UserEmbeddingsError(failure))
 
-  const page = (after: string) =>
-    failing("stream")(
-      sqlite.use((database) =>
-        database
-          .query<Row, [string, number]>(
-            "SELECT * FROM user_embeddings WHERE user_id > ? ORDER BY user_id LIMIT ?",
-          )
-          .all(after, rowsPerPage),
-      ),
-    )
+  const userId = ({ user_id }: { readonly user_id: string }) => user_id
+  const users =
+    <Row>(columns: string) =>
+    (after: string) =>
+      failing("stream")(
+        sqlite.use((database) =>
+          database
+            .query<Row, [string, number]>(
+              `SELECT ${columns} FROM user_embeddings WHERE user_id > ? ORDER BY user_id LIMIT ?`,
+            )
+            .all(after, rowsPerPage),
+        ),
+      )
 
   return UserEmbeddings.of({
     load: (users) =>
@@ -138,12 +159,37 @@ const make = Effect.map(Sqlite, (sqlite) => {
       ),
     ),
 
-    stream: Stream.paginateChunkEffect("", (after: string) =>
-      Effect.map(page(after), (rows) => [
-        Chunk.map(Chunk.unsafeFromArray(rows), toRecord),
-        Option.filter(Option.fromNullable(rows.at(-1)?.user_id), () => rows.length === rowsPerPage),
-      ]),
+    stream: Stream.mapConcatChunk(paged("", users<Row>("*"), userId), (rows) =>
+      Chunk.map(Chunk.unsafeFromArray(rows), toRecord),
     ),
+
+    bookkeeping: Stream.mapConcatChunk(
+      paged(
+        "",
+        users<Bookkeeping>(
+          `user_id, version, applied, archived, erased_at,
+           COALESCE(json_extract(facts, '$.event_count'), 0) AS event_count`,
+        ),
+        userId,
+      ),
+      Chunk.unsafeFromArray,
+    ),
+
+    ledger: (user) =>
+      paged(
+        "",
+        (after: string) =>
+          failing("ledger")(
+            sqlite.use((database) =>
+              database
+                .query<{ id: string }, [string, string, number]>(
+                  "SELECT id FROM user_embedding_ledger WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?",
+                )
+                .all(user, after, rowsPerPage),
+            ),
+          ),
+        ({ id }) => id,
+      ).pipe(Stream.map((rows) => rows.map(({ id }) => id))),
   })
 })
 

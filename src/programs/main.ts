@@ -7,6 +7,7 @@ import { Cause, ConfigError, Console, Effect, Exit, Layer, Option } from "effect
 import manifest from "../../package.json" with { type: "json" }
 import * as Logging from "../layers/Logging.ts"
 import * as OpenTelemetry from "../layers/OpenTelemetry.ts"
+import { audit } from "./cli/Audit.ts"
 import { config } from "./cli/Config.ts"
 import { products } from "./cli/Products.ts"
 import { doctor, setup } from "./cli/Provision.ts"
@@ -15,7 +16,7 @@ import { user } from "./cli/User.ts"
 
 const program = Command.make("user-embeddings").pipe(
   Command.withDescription(manifest.description),
-  Command.withSubcommands([up, api, worker, relay, setup, doctor, config, products, user]),
+  Command.withSubcommands([up, api, worker, relay, setup, doctor, config, products, user, audit]),
 )
 
 /** One line that says what is wrong; defects keep their trace. */

@@ -16,8 +16,37 @@ export interface DeadLetter {
   readonly worker: string
   readonly originalExchange: string
   readonly originalRoutingKey: string
+  /** The letter that it was before it was retried and died again, `x-retried-from`. */
+  readonly retriedFrom: string | null
   /** The original bytes. */
   readonly body: Uint8Array
+}
+
+/** What a letter says about itself, `null` where it can't be read: anybody may have written it. */
+export interface Content {
+  readonly message_id: string | null
+  readonly user_id: string | null
+  readonly event_type: string | null
+}
+
+const textOf = (value: unknown): string | null =>
+  typeof value === "string" ? value : Number.isSafeInteger(value) ? String(value) : null
+
+const parse = (body: Uint8Array): Readonly<Record<string, unknown>> => {
+  try {
+    return Object(JSON.parse(Buffer.from(body).toString("utf8")))
+  } catch {
+    return {}
+  }
+}
+
+export const content = ({ body, messageId }: Pick<DeadLetter, "body" | "messageId">): Content => {
+  const { event_type, message_id, user_id } = parse(body)
+  return {
+    message_id: messageId ?? textOf(message_id),
+    user_id: textOf(user_id),
+    event_type: textOf(event_type),
+  }
 }
 
 export class DeadLettersError extends Schema.TaggedError<DeadLettersError>()(

@@ -26,6 +26,12 @@ export interface LoggedInteraction {
   readonly recordedAt: number
 }
 
+/** A row of the log, with its part in the outbox. */
+export interface LogRow extends LoggedInteraction {
+  /** Whether a broker has confirmed it; until then it waits in the outbox. */
+  readonly published: boolean
+}
+
 /** What became of one appended interaction. `interaction` is the one in the log: the first of its kind. */
 export type Appended =
   | { readonly _tag: "Recorded"; readonly interaction: Interaction }
@@ -78,8 +84,20 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       ids: ReadonlyArray<MessageId>,
       at: number,
     ) => Effect.Effect<void, InteractionLogError>
-    /** Rows in the order in which they were recorded, in pages. */
-    readonly stream: (filter: LogFilter) => Stream.Stream<LoggedInteraction, InteractionLogError>
+    /**
+     * Rows in pages: those of one user oldest first by `occurred_at`, those of all in the order in which they were
+     * recorded. What is recorded meanwhile may be left out.
+     */
+    readonly stream: (filter: LogFilter) => Stream.Stream<LogRow, InteractionLogError>
+    /** Whose interactions the log holds: all message ids, in pages and in the order of user ids. */
+    readonly identities: Stream.Stream<
+      ReadonlyArray<Pick<Interaction, "user_id" | "message_id">>,
+      InteractionLogError
+    >
+    /** Which of these prefixes of message ids (32 hex digits) are in the log. */
+    readonly known: (
+      prefixes: ReadonlyArray<string>,
+    ) => Effect.Effect<ReadonlySet<string>, InteractionLogError>
     /** The user's newest interactions by `occurred_at`, newest first. */
     readonly newest: (
       user: UserId,

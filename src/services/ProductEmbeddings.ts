@@ -49,6 +49,11 @@ export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbed
       vector: Float32Array,
       options: { readonly space: string; readonly limit: number },
     ) => Effect.Effect<ReadonlyArray<Neighbour>, ProductEmbeddingsError>
+    /** Since when (Unix ms) those products are known that have a vector in this space. */
+    readonly knownSince: (
+      products: ReadonlyArray<ProductId>,
+      space: string,
+    ) => Effect.Effect<ReadonlyMap<ProductId, number>, ProductEmbeddingsError>
     readonly count: Effect.Effect<number, ProductEmbeddingsError>
     /** All products of a space, in the order of their ids. */
     readonly stream: (space: string) => Stream.Stream<ProductEmbedding, ProductEmbeddingsError>

@@ -35,6 +35,13 @@ export interface LedgerEntry {
   readonly ids: ReadonlyArray<string>
 }
 
+/** What is known of a user's applied interactions, without the vector. */
+export interface Bookkeeping extends Pick<UserRecord, "user_id" | "applied" | "archived" | "erased_at"> {
+  readonly version: number
+  /** 0 for a tombstone. */
+  readonly event_count: number
+}
+
 export class UserEmbeddingsError extends Schema.TaggedError<UserEmbeddingsError>()(
   "UserEmbeddingsError",
   portFailure,
@@ -72,6 +79,10 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
     readonly count: Effect.Effect<number, UserEmbeddingsError>
     /** All records, tombstones included, in the order of user ids. */
     readonly stream: Stream.Stream<UserRecord, UserEmbeddingsError>
+    /** The same without what is large. */
+    readonly bookkeeping: Stream.Stream<Bookkeeping, UserEmbeddingsError>
+    /** All ids of the user in the ledger, in pages. */
+    readonly ledger: (user: UserId) => Stream.Stream<ReadonlyArray<string>, UserEmbeddingsError>
   }
 >() {}
 

@@ -58,7 +58,7 @@ export const suite = <E>(
   other: Layer.Layer<InteractionLog, E>,
 ) =>
   layerSuite(name, layer, (it) => {
-    it("gives back what was appended, in the order of recording", () =>
+    it("gives back what was appended: of one user oldest first, of all in the order of recording", () =>
       Effect.gen(function* () {
         const user = newUser()
         const trace = {
@@ -75,8 +75,19 @@ export const suite = <E>(
           view(user, "p-2", { occurred_at: at(2) }),
         ]
         for (const each of entries) expect(tags(yield* append(each))).toEqual(["Recorded"])
-        expect(yield* rowsOf({ user })).toEqual(
-          entries.map(({ interaction, trace, recordedAt }) => ({ interaction, trace, recordedAt })),
+        expect((yield* rowsOf({ user })).map(({ interaction }) => interaction.occurred_at)).toEqual([
+          at(1),
+          at(2),
+          at(3.007),
+        ])
+        const rows = (yield* rowsOf({})).filter(({ interaction }) => interaction.user_id === user)
+        expect(rows).toEqual(
+          entries.map(({ interaction, trace, recordedAt }) => ({
+            interaction,
+            trace,
+            recordedAt,
+            published: false,
+          })),
         )
       }))
 
@@ -388,6 +399,53 @@ export const suite = <E>(
         expect(found).toHaveLength(1_203)
         expect(new Set(found.map(({ message_id }) => message_id)).size).toBe(1_203)
         expect(yield* log.stream({ user }).pipe(Stream.take(3), Stream.runCount)).toBe(3)
+      }))
+
+    it("names all interactions in the order of users, over many pages and among users of many", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const owned = [newUser(), newUser(), newUser()] as const
+        const many = Array.from({ length: 5_100 }, (_, index) =>
+          view(owned[1], `p-${index}`, { occurred_at: at(index % 7) }),
+        )
+        const entries = [...many, view(owned[2], "q"), view(owned[0], "q"), search(owned[0], "q")]
+        for (let i = 0; i < entries.length; i += 1_000) yield* log.append(entries.slice(i, i + 1_000))
+        const all = [...(yield* Stream.runCollect(log.identities))].flat()
+        const ids = all.map(({ user_id }) => user_id)
+        expect(ids).toEqual(ids.toSorted((a, b) => (a < b ? -1 : a > b ? 1 : 0)))
+        for (const user of owned)
+          expect(
+            all.flatMap(({ message_id, user_id }) => (user_id === user ? [message_id] : [])).toSorted(),
+          ).toEqual(
+            entries
+              .flatMap(({ interaction }) => (interaction.user_id === user ? [interaction.message_id] : []))
+              .toSorted(),
+          )
+      }))
+
+    it("knows its interactions by half their ids", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const user = newUser()
+        const entries = Array.from({ length: 250 }, (_, index) => view(user, `p-${index}`))
+        yield* append(...entries)
+        const halves = entries.map(({ interaction }) => interaction.message_id.slice(0, 32))
+        const strangers = halves.map((half) => [...half].toReversed().join(""))
+        expect(yield* log.known([...strangers, ...halves])).toEqual(new Set(halves))
+        expect(yield* log.known([])).toEqual(new Set())
+      }))
+
+    it("tells what has been published", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const user = newUser()
+        const [first, second] = [
+          view(user, "p", { occurred_at: at(1) }),
+          view(user, "q", { occurred_at: at(2) }),
+        ]
+        yield* append(first, second)
+        yield* log.markPublished([second.interaction.message_id], 1_771_000_001_000)
+        expect((yield* rowsOf({ user })).map(({ published }) => published)).toEqual([false, true])
       }))
 
     it("gives the newest interactions by the time they occurred", () =>

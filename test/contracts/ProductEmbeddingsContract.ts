@@ -145,4 +145,19 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         expect(yield* store.nearest(asked, { space: "near-space", limit: 1000 })).toHaveLength(600)
         expect(yield* store.nearest(asked, { space: "empty-space", limit: 5 })).toEqual([])
       }))
+
+    it("tells since when a product has been known, by its space", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const before = Date.now()
+        yield* store.upsert([one("since-1", "since-space"), one("since-2", "other-space")])
+        const after = Date.now()
+        const first = yield* store.knownSince(["since-1", "since-2", "since-3"], "since-space")
+        expect([...first.keys()]).toEqual(["since-1"])
+        expect(first.get("since-1")).toBeGreaterThanOrEqual(before)
+        expect(first.get("since-1")).toBeLessThanOrEqual(after)
+        yield* store.upsert([one("since-1", "since-space")])
+        expect(yield* store.knownSince(["since-1"], "since-space")).toEqual(first)
+        expect((yield* store.knownSince([], "since-space")).size).toBe(0)
+      }))
   })

@@ -352,6 +352,54 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(streamed[0]?.embedding).toBeUndefined()
       }))
 
+    it("streams the bookkeeping without vectors, tombstones included, in the order of ids", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const many = records("books", 450)
+        yield* users.save(many.toReversed().map(insert))
+        yield* users.erase(many[0]!.user_id, 99_999_999_999_999)
+        const all = [...(yield* Stream.runCollect(users.bookkeeping))]
+        const ids = all.map(({ user_id }) => user_id)
+        expect(ids).toEqual(ids.toSorted((a, b) => (a < b ? -1 : a > b ? 1 : 0)))
+        const own = all
+          .filter(({ user_id }) => user_id.startsWith("books-"))
+          .map(({ applied, ...rest }) => ({ ...rest, applied: hex(applied) }))
+        expect(own[0]).toEqual({
+          user_id: many[0]!.user_id,
+          version: 2,
+          applied: "",
+          archived: 0,
+          erased_at: 99_999_999_999_999,
+          event_count: 0,
+        })
+        expect(own.slice(1)).toEqual(
+          many.slice(1).map(({ applied, archived, embedding, erased_at, user_id, version }) => ({
+            user_id,
+            version,
+            applied: hex(applied),
+            archived,
+            erased_at,
+            event_count: embedding.event_count,
+          })),
+        )
+      }))
+
+    it("lists a user's ledger, and no one else's", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const ids = Array.from({ length: 650 }, (_, index) => index.toString(16).padStart(32, "0"))
+        yield* users.archive([
+          { user_id: "listed", ids },
+          { user_id: "listed.not", ids: ids.slice(0, 3) },
+          { user_id: "liste", ids: ids.slice(0, 3) },
+        ])
+        const list = (user: string) =>
+          Effect.map(Stream.runCollect(users.ledger(user)), (pages) => [...pages].flat().toSorted())
+        expect(yield* list("listed")).toEqual(ids)
+        expect(yield* list("listed.not")).toEqual(ids.slice(0, 3))
+        expect(yield* list("nobody")).toEqual([])
+      }))
+
     it("waits until what was read is durable, without a new version", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings

@@ -1,75 +1,25 @@
 /** The main job on both stacks: what is recorded becomes part of the user's embedding, once. */
 import { expect } from "bun:test"
-import { type ConfigError, Duration, Effect, Layer, Stream } from "effect"
-import type { Ports } from "../../src/layers/Stack.ts"
-import * as Relay from "../../src/programs/Relay.ts"
-import * as Worker from "../../src/programs/Worker.ts"
+import { Effect, Stream } from "effect"
 import { DeadLetters } from "../../src/services/DeadLetters.ts"
-import type { DependencyDown } from "../../src/services/Dependencies.ts"
-import { EventVectors, layer as eventVectors } from "../../src/services/EventVectors.ts"
+import { EventVectors } from "../../src/services/EventVectors.ts"
 import * as Interaction from "../../src/services/Interaction.ts"
 import { InteractionLog } from "../../src/services/InteractionLog.ts"
-import { InteractionQueue, type Message } from "../../src/services/InteractionQueue.ts"
-import { InteractionRecorder, layer as recorder } from "../../src/services/InteractionRecorder.ts"
-import { layer as outboxRelay } from "../../src/services/OutboxRelay.ts"
-import { ProductEmbeddings } from "../../src/services/ProductEmbeddings.ts"
-import type { UserEmbedding } from "../../src/services/UserEmbedding.ts"
-import { UserEmbeddings } from "../../src/services/UserEmbeddings.ts"
+import { InteractionQueue } from "../../src/services/InteractionQueue.ts"
 import * as Vector from "../../src/services/Vector.ts"
 import { layerSuite } from "../support/effect.ts"
+import {
+  embeddingWith,
+  eventually,
+  message,
+  pipeline,
+  product,
+  record,
+  search,
+  storeProduct,
+} from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
-
-/** Asks again until the answer is there; the test fails when it never comes. */
-const eventually = <A, E, R>(probe: Effect.Effect<A | undefined, E, R>, most = Duration.seconds(15)) =>
-  Effect.gen(function* () {
-    while (true) {
-      const answer = yield* probe
-      if (answer !== undefined) return answer
-      yield* Effect.sleep("10 millis")
-    }
-  }).pipe(Effect.timeout(most))
-
-const embeddingOf = (user: string) =>
-  Effect.gen(function* () {
-    const users = yield* UserEmbeddings
-    return (yield* users.load([user])).get(user)?.embedding
-  })
-
-const embeddingWith = (user: string, events: number) =>
-  eventually(
-    Effect.map(embeddingOf(user), (embedding): UserEmbedding | undefined =>
-      embedding !== undefined && embedding.event_count >= events ? embedding : undefined,
-    ),
-  )
-
-const at = (iso: string) => ({ occurred_at: iso, metadata: {} })
-const search = (user_id: string, search_phrase: string, iso: string) =>
-  Interaction.make({ user_id, event_type: "search", search_phrase, ...at(iso) })
-const product = (
-  user_id: string,
-  event_type: "product_view" | "product_click" | "product_purchase",
-  product_id: string,
-  iso: string,
-) => Interaction.make({ user_id, event_type, product_id, ...at(iso) })
-
-const record = (...interactions: ReadonlyArray<Interaction.Interaction>) =>
-  Effect.flatMap(InteractionRecorder, (recorder) =>
-    recorder.record(
-      interactions.map((interaction) => ({ interaction, idempotencyKey: null, occurredAtGiven: true })),
-    ),
-  )
-
-const message = (
-  interaction: Interaction.Interaction,
-  body = Interaction.encodeMessage(interaction),
-): Message => ({
-  messageId: interaction.message_id,
-  eventType: interaction.event_type,
-  body,
-  trace: null,
-  recordedAt: Date.parse(interaction.occurred_at),
-})
 
 /** Bodies that can never succeed, each with the word it is parked under. */
 const badBodies = (good: Interaction.Interaction): ReadonlyArray<readonly [string, string | Uint8Array]> => {
@@ -103,25 +53,7 @@ const badBodies = (good: Interaction.Interaction): ReadonlyArray<readonly [strin
   ]
 }
 
-const storeProduct = (product_id: string, text: string) =>
-  Effect.gen(function* () {
-    const vectors = yield* EventVectors
-    const products = yield* ProductEmbeddings
-    const [vector] = yield* vectors.ofTexts([text])
-    const embedding = yield* vector!
-    yield* products.upsert([
-      { product_id, embedding, product_name: text, category: null, space: vectors.space, text },
-    ])
-    return embedding
-  })
-
-const pipeline = (stack: Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown>) =>
-  Layer.mergeAll(recorder.pipe(Layer.provideMerge(outboxRelay)), Worker.layer, Relay.layer).pipe(
-    Layer.provideMerge(eventVectors),
-    Layer.provideMerge(stack),
-  )
-
-const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown>) =>
+const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
   layerSuite(name, pipeline(stack), (it) => {
     it("a new user's search becomes a unit vector equal to the phrase's vector", () =>
       Effect.gen(function* () {

@@ -80,6 +80,8 @@ const store = () => {
     erase: () => Effect.succeed(false),
     count: Effect.succeed(0),
     stream: Stream.empty,
+    bookkeeping: Stream.empty,
+    ledger: () => Stream.empty,
   })
   return { state, layer }
 }

@@ -1,0 +1,59 @@
+/** `audit`: the log against what is applied. */
+import { Command, Options } from "@effect/cli"
+import { Effect, Layer, Schema } from "effect"
+import * as Stack from "../../layers/Stack.ts"
+import * as Auditor from "../../services/Auditor.ts"
+import { UserId } from "../../services/Interaction.ts"
+import { json, print, table } from "../Output.ts"
+import { counting } from "../Progress.ts"
+
+export const audit = Command.make(
+  "audit",
+  {
+    user: Options.text("user").pipe(
+      Options.withSchema(Schema.typeSchema(UserId)),
+      Options.withDescription("Only this user"),
+      Options.optional,
+    ),
+    details: Options.boolean("details").pipe(
+      Options.withDescription(`Name the interactions, at most ${Auditor.mostDetails} of each kind`),
+    ),
+    json,
+  },
+  ({ details, json, user }) =>
+    Effect.gen(function* () {
+      const auditor = yield* Auditor.Auditor
+      const report = yield* counting("rows", (progress) =>
+        auditor.audit({ ...(user._tag === "Some" ? { user: user.value } : {}), details, progress }),
+      )
+      yield* print(json, report, ({ details = [], ...counts }) =>
+        [
+          Object.entries(counts)
+            .map(([what, count]) => `${count} ${what.replace("_", " ")}`)
+            .join(" · "),
+          ...(details.length === 0
+            ? []
+            : [
+                "",
+                table(
+                  ["STATE", "USER", "EVENT", "PRODUCT", "OCCURRED AT", "MESSAGE ID"],
+                  details.map(({ event_type, message_id, occurred_at, product_id, state, user_id }) => [
+                    state,
+                    user_id,
+                    event_type ?? "",
+                    product_id ?? "",
+                    occurred_at ?? "",
+                    message_id,
+                  ]),
+                ),
+              ]),
+        ].join("\n"),
+      )
+      const { extra, missing } = report
+      if (missing + extra > 0) return yield* new Auditor.Inconsistent({ missing, extra })
+    }).pipe(Effect.provide(Layer.provideMerge(Auditor.layer, Stack.layer))),
+).pipe(
+  Command.withDescription(
+    "Compares the log with what is applied, per user; exit 1 when something is missing or extra",
+  ),
+)
