@@ -8,11 +8,12 @@ const serverPrograms = ["mariadbd", "/usr/sbin/mariadbd", "/usr/local/sbin/maria
 /** MariaDB does not run as root unless told to. */
 const asRoot = process.getuid?.() === 0 ? ["--user=root"] : []
 
-/** Tests create databases of their own beside `user_embeddings`. */
+/** Tests create databases of their own beside `user_embeddings`, and users with fewer rights. */
 const grants = [
   "CREATE DATABASE IF NOT EXISTS user_embeddings",
   "CREATE USER IF NOT EXISTS 'ue'@'%' IDENTIFIED BY 'ue'",
-  "GRANT ALL ON `user_embeddings%`.* TO 'ue'@'%'",
+  "GRANT ALL ON `user_embeddings%`.* TO 'ue'@'%' WITH GRANT OPTION",
+  "GRANT CREATE USER ON *.* TO 'ue'@'%'",
 ]
 
 const query = async (url: string, statements: readonly string[]) => {

@@ -9,7 +9,8 @@ import { freshMongo, freshMysql, freshRabbit } from "./servers.ts"
 
 type Variables = Readonly<Record<string, string>>
 
-const quiet = Logger.minimumLogLevel(LogLevel.Error)
+/** Errors alone are logged. */
+export const quiet = Logger.minimumLogLevel(LogLevel.Error)
 
 /** Configuration from these variables alone. */
 export const variables = (values: Variables) =>
