@@ -9,14 +9,16 @@ import * as Logging from "../layers/Logging.ts"
 import * as OpenTelemetry from "../layers/OpenTelemetry.ts"
 import { audit } from "./cli/Audit.ts"
 import { config } from "./cli/Config.ts"
+import { failed } from "./cli/Failed.ts"
 import { products } from "./cli/Products.ts"
 import { doctor, setup } from "./cli/Provision.ts"
 import { api, relay, up, worker } from "./cli/Serve.ts"
 import { user } from "./cli/User.ts"
+import { BadUsage } from "./Usage.ts"
 
 const program = Command.make("user-embeddings").pipe(
   Command.withDescription(manifest.description),
-  Command.withSubcommands([up, api, worker, relay, setup, doctor, config, products, user, audit]),
+  Command.withSubcommands([up, api, worker, relay, setup, doctor, config, products, user, failed, audit]),
 )
 
 /** One line that says what is wrong; defects keep their trace. */
@@ -39,7 +41,10 @@ const teardown: Runtime.Teardown = (exit, onExit) =>
       onFailure: (cause) =>
         Cause.isInterruptedOnly(cause)
           ? 0
-          : Option.exists(Cause.failureOption(cause), ValidationError.isValidationError)
+          : Option.exists(
+                Cause.failureOption(cause),
+                (error) => ValidationError.isValidationError(error) || error instanceof BadUsage,
+              )
             ? 2
             : 1,
     }),

@@ -145,6 +145,7 @@ export const suite = <R extends DeadLetters | Queue.InteractionQueue, E>(
         const [letter] = yield* eventually(letters, ({ length }) => length === 1)
         expect(letter).toMatchObject({ ...failure, messageId: sent!.messageId, attempts: 1 })
         expect(letter!.id).not.toBe(old!.id)
+        expect([old!.retriedFrom, letter!.retriedFrom]).toEqual([null, old!.id])
         expect(letter!.firstFailedAt >= old!.lastFailedAt).toBe(true)
         yield* remove(() => true)
       }))
