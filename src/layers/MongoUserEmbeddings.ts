@@ -159,6 +159,8 @@ type BookkeepingDocument = Pick<Fields, "version" | "erased_at"> & { readonly us
     Pick<Fields, "applied" | "archived" | "event_count">
   >
 
+const lastWrite = { user_id: 1, applied: 1, updated_at: 1 }
+
 const toBookkeeping = (document: BookkeepingDocument): Bookkeeping => ({
   user_id: document.user_id,
   version: document.version,
@@ -291,6 +293,24 @@ export const make = (options: { readonly storage: Storage }) =>
           )
           return before !== null && "space" in before
         }),
+
+      lastWrites: (wanted) =>
+        wanted.length === 0
+          ? Effect.succeed(new Map())
+          : call("find", names.userEmbeddings, async () => {
+              const found = await users
+                .find<Pick<Fields, "applied" | "updated_at"> & Identity>(
+                  { user_id: { $in: [...wanted] }, embedding: { $exists: true } },
+                  { ...durable, projection: lastWrite, batchSize: wanted.length },
+                )
+                .toArray()
+              return new Map(
+                found.map(({ applied, updated_at, user_id }) => [
+                  user_id,
+                  { applied: new Uint8Array(applied.value()), updated_at: updated_at.getTime() },
+                ]),
+              )
+            }),
 
       // Tombstones have no last_updated, so its index knows the number.
       count: call("count", names.userEmbeddings, () =>

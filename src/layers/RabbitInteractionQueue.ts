@@ -23,6 +23,7 @@ import {
 import * as RetryPolicies from "../services/RetryPolicies.ts"
 import type { TraceContext } from "../services/Telemetry.ts"
 import { call, channel, Rabbit, type RabbitError } from "./Rabbit.ts"
+import * as RabbitManagement from "./RabbitManagement.ts"
 import { copied, make as makePublisher, type Outgoing } from "./RabbitPublisher.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
 
@@ -336,7 +337,7 @@ const make = Effect.gen(function* () {
     ),
   )
 
-  return InteractionQueue.of({ publish, consume, depths })
+  return InteractionQueue.of({ publish, consume, depths, traffic: yield* RabbitManagement.traffic })
 })
 
 export const layer = Layer.scoped(InteractionQueue, make)

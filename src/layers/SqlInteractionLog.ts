@@ -413,6 +413,13 @@ const make = Effect.gen(function* () {
       Effect.mapError(toLogError("newest")),
     )
 
+  const latest = (limit: number) =>
+    sql<StoredRow>`SELECT ${fields} FROM ${log} ORDER BY id DESC LIMIT ${limit}`.unprepared.pipe(
+      statement("SELECT"),
+      Effect.map(Arr.map(fromRow)),
+      Effect.mapError(toLogError("latest")),
+    )
+
   const backlog = Effect.gen(function* () {
     const [counted] = yield* sql<{ total: number; unpublished: number; oldest: string | null }>`
       SELECT (SELECT COUNT(*) FROM ${log}) AS total,
@@ -449,6 +456,7 @@ const make = Effect.gen(function* () {
     identities,
     known,
     newest,
+    latest,
     backlog,
     erase,
     whileElected,

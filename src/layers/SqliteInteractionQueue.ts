@@ -6,7 +6,7 @@
 import type { Database } from "bun:sqlite"
 import { randomUUID } from "node:crypto"
 import { hostname } from "node:os"
-import { Clock, Effect, Layer, Random, Schedule } from "effect"
+import { Clock, Duration, Effect, Layer, Random, Schedule } from "effect"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import {
   type Consumer,
@@ -352,7 +352,33 @@ const make = Effect.gen(function* () {
       .pipe(failing("depths")),
   )
 
-  return { publish, consume, depths }
+  /** Rows ever published, those done with, and those handed out, dead letters counted as done. */
+  const totals = sqlite
+    .use((database) => {
+      const { published, left, held } = database
+        .query<{ published: number; left: number; held: number }, [string]>(
+          `SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'queue_messages'), 0) AS published,
+             COUNT(*) AS left, COUNT(holder) AS held FROM queue_messages WHERE queue = ?`,
+        )
+        .get(queue) ?? { published: 0, left: 0, held: 0 }
+      return { published, acknowledged: published - left, held }
+    })
+    .pipe(failing("traffic"))
+
+  const traffic = Effect.gen(function* () {
+    const before = yield* totals
+    const [lapse, after] = yield* Effect.timed(Effect.zipRight(Effect.sleep("1 second"), totals))
+    const perSecond = (count: number) => Math.max(0, count) / Duration.toSeconds(lapse)
+    const acknowledged = after.acknowledged - before.acknowledged
+    return {
+      publish: perSecond(after.published - before.published),
+      deliver: perSecond(acknowledged + after.held - before.held),
+      ack: perSecond(acknowledged),
+      unacked: after.held,
+    }
+  })
+
+  return { publish, consume, depths, traffic }
 })
 
 export const layer = Layer.effect(InteractionQueue, make)

@@ -3,6 +3,7 @@ import { Chunk, Effect, Layer, Option, Stream } from "effect"
 import type { UserEmbedding } from "../services/UserEmbedding.ts"
 import {
   type Bookkeeping,
+  type LastWrite,
   UserEmbeddings,
   UserEmbeddingsError,
   type UserRecord,
@@ -147,6 +148,22 @@ const make = Effect.map(Sqlite, (sqlite) => {
             .run(user, at)
           database.query("DELETE FROM user_embedding_ledger WHERE user_id = ?").run(user)
           return had?.had === 1
+        }),
+      ),
+
+    lastWrites: (users) =>
+      failing("lastWrites")(
+        sqlite.use((database) => {
+          const one = database.query<LastWrite, [string]>(
+            `SELECT applied, json_extract(facts, '$.updated_at') AS updated_at
+             FROM user_embeddings WHERE user_id = ? AND facts IS NOT NULL`,
+          )
+          return new Map(
+            users.flatMap((user) => {
+              const row = one.get(user)
+              return row === null ? [] : [[user, row] as const]
+            }),
+          )
         }),
       ),
 

@@ -13,12 +13,26 @@ import { failed } from "./cli/Failed.ts"
 import { products } from "./cli/Products.ts"
 import { doctor, setup } from "./cli/Provision.ts"
 import { api, relay, up, worker } from "./cli/Serve.ts"
+import { stats } from "./cli/Stats.ts"
 import { user } from "./cli/User.ts"
 import { BadUsage } from "./Usage.ts"
 
 const program = Command.make("user-embeddings").pipe(
   Command.withDescription(manifest.description),
-  Command.withSubcommands([up, api, worker, relay, setup, doctor, config, products, user, failed, audit]),
+  Command.withSubcommands([
+    up,
+    api,
+    worker,
+    relay,
+    setup,
+    doctor,
+    config,
+    products,
+    user,
+    stats,
+    failed,
+    audit,
+  ]),
 )
 
 /** One line that says what is wrong; defects keep their trace. */

@@ -103,6 +103,8 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       user: UserId,
       limit: number,
     ) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
+    /** The rows recorded last, newest first. */
+    readonly latest: (limit: number) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
     readonly backlog: Effect.Effect<Backlog, InteractionLogError>
     /** Removes the user's rows; answers how many there were. */
     readonly erase: (user: UserId) => Effect.Effect<number, InteractionLogError>

@@ -103,6 +103,15 @@ export interface Depths {
   readonly failed: number
 }
 
+/** What moves through the main queue, per second, as the broker counts it. */
+export interface Traffic {
+  readonly publish: number
+  readonly deliver: number
+  readonly ack: number
+  /** Held by consumers, in all processes. */
+  readonly unacked: number
+}
+
 export class InteractionQueue extends Context.Tag("user-embeddings/InteractionQueue")<
   InteractionQueue,
   {
@@ -113,5 +122,7 @@ export class InteractionQueue extends Context.Tag("user-embeddings/InteractionQu
     /** A consumer that holds at most `prefetch` unsettled deliveries; closing the scope gives the rest back. */
     readonly consume: (prefetch: number) => Effect.Effect<Consumer, never, Scope.Scope>
     readonly depths: Effect.Effect<Depths, InteractionQueueError>
+    /** `null` where nobody can tell: RabbitMQ's management API is not reachable. May take a second. */
+    readonly traffic: Effect.Effect<Traffic | null, InteractionQueueError>
   }
 >() {}

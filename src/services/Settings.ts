@@ -136,6 +136,13 @@ export const RABBITMQ_DSN = optional("RABBITMQ_DSN", {
   schema: secretOf(url("amqp:", "amqps:")),
   ...secret,
 })
+export const RABBITMQ_MANAGEMENT_URL = optional("RABBITMQ_MANAGEMENT_URL", {
+  meaning:
+    "RabbitMQ's management API, for rates; default: port 15672 (15671 with amqps) of RABBITMQ_DSN's host, with its user",
+  example: "http://127.0.0.1:15672",
+  schema: secretOf(url("http:", "https:")),
+  ...secret,
+})
 export const MYSQL_URL = optional("MYSQL_URL", {
   meaning: "MySQL 8 or MariaDB 10.6+ database of the interaction log",
   example: "mysql://user:password@127.0.0.1:3306/user_embeddings",
@@ -317,6 +324,7 @@ export const LOG_FORMAT = optional("LOG_FORMAT", {
 /** All of them, in the order of documentation. */
 export const all: ReadonlyArray<Setting<unknown>> = [
   RABBITMQ_DSN,
+  RABBITMQ_MANAGEMENT_URL,
   MYSQL_URL,
   MONGODB_URL,
   MONGODB_DATABASE,

@@ -42,6 +42,14 @@ export interface Bookkeeping extends Pick<UserRecord, "user_id" | "applied" | "a
   readonly event_count: number
 }
 
+/** What the last write of a user left behind. */
+export interface LastWrite {
+  /** The last of them are those that it added. */
+  readonly applied: AppliedIds
+  /** Unix ms, just before it became durable. */
+  readonly updated_at: number
+}
+
 export class UserEmbeddingsError extends Schema.TaggedError<UserEmbeddingsError>()(
   "UserEmbeddingsError",
   portFailure,
@@ -75,6 +83,10 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
     readonly settled: Effect.Effect<void, UserEmbeddingsError>
     /** Replaces the record by a tombstone at `at` (Unix ms) and removes the ledger; answers whether there was an embedding. */
     readonly erase: (user: UserId, at: number) => Effect.Effect<boolean, UserEmbeddingsError>
+    /** The last writes of those users who have an embedding: without vectors, for those who watch progress. */
+    readonly lastWrites: (
+      users: ReadonlyArray<UserId>,
+    ) => Effect.Effect<ReadonlyMap<UserId, LastWrite>, UserEmbeddingsError>
     /** How many users have an embedding. */
     readonly count: Effect.Effect<number, UserEmbeddingsError>
     /** All records, tombstones included, in the order of user ids. */

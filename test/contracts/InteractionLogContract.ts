@@ -465,6 +465,23 @@ export const suite = <E>(
         expect(yield* newest(2)).toEqual(expected.slice(0, 2))
       }))
 
+    it("gives the rows recorded last, whoever's and whenever they occurred", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const entries = [3, 1, 2].map((second) =>
+          view(newUser(), "p", { occurred_at: at(second), recordedAt: 1_770_000_000_000 + second }),
+        )
+        for (const entry of entries) yield* append(entry)
+        expect(
+          (yield* log.latest(2)).map(({ interaction, recordedAt }) => ({ interaction, recordedAt })),
+        ).toEqual(
+          [2, 1].map((index) => ({
+            interaction: entries[index]!.interaction,
+            recordedAt: entries[index]!.recordedAt,
+          })),
+        )
+      }))
+
     it("erases a user, who can then be recorded anew", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog

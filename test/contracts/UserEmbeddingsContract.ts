@@ -352,6 +352,19 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(streamed[0]?.embedding).toBeUndefined()
       }))
 
+    it("tells the last writes of those who have an embedding", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const many = records("last", 3)
+        yield* users.save(many.map(insert))
+        yield* users.erase(many[2]!.user_id, 99_999_999_999_999)
+        const found = yield* users.lastWrites([...many.map(({ user_id }) => user_id), "last-nobody"])
+        expect(
+          Array.from(found, ([user, write]) => [user, hex(write.applied), write.updated_at]).toSorted(),
+        ).toEqual(many.slice(0, 2).map((one) => [one.user_id, hex(one.applied), one.embedding.updated_at]))
+        expect((yield* users.lastWrites([])).size).toBe(0)
+      }))
+
     it("streams the bookkeeping without vectors, tombstones included, in the order of ids", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings

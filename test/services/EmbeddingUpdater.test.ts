@@ -82,6 +82,7 @@ const store = () => {
     stream: Stream.empty,
     bookkeeping: Stream.empty,
     ledger: () => Stream.empty,
+    lastWrites: () => Effect.succeed(new Map()),
   })
   return { state, layer }
 }

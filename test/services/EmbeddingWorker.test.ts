@@ -32,6 +32,7 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
   const queue = Layer.succeed(InteractionQueue, {
     publish: () => Effect.succeed([]),
     depths: Effect.succeed({ main: { ready: 0, unacked: 0, consumers: 0 }, retry: {}, failed: 0 }),
+    traffic: Effect.succeed(null),
     consume: () =>
       Effect.succeed({
         take: () =>

@@ -273,6 +273,7 @@ describe("a bad value", () => {
   test("of a secret is never printed, however the error is shown", () => {
     const bad: ReadonlyArray<readonly [Settings.Setting<unknown>, string]> = [
       [Settings.RABBITMQ_DSN, "http://user:hunter2@host"],
+      [Settings.RABBITMQ_MANAGEMENT_URL, "amqp://user:hunter2@host"],
       [Settings.MYSQL_URL, "user:hunter2@host"],
       [Settings.MONGODB_URL, "user:hunter2@host"],
       [Settings.OPENAI_API_KEY, "sk-hunter2 with a blank"],

@@ -48,6 +48,9 @@ export const external = (extra: Variables = {}) =>
       return {
         values: {
           RABBITMQ_DSN: rabbit.dsn,
+          ...(process.env.RABBITMQ_MANAGEMENT_URL && {
+            RABBITMQ_MANAGEMENT_URL: process.env.RABBITMQ_MANAGEMENT_URL,
+          }),
           MYSQL_URL: mysql.url,
           MONGODB_URL: mongo.url,
           MONGODB_DATABASE: mongo.database,

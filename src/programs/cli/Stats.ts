@@ -1,0 +1,75 @@
+/** `stats`: the system in figures. */
+import { Command, Options } from "@effect/cli"
+import { Console, Effect } from "effect"
+import * as Stack from "../../layers/Stack.ts"
+import { queue, retryQueue } from "../../services/InteractionQueue.ts"
+import * as SystemStats from "../../services/SystemStats.ts"
+import { json, print, table } from "../Output.ts"
+import { Unhealthy } from "../Provision.ts"
+
+const refresh = "2 seconds"
+
+const count = (n: number | null | undefined) => n?.toLocaleString("en-US") ?? "-"
+const seconds = (s: number | null | undefined) => (s === null || s === undefined ? "-" : `${s.toFixed(3)} s`)
+const rate = (perSecond: number | undefined) => (perSecond === undefined ? "-" : `${perSecond.toFixed(1)}/s`)
+
+const inTables = ({
+  event_to_embedding_s: waited,
+  log,
+  queues,
+  rates,
+  unavailable,
+  users,
+}: SystemStats.SystemStats) => {
+  const main = queues?.user_embedding_updates
+  return [
+    table(
+      ["QUEUE", "READY", "UNACKED", "CONSUMERS", "PUBLISH", "DELIVER", "ACK"],
+      [
+        [queue, count(main?.ready), count(main?.unacked), count(main?.consumers)].concat(
+          rate(rates?.publish),
+          rate(rates?.deliver),
+          rate(rates?.ack),
+        ),
+        ...Object.entries(queues?.retry ?? {}).map(([delay, n]) => [retryQueue(Number(delay)), count(n)]),
+        ["failed", count(queues?.failed)],
+      ],
+    ),
+    table(
+      ["LOG", "UNPUBLISHED", "OLDEST UNPUBLISHED", "USERS"],
+      [[count(log?.total), count(log?.unpublished), seconds(log?.oldest_unpublished_s), count(users)]],
+    ),
+    table(
+      ["EVENT TO EMBEDDING", "P50", "P95", "P99"],
+      [["newest events", seconds(waited?.p50), seconds(waited?.p95), seconds(waited?.p99)]],
+    ),
+    ...unavailable.map((why) => `not available: ${why}`),
+  ].join("\n\n")
+}
+
+export const stats = Command.make(
+  "stats",
+  {
+    watch: Options.boolean("watch").pipe(Options.withDescription("Look again every 2 seconds until Ctrl-C")),
+    json,
+  },
+  ({ json, watch }) =>
+    Effect.gen(function* () {
+      if (watch) {
+        // Redrawn in place on a terminal, one block or one line of JSON after the other elsewhere.
+        const clear = process.stdout.isTTY && !json ? "\u001b[H\u001b[2J" : ""
+        const show = Effect.flatMap(SystemStats.look, (stats) =>
+          Console.log(json ? JSON.stringify(stats) : `${clear}${inTables(stats)}\n`),
+        )
+        return yield* Effect.forever(Effect.zipLeft(show, Effect.sleep(refresh)))
+      }
+      const found = yield* SystemStats.look
+      yield* print(json, found, inTables)
+      if (found.unavailable.length > 0)
+        return yield* new Unhealthy({ message: "not everything could be looked at" })
+    }).pipe(Effect.provide(Stack.layer)),
+).pipe(
+  Command.withDescription(
+    "Queue depths, consumers, rates, the outbox, users, and how long events wait for their embedding",
+  ),
+)
