@@ -10,6 +10,7 @@ import * as OpenTelemetry from "../layers/OpenTelemetry.ts"
 import { audit } from "./cli/Audit.ts"
 import { config } from "./cli/Config.ts"
 import { failed } from "./cli/Failed.ts"
+import { imports } from "./cli/Import.ts"
 import { products } from "./cli/Products.ts"
 import { doctor, setup } from "./cli/Provision.ts"
 import { api, relay, up, worker } from "./cli/Serve.ts"
@@ -28,6 +29,7 @@ const program = Command.make("user-embeddings").pipe(
     doctor,
     config,
     products,
+    imports,
     user,
     stats,
     failed,

@@ -1,10 +1,11 @@
 /** `products import`: product embeddings from a file. */
 import { Args, Command, Options } from "@effect/cli"
-import { Console, Effect, Layer } from "effect"
+import { Effect, Layer } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as EventVectors from "../../services/EventVectors.ts"
 import { importProducts } from "../ImportProducts.ts"
 import { json, print } from "../Output.ts"
+import { counting } from "../Progress.ts"
 import * as Provision from "../Provision.ts"
 
 const productsImport = Command.make(
@@ -18,13 +19,7 @@ const productsImport = Command.make(
   },
   ({ file, json, strict }) =>
     Effect.gen(function* () {
-      const progress = (lines: number) =>
-        process.stderr.isTTY ? Effect.sync(() => process.stderr.write(`\r${lines} lines`)) : Effect.void
-      const report = yield* importProducts(file, {
-        strict,
-        progress: (lines) => Effect.asVoid(progress(lines)),
-      })
-      if (process.stderr.isTTY) yield* Console.error("")
+      const report = yield* counting("lines", (progress) => importProducts(file, { strict, progress }))
       yield* print(json, report, ({ bad, created, imported }) =>
         [
           `${imported} products imported, ${created} of them new, ${bad.length} lines rejected`,

@@ -1,0 +1,136 @@
+/** `import interactions`: history from a file. */
+import { extname } from "node:path"
+import { Args, Command, HelpDoc, Options, ValidationError } from "@effect/cli"
+import { Effect, Option } from "effect"
+import * as Stack from "../../layers/Stack.ts"
+import { type Format, mappable, type Reading } from "../../services/InteractionFile.ts"
+import { importInteractions } from "../ImportInteractions.ts"
+import { json, print } from "../Output.ts"
+import { duration, figure, measured } from "../Progress.ts"
+import { Unhealthy } from "../Provision.ts"
+
+const invalid = (text: string) => ValidationError.invalidValue(HelpDoc.p(text))
+
+/** `a=b,c=d`, several times too; `left` = what may stand on the left. */
+const pairs = (name: string, description: string, left?: ReadonlyArray<string>) =>
+  Options.text(name).pipe(
+    Options.withPseudoName("A=B,…"),
+    Options.withDescription(description),
+    Options.repeated,
+    Options.mapEffect((texts) =>
+      Effect.map(
+        Effect.forEach(
+          texts.flatMap((text) => text.split(",")),
+          (pair) => {
+            const [, key = "", value = ""] = /^([^=]+)=(.*)$/.exec(pair) ?? []
+            if (key === "") return Effect.fail(invalid(`--${name} ${pair}: must be A=B`))
+            return left === undefined || left.includes(key.trim())
+              ? Effect.succeed([key.trim(), value.trim()] as const)
+              : Effect.fail(invalid(`--${name} ${pair}: the fields are ${left.join(", ")}`))
+          },
+        ),
+        (all): Readonly<Record<string, string>> => Object.fromEntries(all),
+      ),
+    ),
+  )
+
+const formats: Readonly<Record<string, readonly [Format, string]>> = {
+  ".csv": ["csv", ","],
+  ".tsv": ["csv", "\t"],
+}
+
+/** How a file of interactions is read; shared by the commands that read one. */
+export const reading = {
+  format: Options.choice("format", ["jsonl", "csv"]).pipe(
+    Options.withDescription("csv for names that end in .csv or .tsv, else jsonl"),
+    Options.optional,
+  ),
+  delimiter: Options.text("delimiter").pipe(
+    Options.withDescription("Between the cells of a CSV file: a comma, in .tsv a tab"),
+    Options.optional,
+  ),
+  map: pairs(
+    "map",
+    `Columns under other names, as user_id=customer; fields: ${mappable.join(", ")}`,
+    mappable,
+  ),
+  types: pairs(
+    "types",
+    "Other names of event types, as buy=product_purchase; view, click and purchase are known",
+  ),
+  set: pairs("set", "Fields that are the same in every record, as event_type=product_purchase", mappable),
+  ignore: Options.text("ignore").pipe(
+    Options.withPseudoName("COLUMN,…"),
+    Options.withDescription("Columns that do not become metadata; * for all"),
+    Options.repeated,
+    Options.map((texts) => texts.flatMap((text) => text.split(",").map((column) => column.trim()))),
+  ),
+}
+
+export const toReading = (
+  file: string,
+  given: {
+    readonly format: Option.Option<Format>
+    readonly delimiter: Option.Option<string>
+  } & Pick<Reading, "map" | "types" | "set" | "ignore">,
+): Reading => {
+  const [format, delimiter] = formats[extname(file).toLowerCase()] ?? (["jsonl", ","] as const)
+  const { ignore, map, set, types } = given
+  return {
+    format: Option.getOrElse(given.format, () => format),
+    delimiter: Option.getOrElse(given.delimiter, () => delimiter),
+    map,
+    types,
+    set,
+    ignore,
+  }
+}
+
+const importInteractionsCommand = Command.make(
+  "interactions",
+  {
+    file: Args.file({ name: "file", exists: "yes" }).pipe(
+      Args.withDescription(
+        "JSON Lines or CSV with user_id, event_type, search_phrase or product_id, occurred_at",
+      ),
+    ),
+    ...reading,
+    state: Options.file("state").pipe(
+      Options.withDescription("Where it is kept how far the import is; default: under DATA_DIR/imports"),
+      Options.optional,
+    ),
+    restart: Options.boolean("restart").pipe(
+      Options.withDescription("Read the file from its beginning, whatever was done before"),
+    ),
+    strict: Options.boolean("strict").pipe(Options.withDescription("Stop at the first bad record")),
+    json,
+  },
+  ({ file, json, restart, state, strict, ...given }) =>
+    Effect.gen(function* () {
+      const report = yield* measured("records", (progress) =>
+        importInteractions(file, { reading: toReading(file, given), state, restart, strict, progress }),
+      )
+      yield* print(json, report, (report) =>
+        [
+          `${figure(report.records)} records: ${figure(report.recorded)} recorded, ${figure(report.duplicates)} known before, ${figure(report.rejected)} rejected; ${duration(report.seconds)}${report.resumed_at_line > 1 ? `, from line ${figure(report.resumed_at_line)} on` : ""}`,
+          ...(report.rejected_file === null ? [] : [`Rejected, with reasons: ${report.rejected_file}`]),
+          ...(report.recorded > 0
+            ? [
+                "They wait in the outbox: `user-embeddings up`, `api` or `relay` publishes them to the workers.",
+              ]
+            : []),
+        ].join("\n"),
+      )
+      if (report.rejected > 0)
+        return yield* new Unhealthy({ message: `${report.rejected} records were rejected` })
+    }).pipe(Effect.provide(Stack.layer)),
+).pipe(
+  Command.withDescription(
+    "Records years of history from a file; goes on where it was stopped, and again finds only what is new",
+  ),
+)
+
+export const imports = Command.make("import").pipe(
+  Command.withDescription("History from a file"),
+  Command.withSubcommands([importInteractionsCommand]),
+)
