@@ -1,0 +1,157 @@
+/**
+ * Every command of the README and of docs/ is run: the `sh` blocks, file by file, against a system on real servers
+ * that has interactions, products and a dead letter. Of the addresses and ports in them the test puts in its own.
+ */
+import { afterAll, beforeAll, expect, test } from "bun:test"
+import { type ChildProcess, spawn } from "node:child_process"
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { createServer } from "node:net"
+import { tmpdir } from "node:os"
+import { join, resolve } from "node:path"
+import amqp from "amqplib"
+import { freshMongo, freshMysql, freshRabbit, urlOf, withServers } from "../support/servers.ts"
+
+const root = resolve(import.meta.dir, "../..")
+const files = ["README.md", ...readdirSync(join(root, "docs")).map((name) => `docs/${name}`)].filter((name) =>
+  name.endsWith(".md"),
+)
+
+/** What can't be run here, and who does it instead. */
+const elsewhere: ReadonlyArray<readonly [RegExp, string]> = [
+  [/^npx -y bun@/, "is what CI runs"],
+  [/^bun (start|run test)\b/, "is what CI runs"],
+  [/^git clone /, "is how CI gets here"],
+  [/^docker /, "needs a Docker engine"],
+  [/^rabbitmqctl /, "LeastPrivilege.test.ts does the same over the management API"],
+  [/^bun run (bench|test:failures)\b/, "takes minutes"],
+]
+/** Runs until it is told to stop: then it must do so. */
+const serving = /^(bun run |user-embeddings )(up|api|worker|relay)\b/
+
+const blocksOf = (file: string): ReadonlyArray<string> =>
+  [...readFileSync(join(root, file), "utf8").matchAll(/^```sh\n(.*?)^```/gms)].map(([, block]) => block ?? "")
+
+/** Logical lines: a backslash at the end goes on in the next. */
+const linesOf = (block: string) =>
+  block
+    .replaceAll("\\\n", " ")
+    .split("\n")
+    .filter((line) => line.trim() !== "" && !line.startsWith("#"))
+
+const freePort = () =>
+  new Promise<number>((done) => {
+    const server = createServer().listen(0, "127.0.0.1", () => {
+      const address = server.address()
+      server.close(() => done(typeof address === "object" && address !== null ? address.port : 0))
+    })
+  })
+
+const until = async (what: string, holds: () => Promise<boolean>) => {
+  const deadline = Date.now() + 20_000
+  while (!(await holds().catch(() => false))) {
+    if (Date.now() > deadline) throw new Error(`${what}: not within 20 s`)
+    await Bun.sleep(50)
+  }
+}
+
+withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", () => {
+  const folder = mkdtempSync(join(tmpdir(), "documents-"))
+  const undo: Array<() => Promise<unknown>> = []
+  let environment: NodeJS.ProcessEnv = {}
+  let system: ChildProcess | undefined
+
+  const run = async (script: string) => {
+    const child = Bun.spawn(["bash", "-euo", "pipefail", "-c", script], {
+      cwd: root,
+      env: environment,
+      stdin: "ignore",
+      stdout: "pipe",
+      stderr: "pipe",
+    })
+    const [code, out, err] = await Promise.all([
+      child.exited,
+      new Response(child.stdout).text(),
+      new Response(child.stderr).text(),
+    ])
+    return { code, out, err }
+  }
+
+  const program = (name: string, script: string) => {
+    const path = join(folder, "bin", name)
+    writeFileSync(path, script)
+    chmodSync(path, 0o755)
+  }
+
+  beforeAll(async () => {
+    const [rabbit, mysql, mongo] = [await freshRabbit(), await freshMysql(), freshMongo()]
+    undo.push(rabbit.drop, mysql.drop, mongo.drop)
+    const [apiPort, workerPort] = [await freePort(), await freePort()]
+    mkdirSync(join(folder, "bin"))
+    environment = {
+      ...process.env,
+      PATH: [join(folder, "bin"), join(root, "node_modules/.bin"), process.env.PATH].join(":"),
+      RABBITMQ_DSN: rabbit.dsn,
+      MYSQL_URL: mysql.url,
+      MONGODB_URL: mongo.url,
+      MONGODB_DATABASE: mongo.database,
+      DATA_DIR: join(folder, "data"),
+      API_PORT: String(apiPort),
+      WORKER_PORT: String(workerPort),
+      LOG_LEVEL: "warn",
+    }
+    program("user-embeddings", `#!/bin/sh\nexec bun ${root}/src/programs/main.ts "$@"\n`)
+    const { hostname, password, pathname, port, username } = new URL(mysql.url)
+    program(
+      "mysql",
+      `#!/bin/sh\nshift\nexec mariadb -h ${hostname} -P ${port} -u ${username} -p${password} ${pathname.slice(1)} "$@"\n`,
+    )
+    program("mongosh", `#!/bin/sh\nexec bun ${join(import.meta.dir, "../support/mongosh.ts")} "$@"\n`)
+    expect(await run("user-embeddings setup")).toMatchObject({ code: 0 })
+    expect(await run("user-embeddings products import samples/catalogue.jsonl")).toMatchObject({ code: 0 })
+    system = spawn("user-embeddings", ["up"], { cwd: root, env: environment, stdio: "ignore" })
+    await until("the system answers", async () => (await fetch(`http://127.0.0.1:${apiPort}/readyz`)).ok)
+    const connection = await amqp.connect(rabbit.dsn)
+    const channel = await connection.createConfirmChannel()
+    channel.publish("user_events", "user.embedding.search", Buffer.from("not JSON"))
+    await channel.waitForConfirms()
+    await until("the dead letter", async () => {
+      const { out } = await run("user-embeddings failed list --json")
+      const [letter]: ReadonlyArray<{ readonly id: string }> = JSON.parse(out)
+      environment.ID = letter?.id
+      return letter !== undefined
+    })
+    await connection.close()
+  }, 60_000)
+
+  afterAll(async () => {
+    const ended = new Promise((done) => (system === undefined ? done(0) : system.once("exit", done)))
+    system?.kill("SIGTERM")
+    await ended
+    for (const each of undo) await each()
+    rmSync(folder, { recursive: true, force: true })
+  }, 60_000)
+
+  /** The command with the addresses of this run in it. */
+  const adapted = (line: string): string => {
+    const management = new URL(process.env.RABBITMQ_MANAGEMENT_URL ?? "http://127.0.0.1:15672")
+    const vhost = new URL(environment.RABBITMQ_DSN ?? urlOf("rabbitmq")).pathname.slice(1)
+    const here = line
+      .replaceAll(/(localhost|127\.0\.0\.1):3000/g, `127.0.0.1:${environment.API_PORT}`)
+      .replaceAll(/(localhost|127\.0\.0\.1):9464/g, `127.0.0.1:${environment.WORKER_PORT}`)
+      .replaceAll(/(localhost|127\.0\.0\.1):15672/g, `127.0.0.1:${management.port}`)
+      .replaceAll("/api/queues/%2F/", `/api/queues/${vhost}/`)
+    if (serving.test(here))
+      return `API_PORT=0 WORKER_PORT=0 timeout -s TERM 4 ${here.replace(/\s+#.*/, "")} || test $? = 124`
+    return here
+  }
+
+  const isRun = (line: string) => !elsewhere.some(([pattern]) => pattern.test(line))
+  for (const file of files)
+    for (const [index, block] of blocksOf(file).entries())
+      if (linesOf(block).some(isRun))
+        test(`${file}, block ${index + 1}`, async () => {
+          const lines = linesOf(block).filter(isRun).map(adapted)
+          const { code, err, out } = await run(`cd ${root}\n${lines.join("\n")}`)
+          if (code !== 0) throw new Error(`${lines.join("\n")}\nended with ${code}:\n${out}\n${err}`)
+        }, 60_000)
+})
