@@ -4,7 +4,7 @@
  */
 import { randomUUID } from "node:crypto"
 import { hostname } from "node:os"
-import type { Channel, ConsumeMessage } from "amqplib"
+import type { Channel, ChannelModel, ConsumeMessage } from "amqplib"
 import { Clock, Effect, Layer, Random } from "effect"
 import {
   type Consumer,
@@ -13,7 +13,9 @@ import {
   failedQueue,
   InteractionQueue,
   InteractionQueueError,
+  isolatedQueue,
   type Message,
+  nextIsolatedAttempt,
   queue,
   retryQueue,
   routingKey,
@@ -22,7 +24,7 @@ import {
 } from "../services/InteractionQueue.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
 import type { TraceContext } from "../services/Telemetry.ts"
-import { call, channel, Rabbit, type RabbitError } from "./Rabbit.ts"
+import { call, channel, type Lost, Rabbit, type RabbitError } from "./Rabbit.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
 import { copied, make as makePublisher, type Outgoing } from "./RabbitPublisher.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
@@ -72,6 +74,7 @@ class Held implements Delivery {
   readonly retryCount: number
   readonly isolatedAttempts: number
   readonly redeliveries: number
+  readonly isolated: boolean
   readonly publishedAt: number | null
   readonly recordedAt: number | null
 
@@ -88,6 +91,7 @@ class Held implements Delivery {
     this.retryCount = count(headers["x-retry-count"])
     this.isolatedAttempts = count(headers["x-isolated-attempts"])
     this.redeliveries = count(headers["x-delivery-count"])
+    this.isolated = subscription.queue === isolatedQueue
     this.publishedAt = instant(headers["x-published-at"])
     this.recordedAt = instant(headers["x-recorded-at"])
   }
@@ -99,10 +103,12 @@ class Held implements Delivery {
 
 /** One consuming channel and the delivery tags not settled on it, in the order of arrival. */
 class Subscription {
+  readonly queue: string
   readonly outstanding = new Set<number>()
   private readonly channel: Channel
 
-  constructor(channel: Channel) {
+  constructor(queue: string, channel: Channel) {
+    this.queue = queue
     this.channel = channel
   }
 
@@ -148,12 +154,8 @@ type Onward = Exclude<Settlement, { readonly _tag: "Ack" }>
  * The copy that goes on to the ladder, to `failed`, or back to be handled alone; its routing key will be the name of
  * a queue, so the original one goes along. `share` of the delay is waited for, at most 1.
  */
-const copyOf = (
-  { isolatedAttempts, message, retryCount, routingKey }: Held,
-  settlement: Onward,
-  now: number,
-  share: number,
-): Outgoing => {
+const copyOf = (delivery: Held, settlement: Onward, now: number, share: number): Outgoing => {
+  const { message, retryCount, routingKey } = delivery
   const headers: Readonly<Record<string, unknown>> = message.properties.headers ?? {}
   const origin = {
     "x-original-exchange": text(headers["x-original-exchange"]) ?? message.fields.exchange,
@@ -169,7 +171,8 @@ const copyOf = (
     body: message.content,
     options: copied(message, { ...origin, ...changes }),
   })
-  if (settlement._tag === "Isolate") return to("", queue, { "x-isolated-attempts": isolatedAttempts + 1 })
+  if (settlement._tag === "Isolate")
+    return to("", isolatedQueue, { "x-isolated-attempts": nextIsolatedAttempt(delivery) })
 
   const at = new Date(now).toISOString()
   const failure = {
@@ -197,6 +200,9 @@ interface Copied {
   readonly copy: Outgoing
 }
 
+/** How long a consumer that has handled a suspect waits for the next, before it takes in others again. */
+const nextSuspectWithin = "100 millis"
+
 const make = Effect.gen(function* () {
   const { inspection, supervise } = yield* Rabbit
   const rungs = yield* RabbitTopology.rungs
@@ -213,36 +219,94 @@ const make = Effect.gen(function* () {
 
   const consume = Effect.fnUntraced(function* (prefetch: number) {
     const arrival = yield* Effect.makeLatch(false)
+    /** Opened by what the intake may wait for: a suspect that came, a settlement. */
+    const progress = yield* Effect.makeLatch(false)
+    const until = (holds: () => boolean): Effect.Effect<void> =>
+      Effect.suspend(() => {
+        if (holds()) return Effect.void
+        progress.unsafeClose()
+        return Effect.zipRight(progress.await, until(holds))
+      })
     let buffer: Array<Held> = []
+    const handOver = (delivery: Held) => {
+      buffer.push(delivery)
+      arrival.unsafeOpen()
+    }
 
-    yield* supervise("consumer", (connection, lost) =>
+    /** Copies that found no way yet; their originals are unacknowledged, so the prefetch bounds them. */
+    let stuck: ReadonlyArray<Copied> = []
+    const inHand = (subscription: Subscription): number =>
+      stuck.reduce(
+        (count, { delivery }) => (subscription.holds(delivery) ? count - 1 : count),
+        subscription.outstanding.size,
+      )
+
+    const session = (connection: ChannelModel, lost: Lost) =>
       Effect.gen(function* () {
-        yield* Effect.scoped(Effect.flatMap(channel(connection), declare))
-        const consuming = yield* channel(connection, lost)
-        const subscription = yield* Effect.acquireRelease(
-          Effect.sync(() => {
-            const subscription = new Subscription(consuming)
-            subscriptions.add(subscription)
-            return subscription
-          }),
-          (subscription) =>
-            Effect.sync(() => {
-              subscriptions.delete(subscription)
-              subscription.outstanding.clear()
-              buffer = []
-            }),
-        )
-        yield* call("consume", async () => {
-          await consuming.prefetch(prefetch)
-          await consuming.consume(queue, (message) => {
-            // The broker cancels when the queue is deleted; the next session declares it again.
-            if (message === null) return lost(new Error(`queue ${queue} was deleted`))
-            buffer.push(subscription.receive(message))
-            arrival.unsafeOpen()
+        /** Consumes a queue on a channel of its own, until the scope closes. */
+        const subscribe = Effect.fnUntraced(function* (
+          from: string,
+          prefetch: number,
+          receive: (delivery: Held) => void,
+        ) {
+          let over = false
+          const consuming = yield* channel(connection, (cause) => {
+            if (!over) lost(cause)
           })
+          const subscription = yield* Effect.acquireRelease(
+            Effect.sync(() => {
+              const subscription = new Subscription(from, consuming)
+              subscriptions.add(subscription)
+              return subscription
+            }),
+            (subscription) =>
+              Effect.sync(() => {
+                over = true
+                subscriptions.delete(subscription)
+                subscription.outstanding.clear()
+                buffer = buffer.filter((delivery) => delivery.subscription !== subscription)
+              }),
+          )
+          const { consumerTag } = yield* call("consume", async () => {
+            await consuming.prefetch(prefetch)
+            return consuming.consume(from, (message) => {
+              // The broker cancels when the queue is deleted; the next session declares it again.
+              if (message === null) return lost(new Error(`queue ${from} was deleted`))
+              receive(subscription.receive(message))
+            })
+          })
+          return { subscription, cancel: call("cancel", () => consuming.cancel(consumerTag)) }
         })
-      }),
-    )
+
+        yield* Effect.scoped(Effect.flatMap(channel(connection), declare))
+        const suspects: Array<Held> = []
+        const { subscription: isolated } = yield* subscribe(isolatedQueue, 1, (delivery) => {
+          suspects.push(delivery)
+          progress.unsafeOpen()
+        })
+
+        /** Takes in until a suspect comes; then all that is held is settled, and suspects come one by one. */
+        const shift = Effect.gen(function* () {
+          const main = yield* subscribe(queue, prefetch, handOver)
+          yield* until(() => suspects.length > 0)
+          yield* main.cancel
+          yield* until(() => inHand(main.subscription) === 0)
+          while (suspects.length > 0) {
+            handOver(suspects.shift()!)
+            yield* until(() => inHand(isolated) === 0 || suspects.length > 0)
+            yield* Effect.timeoutOption(
+              until(() => suspects.length > 0),
+              nextSuspectWithin,
+            )
+          }
+        })
+        yield* Effect.scoped(shift).pipe(
+          Effect.forever,
+          Effect.catchAll((error) => Effect.sync(() => lost(error))),
+          Effect.forkScoped,
+        )
+      })
+    yield* supervise("consumer", session)
 
     const take = (most: number): Effect.Effect<ReadonlyArray<Delivery>> =>
       Effect.suspend(() => {
@@ -253,6 +317,7 @@ const make = Effect.gen(function* () {
 
     const acknowledge = (deliveries: ReadonlyArray<Held>) => {
       for (const subscription of subscriptions) subscription.acknowledge(deliveries)
+      progress.unsafeOpen()
     }
 
     /** Publishes copies, acknowledges the originals of those confirmed, and answers the others. */
@@ -270,8 +335,6 @@ const make = Effect.gen(function* () {
       return held.filter((_, index) => confirmations[index] !== "confirmed")
     })
 
-    /** Copies that found no way yet; their originals are unacknowledged, so the prefetch bounds them. */
-    let stuck: ReadonlyArray<Copied> = []
     const stuckArrival = yield* Effect.makeLatch(false)
     const passStuck = Effect.gen(function* () {
       yield* stuckArrival.await
@@ -303,6 +366,7 @@ const make = Effect.gen(function* () {
       if (left.length === 0) return
       stuck = [...stuck, ...left]
       stuckArrival.unsafeOpen()
+      progress.unsafeOpen()
     })
 
     const settle = (settled: ReadonlyArray<Settled>) =>
@@ -317,7 +381,9 @@ const make = Effect.gen(function* () {
         return onward.length === 0 ? Effect.void : passOn(onward)
       })
 
-    return { take, settle } satisfies Consumer
+    const holds = (delivery: Delivery) => delivery instanceof Held && delivery.subscription.holds(delivery)
+
+    return { take, settle, holds } satisfies Consumer
   })
 
   const depths = failing(
@@ -326,13 +392,16 @@ const make = Effect.gen(function* () {
         const looking = yield* channel(yield* inspection.current)
         const look = (name: string) => call(`look at ${name}`, () => looking.checkQueue(name))
         const { consumerCount: consumers, messageCount: ready } = yield* look(queue)
+        let isolated = (yield* look(isolatedQueue)).messageCount
         const retry: Record<string, number> = {}
         for (const delay of rungs) retry[delay] = (yield* look(retryQueue(delay))).messageCount
         const { messageCount: failed } = yield* look(failedQueue)
         // AMQP tells what is ready; of what is held, this process knows its own consumers' part.
         let unacked = 0
-        for (const { outstanding } of subscriptions) unacked += outstanding.size
-        return { main: { ready, unacked, consumers }, retry, failed }
+        for (const { outstanding, queue: from } of subscriptions)
+          if (from === isolatedQueue) isolated += outstanding.size
+          else unacked += outstanding.size
+        return { main: { ready, unacked, consumers }, isolated, retry, failed }
       }),
     ),
   )

@@ -3,7 +3,7 @@ import type { Channel, Options } from "amqplib"
 import { Array, Effect, Option } from "effect"
 import { type Dependency, DependencyDown } from "../services/Dependencies.ts"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
-import { exchange, failedQueue, queue, retryQueue } from "../services/InteractionQueue.ts"
+import { exchange, failedQueue, isolatedQueue, queue, retryQueue } from "../services/InteractionQueue.ts"
 import { ladderDelays } from "../services/RetryPolicies.ts"
 import { call, channel, Rabbit, type RabbitError, version } from "./Rabbit.ts"
 
@@ -16,10 +16,13 @@ interface QueueDeclaration {
  * A queue that survives the loss of a broker. 4.x drops a message after 20 deliveries by default, which would punish
  * innocents and letters that were looked at often; suspects are counted by the worker instead.
  */
-const lasting = (name: string): QueueDeclaration => ({
+const lasting = (name: string, more: Readonly<Record<string, unknown>> = {}): QueueDeclaration => ({
   name,
-  options: { durable: true, arguments: { "x-queue-type": "quorum", "x-delivery-limit": 100_000 } },
+  options: { durable: true, arguments: { "x-queue-type": "quorum", "x-delivery-limit": 100_000, ...more } },
 })
+
+/** One worker of all takes suspects, so that one suspect kills one worker at a time. */
+const oneConsumer = "x-single-active-consumer"
 
 /** A rung keeps messages for its delay and hands them back to the main queue, at least once. */
 const rung = (delay: number): QueueDeclaration => ({
@@ -41,7 +44,12 @@ const exchanges = [
   { name: exchange, type: "topic" },
   { name: failedQueue, type: "direct" },
 ]
-const queues = (rungs: ReadonlyArray<number>) => [lasting(queue), lasting(failedQueue), ...rungs.map(rung)]
+const queues = (rungs: ReadonlyArray<number>) => [
+  lasting(queue),
+  lasting(isolatedQueue, { [oneConsumer]: true }),
+  lasting(failedQueue),
+  ...rungs.map(rung),
+]
 
 /** The delays of the configured ladder in ms, each once. */
 export const rungs = Effect.map(EmbeddingConfig, ({ maxRetries, retryDelay }) =>
@@ -69,15 +77,18 @@ const lookAtExchange =
 
 /**
  * A quorum queue declared while its broker died can be left without a leader: it exists, and confirms nothing. The
- * counts come from the leader; where they are 0 it is asked for a message. One that came just now goes back when
- * the channel closes.
+ * counts come from the leader; where they are 0 it is asked for a message, or where it gives to one consumer only for
+ * a consumer's place. A message that came just now goes back when the channel closes.
  */
 const lookAtQueue =
   ({ name, options }: QueueDeclaration): Look =>
   async (channel) => {
     const { consumerCount, messageCount } = await channel.checkQueue(name)
     await channel.assertQueue(name, options)
-    if (consumerCount === 0 && messageCount === 0) await channel.get(name)
+    if (consumerCount > 0 || messageCount > 0) return
+    if (options.arguments[oneConsumer] === undefined) return channel.get(name)
+    const { consumerTag } = await channel.consume(name, () => {})
+    return channel.cancel(consumerTag)
   }
 
 export const dependency = Effect.gen(function* () {

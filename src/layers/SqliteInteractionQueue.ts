@@ -15,7 +15,9 @@ import {
   failedQueue,
   InteractionQueue,
   InteractionQueueError,
+  isolatedQueue,
   type Message,
+  nextIsolatedAttempt,
   queue,
   routingKey,
   type Settled,
@@ -51,6 +53,7 @@ export interface Headers {
 
 interface Row {
   readonly id: number
+  readonly queue: string
   readonly available_at: number
   readonly deliveries: number
   readonly headers: string
@@ -72,8 +75,10 @@ class SqliteDelivery implements Delivery {
   readonly headers: Headers
   readonly body: Uint8Array
   readonly redeliveries: number
-  constructor({ body, deliveries, headers, id }: Row) {
+  readonly isolated: boolean
+  constructor({ body, deliveries, headers, id, queue }: Row) {
     this.id = id
+    this.isolated = queue === isolatedQueue
     this.headers = JSON.parse(headers)
     this.body = body
     this.redeliveries = deliveries - 1
@@ -116,14 +121,15 @@ interface Move {
 const worker = `${hostname()}:${process.pid}`
 
 const moveOf = (
-  { headers }: SqliteDelivery,
+  delivery: SqliteDelivery,
   settlement: Exclude<Settlement, { readonly _tag: "Ack" }>,
   now: number,
   jitter: number,
 ): Move => {
+  const { headers } = delivery
   if (settlement._tag === "Isolate") {
-    const isolated = { ...headers, isolatedAttempts: headers.isolatedAttempts + 1 }
-    return { queue, headers: isolated, rung: 0, availableAt: now }
+    const isolated = { ...headers, isolatedAttempts: nextIsolatedAttempt(delivery) }
+    return { queue: isolatedQueue, headers: isolated, rung: 0, availableAt: now }
   }
   const at = new Date(now).toISOString()
   const { error, message } = settlement.failure
@@ -172,6 +178,17 @@ const leave = (database: Database, holder: string) => {
   database.query("DELETE FROM queue_consumers WHERE holder = ?").run(holder)
 }
 
+/** Whether a suspect waits while no consumer holds one. */
+const suspectWaits = (database: Database): boolean => {
+  const one = (held: "IS" | "IS NOT") =>
+    database
+      .query<unknown, [string]>(
+        `SELECT 1 FROM queue_messages WHERE queue = ? AND holder ${held} NULL LIMIT 1`,
+      )
+      .get(isolatedQueue) !== null
+  return one("IS") && !one("IS NOT")
+}
+
 /** When the next message of the main queue may be delivered; `undefined` when none waits. */
 const nextDue = (database: Database): number | undefined =>
   database
@@ -181,17 +198,23 @@ const nextDue = (database: Database): number | undefined =>
     )
     .get(queue)?.available_at
 
-/** The next messages that may be delivered, oldest first; they belong to the holder from then on. */
-const claim = (database: Database, holder: string, now: number, most: number): ReadonlyArray<Row> => {
+/** The next messages of a queue that may be delivered, oldest first; they belong to the holder from then on. */
+const claim = (
+  database: Database,
+  from: string,
+  holder: string,
+  now: number,
+  most: number,
+): ReadonlyArray<Row> => {
   renewLease(database, holder, now)
   return database
     .query<Row, [string, string, number, number]>(
       `UPDATE queue_messages SET holder = ?, deliveries = deliveries + 1
        WHERE id IN (SELECT id FROM queue_messages WHERE queue = ? AND holder IS NULL AND available_at <= ?
                     ORDER BY available_at, id LIMIT ?)
-       RETURNING id, available_at, deliveries, headers, body`,
+       RETURNING id, queue, available_at, deliveries, headers, body`,
     )
-    .all(holder, queue, now, most)
+    .all(holder, from, now, most)
     .sort((a, b) => a.available_at - b.available_at || a.id - b.id)
 }
 
@@ -246,12 +269,21 @@ const make = Effect.gen(function* () {
     /** Deliveries, or in how many ms to look again. */
     const look = Effect.fnUntraced(function* (most: number) {
       const room = Math.min(most, prefetch - held.size)
-      if (room <= 0) return pollMillis
+      const [first] = held
+      if (room <= 0 || first?.isolated) return pollMillis
       const now = yield* Clock.currentTimeMillis
-      const due = yield* sqlite.use(nextDue)
-      if (due === undefined) return pollMillis
-      if (due > now) return Math.min(pollMillis, due - now)
-      const rows = yield* sqlite.transaction((database) => claim(database, holder, now, room))
+      const alone = yield* sqlite.use(suspectWaits)
+      if (alone && held.size > 0) return pollMillis
+      if (!alone) {
+        const due = yield* sqlite.use(nextDue)
+        if (due === undefined) return pollMillis
+        if (due > now) return Math.min(pollMillis, due - now)
+      }
+      const rows = yield* sqlite.transaction((database) => {
+        // Another consumer may have been faster.
+        if (alone) return suspectWaits(database) ? claim(database, isolatedQueue, holder, now, 1) : []
+        return claim(database, queue, holder, now, room)
+      })
       const deliveries = rows.map((row) => new SqliteDelivery(row))
       for (const delivery of deliveries) held.add(delivery)
       return deliveries
@@ -323,7 +355,7 @@ const make = Effect.gen(function* () {
         ),
     )
     yield* renew.pipe(Effect.catchAll(warning("renew.failed")), Effect.repeat(renewal), Effect.forkScoped)
-    return { take, settle } satisfies Consumer
+    return { take, settle, holds: (delivery) => held.has(delivery) } satisfies Consumer
   })
 
   const depths = Effect.flatMap(Clock.currentTimeMillis, (now) =>
@@ -331,6 +363,7 @@ const make = Effect.gen(function* () {
       .use((database) => {
         const retry: Record<string, number> = Object.fromEntries(rungs.map((delay) => [delay, 0]))
         const main = { ready: 0, unacked: 0, consumers: 0 }
+        let isolated = 0
         let failed = 0
         const groups = database
           .query<{ queue: string; held: number; rung: number; n: number }, [number]>(
@@ -340,6 +373,7 @@ const make = Effect.gen(function* () {
           .all(now)
         for (const { held, n, queue: name, rung } of groups)
           if (name === failedQueue) failed += n
+          else if (name === isolatedQueue) isolated += n
           else if (held === 1) main.unacked += n
           else if (rung > 0) retry[rung] = n
           else main.ready += n
@@ -347,7 +381,7 @@ const make = Effect.gen(function* () {
           database
             .query<{ n: number }, [number]>("SELECT COUNT(*) AS n FROM queue_consumers WHERE lease_until > ?")
             .get(now)?.n ?? 0
-        return { main, retry, failed }
+        return { main, isolated, retry, failed }
       })
       .pipe(failing("depths")),
   )

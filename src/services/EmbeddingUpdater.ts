@@ -8,7 +8,7 @@ import * as AppliedIds from "./AppliedIds.ts"
 import { EmbeddingConfig } from "./EmbeddingConfig.ts"
 import { EventVectors } from "./EventVectors.ts"
 import { decodeMessage, type Interaction, maxFutureMillis, type UserId } from "./Interaction.ts"
-import { Ack, DeadLetter, type Delivery, Isolate, type Settlement } from "./InteractionQueue.ts"
+import { Ack, type Delivery, type Settlement } from "./InteractionQueue.ts"
 import * as RetryPolicies from "./RetryPolicies.ts"
 import * as Telemetry from "./Telemetry.ts"
 import { fold } from "./UserEmbedding.ts"
@@ -64,20 +64,8 @@ const make = Effect.gen(function* () {
     for (const item of items) item.outcome = failed(error, item.delivery)
   }
 
-  /** Decodes, or says why this delivery can't be taken in: a bad message, or one that kills workers. */
+  /** Decodes, or says why this delivery can't be taken in. */
   const receive = (delivery: Delivery, now: number): Either.Either<Item, Outcome> => {
-    const { isolatedAttempts, redeliveries } = delivery
-    if (isolatedAttempts >= RetryPolicies.mostIsolatedAttempts && redeliveries > 0)
-      return Either.left(
-        settle(
-          DeadLetter({
-            error: "crash_loop",
-            message: `its worker died ${isolatedAttempts} times while handling it alone`,
-          }),
-        ),
-      )
-    if (redeliveries >= RetryPolicies.suspectRedeliveries || (isolatedAttempts > 0 && redeliveries > 0))
-      return Either.left(settle(Isolate))
     const latest = Math.max(now, delivery.publishedAt ?? now) + maxFutureMillis
     return Either.mapBoth(decodeMessage(delivery.body, latest), {
       onLeft: (error) => failed(error, delivery),

@@ -2,12 +2,20 @@
  * The life of a worker: take what has arrived, update, settle. A batch is whatever came while the last write was
  * under way, so an idle worker adds no delay and a backlog makes large batches. With the batching window on,
  * interactions of a user wait for each other. While a dependency is out, messages are held and one at a time
- * probes it.
+ * probes it; when only phrases can't be embedded, everything else goes on.
  */
-import { Clock, Context, Deferred, Duration, Effect, Fiber, Layer, Option } from "effect"
+import { Clock, Context, Duration, Effect, Fiber, Layer, Option } from "effect"
+import { BatchWindow } from "./BatchWindow.ts"
 import { EmbeddingConfig } from "./EmbeddingConfig.ts"
 import { EmbeddingUpdater, type Outcome } from "./EmbeddingUpdater.ts"
-import { type Delivery, InteractionQueue, type Settled, type Settlement } from "./InteractionQueue.ts"
+import {
+  type Delivery,
+  InteractionQueue,
+  Isolate,
+  routingKey,
+  type Settled,
+  type Settlement,
+} from "./InteractionQueue.ts"
 import * as RetryPolicies from "./RetryPolicies.ts"
 import * as Telemetry from "./Telemetry.ts"
 
@@ -22,11 +30,41 @@ export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorke
 /** Deliveries of one update at the most. */
 const batchSize = 2_000
 /** How long a stopping worker may finish its batch. */
-const stopDeadline = Duration.seconds(25)
+const stopDeadline = Duration.seconds(20)
 
-/** The user that a body names, without decoding it; bodies that name none wait together. */
-const userIn = ({ body }: Delivery): string =>
-  /"user_id"\s*:\s*"?([^",}]{1,64})/.exec(Buffer.from(body).toString("latin1", 0, 512))?.[1] ?? ""
+interface Outage {
+  readonly reason: string
+  /** Only phrases can't be embedded: product events go on. */
+  readonly searchesOnly: boolean
+  readonly failedProbes: number
+  /** Unix ms. */
+  readonly nextProbe: number
+}
+
+/** What is to be done now. */
+interface Work {
+  readonly batch: ReadonlyArray<Delivery>
+  /** Shows whether the dependency that was out is back. */
+  readonly probe: boolean
+}
+
+/** How a settlement that is no success is logged. */
+const eventOf = {
+  Retry: "message.retried",
+  DeadLetter: "message.parked",
+  Isolate: "message.isolated",
+} as const
+
+const isSearch = (delivery: Delivery): boolean => delivery.routingKey === routingKey("search")
+
+const accused = (delivery: Delivery): Outcome => ({
+  _tag: "Settle",
+  settlement: RetryPolicies.suspicion(delivery, RetryPolicies.suspectRedeliveries) ?? Isolate,
+})
+
+/** Reached all that an update needs. A message that is bad in itself tells nothing about it. */
+const provesWorking = (outcome: Outcome): boolean =>
+  outcome._tag === "Settle" && (outcome.settlement._tag === "Ack" || outcome.settlement._tag === "Retry")
 
 const make = Effect.gen(function* () {
   const config = yield* EmbeddingConfig
@@ -36,18 +74,21 @@ const make = Effect.gen(function* () {
 
   /** Not settled yet, in order of arrival. */
   let held: Array<Delivery> = []
-  let outage: string | undefined
+  /** Not due yet. */
+  const window = config.batchEnabled ? new BatchWindow(Duration.toMillis(config.batchWindow)) : undefined
+  let outage: Outage | undefined
   let stopping = false
-  const arrival = yield* Effect.makeLatch(false)
+  const change = yield* Effect.makeLatch(false)
 
   const settleAll = Effect.fnUntraced(function* (settled: ReadonlyArray<Settled>) {
+    if (settled.length === 0) return
     yield* consumer.settle(settled)
     const counts: Record<Settlement["_tag"], number> = { Ack: 0, Retry: 0, DeadLetter: 0, Isolate: 0 }
     for (const [delivery, settlement] of settled) {
       counts[settlement._tag] += 1
       if (settlement._tag === "Ack") continue
       const failure = "failure" in settlement ? settlement.failure : undefined
-      yield* Effect.logWarning(`message.${settlement._tag === "Retry" ? "retried" : "parked"}`).pipe(
+      yield* Effect.logWarning(eventOf[settlement._tag]).pipe(
         Effect.annotateLogs({
           message_id: delivery.messageId,
           attempt: delivery.retryCount + 1,
@@ -60,127 +101,134 @@ const make = Effect.gen(function* () {
     Telemetry.count(Telemetry.deadLetters, counts.DeadLetter)
   })
 
-  /**
-   * Updates and settles a batch; answers those that wait for a dependency. A lone message that fails in an outage is no
-   * backlog: it climbs its rungs.
-   */
-  const handle = Effect.fnUntraced(function* (batch: ReadonlyArray<Delivery>, alone: boolean) {
+  /** A message with nothing beside it, here or in the queue, is no backlog: in an outage it climbs its rungs. */
+  const isLone = Effect.suspend(() =>
+    held.length > 0 || window?.closes !== undefined
+      ? Effect.succeed(false)
+      : queue.depths.pipe(
+          Effect.map(({ isolated, main }) => main.ready + main.unacked + isolated <= 1),
+          Effect.orElseSucceed(() => false),
+        ),
+  )
+
+  /** Updates and settles a batch. What waits for a dependency that is out is held again. */
+  const handle = Effect.fnUntraced(function* ({ batch, probe }: Work) {
     const started = yield* Clock.currentTimeMillis
-    const outcomes: ReadonlyArray<Outcome> = yield* updater.update(batch)
+    const suspects: Array<Settled> = []
+    const innocent: Array<Delivery> = []
+    for (const delivery of batch) {
+      const settlement = RetryPolicies.suspicion(delivery)
+      if (settlement === undefined) innocent.push(delivery)
+      else suspects.push([delivery, settlement])
+    }
+    yield* settleAll(suspects)
+    if (innocent.length === 0) return
+
+    const outcomes = yield* updater.update(innocent).pipe(
+      // One of them would have killed a worker less careful.
+      Effect.catchAllDefect((defect) =>
+        Effect.as(
+          Effect.annotateLogs(Effect.logError("batch.threw"), {
+            count: innocent.length,
+            error: String(defect),
+          }),
+          innocent.map((delivery) => accused(delivery)),
+        ),
+      ),
+    )
+    const failures = outcomes.flatMap((outcome) => (outcome._tag === "Outage" ? [outcome.error] : []))
+    const lone = failures.length === 1 && batch.length === 1 && (yield* isLone)
     const waiting: Array<Delivery> = []
     const settled: Array<Settled> = []
-    let reason: string | undefined
-    for (const [index, outcome] of outcomes.entries()) {
-      const delivery = batch[index]!
-      if (outcome._tag === "Outage") reason = outcome.error.message
-      if (outcome._tag === "Outage" && !alone) waiting.push(delivery)
-      else settled.push([delivery, outcome.settlement])
-    }
-    if (settled.length > 0) yield* settleAll(settled)
-    const duration_ms = (yield* Clock.currentTimeMillis) - started
+    for (const [index, outcome] of outcomes.entries())
+      if (outcome._tag === "Outage" && !lone) waiting.push(innocent[index]!)
+      else settled.push([innocent[index]!, outcome.settlement])
+    held = waiting.concat(held)
+    yield* settleAll(settled)
+
+    const now = yield* Clock.currentTimeMillis
     yield* Effect.logInfo("batch.processed").pipe(
-      Effect.annotateLogs({ count: batch.length, waiting: waiting.length, duration_ms }),
+      Effect.annotateLogs({ count: batch.length, waiting: waiting.length, duration_ms: now - started }),
     )
-    return { waiting, reason }
-  })
-
-  /** Isolated messages are handled one by one, beside nothing else. */
-  const handleInOrder = Effect.fnUntraced(function* (batch: ReadonlyArray<Delivery>) {
-    const together = batch.filter(({ isolatedAttempts }) => isolatedAttempts === 0)
-    const single = batch.filter(({ isolatedAttempts }) => isolatedAttempts > 0)
-    const parts = [...(together.length > 0 ? [together] : []), ...single.map((delivery) => [delivery])]
-    for (const [index, part] of parts.entries()) {
-      const { waiting, reason } = yield* handle(part, batch.length === 1 && held.length === 0)
-      if (reason === undefined) continue
-      held = [...waiting, ...parts.slice(index + 1).flat(), ...held]
-      return reason
-    }
-    return undefined
-  })
-
-  const stopped = yield* Deferred.make<void>()
-  const rest = (length: Duration.Duration) => Effect.timeoutOption(Deferred.await(stopped), length)
-
-  /** Until one message succeeds, one at a time; the least tried goes first, so that a backlog shares the risk. */
-  const probe = Effect.fnUntraced(function* (first: string) {
-    outage = first
-    yield* Effect.logWarning("outage.began").pipe(Effect.annotateLogs({ reason: first }))
-    for (let failures = 0; outage !== undefined && !stopping; failures++) {
-      yield* rest(RetryPolicies.probeDelay(failures))
-      if (stopping) return
-      while (held.length === 0 && !stopping) {
-        arrival.unsafeClose()
-        yield* arrival.await
+    const failure = failures.at(-1)
+    if (failure !== undefined) {
+      const failedProbes = probe && outage !== undefined ? outage.failedProbes + 1 : 0
+      const reason = failure.message
+      if (outage === undefined) yield* Effect.logWarning("outage.began").pipe(Effect.annotateLogs({ reason }))
+      outage = {
+        reason,
+        searchesOnly: failures.every(({ _tag }) => _tag === "PhraseEmbedderError"),
+        failedProbes,
+        nextProbe: now + Duration.toMillis(RetryPolicies.probeDelay(failedProbes)),
       }
-      const next = held.reduce<Delivery | undefined>(
-        (least, delivery) =>
-          least !== undefined && least.retryCount <= delivery.retryCount ? least : delivery,
-        undefined,
-      )
-      if (next === undefined) return
-      held = held.filter((delivery) => delivery !== next)
-      const alone = held.length === 0
-      const { waiting, reason } = yield* handle([next], alone)
-      held = [...waiting, ...held]
-      outage = reason
+    } else if (probe && outcomes.some(provesWorking)) {
+      outage = undefined
+      yield* Effect.logInfo("outage.ended")
     }
-    if (outage === undefined) yield* Effect.logInfo("outage.ended")
   })
 
-  /** Takes what may be handled now: all that is held, or with the window on the users whose window is over. */
-  const opened = new Map<string, number>()
-  const window = Duration.toMillis(config.batchWindow)
-  const due = (
-    now: number,
-  ): { readonly batch: ReadonlyArray<Delivery>; readonly wait: number | undefined } => {
-    if (!config.batchEnabled || stopping) {
+  /** One message tries whether the dependency is back: the least tried, so that a backlog shares the risk. */
+  const takeProbe = (waits: (delivery: Delivery) => boolean): Work | undefined => {
+    let least: Delivery | undefined
+    for (const delivery of held)
+      if (waits(delivery) && (least === undefined || delivery.retryCount < least.retryCount)) least = delivery
+    if (least === undefined) return undefined
+    held = held.filter((delivery) => delivery !== least)
+    return { batch: [least], probe: true }
+  }
+
+  /** Takes what may be handled now. */
+  const next = (now: number): Work | undefined => {
+    if (window !== undefined) held = held.concat(window.due(stopping ? Number.POSITIVE_INFINITY : now))
+    if (outage === undefined || stopping) {
       const batch = held.slice(0, batchSize)
       held = held.slice(batchSize)
-      return { batch, wait: undefined }
+      return batch.length === 0 ? undefined : { batch, probe: false }
     }
-    const batch: Array<Delivery> = []
-    const rest: Array<Delivery> = []
-    const closed = new Set<string>()
-    let earliest: number | undefined
-    for (const delivery of held) {
-      const user = userIn(delivery)
-      const since = opened.get(user) ?? now
-      opened.set(user, since)
-      if (since + window <= now) {
-        batch.push(delivery)
-        closed.add(user)
-      } else {
-        rest.push(delivery)
-        earliest = Math.min(earliest ?? since, since)
-      }
-    }
-    for (const user of closed) opened.delete(user)
-    held = rest
-    return { batch, wait: earliest === undefined ? undefined : earliest + window - now }
+    const { nextProbe, searchesOnly } = outage
+    const waits = (delivery: Delivery) => !searchesOnly || isSearch(delivery)
+    const probe = nextProbe <= now ? takeProbe(waits) : undefined
+    if (probe !== undefined || !searchesOnly) return probe
+    const batch = held.filter((delivery) => !waits(delivery)).slice(0, batchSize)
+    if (batch.length === 0) return undefined
+    const taken = new Set(batch)
+    held = held.filter((delivery) => !taken.has(delivery))
+    return { batch, probe: false }
+  }
+
+  /** Until something changes, a window is over or the next probe is due. */
+  const rest = (now: number) => {
+    const times = [window?.closes, held.length > 0 ? outage?.nextProbe : undefined]
+    const first = Math.min(...times.map((time) => time ?? Number.POSITIVE_INFINITY))
+    return first === Number.POSITIVE_INFINITY
+      ? change.await
+      : Effect.timeoutOption(change.await, Duration.millis(Math.max(0, first - now)))
   }
 
   const loop = Effect.gen(function* () {
-    while (!stopping || held.length > 0) {
-      const { batch, wait } = due(yield* Clock.currentTimeMillis)
-      if (batch.length === 0) {
-        arrival.unsafeClose()
-        yield* wait === undefined ? arrival.await : Effect.timeoutOption(arrival.await, Duration.millis(wait))
-        continue
-      }
-      const reason = yield* handleInOrder(batch)
-      if (reason !== undefined) {
-        if (stopping) return
-        yield* probe(reason)
-      }
+    while (true) {
+      change.unsafeClose()
+      const now = yield* Clock.currentTimeMillis
+      const work = next(now)
+      if (work !== undefined) {
+        yield* handle(work)
+        if (stopping && outage !== undefined) return
+      } else if (stopping) return
+      else yield* rest(now)
     }
   })
 
+  /** What a lost connection held comes again, so it is dropped before it would pile up. */
+  const hold = (deliveries: ReadonlyArray<Delivery>, now: number) => {
+    // A suspect comes alone, and whatever waits for it needn't wait for the window too.
+    if (window === undefined || deliveries[0]?.isolated) held = held.concat(deliveries)
+    else window.add(deliveries, now)
+    if (held.length > config.prefetch) held = held.filter(consumer.holds)
+    change.unsafeOpen()
+  }
   const intake = Effect.forever(
     Effect.flatMap(consumer.take(batchSize), (deliveries) =>
-      Effect.sync(() => {
-        held = held.concat(deliveries)
-        arrival.unsafeOpen()
-      }),
+      Effect.map(Clock.currentTimeMillis, (now) => hold(deliveries, now)),
     ),
   )
 
@@ -194,15 +242,14 @@ const make = Effect.gen(function* () {
       Effect.gen(function* () {
         yield* Fiber.interrupt(taking)
         stopping = true
-        if (!config.batchEnabled) held = []
-        yield* Deferred.succeed(stopped, undefined)
-        arrival.unsafeOpen()
+        if (window === undefined) held = []
+        change.unsafeOpen()
         yield* Effect.timeoutOption(Fiber.await(running), stopDeadline)
         yield* Fiber.interrupt(running)
       }),
   )
 
-  return { outage: Effect.sync(() => Option.fromNullable(outage)) }
+  return { outage: Effect.sync(() => Option.map(Option.fromNullable(outage), ({ reason }) => reason)) }
 })
 
 export const layer = Layer.scoped(EmbeddingWorker, make)

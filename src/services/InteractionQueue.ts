@@ -9,6 +9,8 @@ import type { TraceContext } from "./Telemetry.ts"
 
 export const exchange = "user_events"
 export const queue = "user_embedding_updates"
+/** Suspects wait here, each to be handled alone. */
+export const isolatedQueue = `${queue}.isolated`
 export const failedQueue = "failed"
 export const routingKey = (type: EventType): string => `user.embedding.${type}`
 /** The delay queue of a rung; its name tells the delay in ms. */
@@ -36,8 +38,10 @@ export interface Delivery {
   readonly trace: TraceContext | null
   /** `x-retry-count`: failed attempts so far. */
   readonly retryCount: number
-  /** `x-isolated-attempts`: how often it was handled alone as a suspect. */
+  /** `x-isolated-attempts`: how often it was handled alone as a suspect, this time included. */
   readonly isolatedAttempts: number
+  /** A suspect that came alone: its consumer holds nothing else. */
+  readonly isolated: boolean
   /** How often the broker says that it was delivered before without an answer. */
   readonly redeliveries: number
   /** `x-published-at`, Unix ms. */
@@ -58,7 +62,7 @@ export type Settlement =
   /** Comes back after the delay, counted as one attempt more. `delayMillis` is one of the rungs. */
   | { readonly _tag: "Retry"; readonly delayMillis: number; readonly failure: Failure }
   | { readonly _tag: "DeadLetter"; readonly failure: Failure }
-  /** Comes back at once, to be handled alone. */
+  /** Comes back at once and alone; counted as one attempt more if it already came alone. */
   | { readonly _tag: "Isolate" }
 
 export const Ack: Settlement = { _tag: "Ack" }
@@ -71,6 +75,13 @@ export const Retry = (delayMillis: number, failure: Failure): Settlement => ({
 export const DeadLetter = (failure: Failure): Settlement => ({ _tag: "DeadLetter", failure })
 
 export type Settled = readonly [Delivery, Settlement]
+
+/** `x-isolated-attempts` of the copy that is isolated; what the ladder brought back goes on where it was. */
+export const nextIsolatedAttempt = ({
+  isolated,
+  isolatedAttempts,
+}: Pick<Delivery, "isolated" | "isolatedAttempts">): number =>
+  isolated ? isolatedAttempts + 1 : Math.max(1, isolatedAttempts)
 
 export class InteractionQueueError extends Schema.TaggedError<InteractionQueueError>()(
   "InteractionQueueError",
@@ -85,6 +96,10 @@ export interface Consumer {
   /**
    * Waits for at least one delivery and takes up to `most` of what has arrived, in order. The consumer
    * survives a lost connection by itself; deliveries of the lost one come again.
+   *
+   * A suspect comes alone: intake stops until all that the consumer holds is settled, then it is the only one, and
+   * nothing else comes before it is settled. One consumer of all takes suspects. So whoever is beside a message
+   * that kills its worker does not suffer.
    */
   readonly take: (most: number) => Effect.Effect<ReadonlyArray<Delivery>>
   /**
@@ -93,11 +108,15 @@ export interface Consumer {
    * lost connection is forgotten: it comes again.
    */
   readonly settle: (settled: ReadonlyArray<Settled>) => Effect.Effect<void>
+  /** Whether a delivery is still to be settled here; one of a lost connection is not. */
+  readonly holds: (delivery: Delivery) => boolean
 }
 
 export interface Depths {
   /** Waiting, held by consumers, and consumers of the main queue. */
   readonly main: { readonly ready: number; readonly unacked: number; readonly consumers: number }
+  /** Suspects, waiting or held. */
+  readonly isolated: number
   /** Waiting by delay in ms. */
   readonly retry: Readonly<Record<string, number>>
   readonly failed: number

@@ -2,7 +2,15 @@
 import { Chunk, Duration, Effect, Schedule } from "effect"
 import type { EventVectorError } from "./EventVectors.ts"
 import type { InvalidMessage } from "./Interaction.ts"
-import { Ack, DeadLetter, type Failure, Retry, type Settlement } from "./InteractionQueue.ts"
+import {
+  Ack,
+  DeadLetter,
+  type Delivery,
+  type Failure,
+  Isolate,
+  Retry,
+  type Settlement,
+} from "./InteractionQueue.ts"
 import type { SpaceMismatch } from "./UserEmbedding.ts"
 import type { LockConflict, UserEmbeddingsError } from "./UserEmbeddings.ts"
 
@@ -42,9 +50,12 @@ export const conflictRetry = Schedule.exponential("2 millis", 2).pipe(
 /** A statement again after a deadlock: the same, for at most 5 s. */
 export const deadlockRetry = conflictRetry.pipe(Schedule.upTo("5 seconds"))
 
-/** Probing a dependency that is out: 1 s doubling to 30 s. */
+/**
+ * Probing a dependency that is out: 1 s doubling to 20 s. Less than the 30 s within which work must go on after its
+ * return, because a probe may have begun just before and takes its time to fail.
+ */
 export const probeDelay = (failedProbes: number): Duration.Duration =>
-  Duration.seconds(Math.min(30, 2 ** failedProbes))
+  Duration.seconds(Math.min(20, 2 ** failedProbes))
 
 /** Sweeping the outbox for rows that were not published right after their commit. */
 export const sweepInterval = Schedule.spaced("1 second")
@@ -55,6 +66,25 @@ export const sweepGrace = Duration.seconds(2)
 export const suspectRedeliveries = 3
 /** Times a suspect is handled alone before it is a dead letter `crash_loop`. */
 export const mostIsolatedAttempts = 10
+
+/**
+ * What is to become of a message that may kill its worker, before anything is done with it, or when its batch threw
+ * what nobody expected: then `redeliveries` are enough for suspicion.
+ */
+export const suspicion = (
+  delivery: Pick<Delivery, "isolated" | "isolatedAttempts" | "redeliveries">,
+  redeliveries = delivery.redeliveries,
+): Settlement | undefined => {
+  const { isolated, isolatedAttempts } = delivery
+  // The ladder brings everything back to the main queue; a suspect goes on to where it is alone.
+  if (!isolated) return redeliveries >= suspectRedeliveries || isolatedAttempts > 0 ? Isolate : undefined
+  if (redeliveries === 0) return undefined
+  if (isolatedAttempts < mostIsolatedAttempts) return Isolate
+  return DeadLetter({
+    error: "crash_loop",
+    message: `its worker died ${isolatedAttempts} times while handling it alone`,
+  })
+}
 
 export type UpdateError =
   | InvalidMessage

@@ -269,6 +269,8 @@ export const suite = <R extends InteractionQueue, E>(
         expect(again).toMatchObject({
           messageId: sent!.messageId,
           routingKey: routingKey(sent!.eventType),
+          trace: sent!.trace,
+          isolated: true,
           isolatedAttempts: 1,
           redeliveries: 0,
           retryCount: 0,
@@ -276,7 +278,53 @@ export const suite = <R extends InteractionQueue, E>(
         yield* consumer.settle([[again, Isolate]])
         const last = yield* takeOne(consumer)
         expect(last.isolatedAttempts).toBe(2)
-        yield* acknowledge(consumer, [last])
+        // The ladder brings it back among the others; from there it goes on where it was.
+        yield* consumer.settle([[last, Retry(200, failure)]])
+        const retried = yield* takeOne(consumer)
+        expect(retried).toMatchObject({ isolated: false, isolatedAttempts: 2, retryCount: 1 })
+        yield* consumer.settle([[retried, Isolate]])
+        const end = yield* takeOne(consumer)
+        expect(end).toMatchObject({ isolated: true, isolatedAttempts: 2, retryCount: 1, trace: sent!.trace })
+        yield* acknowledge(consumer, [end])
+      }))
+
+    it("a suspect comes when all else is settled, and nothing comes before it is settled", () =>
+      Effect.gen(function* () {
+        const sent = messages(6)
+        yield* publish(sent)
+        const consumer = yield* consume(4)
+        const held = yield* takeAll(consumer, 4)
+        yield* consumer.settle([
+          [held[0]!, Isolate],
+          [held[1]!, Isolate],
+        ])
+        yield* eventually(depths, ({ isolated }) => isolated === 2)
+        // What came in before the suspects did belongs to the consumer; it takes in no more.
+        const others = [...held.slice(2)]
+        while (true) {
+          const more = yield* Effect.timeoutOption(consumer.take(10), "300 millis")
+          if (more._tag === "None") break
+          others.push(...more.value)
+        }
+        expect(others.every(({ isolated }) => !isolated)).toBe(true)
+        yield* acknowledge(consumer, others)
+        const came: Array<Delivery> = []
+        for (let left = 6 - others.length; left > 0; left--) {
+          const some = yield* Effect.timeout(consumer.take(10), "10 seconds")
+          if (some[0]!.isolated) {
+            expect(some).toHaveLength(1)
+            yield* nothingComes(consumer)
+          }
+          came.push(...some)
+          yield* acknowledge(consumer, some)
+          left -= some.length - 1
+        }
+        expect(ids(came.slice(0, 2))).toEqual(ids(sent.slice(0, 2)))
+        expect(came.slice(0, 2).every(({ isolated, redeliveries }) => isolated && redeliveries === 0)).toBe(
+          true,
+        )
+        expect(ids([...others, ...came]).toSorted()).toEqual(ids(sent))
+        yield* eventually(depths, ({ isolated, main }) => isolated + main.ready + main.unacked === 0)
       }))
 
     it("settles a batch of all kinds, and tells where everything is", () =>
@@ -298,9 +346,17 @@ export const suite = <R extends InteractionQueue, E>(
           [got[3]!, Isolate],
         ])
         yield* eventually(depths, ({ failed, retry }) => failed === before.failed + 1 && retry["800"] === 1)
-        const back = yield* takeAll(consumer, 4)
+        const back: Array<Delivery> = []
+        while (back.length < 4) {
+          const some = yield* Effect.timeout(consumer.take(4), "10 seconds")
+          yield* acknowledge(consumer, some)
+          back.push(...some)
+        }
         expect(back.map(({ retryCount }) => retryCount).toSorted()).toEqual([0, 0, 0, 1])
-        yield* acknowledge(consumer, back)
-        yield* eventually(depths, ({ main, retry }) => main.ready + main.unacked === 0 && !retry["800"])
+        expect(back.map(({ isolatedAttempts }) => isolatedAttempts).toSorted()).toEqual([0, 0, 0, 1])
+        yield* eventually(
+          depths,
+          ({ isolated, main, retry }) => isolated + main.ready + main.unacked === 0 && !retry["800"],
+        )
       }))
   })

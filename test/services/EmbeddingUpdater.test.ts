@@ -294,17 +294,4 @@ describe("what a failure means", () => {
     ])
     expect(JSON.stringify(answer)).toContain("rebuild")
   })
-
-  test("a suspect is isolated, and a dead letter when its worker died ten times", async () => {
-    const { layer } = store()
-    const body = of(search("u", "a"))
-    const [answer] = await run(layer, [
-      { ...body, redeliveries: 3 },
-      { ...body, redeliveries: 1, isolatedAttempts: 4 },
-      { ...body, redeliveries: 1, isolatedAttempts: 10 },
-      { ...body, redeliveries: 0, isolatedAttempts: 4 },
-    ])
-    expect(tags(answer!)).toEqual(["Isolate", "Isolate", "DeadLetter", "Ack"])
-    expect(answer?.[2]).toMatchObject({ settlement: { failure: { error: "crash_loop" } } })
-  })
 })

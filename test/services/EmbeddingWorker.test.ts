@@ -6,11 +6,13 @@ import { EmbeddingUpdater, type Outcome } from "../../src/services/EmbeddingUpda
 import * as EmbeddingWorker from "../../src/services/EmbeddingWorker.ts"
 import {
   Ack,
+  DeadLetter,
   type Delivery,
   InteractionQueue,
   Retry,
   type Settled,
 } from "../../src/services/InteractionQueue.ts"
+import { PhraseEmbedderError } from "../../src/services/PhraseEmbedder.ts"
 import { UserEmbeddingsError } from "../../src/services/UserEmbeddings.ts"
 import { delivery } from "../support/delivery.ts"
 import { variables } from "../support/stacks.ts"
@@ -27,12 +29,20 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
     arriving: [] as Array<Delivery>,
     batches: [] as Array<ReadonlyArray<Delivery>>,
     settled: [] as Array<Settled>,
-    answer: acked as Outcome,
+    answer: ((_: Delivery) => acked) as (delivery: Delivery) => Outcome,
+    /** Waiting in the queue beside what the worker holds. */
+    ready: 0,
+    lost: new Set<Delivery>(),
   }
   const queue = Layer.succeed(InteractionQueue, {
     publish: () => Effect.succeed([]),
-    depths: Effect.succeed({ main: { ready: 0, unacked: 0, consumers: 0 }, retry: {}, failed: 0 }),
     traffic: Effect.succeed(null),
+    depths: Effect.sync(() => ({
+      main: { ready: state.ready, unacked: 1, consumers: 1 },
+      isolated: 0,
+      retry: {},
+      failed: 0,
+    })),
     consume: () =>
       Effect.succeed({
         take: () =>
@@ -41,13 +51,14 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
             Effect.repeat({ until: (taken) => taken.length > 0 }),
           ),
         settle: (settled) => Effect.sync(() => void state.settled.push(...settled)),
+        holds: (one) => !state.lost.has(one),
       }),
   })
   const updater = Layer.succeed(EmbeddingUpdater, {
     update: (batch) =>
       Effect.sync(() => {
         state.batches.push(batch)
-        return batch.map(() => state.answer)
+        return batch.map((one) => state.answer(one))
       }),
   })
   const config = EmbeddingConfig.layer(knobs).pipe(Layer.provide(variables({})))
@@ -65,7 +76,7 @@ const run = <A, E>(
 
 test("a backlog waits unharmed through an outage, probed by one message, and is finished after it", async () => {
   const { layer, state } = play()
-  state.answer = out
+  state.answer = () => out
   state.arriving.push(...["a", "b", "c", "d"].map(from))
   await run(
     layer,
@@ -75,7 +86,7 @@ test("a backlog waits unharmed through an outage, probed by one message, and is 
       expect(state.batches.map(({ length }) => length)).toEqual([4, 1])
       expect(state.settled).toEqual([])
       expect(Option.isSome(yield* worker.outage)).toBe(true)
-      state.answer = acked
+      state.answer = () => acked
       yield* until(() => state.settled.length === 4)
       expect(Option.isNone(yield* worker.outage)).toBe(true)
     }),
@@ -85,7 +96,7 @@ test("a backlog waits unharmed through an outage, probed by one message, and is 
 
 test("a lone message climbs its rungs in an outage", async () => {
   const { layer, state } = play()
-  state.answer = out
+  state.answer = () => out
   state.arriving.push(from("a"))
   await run(
     layer,
@@ -114,17 +125,110 @@ test("with the window on, what arrives for a user within it becomes one batch; s
   expect(state.settled.length).toBe(4)
 })
 
-test("suspects are handled alone, one after the other", async () => {
+test("one message of a backlog that waits in the queue is held, however few a worker may hold", async () => {
+  const { layer, state } = play({ prefetch: 1 })
+  state.answer = () => out
+  state.ready = 5
+  state.arriving.push(from("a"))
+  await run(
+    layer,
+    Effect.gen(function* () {
+      yield* until(() => state.batches.length === 2)
+      expect(state.settled).toEqual([])
+      state.ready = 0
+      yield* until(() => state.settled.length === 1)
+    }),
+  )
+})
+
+test("while only phrases can't be embedded, product events go on; a bad message does not end the outage", async () => {
+  const { layer, state } = play()
+  const error = new PhraseEmbedderError({ reason: "unauthorized", detail: "401" })
+  const search = (user: string, more = {}) => ({
+    ...from(user),
+    routingKey: "user.embedding.search",
+    ...more,
+  })
+  const view = (user: string) => ({ ...from(user), routingKey: "user.embedding.product_view" })
+  const bad = search("bad")
+  state.answer = (one) => {
+    if (one === bad) return { _tag: "Settle", settlement: DeadLetter(failure) }
+    return one.routingKey.endsWith("search") ? { ...out, error } : acked
+  }
+  const searches = [search("a", { retryCount: 1 }), search("b", { retryCount: 1 })]
+  state.arriving.push(...searches, view("c"))
+  await run(
+    layer,
+    Effect.gen(function* () {
+      const worker = yield* EmbeddingWorker.EmbeddingWorker
+      yield* until(() => state.settled.length === 1)
+      state.arriving.push(bad, view("d"), view("e"))
+      yield* until(() => state.settled.length === 3)
+      expect(Option.isSome(yield* worker.outage)).toBe(true)
+      // The probe takes the least tried, which is the bad one, and the next at once.
+      yield* until(() => state.settled.length === 4)
+      yield* until(() => state.batches.at(-1)?.[0] === searches[0])
+      expect(Option.isSome(yield* worker.outage)).toBe(true)
+      state.answer = () => acked
+      yield* until(() => state.settled.length === 6)
+      expect(Option.isNone(yield* worker.outage)).toBe(true)
+    }),
+  )
+})
+
+test("what a lost connection held is dropped, so that an outage piles nothing up", async () => {
+  const { layer, state } = play({ prefetch: 3 })
+  state.answer = () => out
+  const first = ["a", "b", "c"].map(from)
+  state.arriving.push(...first)
+  const again = ["a", "b", "c"].map(from)
+  await run(
+    layer,
+    Effect.gen(function* () {
+      yield* until(() => state.batches.length === 1)
+      for (const one of first) state.lost.add(one)
+      state.arriving.push(...again)
+      yield* until(() => state.arriving.length === 0)
+      state.answer = () => acked
+      yield* until(() => state.settled.length >= 3)
+    }),
+  )
+  expect(new Set(state.settled.map(([one]) => one))).toEqual(new Set(again))
+})
+
+test("suspects are isolated before anything is done with the others", async () => {
   const { layer, state } = play()
   state.arriving.push(
+    { ...from("killer"), redeliveries: 3 },
     from("a"),
-    { ...from("b"), isolatedAttempts: 1 },
-    { ...from("c"), isolatedAttempts: 2 },
-    from("d"),
+    { ...from("from the ladder"), isolatedAttempts: 2 },
+    { ...from("b"), redeliveries: 2 },
   )
   await run(
     layer,
     until(() => state.settled.length === 4),
   )
-  expect(state.batches.map(({ length }) => length)).toEqual([2, 1, 1])
+  expect(state.settled.map(([, { _tag }]) => _tag)).toEqual(["Isolate", "Isolate", "Ack", "Ack"])
+  expect(state.batches.map(({ length }) => length)).toEqual([2])
+})
+
+test("a batch that throws is isolated; alone, a message that throws ten times is a crash loop", async () => {
+  const { layer, state } = play({ batchEnabled: true, batchWindow: Duration.millis(100) })
+  state.answer = () => {
+    throw new Error("a bug")
+  }
+  state.arriving.push(from("a"), from("b"))
+  const alone = (isolatedAttempts: number) => ({ ...from("c"), isolated: true, isolatedAttempts })
+  await run(
+    layer,
+    Effect.gen(function* () {
+      yield* until(() => state.settled.length === 2)
+      state.arriving.push(alone(9))
+      yield* until(() => state.settled.length === 3)
+      state.arriving.push(alone(10))
+      yield* until(() => state.settled.length === 4)
+    }),
+  )
+  expect(state.settled.map(([, { _tag }]) => _tag)).toEqual(["Isolate", "Isolate", "Isolate", "DeadLetter"])
+  expect(state.settled[3]?.[1]).toMatchObject({ failure: { error: "crash_loop" } })
 })

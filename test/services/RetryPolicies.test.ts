@@ -71,11 +71,11 @@ describe("schedules", () => {
     }),
   )
 
-  test("probes wait 1 s, doubling to 30 s, for however long an outage lasts", () => {
+  test("probes wait 1 s, doubling to 20 s, for however long an outage lasts", () => {
     const seconds = [0, 1, 2, 3, 4, 5, 6, 5000].map((failed) =>
       Duration.toSeconds(RetryPolicies.probeDelay(failed)),
     )
-    expect(seconds).toEqual([1, 2, 4, 8, 16, 30, 30, 30])
+    expect(seconds).toEqual([1, 2, 4, 8, 16, 20, 20, 20])
   })
 })
 
@@ -157,4 +157,16 @@ describe("what becomes of a failed message", () => {
     expect(rung(45, 0, [200, 400])).toBe(400)
     expect(rung(1, 5)).toBe("DeadLetter")
   })
+})
+
+test("a suspect is isolated; alone it is counted by each death of its worker, and given up after the tenth", () => {
+  const judge = (isolated: boolean, isolatedAttempts: number, redeliveries: number) =>
+    RetryPolicies.suspicion({ isolated, isolatedAttempts, redeliveries })
+  expect([judge(false, 0, 0), judge(false, 0, 2), judge(true, 1, 0), judge(true, 10, 0)]).toEqual(
+    Array.from({ length: 4 }, () => undefined),
+  )
+  expect([judge(false, 0, 3), judge(false, 4, 0), judge(true, 1, 1), judge(true, 9, 2)]).toEqual(
+    Array.from({ length: 4 }, () => ({ _tag: "Isolate" })),
+  )
+  expect(judge(true, 10, 1)).toMatchObject({ _tag: "DeadLetter", failure: { error: "crash_loop" } })
 })

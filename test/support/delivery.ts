@@ -8,6 +8,7 @@ export const delivery = (body: Uint8Array, more: Partial<Delivery> = {}): Delive
   trace: null,
   retryCount: 0,
   isolatedAttempts: 0,
+  isolated: false,
   redeliveries: 0,
   publishedAt: null,
   recordedAt: null,
