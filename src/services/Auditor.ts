@@ -171,8 +171,8 @@ const joined = <E1, E2>(
 }
 
 /** Messages that some queue holds, as far as can be told. */
-const waiting = ({ main, retry }: Depths): number =>
-  main.ready + main.unacked + Object.values(retry).reduce((sum, depth) => sum + depth, 0)
+const waiting = ({ isolated, main, retry }: Depths): number =>
+  main.ready + main.unacked + isolated + Object.values(retry).reduce((sum, depth) => sum + depth, 0)
 
 const make = Effect.gen(function* () {
   const log = yield* InteractionLog
