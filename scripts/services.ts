@@ -2,15 +2,21 @@
 /** Real servers for tests and development; `--help` says how. */
 import { parseArgs } from "node:util"
 import { messageOf } from "./services/command.ts"
-import { down, environment, status, up } from "./services/manager.ts"
+import { down, environment, exec, kill, pause, resume, start, status, stop, up } from "./services/manager.ts"
 import { defaultServices, type ServiceName, serviceNames } from "./services/service.ts"
 
 const help = `Usage: bun run services <up|down|status|env> [options]
+       bun run services <stop|kill|pause|resume|start> NAME
+       bun run services exec NAME PROGRAM [ARGUMENT…]
 
   up       start what is not running yet, wait until it is ready
   down     stop what up started and delete its data
   status   ask each service; exit 1 if one does not answer
   env      print export lines: eval "$(bun run --silent services env)"
+
+  stop     end a server in good order; kill: as a power cut would; pause: freeze it, until resume
+  start    start a stopped or killed server with its ports and data, wait until it is ready
+  exec     run a program of the server beside it, as rabbitmqctl
 
   --only a,b   these services alone (${serviceNames.join(", ")})
   --with a,b   these besides the usual three (${defaultServices.join(", ")})
@@ -19,6 +25,8 @@ const help = `Usage: bun run services <up|down|status|env> [options]
 Each service is taken from the first of: its URL in the environment (RABBITMQ_DSN, MYSQL_URL, MONGODB_URL,
 JAEGER_URL), Docker, a private instance on free loopback ports with its data in .services/.
 Installing: RabbitMQ and MariaDB by apt-get as root, MongoDB by pip, Jaeger by go.`
+
+const verbs = { stop, kill, pause, resume, start } as const
 
 class BadUsage extends Error {}
 
@@ -59,9 +67,21 @@ const main = async (): Promise<number> => {
     console.log(help)
     return 0
   }
-  if (commands.length !== 1) throw new BadUsage("say what to do: up, down, status or env")
+  const [command, target, ...rest] = commands
+  const verb = Object.entries(verbs).find(([name]) => name === command)?.[1]
+  const [service] = (verb === undefined && command !== "exec" ? [] : names(target)) ?? []
+  if (service !== undefined && verb !== undefined && rest.length === 0) {
+    await verb(service)
+    return 0
+  }
+  if (service !== undefined && command === "exec" && rest.length > 0) {
+    process.stdout.write(await exec(service, rest))
+    return 0
+  }
+  if (commands.length !== 1)
+    throw new BadUsage("say what to do: up, down, status or env, or a verb and one service")
   const choice = only === undefined ? {} : { only }
-  switch (commands[0]) {
+  switch (command) {
     case "up": {
       const interrupted = new AbortController()
       for (const signal of ["SIGINT", "SIGTERM"] as const) {
@@ -88,7 +108,7 @@ const main = async (): Promise<number> => {
       return missing.length > 0 ? 1 : 0
     }
     default:
-      throw new BadUsage(`unknown command "${commands[0]}"`)
+      throw new BadUsage(`unknown command "${command}"`)
   }
 }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bun
 /**
  * `bun run test [--coverage] [bun test arguments]`: all tests against real servers, which are started if need
- * be and stopped again. The last line is the result: `N passed, N failed[, N skipped]`.
+ * be and stopped again; the failure tests get servers of their own, to kill. `--only NAME` runs the tests whose name has
+ * it in it. The last line is the result: `N passed, N failed[, N skipped]`.
  */
 import { spawn } from "node:child_process"
 import { mkdtempSync, rmSync } from "node:fs"
@@ -9,6 +10,7 @@ import { tmpdir } from "node:os"
 import { join, resolve } from "node:path"
 import { messageOf } from "./services/command.ts"
 import { down, type Status, up, urlVariables } from "./services/manager.ts"
+import * as sacrificial from "./services/sacrificial.ts"
 
 interface Counts {
   readonly passed: number
@@ -19,7 +21,13 @@ interface Counts {
 const root = resolve(import.meta.dir, "..")
 const isCi = ["true", "1"].includes(process.env.CI ?? "")
 const given = process.argv.slice(2).filter((arg, index) => !(index === 0 && arg === "--"))
-const testArguments = given.filter((arg) => arg !== "--coverage")
+const testArguments = given.flatMap((arg) =>
+  arg === "--coverage" ? [] : arg === "--only" ? ["--test-name-pattern"] : [arg],
+)
+const paths = testArguments.filter((arg) => arg.startsWith("test/") || arg.startsWith("./test/"))
+const forFailures = paths.filter((path) => path.includes("test/failures"))
+const wantsSacrificial = paths.length === 0 || forFailures.length > 0
+const wantsUsual = paths.length === 0 || forFailures.length < paths.length
 const wantsCoverage = isCi || given.includes("--coverage")
 
 /** Reads Bun's own summary: its JUnit report leaves out errors between tests (a file that cannot be loaded). */
@@ -97,6 +105,20 @@ const runTests = async (env: NodeJS.ProcessEnv, coverageFolder: string, signal: 
   return readCounts(output, exitCode)
 }
 
+/** Servers to kill, if they can be had; answers the variable that says where. */
+const sacrifice = async (signal: AbortSignal): Promise<NodeJS.ProcessEnv> => {
+  if (!wantsSacrificial) return {}
+  try {
+    const addresses = await sacrificial.up(signal)
+    console.error("sacrificial servers for the failure tests: ready")
+    return { [sacrificial.sacrificialVariable]: addresses }
+  } catch (error) {
+    signal.throwIfAborted()
+    console.error(`No servers for the failure tests, which are skipped: ${messageOf(error)}`)
+    return {}
+  }
+}
+
 /** Tests skip what they find no URL for. */
 const testEnvironment = (statuses: readonly Status[]): NodeJS.ProcessEnv => {
   const unavailable: readonly string[] = statuses.flatMap((each) =>
@@ -108,13 +130,21 @@ const testEnvironment = (statuses: readonly Status[]): NodeJS.ProcessEnv => {
 
 const main = async (signal: AbortSignal): Promise<Counts> => {
   const coverageFolder = mkdtempSync(join(tmpdir(), "coverage-"))
-  const { statuses, started } = await up({ signal, say: (line) => console.error(line) })
+  const { statuses, started } = await up({
+    ...(wantsUsual ? {} : { only: ["mysql"] }),
+    signal,
+    say: (line) => console.error(line),
+  })
   try {
-    const counts = await runTests(testEnvironment(statuses), coverageFolder, signal)
+    const env = { ...testEnvironment(statuses), ...(await sacrifice(signal)) }
+    const counts = await runTests(env, coverageFolder, signal)
     if (wantsCoverage) await printCoverage(join(coverageFolder, "lcov.info"))
     return counts
   } finally {
-    if (started.length > 0) await down({ only: started })
+    await Promise.all([
+      ...(started.length > 0 ? [down({ only: started })] : []),
+      ...(wantsSacrificial ? [sacrificial.down()] : []),
+    ])
     rmSync(coverageFolder, { recursive: true, force: true })
   }
 }

@@ -56,6 +56,7 @@ export const dockerBackend: Backend = {
   kill: onContainer("kill"),
   pause: onContainer("pause"),
   resume: onContainer("unpause"),
+  exec: (_, instance, command) => docker("exec", instance.handle, ...command),
   remove: async (instance) => {
     await docker("rm", "--force", "--volumes", instance.handle).catch((error: unknown) => {
       if (!messageOf(error).includes("No such container")) throw error

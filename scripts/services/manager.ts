@@ -282,6 +282,11 @@ export const kill = onInstance("kill")
 /** Freezes a server: connections stay open, nothing answers (SIGSTOP). */
 export const pause = onInstance("pause")
 export const resume = onInstance("resume")
+/** Runs a program of the server beside it, as `rabbitmqctl`; answers its standard output. */
+export const exec = (name: ServiceName, command: readonly string[]): Promise<string> => {
+  const instance = ours(name)
+  return backends[instance.backend].exec(services[name], instance, command)
+}
 /** Starts a stopped or killed server with its ports and data; resolves when it is ready. */
 export const start = async (name: ServiceName): Promise<void> => {
   await restart(services[name], ours(name), never)

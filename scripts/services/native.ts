@@ -2,7 +2,8 @@
 import { spawn } from "node:child_process"
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs"
 import { join } from "node:path"
-import { lastLines, sleep } from "./command.ts"
+import { lastLines, run, sleep } from "./command.ts"
+import { findProgram } from "./install.ts"
 import type { Backend, Instance, Ports, Service, ServiceName } from "./service.ts"
 import { servicesFolder } from "./state.ts"
 
@@ -131,6 +132,11 @@ export const nativeBackend: Backend = {
   kill,
   pause: async (instance) => send("SIGSTOP", ...members(instance)),
   resume: async (instance) => send("SIGCONT", ...members(instance)),
+  exec: (service, instance, [name = "", ...args]) => {
+    const folder = dataFolder(service.name)
+    const path = findProgram(`/usr/lib/rabbitmq/bin/${name}`, name) ?? name
+    return run([path, ...args], { cwd: folder, env: service.native.env?.(folder, instance.ports) ?? {} })
+  },
   remove: async (instance) => {
     await kill(instance)
     rmSync(dataFolder(instance.service), { recursive: true, force: true })

@@ -64,6 +64,8 @@ export interface Backend {
   readonly kill: (instance: Instance) => Promise<void>
   readonly pause: (instance: Instance) => Promise<void>
   readonly resume: (instance: Instance) => Promise<void>
+  /** Runs a program of the server beside it; answers its standard output. */
+  readonly exec: (service: Service, instance: Instance, command: readonly string[]) => Promise<string>
   readonly remove: (instance: Instance) => Promise<void>
   readonly running: (instance: Instance) => Promise<boolean>
   readonly log: (instance: Instance) => Promise<string>

@@ -1,10 +1,13 @@
-/** What `up` has started, in `.services/` of this checkout: state, data and logs, all deleted by `down`. */
+/**
+ * What `up` has started, in `.services/` of this checkout: state, data and logs, all deleted by `down`. A second set of
+ * servers lives in the folder that SERVICES_FOLDER names.
+ */
 import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs"
 import { join, resolve } from "node:path"
 import { sleep } from "./command.ts"
 import type { Instance, ServiceName } from "./service.ts"
 
-export const servicesFolder = resolve(import.meta.dir, "../../.services")
+export const servicesFolder = resolve(import.meta.dir, "../..", process.env.SERVICES_FOLDER || ".services")
 const stateFile = join(servicesFolder, "state.json")
 const lockFile = join(servicesFolder, "lock")
 

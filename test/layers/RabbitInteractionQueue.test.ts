@@ -48,7 +48,10 @@ const ports = (dsn: string) =>
 const dependency = Effect.map(Dependencies, ([rabbitmq]): Dependency => rabbitmq!)
 
 const virtualHost = Effect.map(
-  Effect.acquireRelease(Effect.promise(freshRabbit), ({ drop }) => Effect.promise(drop)),
+  Effect.acquireRelease(
+    Effect.promise(() => freshRabbit()),
+    ({ drop }) => Effect.promise(drop),
+  ),
   ({ dsn }) => ({ dsn, name: new URL(dsn).pathname.slice(1) }),
 )
 

@@ -26,11 +26,18 @@ export const withServers = (servers: ReadonlyArray<Server>, name: string, suite:
 let counter = 0
 const fresh = (): string => `${process.pid}_${Date.now().toString(36)}_${counter++}`
 
+/** A broker by its AMQP and management URLs; by default the one of the environment. */
+export type Broker = Readonly<Record<string, string | undefined>>
+
 /** Asks RabbitMQ's management API; `path` below /api. */
-export const management = async (path: string, init: RequestInit = {}): Promise<Response> => {
-  const base = process.env.RABBITMQ_MANAGEMENT_URL
+export const management = async (
+  path: string,
+  init: RequestInit = {},
+  broker: Broker = process.env,
+): Promise<Response> => {
+  const base = broker.RABBITMQ_MANAGEMENT_URL
   if (base === undefined) throw new Error("RABBITMQ_MANAGEMENT_URL is not set")
-  const dsn = new URL(urlOf("rabbitmq"))
+  const dsn = new URL(broker.RABBITMQ_DSN ?? urlOf("rabbitmq"))
   const headers = {
     authorization: `Basic ${btoa(`${decodeURIComponent(dsn.username)}:${decodeURIComponent(dsn.password)}`)}`,
     "content-type": "application/json",
@@ -42,20 +49,20 @@ export const management = async (path: string, init: RequestInit = {}): Promise<
 }
 
 /** The DSN of a new, empty virtual host. */
-export const freshRabbit = async (): Promise<{
+export const freshRabbit = async (
+  broker?: Broker,
+): Promise<{
   readonly dsn: string
   readonly drop: () => Promise<unknown>
 }> => {
   const vhost = `ue_${fresh()}`
-  const dsn = new URL(urlOf("rabbitmq"))
-  await management(`/vhosts/${vhost}`, { method: "PUT" })
+  const dsn = new URL(broker?.RABBITMQ_DSN ?? urlOf("rabbitmq"))
+  await management(`/vhosts/${vhost}`, { method: "PUT" }, broker)
   const user = decodeURIComponent(dsn.username)
-  await management(`/permissions/${vhost}/${user}`, {
-    method: "PUT",
-    body: JSON.stringify({ configure: ".*", write: ".*", read: ".*" }),
-  })
+  const permissions = JSON.stringify({ configure: ".*", write: ".*", read: ".*" })
+  await management(`/permissions/${vhost}/${user}`, { method: "PUT", body: permissions }, broker)
   dsn.pathname = `/${vhost}`
-  return { dsn: dsn.href, drop: () => management(`/vhosts/${vhost}`, { method: "DELETE" }) }
+  return { dsn: dsn.href, drop: () => management(`/vhosts/${vhost}`, { method: "DELETE" }, broker) }
 }
 
 /** The URL of a new, empty MySQL database. */
@@ -76,13 +83,14 @@ export const freshMysql = async (): Promise<{
 }
 
 /** The name of a MongoDB database that does not exist yet. */
-export const freshMongo = (): {
+export const freshMongo = (
+  url = urlOf("mongodb"),
+): {
   readonly url: string
   readonly database: string
   readonly drop: () => Promise<unknown>
 } => {
   const database = `user_embeddings_${fresh()}`
-  const url = urlOf("mongodb")
   const drop = async () => {
     const client = await MongoClient.connect(url)
     await client.db(database).dropDatabase()

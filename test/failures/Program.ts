@@ -1,0 +1,94 @@
+/** A program of the system as a process of its own, with what it logs. */
+import { resolve } from "node:path"
+
+const main = resolve(import.meta.dir, "../../src/programs/main.ts")
+
+/** One line of the log. */
+export interface LogLine {
+  readonly event: string
+  readonly [field: string]: unknown
+}
+
+/** Asks until the answer is there; rejects with what it waited for. */
+export const until = async <A>(
+  what: string,
+  seconds: number,
+  probe: () => Promise<A | undefined> | A | undefined,
+): Promise<A> => {
+  const deadline = performance.now() + seconds * 1000
+  for (;;) {
+    const answer = await probe()
+    if (answer !== undefined) return answer
+    if (performance.now() > deadline) throw new Error(`not within ${seconds} s: ${what}`)
+    await Bun.sleep(25)
+  }
+}
+
+export class Program {
+  readonly log: Array<LogLine> = []
+  private readonly child: Bun.Subprocess<"ignore", "pipe", "pipe">
+  private readonly reading: Promise<void>
+  readonly name: string
+
+  constructor(args: ReadonlyArray<string>, env: Readonly<Record<string, string>>) {
+    this.name = args.join(" ")
+    const { HOME = "", PATH = "", TMPDIR = "" } = process.env
+    this.child = Bun.spawn([process.execPath, main, ...args], {
+      env: { HOME, PATH, TMPDIR, LOG_FORMAT: "json", ...env },
+      stdin: "ignore",
+      stdout: "pipe",
+      stderr: "pipe",
+    })
+    this.reading = this.read()
+  }
+
+  private async read() {
+    const decoder = new TextDecoder()
+    let rest = ""
+    for await (const chunk of this.child.stderr) {
+      const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n")
+      rest = lines.pop() ?? ""
+      for (const line of lines) this.log.push(line.startsWith("{") ? JSON.parse(line) : { event: line })
+    }
+  }
+
+  get running(): boolean {
+    return this.child.exitCode === null && this.child.signalCode === null
+  }
+
+  /** The first line with this event that the predicate takes. */
+  saw(event: string, seconds = 20, takes: (line: LogLine) => boolean = () => true): Promise<LogLine> {
+    return until(`${this.name} logs ${event}`, seconds, () => {
+      const line = this.log.find((one) => one.event === event && takes(one))
+      if (line === undefined && !this.running) throw new Error(`${this.name} ended before it logged ${event}`)
+      return line
+    })
+  }
+
+  count(event: string): number {
+    return this.log.filter((line) => line.event === event).length
+  }
+
+  signal(name: NodeJS.Signals): void {
+    this.child.kill(name)
+  }
+
+  /** As a power cut. */
+  async kill(): Promise<void> {
+    this.child.kill("SIGKILL")
+    await this.child.exited
+  }
+
+  /** The exit code, once it has ended. */
+  async ended(): Promise<number> {
+    const code = await this.child.exited
+    await this.reading
+    return code
+  }
+
+  /** Its standard output, once it has ended by itself. */
+  async output(): Promise<{ readonly code: number; readonly out: string }> {
+    const [out, code] = await Promise.all([this.child.stdout.text(), this.ended()])
+    return { code, out }
+  }
+}

@@ -1,0 +1,63 @@
+/** Workers die: at random, and between reading, writing and acknowledging. */
+import { expect } from "bun:test"
+import { until } from "./Program.ts"
+import { happenings } from "./Shop.ts"
+import { consuming, failures, inForm } from "./System.ts"
+
+failures("workers killed", (scenario) => {
+  scenario("at random points", { seconds: inForm(90, 1800) }, async (system) => {
+    const [count, kills, users, each] = inForm([2, 6, 40, 25], [4, 50, 200, 100])
+    await system.api()
+    const running = [...system.workers(count!)]
+    const items = happenings(users!, each!)
+    const posting = system.load(items, inForm(120, 100))
+    for (let kill = 1; kill <= kills!; kill++) {
+      await Bun.sleep(200 + Math.random() * 1200)
+      const victim = Math.floor(Math.random() * running.length)
+      await running[victim]!.kill()
+      running[victim] = system.worker()
+      system.say(`killed a worker, ${kill} of ${kills}; ${await system.applied()} of ${items.length} applied`)
+    }
+    expect((await posting.done).statuses).toEqual(new Map([[201, items.length]]))
+    await system.proof()
+  })
+
+  scenario("while its write hangs", { seconds: 60 }, async (system) => {
+    await system.api()
+    const items = happenings(20, 20)
+    await system.post(items)
+    const mongo = await system.proxy("MONGODB_URL")
+    const worker = system.worker({ MONGODB_URL: mongo.url })
+    await consuming(worker)
+    await until("something applied", 20, async () => ((await system.applied()) > 0 ? true : undefined))
+    mongo.freeze()
+    await system.post(happenings(20, 20, "late"))
+    await Bun.sleep(1500)
+    await worker.kill()
+    system.worker()
+    await system.proof()
+  })
+
+  scenario("between write and acknowledgement", { seconds: 60 }, async (system) => {
+    const rounds = inForm(2, 20)
+    await system.api()
+    const [rabbit, mongo] = await Promise.all([system.proxy("RABBITMQ_DSN"), system.proxy("MONGODB_URL")])
+    for (let round = 1; round <= rounds; round++) {
+      const before = await system.applied()
+      const worker = system.worker({ RABBITMQ_DSN: rabbit.url, MONGODB_URL: mongo.url })
+      await consuming(worker)
+      mongo.freeze()
+      await system.post(happenings(20, 10, `round-${round}`))
+      await system.delivered()
+      // Nothing that the worker answers from now on gets through.
+      rabbit.freeze()
+      mongo.restore()
+      await until("written", 10, async () => ((await system.applied()) > before ? true : undefined))
+      await worker.kill()
+      rabbit.restore()
+      system.say(`killed between write and acknowledgement, ${round} of ${rounds}`)
+    }
+    system.worker()
+    await system.proof()
+  })
+})
