@@ -1,0 +1,140 @@
+/** A message that kills every worker that touches it, among innocent ones: real processes die. */
+import { Database } from "bun:sqlite"
+import { expect } from "bun:test"
+import { spawn } from "node:child_process"
+import { join } from "node:path"
+import { createInterface } from "node:readline"
+import { Chunk, Config, type ConfigError, Duration, Effect, type Layer, Option, Stream } from "effect"
+import { fileName } from "../../src/layers/Sqlite.ts"
+import type { Ports } from "../../src/layers/Stack.ts"
+import { DeadLetters } from "../../src/services/DeadLetters.ts"
+import type { DependencyDown } from "../../src/services/Dependencies.ts"
+import { InteractionQueue } from "../../src/services/InteractionQueue.ts"
+import { UserEmbeddings } from "../../src/services/UserEmbeddings.ts"
+import { layerSuite } from "../support/effect.ts"
+import { drained, eventually, message, search } from "../support/pipeline.ts"
+import { withServers } from "../support/servers.ts"
+import { embedded, external } from "../support/stacks.ts"
+
+const names = ["DATA_DIR", "RABBITMQ_DSN", "MYSQL_URL", "MONGODB_URL", "MONGODB_DATABASE"]
+const readVariables = Effect.map(
+  Effect.forEach(names, (name) => Config.option(Config.string(name))),
+  (values): Record<string, string> =>
+    Object.fromEntries(
+      names.flatMap((name, index) =>
+        Option.match(values[index]!, { onNone: () => [], onSome: (value) => [[name, value]] }),
+      ),
+    ),
+)
+
+/** Workers in processes of their own, each started again when it dies, until the scope closes. */
+const workers = (count: number, env: Record<string, string>, onDeath: () => void) =>
+  Effect.gen(function* () {
+    const seen = { deaths: 0, isolated: new Set<string>() }
+    let over = false
+    const children = new Map<number, ReturnType<typeof spawn>>()
+    const start = (slot: number) => {
+      const child = spawn(process.execPath, [join(import.meta.dir, "../support/mortalWorker.ts")], {
+        env: { PATH: process.env.PATH, HOME: process.env.HOME, ...env },
+        stdio: ["ignore", "ignore", "pipe"],
+      })
+      children.set(slot, child)
+      createInterface({ input: child.stderr }).on("line", (line) => {
+        const isolated = /"event":"message.isolated".*"message_id":"([0-9a-f]{64})"/.exec(line)
+        if (isolated?.[1] !== undefined) seen.isolated.add(isolated[1])
+      })
+      child.once("exit", (code) => {
+        if (over) return
+        if (code === 139) seen.deaths += 1
+        onDeath()
+        start(slot)
+      })
+    }
+    yield* Effect.acquireRelease(
+      Effect.sync(() => {
+        for (let slot = 0; slot < count; slot++) start(slot)
+      }),
+      () =>
+        Effect.sync(() => {
+          over = true
+          for (const child of children.values()) child.kill("SIGKILL")
+        }),
+    )
+    return seen
+  })
+
+const suite = (
+  name: string,
+  stack: Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown>,
+  workerCount: number,
+) =>
+  layerSuite(name, stack, (it) => {
+    it(
+      "it ends as a crash loop after ten deaths alone; all the others are applied, and those that come meanwhile are never suspected",
+      () =>
+        Effect.gen(function* () {
+          const queue = yield* InteractionQueue
+          const letters = yield* DeadLetters
+          const users = yield* UserEmbeddings
+          const env = yield* readVariables
+          let count = 0
+          const innocents = (some: number) =>
+            Array.from({ length: some }, () => {
+              const at = new Date(Date.UTC(2026, 1, 10, 0, 0, 0, count)).toISOString()
+              return search(`innocent-${count++ % 10}`, "garden chairs", at)
+            })
+          const killer = search("killer", "a lethal phrase", "2026-02-10T00:00:00.000Z")
+          const [before, after] = [innocents(20), innocents(20)]
+          yield* queue.publish([...before, killer, ...after].map((one) => message(one)))
+
+          // In the file a dead process holds what it held until its lease is over, which takes 10 s each time.
+          const endLeases = () => {
+            if (env.DATA_DIR === undefined) return
+            const database = new Database(join(env.DATA_DIR, fileName))
+            database.run("PRAGMA busy_timeout = 5000")
+            database.run("UPDATE queue_consumers SET lease_until = 0")
+            database.close()
+          }
+          const seen = yield* workers(workerCount, env, endLeases)
+
+          yield* eventually(
+            Effect.map(queue.depths, ({ isolated }) => (isolated > 0 ? true : undefined)),
+            Duration.seconds(60),
+          )
+          const meanwhile: Array<string> = []
+          const letter = yield* eventually(
+            Effect.gen(function* () {
+              const more = innocents(3)
+              yield* queue.publish(more.map((one) => message(one)))
+              meanwhile.push(...more.map(({ message_id }) => message_id))
+              yield* Effect.sleep("200 millis")
+              return Chunk.toReadonlyArray(yield* Stream.runCollect(letters.list))[0]
+            }),
+            Duration.seconds(90),
+          )
+          expect(letter).toMatchObject({
+            error: "crash_loop",
+            attempts: 1,
+            messageId: killer.message_id,
+            originalRoutingKey: "user.embedding.search",
+          })
+          yield* drained
+          expect(seen.deaths).toBe(3 + 10)
+          expect(yield* letters.count).toBe(1)
+          expect(meanwhile.filter((id) => seen.isolated.has(id))).toEqual([])
+          const records = yield* users.load([
+            "killer",
+            ...Array.from({ length: 10 }, (_, i) => `innocent-${i}`),
+          ])
+          expect(records.has("killer")).toBe(false)
+          const applied = [...records.values()].map(({ embedding }) => embedding?.event_count ?? 0)
+          expect(applied.reduce((sum, events) => sum + events, 0)).toBe(count)
+        }),
+      180_000,
+    )
+  })
+
+suite("a message that kills workers, on the embedded stack", embedded(), 1)
+withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () =>
+  suite("a message that kills workers", external(), 2),
+)

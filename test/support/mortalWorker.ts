@@ -1,0 +1,29 @@
+/**
+ * A worker in a process of its own that dies of any batch with the word `lethal` in it, as a bug of the runtime would
+ * kill it: at once, nothing settled. Its stack is that of the environment. Ends in order on SIGTERM.
+ */
+import { Effect, Layer } from "effect"
+import * as Logging from "../../src/layers/Logging.ts"
+import * as Stack from "../../src/layers/Stack.ts"
+import * as EmbeddingUpdater from "../../src/services/EmbeddingUpdater.ts"
+import * as EmbeddingWorker from "../../src/services/EmbeddingWorker.ts"
+import * as EventVectors from "../../src/services/EventVectors.ts"
+
+const updater = Layer.effect(
+  EmbeddingUpdater.EmbeddingUpdater,
+  Effect.map(EmbeddingUpdater.EmbeddingUpdater, ({ update }) => ({
+    update: (deliveries) => {
+      if (deliveries.some(({ body }) => Buffer.from(body).includes("lethal"))) process.exit(139)
+      return update(deliveries)
+    },
+  })),
+).pipe(Layer.provide(EmbeddingUpdater.layer))
+
+const worker = EmbeddingWorker.layer.pipe(
+  Layer.provide(updater),
+  Layer.provide(EventVectors.layer),
+  Layer.provide(Stack.layer),
+  Layer.provide(Logging.layerConfig(false)),
+)
+const running = Effect.runFork(Layer.launch(worker))
+process.once("SIGTERM", () => running.unsafeInterruptAsFork(running.id()))
