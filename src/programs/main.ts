@@ -13,6 +13,8 @@ import { failed } from "./cli/Failed.ts"
 import { imports } from "./cli/Import.ts"
 import { products } from "./cli/Products.ts"
 import { doctor, setup } from "./cli/Provision.ts"
+import { rebuild } from "./cli/Rebuild.ts"
+import { replay } from "./cli/Replay.ts"
 import { api, relay, up, worker } from "./cli/Serve.ts"
 import { stats } from "./cli/Stats.ts"
 import { user } from "./cli/User.ts"
@@ -33,6 +35,8 @@ const program = Command.make("user-embeddings").pipe(
     user,
     stats,
     failed,
+    replay,
+    rebuild,
     audit,
   ]),
 )

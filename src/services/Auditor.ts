@@ -5,6 +5,7 @@
  * what nothing explains, also at a later look, is missing.
  */
 import { Array as Arr, Chunk, Context, Effect, Layer, Order, Schema, Stream } from "effect"
+import * as Applied from "./Applied.ts"
 import * as AppliedIds from "./AppliedIds.ts"
 import { content, DeadLetters, type DeadLettersError } from "./DeadLetters.ts"
 import type { EventType, UserId } from "./Interaction.ts"
@@ -170,6 +171,11 @@ const joined = <E1, E2>(
   )
 }
 
+/** A user's bookkeeping as it was read. */
+type Read = Applied.Bookkept & Pick<Bookkeeping, "version" | "erased_at" | "event_count">
+const noRecord = { applied: AppliedIds.none, archived: 0, event_count: 0 }
+const nothing: Read = { ...Applied.bookkept(noRecord), version: 0, erased_at: -1, event_count: 0 }
+
 /** Messages that some queue holds, as far as can be told. */
 const waiting = ({ isolated, main, retry }: Depths): number =>
   main.ready + main.unacked + isolated + Object.values(retry).reduce((sum, depth) => sum + depth, 0)
@@ -181,6 +187,23 @@ const make = Effect.gen(function* () {
   const letters = yield* DeadLetters
   const products = yield* ProductEmbeddings
   const { space } = yield* PhraseEmbedder
+
+  const readOf = (wanted: ReadonlyArray<UserId>) =>
+    Effect.map(
+      users.load(wanted),
+      (records): ReadonlyMap<UserId, Read> =>
+        new Map(
+          Array.from(records, ([user, record]) => [
+            user,
+            {
+              ...Applied.bookkept(record),
+              version: record.version,
+              erased_at: record.erased_at,
+              event_count: record.embedding?.event_count ?? 0,
+            },
+          ]),
+        ),
+    )
 
   const audit = Effect.fn("Auditor.audit")(function* (options: {
     readonly user?: UserId | undefined
@@ -209,36 +232,12 @@ const make = Effect.gen(function* () {
         recordedAt: 0,
       })
 
-    /** Splits rows of one or more users into those that are not applied and the number of those that are. */
+    /** Those of one or more users that are not applied. */
     const unapplied = Effect.fnUntraced(function* <
-      Row extends { user_id: UserId; message_id: string; recordedAt: number },
-    >(
-      rows: ReadonlyArray<Row>,
-      records: ReadonlyMap<
-        UserId,
-        { readonly applied: ReadonlySet<string>; readonly archived: number; readonly erased_at: number }
-      >,
-    ) {
-      const off = rows.filter(
-        ({ message_id, user_id }) =>
-          records.get(user_id)?.applied.has(AppliedIds.prefix(message_id)) !== true,
-      )
-      const archiving = off.filter(({ user_id }) => (records.get(user_id)?.archived ?? 0) > 0)
-      const ledger =
-        archiving.length === 0
-          ? new Map<UserId, ReadonlySet<string>>()
-          : yield* users.archived(
-              Array.from(
-                Map.groupBy(archiving, ({ user_id }) => user_id),
-                ([user_id, some]) => ({
-                  user_id,
-                  ids: some.map(({ message_id }) => AppliedIds.prefix(message_id)),
-                }),
-              ),
-            )
-      const left = off.filter(
-        ({ message_id, user_id }) => ledger.get(user_id)?.has(AppliedIds.prefix(message_id)) !== true,
-      )
+      Row extends { readonly user_id: UserId; readonly message_id: string; readonly recordedAt: number },
+    >(rows: ReadonlyArray<Row>, records: ReadonlyMap<UserId, Read>) {
+      const applied = yield* Applied.applied(users, rows, records)
+      const left = rows.filter(({ message_id }) => !applied.has(AppliedIds.prefix(message_id)))
       return {
         applied: rows.length - left.length,
         // What was recorded before the erasure counts no more; repeating the erasure removes the row.
@@ -246,74 +245,47 @@ const make = Effect.gen(function* () {
       }
     })
 
-    const recordOf = (user: UserId) =>
-      Effect.map(users.load([user]), (records) => {
-        const record = records.get(user)
-        return {
-          version: record?.version ?? 0,
-          eventCount: record?.embedding?.event_count ?? 0,
-          applied: AppliedIds.toSet(record?.applied ?? AppliedIds.none),
-          archived: record?.archived ?? 0,
-          erased_at: record?.erased_at ?? -1,
-        }
-      })
-
     /**
      * One user, id by id. The record is read before the log, whose rows come before what is applied of them; if it has
      * changed at the end, all is read anew, so that ids which move to the ledger are neither overlooked nor seen twice.
      */
     const readUser = Effect.fnUntraced(function* (user: UserId) {
-      const record = yield* recordOf(user)
-      const records = new Map([[user, record]])
+      const records = yield* readOf([user])
+      const record = records.get(user) ?? nothing
       let applied = 0
       const left: Array<LogRow> = []
       yield* log.stream({ user }).pipe(
+        Stream.map((row) => ({ row, ...row.interaction, recordedAt: row.recordedAt })),
         Stream.grouped(page),
         Stream.runForEach((rows) =>
-          Effect.map(
-            unapplied(
-              Chunk.toReadonlyArray(rows).map((row) => ({
-                row,
-                user_id: user,
-                message_id: row.interaction.message_id,
-                recordedAt: row.recordedAt,
-              })),
-              records,
-            ),
-            (part) => {
-              applied += part.applied
-              for (const { row } of part.left) left.push(row)
-            },
-          ),
+          Effect.map(unapplied(Chunk.toReadonlyArray(rows), records), (part) => {
+            applied += part.applied
+            for (const { row } of part.left) left.push(row)
+          }),
         ),
       )
-      const archived = record.archived > 0 ? users.ledger(user) : Stream.empty
-      const offRecord = Stream.map(archived, (ids) => ids.filter((id) => !record.applied.has(id)))
-      const total =
-        record.applied.size + (yield* Stream.runFold(offRecord, 0, (sum, ids) => sum + ids.length))
-      return {
-        left,
-        total,
-        extra: total - applied,
-        eventCount: record.eventCount,
-        ids: Stream.concat(Stream.make([...record.applied]), offRecord),
-        settled: (yield* recordOf(user)).version === record.version,
-      }
+      const total = yield* Applied.total(users, user, record)
+      const again = (yield* readOf([user])).get(user) ?? nothing
+      return { record, left, total, extra: total - applied, settled: again.version === record.version }
     })
 
     const inspect = Effect.fnUntraced(function* (user: UserId) {
       const found = yield* readUser(user).pipe(
         Effect.repeat({ until: ({ settled }) => settled, times: mostReadings }),
       )
+      const { record, total } = found
       if (found.extra > 0)
-        yield* found.ids.pipe(
+        yield* Stream.make([...record.onRecord]).pipe(
+          Stream.concat(Applied.offRecord(users, user, record)),
           Stream.runForEach((ids) =>
             Effect.map(log.known(ids), (known) => {
               for (const id of ids) if (!known.has(id)) extra(user, id)
             }),
           ),
         )
-      if (found.settled) for (let i = 0; i < Math.abs(found.eventCount - found.total); i++) extra(user, "")
+      // After a rebuild what is not in the log any more is not counted either.
+      const miscounted = [total, total - found.extra].map((sum) => Math.abs(record.event_count - sum))
+      if (found.settled) for (let i = 0; i < Math.min(...miscounted); i++) extra(user, "")
       const since = yield* products.knownSince(
         [...new Set(found.left.flatMap(({ interaction }) => interaction.product_id ?? []))],
         space,
@@ -331,21 +303,18 @@ const make = Effect.gen(function* () {
       }
     })
 
-    const differs = ({ applied, logged, user_id }: Both): Effect.Effect<boolean, UserEmbeddingsError> => {
+    const differs = Effect.fnUntraced(function* ({ applied: written, logged, user_id }: Both) {
+      const applied = written ?? noRecord
       const ids = new Fingerprint()
-      const onRecord = AppliedIds.toSet(applied?.applied ?? AppliedIds.none)
-      for (const id of onRecord) ids.add(id)
-      const archived = (applied?.archived ?? 0) > 0 ? users.ledger(user_id) : Stream.empty
-      return Effect.map(
-        Stream.runForEach(archived, (some) =>
-          Effect.sync(() => {
-            // What a lost compare-and-swap put into the ledger is still on the record.
-            for (const id of some) if (!onRecord.has(id)) ids.add(id)
-          }),
-        ),
-        () => !ids.equals(logged?.ids ?? new Fingerprint()) || ids.count !== (applied?.event_count ?? 0),
+      const record = Applied.bookkept(applied)
+      for (const id of record.onRecord) ids.add(id)
+      yield* Stream.runForEach(Applied.offRecord(users, user_id, record), (some) =>
+        Effect.sync(() => {
+          for (const id of some) ids.add(id)
+        }),
       )
-    }
+      return !ids.equals(logged?.ids ?? new Fingerprint()) || ids.count !== applied.event_count
+    })
 
     if (options.user !== undefined) {
       audited = 1
@@ -383,16 +352,8 @@ const make = Effect.gen(function* () {
       const left = yield* Effect.forEach(
         Arr.chunksOf(open, page),
         (some) =>
-          Effect.flatMap(users.load([...new Set(some.map(({ user_id }) => user_id))]), (loaded) =>
-            unapplied(
-              some,
-              new Map(
-                Array.from(loaded, ([user, { applied, ...record }]) => [
-                  user,
-                  { ...record, applied: AppliedIds.toSet(applied) },
-                ]),
-              ),
-            ),
+          Effect.flatMap(readOf([...new Set(some.map(({ user_id }) => user_id))]), (records) =>
+            unapplied(some, records),
           ),
         { concurrency: usersAtOnce },
       )

@@ -30,7 +30,8 @@ const rowsWaiting = 20_000
 /** How long a stopping process goes on publishing what it has just committed. */
 const flushDeadline = Duration.seconds(5)
 
-const toMessage = ({ interaction, trace, recordedAt }: LoggedInteraction): Message => ({
+/** The update message of a row. */
+export const toMessage = ({ interaction, trace, recordedAt }: LoggedInteraction): Message => ({
   messageId: interaction.message_id,
   eventType: interaction.event_type,
   body: encodeMessage(interaction),

@@ -75,7 +75,8 @@ export class SpaceMismatch extends Schema.TaggedError<SpaceMismatch>()("SpaceMis
 
 const dayMillis = 86_400_000
 const recentEvents = 10
-const counter = {
+/** Which counter of the metadata an event type raises. */
+export const counter = {
   search: "search_count",
   product_view: "view_count",
   product_click: "click_count",

@@ -1,0 +1,53 @@
+/** `rebuild`: embeddings computed from the log, from nothing. */
+import { Command, Options } from "@effect/cli"
+import { Effect, Layer, Option, Schema } from "effect"
+import * as Stack from "../../layers/Stack.ts"
+import * as EventVectors from "../../services/EventVectors.ts"
+import { UserId } from "../../services/Interaction.ts"
+import * as Rebuilder from "../../services/Rebuilder.ts"
+import { json, print } from "../Output.ts"
+import { counting } from "../Progress.ts"
+import { BadUsage } from "../Usage.ts"
+
+/** Some embeddings stay as they were; the report says why. */
+class NotRebuilt extends Schema.TaggedError<NotRebuilt>()("NotRebuilt", { failed: Schema.Number }) {
+  override get message() {
+    return `${this.failed} embeddings were not rebuilt and stay as they were`
+  }
+}
+
+export const rebuild = Command.make(
+  "rebuild",
+  {
+    user: Options.text("user").pipe(
+      Options.withSchema(Schema.typeSchema(UserId)),
+      Options.withDescription("This user"),
+      Options.optional,
+    ),
+    all: Options.boolean("all").pipe(Options.withDescription("All users who have an embedding")),
+    allowMissing: Options.boolean("allow-missing").pipe(
+      Options.withDescription("Go on without interactions whose row or vector is gone"),
+    ),
+    json,
+  },
+  ({ all, allowMissing, json, user }) =>
+    Effect.gen(function* () {
+      if (all === Option.isSome(user)) return yield* new BadUsage({ message: "say either --user or --all" })
+      const rebuilder = yield* Rebuilder.Rebuilder
+      const report = yield* counting("users", (progress) =>
+        rebuilder.rebuild({ user: Option.getOrUndefined(user), allowMissing, progress }),
+      )
+      yield* print(json, report, ({ failures, rebuilt }) =>
+        [`${rebuilt} embeddings rebuilt`, ...failures.map(({ reason }) => reason)].join("\n"),
+      )
+      if (report.failed > 0) return yield* new NotRebuilt({ failed: report.failed })
+    }).pipe(
+      Effect.provide(
+        Rebuilder.layer.pipe(Layer.provide(EventVectors.layer), Layer.provideMerge(Stack.layer)),
+      ),
+    ),
+).pipe(
+  Command.withDescription(
+    "Computes embeddings anew from the log, in order, with the configured history, space, weights and decay",
+  ),
+)

@@ -1,0 +1,53 @@
+/** `replay`: rows of the log published again. */
+import { Command, Options } from "@effect/cli"
+import { Effect, Layer, Option, Schema } from "effect"
+import * as Stack from "../../layers/Stack.ts"
+import { eventTypes, UserId } from "../../services/Interaction.ts"
+import * as Replayer from "../../services/Replayer.ts"
+import { json, print } from "../Output.ts"
+import { counting } from "../Progress.ts"
+import { BadUsage, instant } from "../Usage.ts"
+
+export const replay = Command.make(
+  "replay",
+  {
+    user: Options.text("user").pipe(
+      Options.withSchema(Schema.typeSchema(UserId)),
+      Options.withDescription("Only of this user"),
+      Options.optional,
+    ),
+    since: instant("since", "Only what occurred at or after this"),
+    until: instant("until", "Only what occurred before this"),
+    type: Options.choice("type", eventTypes).pipe(
+      Options.withDescription("Only of this event type"),
+      Options.optional,
+    ),
+    all: Options.boolean("all").pipe(Options.withDescription("The whole log")),
+    dryRun: Options.boolean("dry-run").pipe(Options.withDescription("Only tell how many")),
+    json,
+  },
+  ({ all, dryRun, json, since, type, until, user }) =>
+    Effect.gen(function* () {
+      if (!all && [since, type, until, user].every(Option.isNone))
+        return yield* new BadUsage({
+          message: "say which by --user, --since, --until or --type, or say --all",
+        })
+      const filter = {
+        ...(Option.isSome(user) ? { user: user.value } : {}),
+        ...(Option.isSome(type) ? { type: type.value } : {}),
+        ...(Option.isSome(since) ? { since: since.value } : {}),
+        ...(Option.isSome(until) ? { until: until.value } : {}),
+      }
+      const replayer = yield* Replayer.Replayer
+      const report = yield* counting("messages", (progress) => replayer.replay(filter, { dryRun, progress }))
+      yield* print(json, report, ({ matched, published }) =>
+        dryRun
+          ? `${matched} interactions would be published again`
+          : `${published} interactions published again`,
+      )
+    }).pipe(Effect.provide(Layer.provideMerge(Replayer.layer, Stack.layer))),
+).pipe(
+  Command.withDescription(
+    "Publishes interactions of the log again; what was applied stays applied and is not applied twice",
+  ),
+)
