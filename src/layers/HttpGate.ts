@@ -9,7 +9,18 @@ import {
   HttpServerRequest,
   HttpServerResponse,
 } from "@effect/platform"
-import { Cause, Effect, Either, Option, Predicate, Redacted, Schema } from "effect"
+import {
+  Cause,
+  Context,
+  Effect,
+  Either,
+  Exit,
+  Option,
+  Predicate,
+  Redacted,
+  Schema,
+  type Tracer,
+} from "effect"
 import { UserId } from "../services/Interaction.ts"
 import { api } from "../services/InteractionApi.ts"
 import { Problem, unprocessable } from "../services/Problem.ts"
@@ -19,7 +30,8 @@ import { problemResponse } from "./HttpAnswer.ts"
 
 interface Route {
   readonly method: string
-  readonly path: string
+  /** `path` with its parameters in braces: `http.route`. */
+  readonly template: string
   /** Groups are the path's parameters. */
   readonly pattern: RegExp
 }
@@ -27,7 +39,11 @@ interface Route {
 const routes: ReadonlyArray<Route> = (() => {
   const found: Array<Route> = []
   const add = (method: string, path: string) =>
-    found.push({ method, path, pattern: new RegExp(`^${path.replace(/:(\w+)/g, "(?<$1>[^/]+)")}/?$`) })
+    found.push({
+      method,
+      template: path.replace(/:(\w+)/g, "{$1}"),
+      pattern: new RegExp(`^${path.replace(/:(\w+)/g, "(?<$1>[^/]+)")}/?$`),
+    })
   HttpApi.reflect(api, {
     onGroup: () => {},
     onEndpoint: ({ endpoint }) => add(endpoint.method, endpoint.path),
@@ -49,29 +65,56 @@ const open = new Set(["/livez", "/readyz", "/docs", "/openapi.json"])
 const untraced = new Set(["/livez", "/readyz", "/metrics"])
 
 /**
- * The server span `{METHOD} {route}`, continued from a valid `traceparent` and told in the answer's. The tracer of
- * the platform would take any text in a `b3` header for a trace id, and records every header.
+ * The server span `{METHOD} {route}`, continued from a valid `traceparent` and told in the answer's. It names the route
+ * but not the path, which has user ids in it. The tracer of the platform would take any text in a `b3` header for a
+ * trace id, and records every header.
  */
-const traced = <E, R>(request: HttpServerRequest.HttpServerRequest, app: HttpApp.Default<E, R>) => {
-  const path = pathOf(request.url)
-  if (untraced.has(path)) return app
-  const route = routes.find(({ pattern }) => pattern.test(path))?.path
-  const { traceparent, tracestate = null } = request.headers
-  return Effect.useSpan(
-    route === undefined ? request.method : `${request.method} ${route}`,
-    {
-      kind: "server",
-      captureStackTrace: false,
-      parent: traceparent === undefined ? undefined : Telemetry.externalSpan({ traceparent, tracestate }),
-      attributes: { "http.request.method": request.method, "url.path": path },
-    },
-    (span) =>
-      Effect.map(Effect.withParentSpan(app, span), (response) => {
-        span.attribute("http.response.status_code", response.status)
-        return HttpServerResponse.setHeader(response, "traceparent", Telemetry.traceparent(span))
+const traced = <E, R>(request: HttpServerRequest.HttpServerRequest, app: HttpApp.Default<E, R>) =>
+  Effect.gen(function* () {
+    const path = pathOf(request.url)
+    if (untraced.has(path)) return yield* app
+    const route = routes.find(({ pattern }) => pattern.test(path))?.template
+    const { traceparent, tracestate = null } = request.headers
+    const parent = traceparent === undefined ? undefined : Telemetry.externalSpan({ traceparent, tracestate })
+    const clock = yield* Effect.clock
+    const started = clock.unsafeCurrentTimeNanos()
+    const finished = (status: number) => {
+      const ended = clock.unsafeCurrentTimeNanos()
+      Telemetry.observe(
+        Telemetry.httpDuration(request.method, route, status),
+        Number(ended - started) / 1_000_000_000,
+      )
+      return ended
+    }
+    const answered = (span: Tracer.AnySpan) =>
+      Effect.map(
+        Effect.withParentSpan(app, span),
+        HttpServerResponse.setHeader("traceparent", Telemetry.traceparent(span)),
+      )
+    if (!(yield* Telemetry.isTracing)) {
+      const response = yield* answered(parent ?? Telemetry.newTrace())
+      finished(response.status)
+      return response
+    }
+    const tracer = yield* Effect.tracer
+    const span = tracer.span(
+      route === undefined ? request.method : `${request.method} ${route}`,
+      Option.fromNullable(parent),
+      Context.empty(),
+      [],
+      started,
+      "server",
+    )
+    span.attribute(Telemetry.attribute.httpMethod, request.method)
+    if (route !== undefined) span.attribute(Telemetry.attribute.httpRoute, route)
+    return yield* Effect.onExit(answered(span), (exit) =>
+      Effect.sync(() => {
+        const status = Exit.isSuccess(exit) ? exit.value.status : 499
+        span.attribute(Telemetry.attribute.httpStatus, status)
+        span.end(finished(status), status < 500 ? Exit.void : Telemetry.failed(String(status)))
       }),
-  )
-}
+    )
+  })
 
 const decodeId = Schema.decodeUnknownEither(UserId)
 

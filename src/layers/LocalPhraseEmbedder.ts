@@ -9,6 +9,7 @@ import { ConfigError, Effect, Either, Layer, Schema } from "effect"
 import type { Dependency } from "../services/Dependencies.ts"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import { PhraseEmbedder } from "../services/PhraseEmbedder.ts"
+import { attribute } from "../services/Telemetry.ts"
 import * as Vector from "../services/Vector.ts"
 
 const { weightsPath, tokenizerPath }: { readonly weightsPath: string; readonly tokenizerPath: string } =
@@ -99,6 +100,8 @@ const embed = (phrase: string, dimensions: number, { table, vocabulary }: Model)
   return tiled
 }
 
+const name = "minilm-words"
+
 const make = Effect.gen(function* () {
   const { dimensions } = yield* EmbeddingConfig
   if (dimensions % rowLength !== 0)
@@ -110,12 +113,21 @@ const make = Effect.gen(function* () {
     )
   const model = yield* Effect.cached(Effect.uninterruptible(load))
   return PhraseEmbedder.of({
-    space: `local:minilm-words:${dimensions}`,
+    space: `local:${name}:${dimensions}`,
     embed: (phrases) =>
       phrases.length === 0
         ? Effect.succeed([])
         : Effect.map(model, (loaded) =>
             phrases.map((phrase) => Either.right(embed(phrase, dimensions, loaded))),
+          ).pipe(
+            Effect.withSpan(`embeddings ${name}`, {
+              captureStackTrace: false,
+              attributes: {
+                [attribute.genAiOperation]: "embeddings",
+                [attribute.genAiProvider]: "local",
+                [attribute.genAiModel]: name,
+              },
+            }),
           ),
   })
 })

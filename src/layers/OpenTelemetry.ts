@@ -1,24 +1,25 @@
-/** The OpenTelemetry SDK underneath Effect's tracer when an OTLP endpoint is named; else nothing is built. */
-import * as NodeSdk from "@effect/opentelemetry/NodeSdk"
-import { OTLPMetricExporter } from "@opentelemetry/exporter-metrics-otlp-http"
-import { OTLPTraceExporter } from "@opentelemetry/exporter-trace-otlp-http"
-import { PeriodicExportingMetricReader } from "@opentelemetry/sdk-metrics"
-import { BatchSpanProcessor } from "@opentelemetry/sdk-trace-base"
+/** Traces and metrics are exported when an OTLP endpoint is named; else nothing is loaded or built. */
 import { Effect, Layer, Option } from "effect"
-import manifest from "../../package.json" with { type: "json" }
 import * as Settings from "../services/Settings.ts"
 
-const exporting = (serviceName: string) =>
-  NodeSdk.layer(() => ({
-    resource: { serviceName, serviceVersion: manifest.version },
-    // Endpoint, headers, sampling and batching follow the standard OTEL_* variables.
-    spanProcessor: new BatchSpanProcessor(new OTLPTraceExporter()),
-    metricReader: new PeriodicExportingMetricReader({ exporter: new OTLPMetricExporter() }),
-  }))
+/** Parts that serve have names of their own, so that a trace shows who did what. */
+const nameOf = (command: string | undefined): string =>
+  command === "api" || command === "worker" || command === "relay"
+    ? `user-embeddings-${command}`
+    : "user-embeddings"
 
-export const layerConfig = Layer.unwrapEffect(
-  Effect.gen(function* () {
-    const endpoint = yield* Settings.OTEL_EXPORTER_OTLP_ENDPOINT
-    return Option.isNone(endpoint) ? Layer.empty : exporting(yield* Settings.OTEL_SERVICE_NAME)
-  }),
-)
+/** `command` is the one that runs. */
+export const layerConfig = (command: string | undefined) =>
+  Layer.unwrapEffect(
+    Effect.gen(function* () {
+      const endpoint = yield* Settings.OTEL_EXPORTER_OTLP_ENDPOINT
+      if (Option.isNone(endpoint)) return Layer.empty
+      // Read by the SDK, which would put up with a bad value.
+      yield* Effect.all([Settings.OTEL_TRACES_SAMPLER, Settings.OTEL_TRACES_SAMPLER_ARG])
+      const { layer } = yield* Effect.promise(() => import("./OpenTelemetrySdk.ts"))
+      return layer({
+        serviceName: Option.getOrElse(yield* Settings.OTEL_SERVICE_NAME, () => nameOf(command)),
+        metricInterval: yield* Settings.OTEL_METRIC_EXPORT_INTERVAL,
+      })
+    }),
+  )

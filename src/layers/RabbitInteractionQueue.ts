@@ -22,6 +22,7 @@ import {
   type Settled,
   type Settlement,
 } from "../services/InteractionQueue.ts"
+import * as MessageTraces from "../services/MessageTraces.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
 import type { TraceContext } from "../services/Telemetry.ts"
 import { call, channel, type Lost, Rabbit, type RabbitError } from "./Rabbit.ts"
@@ -36,7 +37,11 @@ const failing = <A>(effect: Effect.Effect<A, RabbitError>): Effect.Effect<A, Int
   )
 
 /** The update message as it goes out, at `now` in Unix ms. */
-const toOutgoing = ({ body, eventType, messageId, recordedAt, trace }: Message, now: number): Outgoing => ({
+const toOutgoing = (
+  { body, eventType, messageId, recordedAt }: Message,
+  trace: TraceContext | null,
+  now: number,
+): Outgoing => ({
   exchange,
   routingKey: routingKey(eventType),
   body,
@@ -194,6 +199,22 @@ const copyOf = (delivery: Held, settlement: Onward, now: number, share: number):
   return { ...copy, options: { ...copy.options, expiration } }
 }
 
+const system = "rabbitmq"
+
+/** The copy as a message of its delivery's trace. */
+const tracedCopy = ({ copy: { exchange, routingKey }, delivery }: Copied): MessageTraces.Outgoing => ({
+  messageId: delivery.messageId,
+  trace: delivery.trace,
+  parent: MessageTraces.spanOf(delivery),
+  destination: exchange === "" ? routingKey : `${exchange}:${routingKey}`,
+  routingKey,
+  attempt: delivery.retryCount + 1,
+})
+const withTrace = ({ options, ...copy }: Outgoing, trace: TraceContext | null): Outgoing =>
+  trace === null
+    ? { ...copy, options }
+    : { ...copy, options: { ...options, headers: { ...options.headers, traceparent: trace.traceparent } } }
+
 /** A delivery that is acknowledged once its copy is confirmed. */
 interface Copied {
   readonly delivery: Held
@@ -210,11 +231,13 @@ const make = Effect.gen(function* () {
   const declare = (channel: Channel) => RabbitTopology.declare(channel, rungs)
   const publisher = yield* makePublisher("publisher", declare)
 
-  const publish = Effect.fn("publish user_events", { captureStackTrace: false })(function* (
-    messages: ReadonlyArray<Message>,
-  ) {
+  const publish = Effect.fnUntraced(function* (messages: ReadonlyArray<Message>) {
     const now = yield* Clock.currentTimeMillis
-    return yield* failing(publisher.publish(messages.map((message) => toOutgoing(message, now))))
+    return yield* MessageTraces.publishing(system, messages.map(MessageTraces.update), (traces) =>
+      failing(
+        publisher.publish(messages.map((message, index) => toOutgoing(message, traces[index] ?? null, now))),
+      ),
+    )
   })
 
   const consume = Effect.fnUntraced(function* (prefetch: number) {
@@ -323,13 +346,13 @@ const make = Effect.gen(function* () {
     /** Publishes copies, acknowledges the originals of those confirmed, and answers the others. */
     const pass = Effect.fnUntraced(function* (copies: ReadonlyArray<Copied>) {
       const held = copies.filter(({ delivery }) => delivery.subscription.holds(delivery))
-      const confirmations = yield* publisher
-        .publish(held.map(({ copy }) => copy))
-        .pipe(
-          Effect.catchAll((error) =>
-            Effect.as(Effect.annotateLogs(Effect.logDebug("copies.failed"), { error: error.message }), []),
-          ),
-        )
+      const confirmations = yield* MessageTraces.publishing(system, held.map(tracedCopy), (traces) =>
+        publisher.publish(held.map(({ copy }, index) => withTrace(copy, traces[index] ?? null))),
+      ).pipe(
+        Effect.catchAll((error) =>
+          Effect.as(Effect.annotateLogs(Effect.logDebug("copies.failed"), { error: error.message }), []),
+        ),
+      )
       const confirmed = held.filter((_, index) => confirmations[index] === "confirmed")
       acknowledge(confirmed.map(({ delivery }) => delivery))
       return held.filter((_, index) => confirmations[index] !== "confirmed")
@@ -377,8 +400,10 @@ const make = Effect.gen(function* () {
           if (!(delivery instanceof Held)) continue
           else if (settlement._tag === "Ack") done.push(delivery)
           else onward.push([delivery, settlement])
-        acknowledge(done)
-        return onward.length === 0 ? Effect.void : passOn(onward)
+        const acknowledged = Effect.sync(() => acknowledge(done)).pipe(
+          MessageTraces.acknowledging(system, done),
+        )
+        return onward.length === 0 ? acknowledged : Effect.zipRight(acknowledged, passOn(onward))
       })
 
     const holds = (delivery: Delivery) => delivery instanceof Held && delivery.subscription.holds(delivery)
@@ -406,7 +431,13 @@ const make = Effect.gen(function* () {
     ),
   )
 
-  return InteractionQueue.of({ publish, consume, depths, traffic: yield* RabbitManagement.traffic })
+  return InteractionQueue.of({
+    system,
+    publish,
+    consume,
+    depths,
+    traffic: yield* RabbitManagement.traffic,
+  })
 })
 
 export const layer = Layer.scoped(InteractionQueue, make)

@@ -19,10 +19,12 @@ import {
   type Message,
   nextIsolatedAttempt,
   queue,
+  retryQueue,
   routingKey,
   type Settled,
   type Settlement,
 } from "../services/InteractionQueue.ts"
+import * as MessageTraces from "../services/MessageTraces.ts"
 import { ladderDelays } from "../services/RetryPolicies.ts"
 import type { TraceContext } from "../services/Telemetry.ts"
 import { failingWith, Sqlite } from "./Sqlite.ts"
@@ -69,6 +71,7 @@ const pollMillis = 200
 /** How soon a failed statement is tried again. */
 const nextTryMillis = 1_000
 const longestErrorBytes = 1024
+const system = "sqlite"
 
 class SqliteDelivery implements Delivery {
   readonly id: number
@@ -148,6 +151,19 @@ const moveOf = (
   }
   const letter = { id: randomUUID(), attempts }
   return { queue: failedQueue, headers: { ...headers, failed, letter }, rung: 0, availableAt: now }
+}
+
+/** The moved message as one that is published in its delivery's trace. */
+const tracedMove = ([delivery, { queue, rung }]: readonly [SqliteDelivery, Move]): MessageTraces.Outgoing => {
+  const destination = rung > 0 ? retryQueue(rung) : queue
+  return {
+    messageId: delivery.messageId,
+    trace: delivery.trace,
+    parent: MessageTraces.spanOf(delivery),
+    destination,
+    routingKey: destination,
+    attempt: delivery.retryCount + 1,
+  }
 }
 
 const renewLease = (database: Database, holder: string, now: number) =>
@@ -233,8 +249,9 @@ const make = Effect.gen(function* () {
   const warning = (event: string) => (error: { readonly cause?: unknown }) =>
     Effect.logWarning(event).pipe(Effect.annotateLogs({ error: String(error.cause) }))
 
-  const publish = Effect.fn("publish user_events", { captureStackTrace: false })(function* (
+  const send = Effect.fnUntraced(function* (
     messages: ReadonlyArray<Message>,
+    traces: ReadonlyArray<TraceContext | null>,
   ) {
     const now = yield* Clock.currentTimeMillis
     yield* sqlite
@@ -242,12 +259,12 @@ const make = Effect.gen(function* () {
         const insert = database.query(
           "INSERT INTO queue_messages (queue, available_at, headers, body) VALUES (?, ?, ?, ?)",
         )
-        for (const { body, eventType, messageId, recordedAt, trace } of messages) {
+        for (const [index, { body, eventType, messageId, recordedAt }] of messages.entries()) {
           const headers: Headers = {
             messageId,
             exchange,
             routingKey: routingKey(eventType),
-            trace,
+            trace: traces[index] ?? null,
             retryCount: 0,
             isolatedAttempts: 0,
             publishedAt: now,
@@ -260,6 +277,9 @@ const make = Effect.gen(function* () {
     yield* wake
     return messages.map(() => "confirmed" as const)
   })
+
+  const publish = (messages: ReadonlyArray<Message>) =>
+    MessageTraces.publishing(system, messages.map(MessageTraces.update), (traces) => send(messages, traces))
 
   const consume = Effect.fnUntraced(function* (prefetch: number) {
     const holder = randomUUID()
@@ -308,29 +328,39 @@ const make = Effect.gen(function* () {
     const settle = Effect.fnUntraced(function* (settled: ReadonlyArray<Settled>) {
       const now = yield* Clock.currentTimeMillis
       const jitter = yield* Random.nextRange(0.9, 1)
-      yield* sqlite
-        .transaction((database) => {
-          const remove = database.query("DELETE FROM queue_messages WHERE id = ? AND holder = ?")
-          const move = database.query(
-            `UPDATE queue_messages SET queue = ?, headers = ?, rung = ?, available_at = ?, holder = NULL,
+      const own: Array<SqliteDelivery> = []
+      const done: Array<SqliteDelivery> = []
+      const moved: Array<readonly [SqliteDelivery, Move]> = []
+      for (const [delivery, settlement] of settled) {
+        if (!(delivery instanceof SqliteDelivery)) continue
+        own.push(delivery)
+        if (settlement._tag === "Ack") done.push(delivery)
+        else moved.push([delivery, moveOf(delivery, settlement, now, jitter)])
+      }
+      const write = (traces: ReadonlyArray<TraceContext | null>) =>
+        sqlite
+          .transaction((database) => {
+            const remove = database.query("DELETE FROM queue_messages WHERE id = ? AND holder = ?")
+            const move = database.query(
+              `UPDATE queue_messages SET queue = ?, headers = ?, rung = ?, available_at = ?, holder = NULL,
                deliveries = 0 WHERE id = ? AND holder = ?`,
-          )
-          for (const [delivery, settlement] of settled) {
-            if (!(delivery instanceof SqliteDelivery)) continue
-            if (settlement._tag === "Ack") remove.run(delivery.id, holder)
-            else {
-              const to = moveOf(delivery, settlement, now, jitter)
-              move.run(to.queue, JSON.stringify(to.headers), to.rung, to.availableAt, delivery.id, holder)
+            )
+            for (const { id } of done) remove.run(id, holder)
+            for (const [index, [{ id }, { availableAt, headers, queue, rung }]] of moved.entries()) {
+              const traced = JSON.stringify({ ...headers, trace: traces[index] ?? null })
+              move.run(queue, traced, rung, availableAt, id, holder)
             }
-          }
-        })
-        .pipe(
-          Effect.tapError(warning("settle.failed")),
-          // Tried for ever, so nothing is left to die of.
-          Effect.retry(Schedule.spaced(nextTryMillis)),
-          Effect.orDie,
-        )
-      for (const [delivery] of settled) held.delete(delivery)
+          })
+          .pipe(
+            Effect.tapError(warning("settle.failed")),
+            // Tried for ever, so nothing is left to die of.
+            Effect.retry(Schedule.spaced(nextTryMillis)),
+            Effect.orDie,
+            MessageTraces.acknowledging(system, done),
+            Effect.as(moved.map(() => "confirmed")),
+          )
+      yield* MessageTraces.publishing(system, moved.map(tracedMove), write)
+      for (const delivery of own) held.delete(delivery)
       yield* wake
     })
 
@@ -412,7 +442,7 @@ const make = Effect.gen(function* () {
     }
   })
 
-  return { publish, consume, depths, traffic }
+  return { system, publish, consume, depths, traffic }
 })
 
 export const layer = Layer.effect(InteractionQueue, make)

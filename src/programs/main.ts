@@ -82,7 +82,7 @@ Command.run(program, { name: "user-embeddings", version: manifest.version })(pro
   Effect.tapErrorCause(report),
   Effect.provide(
     Layer.mergeAll(
-      OpenTelemetry.layerConfig,
+      OpenTelemetry.layerConfig(process.argv[2]),
       CliConfig.layer({ showBuiltIns: false }),
       BunContext.layer,
     ).pipe(Layer.provideMerge(Logging.layerConfig(process.stderr.isTTY))),

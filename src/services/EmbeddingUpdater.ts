@@ -151,6 +151,9 @@ const make = Effect.gen(function* () {
       if (ids.archive.length > 0) archive.push({ user_id, ids: ids.archive })
       if (record?.embedding && folded.right.last_updated - record.embedding.last_updated > staleMillis)
         Telemetry.count(Telemetry.staleFolds)
+      const newest = record?.embedding?.last_updated ?? 0
+      const late = group.filter(({ interaction }) => Date.parse(interaction.occurred_at) < newest)
+      if (late.length > 0) Telemetry.count(Telemetry.lateFolds, late.length)
       writes.push({
         expected: record?.version,
         record: {
@@ -204,9 +207,7 @@ const make = Effect.gen(function* () {
     )
   })
 
-  const update = Effect.fn("EmbeddingUpdater.update", { captureStackTrace: false })(function* (
-    deliveries: ReadonlyArray<Delivery>,
-  ) {
+  const update = Effect.fnUntraced(function* (deliveries: ReadonlyArray<Delivery>) {
     const now = yield* Clock.currentTimeMillis
     const received = deliveries.map((delivery) => receive(delivery, now))
     const items = Arr.getRights(received)

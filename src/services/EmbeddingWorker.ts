@@ -4,7 +4,7 @@
  * interactions of a user wait for each other. While a dependency is out, messages are held and one at a time
  * probes it; when only phrases can't be embedded, everything else goes on.
  */
-import { Clock, Context, Duration, Effect, Fiber, Layer, Option } from "effect"
+import { Clock, Context, Duration, Effect, Fiber, FiberRef, Layer, LogLevel, Option } from "effect"
 import { BatchWindow } from "./BatchWindow.ts"
 import { EmbeddingConfig } from "./EmbeddingConfig.ts"
 import { EmbeddingUpdater, type Outcome } from "./EmbeddingUpdater.ts"
@@ -16,6 +16,7 @@ import {
   type Settled,
   type Settlement,
 } from "./InteractionQueue.ts"
+import * as MessageTraces from "./MessageTraces.ts"
 import * as RetryPolicies from "./RetryPolicies.ts"
 import * as Telemetry from "./Telemetry.ts"
 
@@ -48,12 +49,32 @@ interface Work {
   readonly probe: boolean
 }
 
-/** How a settlement that is no success is logged. */
-const eventOf = {
-  Retry: "message.retried",
-  DeadLetter: "message.parked",
-  Isolate: "message.isolated",
+/** What became of a message, in spans and metrics. */
+const words = { Ack: "ack", Retry: "retry", DeadLetter: "dead_letter", Isolate: "isolate" } as const
+
+const verdictOf = (settlement: Settlement): MessageTraces.Verdict => ({
+  settlement: words[settlement._tag],
+  ...("failure" in settlement && { error: settlement.failure.error }),
+})
+
+/** The line of a message: a warning when it failed, else for those who debug. */
+const lineOf = {
+  Ack: Effect.logDebug("message.processed"),
+  Retry: Effect.logWarning("message.retried"),
+  DeadLetter: Effect.logWarning("message.parked"),
+  Isolate: Effect.logWarning("message.isolated"),
 } as const
+
+const report = ([delivery, settlement]: Settled) =>
+  lineOf[settlement._tag].pipe(
+    Effect.annotateLogs({
+      message_id: delivery.messageId,
+      event_type: delivery.routingKey.slice(delivery.routingKey.lastIndexOf(".") + 1),
+      attempt: delivery.retryCount + 1,
+      ...verdictOf(settlement),
+    }),
+    MessageTraces.within(delivery),
+  )
 
 const isSearch = (delivery: Delivery): boolean => delivery.routingKey === routingKey("search")
 
@@ -83,22 +104,17 @@ const make = Effect.gen(function* () {
   const settleAll = Effect.fnUntraced(function* (settled: ReadonlyArray<Settled>) {
     if (settled.length === 0) return
     yield* consumer.settle(settled)
-    const counts: Record<Settlement["_tag"], number> = { Ack: 0, Retry: 0, DeadLetter: 0, Isolate: 0 }
-    for (const [delivery, settlement] of settled) {
-      counts[settlement._tag] += 1
-      if (settlement._tag === "Ack") continue
-      const failure = "failure" in settlement ? settlement.failure : undefined
-      yield* Effect.logWarning(eventOf[settlement._tag]).pipe(
-        Effect.annotateLogs({
-          message_id: delivery.messageId,
-          attempt: delivery.retryCount + 1,
-          settlement: settlement._tag,
-          ...failure,
-        }),
-      )
+    for (const [, settlement] of settled) {
+      Telemetry.count(Telemetry.consumedMessages(words[settlement._tag]))
+      if (settlement._tag === "Retry") Telemetry.count(Telemetry.retries(settlement.failure.error))
+      if (settlement._tag === "DeadLetter") Telemetry.count(Telemetry.deadLetters(settlement.failure.error))
     }
-    Telemetry.count(Telemetry.retries, counts.Retry)
-    Telemetry.count(Telemetry.deadLetters, counts.DeadLetter)
+    const debugging = LogLevel.lessThanEqual(
+      yield* FiberRef.get(FiberRef.currentMinimumLogLevel),
+      LogLevel.Debug,
+    )
+    const told = debugging ? settled : settled.filter(([, { _tag }]) => _tag !== "Ack")
+    yield* Effect.forEach(told, report, { discard: true })
   })
 
   /** A message with nothing beside it, here or in the queue, is no backlog: in an outage it climbs its rungs. */
@@ -121,10 +137,16 @@ const make = Effect.gen(function* () {
       if (settlement === undefined) innocent.push(delivery)
       else suspects.push([delivery, settlement])
     }
-    yield* settleAll(suspects)
+    if (suspects.length > 0)
+      yield* MessageTraces.processing(
+        queue.system,
+        suspects.map(([delivery]) => delivery),
+        (_, index) => verdictOf(suspects[index]![1]),
+        settleAll(suspects),
+      )
     if (innocent.length === 0) return
 
-    const outcomes = yield* updater.update(innocent).pipe(
+    const updated = updater.update(innocent).pipe(
       // One of them would have killed a worker less careful.
       Effect.catchAllDefect((defect) =>
         Effect.as(
@@ -136,19 +158,37 @@ const make = Effect.gen(function* () {
         ),
       ),
     )
-    const failures = outcomes.flatMap((outcome) => (outcome._tag === "Outage" ? [outcome.error] : []))
-    const lone = failures.length === 1 && batch.length === 1 && (yield* isLone)
     const waiting: Array<Delivery> = []
     const settled: Array<Settled> = []
-    for (const [index, outcome] of outcomes.entries())
-      if (outcome._tag === "Outage" && !lone) waiting.push(innocent[index]!)
-      else settled.push([innocent[index]!, outcome.settlement])
-    held = waiting.concat(held)
-    yield* settleAll(settled)
+    const process = Effect.gen(function* () {
+      const outcomes = yield* updated
+      const failures = outcomes.flatMap((outcome) => (outcome._tag === "Outage" ? [outcome.error] : []))
+      const lone = failures.length === 1 && batch.length === 1 && (yield* isLone)
+      for (const [index, outcome] of outcomes.entries())
+        if (outcome._tag === "Outage" && !lone) waiting.push(innocent[index]!)
+        else settled.push([innocent[index]!, outcome.settlement])
+      held = waiting.concat(held)
+      yield* settleAll(settled)
+      return { failures, lone, outcomes }
+    })
+    const { failures, outcomes } = yield* MessageTraces.processing(
+      queue.system,
+      innocent,
+      ({ lone, outcomes }, index) => {
+        const { _tag, settlement } = outcomes[index]!
+        const verdict = verdictOf(settlement)
+        return _tag === "Outage" && !lone ? { ...verdict, settlement: "wait" } : verdict
+      },
+      process,
+    )
 
     const now = yield* Clock.currentTimeMillis
+    const duration_ms = now - started
+    Telemetry.observe(Telemetry.processDuration, duration_ms / 1000)
+    Telemetry.observe(Telemetry.batchSize, batch.length)
+    const failed = settled.filter(([, { _tag }]) => _tag !== "Ack").length
     yield* Effect.logInfo("batch.processed").pipe(
-      Effect.annotateLogs({ count: batch.length, waiting: waiting.length, duration_ms: now - started }),
+      Effect.annotateLogs({ count: batch.length, failed, waiting: waiting.length, duration_ms }),
     )
     const failure = failures.at(-1)
     if (failure !== undefined) {

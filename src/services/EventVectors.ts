@@ -16,6 +16,7 @@ import {
 } from "effect"
 import { EmbeddingConfig } from "./EmbeddingConfig.ts"
 import type { Interaction } from "./Interaction.ts"
+import * as MessageTraces from "./MessageTraces.ts"
 import { PhraseEmbedder, type PhraseEmbedderError } from "./PhraseEmbedder.ts"
 import { PhraseEmbeddings, type PhraseEmbeddingsError, phraseKey } from "./PhraseEmbeddings.ts"
 import { ProductEmbeddings, type ProductEmbeddingsError } from "./ProductEmbeddings.ts"
@@ -193,10 +194,16 @@ const make = Effect.gen(function* () {
   })
 
   const resolve = Effect.fnUntraced(function* (interactions: ReadonlyArray<Interaction>) {
+    const searches = interactions.filter(({ search_phrase }) => search_phrase !== null)
+    const others = interactions.filter(({ search_phrase }) => search_phrase === null)
     const [byPhrase, byProduct] = yield* Effect.all(
       [
-        ofPhrases([...new Set(interactions.flatMap(({ search_phrase }) => search_phrase ?? []))]),
-        ofProducts([...new Set(interactions.flatMap(({ product_id }) => product_id ?? []))]),
+        ofPhrases([...new Set(searches.flatMap(({ search_phrase }) => search_phrase ?? []))]).pipe(
+          MessageTraces.onBehalfOf(searches),
+        ),
+        ofProducts([...new Set(others.flatMap(({ product_id }) => product_id ?? []))]).pipe(
+          MessageTraces.onBehalfOf(others),
+        ),
       ],
       { concurrency: 2 },
     )

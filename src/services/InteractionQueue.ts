@@ -134,6 +134,8 @@ export interface Traffic {
 export class InteractionQueue extends Context.Tag("user-embeddings/InteractionQueue")<
   InteractionQueue,
   {
+    /** `messaging.system` of its spans. */
+    readonly system: string
     /** Publishes messages in a window and answers in their order. Fails only when none can be published. */
     readonly publish: (
       messages: ReadonlyArray<Message>,

@@ -6,6 +6,7 @@
 import { Clock, Context, Deferred, Effect, Exit, Fiber, Layer } from "effect"
 import type { Interaction } from "./Interaction.ts"
 import { type Appended, InteractionLog, InteractionLogError, type NewInteraction } from "./InteractionLog.ts"
+import * as MessageTraces from "./MessageTraces.ts"
 import { OutboxRelay } from "./OutboxRelay.ts"
 import * as Telemetry from "./Telemetry.ts"
 
@@ -61,7 +62,9 @@ const make = Effect.gen(function* () {
   const flush = Effect.gen(function* () {
     const jobs = takeJobs()
     const entries = jobs.flatMap((job) => job.entries)
-    const exit = yield* Effect.exit(log.append(entries))
+    const exit = yield* log
+      .append(entries)
+      .pipe(MessageTraces.together("record interactions", entries.map(MessageTraces.traced)), Effect.exit)
     if (Exit.isFailure(exit)) {
       for (const { done } of jobs) Deferred.unsafeDone(done, exit)
       return

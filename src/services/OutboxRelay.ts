@@ -8,6 +8,7 @@ import { Clock, Context, Duration, Effect, Fiber, Layer } from "effect"
 import { encodeMessage, type MessageId } from "./Interaction.ts"
 import { InteractionLog, type InteractionLogError, type LoggedInteraction } from "./InteractionLog.ts"
 import { InteractionQueue, type InteractionQueueError, type Message } from "./InteractionQueue.ts"
+import * as MessageTraces from "./MessageTraces.ts"
 import * as RetryPolicies from "./RetryPolicies.ts"
 
 export class OutboxRelay extends Context.Tag("user-embeddings/OutboxRelay")<
@@ -65,6 +66,7 @@ const make = Effect.gen(function* () {
     const rows = waiting.slice(0, page)
     waiting = waiting.slice(page)
     yield* publish(rows).pipe(
+      MessageTraces.together("relay interactions", rows.map(MessageTraces.traced)),
       Effect.catchAll((error) =>
         Effect.logWarning("publish.failed").pipe(
           Effect.annotateLogs({ count: rows.length, left_to: "sweep", error: error.message }),
@@ -104,7 +106,12 @@ const make = Effect.gen(function* () {
     while (true) {
       const rows = yield* log.unpublished({ limit: page, recordedBy })
       const left = rows.filter(({ interaction }) => !own.has(interaction.message_id))
-      const confirmed = left.length === 0 ? 0 : yield* publish(left)
+      const confirmed =
+        left.length === 0
+          ? 0
+          : yield* publish(left).pipe(
+              MessageTraces.together("sweep interactions", left.map(MessageTraces.traced)),
+            )
       published += confirmed
       if (confirmed === 0 || rows.length < page) return published
     }

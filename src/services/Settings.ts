@@ -303,11 +303,35 @@ export const OTEL_EXPORTER_OTLP_ENDPOINT = optional("OTEL_EXPORTER_OTLP_ENDPOINT
   example: "http://127.0.0.1:4318",
   schema: url("http:", "https:"),
 })
-export const OTEL_SERVICE_NAME = withDefault("OTEL_SERVICE_NAME", {
-  meaning: "service.name of traces and metrics",
+export const OTEL_SERVICE_NAME = optional("OTEL_SERVICE_NAME", {
+  meaning:
+    "service.name of traces and metrics; default user-embeddings-api, -worker or -relay, else user-embeddings",
   example: "user-embeddings",
-  fallback: "user-embeddings",
   schema: text,
+})
+export const OTEL_TRACES_SAMPLER = withDefault("OTEL_TRACES_SAMPLER", {
+  meaning: "Which traces are exported; parentbased_* follow the decision in a client's traceparent",
+  example: "parentbased_traceidratio",
+  fallback: "parentbased_always_on",
+  schema: oneOf(
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+  ),
+})
+export const OTEL_TRACES_SAMPLER_ARG = optional("OTEL_TRACES_SAMPLER_ARG", {
+  meaning: "Share of traces that a *traceidratio sampler exports, 0 to 1",
+  example: "0.01",
+  schema: number((n) => n >= 0 && n <= 1, "must be a number from 0 to 1"),
+})
+export const OTEL_METRIC_EXPORT_INTERVAL = withDefault("OTEL_METRIC_EXPORT_INTERVAL", {
+  meaning: "How often metrics are sent to the OTLP endpoint, in ms",
+  example: "60000",
+  fallback: "60000",
+  schema: milliseconds,
 })
 export const LOG_LEVEL = withDefault("LOG_LEVEL", {
   meaning: "Least level that is logged",
@@ -355,6 +379,9 @@ export const all: ReadonlyArray<Setting<unknown>> = [
   API_TOKENS,
   OTEL_EXPORTER_OTLP_ENDPOINT,
   OTEL_SERVICE_NAME,
+  OTEL_TRACES_SAMPLER,
+  OTEL_TRACES_SAMPLER_ARG,
+  OTEL_METRIC_EXPORT_INTERVAL,
   LOG_LEVEL,
   LOG_FORMAT,
 ]

@@ -1,5 +1,23 @@
-/** Span names, attribute keys and trace context as data: it is stored with the row and sent in headers. */
-import { Effect, Metric, MetricBoundaries, MetricState, Option, Tracer } from "effect"
+/** Span names, attribute keys, metrics, and trace context as data: it is stored with the row and sent in headers. */
+import { randomBytes } from "node:crypto"
+import {
+  Context,
+  Data,
+  DefaultServices,
+  Effect,
+  Exit,
+  Metric,
+  MetricBoundaries,
+  type MetricKey,
+  type MetricPair,
+  MetricState,
+  Option,
+  Predicate,
+  Tracer,
+} from "effect"
+
+// ---------------------------------------------------------------------------------------------------------
+// Trace context
 
 /** W3C trace context, as it stands in headers and in the log. */
 export interface TraceContext {
@@ -7,19 +25,35 @@ export interface TraceContext {
   readonly tracestate: string | null
 }
 
+/** The `tracestate` that came with a remote span. */
+export class TraceState extends Context.Tag("user-embeddings/TraceState")<TraceState, string>() {}
+
 const traceparentPattern = /^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$/
 
 /** The span as `traceparent` header. */
 export const traceparent = (span: Tracer.AnySpan): string =>
   `00-${span.traceId}-${span.spanId}-${span.sampled ? "01" : "00"}`
 
+/** The `tracestate` of the remote span that a span descends from. */
+const tracestateOf = (span: Tracer.AnySpan): string | null => {
+  let ancestor = span
+  while (ancestor._tag === "Span") {
+    if (Option.isNone(ancestor.parent)) return null
+    ancestor = ancestor.parent.value
+  }
+  return Option.getOrNull(Context.getOption(ancestor.context, TraceState))
+}
+
+/** The trace context that descendants of the span in other processes continue. */
+export const traceOf = (span: Tracer.AnySpan): TraceContext => ({
+  traceparent: traceparent(span),
+  tracestate: tracestateOf(span),
+})
+
 /** The trace context of the current span, if there is one. */
 export const currentTrace: Effect.Effect<TraceContext | null> = Effect.map(
   Effect.option(Effect.currentParentSpan),
-  Option.match({
-    onNone: () => null,
-    onSome: (span) => ({ traceparent: traceparent(span), tracestate: null }),
-  }),
+  Option.match({ onNone: () => null, onSome: traceOf }),
 )
 
 /** The stored trace context as a parent for new spans; `undefined` when it is malformed or absent. */
@@ -30,13 +64,53 @@ export const externalSpan = (trace: TraceContext | null): Tracer.ExternalSpan | 
     traceId: match[1]!,
     spanId: match[2]!,
     sampled: (Number.parseInt(match[3]!, 16) & 1) === 1,
+    ...(trace.tracestate === null ? {} : { context: Context.make(TraceState, trace.tracestate) }),
   })
 }
 
-/** Attribute keys of the OpenTelemetry semantic conventions. */
+/** A trace that nobody records: it only tells what belongs together. */
+export const newTrace = (): Tracer.ExternalSpan =>
+  Tracer.externalSpan({
+    traceId: randomBytes(16).toString("hex"),
+    spanId: randomBytes(8).toString("hex"),
+    sampled: false,
+  })
+
+/** Whether somebody asked for spans: without that the default tracer makes them for nobody. */
+export const isTracing: Effect.Effect<boolean> = Effect.map(
+  Effect.tracer,
+  (tracer) => tracer !== Context.get(DefaultServices.liveServices, Tracer.Tracer),
+)
+
+/** What a failed span tells: a kind of failure, never its text, which may quote what users sent. */
+export class SpanFailure extends Data.Error<{ readonly type: string }> {
+  override readonly name = "SpanFailure"
+  override get message() {
+    return this.type
+  }
+}
+
+/** How a span ends that failed in such a way. */
+export const failed = (type: string): Exit.Exit<never, SpanFailure> => Exit.fail(new SpanFailure({ type }))
+
+/** `error.type`: the tag of an error with its reason, or the name of its class. */
+export const errorType = (error: unknown): string => {
+  if (error instanceof SpanFailure) return error.type
+  if (!Predicate.hasProperty(error, "_tag")) return error instanceof Error ? error.name : "unknown"
+  return Predicate.hasProperty(error, "reason") && typeof error.reason === "string"
+    ? `${String(error._tag)}.${error.reason}`
+    : String(error._tag)
+}
+
+/** Attribute keys of the OpenTelemetry semantic conventions, and ours. */
 export const attribute = {
+  errorType: "error.type",
+  httpMethod: "http.request.method",
+  httpRoute: "http.route",
+  httpStatus: "http.response.status_code",
   messagingSystem: "messaging.system",
   messagingOperation: "messaging.operation.name",
+  messagingOperationType: "messaging.operation.type",
   messagingDestination: "messaging.destination.name",
   messagingRoutingKey: "messaging.rabbitmq.destination.routing_key",
   messagingMessageId: "messaging.message.id",
@@ -48,7 +122,14 @@ export const attribute = {
   genAiProvider: "gen_ai.provider.name",
   genAiModel: "gen_ai.request.model",
   genAiInputTokens: "gen_ai.usage.input_tokens",
+  /** Which attempt at a message this is, from 1. */
+  attempt: "user_embeddings.attempt",
+  /** What became of a delivery: `ack`, `retry`, `dead_letter`, `isolate`. */
+  settlement: "user_embeddings.settlement",
 } as const
+
+// ---------------------------------------------------------------------------------------------------------
+// Metrics
 
 /** Adds to a counter from synchronous code. */
 export const count = (counter: Metric.Metric.Counter<number>, by = 1): void => counter.unsafeUpdate(by, [])
@@ -56,56 +137,181 @@ export const count = (counter: Metric.Metric.Counter<number>, by = 1): void => c
 export const observe = (histogram: Metric.Metric.Histogram<number>, value: number): void =>
   histogram.unsafeUpdate(value, [])
 
+const seconds = <Type, In, Out>(metric: Metric.Metric<Type, In, Out>) => Metric.tagged(metric, "unit", "s")
+const counter = (name: string, description: string) =>
+  Metric.counter(name, { description, incremental: true })
+const gauge = (name: string, description: string) => Metric.gauge(name, { description })
+const buckets = (...boundaries: ReadonlyArray<number>) => MetricBoundaries.fromIterable(boundaries)
+
+/** The same metric for each value of its tags, made once. */
+const tagged = <Type, In, Out>(metric: Metric.Metric<Type, In, Out>, ...keys: ReadonlyArray<string>) => {
+  const known = new Map<string, Metric.Metric<Type, In, Out>>()
+  return (...values: ReadonlyArray<string>): Metric.Metric<Type, In, Out> => {
+    const id = values.join("|")
+    const found = known.get(id)
+    if (found !== undefined) return found
+    const made = keys.reduce((all, key, index) => Metric.tagged(all, key, values[index] ?? ""), metric)
+    known.set(id, made)
+    return made
+  }
+}
+
+const httpDurations = tagged(
+  Metric.histogram(
+    "http.server.request.duration",
+    buckets(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    "Seconds until a request was answered",
+  ).pipe(seconds),
+  attribute.httpMethod,
+  attribute.httpRoute,
+  attribute.httpStatus,
+)
+const methods = new Set(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+/** Seconds until a request was answered; unknown routes and methods share a series, whatever strangers ask for. */
+export const httpDuration = (method: string, route: string | undefined, status: number) =>
+  httpDurations(methods.has(method) ? method : "_OTHER", route ?? "", String(status))
+
+/** Messages that the broker has confirmed, or not, by destination. */
+export const sentMessages = tagged(
+  counter("messaging.client.sent.messages", "Messages published, by destination and whether confirmed"),
+  attribute.messagingDestination,
+  "outcome",
+)
+/** Messages taken from the main queue, by what became of them. */
+export const consumedMessages = tagged(
+  counter("messaging.client.consumed.messages", "Messages settled, by what became of them"),
+  attribute.settlement,
+)
+/** Seconds that a batch of messages took. */
+export const processDuration = Metric.histogram(
+  "messaging.process.duration",
+  buckets(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+  "Seconds in which a worker processed and settled a batch",
+).pipe(seconds)
+/** Messages of a batch. */
+export const batchSize = Metric.histogram(
+  "user_embeddings.batch_size",
+  buckets(1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000),
+  "Messages that a worker processed together",
+)
 /** The SLA: seconds from recording an interaction to its durable embedding. */
 export const eventToEmbedding = Metric.histogram(
   "user_embeddings.event_to_embedding",
-  MetricBoundaries.fromIterable([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]),
+  buckets(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
   "Seconds from recording an interaction to its durable embedding",
-).pipe(Metric.tagged("unit", "s"))
+).pipe(seconds)
 /** Interactions acknowledged without effect because their product has no embedding. */
-export const skippedInteractions = Metric.counter("user_embeddings.skipped", { incremental: true })
+export const skippedInteractions = counter(
+  "user_embeddings.skipped",
+  "Interactions skipped because their product has no embedding",
+)
+/** Interactions that are older than the newest of their user's embedding. */
+export const lateFolds = counter("user_embeddings.late_folds", "Interactions folded after a newer one")
 /** Folds into an embedding that was last updated more than 90 days before. */
-export const staleFolds = Metric.counter("user_embeddings.stale_folds", { incremental: true })
+export const staleFolds = counter(
+  "user_embeddings.stale_folds",
+  "Folds into an embedding last updated more than 90 days before",
+)
 /** Interactions whose write lost a compare-and-swap and was done again. */
-export const lockConflicts = Metric.counter("user_embeddings.lock_conflicts", { incremental: true })
-const phraseLookups = Metric.counter("user_embeddings.phrase_lookups", { incremental: true })
+export const lockConflicts = counter(
+  "user_embeddings.lock_conflicts",
+  "Interactions folded again because another worker wrote first",
+)
+const phraseLookups = tagged(
+  counter("user_embeddings.phrase_lookups", "Phrases whose vector was wanted, by where it was found"),
+  "source",
+)
 /** Phrases whose vector was wanted, by where it was found; `embedder` is what costs. */
 export const phrasesFrom = {
-  memory: Metric.tagged(phraseLookups, "source", "memory"),
-  store: Metric.tagged(phraseLookups, "source", "store"),
-  embedder: Metric.tagged(phraseLookups, "source", "embedder"),
+  memory: phraseLookups("memory"),
+  store: phraseLookups("store"),
+  embedder: phraseLookups("embedder"),
 }
 /** Requests to the embedding service that were answered. */
 export const embeddingsDuration = Metric.histogram(
   "gen_ai.client.embeddings.duration",
-  MetricBoundaries.fromIterable([0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15]),
+  buckets(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15),
   "Seconds until the embedding service answered",
-).pipe(Metric.tagged("unit", "s"))
-/** Messages parked in `failed`. */
-export const deadLetters = Metric.counter("user_embeddings.dead_letters", { incremental: true })
-/** Messages sent up the retry ladder. */
-export const retries = Metric.counter("user_embeddings.retries", { incremental: true })
+).pipe(seconds)
+/** Messages parked in `failed`, by error. */
+export const deadLetters = tagged(
+  counter("user_embeddings.dead_letters", "Messages parked in the queue of dead letters, by error"),
+  attribute.errorType,
+)
+/** Messages sent up the retry ladder, by error. */
+export const retries = tagged(
+  counter("user_embeddings.retries", "Failed attempts that are tried again, by error"),
+  attribute.errorType,
+)
+
+const queueMessages = tagged(gauge("user_embeddings.queue.messages", "Messages in a queue"), "queue", "state")
+/** Messages in a queue by state: `ready` or `unacked`. */
+export const queueDepth = (queue: string, state: "ready" | "unacked" = "ready") => queueMessages(queue, state)
+export const queueConsumers = gauge("user_embeddings.queue.consumers", "Consumers of the main queue")
+/** How long ago the oldest message that a worker is processing was published; 0 when the queue is empty. */
+export const queueAge = gauge(
+  "user_embeddings.queue.oldest_age",
+  "Seconds since the oldest message in process was published",
+).pipe(seconds)
+export const outboxRows = gauge("user_embeddings.outbox.unpublished", "Rows that wait to be published")
+export const outboxAge = gauge(
+  "user_embeddings.outbox.oldest_age",
+  "Seconds since the oldest unpublished row was recorded",
+).pipe(seconds)
+export const residentMemory = gauge("process.memory.usage", "Resident memory of the process").pipe(
+  Metric.tagged("unit", "By"),
+)
+export const eventLoopDelay = gauge("process.eventloop.delay", "Seconds by which a timer came late").pipe(
+  seconds,
+)
 
 const label = (text: string) => text.replace(/[\\"\n]/g, (c) => (c === "\n" ? "\\n" : `\\${c}`))
 
-/** All metrics in the text format of Prometheus. */
-export const prometheus: Effect.Effect<string> = Effect.map(Metric.snapshot, (pairs) => {
-  const lines: Array<string> = []
-  for (const { metricKey, metricState } of pairs) {
-    const name = metricKey.name.replace(/[^a-zA-Z0-9_]/g, "_")
-    const tags = [...metricKey.tags].map(({ key, value }) => `${key}="${label(value)}"`)
-    const line = (suffix: string, value: number | bigint, ...more: ReadonlyArray<string>) => {
-      const all = [...tags, ...more].join(",")
-      lines.push(`${name}${suffix}${all === "" ? "" : `{${all}}`} ${value}`)
-    }
-    if (MetricState.isCounterState(metricState)) line("_total", metricState.count)
-    else if (MetricState.isGaugeState(metricState)) line("", metricState.value)
-    else if (MetricState.isHistogramState(metricState)) {
-      for (const [most, count] of metricState.buckets)
-        line("_bucket", count, `le="${Number.isFinite(most) ? most : "+Inf"}"`)
-      line("_sum", metricState.sum)
-      line("_count", metricState.count)
-    }
+const suffixes: Readonly<Record<string, string>> = { s: "_seconds", By: "_bytes" }
+const nameIn = (key: MetricKey.MetricKey.Untyped, unit: string | undefined): string =>
+  key.name.replace(/[^a-zA-Z0-9_]/g, "_") + (unit === undefined ? "" : (suffixes[unit] ?? ""))
+
+/** A series in the text format; kinds that Prometheus lacks have no lines. */
+const series = ({ metricKey, metricState }: MetricPair.MetricPair.Untyped) => {
+  const unit = [...metricKey.tags].find(({ key }) => key === "unit")?.value
+  const tags = [...metricKey.tags]
+    .filter(({ key }) => key !== "unit")
+    .map(({ key, value }) => `${key.replace(/[^a-zA-Z0-9_]/g, "_")}="${label(value)}"`)
+    .toSorted()
+  const name = nameIn(metricKey, unit)
+  const line = (suffix: string, value: number | bigint, ...more: ReadonlyArray<string>) => {
+    const all = [...tags, ...more].join(",")
+    return `${name}${suffix}${all === "" ? "" : `{${all}}`} ${value}`
   }
-  return `${lines.join("\n")}\n`
+  const description = Option.getOrElse(metricKey.description, () => "")
+  if (MetricState.isCounterState(metricState))
+    return { name: `${name}_total`, type: "counter", description, lines: [line("_total", metricState.count)] }
+  if (MetricState.isGaugeState(metricState))
+    return { name, type: "gauge", description, lines: [line("", metricState.value)] }
+  if (MetricState.isHistogramState(metricState)) {
+    const counts = [...metricState.buckets].map(([most, count]) =>
+      line("_bucket", count, `le="${Number.isFinite(most) ? most : "+Inf"}"`),
+    )
+    const lines = [...counts, line("_sum", metricState.sum), line("_count", metricState.count)]
+    return { name, type: "histogram", description, lines }
+  }
+  return undefined
+}
+
+/** All metrics in the text format of Prometheus, each name once with what it means. */
+export const prometheus: Effect.Effect<string> = Effect.map(Metric.snapshot, (pairs) => {
+  const families = Map.groupBy(
+    pairs.flatMap((pair) => series(pair) ?? []),
+    ({ name }) => name,
+  )
+  const text = [...families]
+    .toSorted(([a], [b]) => (a < b ? -1 : 1))
+    .flatMap(([name, [first, ...others]]) => [
+      ...(first === undefined || first.description === ""
+        ? []
+        : [`# HELP ${name} ${first.description.replace(/\\/g, "\\\\").replace(/\n/g, "\\n")}`]),
+      `# TYPE ${name} ${first?.type}`,
+      ...[first, ...others].flatMap((one) => one?.lines ?? []),
+    ])
+  return `${text.join("\n")}\n`
 })

@@ -35,6 +35,7 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
     lost: new Set<Delivery>(),
   }
   const queue = Layer.succeed(InteractionQueue, {
+    system: "test",
     publish: () => Effect.succeed([]),
     traffic: Effect.succeed(null),
     depths: Effect.sync(() => ({
