@@ -72,7 +72,7 @@ const untraced = new Set(["/livez", "/readyz", "/metrics"])
 const traced = <E, R>(request: HttpServerRequest.HttpServerRequest, app: HttpApp.Default<E, R>) =>
   Effect.gen(function* () {
     const path = pathOf(request.url)
-    if (untraced.has(path)) return yield* app
+    if (untraced.has(path)) return yield* Telemetry.untraced(app)
     const route = routes.find(({ pattern }) => pattern.test(path))?.template
     const { traceparent, tracestate = null } = request.headers
     const parent = traceparent === undefined ? undefined : Telemetry.externalSpan({ traceparent, tracestate })

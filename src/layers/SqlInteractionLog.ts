@@ -14,7 +14,7 @@ import {
   type NewInteraction,
 } from "../services/InteractionLog.ts"
 import { deadlockRetry } from "../services/RetryPolicies.ts"
-import { attribute } from "../services/Telemetry.ts"
+import { attribute, untraced } from "../services/Telemetry.ts"
 import * as Mysql from "./Mysql.ts"
 import * as Sqlite from "./Sqlite.ts"
 
@@ -221,6 +221,8 @@ const make = Effect.gen(function* () {
     (operation: "INSERT" | "SELECT" | "UPDATE" | "DELETE") =>
     <A>(run: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
       run.pipe(
+        // The span of the statement says it all.
+        untraced,
         Effect.retry({ schedule: deadlockRetry, while: dialect.isConflict }),
         Effect.withSpan(`${operation} ${table}`, {
           kind: "client",

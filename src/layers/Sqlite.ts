@@ -209,13 +209,29 @@ export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> =
   }
 })
 
-/** Turns a failed statement into the error of a port: `failingWith((f) => new XError(f))("save")(effect)`. */
+/**
+ * Turns a failed statement into the error of a port: `failingWith((f) => new XError(f))("save")(effect)`; with a
+ * `table` in a span of its own.
+ */
 export const failingWith =
   <E>(
     error: (failure: { reason: ReturnType<typeof failureReason>; operation: string; cause: unknown }) => E,
+    table?: string,
   ) =>
   (operation: string) =>
-  <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, E> =>
-    Effect.mapError(effect, (failed) =>
+  <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, E> => {
+    const failing = Effect.mapError(effect, (failed) =>
       error({ reason: failureReason(failed), operation, cause: failed.cause ?? failed }),
     )
+    return table === undefined
+      ? failing
+      : Effect.withSpan(failing, `${operation} ${table}`, {
+          kind: "client",
+          captureStackTrace: false,
+          attributes: {
+            [attribute.dbSystem]: "sqlite",
+            [attribute.dbCollection]: table,
+            [attribute.dbOperation]: operation,
+          },
+        })
+  }

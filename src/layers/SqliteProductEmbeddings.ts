@@ -20,7 +20,7 @@ const everything = [...described, "space", "text"] as const
 const rowsPerPage = 500
 
 const make = Effect.map(Sqlite, (sqlite) => {
-  const failing = failingWith((failure) => new ProductEmbeddingsError(failure))
+  const failing = failingWith((failure) => new ProductEmbeddingsError(failure), "product_embeddings")
 
   /** Products of a space in pages, in the order of their ids; other fibers run in between. */
   const pages = <Column extends keyof ProductEmbedding>(

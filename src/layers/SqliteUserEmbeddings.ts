@@ -46,7 +46,7 @@ const paged = <Row, Key>(
   )
 
 const make = Effect.map(Sqlite, (sqlite) => {
-  const failing = failingWith((failure) => new UserEmbeddingsError(failure))
+  const failing = failingWith((failure) => new UserEmbeddingsError(failure), "user_embeddings")
 
   const userId = ({ user_id }: { readonly user_id: string }) => user_id
   const users =

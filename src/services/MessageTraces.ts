@@ -144,16 +144,15 @@ export const update = ({ eventType, messageId, trace }: Message): Outgoing => ({
 })
 
 /** Counts what was published, by destination and outcome. */
-const counting = (messages: ReadonlyArray<Outgoing>) => (exit: Exit.Exit<ReadonlyArray<string>, unknown>) =>
-  Effect.sync(() => {
-    const byDestination = Map.groupBy(messages.keys(), (index) => messages[index]!.destination)
-    for (const [destination, indices] of byDestination) {
-      const outcomes = Map.groupBy(indices, (index) =>
-        Exit.isSuccess(exit) ? (exit.value[index] ?? "nacked") : "failed",
-      )
-      for (const [outcome, { length }] of outcomes) count(sentMessages(destination, outcome), length)
-    }
-  })
+const countSent = (messages: ReadonlyArray<Outgoing>, exit: Exit.Exit<ReadonlyArray<string>, unknown>) => {
+  const byDestination = Map.groupBy(messages.keys(), (index) => messages[index]?.destination ?? "")
+  for (const [destination, indices] of byDestination) {
+    const outcomes = Map.groupBy(indices, (index) =>
+      Exit.isSuccess(exit) ? (exit.value[index] ?? "nacked") : "failed",
+    )
+    for (const [outcome, { length }] of outcomes) count(sentMessages(destination, outcome), length)
+  }
+}
 
 /**
  * Publishes messages. Each sampled one goes out with the context of a PRODUCER span of its own, which ends when the
@@ -165,8 +164,9 @@ export const publishing = <A extends string, E, R>(
   publish: (traces: ReadonlyArray<TraceContext | null>) => Effect.Effect<ReadonlyArray<A>, E, R>,
 ): Effect.Effect<ReadonlyArray<A>, E, R> =>
   Effect.gen(function* () {
-    if (!(yield* isTracing))
-      return yield* publish(messages.map(({ trace }) => trace)).pipe(Effect.onExit(counting(messages)))
+    const send = (traces: ReadonlyArray<TraceContext | null>) =>
+      Effect.onExit(publish(traces), (exit) => Effect.sync(() => countSent(messages, exit)))
+    if (!(yield* isTracing)) return yield* send(messages.map(({ trace }) => trace))
     const tracer = yield* Effect.tracer
     const clock = yield* Effect.clock
     const started = clock.unsafeCurrentTimeNanos()
@@ -199,27 +199,23 @@ export const publishing = <A extends string, E, R>(
     const sampled = Arr.filterMap(spans, Option.fromNullable)
     const inSpan =
       sampled.length < 2
-        ? publish(traces)
+        ? send(traces)
         : asBatch(
             "publish",
             { kind: "producer", attributes: { [attribute.messagingSystem]: system }, count: messages.length },
             sampled,
-          )(publish(traces))
-    return yield* inSpan.pipe(
-      Effect.onExit(counting(messages)),
-      Effect.onExit((exit) =>
-        Effect.map(Clock.currentTimeNanos, (ended) => {
-          for (const [index, span] of spans.entries())
-            span?.end(
-              ended,
-              Exit.isFailure(exit)
-                ? exit
-                : exit.value[index] === "confirmed"
-                  ? Exit.void
-                  : failed(exit.value[index] ?? "nacked"),
-            )
-        }),
-      ),
+          )(send(traces))
+    return yield* Effect.onExit(inSpan, (exit) =>
+      Effect.map(Clock.currentTimeNanos, (ended) => {
+        for (const [index, span] of spans.entries()) {
+          if (span === undefined) continue
+          if (Exit.isFailure(exit)) span.end(ended, exit)
+          else {
+            const outcome = exit.value[index] ?? "nacked"
+            span.end(ended, outcome === "confirmed" ? Exit.void : failed(outcome))
+          }
+        }
+      }),
     )
   })
 

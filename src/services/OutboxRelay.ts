@@ -10,6 +10,7 @@ import { InteractionLog, type InteractionLogError, type LoggedInteraction } from
 import { InteractionQueue, type InteractionQueueError, type Message } from "./InteractionQueue.ts"
 import * as MessageTraces from "./MessageTraces.ts"
 import * as RetryPolicies from "./RetryPolicies.ts"
+import * as Telemetry from "./Telemetry.ts"
 
 export class OutboxRelay extends Context.Tag("user-embeddings/OutboxRelay")<
   OutboxRelay,
@@ -111,6 +112,7 @@ const make = Effect.gen(function* () {
           ? 0
           : yield* publish(left).pipe(
               MessageTraces.together("sweep interactions", left.map(MessageTraces.traced)),
+              Effect.withTracerEnabled(true),
             )
       published += confirmed
       if (confirmed === 0 || rows.length < page) return published
@@ -122,7 +124,7 @@ const make = Effect.gen(function* () {
     const counting = Effect.map(sweepPages, (count) => {
       published = count
     })
-    yield* log.whileElected(counting)
+    yield* Telemetry.untraced(log.whileElected(counting))
     if (published > 0) yield* Effect.logInfo("outbox.swept").pipe(Effect.annotateLogs({ count: published }))
     return published
   })

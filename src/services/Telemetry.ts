@@ -6,9 +6,11 @@ import {
   DefaultServices,
   Effect,
   Exit,
+  FiberRef,
   Metric,
   MetricBoundaries,
   type MetricKey,
+  MetricKeyType,
   type MetricPair,
   MetricState,
   Option,
@@ -77,10 +79,14 @@ export const newTrace = (): Tracer.ExternalSpan =>
   })
 
 /** Whether somebody asked for spans: without that the default tracer makes them for nobody. */
-export const isTracing: Effect.Effect<boolean> = Effect.map(
+export const isTracing: Effect.Effect<boolean> = Effect.zipWith(
   Effect.tracer,
-  (tracer) => tracer !== Context.get(DefaultServices.liveServices, Tracer.Tracer),
+  FiberRef.get(FiberRef.currentTracerEnabled),
+  (tracer, enabled) => enabled && tracer !== Context.get(DefaultServices.liveServices, Tracer.Tracer),
 )
+
+/** Runs what is asked again and again without telling: no spans. */
+export const untraced = Effect.withTracerEnabled(false)
 
 /** What a failed span tells: a kind of failure, never its text, which may quote what users sent. */
 export class SpanFailure extends Data.Error<{ readonly type: string }> {
@@ -180,7 +186,7 @@ export const sentMessages = tagged(
 /** Messages taken from the main queue, by what became of them. */
 export const consumedMessages = tagged(
   counter("messaging.client.consumed.messages", "Messages settled, by what became of them"),
-  attribute.settlement,
+  "outcome",
 )
 /** Seconds that a batch of messages took. */
 export const processDuration = Metric.histogram(
@@ -271,6 +277,9 @@ const suffixes: Readonly<Record<string, string>> = { s: "_seconds", By: "_bytes"
 const nameIn = (key: MetricKey.MetricKey.Untyped, unit: string | undefined): string =>
   key.name.replace(/[^a-zA-Z0-9_]/g, "_") + (unit === undefined ? "" : (suffixes[unit] ?? ""))
 
+const isIncremental = ({ keyType }: MetricKey.MetricKey.Untyped): boolean =>
+  MetricKeyType.isCounterKey(keyType) && keyType.incremental
+
 /** A series in the text format; kinds that Prometheus lacks have no lines. */
 const series = ({ metricKey, metricState }: MetricPair.MetricPair.Untyped) => {
   const unit = [...metricKey.tags].find(({ key }) => key === "unit")?.value
@@ -284,8 +293,11 @@ const series = ({ metricKey, metricState }: MetricPair.MetricPair.Untyped) => {
     return `${name}${suffix}${all === "" ? "" : `{${all}}`} ${value}`
   }
   const description = Option.getOrElse(metricKey.description, () => "")
-  if (MetricState.isCounterState(metricState))
+  // What may also fall is no counter there.
+  if (MetricState.isCounterState(metricState) && isIncremental(metricKey))
     return { name: `${name}_total`, type: "counter", description, lines: [line("_total", metricState.count)] }
+  if (MetricState.isCounterState(metricState))
+    return { name, type: "gauge", description, lines: [line("", metricState.count)] }
   if (MetricState.isGaugeState(metricState))
     return { name, type: "gauge", description, lines: [line("", metricState.value)] }
   if (MetricState.isHistogramState(metricState)) {

@@ -83,21 +83,23 @@ describe("metrics", () => {
     }),
   )
 
-  effectTest("histograms have cumulative buckets up to +Inf, a sum and a count", () =>
-    Effect.gen(function* () {
-      const histogram = Metric.histogram(
-        "test.telemetry.histogram",
-        MetricBoundaries.fromIterable([0.1, 1]),
-      ).pipe(Metric.tagged("unit", "s"))
-      for (const seconds of [0.05, 0.5, 0.5, 7]) Telemetry.observe(histogram, seconds)
-      expect(yield* linesOf("test_telemetry_histogram")).toEqual([
-        'test_telemetry_histogram_bucket{unit="s",le="0.1"} 1',
-        'test_telemetry_histogram_bucket{unit="s",le="1"} 3',
-        'test_telemetry_histogram_bucket{unit="s",le="+Inf"} 4',
-        'test_telemetry_histogram_sum{unit="s"} 8.05',
-        'test_telemetry_histogram_count{unit="s"} 4',
-      ])
-    }),
+  effectTest(
+    "histograms have cumulative buckets up to +Inf, a sum and a count, and their unit in the name",
+    () =>
+      Effect.gen(function* () {
+        const histogram = Metric.histogram(
+          "test.telemetry.histogram",
+          MetricBoundaries.fromIterable([0.1, 1]),
+        ).pipe(Metric.tagged("unit", "s"))
+        for (const seconds of [0.05, 0.5, 0.5, 7]) Telemetry.observe(histogram, seconds)
+        expect(yield* linesOf("test_telemetry_histogram")).toEqual([
+          'test_telemetry_histogram_seconds_bucket{le="0.1"} 1',
+          'test_telemetry_histogram_seconds_bucket{le="1"} 3',
+          'test_telemetry_histogram_seconds_bucket{le="+Inf"} 4',
+          "test_telemetry_histogram_seconds_sum 8.05",
+          "test_telemetry_histogram_seconds_count 4",
+        ])
+      }),
   )
 
   effectTest("gauges have their bare name; labels are escaped", () =>
