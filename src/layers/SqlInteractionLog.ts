@@ -363,11 +363,12 @@ const make = Effect.gen(function* () {
       ),
     )
 
-  const stream = ({ since, type, until, user }: LogFilter) => {
+  const stream = ({ recordedSince, since, type, until, user }: LogFilter) => {
     const conditions = [
       ...(type === undefined ? [] : [sql`event_type = ${type}`]),
       ...(since === undefined ? [] : [sql`occurred_at >= ${toColumn(since)}`]),
       ...(until === undefined ? [] : [sql`occurred_at < ${toColumn(until)}`]),
+      ...(recordedSince === undefined ? [] : [sql`created_at >= ${toColumn(recordedSince)}`]),
     ]
     return user === undefined ? ofAll(conditions) : ofUser(user, conditions)
   }

@@ -9,6 +9,7 @@ import * as Logging from "../layers/Logging.ts"
 import * as OpenTelemetry from "../layers/OpenTelemetry.ts"
 import { audit } from "./cli/Audit.ts"
 import { config } from "./cli/Config.ts"
+import { exports } from "./cli/Export.ts"
 import { failed } from "./cli/Failed.ts"
 import { imports } from "./cli/Import.ts"
 import { products } from "./cli/Products.ts"
@@ -32,6 +33,7 @@ const program = Command.make("user-embeddings").pipe(
     config,
     products,
     imports,
+    exports,
     user,
     stats,
     failed,

@@ -46,6 +46,8 @@ export interface LogFilter {
   readonly since?: string
   /** `occurred_at` before this (canonical timestamp, exclusive). */
   readonly until?: string
+  /** Recorded from here on, whenever it occurred (canonical timestamp, inclusive). */
+  readonly recordedSince?: string
 }
 
 export interface Backlog {

@@ -383,6 +383,9 @@ export const suite = <E>(
         expect(yield* references({ user, type: "search" })).toEqual(["shoes"])
         expect(yield* references({ user, since: at(1), until: at(3) })).toEqual(["p-1", "p-2", "shoes"])
         expect(yield* references({ user, since: at(2.001) })).toEqual(["p-3"])
+        yield* append(view(user, "p-late", { occurred_at: at(0), recordedAt: Date.parse(at(50)) }))
+        expect(yield* references({ user, recordedSince: at(50) })).toEqual(["p-late"])
+        expect(yield* references({ user, recordedSince: at(50.001) })).toEqual([])
         const all = yield* interactionsOf({ since: at(2), until: at(2.001) })
         expect(new Set(all.map(({ user_id }) => user_id))).toEqual(
           new Set([...all.map(({ user_id }) => user_id), user, stranger]),

@@ -1,0 +1,126 @@
+/** `export embeddings`, `export interactions`. */
+import { extname } from "node:path"
+import { Command, Options } from "@effect/cli"
+import { Console, Effect, Option, Schema } from "effect"
+import * as Stack from "../../layers/Stack.ts"
+import { eventTypes, UserId } from "../../services/Interaction.ts"
+import { embeddingFormats, exportEmbeddings, exportInteractions } from "../Export.ts"
+import { json, print } from "../Output.ts"
+import { counting, figure } from "../Progress.ts"
+import { instant } from "../Usage.ts"
+
+const out = Options.file("out").pipe(
+  Options.withAlias("o"),
+  Options.withDescription("File to write; default: stdout"),
+  Options.optional,
+)
+
+/** The format asked for, else by the file's name, else the first. */
+const formatOf = <Format extends string>(
+  formats: readonly [Format, ...ReadonlyArray<Format>],
+  given: Option.Option<Format>,
+  out: Option.Option<string>,
+): Format => {
+  const ending = extname(Option.getOrElse(out, () => "")).slice(1)
+  return Option.getOrElse(given, () => formats.find((format) => format === ending) ?? formats[0])
+}
+
+/** Where the data itself goes to stdout, what was done is told on stderr. */
+const report = <A extends { readonly exported: number; readonly files: ReadonlyArray<string> }>(
+  json: boolean,
+  toFile: boolean,
+  value: A,
+  human: (value: A) => string,
+) => (toFile ? print(json, value, human) : Console.error(json ? JSON.stringify(value) : human(value)))
+
+const embeddings = Command.make(
+  "embeddings",
+  {
+    format: Options.choice("format", embeddingFormats).pipe(
+      Options.withDescription("Default: by the name of the file, else jsonl. npy writes the ids beside it"),
+      Options.optional,
+    ),
+    out,
+    since: instant("since", "Only embeddings written since; in jsonl also who was erased since"),
+    json,
+  },
+  ({ format, json, out, since }) =>
+    counting("users", (progress) =>
+      exportEmbeddings({
+        format: formatOf(embeddingFormats, format, out),
+        out,
+        since: Option.getOrUndefined(Option.map(since, Date.parse)),
+        progress,
+      }),
+    ).pipe(
+      Effect.flatMap((done) =>
+        report(json, Option.isSome(out), done, ({ erased, exported, files, other_space, space }) =>
+          [
+            `${figure(exported)} users in ${space}${files.length > 0 ? ` → ${files.join(", ")}` : ""}`,
+            ...(erased > 0 ? [`${figure(erased)} users erased since`] : []),
+            ...(other_space > 0
+              ? [`${figure(other_space)} users in another space left out: user-embeddings rebuild --all`]
+              : []),
+          ].join("\n"),
+        ),
+      ),
+      Effect.provide(Stack.layer),
+    ),
+).pipe(Command.withDescription("Embeddings of all users, or of those that changed, for other programs"))
+
+const interactionFormats = ["jsonl", "csv"] as const
+
+const interactions = Command.make(
+  "interactions",
+  {
+    format: Options.choice("format", interactionFormats).pipe(
+      Options.withDescription("Default: by the name of the file, else jsonl"),
+      Options.optional,
+    ),
+    out,
+    user: Options.text("user").pipe(
+      Options.withSchema(Schema.typeSchema(UserId)),
+      Options.withDescription("Only of this user"),
+      Options.optional,
+    ),
+    type: Options.choice("type", eventTypes).pipe(
+      Options.withDescription("Only of this event type"),
+      Options.optional,
+    ),
+    since: instant("since", "Only what occurred at or after"),
+    until: instant("until", "Only what occurred before"),
+    recordedSince: instant("recorded-since", "Only what was recorded at or after, whenever it occurred"),
+    json,
+  },
+  ({ format, json, out, recordedSince, since, type, until, user }) =>
+    counting("rows", (progress) =>
+      exportInteractions({
+        format: formatOf(interactionFormats, format, out),
+        out,
+        filter: {
+          ...(Option.isSome(user) && { user: user.value }),
+          ...(Option.isSome(type) && { type: type.value }),
+          ...(Option.isSome(since) && { since: since.value }),
+          ...(Option.isSome(until) && { until: until.value }),
+          ...(Option.isSome(recordedSince) && { recordedSince: recordedSince.value }),
+        },
+        progress,
+      }),
+    ).pipe(
+      Effect.flatMap((done) =>
+        report(
+          json,
+          Option.isSome(out),
+          done,
+          ({ exported, files }) =>
+            `${figure(exported)} interactions${files.length > 0 ? ` → ${files.join(", ")}` : ""}`,
+        ),
+      ),
+      Effect.provide(Stack.layer),
+    ),
+).pipe(Command.withDescription("The interaction log as lines that `import interactions` reads"))
+
+export const exports = Command.make("export").pipe(
+  Command.withDescription("Embeddings or interactions, as files for other programs"),
+  Command.withSubcommands([embeddings, interactions]),
+)
