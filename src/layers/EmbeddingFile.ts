@@ -3,7 +3,8 @@
  * Parquet. A file stands under its name only when it is complete.
  */
 import { FileSystem } from "@effect/platform"
-import { Effect } from "effect"
+import type { PlatformError } from "@effect/platform/Error"
+import { Effect, Schema } from "effect"
 import type { SchemaElement } from "hyparquet"
 import { fileWriter, ParquetWriter } from "hyparquet-writer"
 import type { UserEmbedding } from "../services/UserEmbedding.ts"
@@ -14,11 +15,22 @@ export interface Exported {
   readonly version: number
 }
 
+export class EmbeddingFileError extends Schema.TaggedError<EmbeddingFileError>()("EmbeddingFileError", {
+  path: Schema.String,
+  cause: Schema.Defect,
+}) {
+  override get message() {
+    return `cannot write ${this.path}: ${this.cause instanceof Error ? this.cause.message : this.cause}`
+  }
+}
+
+type Failure = EmbeddingFileError | PlatformError
+
 /** Files that are being written: pages in order, then `finish`. */
 export interface EmbeddingFile {
-  readonly write: (page: ReadonlyArray<Exported>) => Effect.Effect<void, Error>
+  readonly write: (page: ReadonlyArray<Exported>) => Effect.Effect<void, Failure>
   /** Completes the files and gives them their names; answers those. */
-  readonly finish: Effect.Effect<ReadonlyArray<string>, Error>
+  readonly finish: Effect.Effect<ReadonlyArray<string>, Failure>
 }
 
 const partial = (path: string) => `${path}.partial`
@@ -122,7 +134,7 @@ const schema: Array<SchemaElement> = [
 export const parquet = Effect.fnUntraced(function* (path: string) {
   const files = yield* FileSystem.FileSystem
   const attempt = <A>(run: () => A) =>
-    Effect.try({ try: run, catch: (cause) => new Error(`cannot write ${path}: ${cause}`, { cause }) })
+    Effect.try({ try: run, catch: (cause) => new EmbeddingFileError({ path, cause }) })
   const writer = yield* attempt(
     () => new ParquetWriter({ writer: fileWriter(partial(path)), schema, createdBy: "user-embeddings" }),
   )
