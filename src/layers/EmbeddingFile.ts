@@ -15,16 +15,12 @@ export interface Exported {
   readonly version: number
 }
 
-export class EmbeddingFileError extends Schema.TaggedError<EmbeddingFileError>()("EmbeddingFileError", {
-  path: Schema.String,
-  cause: Schema.Defect,
-}) {
-  override get message() {
-    return `cannot write ${this.path}: ${this.cause instanceof Error ? this.cause.message : this.cause}`
-  }
-}
+export class ExportFailed extends Schema.TaggedError<ExportFailed>()("ExportFailed", {
+  message: Schema.String,
+  cause: Schema.optional(Schema.Defect),
+}) {}
 
-type Failure = EmbeddingFileError | PlatformError
+type Failure = ExportFailed | PlatformError
 
 /** Files that are being written: pages in order, then `finish`. */
 export interface EmbeddingFile {
@@ -134,7 +130,10 @@ const schema: Array<SchemaElement> = [
 export const parquet = Effect.fnUntraced(function* (path: string) {
   const files = yield* FileSystem.FileSystem
   const attempt = <A>(run: () => A) =>
-    Effect.try({ try: run, catch: (cause) => new EmbeddingFileError({ path, cause }) })
+    Effect.try({
+      try: run,
+      catch: (cause) => new ExportFailed({ message: `cannot write ${path}: ${cause}`, cause }),
+    })
   const writer = yield* attempt(
     () => new ParquetWriter({ writer: fileWriter(partial(path)), schema, createdBy: "user-embeddings" }),
   )

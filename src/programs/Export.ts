@@ -1,7 +1,7 @@
 /** `export …`: what is stored, for other programs, page by page. */
 import { FileSystem } from "@effect/platform"
 import type { PlatformError } from "@effect/platform/Error"
-import { Chunk, Effect, Option, Schema, Stream } from "effect"
+import { Chunk, Effect, Option, Stream } from "effect"
 import * as EmbeddingFile from "../layers/EmbeddingFile.ts"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import * as InteractionFile from "../services/InteractionFile.ts"
@@ -9,15 +9,10 @@ import { InteractionLog, type LogFilter } from "../services/InteractionLog.ts"
 import { PhraseEmbedder } from "../services/PhraseEmbedder.ts"
 import { UserEmbeddings } from "../services/UserEmbeddings.ts"
 
-export class ExportFailed extends Schema.TaggedError<ExportFailed>()("ExportFailed", {
-  message: Schema.String,
-  cause: Schema.optional(Schema.Defect),
-}) {}
-
 const pageOfUsers = 500
 
 interface Output {
-  readonly write: (text: string) => Effect.Effect<void, ExportFailed | PlatformError>
+  readonly write: (text: string) => Effect.Effect<void, EmbeddingFile.ExportFailed | PlatformError>
   /** Answers the files. */
   readonly finish: Effect.Effect<ReadonlyArray<string>, PlatformError>
 }
@@ -28,10 +23,12 @@ const lines = Effect.fnUntraced(function* (out: Option.Option<string>) {
   if (Option.isNone(out)) {
     const stdout: Output = {
       write: (text: string) =>
-        Effect.async<void, ExportFailed>((resume) => {
+        Effect.async<void, EmbeddingFile.ExportFailed>((resume) => {
           process.stdout.write(text, (cause) =>
             resume(
-              cause ? Effect.fail(new ExportFailed({ message: "stdout is closed", cause })) : Effect.void,
+              cause
+                ? Effect.fail(new EmbeddingFile.ExportFailed({ message: "stdout is closed", cause }))
+                : Effect.void,
             ),
           )
         }),
@@ -102,7 +99,7 @@ export const exportEmbeddings = Effect.fn("exportEmbeddings")(function* (options
   const { dimensions } = yield* EmbeddingConfig
   const { format, out, since = 0 } = options
   if (format !== "jsonl" && Option.isNone(out))
-    return yield* new ExportFailed({ message: `${format} needs a file: --out FILE` })
+    return yield* new EmbeddingFile.ExportFailed({ message: `${format} needs a file: --out FILE` })
   const path = Option.getOrElse(out, () => "")
   const json = format === "jsonl" ? yield* jsonLines(out) : undefined
   const output =
