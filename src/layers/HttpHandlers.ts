@@ -5,5 +5,8 @@ import { api } from "../services/InteractionApi.ts"
 import { embeddings } from "./HttpEmbeddings.ts"
 import { health } from "./HttpHealth.ts"
 import { interactions } from "./HttpInteractions.ts"
+import { recommendations } from "./HttpRecommendations.ts"
 
-export const layer = HttpApiBuilder.api(api).pipe(Layer.provide([interactions, embeddings, health]))
+export const layer = HttpApiBuilder.api(api).pipe(
+  Layer.provide([interactions, embeddings, recommendations, health]),
+)

@@ -95,7 +95,7 @@ const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
   { name: names.userEmbeddingLedger, schema: exactly({ _id: text }), indexes: [] },
   {
     name: names.productEmbeddings,
-    indexes: [{ field: "product_id", unique: true }, { field: "space" }],
+    indexes: [{ field: "product_id", unique: true }, { field: "space" }, { field: "updated_at" }],
   },
   {
     name: names.phraseEmbeddings,

@@ -1,7 +1,7 @@
 /** Product embeddings in MongoDB, one document per product in `product_embeddings`. */
 import { Clock, Effect, Layer, Stream } from "effect"
 import type { ProductId } from "../services/Interaction.ts"
-import { keepBest } from "../services/Nearest.ts"
+import { keepBest, nearer } from "../services/Nearest.ts"
 import {
   type Neighbour,
   type ProductEmbedding,
@@ -146,7 +146,7 @@ export const make = (options: { readonly storage: Storage }) =>
                   if (embedding.length !== vector.length) continue
                   const lengths = asked * Vector.norm(embedding)
                   const similarity = lengths === 0 ? 0 : Vector.dot(vector, embedding) / lengths
-                  keepBest(best, limit, { product_id: document.product_id, similarity })
+                  keepBest(best, limit, { product_id: document.product_id, similarity }, nearer)
                 }
               }),
             ),
@@ -159,6 +159,14 @@ export const make = (options: { readonly storage: Storage }) =>
         }),
 
       count: call("count", name, () => products.countDocuments()),
+
+      changed: (after) =>
+        stream(name, () => products.find({ updated_at: { $gt: new Date(after) } })).pipe(
+          Stream.map((document) => ({
+            ...toProduct(document),
+            updated_at: document.updated_at.getTime(),
+          })),
+        ),
 
       stream: (space) =>
         stream(name, () => products.find({ space }).sort({ product_id: 1 })).pipe(Stream.map(toProduct)),

@@ -4,7 +4,7 @@ import type { SqlError } from "@effect/sql/SqlError"
 import type { Fragment } from "@effect/sql/Statement"
 import { Array as Arr, Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
 import { prefix } from "../services/AppliedIds.ts"
-import { type Interaction, type Metadata, reference } from "../services/Interaction.ts"
+import { type EventType, type Interaction, type Metadata, reference } from "../services/Interaction.ts"
 import {
   type Appended,
   InteractionLog,
@@ -12,6 +12,7 @@ import {
   type LogFilter,
   type LogRow,
   type NewInteraction,
+  type ProductCount,
 } from "../services/InteractionLog.ts"
 import { deadlockRetry } from "../services/RetryPolicies.ts"
 import { attribute, untraced } from "../services/Telemetry.ts"
@@ -423,6 +424,30 @@ const make = Effect.gen(function* () {
       Effect.mapError(toLogError("latest")),
     )
 
+  const products = (user: string, types: ReadonlyArray<EventType>) =>
+    sql<{ product_id: string }>`
+      SELECT DISTINCT product_id FROM ${log} ${dialect.force("user_interactions_history")}
+      WHERE user_id = ${user} AND ${sql.in("event_type", types)} AND product_id IS NOT NULL`.unprepared.pipe(
+      statement("SELECT"),
+      Effect.map((rows) => new Set(rows.map(({ product_id }) => product_id))),
+      Effect.mapError(toLogError("products")),
+    )
+
+  const end = sql<{ id: number | null }>`SELECT MAX(id) AS id FROM ${log}`.pipe(
+    statement("SELECT"),
+    Effect.map(([row]) => row?.id ?? 0),
+    Effect.mapError(toLogError("end")),
+  )
+
+  const productCounts = (after: number, upTo: number) =>
+    sql<ProductCount>`
+      SELECT product_id, SUBSTR(occurred_at, 1, 10) AS day, COUNT(*) AS interactions FROM ${log}
+      WHERE id > ${after} AND id <= ${upTo} AND product_id IS NOT NULL
+      GROUP BY product_id, SUBSTR(occurred_at, 1, 10)`.unprepared.pipe(
+      statement("SELECT"),
+      Effect.mapError(toLogError("productCounts")),
+    )
+
   const backlog = Effect.gen(function* () {
     const [counted] = yield* sql<{ total: number; unpublished: number; oldest: string | null }>`
       SELECT (SELECT COUNT(*) FROM ${log}) AS total,
@@ -460,6 +485,9 @@ const make = Effect.gen(function* () {
     known,
     newest,
     latest,
+    products,
+    end,
+    productCounts,
     backlog,
     erase,
     whileElected,

@@ -1,6 +1,6 @@
 /** Product vectors of the embedded stack. */
 import { Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
-import { keepBest } from "../services/Nearest.ts"
+import { keepBest, nearer } from "../services/Nearest.ts"
 import {
   type Neighbour,
   type ProductEmbedding,
@@ -43,6 +43,27 @@ const make = Effect.map(Sqlite, (sqlite) => {
           Effect.map((rows) => [
             rows,
             Option.filter(Option.fromNullable(rows.at(-1)?.product_id), () => rows.length === rowsPerPage),
+          ]),
+        ),
+    )
+
+  /** Products stamped after `after` (Unix ms), in pages. */
+  const changedPages = (after: number) =>
+    Stream.paginateEffect({ updated_at: after, product_id: "\uffff" }, (last) =>
+      sqlite
+        .use((database) =>
+          database
+            .query<Row<keyof ProductEmbedding> & { readonly updated_at: number }, [number, string, number]>(
+              `SELECT ${everything.join(", ")}, updated_at FROM product_embeddings
+               WHERE (updated_at, product_id) > (?, ?) ORDER BY updated_at, product_id LIMIT ?`,
+            )
+            .all(last.updated_at, last.product_id, rowsPerPage),
+        )
+        .pipe(
+          failing("changed"),
+          Effect.map((rows) => [
+            rows,
+            Option.filter(Option.fromNullable(rows.at(-1)), () => rows.length === rowsPerPage),
           ]),
         ),
     )
@@ -113,7 +134,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
                 if (embedding.length !== vector.length) continue
                 const lengths = asked * Vector.norm(embedding)
                 const similarity = lengths === 0 ? 0 : Vector.dot(vector, embedding) / lengths
-                keepBest(best, limit, { ...product, similarity })
+                keepBest(best, limit, { ...product, similarity }, nearer)
               }
             }),
           ),
@@ -127,6 +148,14 @@ const make = Effect.map(Sqlite, (sqlite) => {
           database.query<{ n: number }, []>("SELECT COUNT(*) AS n FROM product_embeddings").get()?.n ?? 0,
       ),
     ),
+
+    changed: (after) =>
+      Stream.mapConcatChunk(changedPages(after), (rows) =>
+        Chunk.map(Chunk.unsafeFromArray(rows), (row) => ({
+          ...row,
+          embedding: Vector.fromBytes(row.embedding),
+        })),
+      ),
 
     stream: (space) =>
       Stream.mapConcatChunk(pages("stream", everything, space), (rows) =>

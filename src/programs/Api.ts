@@ -4,12 +4,19 @@ import { Console, Effect, Layer, Option } from "effect"
 import * as HttpGate from "../layers/HttpGate.ts"
 import * as HttpHandlers from "../layers/HttpHandlers.ts"
 import * as BunServer from "../layers/HttpServer.ts"
+import * as Catalogue from "../services/Catalogue.ts"
 import * as EventVectors from "../services/EventVectors.ts"
 import * as InteractionRecorder from "../services/InteractionRecorder.ts"
 import * as OutboxRelay from "../services/OutboxRelay.ts"
+import * as Popularity from "../services/Popularity.ts"
+import * as Recommender from "../services/Recommender.ts"
 import * as Settings from "../services/Settings.ts"
 
-const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.sweeping, EventVectors.layer).pipe(
+const recommending = Recommender.layer.pipe(
+  Layer.provide([Catalogue.layer, Popularity.layer]),
+  Layer.provideMerge(EventVectors.layer),
+)
+const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.sweeping, recommending).pipe(
   Layer.provide(OutboxRelay.layer),
 )
 

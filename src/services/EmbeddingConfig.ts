@@ -16,6 +16,8 @@ export interface Knobs {
   readonly maxRetries: number
   readonly retryDelay: Duration.Duration
   readonly prefetch: number
+  /** Greatest part of popularity in a recommendation's score. */
+  readonly popularityWeight: number
 }
 
 export class EmbeddingConfig extends Context.Tag("user-embeddings/EmbeddingConfig")<
@@ -39,6 +41,7 @@ const knobs: Config.Config<Knobs> = Config.all({
   maxRetries: Settings.WORKER_MAX_RETRIES,
   retryDelay: Settings.WORKER_RETRY_DELAY,
   prefetch: Settings.WORKER_PREFETCH,
+  popularityWeight: Settings.POPULARITY_WEIGHT,
 })
 
 /** From the environment, with the documented defaults. */

@@ -47,6 +47,9 @@ export type EventVectorError = ProductMissing | UnusableVector | ProductEmbeddin
 
 type Found<E> = Either.Either<Float32Array, E>
 
+/** What of an interaction its vector depends on; `message_id` only tells whose trace this belongs to. */
+export type Asked = Pick<Interaction, "message_id" | "product_id" | "search_phrase">
+
 export class EventVectors extends Context.Tag("user-embeddings/EventVectors")<
   EventVectors,
   {
@@ -54,7 +57,7 @@ export class EventVectors extends Context.Tag("user-embeddings/EventVectors")<
     readonly space: string
     /** Unit-length vectors of interactions, in their order; one's failure does not touch the others. */
     readonly resolve: (
-      interactions: ReadonlyArray<Interaction>,
+      interactions: ReadonlyArray<Asked>,
     ) => Effect.Effect<ReadonlyArray<Found<EventVectorError>>>
     /** Vectors of texts that are not kept, in their order. */
     readonly ofTexts: (
@@ -193,7 +196,7 @@ const make = Effect.gen(function* () {
     return found
   })
 
-  const resolve = Effect.fnUntraced(function* (interactions: ReadonlyArray<Interaction>) {
+  const resolve = Effect.fnUntraced(function* (interactions: ReadonlyArray<Asked>) {
     const searches = interactions.filter(({ search_phrase }) => search_phrase !== null)
     const others = interactions.filter(({ search_phrase }) => search_phrase === null)
     const [byPhrase, byProduct] = yield* Effect.all(

@@ -3,7 +3,7 @@
  * recorded is durable. Rows leave the outbox when they are marked published.
  */
 import { Context, type Effect, Schema, type Stream } from "effect"
-import type { EventType, Interaction, MessageId, UserId } from "./Interaction.ts"
+import type { EventType, Interaction, MessageId, ProductId, UserId } from "./Interaction.ts"
 import { describeFailure, portFailure } from "./PortFailure.ts"
 import type { TraceContext } from "./Telemetry.ts"
 
@@ -57,6 +57,14 @@ export interface Backlog {
   readonly oldestUnpublishedSeconds: number | null
 }
 
+/** How many interactions with a product one UTC day saw. */
+export interface ProductCount {
+  readonly product_id: ProductId
+  /** As `2026-02-10`. */
+  readonly day: string
+  readonly interactions: number
+}
+
 export class InteractionLogError extends Schema.TaggedError<InteractionLogError>()(
   "InteractionLogError",
   portFailure,
@@ -107,6 +115,18 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     ) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
     /** The rows recorded last, newest first. */
     readonly latest: (limit: number) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
+    /** Products that the user ever had an interaction of one of these types with. */
+    readonly products: (
+      user: UserId,
+      types: ReadonlyArray<EventType>,
+    ) => Effect.Effect<ReadonlySet<ProductId>, InteractionLogError>
+    /** The last row's place in the log, 0 for none. Rows before it may still be on their way. */
+    readonly end: Effect.Effect<number, InteractionLogError>
+    /** Interactions with products in the rows after one place and up to another. */
+    readonly productCounts: (
+      after: number,
+      upTo: number,
+    ) => Effect.Effect<ReadonlyArray<ProductCount>, InteractionLogError>
     readonly backlog: Effect.Effect<Backlog, InteractionLogError>
     /** Removes the user's rows; answers how many there were. */
     readonly erase: (user: UserId) => Effect.Effect<number, InteractionLogError>

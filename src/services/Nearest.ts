@@ -1,14 +1,19 @@
 /** Keeps the best of many candidates without sorting them all. */
 
-/** Puts a candidate among the best so far, greatest similarity first, at most `limit` of them. */
-export const keepBest = <A extends { readonly similarity: number }>(
+/** Puts a candidate among the best so far, at most `limit` of them; of equals the one that came first is ahead. */
+export const keepBest = <A>(
   best: Array<A>,
   limit: number,
   candidate: A,
+  ahead: (a: A, b: A) => boolean,
 ): void => {
   const worst = best[limit - 1]
-  if (worst !== undefined && worst.similarity >= candidate.similarity) return
-  const at = best.findLastIndex(({ similarity }) => similarity >= candidate.similarity) + 1
+  if (worst !== undefined && !ahead(candidate, worst)) return
+  const at = best.findLastIndex((other) => !ahead(candidate, other)) + 1
   best.splice(at, 0, candidate)
   if (best.length > limit) best.pop()
 }
+
+/** Greater similarity first. */
+export const nearer = (a: { readonly similarity: number }, b: { readonly similarity: number }): boolean =>
+  a.similarity > b.similarity

@@ -55,6 +55,10 @@ export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbed
       space: string,
     ) => Effect.Effect<ReadonlyMap<ProductId, number>, ProductEmbeddingsError>
     readonly count: Effect.Effect<number, ProductEmbeddingsError>
+    /** Products of any space that were written after this instant (Unix ms), with the time of that. */
+    readonly changed: (
+      after: number,
+    ) => Stream.Stream<ProductEmbedding & { readonly updated_at: number }, ProductEmbeddingsError>
     /** All products of a space, in the order of their ids. */
     readonly stream: (space: string) => Stream.Stream<ProductEmbedding, ProductEmbeddingsError>
   }

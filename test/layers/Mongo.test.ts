@@ -148,6 +148,7 @@ withServers(["mongodb"], "MongoDB", () => {
           "product_embeddings: collection",
           "product_embeddings: unique index on product_id",
           "product_embeddings: index on space",
+          "product_embeddings: index on updated_at",
           "phrase_embeddings: collection",
           "phrase_embeddings: index on last_used, expiring after 30 days",
         ])

@@ -67,6 +67,7 @@ const world = () => {
       nearest: () => Effect.succeed([]),
       count: Effect.succeed(0),
       knownSince: () => Effect.succeed(new Map()),
+      changed: () => Stream.empty,
       stream: () => Stream.empty,
     }),
     Layer.succeed(PhraseEmbeddings, {

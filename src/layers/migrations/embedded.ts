@@ -72,7 +72,16 @@ const vectors = statements([
   "CREATE INDEX IF NOT EXISTS phrase_embeddings_use ON phrase_embeddings (last_used)",
 ])
 
+const productChanges = statements([
+  "CREATE INDEX IF NOT EXISTS product_embeddings_changes ON product_embeddings (updated_at, product_id)",
+])
+
 export const embedded: Migrations = {
   table: "migrations_embedded",
-  steps: { "0001_queue": queue, "0002_user_embeddings": userEmbeddings, "0003_vectors": vectors },
+  steps: {
+    "0001_queue": queue,
+    "0002_user_embeddings": userEmbeddings,
+    "0003_vectors": vectors,
+    "0004_product_changes": productChanges,
+  },
 }

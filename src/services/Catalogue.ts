@@ -1,0 +1,312 @@
+/**
+ * The catalogue in memory: the unit-length vectors of all products of the configured space, for exact scans. What the
+ * store has is here within a second of being asked for; products that other programs removed leave within minutes.
+ *
+ * Rows are kept as they are, not centred, so that a changed mean μ costs no rewrite:
+ *
+ *     q · centre(v) = (q · v − q · μ) / ‖v − μ‖
+ */
+import { Clock, Context, Duration, Effect, Layer, Schema, Stream } from "effect"
+import { EmbeddingConfig } from "./EmbeddingConfig.ts"
+import type { ProductId } from "./Interaction.ts"
+import { keepBest } from "./Nearest.ts"
+import { PhraseEmbedder } from "./PhraseEmbedder.ts"
+import { type ProductEmbedding, ProductEmbeddings, ProductEmbeddingsError } from "./ProductEmbeddings.ts"
+import * as Refresher from "./Refresher.ts"
+import * as Taste from "./Taste.ts"
+import * as Vector from "./Vector.ts"
+
+/** Products that are held: 6 KB each at 1536 dimensions. */
+export const mostProducts = 100_000
+
+/** Numbers of one block of rows, scanned in one go (about 2 ms) before other fibers have their turn. */
+const blockNumbers = 1 << 21
+/** How old the copy may be. */
+const freshFor = Duration.seconds(1)
+/** All products are read again this often, to see removals. */
+const sweepEvery = Duration.minutes(10)
+/** A write becomes visible up to this long after the time it was stamped with. */
+const stampTolerance = 5_000
+/** The clocks of those who write products differ by less than this. */
+const clockTolerance = 60_000
+/** μ moves when this part of the catalogue has changed, or this much time has passed since a change. */
+const meanMovesAt = 0.01
+const meanMovesAfter = Duration.minutes(1)
+/** Vectors closer than this to the mean have no direction from it. */
+const noDirection = 1e-6
+
+/** The catalogue has outgrown the memory meant for it. */
+export class CatalogueTooLarge extends Schema.TaggedError<CatalogueTooLarge>()("CatalogueTooLarge", {
+  most: Schema.Number,
+}) {
+  override get message() {
+    return `there are more than ${this.most} products, too many to be compared in memory`
+  }
+}
+export type CatalogueError = ProductEmbeddingsError | CatalogueTooLarge
+
+export type Product = Pick<ProductEmbedding, "product_id" | "product_name" | "category">
+
+/** A product with the parts of its score: `score = similarity + bonus`. */
+export interface Scored extends Product {
+  readonly score: number
+  /** Cosine of the direction asked for and the product's centred vector. */
+  readonly similarity: number
+  readonly bonus: number
+  /** The product's centred vector, unit length. */
+  readonly centred: Float32Array
+}
+
+export interface Search {
+  readonly limit: number
+  /** Only products of this category. */
+  readonly category?: string | undefined
+  readonly without?: ReadonlySet<ProductId> | undefined
+  /** What is added to a product's similarity, at most `most`. */
+  readonly bonus?: { readonly most: number; readonly of: (product: ProductId) => number } | undefined
+}
+
+export class Catalogue extends Context.Tag("user-embeddings/Catalogue")<
+  Catalogue,
+  {
+    /** Name of the vector space. */
+    readonly space: string
+    /** μ: the mean of all unit-length vectors; a zero vector while there are no products. */
+    readonly mean: Effect.Effect<Float32Array, CatalogueError>
+    /** The product with its centred vector (zero when it is the mean); `undefined` when it has no vector in this space. */
+    readonly find: (
+      product: ProductId,
+    ) => Effect.Effect<(Product & { readonly centred: Float32Array }) | undefined, CatalogueError>
+    /** Names and categories of those products that are known. */
+    readonly describe: (
+      products: ReadonlyArray<ProductId>,
+    ) => Effect.Effect<ReadonlyMap<ProductId, Product>, CatalogueError>
+    /** All products compared with a direction, the greatest scores first, ties by product id; exact. */
+    readonly search: (
+      direction: Float32Array,
+      search: Search,
+    ) => Effect.Effect<ReadonlyArray<Scored>, CatalogueError>
+  }
+>() {}
+
+/** Lets requests, timers and other fibers have their turn. */
+const breathe = Effect.async<void>((resume) => {
+  const turn = setImmediate(() => resume(Effect.void))
+  return Effect.sync(() => clearImmediate(turn))
+})
+
+/** Dot product with a row of a block; four sums at a time, for each addition waits for the one before. */
+const dotRow = (a: Float32Array, block: Float32Array, start: number): number => {
+  const { length } = a
+  let s0 = 0
+  let s1 = 0
+  let s2 = 0
+  let s3 = 0
+  let i = 0
+  for (; i + 3 < length; i += 4) {
+    const at = start + i
+    s0 += a[i]! * block[at]!
+    s1 += a[i + 1]! * block[at + 1]!
+    s2 += a[i + 2]! * block[at + 2]!
+    s3 += a[i + 3]! * block[at + 3]!
+  }
+  for (; i < length; i++) s0 += a[i]! * block[start + i]!
+  return s0 + s1 + (s2 + s3)
+}
+
+const ahead = (a: Scored, b: Scored): boolean =>
+  a.score > b.score || (a.score === b.score && a.product_id < b.product_id)
+
+const make = Effect.gen(function* () {
+  const products = yield* ProductEmbeddings
+  const { dimensions } = yield* EmbeddingConfig
+  const { space } = yield* PhraseEmbedder
+
+  const rowsPerBlock = Math.max(1, Math.floor(blockNumbers / dimensions))
+  const blocks: Array<Float32Array> = []
+  /** By row; `undefined` where a product has left. */
+  const rows: Array<Product | undefined> = []
+  /** By row: ‖v − μ‖. */
+  let lengths: Array<number> = []
+  const rowOf = new Map<ProductId, number>()
+  const free: Array<number> = []
+  const sum = new Float64Array(dimensions)
+  let mean: Float32Array = new Float32Array(dimensions)
+  let meanSquared = 0
+  /** Changes that μ does not know yet, and the first one's time. */
+  let changes = 0
+  let changedAt = 0
+  let sweptAt = Number.NEGATIVE_INFINITY
+  let newest = 0
+  /** Too large, as was seen; not looked at again before then. */
+  let outgrownUntil = Number.NEGATIVE_INFINITY
+
+  const vectorAt = (row: number): Float32Array => {
+    const start = (row % rowsPerBlock) * dimensions
+    return blocks[Math.floor(row / rowsPerBlock)]!.subarray(start, start + dimensions)
+  }
+  const lengthOf = (row: number, mean: Float32Array, meanSquared: number): number => {
+    const v = vectorAt(row)
+    return Math.sqrt(Math.max(0, Vector.dot(v, v) - 2 * Vector.dot(v, mean) + meanSquared))
+  }
+  const centredAt = (row: number): Float32Array =>
+    Taste.centre(vectorAt(row), mean) ?? new Float32Array(dimensions)
+
+  const touched = (now: number) => {
+    changedAt = changes === 0 ? now : changedAt
+    changes += 1
+  }
+  const remove = (id: ProductId, now: number) => {
+    const row = rowOf.get(id)
+    if (row === undefined) return
+    Vector.addScaled(sum, -1, vectorAt(row))
+    rowOf.delete(id)
+    rows[row] = undefined
+    free.push(row)
+    touched(now)
+  }
+  const same = (row: number, unit: Float32Array): boolean =>
+    vectorAt(row).every((value, i) => value === unit[i])
+
+  /** Takes a product in, or out when its vector is of another space or can't be used. */
+  const take = Effect.fnUntraced(function* (product: ProductEmbedding, now: number) {
+    const { category, embedding, product_id, product_name } = product
+    if (product.space !== space || Vector.problem(embedding, dimensions) !== undefined)
+      return remove(product_id, now)
+    const unit = Vector.normalise(embedding)
+    const known = rowOf.get(product_id)
+    if (known === undefined && rowOf.size >= mostProducts) {
+      outgrownUntil = now + Duration.toMillis(sweepEvery)
+      return yield* new CatalogueTooLarge({ most: mostProducts })
+    }
+    const row = known ?? free.pop() ?? rows.length
+    if (known === undefined || !same(row, unit)) {
+      if (row === blocks.length * rowsPerBlock) blocks.push(new Float32Array(rowsPerBlock * dimensions))
+      if (known !== undefined) Vector.addScaled(sum, -1, vectorAt(row))
+      vectorAt(row).set(unit)
+      Vector.addScaled(sum, 1, unit)
+      lengths[row] = lengthOf(row, mean, meanSquared)
+      touched(now)
+    }
+    rows[row] = { product_id, product_name, category }
+    rowOf.set(product_id, row)
+  })
+
+  /** Reads all products, and lets those go that are no longer there. */
+  const sweep = Effect.fnUntraced(function* (now: number) {
+    if (now < outgrownUntil) return yield* new CatalogueTooLarge({ most: mostProducts })
+    const found = new Set<ProductId>()
+    yield* Stream.runForEach(products.stream(space), (product) =>
+      Effect.zipRight(
+        take(product, now),
+        Effect.sync(() => void found.add(product.product_id)),
+      ),
+    )
+    for (const id of rowOf.keys()) if (!found.has(id)) remove(id, now)
+    if (newest === 0) newest = now - clockTolerance
+    sweptAt = now
+  })
+
+  /** Reads what has changed since. */
+  const catchUp = Effect.fnUntraced(function* (now: number) {
+    const since = now - newest < 2 * stampTolerance ? newest - stampTolerance : newest
+    yield* Stream.runForEach(products.changed(since), (product) =>
+      Effect.zipRight(
+        take(product, now),
+        Effect.sync(() => {
+          newest = Math.max(newest, product.updated_at)
+        }),
+      ),
+    )
+  })
+
+  const moveMean = Effect.fnUntraced(function* () {
+    const moved = rowOf.size === 0 ? new Float32Array(dimensions) : Vector.divide(sum, rowOf.size)
+    const squared = Vector.dot(moved, moved)
+    const measured: Array<number> = []
+    for (let row = 0; row < rows.length; row++) {
+      measured.push(rows[row] === undefined ? 0 : lengthOf(row, moved, squared))
+      if (row % rowsPerBlock === rowsPerBlock - 1) yield* breathe
+    }
+    // At once, so that no search sees a part of it.
+    mean = moved
+    meanSquared = squared
+    lengths = measured
+    changes = 0
+  })
+
+  const refresh = Effect.gen(function* () {
+    const now = yield* Clock.currentTimeMillis
+    if (now - sweptAt >= Duration.toMillis(sweepEvery)) yield* sweep(now)
+    else yield* catchUp(now)
+    const due = changes >= meanMovesAt * rowOf.size || now - changedAt >= Duration.toMillis(meanMovesAfter)
+    if (changes > 0 && due) yield* moveMean()
+  })
+
+  const current = yield* Refresher.make<CatalogueError, never>({
+    name: "catalogue",
+    freshFor,
+    refresh,
+    stillLoading: () =>
+      new ProductEmbeddingsError({
+        reason: "unavailable",
+        operation: "load the catalogue",
+        cause: new Error("the catalogue is still being loaded"),
+      }),
+  })
+
+  const search = Effect.fnUntraced(function* (
+    direction: Float32Array,
+    { bonus, category, limit, without }: Search,
+  ) {
+    yield* current
+    const from = { mean, lengths }
+    const onMean = Vector.dot(direction, from.mean)
+    const best: Array<Scored & { readonly row: number }> = []
+    const most = bonus?.most ?? 0
+    for (const [index, block] of blocks.entries()) {
+      if (index > 0) yield* breathe
+      const end = Math.min(rows.length, (index + 1) * rowsPerBlock)
+      for (let row = index * rowsPerBlock; row < end; row++) {
+        const product = rows[row]
+        if (product === undefined || (category !== undefined && product.category !== category)) continue
+        const length = from.lengths[row]!
+        const along = dotRow(direction, block, (row % rowsPerBlock) * dimensions) - onMean
+        const similarity = length < noDirection ? 0 : along / length
+        const worst = best[limit - 1]
+        if (worst !== undefined && similarity + most < worst.score) continue
+        if (without?.has(product.product_id)) continue
+        const added = bonus?.of(product.product_id) ?? 0
+        const score = similarity + added
+        keepBest(best, limit, { ...product, score, similarity, bonus: added, centred: direction, row }, ahead)
+      }
+    }
+    return best.map(({ row, ...scored }): Scored => ({ ...scored, centred: centredAt(row) }))
+  })
+
+  const after = <A>(answer: () => A) => Effect.map(current, answer)
+
+  return Catalogue.of({
+    space,
+    mean: after(() => mean),
+    find: (id) =>
+      after(() => {
+        const row = rowOf.get(id)
+        const product = row === undefined ? undefined : rows[row]
+        return product && { ...product, centred: centredAt(row!) }
+      }),
+    describe: (ids) =>
+      after(
+        () =>
+          new Map(
+            ids.flatMap((id) => {
+              const product = rows[rowOf.get(id) ?? -1]
+              return product === undefined ? [] : [[id, product] as const]
+            }),
+          ),
+      ),
+    search,
+  })
+})
+
+export const layer = Layer.scoped(Catalogue, make)

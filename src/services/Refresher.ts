@@ -1,0 +1,60 @@
+/**
+ * Keeps a copy in memory fresh at the moment it is asked for: who asks waits for the first load, later for a refresh
+ * that is due, but not for a slow one. Nothing runs while nobody asks, but for the first load.
+ */
+import { Clock, Duration, Effect, Exit, Fiber } from "effect"
+
+/** How long a caller waits for a refresh, and for the first load. */
+const patience = Duration.millis(250)
+const firstPatience = Duration.seconds(10)
+
+/**
+ * `refresh` brings the copy up to date; it is never run twice at a time and not interrupted by callers. The effect
+ * answered fails only while there is no copy yet; `stillLoading` is its error when that takes too long.
+ */
+export const make = Effect.fnUntraced(function* <E, R>(options: {
+  readonly name: string
+  /** How old the copy may be when it is used. */
+  readonly freshFor: Duration.Duration
+  readonly refresh: Effect.Effect<unknown, E, R>
+  readonly stillLoading: () => E
+}) {
+  const scope = yield* Effect.scope
+  const context = yield* Effect.context<R>()
+  let freshUntil = Number.NEGATIVE_INFINITY
+  let loaded = false
+  let running: Fiber.Fiber<unknown, E> | undefined
+
+  const finished = Effect.fnUntraced(function* (exit: Exit.Exit<unknown, E>) {
+    running = undefined
+    // After a failure too: the store is asked again later, not by every caller.
+    freshUntil = (yield* Clock.currentTimeMillis) + Duration.toMillis(options.freshFor)
+    if (Exit.isSuccess(exit)) loaded = true
+    else if (!Exit.isInterrupted(exit))
+      yield* Effect.logWarning("copy.refresh_failed", exit.cause).pipe(
+        Effect.annotateLogs({ copy: options.name }),
+      )
+  })
+  const start = Effect.suspend(() =>
+    running === undefined
+      ? options.refresh.pipe(
+          Effect.onExit(finished),
+          Effect.interruptible,
+          Effect.forkIn(scope),
+          Effect.tap((fiber) =>
+            Effect.sync(() => {
+              running = fiber
+            }),
+          ),
+        )
+      : Effect.succeed(running),
+  ).pipe(Effect.provide(context), Effect.uninterruptible)
+
+  yield* start
+  return Effect.gen(function* () {
+    if (loaded && freshUntil > (yield* Clock.currentTimeMillis)) return
+    const refreshed = Fiber.join(yield* start)
+    if (loaded) return yield* Effect.ignore(Effect.timeoutOption(refreshed, patience))
+    yield* Effect.timeoutFail(refreshed, { duration: firstPatience, onTimeout: options.stillLoading })
+  })
+})

@@ -1,0 +1,162 @@
+/**
+ * Reading taste: long and short memory mixed when a recommendation is asked for. Pure; formulas: spec "Reading taste:
+ * two horizons", worked through by hand in docs/concepts.md.
+ *
+ *     centre(v) = unit(v − μ)                                  μ = mean of the catalogue's unit-length vectors
+ *     long      = unit(mass · embedding − total · μ)           recency history: unit(embedding − μ)
+ *     short     = unit(Σ weight_r · 0.5^r · centre(v_r))       r = 0 the newest of the newest 10 events
+ *     b         = 0.3 + 0.4 · 2^(−hours since the newest event / 24)
+ *     taste     = unit((1 − b) · long + b · short)
+ */
+import type { EventType } from "./Interaction.ts"
+import { decay, type RecentEvent, type UserEmbedding } from "./UserEmbedding.ts"
+import * as Vector from "./Vector.ts"
+
+/** An event of the newest ten, with its unit-length vector where it could be found. */
+export interface RememberedEvent {
+  readonly event: RecentEvent
+  readonly vector: Float32Array | undefined
+}
+
+/** What an event adds to the taste before that is made unit length: `long · (v − μ) + short · centre(v)`. */
+interface Coefficients {
+  readonly event: RecentEvent
+  readonly vector: Float32Array
+  readonly long: number
+  readonly short: number
+}
+
+export interface Taste {
+  /** Unit length. */
+  readonly direction: Float32Array
+  /** Weight of short memory. */
+  readonly b: number
+  readonly events: ReadonlyArray<Coefficients>
+  readonly mean: Float32Array
+}
+
+const hourMillis = 3_600_000
+
+/** Below this length a difference of unit vectors is rounding and names no direction. */
+const noDirection = 1e-6
+
+/** Weight of short memory, 0.7 right after an event, 0.3 long after it. */
+export const shortWeight = (hours: number): number => 0.3 + 0.4 * 2 ** (-Math.max(0, hours) / 24)
+
+/** `factor · v − share · μ`, not made unit length. */
+const difference = (factor: number, v: Float32Array, share: number, mean: Float32Array): Float64Array => {
+  const sum = new Float64Array(v.length)
+  Vector.addScaled(sum, factor, v)
+  Vector.addScaled(sum, -share, mean)
+  return sum
+}
+
+/** The unit-length vector from the mean to `v`; `undefined` when `v` is the mean. */
+export const centre = (v: Float32Array, mean: Float32Array): Float32Array | undefined => {
+  const sum = difference(1, v, 1, mean)
+  const length = Vector.norm(sum)
+  return length < noDirection ? undefined : Vector.divide(sum, length)
+}
+
+/** Long memory: what the stored vector says beyond the catalogue's mean; `undefined` when it says nothing. */
+export const longMemory = (
+  { embedding, history, mass, total_weight }: UserEmbedding,
+  mean: Float32Array,
+): Float64Array | undefined => {
+  const [factor, share] = history === "cumulative" ? [mass, total_weight] : [1, 1]
+  const sum = difference(factor, embedding, share, mean)
+  return Vector.norm(sum) < noDirection * share ? undefined : sum
+}
+
+/**
+ * The user's taste at `now` (Unix ms); `undefined` when neither memory names a direction. `recent`: newest first.
+ */
+export const read = (
+  user: UserEmbedding,
+  recent: ReadonlyArray<RememberedEvent>,
+  mean: Float32Array,
+  weights: Readonly<Record<EventType, number>>,
+  now: number,
+): Taste | undefined => {
+  const shortSum = new Float64Array(mean.length)
+  for (const [rank, { event, vector }] of recent.entries()) {
+    const centred = vector && centre(vector, mean)
+    if (centred !== undefined) Vector.addScaled(shortSum, weights[event.event_type] * 0.5 ** rank, centred)
+  }
+  const shortLength = Vector.norm(shortSum)
+  const long = longMemory(user, mean)
+  const longLength = long === undefined ? 0 : Vector.norm(long)
+  const b = shortWeight((now - Date.parse(recent[0]?.event.occurred_at ?? "")) / hourMillis || 0)
+  // A memory that says nothing takes no part.
+  const longFactor = longLength === 0 ? 0 : (1 - b) / longLength
+  const shortFactor = shortLength < noDirection ? 0 : b / shortLength
+
+  const mixed = new Float64Array(mean.length)
+  for (let i = 0; i < mixed.length; i++) mixed[i] = longFactor * (long?.[i] ?? 0) + shortFactor * shortSum[i]!
+  const length = Vector.norm(mixed)
+  if (length < noDirection) return undefined
+
+  const events = recent.flatMap(({ event, vector }, rank): ReadonlyArray<Coefficients> => {
+    if (vector === undefined) return []
+    const weight = weights[event.event_type]
+    // In recency history the part of one event in the stored vector is not known: it stays with the rest.
+    const kept =
+      user.history === "cumulative"
+        ? weight * decay(user.metadata.decay_lambda, user.last_updated, Date.parse(event.occurred_at))
+        : 0
+    return [
+      {
+        event,
+        vector,
+        long: (longFactor * kept) / length,
+        short: (shortFactor * weight * 0.5 ** rank) / length,
+      },
+    ]
+  })
+  return { direction: Vector.divide(mixed, length), b, events, mean }
+}
+
+/** An event and its share of all that speaks for a product. */
+export interface Reason {
+  readonly event: RecentEvent
+  readonly share: number
+}
+
+/**
+ * Why a product is near the taste. Similarity is a sum over events, for taste is one:
+ *
+ *     part_e     = (long_e · (v_e − μ) + short_e · centre(v_e)) · centre(product)
+ *     part_rest  = similarity − Σ part_e                     all older events together
+ *     share      = max(0, part) / Σ max(0, part)             of the events and the rest
+ *
+ * Events with a negative part speak against the product and have no share. The shares and `rest` add up to 1; when
+ * nothing speaks for the product, there are none and `rest` is 0. Largest share first.
+ */
+export const explain = (
+  { events, mean }: Taste,
+  product: Float32Array,
+  similarity: number,
+): { readonly because: ReadonlyArray<Reason>; readonly rest: number } => {
+  const onMean = Vector.dot(mean, product)
+  const parts = events.map(({ event, long, short, vector }) => {
+    const length = Vector.norm(difference(1, vector, 1, mean))
+    const along = Vector.dot(vector, product) - onMean
+    return { event, part: along * (long + (length < noDirection ? 0 : short / length)) }
+  })
+  const rest = similarity - parts.reduce((sum, { part }) => sum + part, 0)
+  // What is left after all events are accounted for is rounding.
+  const others = Math.abs(rest) < noDirection ? 0 : Math.max(0, rest)
+  const speaking = parts.filter(({ part }) => part > 0)
+  const total = speaking.reduce((sum, { part }) => sum + part, others)
+  if (total <= 0) return { because: [], rest: 0 }
+  return {
+    because: speaking
+      .map(({ event, part }) => ({ event, share: part / total }))
+      .sort((a, b) => b.share - a.share),
+    rest: others / total,
+  }
+}
+
+/** Part of a score: `weight · log(1 + n) / log(1 + most)`; `most` = n of the most popular product. */
+export const popularityPart = (weight: number, n: number, most: number): number =>
+  most <= 0 ? 0 : (weight * Math.log1p(n)) / Math.log1p(most)
