@@ -243,7 +243,7 @@ const make = Effect.gen(function* () {
     if (changes > 0 && due) yield* moveMean()
   })
 
-  const current = yield* Refresher.make<CatalogueError, never>({
+  const { current } = yield* Refresher.make<CatalogueError, never>({
     name: "catalogue",
     freshFor,
     refresh,

@@ -99,7 +99,7 @@ const make = Effect.gen(function* () {
     return { ever: before.ever + since.ever, decayed: before.decayed + since.decayed }
   }
 
-  const current = yield* Refresher.make<InteractionLogError, never>({
+  const { current } = yield* Refresher.make<InteractionLogError, never>({
     name: "popularity",
     freshFor,
     refresh,

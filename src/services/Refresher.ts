@@ -9,8 +9,8 @@ const patience = Duration.millis(250)
 const firstPatience = Duration.seconds(10)
 
 /**
- * `refresh` brings the copy up to date; it is never run twice at a time and not interrupted by callers. The effect
- * answered fails only while there is no copy yet; `stillLoading` is its error when that takes too long.
+ * `refresh` brings the copy up to date; it is never run twice at a time and not interrupted by callers. `current`
+ * fails only while there is no copy yet; `stillLoading` is its error when that takes too long.
  */
 export const make = Effect.fnUntraced(function* <E, R>(options: {
   readonly name: string
@@ -51,10 +51,11 @@ export const make = Effect.fnUntraced(function* <E, R>(options: {
   ).pipe(Effect.provide(context), Effect.uninterruptible)
 
   yield* start
-  return Effect.gen(function* () {
+  const current = Effect.gen(function* () {
     if (loaded && freshUntil > (yield* Clock.currentTimeMillis)) return
     const refreshed = Fiber.join(yield* start)
     if (loaded) return yield* Effect.ignore(Effect.timeoutOption(refreshed, patience))
     yield* Effect.timeoutFail(refreshed, { duration: firstPatience, onTimeout: options.stillLoading })
   })
+  return { current }
 })

@@ -159,4 +159,4 @@ export const explain = (
 
 /** Part of a score: `weight · log(1 + n) / log(1 + most)`; `most` = n of the most popular product. */
 export const popularityPart = (weight: number, n: number, most: number): number =>
-  most <= 0 ? 0 : (weight * Math.log1p(n)) / Math.log1p(most)
+  most <= 0 ? 0 : weight * (Math.log1p(n) / Math.log1p(most))

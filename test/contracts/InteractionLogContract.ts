@@ -542,4 +542,52 @@ export const suite = <E>(
         yield* Fiber.interrupt(relay)
         expect(yield* second.whileElected(Effect.void)).toBe(true)
       }))
+
+    it("tells the products that a user bought or saw, however long ago", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [user, stranger] = [newUser(), newUser()]
+        const buy = (product_id: string, second: number) => ({
+          ...view(user, product_id),
+          interaction: Interaction.make({
+            user_id: user,
+            event_type: "product_purchase",
+            product_id,
+            occurred_at: at(second),
+            metadata: {},
+          }),
+        })
+        yield* append(buy("old", -300_000_000), buy("new", 0), buy("new", 1), search(user, "shoes"))
+        yield* append(view(user, "seen"), view(stranger, "unseen"))
+        expect(yield* log.products(user, ["product_purchase"])).toEqual(new Set(["old", "new"]))
+        expect(yield* log.products(user, ["product_purchase", "product_view"])).toEqual(
+          new Set(["old", "new", "seen"]),
+        )
+        expect(yield* log.products(newUser(), ["product_view"])).toEqual(new Set())
+      }))
+
+    it("counts interactions per product and day between two places in the log", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const user = newUser()
+        const day = (iso: string) => ({ occurred_at: iso })
+        const before = yield* log.end
+        yield* append(
+          view(user, "counted", day("2026-02-10T00:00:00.000Z")),
+          view(user, "counted", day("2026-02-10T23:59:59.999Z")),
+          view(user, "counted", day("2026-02-11T00:00:00.000Z")),
+          search(user, "shoes"),
+        )
+        const between = yield* log.end
+        yield* append(view(user, "other", day("2026-02-10T12:00:00.000Z")))
+        const counts = yield* log.productCounts(before, between)
+        expect(counts.toSorted((a, b) => (a.day < b.day ? -1 : 1))).toEqual([
+          { product_id: "counted", day: "2026-02-10", interactions: 2 },
+          { product_id: "counted", day: "2026-02-11", interactions: 1 },
+        ])
+        expect(yield* log.productCounts(between, yield* log.end)).toEqual([
+          { product_id: "other", day: "2026-02-10", interactions: 1 },
+        ])
+        expect(yield* log.productCounts(yield* log.end, (yield* log.end) + 1_000)).toEqual([])
+      }))
   })

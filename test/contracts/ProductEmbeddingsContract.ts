@@ -37,6 +37,9 @@ const hex = (v: Float32Array | undefined) => v && Buffer.from(toBytes(v)).toStri
 const bits = (product: ProductEmbedding | undefined) =>
   product && { ...product, embedding: hex(product.embedding) }
 
+const byId = (a: { product_id: string } | undefined, b: { product_id: string } | undefined) =>
+  (a?.product_id ?? "") < (b?.product_id ?? "") ? -1 : 1
+
 export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>) =>
   layerSuite(`${name}: product embeddings`, layer, (it) => {
     const all = (space: string) =>
@@ -105,6 +108,26 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         expect(yield* store.upsert([one("moving", "new-space")])).toEqual([false])
         expect((yield* store.load(["moving"], "old-space")).size).toBe(0)
         expect((yield* store.load(["moving"], "new-space")).size).toBe(1)
+      }))
+
+    it("what was written after an instant is told, whatever its space", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const since = (after: number) =>
+          Effect.map(Stream.runCollect(store.changed(after)), (found) => Chunk.toReadonlyArray(found))
+        const many = products("changed", 1_100, "changed-space")
+        yield* store.upsert([...many, one("changed-elsewhere", "changed-other")])
+        const told = (yield* since(0)).filter(({ product_id }) => product_id.startsWith("changed-"))
+        expect(told.map(({ updated_at: _, ...product }) => bits(product)).toSorted(byId)).toStrictEqual(
+          [...many, one("changed-elsewhere", "changed-other")].map(bits).toSorted(byId),
+        )
+        const newest = Math.max(...told.map(({ updated_at }) => updated_at))
+        expect(yield* since(newest)).toEqual([])
+        // Stamped in whole milliseconds: the next one is later.
+        yield* Effect.sleep("2 millis")
+        yield* store.upsert([one("changed-0007", "changed-other")])
+        const [again, ...others] = yield* since(newest)
+        expect([again?.product_id, again?.space, others.length]).toEqual(["changed-0007", "changed-other", 0])
       }))
 
     it("concurrent writers of the same products all succeed, and each product is new once", () =>
