@@ -1,4 +1,5 @@
 /** `products import FILE`: JSON Lines → product embeddings. Bad lines are named, the others are stored. */
+import { fileURLToPath } from "node:url"
 import { FileSystem } from "@effect/platform"
 import { Chunk, Effect, Either, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
@@ -7,7 +8,11 @@ import { describeIssues, ProductId } from "../services/Interaction.ts"
 import { type ProductEmbedding, ProductEmbeddings } from "../services/ProductEmbeddings.ts"
 import * as Vector from "../services/Vector.ts"
 
-const Line = Schema.parseJson(
+/** A catalogue to try things with. */
+export const sampleCatalogue = fileURLToPath(new URL("../../samples/catalogue.jsonl", import.meta.url))
+
+/** A line of a catalogue. */
+export const ProductLine = Schema.parseJson(
   Schema.Struct({
     product_id: ProductId,
     product_name: Schema.String,
@@ -16,7 +21,7 @@ const Line = Schema.parseJson(
     vector: Schema.optional(Schema.Array(Schema.Number)),
   }),
 )
-const decodeLine = Schema.decodeUnknownEither(Line, { errors: "all" })
+const decodeLine = Schema.decodeUnknownEither(ProductLine, { errors: "all" })
 
 export interface BadLine {
   readonly line: number

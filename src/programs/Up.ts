@@ -1,16 +1,13 @@
 /** API + relay + worker in one process. On the embedded stack it sets itself up and brings a sample catalogue. */
-import { fileURLToPath } from "node:url"
 import { Effect, Layer } from "effect"
 import * as Stack from "../layers/Stack.ts"
 import * as EventVectors from "../services/EventVectors.ts"
 import { ProductEmbeddings } from "../services/ProductEmbeddings.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
 import * as Api from "./Api.ts"
-import { importProducts } from "./ImportProducts.ts"
+import { importProducts, sampleCatalogue } from "./ImportProducts.ts"
 import * as Provision from "./Provision.ts"
 import * as Worker from "./Worker.ts"
-
-const sampleCatalogue = fileURLToPath(new URL("../../samples/catalogue.jsonl", import.meta.url))
 
 const importSamples = Effect.gen(function* () {
   const products = yield* ProductEmbeddings

@@ -11,6 +11,7 @@ import { audit } from "./cli/Audit.ts"
 import { config } from "./cli/Config.ts"
 import { exports } from "./cli/Export.ts"
 import { failed } from "./cli/Failed.ts"
+import { generate } from "./cli/Generate.ts"
 import { imports } from "./cli/Import.ts"
 import { products } from "./cli/Products.ts"
 import { doctor, setup } from "./cli/Provision.ts"
@@ -40,6 +41,7 @@ const program = Command.make("user-embeddings").pipe(
     replay,
     rebuild,
     audit,
+    generate,
   ]),
 )
 

@@ -1,0 +1,112 @@
+/** `generate`: load through the HTTP API, with a verdict. */
+import { Command, Options } from "@effect/cli"
+import { Console, Effect, Layer, Option, Redacted } from "effect"
+import * as Stack from "../../layers/Stack.ts"
+import * as Auditor from "../../services/Auditor.ts"
+import * as Settings from "../../services/Settings.ts"
+import { generateLoad, type LoadReport, limits, type Progress } from "../GenerateLoad.ts"
+import { json, print } from "../Output.ts"
+import { Unhealthy } from "../Provision.ts"
+import { instant } from "../Usage.ts"
+
+const count = (n: number) => n.toLocaleString("en-US")
+const seconds = (s: number | null) => (s === null ? "never" : `${s.toFixed(2)} s`)
+const percent = (share: number) => `${(share * 100).toFixed(1)} %`
+
+const barWidth = 24
+/** Two in one: full blocks are embedded, light ones accepted. */
+const bar = ({ accepted, embedded, total }: Progress) => {
+  const cells = (n: number) => Math.floor((n / Math.max(1, total)) * barWidth)
+  return (
+    "█".repeat(cells(embedded)) +
+    "▒".repeat(cells(accepted) - cells(embedded)) +
+    "░".repeat(barWidth - cells(accepted))
+  )
+}
+const drawing = (progress: Progress) =>
+  Effect.sync(() => {
+    const { accepted, depth, embedded, total } = progress
+    process.stderr.write(
+      `\r\u001b[K${bar(progress)} ${count(accepted)} of ${count(total)} accepted, ${count(embedded)} embedded, depth ${count(depth)}`,
+    )
+  })
+
+const inWords = ({ audit, event_to_embedding_s: waited, ...report }: LoadReport) =>
+  [
+    `${count(report.sent)} sent, ${count(report.accepted)} accepted in ${report.seconds.toFixed(1)} s (${report.accepted_per_s}/s)` +
+      (report.duplicates > 0 ? `, ${count(report.duplicates)} had been recorded before` : ""),
+    `event to embedding: p50 ${seconds(waited.p50)} · p95 ${seconds(waited.p95)} · p99 ${seconds(waited.p99)}, ${percent(report.embedded_in_time)} within ${limits.seconds} s`,
+    `greatest queue depth: ${count(report.max_queue_depth)}`,
+    ...(audit === undefined
+      ? []
+      : [`audit: ${audit.missing} missing · ${audit.extra} extra of ${count(audit.users)} users`]),
+    `${report.pass ? "PASS" : "FAIL"}: ${percent(limits.share)} of embeddings within ${limits.seconds} s, depth below ${count(limits.depth)}`,
+  ].join("\n")
+
+const positive = (name: string, fallback: number, description: string) =>
+  Options.integer(name).pipe(
+    Options.withDescription(description),
+    Options.withDefault(fallback),
+    Options.filterMap((n) => (n > 0 ? Option.some(n) : Option.none()), `--${name} must be greater than 0`),
+  )
+
+export const generate = Command.make(
+  "generate",
+  {
+    users: positive("users", 100, "Users, of whom few do most"),
+    events: positive("events", 50, "Events of a user on average"),
+    rate: Options.float("rate").pipe(
+      Options.withDescription("Events per second; default: as fast as the API answers"),
+      Options.filterMap((n) => (n > 0 ? Option.some(n) : Option.none()), "--rate must be greater than 0"),
+      Options.optional,
+    ),
+    seed: Options.integer("seed").pipe(
+      Options.withDescription("The same seed gives the same events"),
+      Options.withDefault(1),
+    ),
+    start: instant(
+      "start",
+      "When the first event occurred; with the same seed and start they are the same interactions, which count once. Default: just now",
+    ),
+    bulk: Options.boolean("bulk").pipe(Options.withDescription("Send by POST /api/interactions")),
+    check: Options.boolean("check").pipe(
+      Options.withDescription("Audit afterwards: nothing missing, nothing extra"),
+    ),
+    url: Options.text("url").pipe(
+      Options.withDescription("The API; default: http://127.0.0.1:API_PORT"),
+      Options.optional,
+    ),
+    token: Options.text("token").pipe(
+      Options.withDescription("A token of the API; default: the first of API_TOKENS"),
+      Options.optional,
+    ),
+    products: Options.file("products", { exists: "yes" }).pipe(
+      Options.withDescription(
+        "JSON Lines of products to interact with, put there where they are unknown; default: those that are stored, or a sample catalogue where there are none",
+      ),
+      Options.optional,
+    ),
+    json,
+  },
+  ({ json, token, url, ...options }) =>
+    Effect.gen(function* () {
+      const port = yield* Settings.API_PORT
+      const known = Option.map(
+        yield* Settings.API_TOKENS,
+        (tokens) => Redacted.value(tokens).split(",")[0]?.trim() ?? "",
+      )
+      const terminal = process.stderr.isTTY
+      const report = yield* generateLoad({
+        ...options,
+        url: Option.getOrElse(url, () => `http://127.0.0.1:${port}`),
+        token: Option.getOrUndefined(Option.orElse(token, () => known)),
+        progress: terminal ? drawing : () => Effect.void,
+      }).pipe(Effect.ensuring(terminal ? Console.error("") : Effect.void))
+      yield* print(json, report, inWords)
+      if (!report.pass) return yield* new Unhealthy({ message: "the limits were not kept" })
+    }).pipe(Effect.provide(Layer.provideMerge(Auditor.layer, Stack.layer))),
+).pipe(
+  Command.withDescription(
+    "Sends events through the HTTP API, waits until they are embedded, and says PASS or FAIL. Needs the configuration of the system under test: it looks into its stores for when each event has become part of an embedding",
+  ),
+)
