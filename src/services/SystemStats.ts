@@ -21,6 +21,8 @@ export interface SystemStats {
       readonly unacked: number | null
       readonly consumers: number
     }
+    /** Suspected of killing workers, handled one at a time. */
+    readonly isolated: number
     /** Waiting, by delay in ms. */
     readonly retry: Readonly<Record<string, number>>
     readonly failed: number
@@ -103,6 +105,7 @@ export const look: Effect.Effect<SystemStats, never, InteractionLog | Interactio
     return {
       queues: depths && {
         user_embedding_updates: { ...depths.main, unacked },
+        isolated: depths.isolated,
         retry: depths.retry,
         failed: depths.failed,
       },

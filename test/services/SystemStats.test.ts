@@ -26,6 +26,7 @@ const rungs = { "5000": 0, "10000": 0, "20000": 0, "40000": 0, "60000": 0 }
 const nothing = {
   queues: {
     user_embedding_updates: { ready: 0, unacked: 0, consumers: 0 },
+    isolated: 0,
     retry: rungs,
     failed: 0,
   },

@@ -2,7 +2,7 @@
 import { Command, Options } from "@effect/cli"
 import { Console, Effect } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { queue, retryQueue } from "../../services/InteractionQueue.ts"
+import { isolatedQueue, queue, retryQueue } from "../../services/InteractionQueue.ts"
 import * as SystemStats from "../../services/SystemStats.ts"
 import { json, print, table } from "../Output.ts"
 import { Unhealthy } from "../Provision.ts"
@@ -32,6 +32,7 @@ const inTables = ({
           rate(rates?.ack),
         ),
         ...Object.entries(queues?.retry ?? {}).map(([delay, n]) => [retryQueue(Number(delay)), count(n)]),
+        [isolatedQueue, count(queues?.isolated)],
         ["failed", count(queues?.failed)],
       ],
     ),
