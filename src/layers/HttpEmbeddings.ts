@@ -2,6 +2,7 @@
 import { HttpApiBuilder, type HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { Effect, Either, type ParseResult, Schema } from "effect"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
+import { Eraser } from "../services/Eraser.ts"
 import { EventVectors } from "../services/EventVectors.ts"
 import { issues } from "../services/Interaction.ts"
 import { api, ProductEmbeddingBody, vectorBytes } from "../services/InteractionApi.ts"
@@ -24,6 +25,7 @@ export const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
     const users = yield* UserEmbeddings
     const products = yield* ProductEmbeddings
     const vectors = yield* EventVectors
+    const eraser = yield* Eraser
     const { dimensions } = yield* EmbeddingConfig
 
     const show = Effect.fnUntraced(function* (user: string, withVector: boolean) {
@@ -89,7 +91,17 @@ export const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
       )
     })
 
+    const erase = (user: string) =>
+      eraser.erase(user).pipe(
+        Effect.tapError((error) =>
+          Effect.logWarning("erasure.unfinished").pipe(Effect.annotateLogs({ error: error.message })),
+        ),
+        Effect.mapError(notNow("parts of what is stored of the user")),
+        Effect.zipRight(HttpServerResponse.empty({ status: 204 })),
+      )
+
     return handlers
+      .handleRaw("eraseUser", ({ path }) => answer(erase(path.userId)))
       .handleRaw("embedding", ({ path, urlParams }) => answer(show(path.userId, urlParams.vector === "true")))
       .handleRaw("putProduct", ({ path, request }) => answer(store(path.productId, request)))
   }),

@@ -29,6 +29,7 @@ const text = (value: unknown): string => (typeof value === "string" ? value : ""
 const toLetter = ({ content, properties }: ConsumeMessage): DeadLetter => {
   const headers: Readonly<Record<string, unknown>> = properties.headers ?? {}
   const attempts = headers["x-attempts"]
+  const recordedAt = headers["x-recorded-at"]
   const messageId: unknown = properties.messageId
   return {
     id: text(headers["x-dead-letter-id"]),
@@ -42,6 +43,7 @@ const toLetter = ({ content, properties }: ConsumeMessage): DeadLetter => {
     originalExchange: text(headers["x-original-exchange"]),
     originalRoutingKey: text(headers["x-original-routing-key"]),
     retriedFrom: text(headers["x-retried-from"]) || null,
+    recordedAt: typeof recordedAt === "number" ? recordedAt : null,
     body: content,
   }
 }

@@ -461,12 +461,32 @@ const make = Effect.gen(function* () {
     return { total, unpublished, oldestUnpublishedSeconds: age === null ? null : Math.max(0, age / 1_000) }
   })
 
-  const erase = (user: string) =>
-    sql`DELETE FROM ${log} WHERE user_id = ${user}`.raw.pipe(
-      statement("DELETE"),
-      Effect.map(affectedRows),
-      Effect.mapError(toLogError("erase")),
+  const newestRecordedAt = (user: string) =>
+    sql<{ newest: string | null }>`SELECT MAX(created_at) AS newest FROM ${log} WHERE user_id = ${user}`.pipe(
+      statement("SELECT"),
+      Effect.map(([row]) => (row?.newest ? millisOfColumn(row.newest) : null)),
+      Effect.mapError(toLogError("newestRecordedAt")),
     )
+
+  // Page by page: one statement for all would hold locks for long and run into its deadline.
+  const erase = (user: string, recordedBy: number) =>
+    Effect.gen(function* () {
+      let erased = 0
+      while (true) {
+        const rows = yield* statement("SELECT")(
+          sql<{ id: number }>`
+            SELECT id FROM ${log} WHERE user_id = ${user} AND created_at <= ${columnOfMillis(recordedBy)}
+            LIMIT ${page}`,
+        )
+        if (rows.length === 0) return erased
+        const ids = sql.in(
+          "id",
+          rows.map(({ id }) => id),
+        )
+        erased += affectedRows(yield* statement("DELETE")(sql`DELETE FROM ${log} WHERE ${ids}`.raw))
+        if (rows.length < page) return erased
+      }
+    }).pipe(Effect.mapError(toLogError("erase")))
 
   const whileElected = <E, R>(effect: Effect.Effect<void, E, R>) =>
     Effect.exit(effect).pipe(
@@ -489,6 +509,7 @@ const make = Effect.gen(function* () {
     end,
     productCounts,
     backlog,
+    newestRecordedAt,
     erase,
     whileElected,
   }

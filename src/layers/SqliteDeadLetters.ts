@@ -17,7 +17,8 @@ interface Row {
 const rowsPerPage = 500
 
 const toLetter = ({ body, headers: text }: Row): DeadLetter => {
-  const { exchange, failed, letter, messageId, retriedFrom, routingKey }: Headers = JSON.parse(text)
+  const { exchange, failed, letter, messageId, recordedAt, retriedFrom, routingKey }: Headers =
+    JSON.parse(text)
   return {
     id: letter?.id ?? "",
     messageId,
@@ -30,6 +31,7 @@ const toLetter = ({ body, headers: text }: Row): DeadLetter => {
     originalExchange: exchange,
     originalRoutingKey: routingKey,
     retriedFrom: retriedFrom ?? null,
+    recordedAt,
     body,
   }
 }

@@ -5,6 +5,7 @@ import * as HttpGate from "../layers/HttpGate.ts"
 import * as HttpHandlers from "../layers/HttpHandlers.ts"
 import * as BunServer from "../layers/HttpServer.ts"
 import * as Catalogue from "../services/Catalogue.ts"
+import * as Eraser from "../services/Eraser.ts"
 import * as EventVectors from "../services/EventVectors.ts"
 import * as InteractionRecorder from "../services/InteractionRecorder.ts"
 import * as OutboxRelay from "../services/OutboxRelay.ts"
@@ -16,7 +17,8 @@ const recommending = Recommender.layer.pipe(
   Layer.provide([Catalogue.layer, Popularity.layer]),
   Layer.provideMerge(EventVectors.layer),
 )
-const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.sweeping, recommending).pipe(
+const erasing = Layer.provide(Eraser.layer, EventVectors.layer)
+const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.sweeping, recommending, erasing).pipe(
   Layer.provide(OutboxRelay.layer),
 )
 

@@ -18,6 +18,8 @@ export interface DeadLetter {
   readonly originalRoutingKey: string
   /** The letter that it was before it was retried and died again, `x-retried-from`. */
   readonly retriedFrom: string | null
+  /** When the interaction was recorded, `x-recorded-at`, Unix ms. */
+  readonly recordedAt: number | null
   /** The original bytes. */
   readonly body: Uint8Array
 }

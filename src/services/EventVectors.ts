@@ -63,6 +63,8 @@ export class EventVectors extends Context.Tag("user-embeddings/EventVectors")<
     readonly ofTexts: (
       texts: ReadonlyArray<string>,
     ) => Effect.Effect<ReadonlyArray<Found<PhraseEmbedderError>>>
+    /** Removes phrases from this process's memory and from the store; answers how many the store had. */
+    readonly forget: (phrases: ReadonlyArray<string>) => Effect.Effect<number, PhraseEmbeddingsError>
   }
 >() {}
 
@@ -216,7 +218,13 @@ const make = Effect.gen(function* () {
     )
   })
 
-  return { space, resolve, ofTexts: embedder.embed }
+  const forget = (phrases: ReadonlyArray<string>) =>
+    Effect.suspend(() => {
+      for (const phrase of phrases) memory.delete(phrase)
+      return kept.remove(phrases.map((phrase) => phraseKey(space, phrase)))
+    })
+
+  return { space, resolve, ofTexts: embedder.embed, forget }
 })
 
 export const layer = Layer.scoped(EventVectors, make)

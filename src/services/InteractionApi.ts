@@ -140,6 +140,14 @@ const trueOrFalse = Schema.Literal("true", "false").annotations({
 })
 const embeddings = HttpApiGroup.make("embeddings")
   .add(
+    HttpApiEndpoint.del("eraseUser")`/api/user/${user}`
+      .addSuccess(HttpApiSchema.NoContent)
+      .annotate(
+        OpenApi.Description,
+        "Erases the user everywhere: log, embedding, dead letters; what is queued is defeated. Safe to repeat.",
+      ),
+  )
+  .add(
     HttpApiEndpoint.get("embedding")`/api/user/${user}/embedding`
       .setUrlParams(Schema.Struct({ vector: Schema.optional(trueOrFalse) }))
       .addSuccess(Embedding),

@@ -128,8 +128,10 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       upTo: number,
     ) => Effect.Effect<ReadonlyArray<ProductCount>, InteractionLogError>
     readonly backlog: Effect.Effect<Backlog, InteractionLogError>
-    /** Removes the user's rows; answers how many there were. */
-    readonly erase: (user: UserId) => Effect.Effect<number, InteractionLogError>
+    /** When (Unix ms) the user's newest row was recorded, `null` when there is none. */
+    readonly newestRecordedAt: (user: UserId) => Effect.Effect<number | null, InteractionLogError>
+    /** Removes the user's rows that were recorded at or before `recordedBy` (Unix ms); answers how many there were. */
+    readonly erase: (user: UserId, recordedBy: number) => Effect.Effect<number, InteractionLogError>
     /** Runs the effect while this process is the elected relay; `false` when another one is. */
     readonly whileElected: <E, R>(
       effect: Effect.Effect<void, E, R>,

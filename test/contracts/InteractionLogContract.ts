@@ -491,11 +491,28 @@ export const suite = <E>(
         const [user, stranger] = [newUser(), newUser()]
         const entries = [view(user, "p", { idempotencyKey: "k" }), view(user, "q")]
         yield* append(...entries, view(stranger, "p"))
-        expect(yield* log.erase(user)).toBe(2)
-        expect(yield* log.erase(user)).toBe(0)
+        expect(yield* log.erase(user, Date.now())).toBe(2)
+        expect(yield* log.erase(user, Date.now())).toBe(0)
         expect(yield* rowsOf({ user })).toEqual([])
         expect(yield* rowsOf({ user: stranger })).toHaveLength(1)
         expect(tags(yield* append(...entries))).toEqual(["Recorded", "Recorded"])
+      }))
+
+    it("erases what was recorded until an instant, in pages, and knows when the newest was", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const user = newUser()
+        expect(yield* log.newestRecordedAt(user)).toBeNull()
+        yield* append(
+          ...Array.from({ length: 1_100 }, (_, index) =>
+            view(user, `p-${index}`, { recordedAt: 1_770_000_000_000 + index }),
+          ),
+        )
+        expect(yield* log.newestRecordedAt(user)).toBe(1_770_000_001_099)
+        expect(yield* log.erase(user, 1_770_000_001_097)).toBe(1_098)
+        expect((yield* rowsOf({ user })).map(({ recordedAt }) => recordedAt).toSorted()).toEqual([
+          1_770_000_001_098, 1_770_000_001_099,
+        ])
       }))
 
     it("elects one relay at a time, and the next one when it is done", () =>

@@ -302,6 +302,30 @@ layerSuite("HTTP API", api(), (it) => {
       expect((yield* put({ vector: Array.from({ length: 1536 }, (_, i) => i) })).status).toBe(200)
     }))
 
+  it("a user is erased, as often as asked for, and starts anew", () =>
+    Effect.gen(function* () {
+      const erased = { query: "erased", occurred_at: at }
+      expect((yield* post("/api/user/u-erased/search", erased)).status).toBe(201)
+      expect((yield* post("/api/user/u-erased/search", erased)).status).toBe(200)
+      const before = yield* total
+      const answer = yield* call("DELETE", "/api/user/u-erased")
+      expect([answer.status, answer.body]).toEqual([204, {}])
+      expect(yield* total).toBe(before - 1)
+      expect((yield* call("DELETE", "/api/user/u-erased")).status).toBe(204)
+      expect((yield* call("DELETE", "/api/user/u-erased/search")).status).toBe(405)
+      expect((yield* call("DELETE", "/api/user/two%20words")).status).toBe(422)
+      expect((yield* post("/api/user/u-erased/search", erased)).status).toBe(201)
+      const { paths } = (yield* call("GET", "/openapi.json")).body as {
+        readonly paths: Record<string, { readonly delete?: { readonly responses: object } }>
+      }
+      expect(Object.keys(paths["/api/user/{userId}"]?.delete?.responses ?? {}).toSorted()).toEqual([
+        "204",
+        "401",
+        "422",
+        "503",
+      ])
+    }))
+
   it("health, documents and the contract are open", () =>
     Effect.gen(function* () {
       expect((yield* call("GET", "/livez")).body).toEqual({ status: "ok" })
@@ -395,6 +419,7 @@ layerSuite(
         const none = yield* post(search, { query: "a" })
         expect([none.status, none.headers.get("www-authenticate")]).toEqual([401, "Bearer"])
         expect((yield* post(search, { query: "a" }, { authorization: "Bearer three" })).status).toBe(401)
+        expect((yield* call("DELETE", "/api/user/u-42")).status).toBe(401)
         expect((yield* post(search, { query: "a" }, { authorization: "Bearer two" })).status).toBe(201)
         expect((yield* call("GET", "/livez")).status).toBe(200)
       }))

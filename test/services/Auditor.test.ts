@@ -227,7 +227,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         yield* lose(late)
         yield* users.erase("erased", Date.now())
         expect(yield* audit("erased")).toEqual({ ...none, users: 1, consistent: 1 })
-        yield* log.erase("erased")
+        yield* log.erase("erased", Date.now())
         expect(yield* audit("erased")).toEqual({ ...none, users: 1, consistent: 1 })
       }))
 

@@ -115,6 +115,7 @@ const vectors = Layer.succeed(EventVectors, {
         return failure ? Either.left(failure) : Either.right(axis((search_phrase ?? "").length))
       }),
     ),
+  forget: () => Effect.succeed(0),
   ofTexts: () => Effect.succeed([]),
 })
 

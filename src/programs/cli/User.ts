@@ -1,10 +1,13 @@
 /** `user show`: one user. */
 import { Args, Command } from "@effect/cli"
-import { Effect, Schema } from "effect"
+import { Effect, Layer, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
+import * as Eraser from "../../services/Eraser.ts"
+import * as EventVectors from "../../services/EventVectors.ts"
 import { UserId } from "../../services/Interaction.ts"
 import { json, print, table } from "../Output.ts"
 import { showUser } from "../ShowUser.ts"
+import { confirm, yes } from "../Usage.ts"
 
 const percent = (share: number) => `${(share * 100).toFixed(1)} %`
 
@@ -44,7 +47,26 @@ const userShow = Command.make(
   Command.withDescription("One user's embedding, the newest events with their share in it, nearest products"),
 )
 
+const userErase = Command.make(
+  "erase",
+  { user: Args.text({ name: "user" }).pipe(Args.withSchema(Schema.typeSchema(UserId))), yes, json },
+  ({ json, user, yes }) =>
+    Effect.gen(function* () {
+      yield* confirm(`Erase user ${user} everywhere, for good?`, yes)
+      const { erase } = yield* Eraser.Eraser
+      const report = yield* erase(user)
+      yield* print(json, report, ({ dead_letters, embedding, interactions, phrases }) =>
+        [
+          `user ${user} is erased: ${interactions} interactions, ${embedding ? "the" : "no"} embedding`,
+          `${phrases} vectors of phrases, ${dead_letters} dead letters`,
+        ].join(", "),
+      )
+    }).pipe(
+      Effect.provide(Eraser.layer.pipe(Layer.provide(EventVectors.layer), Layer.provideMerge(Stack.layer))),
+    ),
+).pipe(Command.withDescription("Erases a user everywhere, and what is queued; asks unless --yes"))
+
 export const user = Command.make("user").pipe(
-  Command.withDescription("One user's embedding"),
-  Command.withSubcommands([userShow]),
+  Command.withDescription("One user"),
+  Command.withSubcommands([userShow, userErase]),
 )
