@@ -64,7 +64,11 @@ const pretty = Logger.make<unknown, string>((options) => {
   return cause === undefined ? line : `${line}\n${cause}`
 })
 
-/** Level by LOG_LEVEL; form by LOG_FORMAT, or by whether `terminal` says that a person reads. */
+/** LOG_LEVEL, else what is usual: `info` for programs that run on, `warn` for commands that answer and end. */
+export const level = (usual: keyof typeof levels) =>
+  Effect.map(Settings.LOG_LEVEL, (given) => levels[Option.getOrElse(given, () => usual)])
+
+/** Level of commands; form by LOG_FORMAT, or by whether `terminal` says that a person reads. */
 export const layerConfig = (terminal: boolean) =>
   Layer.unwrapEffect(
     Effect.gen(function* () {
@@ -72,7 +76,7 @@ export const layerConfig = (terminal: boolean) =>
       const logger = Logger.withConsoleError(format === "pretty" ? pretty : json)
       return Layer.merge(
         Logger.replace(Logger.defaultLogger, logger),
-        Logger.minimumLogLevel(levels[yield* Settings.LOG_LEVEL]),
+        Logger.minimumLogLevel(yield* level("warn")),
       )
     }),
   )

@@ -333,10 +333,9 @@ export const OTEL_METRIC_EXPORT_INTERVAL = withDefault("OTEL_METRIC_EXPORT_INTER
   fallback: "60000",
   schema: milliseconds,
 })
-export const LOG_LEVEL = withDefault("LOG_LEVEL", {
-  meaning: "Least level that is logged",
+export const LOG_LEVEL = optional("LOG_LEVEL", {
+  meaning: "Least level that is logged; default info, and warn for commands that answer and end",
   example: "info",
-  fallback: "info",
   schema: oneOf("debug", "info", "warn", "error"),
 })
 export const LOG_FORMAT = optional("LOG_FORMAT", {

@@ -90,7 +90,6 @@ describe("defaults", () => {
       WORKER_PORT: "9464",
       API_PORT: "3000",
       DATA_DIR: "./data",
-      LOG_LEVEL: "info",
     })
   })
 

@@ -1,7 +1,8 @@
 /** `up`, `api`, `worker`, `relay`: programs that run until they are told to stop. */
 import { Command } from "@effect/cli"
 import type { BunContext } from "@effect/platform-bun"
-import { Layer } from "effect"
+import { Effect, Layer, Logger } from "effect"
+import * as Logging from "../../layers/Logging.ts"
 import * as Stack from "../../layers/Stack.ts"
 import * as Api from "../Api.ts"
 import * as Relay from "../Relay.ts"
@@ -15,9 +16,11 @@ const serve = <A, E>(
   description: string,
   layer: Layer.Layer<A, E, Stack.Ports | BunContext.BunContext>,
 ) =>
-  Command.make(name, {}, () => Layer.launch(Layer.provide(layer, Stack.layer))).pipe(
-    Command.withDescription(description),
-  )
+  Command.make(name, {}, () =>
+    Effect.flatMap(Logging.level("info"), (level) =>
+      Logger.withMinimumLogLevel(Layer.launch(Layer.provide(layer, Stack.layer)), level),
+    ),
+  ).pipe(Command.withDescription(description))
 
 export const up = serve(
   "up",
