@@ -27,6 +27,7 @@ import { Problem, unprocessable } from "../services/Problem.ts"
 import * as Settings from "../services/Settings.ts"
 import * as Telemetry from "../services/Telemetry.ts"
 import { problemResponse } from "./HttpAnswer.ts"
+import { isVerbose } from "./HttpHealth.ts"
 
 interface Route {
   readonly method: string
@@ -62,6 +63,8 @@ export const routerConfig = HttpRouter.setRouterConfig({
 
 const pathOf = (url: string) => url.split("?", 1)[0] ?? url
 const open = new Set(["/livez", "/readyz", "/docs", "/openapi.json"])
+/** Versions are for those who have a token. */
+const isOpen = (url: string): boolean => open.has(pathOf(url)) && !isVerbose(url)
 const untraced = new Set(["/livez", "/readyz", "/metrics"])
 
 /**
@@ -200,7 +203,7 @@ const make = Effect.gen(function* () {
       Effect.annotateLogs({ detail: "API_TOKENS is unset: everybody who reaches this port may use it" }),
     )
   const passes = ({ headers, url }: HttpServerRequest.HttpServerRequest) =>
-    Option.isNone(tokens) || open.has(pathOf(url)) || authorised(tokens.value, headers.authorization)
+    Option.isNone(tokens) || isOpen(url) || authorised(tokens.value, headers.authorization)
 
   return (app: HttpApp.Default): HttpApp.Default =>
     Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>

@@ -1,5 +1,5 @@
 /** Handlers of the group `health`, and what `/readyz` answers in every part. */
-import { HttpApiBuilder, HttpServerResponse } from "@effect/platform"
+import { HttpApiBuilder, HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { Effect } from "effect"
 import * as Health from "../services/Health.ts"
 import { api } from "../services/InteractionApi.ts"
@@ -14,8 +14,20 @@ export const health = HttpApiBuilder.group(api, "health", (handlers) =>
   }),
 )
 
-/** 200 with each dependency's state, or 503 when the part can't do its job. */
+/** Whether `?verbose` stands in the URL. */
+export const isVerbose = (url: string): boolean => {
+  const value = new URLSearchParams(url.split("?", 2)[1]).get("verbose")
+  return value !== null && value !== "false"
+}
+
+/**
+ * 200 with each dependency's state, or 503 when the part can't do its job; versions and latencies with `?verbose`.
+ */
 export const readiness = (check: Effect.Effect<Health.Health>) =>
-  Effect.flatMap(check, (health) =>
-    HttpServerResponse.json(health, { status: health.status === "unavailable" ? 503 : 200 }),
-  )
+  Effect.gen(function* () {
+    const { url } = yield* HttpServerRequest.HttpServerRequest
+    const health = yield* check
+    return yield* HttpServerResponse.json(isVerbose(url) ? health : Health.brief(health), {
+      status: health.status === "unavailable" ? 503 : 200,
+    })
+  })

@@ -1,10 +1,14 @@
 /** Whether a part can do its job: what `/readyz` answers. */
-import { Duration, Effect, Option } from "effect"
+import { Duration, Effect, Option, Record } from "effect"
 import { Dependencies, type Dependency } from "./Dependencies.ts"
 
 export interface DependencyHealth {
   readonly status: "up" | "degraded" | "down"
   readonly detail?: string
+  /** Of what answered; only when asked for by `?verbose`. */
+  readonly version?: string
+  /** Until it answered a ping, in ms; only when asked for by `?verbose`. */
+  readonly latency_ms?: number
 }
 export interface Health {
   /** `unavailable`: the part can't do its job; `degraded`: it can, and something else is down. */
@@ -17,12 +21,15 @@ const deadline = Duration.seconds(3)
 const freshness = Duration.seconds(1)
 
 const look = ({ missing, ping }: Dependency): Effect.Effect<DependencyHealth> =>
-  Effect.zipRight(ping, missing).pipe(
+  Effect.all([Effect.timed(ping), missing]).pipe(
     Effect.map(
-      (missing): DependencyHealth =>
-        missing.length === 0
+      ([[latency, version], missing]): DependencyHealth => ({
+        ...(missing.length === 0
           ? { status: "up" }
-          : { status: "degraded", detail: `missing ${missing.join(", ")}: run user-embeddings setup` },
+          : { status: "degraded", detail: `missing ${missing.join(", ")}: run user-embeddings setup` }),
+        version,
+        latency_ms: Math.round(Duration.toMillis(latency) * 10) / 10,
+      }),
     ),
     Effect.catchAll(({ detail }) => Effect.succeed<DependencyHealth>({ status: "down", detail })),
     Effect.interruptible,
@@ -65,3 +72,9 @@ export const make = (
     // A probe that hangs up must not take the answer of the others with it.
     return yield* Effect.cachedWithTTL(Effect.uninterruptible(check), freshness)
   })
+
+/** Without what only `?verbose` asks for. */
+export const brief = ({ dependencies, status }: Health): Health => ({
+  status,
+  dependencies: Record.map(dependencies, ({ latency_ms: _, version: __, ...state }) => state),
+})

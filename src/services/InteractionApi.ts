@@ -96,6 +96,8 @@ const Health = Schema.Struct({
     value: Schema.Struct({
       status: Schema.Literal("up", "degraded", "down"),
       detail: Schema.optional(Schema.String),
+      version: Schema.optional(Schema.String),
+      latency_ms: Schema.optional(Schema.Number),
     }),
   }),
 }).annotations({ identifier: "Health" })
@@ -292,7 +294,12 @@ const recommendations = HttpApiGroup.make("recommendations")
 
 const health = HttpApiGroup.make("health")
   .add(HttpApiEndpoint.get("livez", "/livez").addSuccess(Schema.Struct({ status: Schema.Literal("ok") })))
-  .add(HttpApiEndpoint.get("readyz", "/readyz").addSuccess(Health).addSuccess(Health, { status: 503 }))
+  .add(
+    HttpApiEndpoint.get("readyz", "/readyz")
+      .setUrlParams(Schema.Struct({ verbose: Schema.optional(Schema.String) }))
+      .addSuccess(Health)
+      .addSuccess(Health, { status: 503 }),
+  )
 
 interface Operation {
   readonly parameters?: ReadonlyArray<object>

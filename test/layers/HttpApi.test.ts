@@ -333,6 +333,15 @@ layerSuite("HTTP API", api(), (it) => {
         status: "ok",
         dependencies: { sqlite: { status: "up" } },
       })
+      const verbose = (yield* call("GET", "/readyz?verbose")).body as {
+        readonly dependencies: { readonly sqlite: { readonly version: string; readonly latency_ms: number } }
+      }
+      expect(verbose.dependencies.sqlite.version).toMatch(/^3\.\d+/)
+      expect(verbose.dependencies.sqlite.latency_ms).toBeGreaterThanOrEqual(0)
+      expect((yield* call("GET", "/readyz?verbose=false")).body.dependencies).toMatchObject({
+        sqlite: { status: "up" },
+      })
+      expect(JSON.stringify((yield* call("GET", "/readyz?verbose=false")).body)).not.toContain("version")
       expect((yield* call("GET", "/docs")).status).toBe(200)
       const { paths } = (yield* call("GET", "/openapi.json")).body as { readonly paths: object }
       expect(Object.keys(paths)).toContain("/api/user/{userId}/product/{productId}/purchase")
@@ -421,6 +430,8 @@ layerSuite(
         expect((yield* post(search, { query: "a" }, { authorization: "Bearer three" })).status).toBe(401)
         expect((yield* call("DELETE", "/api/user/u-42")).status).toBe(401)
         expect((yield* post(search, { query: "a" }, { authorization: "Bearer two" })).status).toBe(201)
+        expect((yield* call("GET", "/readyz")).status).toBe(200)
+        expect((yield* call("GET", "/readyz?verbose")).status).toBe(401)
         expect((yield* call("GET", "/livez")).status).toBe(200)
       }))
 
