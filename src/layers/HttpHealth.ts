@@ -3,6 +3,7 @@ import { HttpApiBuilder, HttpServerRequest, HttpServerResponse } from "@effect/p
 import { Effect } from "effect"
 import * as Health from "../services/Health.ts"
 import { api } from "../services/InteractionApi.ts"
+import * as Telemetry from "../services/Telemetry.ts"
 import { answer } from "./HttpAnswer.ts"
 
 export const health = HttpApiBuilder.group(api, "health", (handlers) =>
@@ -11,7 +12,13 @@ export const health = HttpApiBuilder.group(api, "health", (handlers) =>
     return handlers
       .handleRaw("livez", () => answer(HttpServerResponse.json({ status: "ok" })))
       .handleRaw("readyz", () => answer(readiness(check)))
+      .handleRaw("metrics", () => metrics)
   }),
+)
+
+/** All metrics of this process, for Prometheus. */
+export const metrics = Effect.map(Telemetry.prometheus, (text) =>
+  HttpServerResponse.text(text, { contentType: "text/plain; version=0.0.4" }),
 )
 
 /** Whether `?verbose` stands in the URL. */

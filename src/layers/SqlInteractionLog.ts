@@ -448,18 +448,26 @@ const make = Effect.gen(function* () {
       Effect.mapError(toLogError("productCounts")),
     )
 
-  const backlog = Effect.gen(function* () {
-    const [counted] = yield* sql<{ total: number; unpublished: number; oldest: string | null }>`
-      SELECT (SELECT COUNT(*) FROM ${log}) AS total,
-        (SELECT COUNT(*) FROM ${log} WHERE processed_to_queue = FALSE) AS unpublished,
+  const outbox = Effect.gen(function* () {
+    const [counted] = yield* sql<{ unpublished: number; oldest: string | null }>`
+      SELECT (SELECT COUNT(*) FROM ${log} WHERE processed_to_queue = FALSE) AS unpublished,
         (SELECT created_at FROM ${log} WHERE processed_to_queue = FALSE ORDER BY id LIMIT 1) AS oldest`.pipe(
       statement("SELECT"),
-      Effect.mapError(toLogError("backlog")),
+      Effect.mapError(toLogError("outbox")),
     )
-    const { total, unpublished, oldest } = counted ?? { total: 0, unpublished: 0, oldest: null }
+    const { unpublished, oldest } = counted ?? { unpublished: 0, oldest: null }
     const age = oldest === null ? null : (yield* Clock.currentTimeMillis) - millisOfColumn(oldest)
-    return { total, unpublished, oldestUnpublishedSeconds: age === null ? null : Math.max(0, age / 1_000) }
+    return { unpublished, oldestUnpublishedSeconds: age === null ? null : Math.max(0, age / 1_000) }
   })
+
+  const backlog = Effect.zipWith(
+    sql<{ total: number }>`SELECT COUNT(*) AS total FROM ${log}`.pipe(
+      statement("SELECT"),
+      Effect.mapError(toLogError("backlog")),
+    ),
+    outbox,
+    ([counted], waiting) => ({ total: counted?.total ?? 0, ...waiting }),
+  )
 
   const newestRecordedAt = (user: string) =>
     sql<{ newest: string | null }>`SELECT MAX(created_at) AS newest FROM ${log} WHERE user_id = ${user}`.pipe(
@@ -508,6 +516,7 @@ const make = Effect.gen(function* () {
     products,
     end,
     productCounts,
+    outbox,
     backlog,
     newestRecordedAt,
     erase,

@@ -7,6 +7,7 @@ import * as BunServer from "../layers/HttpServer.ts"
 import * as Catalogue from "../services/Catalogue.ts"
 import * as Eraser from "../services/Eraser.ts"
 import * as EventVectors from "../services/EventVectors.ts"
+import * as Gauges from "../services/Gauges.ts"
 import * as InteractionRecorder from "../services/InteractionRecorder.ts"
 import * as OutboxRelay from "../services/OutboxRelay.ts"
 import * as Popularity from "../services/Popularity.ts"
@@ -21,6 +22,7 @@ const erasing = Layer.provide(Eraser.layer, EventVectors.layer)
 const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.sweeping, recommending, erasing).pipe(
   Layer.provide(OutboxRelay.layer),
 )
+const gauges = Layer.mergeAll(Gauges.queues, Gauges.outbox, Gauges.ownProcess)
 
 const server = Layer.unwrapEffect(
   Effect.gen(function* () {
@@ -59,4 +61,5 @@ export const layer = serving.pipe(
   Layer.provide(steps),
   Layer.provide(HttpServer.layerContext),
   Layer.provideMerge(server),
+  Layer.merge(gauges),
 )

@@ -2,11 +2,11 @@
 import { HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
 import { BunHttpServer } from "@effect/platform-bun"
 import { Effect, Layer } from "effect"
-import { readiness } from "../layers/HttpHealth.ts"
+import { metrics, readiness } from "../layers/HttpHealth.ts"
 import { EmbeddingWorker } from "../services/EmbeddingWorker.ts"
+import * as Gauges from "../services/Gauges.ts"
 import * as Health from "../services/Health.ts"
 import * as Settings from "../services/Settings.ts"
-import * as Telemetry from "../services/Telemetry.ts"
 
 const routes = Effect.gen(function* () {
   const { outage } = yield* EmbeddingWorker
@@ -14,12 +14,7 @@ const routes = Effect.gen(function* () {
   return HttpRouter.empty.pipe(
     HttpRouter.get("/livez", HttpServerResponse.json({ status: "ok" })),
     HttpRouter.get("/readyz", readiness(check)),
-    HttpRouter.get(
-      "/metrics",
-      Effect.map(Telemetry.prometheus, (text) =>
-        HttpServerResponse.text(text, { contentType: "text/plain; version=0.0.4" }),
-      ),
-    ),
+    HttpRouter.get("/metrics", metrics),
   )
 })
 
@@ -33,4 +28,4 @@ const listening = Layer.unwrapEffect(Effect.map(routes, (router) => HttpServer.s
 
 export const layer = Layer.catchAllCause(listening, (cause) =>
   Layer.effectDiscard(Effect.logWarning("worker.no_health_port", cause)),
-)
+).pipe(Layer.merge(Layer.merge(Gauges.queues, Gauges.ownProcess)))

@@ -130,6 +130,8 @@ const make = Effect.gen(function* () {
   /** Updates and settles a batch. What waits for a dependency that is out is held again. */
   const handle = Effect.fnUntraced(function* ({ batch, probe }: Work) {
     const started = yield* Clock.currentTimeMillis
+    const oldest = batch[0]?.publishedAt
+    if (oldest) Telemetry.set(Telemetry.queueAge, Math.max(0, started - oldest) / 1000)
     const suspects: Array<Settled> = []
     const innocent: Array<Delivery> = []
     for (const delivery of batch) {

@@ -300,6 +300,11 @@ const health = HttpApiGroup.make("health")
       .addSuccess(Health)
       .addSuccess(Health, { status: 503 }),
   )
+  .add(
+    HttpApiEndpoint.get("metrics", "/metrics").addSuccess(
+      HttpApiSchema.Text().annotations({ description: "Metrics in the text format of Prometheus" }),
+    ),
+  )
 
 interface Operation {
   readonly parameters?: ReadonlyArray<object>

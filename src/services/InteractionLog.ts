@@ -50,8 +50,8 @@ export interface LogFilter {
   readonly recordedSince?: string
 }
 
-export interface Backlog {
-  readonly total: number
+/** What waits to be published. */
+export interface Outbox {
   readonly unpublished: number
   /** Age of the oldest unpublished row in seconds, `null` when there is none. */
   readonly oldestUnpublishedSeconds: number | null
@@ -63,6 +63,10 @@ export interface ProductCount {
   /** As `2026-02-10`. */
   readonly day: string
   readonly interactions: number
+}
+
+export interface Backlog extends Outbox {
+  readonly total: number
 }
 
 export class InteractionLogError extends Schema.TaggedError<InteractionLogError>()(
@@ -127,6 +131,8 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       after: number,
       upTo: number,
     ) => Effect.Effect<ReadonlyArray<ProductCount>, InteractionLogError>
+    readonly outbox: Effect.Effect<Outbox, InteractionLogError>
+    /** Counts all rows: not to be asked again and again. */
     readonly backlog: Effect.Effect<Backlog, InteractionLogError>
     /** When (Unix ms) the user's newest row was recorded, `null` when there is none. */
     readonly newestRecordedAt: (user: UserId) => Effect.Effect<number | null, InteractionLogError>

@@ -143,6 +143,9 @@ export const count = (counter: Metric.Metric.Counter<number>, by = 1): void => c
 export const observe = (histogram: Metric.Metric.Histogram<number>, value: number): void =>
   histogram.unsafeUpdate(value, [])
 
+/** Sets a gauge from synchronous code. */
+export const set = (gauge: Metric.Metric.Gauge<number>, value: number): void => gauge.unsafeUpdate(value, [])
+
 const seconds = <Type, In, Out>(metric: Metric.Metric<Type, In, Out>) => Metric.tagged(metric, "unit", "s")
 const counter = (name: string, description: string) =>
   Metric.counter(name, { description, incremental: true })
@@ -270,6 +273,9 @@ export const residentMemory = gauge("process.memory.usage", "Resident memory of 
 export const eventLoopDelay = gauge("process.eventloop.delay", "Seconds by which a timer came late").pipe(
   seconds,
 )
+
+// Counters that alerts are made of exist from the start, so that the first event is an increase.
+for (const one of [skippedInteractions, lateFolds, staleFolds, lockConflicts]) count(one, 0)
 
 const label = (text: string) => text.replace(/[\\"\n]/g, (c) => (c === "\n" ? "\\n" : `\\${c}`))
 

@@ -7,6 +7,7 @@ import * as Api from "../../src/programs/Api.ts"
 import { InteractionLog, InteractionLogError } from "../../src/services/InteractionLog.ts"
 import { UserEmbeddings } from "../../src/services/UserEmbeddings.ts"
 import { effectTest, layerSuite } from "../support/effect.ts"
+import { parsePrometheus } from "../support/prometheus.ts"
 import { embedded } from "../support/stacks.ts"
 
 const api = (extra: Readonly<Record<string, string>> = {}) =>
@@ -15,6 +16,7 @@ const api = (extra: Readonly<Record<string, string>> = {}) =>
 interface Answer {
   readonly status: number
   readonly headers: Headers
+  readonly text: string
   readonly body: Record<string, unknown>
 }
 
@@ -37,6 +39,7 @@ const call = (
       return {
         status: response.status,
         headers: response.headers,
+        text,
         body: text.startsWith("{") ? JSON.parse(text) : {},
       }
     })
@@ -204,6 +207,23 @@ layerSuite("HTTP API", api(), (it) => {
         expect(answer.status).toBe(201)
         expect(answer.headers.get("traceparent")).toMatch(/^00-(?!0{32})[0-9a-f]{32}-[0-9a-f]{16}-0[01]$/)
       }
+    }))
+
+  it("/metrics is well-formed for Prometheus, and counts requests by route but not by who asks for what", () =>
+    Effect.gen(function* () {
+      yield* post("/api/user/counted-user/search", { query: "counted" })
+      yield* call("GET", "/api/nothing/at/all")
+      const { headers, text } = yield* call("GET", "/metrics")
+      expect(headers.get("content-type")).toStartWith("text/plain; version=0.0.4")
+      const families = parsePrometheus(text)
+      const ours = [...families].filter(([name]) => /^(user_embeddings|messaging|http|process)_/.test(name))
+      expect(ours.length).toBeGreaterThan(5)
+      expect(ours.filter(([, { help }]) => help === undefined)).toEqual([])
+      const requests = families.get("http_server_request_duration_seconds")?.samples
+      const series = `http_server_request_duration_seconds_count{http_request_method="POST",http_response_status_code="201",http_route="/api/user/{userId}/search"}`
+      expect(requests?.get(series)).toBeGreaterThan(0)
+      expect(text).not.toContain("counted-user")
+      expect(text).not.toContain("/api/nothing")
     }))
 
   it("another method is told which ones there are", () =>
@@ -433,6 +453,7 @@ layerSuite(
         expect((yield* call("GET", "/readyz")).status).toBe(200)
         expect((yield* call("GET", "/readyz?verbose")).status).toBe(401)
         expect((yield* call("GET", "/livez")).status).toBe(200)
+        expect((yield* call("GET", "/metrics")).status).toBe(401)
       }))
 
     it("limits each user, item by item, and lets others pass", () =>

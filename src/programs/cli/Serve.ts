@@ -4,6 +4,7 @@ import type { BunContext } from "@effect/platform-bun"
 import { Effect, Layer, Logger } from "effect"
 import * as Logging from "../../layers/Logging.ts"
 import * as Stack from "../../layers/Stack.ts"
+import * as Gauges from "../../services/Gauges.ts"
 import * as Api from "../Api.ts"
 import * as Relay from "../Relay.ts"
 import * as Up from "../Up.ts"
@@ -36,5 +37,5 @@ export const worker = serve(
 export const relay = serve(
   "relay",
   "Publishes what is left in the outbox, for those who want it apart",
-  Relay.layer,
+  Layer.mergeAll(Relay.layer, Gauges.outbox, Gauges.ownProcess),
 )
