@@ -1,6 +1,6 @@
 /** How answers are worded: problem documents, and 500 for what nobody worded. */
 import { HttpServerResponse } from "@effect/platform"
-import { Effect } from "effect"
+import { Cause, Effect } from "effect"
 import { Problem } from "../services/Problem.ts"
 
 /** A problem as `application/problem+json`. */
@@ -25,7 +25,7 @@ export const answer = <E, R>(effect: Effect.Effect<HttpServerResponse.HttpServer
     error instanceof Problem
       ? Effect.succeed(problemResponse(error))
       : Effect.as(
-          Effect.logError("http.failed", error),
+          Effect.logError("http.failed", Cause.fail(error)),
           problemResponse(new Problem({ status: 500, detail: "an unexpected error; the log says more" })),
         ),
   )

@@ -90,9 +90,20 @@ const traced = <E, R>(request: HttpServerRequest.HttpServerRequest, app: HttpApp
       return ended
     }
     const answered = (span: Tracer.AnySpan) =>
-      Effect.map(
-        Effect.withParentSpan(app, span),
-        HttpServerResponse.setHeader("traceparent", Telemetry.traceparent(span)),
+      app.pipe(
+        Effect.tap(({ status }) =>
+          Effect.suspend(() => {
+            const duration_ms = Number(clock.unsafeCurrentTimeNanos() - started) / 1_000_000
+            return Effect.annotateLogs(Effect.logDebug("http.answered"), {
+              method: request.method,
+              route,
+              status,
+              duration_ms,
+            })
+          }),
+        ),
+        Effect.withParentSpan(span),
+        Effect.map(HttpServerResponse.setHeader("traceparent", Telemetry.traceparent(span))),
       )
     if (!(yield* Telemetry.isTracing)) {
       const response = yield* answered(parent ?? Telemetry.newTrace())

@@ -1,4 +1,5 @@
-/** Logs on stderr: one JSON object a line, or a line for people on a terminal. */
+/** Logs on stderr: one JSON object a line, or a line for people on a terminal. docs/logs.md lists every event. */
+import { createHash } from "node:crypto"
 import {
   Cause,
   Context,
@@ -21,18 +22,30 @@ const levels = {
   error: LogLevel.Error,
 } as const
 
+/** A user id as logs have it: the same user is the same word, and nobody can read who that is. */
+export const hashed = (userId: string): string =>
+  createHash("sha256").update(userId).digest("hex").slice(0, 16)
+
+/** The password in a URL, as drivers quote it in their errors. */
+const password = /(\b[a-z][a-z0-9+.-]*:\/\/[^\s:/?#@]*):[^\s/?#]*@/gi
+const safe = (value: unknown): unknown =>
+  typeof value === "string" && value.includes("://") ? value.replace(password, "$1:***@") : value
+
 const fields = ({ annotations, cause, context, message }: Logger.Logger.Options<unknown>) => {
   const [event, ...details] = Array.isArray(message) ? message : [message]
   const span = Option.flatMap(
     FiberRefs.get(context, FiberRef.currentContext),
     Context.getOption(Tracer.ParentSpan),
   )
+  const given = HashMap.toEntries(annotations).map(([key, value]) =>
+    key === "user_id" ? ["user", hashed(String(value))] : [key, safe(value)],
+  )
   return {
     event: String(event),
-    ...Object.fromEntries(HashMap.toEntries(annotations)),
+    ...Object.fromEntries(given),
     ...(details.length > 0 ? { details } : {}),
     ...(Option.isSome(span) ? { trace_id: span.value.traceId, span_id: span.value.spanId } : {}),
-    ...(Cause.isEmpty(cause) ? {} : { cause: Cause.pretty(cause) }),
+    ...(Cause.isEmpty(cause) ? {} : { cause: safe(Cause.pretty(cause)) }),
   }
 }
 

@@ -24,6 +24,7 @@ import {
 import { describeFailure, portFailure } from "../services/PortFailure.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
 import * as Settings from "../services/Settings.ts"
+import { described } from "../services/Telemetry.ts"
 
 /** What a port's own error is made of; carries no DSN, amqplib's messages have host and port only. */
 export class RabbitError extends Schema.TaggedError<RabbitError>()("RabbitError", portFailure) {
@@ -169,7 +170,7 @@ const make = ({ dsn }: { readonly dsn: Redacted.Redacted }) =>
       })
       yield* Effect.scoped(once).pipe(
         Effect.tapError((error) =>
-          turned(false, Effect.annotateLogs(Effect.logWarning("rabbitmq.waiting"), { error: error.message })),
+          turned(false, Effect.annotateLogs(Effect.logWarning("rabbitmq.waiting"), described(error))),
         ),
         Effect.retry(Schedule.resetAfter(RetryPolicies.reconnectRetry, "30 seconds")),
         Effect.ensuring(Effect.sync(() => answer(Exit.fail(failed("session")(new Error("stopped")))))),

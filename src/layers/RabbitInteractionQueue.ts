@@ -24,7 +24,7 @@ import {
 } from "../services/InteractionQueue.ts"
 import * as MessageTraces from "../services/MessageTraces.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
-import type { TraceContext } from "../services/Telemetry.ts"
+import { described, type TraceContext } from "../services/Telemetry.ts"
 import { call, channel, type Lost, Rabbit, type RabbitError } from "./Rabbit.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
 import { copied, make as makePublisher, type Outgoing } from "./RabbitPublisher.ts"
@@ -350,7 +350,7 @@ const make = Effect.gen(function* () {
         publisher.publish(held.map(({ copy }, index) => withTrace(copy, traces[index] ?? null))),
       ).pipe(
         Effect.catchAll((error) =>
-          Effect.as(Effect.annotateLogs(Effect.logDebug("copies.failed"), { error: error.message }), []),
+          Effect.as(Effect.annotateLogs(Effect.logDebug("copies.failed"), described(error)), []),
         ),
       )
       const confirmed = held.filter((_, index) => confirmations[index] === "confirmed")

@@ -247,7 +247,7 @@ const make = Effect.gen(function* () {
   const failing = failingWith((failure) => new InteractionQueueError(failure))
   /** Says that a statement failed; the caller tries again. */
   const warning = (event: string) => (error: { readonly cause?: unknown }) =>
-    Effect.logWarning(event).pipe(Effect.annotateLogs({ error: String(error.cause) }))
+    Effect.logWarning(event).pipe(Effect.annotateLogs({ error: "SqlError", detail: String(error.cause) }))
 
   const send = Effect.fnUntraced(function* (
     messages: ReadonlyArray<Message>,

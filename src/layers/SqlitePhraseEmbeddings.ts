@@ -18,7 +18,7 @@ const make = Effect.gen(function* () {
   const usedAgainMillis = keptMillis / 30
   const failing = failingWith((failure) => new PhraseEmbeddingsError(failure))
   const warning = (event: string) => (error: { readonly cause?: unknown }) =>
-    Effect.logWarning(event).pipe(Effect.annotateLogs({ error: String(error.cause) }))
+    Effect.logWarning(event).pipe(Effect.annotateLogs({ error: "SqlError", detail: String(error.cause) }))
 
   const expire = Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis

@@ -11,6 +11,7 @@ import * as InteractionFile from "../services/InteractionFile.ts"
 import { InteractionLog, type NewInteraction } from "../services/InteractionLog.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
 import * as Settings from "../services/Settings.ts"
+import * as Telemetry from "../services/Telemetry.ts"
 import type { Reached } from "./Progress.ts"
 
 /** Rows of one commit. */
@@ -178,7 +179,7 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
   const append = (entries: ReadonlyArray<NewInteraction>) =>
     log.append(entries).pipe(
       Effect.tapError((error) =>
-        Effect.logWarning("import.append_failed").pipe(Effect.annotateLogs({ error: error.message })),
+        Effect.logWarning("import.append_failed").pipe(Effect.annotateLogs(Telemetry.described(error))),
       ),
       Effect.retry({
         schedule: RetryPolicies.reconnectRetry,

@@ -154,7 +154,8 @@ const make = Effect.gen(function* () {
         Effect.as(
           Effect.annotateLogs(Effect.logError("batch.threw"), {
             count: innocent.length,
-            error: String(defect),
+            error: Telemetry.errorType(defect),
+            detail: String(defect),
           }),
           innocent.map((delivery) => accused(delivery)),
         ),
@@ -196,7 +197,8 @@ const make = Effect.gen(function* () {
     if (failure !== undefined) {
       const failedProbes = probe && outage !== undefined ? outage.failedProbes + 1 : 0
       const reason = failure.message
-      if (outage === undefined) yield* Effect.logWarning("outage.began").pipe(Effect.annotateLogs({ reason }))
+      if (outage === undefined)
+        yield* Effect.logWarning("outage.began").pipe(Effect.annotateLogs(Telemetry.described(failure)))
       outage = {
         reason,
         searchesOnly: failures.every(({ _tag }) => _tag === "PhraseEmbedderError"),

@@ -109,7 +109,7 @@ const make = Effect.gen(function* () {
     (effect: Effect.Effect<A, PhraseEmbeddingsError>): Effect.Effect<A> =>
       Effect.catchAll(effect, (error) =>
         Effect.logWarning("phrases.store_failed").pipe(
-          Effect.annotateLogs({ error: error.message }),
+          Effect.annotateLogs(Telemetry.described(error)),
           Effect.as(fallback),
         ),
       )

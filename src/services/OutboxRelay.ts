@@ -70,7 +70,7 @@ const make = Effect.gen(function* () {
       MessageTraces.together("relay interactions", rows.map(MessageTraces.traced)),
       Effect.catchAll((error) =>
         Effect.logWarning("publish.failed").pipe(
-          Effect.annotateLogs({ count: rows.length, left_to: "sweep", error: error.message }),
+          Effect.annotateLogs({ count: rows.length, left_to: "sweep", ...Telemetry.described(error) }),
         ),
       ),
       Effect.ensuring(
@@ -148,7 +148,7 @@ export const sweeping = Layer.scopedDiscard(
     const relay = yield* OutboxRelay
     const quietly = relay.sweep.pipe(
       Effect.catchAll((error) =>
-        Effect.logWarning("outbox.sweep_failed").pipe(Effect.annotateLogs({ error: error.message })),
+        Effect.logWarning("outbox.sweep_failed").pipe(Effect.annotateLogs(Telemetry.described(error))),
       ),
     )
     yield* Effect.forkScoped(Effect.repeat(quietly, RetryPolicies.sweepInterval))

@@ -108,6 +108,12 @@ export const errorType = (error: unknown): string => {
     : String(error._tag)
 }
 
+/** An error in a log line: its kind, and the text for people. */
+export const described = (error: { readonly message: string }) => ({
+  error: errorType(error),
+  detail: error.message,
+})
+
 /** Attribute keys of the OpenTelemetry semantic conventions, and ours. */
 export const attribute = {
   errorType: "error.type",
