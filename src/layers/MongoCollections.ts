@@ -22,6 +22,8 @@ export const names = {
   userEmbeddingLedger: "user_embedding_ledger",
   productEmbeddings: "product_embeddings",
   phraseEmbeddings: "phrase_embeddings",
+  /** A vector search index on `embedding` with filters on `space` and `category`; made by whoever has so many products. */
+  productVectors: "product_embeddings_vector",
 } as const
 
 const text = { bsonType: "string" }

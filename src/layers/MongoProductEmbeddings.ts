@@ -1,16 +1,18 @@
 /** Product embeddings in MongoDB, one document per product in `product_embeddings`. */
 import { Clock, Effect, Layer, Stream } from "effect"
+import { MongoServerError } from "mongodb"
 import type { ProductId } from "../services/Interaction.ts"
 import { keepBest, nearer } from "../services/Nearest.ts"
 import {
   type Neighbour,
+  NoVectorIndex,
   type ProductEmbedding,
   ProductEmbeddings,
   ProductEmbeddingsError,
 } from "../services/ProductEmbeddings.ts"
 import * as Settings from "../services/Settings.ts"
 import * as Vector from "../services/Vector.ts"
-import { fromStored, Mongo, type Storage, type StoredVector, toStored } from "./Mongo.ts"
+import { fromStored, Mongo, type Storage, type StoredVector, toDouble, toStored } from "./Mongo.ts"
 import { names } from "./MongoCollections.ts"
 
 /** Other programs may write products too, and leave out what they don't know. */
@@ -159,6 +161,43 @@ export const make = (options: { readonly storage: Storage }) =>
         }),
 
       count: call("count", name, () => products.countDocuments()),
+
+      // Servers without it refuse the stage; those that have it, but not the index, find nothing.
+      indexed: (vector, { category, limit, space }) =>
+        call("aggregate", name, () =>
+          products
+            .aggregate<ProductDocument>([
+              {
+                $vectorSearch: {
+                  index: names.productVectors,
+                  path: "embedding",
+                  queryVector: Array.from(vector, toDouble),
+                  numCandidates: Math.min(10_000, 10 * limit),
+                  limit,
+                  filter: { space, ...(category !== undefined && { category }) },
+                },
+              },
+            ])
+            .toArray(),
+        ).pipe(
+          Effect.catchIf(
+            ({ cause, reason }) => reason === "rejected" && cause instanceof MongoServerError,
+            ({ message }) => new NoVectorIndex({ detail: message }),
+          ),
+          Effect.map((found) => found.map(toProduct)),
+          Effect.filterOrFail(
+            (found) => found.length > 0 || category !== undefined,
+            () => new NoVectorIndex({ detail: `the index ${names.productVectors} is missing or empty` }),
+          ),
+        ),
+
+      describe: (ids) =>
+        Effect.map(describe(ids), (found) => {
+          const named = Array.from(found, ([id, { category = null, product_name = null }]) => {
+            return [id, { product_id: id, product_name, category }] as const
+          })
+          return new Map(named)
+        }),
 
       changed: (after) =>
         stream(name, () => products.find({ updated_at: { $gt: new Date(after) } })).pipe(

@@ -3,6 +3,7 @@ import { Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
 import { keepBest, nearer } from "../services/Nearest.ts"
 import {
   type Neighbour,
+  NoVectorIndex,
   type ProductEmbedding,
   ProductEmbeddings,
   ProductEmbeddingsError,
@@ -148,6 +149,23 @@ const make = Effect.map(Sqlite, (sqlite) => {
           database.query<{ n: number }, []>("SELECT COUNT(*) AS n FROM product_embeddings").get()?.n ?? 0,
       ),
     ),
+
+    indexed: () => Effect.fail(new NoVectorIndex({ detail: "SQLite has no index of vectors" })),
+
+    describe: (products) =>
+      failing("describe")(
+        sqlite.use((database) => {
+          const one = database.query<Omit<Row<(typeof described)[number]>, "embedding">, [string]>(
+            "SELECT product_id, product_name, category FROM product_embeddings WHERE product_id = ?",
+          )
+          return new Map(
+            products.flatMap((id) => {
+              const row = one.get(id)
+              return row === null ? [] : [[id, row] as const]
+            }),
+          )
+        }),
+      ),
 
     changed: (after) =>
       Stream.mapConcatChunk(changedPages(after), (rows) =>

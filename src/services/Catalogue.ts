@@ -1,6 +1,8 @@
 /**
  * The catalogue in memory: the unit-length vectors of all products of the configured space, for exact scans. What the
- * store has is here within a second of being asked for; products that other programs removed leave within minutes.
+ * store has is here within a second of being asked for; products that other programs removed leave within minutes. A
+ * catalogue too large for that is asked through the store's own index of vectors, where it has one: then the products
+ * near the direction are compared, and μ is that of the products that were looked at.
  *
  * Rows are kept as they are, not centred, so that a changed mean μ costs no rewrite:
  *
@@ -32,15 +34,18 @@ const clockTolerance = 60_000
 /** μ moves when this part of the catalogue has changed, or this much time has passed since a change. */
 const meanMovesAt = 0.01
 const meanMovesAfter = Duration.minutes(1)
+/** Products that the store's index is asked for, for each that is wanted. */
+const candidatesEach = 20
 /** Vectors closer than this to the mean have no direction from it. */
 const noDirection = 1e-6
 
 /** The catalogue has outgrown the memory meant for it. */
 export class CatalogueTooLarge extends Schema.TaggedError<CatalogueTooLarge>()("CatalogueTooLarge", {
   most: Schema.Number,
+  detail: Schema.String,
 }) {
   override get message() {
-    return `there are more than ${this.most} products, too many to be compared in memory`
+    return `there are more than ${this.most} products, too many to be compared in memory, and ${this.detail}`
   }
 }
 export type CatalogueError = ProductEmbeddingsError | CatalogueTooLarge
@@ -73,15 +78,13 @@ export class Catalogue extends Context.Tag("user-embeddings/Catalogue")<
     readonly space: string
     /** μ: the mean of all unit-length vectors; a zero vector while there are no products. */
     readonly mean: Effect.Effect<Float32Array, CatalogueError>
-    /** The product with its centred vector (zero when it is the mean); `undefined` when it has no vector in this space. */
-    readonly find: (
-      product: ProductId,
-    ) => Effect.Effect<(Product & { readonly centred: Float32Array }) | undefined, CatalogueError>
+    /** A product's centred vector (zero when it is the mean); `undefined` when it has none in this space. */
+    readonly centred: (product: ProductId) => Effect.Effect<Float32Array | undefined, CatalogueError>
     /** Names and categories of those products that are known. */
     readonly describe: (
       products: ReadonlyArray<ProductId>,
     ) => Effect.Effect<ReadonlyMap<ProductId, Product>, CatalogueError>
-    /** All products compared with a direction, the greatest scores first, ties by product id; exact. */
+    /** All products compared with a direction, the greatest scores first, ties by product id; exact, where held. */
     readonly search: (
       direction: Float32Array,
       search: Search,
@@ -114,10 +117,13 @@ const dotRow = (a: Float32Array, block: Float32Array, start: number): number => 
   return s0 + s1 + (s2 + s3)
 }
 
-const ahead = (a: Scored, b: Scored): boolean =>
+const isKnown = (entry: readonly [ProductId, Product | undefined]): entry is readonly [ProductId, Product] =>
+  entry[1] !== undefined
+
+const ahead = (a: Pick<Scored, "score" | "product_id">, b: Pick<Scored, "score" | "product_id">): boolean =>
   a.score > b.score || (a.score === b.score && a.product_id < b.product_id)
 
-const make = Effect.gen(function* () {
+const make = Effect.fnUntraced(function* (most: number) {
   const products = yield* ProductEmbeddings
   const { dimensions } = yield* EmbeddingConfig
   const { space } = yield* PhraseEmbedder
@@ -138,8 +144,9 @@ const make = Effect.gen(function* () {
   let changedAt = 0
   let sweptAt = Number.NEGATIVE_INFINITY
   let newest = 0
-  /** Too large, as was seen; not looked at again before then. */
-  let outgrownUntil = Number.NEGATIVE_INFINITY
+  /** Too large to be held. */
+  let outgrown = false
+  const scans = yield* Effect.makeSemaphore(1)
 
   const vectorAt = (row: number): Float32Array => {
     const start = (row % rowsPerBlock) * dimensions
@@ -169,15 +176,17 @@ const make = Effect.gen(function* () {
     vectorAt(row).every((value, i) => value === unit[i])
 
   /** Takes a product in, or out when its vector is of another space or can't be used. */
-  const take = Effect.fnUntraced(function* (product: ProductEmbedding, now: number) {
+  const take = (product: ProductEmbedding, now: number): void => {
     const { category, embedding, product_id, product_name } = product
-    if (product.space !== space || Vector.problem(embedding, dimensions) !== undefined)
-      return remove(product_id, now)
+    if (product.space !== space || Vector.problem(embedding, dimensions) !== undefined) {
+      remove(product_id, now)
+      return
+    }
     const unit = Vector.normalise(embedding)
     const known = rowOf.get(product_id)
-    if (known === undefined && rowOf.size >= mostProducts) {
-      outgrownUntil = now + Duration.toMillis(sweepEvery)
-      return yield* new CatalogueTooLarge({ most: mostProducts })
+    if (known === undefined && rowOf.size >= most) {
+      outgrown = true
+      return
     }
     const row = known ?? free.pop() ?? rows.length
     if (known === undefined || !same(row, unit)) {
@@ -190,33 +199,32 @@ const make = Effect.gen(function* () {
     }
     rows[row] = { product_id, product_name, category }
     rowOf.set(product_id, row)
-  })
+  }
 
   /** Reads all products, and lets those go that are no longer there. */
   const sweep = Effect.fnUntraced(function* (now: number) {
-    if (now < outgrownUntil) return yield* new CatalogueTooLarge({ most: mostProducts })
+    if (outgrown && (yield* products.count) > most) return
+    outgrown = false
     const found = new Set<ProductId>()
-    yield* Stream.runForEach(products.stream(space), (product) =>
-      Effect.zipRight(
-        take(product, now),
-        Effect.sync(() => void found.add(product.product_id)),
-      ),
+    yield* Stream.runForEachWhile(products.stream(space), (product) =>
+      Effect.sync(() => {
+        take(product, now)
+        found.add(product.product_id)
+        return !outgrown
+      }),
     )
     for (const id of rowOf.keys()) if (!found.has(id)) remove(id, now)
     if (newest === 0) newest = now - clockTolerance
-    sweptAt = now
   })
 
   /** Reads what has changed since. */
   const catchUp = Effect.fnUntraced(function* (now: number) {
     const since = now - newest < 2 * stampTolerance ? newest - stampTolerance : newest
     yield* Stream.runForEach(products.changed(since), (product) =>
-      Effect.zipRight(
-        take(product, now),
-        Effect.sync(() => {
-          newest = Math.max(newest, product.updated_at)
-        }),
-      ),
+      Effect.sync(() => {
+        take(product, now)
+        newest = Math.max(newest, product.updated_at)
+      }),
     )
   })
 
@@ -235,10 +243,27 @@ const make = Effect.gen(function* () {
     changes = 0
   })
 
+  /** Keeps μ and nothing else. */
+  const letGo = Effect.fnUntraced(function* () {
+    if (rowOf.size === 0) return
+    yield* moveMean()
+    const clear = Effect.sync(() => {
+      for (const held of [blocks, rows, free]) held.length = 0
+      rowOf.clear()
+      sum.fill(0)
+      newest = 0
+    })
+    yield* scans.withPermits(1)(clear)
+    yield* Effect.logWarning("catalogue.outgrown").pipe(Effect.annotateLogs({ most }))
+  })
+
   const refresh = Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
-    if (now - sweptAt >= Duration.toMillis(sweepEvery)) yield* sweep(now)
-    else yield* catchUp(now)
+    if (now - sweptAt >= Duration.toMillis(sweepEvery)) {
+      yield* sweep(now)
+      sweptAt = now
+    } else if (!outgrown) yield* catchUp(now)
+    if (outgrown) return yield* letGo()
     const due = changes >= meanMovesAt * rowOf.size || now - changedAt >= Duration.toMillis(meanMovesAfter)
     if (changes > 0 && due) yield* moveMean()
   })
@@ -255,15 +280,18 @@ const make = Effect.gen(function* () {
       }),
   })
 
-  const search = Effect.fnUntraced(function* (
+  const score = (product: Product, similarity: number, bonus: Search["bonus"]) => {
+    const added = bonus?.of(product.product_id) ?? 0
+    return { ...product, score: similarity + added, similarity, bonus: added }
+  }
+
+  const scan = Effect.fnUntraced(function* (
     direction: Float32Array,
     { bonus, category, limit, without }: Search,
   ) {
-    yield* current
     const from = { mean, lengths }
     const onMean = Vector.dot(direction, from.mean)
-    const best: Array<Scored & { readonly row: number }> = []
-    const most = bonus?.most ?? 0
+    const best: Array<Omit<Scored, "centred"> & { readonly row: number }> = []
     for (const [index, block] of blocks.entries()) {
       if (index > 0) yield* breathe
       const end = Math.min(rows.length, (index + 1) * rowsPerBlock)
@@ -274,39 +302,72 @@ const make = Effect.gen(function* () {
         const along = dotRow(direction, block, (row % rowsPerBlock) * dimensions) - onMean
         const similarity = length < noDirection ? 0 : along / length
         const worst = best[limit - 1]
-        if (worst !== undefined && similarity + most < worst.score) continue
+        if (worst !== undefined && similarity + (bonus?.most ?? 0) < worst.score) continue
         if (without?.has(product.product_id)) continue
-        const added = bonus?.of(product.product_id) ?? 0
-        const score = similarity + added
-        keepBest(best, limit, { ...product, score, similarity, bonus: added, centred: direction, row }, ahead)
+        keepBest(best, limit, { ...score(product, similarity, bonus), row }, ahead)
       }
     }
     return best.map(({ row, ...scored }): Scored => ({ ...scored, centred: centredAt(row) }))
+  }, scans.withPermits(1))
+
+  /** The same among the products that the store's index finds near the direction. */
+  const ask = Effect.fnUntraced(function* (
+    direction: Float32Array,
+    { bonus, category, limit, without }: Search,
+  ) {
+    const wanted = { space, limit: candidatesEach * limit, category }
+    const found = yield* Effect.catchTag(products.indexed(direction, wanted), "NoVectorIndex", ({ detail }) =>
+      Effect.fail(new CatalogueTooLarge({ most, detail })),
+    )
+    const best: Array<Scored> = []
+    for (const { category, embedding, product_id, product_name } of found) {
+      if (without?.has(product_id) || Vector.problem(embedding, dimensions) !== undefined) continue
+      const centred = Taste.centre(Vector.normalise(embedding), mean) ?? new Float32Array(dimensions)
+      const product = { product_id, product_name, category }
+      const scored = score(product, Vector.dot(direction, centred), bonus)
+      keepBest(best, limit, { ...scored, centred }, ahead)
+    }
+    return best
   })
 
-  const after = <A>(answer: () => A) => Effect.map(current, answer)
+  const held = (id: ProductId) => {
+    const row = rowOf.get(id)
+    return row === undefined ? undefined : { row, product: rows[row]! }
+  }
+
+  const centredOf = Effect.fnUntraced(function* (id: ProductId) {
+    if (!outgrown) {
+      const known = held(id)
+      return known && centredAt(known.row)
+    }
+    const vector = (yield* products.load([id], space)).get(id)
+    if (vector === undefined || Vector.problem(vector, dimensions) !== undefined) return undefined
+    return Taste.centre(Vector.normalise(vector), mean) ?? new Float32Array(dimensions)
+  })
+
+  const describe = (ids: ReadonlyArray<ProductId>) =>
+    outgrown
+      ? products.describe(ids)
+      : Effect.succeed(new Map(ids.flatMap((id) => [[id, held(id)?.product] as const]).filter(isKnown)))
 
   return Catalogue.of({
     space,
-    mean: after(() => mean),
-    find: (id) =>
-      after(() => {
-        const row = rowOf.get(id)
-        const product = row === undefined ? undefined : rows[row]
-        return product && { ...product, centred: centredAt(row!) }
-      }),
+    mean: Effect.map(current, () => mean),
+    centred: (id) => Effect.zipRight(current, centredOf(id)),
     describe: (ids) =>
-      after(
-        () =>
-          new Map(
-            ids.flatMap((id) => {
-              const product = rows[rowOf.get(id) ?? -1]
-              return product === undefined ? [] : [[id, product] as const]
-            }),
-          ),
+      Effect.zipRight(
+        current,
+        Effect.suspend(() => describe(ids)),
       ),
-    search,
+    search: (direction, search) =>
+      Effect.zipRight(
+        current,
+        Effect.suspend(() => (outgrown ? ask : scan)(direction, search)),
+      ),
   })
 })
 
-export const layer = Layer.scoped(Catalogue, make)
+/** Holds up to `most` products. */
+export const layerOf = (most: number) => Layer.scoped(Catalogue, make(most))
+
+export const layer = layerOf(mostProducts)

@@ -29,6 +29,15 @@ export class ProductEmbeddingsError extends Schema.TaggedError<ProductEmbeddings
   }
 }
 
+/** The store has no index of vectors to search in. */
+export class NoVectorIndex extends Schema.TaggedError<NoVectorIndex>()("NoVectorIndex", {
+  detail: Schema.String,
+}) {
+  override get message() {
+    return this.detail
+  }
+}
+
 export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbeddings")<
   ProductEmbeddings,
   {
@@ -55,6 +64,18 @@ export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbed
       space: string,
     ) => Effect.Effect<ReadonlyMap<ProductId, number>, ProductEmbeddingsError>
     readonly count: Effect.Effect<number, ProductEmbeddingsError>
+    /** Products near a vector, by an index of the store, which may miss some: for catalogues too large for `nearest`. */
+    readonly indexed: (
+      vector: Float32Array,
+      options: { readonly space: string; readonly limit: number; readonly category?: string | undefined },
+    ) => Effect.Effect<ReadonlyArray<ProductEmbedding>, ProductEmbeddingsError | NoVectorIndex>
+    /** Names and categories of those products that there are. */
+    readonly describe: (
+      products: ReadonlyArray<ProductId>,
+    ) => Effect.Effect<
+      ReadonlyMap<ProductId, Pick<ProductEmbedding, "product_id" | "product_name" | "category">>,
+      ProductEmbeddingsError
+    >
     /** Products of any space that were written after this instant (Unix ms), with the time of that. */
     readonly changed: (
       after: number,

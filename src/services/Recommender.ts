@@ -262,9 +262,9 @@ const make = Effect.gen(function* () {
 
   const similarProducts: Recommender["Type"]["similarProducts"] = Effect.fn("similarProducts")(
     function* (product_id, options) {
-      const product = yield* catalogue.find(product_id)
-      if (product === undefined) return yield* new NoSuchProduct({ product_id })
-      const found = yield* catalogue.search(product.centred, { ...options, without: new Set([product_id]) })
+      const direction = yield* catalogue.centred(product_id)
+      if (direction === undefined) return yield* new NoSuchProduct({ product_id })
+      const found = yield* catalogue.search(direction, { ...options, without: new Set([product_id]) })
       return found.map(({ category, product_id, product_name, similarity }) => ({
         product_id,
         product_name,

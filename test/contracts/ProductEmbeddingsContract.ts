@@ -130,6 +130,23 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         expect([again?.product_id, again?.space, others.length]).toEqual(["changed-0007", "changed-other", 0])
       }))
 
+    it("products are described by name and category, whatever their space", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const boot = { ...one("described", "described-space"), product_name: "Boot", category: null }
+        yield* store.upsert([boot])
+        expect([...(yield* store.describe(["nowhere", "described"]))]).toEqual([
+          ["described", { product_id: "described", product_name: "Boot", category: null }],
+        ])
+      }))
+
+    it("a server without an index of vectors says so by name", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const asked = store.indexed(new Float32Array(8).fill(1), { space: "changed-space", limit: 5 })
+        expect((yield* Effect.flip(asked))._tag).toBe("NoVectorIndex")
+      }))
+
     it("concurrent writers of the same products all succeed, and each product is new once", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings

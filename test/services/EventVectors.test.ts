@@ -68,6 +68,8 @@ const world = () => {
       count: Effect.succeed(0),
       knownSince: () => Effect.succeed(new Map()),
       changed: () => Stream.empty,
+      indexed: () => Effect.succeed([]),
+      describe: () => Effect.succeed(new Map()),
       stream: () => Stream.empty,
     }),
     Layer.succeed(PhraseEmbeddings, {
