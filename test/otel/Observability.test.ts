@@ -58,7 +58,9 @@ layerSuite(
             }),
           )
           yield* embeddingWith("u", 1)
-          const wanted = alerts.flatMap(({ expr }) => [...expr.matchAll(/([a-z]+_[a-z_]+)(?:\{([^}]*)\})?(?=[[)\s])/g)])
+          const wanted = alerts.flatMap(({ expr }) => [
+            ...expr.matchAll(/([a-z]+_[a-z_]+)(?:\{([^}]*)\})?(?=[[)\s])/g),
+          ])
           const series = wanted
             .map(([, name, labels = ""]) => ({ name: name!, labels: labels.split(",") }))
             .filter(({ name }) => name !== "histogram_quantile")
@@ -68,7 +70,12 @@ layerSuite(
               const lines = text.split("\n")
               const lacking = series.filter(
                 ({ labels, name }) =>
-                  !lines.some((line) => line.startsWith(name) && /^[{ ]/.test(line.slice(name.length)) && labels.every((label) => line.includes(label))),
+                  !lines.some(
+                    (line) =>
+                      line.startsWith(name) &&
+                      /^[{ ]/.test(line.slice(name.length)) &&
+                      labels.every((label) => line.includes(label)),
+                  ),
               )
               return lacking.length === 0 ? lacking : undefined
             }),
@@ -83,7 +90,10 @@ test("Prometheus scrapes the ports that the parts listen on", () => {
   const { scrape_configs: jobs } = Bun.YAML.parse(read("otel/prometheus.yml")) as {
     readonly scrape_configs: ReadonlyArray<{
       readonly static_configs?: ReadonlyArray<{ readonly targets: ReadonlyArray<string> }>
-      readonly dns_sd_configs?: ReadonlyArray<{ readonly names: ReadonlyArray<string>; readonly port: number }>
+      readonly dns_sd_configs?: ReadonlyArray<{
+        readonly names: ReadonlyArray<string>
+        readonly port: number
+      }>
     }>
   }
   const targets = jobs.flatMap(({ dns_sd_configs = [], static_configs = [] }) => [
@@ -95,7 +105,9 @@ test("Prometheus scrapes the ports that the parts listen on", () => {
 
 test("the collector's pipelines use what it declares, and listen where the parts send", () => {
   const { exporters, processors, receivers, service } = Bun.YAML.parse(read("otel/collector.yaml")) as {
-    readonly receivers: { readonly otlp: { readonly protocols: { readonly http: { readonly endpoint: string } } } }
+    readonly receivers: {
+      readonly otlp: { readonly protocols: { readonly http: { readonly endpoint: string } } }
+    }
     readonly processors: object
     readonly exporters: object
     readonly service: { readonly pipelines: Readonly<Record<string, Component>> }
@@ -109,11 +121,15 @@ test("the collector's pipelines use what it declares, and listen where the parts
   const compose = read("docker-compose.yml")
   const endpoint = /OTEL_EXPORTER_OTLP_ENDPOINT-http:\/\/(\w+):(\d+)\}/.exec(compose)
   const { services } = Bun.YAML.parse(compose) as {
-    readonly services: Readonly<Record<string, { readonly profiles?: ReadonlyArray<string>; readonly volumes?: ReadonlyArray<string> }>>
+    readonly services: Readonly<
+      Record<string, { readonly profiles?: ReadonlyArray<string>; readonly volumes?: ReadonlyArray<string> }>
+    >
   }
   expect(endpoint?.[1] ?? "").toBe("collector")
   expect(receivers.otlp.protocols.http.endpoint).toEndWith(`:${endpoint?.[2]}`)
-  const observing = Object.entries(services).filter(([, { profiles = [] }]) => profiles.includes("observability"))
+  const observing = Object.entries(services).filter(([, { profiles = [] }]) =>
+    profiles.includes("observability"),
+  )
   expect(observing.map(([name]) => name).toSorted()).toEqual(["collector", "jaeger", "prometheus"])
   for (const [, { volumes = [] }] of observing)
     for (const volume of volumes) expect(existsSync(join(root, volume.split(":")[0]!))).toBe(true)
