@@ -28,7 +28,7 @@ export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorke
   }
 >() {}
 
-/** Deliveries of one update at the most. */
+/** Deliveries of one update at the most; fewer after one that failed for a dependency, which may be slow, not out. */
 const batchSize = 2_000
 /** How long a stopping worker may finish its batch. */
 const stopDeadline = Duration.seconds(20)
@@ -98,6 +98,7 @@ const make = Effect.gen(function* () {
   /** Not due yet. */
   const window = config.batchEnabled ? new BatchWindow(Duration.toMillis(config.batchWindow)) : undefined
   let outage: Outage | undefined
+  let batchLimit = batchSize
   let stopping = false
   const change = yield* Effect.makeLatch(false)
 
@@ -117,12 +118,15 @@ const make = Effect.gen(function* () {
     yield* Effect.forEach(told, report, { discard: true })
   })
 
-  /** A message with nothing beside it, here or in the queue, is no backlog: in an outage it climbs its rungs. */
+  /** A message with nothing beside it, here, in the queues or on the ladder, is no backlog: in an outage it climbs. */
   const isLone = Effect.suspend(() =>
     held.length > 0 || window?.closes !== undefined
       ? Effect.succeed(false)
       : queue.depths.pipe(
-          Effect.map(({ isolated, main }) => main.ready + main.unacked + isolated <= 1),
+          Effect.map(({ isolated, main, retry }) => {
+            const climbing = Object.values(retry).reduce((sum, depth) => sum + depth, 0)
+            return main.ready + main.unacked + isolated + climbing <= 1
+          }),
           Effect.orElseSucceed(() => false),
         ),
   )
@@ -194,6 +198,8 @@ const make = Effect.gen(function* () {
       Effect.annotateLogs({ count: batch.length, failed, waiting: waiting.length, duration_ms }),
     )
     const failure = failures.at(-1)
+    if (failure !== undefined) batchLimit = Math.max(1, batch.length >> 1)
+    else if (!probe) batchLimit = Math.min(batchSize, 2 * batchLimit)
     if (failure !== undefined) {
       const failedProbes = probe && outage !== undefined ? outage.failedProbes + 1 : 0
       const reason = failure.message
@@ -225,15 +231,15 @@ const make = Effect.gen(function* () {
   const next = (now: number): Work | undefined => {
     if (window !== undefined) held = held.concat(window.due(stopping ? Number.POSITIVE_INFINITY : now))
     if (outage === undefined || stopping) {
-      const batch = held.slice(0, batchSize)
-      held = held.slice(batchSize)
+      const batch = held.slice(0, batchLimit)
+      held = held.slice(batchLimit)
       return batch.length === 0 ? undefined : { batch, probe: false }
     }
     const { nextProbe, searchesOnly } = outage
     const waits = (delivery: Delivery) => !searchesOnly || isSearch(delivery)
     const probe = nextProbe <= now ? takeProbe(waits) : undefined
     if (probe !== undefined || !searchesOnly) return probe
-    const batch = held.filter((delivery) => !waits(delivery)).slice(0, batchSize)
+    const batch = held.filter((delivery) => !waits(delivery)).slice(0, batchLimit)
     if (batch.length === 0) return undefined
     const taken = new Set(batch)
     held = held.filter((delivery) => !taken.has(delivery))

@@ -32,6 +32,7 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
     answer: ((_: Delivery) => acked) as (delivery: Delivery) => Outcome,
     /** Waiting in the queue beside what the worker holds. */
     ready: 0,
+    climbing: 0,
     lost: new Set<Delivery>(),
   }
   const queue = Layer.succeed(InteractionQueue, {
@@ -41,7 +42,7 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
     depths: Effect.sync(() => ({
       main: { ready: state.ready, unacked: 1, consumers: 1 },
       isolated: 0,
-      retry: {},
+      retry: { "5000": state.climbing },
       failed: 0,
     })),
     consume: () =>
@@ -126,17 +127,20 @@ test("with the window on, what arrives for a user within it becomes one batch; s
   expect(state.settled.length).toBe(4)
 })
 
-test("one message of a backlog that waits in the queue is held, however few a worker may hold", async () => {
+test.each([
+  ["in the queue", { ready: 5 }],
+  ["on the ladder", { climbing: 1 }],
+])("one message of a backlog that waits %s is held, however few a worker may hold", async (_, backlog) => {
   const { layer, state } = play({ prefetch: 1 })
   state.answer = () => out
-  state.ready = 5
+  Object.assign(state, backlog)
   state.arriving.push(from("a"))
   await run(
     layer,
     Effect.gen(function* () {
       yield* until(() => state.batches.length === 2)
       expect(state.settled).toEqual([])
-      state.ready = 0
+      Object.assign(state, { ready: 0, climbing: 0 })
       yield* until(() => state.settled.length === 1)
     }),
   )
@@ -175,6 +179,17 @@ test("while only phrases can't be embedded, product events go on; a bad message 
       expect(Option.isNone(yield* worker.outage)).toBe(true)
     }),
   )
+})
+
+test("a batch that is too much for a slow store becomes smaller until it gets through", async () => {
+  const { layer, state } = play()
+  state.answer = () => (state.batches.at(-1)!.length > 10 ? out : acked)
+  state.arriving.push(...Array.from({ length: 20 }, (_, i) => from(`u${i}`)))
+  await run(
+    layer,
+    until(() => state.settled.length === 20),
+  )
+  expect(state.batches.map(({ length }) => length)).toEqual([20, 1, 10, 9])
 })
 
 test("what a lost connection held is dropped, so that an outage piles nothing up", async () => {
