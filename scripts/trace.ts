@@ -64,7 +64,9 @@ const toTrace = ({ processes, spans, traceID }: JaegerTrace): Trace => {
       .toSorted((a, b) => a.startTime - b.startTime)
       .map(({ duration, operationName, processID, references = [], spanID, startTime, tags }) => {
         const attributes = Object.fromEntries(tags.map(({ key, value }) => [key, value]))
-        const parent = references.find(({ refType, traceID: of }) => refType === "CHILD_OF" && of === traceID)
+        // Jaeger tells a parent that is also linked with as the link alone.
+        const own = references.filter((reference) => reference.traceID === traceID)
+        const parent = own.find(({ refType }) => refType === "CHILD_OF") ?? own[0]
         return {
           span_id: spanID,
           parent_id: parent?.spanID ?? null,

@@ -6,6 +6,7 @@ const traceId = "4bf92f3577b34da6a3ce929d0e0e4736"
 const messageId = "0e9e47f25f104f99fec6a93759cce98711e0abd4add39cc47d17201048ad1db4"
 const t0 = 1_770_000_000_000_000
 const tag = (key: string, value: unknown) => ({ key, value })
+/** As Jaeger answers: a parent that is linked with as well is told as the link alone. */
 const span = (
   id: string,
   parent: string | null,
@@ -18,7 +19,15 @@ const span = (
   traceID: traceId,
   spanID: id,
   operationName: name,
-  references: parent === null ? [] : [{ refType: "CHILD_OF", traceID: traceId, spanID: parent }],
+  references:
+    parent === null
+      ? []
+      : name === "process"
+        ? [
+            { refType: "FOLLOWS_FROM", traceID: "f".repeat(32), spanID: "99" },
+            { refType: "FOLLOWS_FROM", traceID: traceId, spanID: parent },
+          ]
+        : [{ refType: "CHILD_OF", traceID: traceId, spanID: parent }],
   startTime: t0 + from,
   duration: took,
   tags,
