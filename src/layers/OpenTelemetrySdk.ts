@@ -12,18 +12,19 @@ import { Members } from "../services/MessageTraces.ts"
 import { attribute, errorType, SpanFailure, TraceState } from "../services/Telemetry.ts"
 
 /** A remote span as the SDK wants it: with the decision to sample and the `tracestate`. */
-const remote = <Span extends Tracer.AnySpan>(span: Span) =>
-  span._tag === "Span"
-    ? span
-    : OtelTracer.makeExternalSpan({
-        traceId: span.traceId,
-        spanId: span.spanId,
-        traceFlags: span.sampled ? 1 : 0,
-        ...Option.match(Context.getOption(span.context, TraceState), {
-          onNone: () => ({}),
-          onSome: (traceState) => ({ traceState }),
-        }),
-      })
+const remote = (span: Tracer.AnySpan): Tracer.AnySpan => {
+  if (span._tag === "Span") return span
+  const told = OtelTracer.makeExternalSpan({
+    traceId: span.traceId,
+    spanId: span.spanId,
+    traceFlags: span.sampled ? 1 : 0,
+    ...Option.match(Context.getOption(span.context, TraceState), {
+      onNone: () => ({}),
+      onSome: (traceState) => ({ traceState }),
+    }),
+  })
+  return { ...told, context: Context.merge(span.context, told.context) }
+}
 
 /** The messages on whose behalf the current fiber runs. */
 const currentMembers = () =>

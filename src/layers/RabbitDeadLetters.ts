@@ -8,7 +8,7 @@ import { Array, Chunk, Deferred, Effect, Layer, Queue, Schedule, Stream } from "
 import { type DeadLetter, DeadLetters, DeadLettersError } from "../services/DeadLetters.ts"
 import { failedQueue, queue } from "../services/InteractionQueue.ts"
 import { call, channel, failed, type Lost, Rabbit, type RabbitError } from "./Rabbit.ts"
-import { copied, make as makePublisher, type Outgoing } from "./RabbitPublisher.ts"
+import { copied, make as makePublisher, type Outgoing, publishTraced } from "./RabbitPublisher.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
 
 /** A look sees no more at once: AMQP's greatest prefetch. What is removed makes room for the next. */
@@ -181,7 +181,7 @@ const make = Effect.gen(function* () {
           RabbitTopology.declare(channel, rungs),
         )
         return yield* removing(pick, (messages) =>
-          Effect.map(publisher.publish(messages.map(toRetry)), (answers) =>
+          Effect.map(publishTraced(publisher, messages.map(toRetry)), (answers) =>
             messages.filter((_, index) => answers[index] === "confirmed"),
           ),
         )

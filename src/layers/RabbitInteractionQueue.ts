@@ -27,7 +27,7 @@ import * as RetryPolicies from "../services/RetryPolicies.ts"
 import { described, type TraceContext } from "../services/Telemetry.ts"
 import { call, channel, type Lost, Rabbit, type RabbitError } from "./Rabbit.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
-import { copied, make as makePublisher, type Outgoing } from "./RabbitPublisher.ts"
+import { copied, make as makePublisher, type Outgoing, publishTraced, system } from "./RabbitPublisher.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
 
 const failing = <A>(effect: Effect.Effect<A, RabbitError>): Effect.Effect<A, InteractionQueueError> =>
@@ -199,22 +199,6 @@ const copyOf = (delivery: Held, settlement: Onward, now: number, share: number):
   return { ...copy, options: { ...copy.options, expiration } }
 }
 
-const system = "rabbitmq"
-
-/** The copy as a message of its delivery's trace. */
-const tracedCopy = ({ copy: { exchange, routingKey }, delivery }: Copied): MessageTraces.Outgoing => ({
-  messageId: delivery.messageId,
-  trace: delivery.trace,
-  parent: MessageTraces.spanOf(delivery),
-  destination: exchange === "" ? routingKey : `${exchange}:${routingKey}`,
-  routingKey,
-  attempt: delivery.retryCount + 1,
-})
-const withTrace = ({ options, ...copy }: Outgoing, trace: TraceContext | null): Outgoing =>
-  trace === null
-    ? { ...copy, options }
-    : { ...copy, options: { ...options, headers: { ...options.headers, traceparent: trace.traceparent } } }
-
 /** A delivery that is acknowledged once its copy is confirmed. */
 interface Copied {
   readonly delivery: Held
@@ -346,8 +330,10 @@ const make = Effect.gen(function* () {
     /** Publishes copies, acknowledges the originals of those confirmed, and answers the others. */
     const pass = Effect.fnUntraced(function* (copies: ReadonlyArray<Copied>) {
       const held = copies.filter(({ delivery }) => delivery.subscription.holds(delivery))
-      const confirmations = yield* MessageTraces.publishing(system, held.map(tracedCopy), (traces) =>
-        publisher.publish(held.map(({ copy }, index) => withTrace(copy, traces[index] ?? null))),
+      const confirmations = yield* publishTraced(
+        publisher,
+        held.map(({ copy }) => copy),
+        held.map(({ delivery }) => MessageTraces.spanOf(delivery)),
       ).pipe(
         Effect.catchAll((error) =>
           Effect.as(Effect.annotateLogs(Effect.logDebug("copies.failed"), described(error)), []),

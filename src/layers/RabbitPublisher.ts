@@ -3,8 +3,9 @@
  * is published `mandatory`, so one that matches no queue is returned before it is confirmed.
  */
 import type { Channel, ChannelModel, ConfirmChannel, Message, Options } from "amqplib"
-import { Duration, Effect, Option } from "effect"
+import { Duration, Effect, Option, type Tracer } from "effect"
 import type { Confirmation } from "../services/InteractionQueue.ts"
+import * as MessageTraces from "../services/MessageTraces.ts"
 import { channel, confirmChannel, failed, Rabbit, RabbitError } from "./Rabbit.ts"
 
 export interface Outgoing {
@@ -199,6 +200,40 @@ export const make = Effect.fnUntraced(function* (
   }
   return publisher
 })
+
+/** `messaging.system` of the spans. */
+export const system = "rabbitmq"
+
+const text = (value: unknown): string | null => (typeof value === "string" ? value : null)
+
+/** Publishes copies, each in the trace that its headers name, under the span that is its parent if there is one. */
+export const publishTraced = (
+  publisher: Publisher,
+  copies: ReadonlyArray<Outgoing>,
+  parents: ReadonlyArray<Tracer.AnySpan | undefined> = [],
+) =>
+  MessageTraces.publishing(
+    system,
+    copies.map(({ exchange, options, routingKey }, index) => {
+      const traceparent = text(options.headers?.traceparent)
+      return {
+        messageId: text(options.messageId),
+        trace: traceparent === null ? null : { traceparent, tracestate: text(options.headers?.tracestate) },
+        parent: parents[index],
+        destination: exchange === "" ? routingKey : `${exchange}:${routingKey}`,
+        routingKey,
+      }
+    }),
+    (traces) =>
+      publisher.publish(
+        copies.map((copy, index) => {
+          const trace = traces[index] ?? null
+          if (trace === null) return copy
+          const headers = { ...copy.options.headers, traceparent: trace.traceparent }
+          return { ...copy, options: { ...copy.options, headers } }
+        }),
+      ),
+  )
 
 /** Headers that the broker adds by itself, or acts upon. */
 const ofTheBroker = /^(x-death|x-first-death-.*|x-last-death-.*|x-delivery-count|x-acquired-count|CC|BCC)$/

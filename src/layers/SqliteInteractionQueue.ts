@@ -162,7 +162,6 @@ const tracedMove = ([delivery, { queue, rung }]: readonly [SqliteDelivery, Move]
     parent: MessageTraces.spanOf(delivery),
     destination,
     routingKey: destination,
-    attempt: delivery.retryCount + 1,
   }
 }
 

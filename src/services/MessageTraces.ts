@@ -131,8 +131,6 @@ export interface Outgoing extends Traced {
   /** `{exchange}:{routing key}`, or the queue when the exchange is the default one. */
   readonly destination: string
   readonly routingKey: string
-  /** From 1. */
-  readonly attempt?: number
 }
 
 /** An update message on its way to the exchange. */
@@ -189,7 +187,6 @@ export const publishing = <A extends string, E, R>(
       span.attribute(attribute.messagingDestination, message.destination)
       span.attribute(attribute.messagingRoutingKey, message.routingKey)
       if (message.messageId !== null) span.attribute(attribute.messagingMessageId, message.messageId)
-      if (message.attempt !== undefined) span.attribute(attribute.attempt, message.attempt)
       return span
     })
     const traces = messages.map(({ trace }, index) => {
