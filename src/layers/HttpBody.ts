@@ -1,6 +1,4 @@
 /** Reads a request's JSON body within a limit; everything that is wrong with it is a {@link Problem}. */
-import type { HttpServerRequest } from "@effect/platform"
-import { Effect, Stream } from "effect"
 import { Problem } from "../services/Problem.ts"
 
 const utf8 = new TextDecoder("utf-8", { fatal: true })
@@ -15,49 +13,57 @@ const tooLarge = (limit: number) =>
 const unsupported = (detail: string) => new Problem({ status: 415, detail })
 
 /** Why a body sent so can't be read, or `undefined` when it can. */
-const refused = ({ headers }: HttpServerRequest.HttpServerRequest): Problem | undefined => {
-  const [type = "", ...parameters] = (headers["content-type"] ?? "").toLowerCase().split(";")
-  if (!/^application\/([\w.-]+\+)?json$/.test(type.trim()))
-    return unsupported("the body must be sent as content-type application/json")
-  const charset = parameters.map((text) => text.trim()).find((text) => text.startsWith("charset="))
-  if (charset !== undefined && !/^charset="?utf-?8"?$/.test(charset))
-    return unsupported("the body must be in UTF-8")
-  return (headers["content-encoding"] ?? "identity") === "identity"
+const refused = ({ headers }: Request): Problem | undefined => {
+  const contentType = headers.get("content-type") ?? ""
+  if (contentType !== "application/json") {
+    const [type = "", ...parameters] = contentType.toLowerCase().split(";")
+    if (!/^application\/([\w.-]+\+)?json$/.test(type.trim()))
+      return unsupported("the body must be sent as content-type application/json")
+    const charset = parameters.map((text) => text.trim()).find((text) => text.startsWith("charset="))
+    if (charset !== undefined && !/^charset="?utf-?8"?$/.test(charset))
+      return unsupported("the body must be in UTF-8")
+  }
+  return (headers.get("content-encoding") ?? "identity") === "identity"
     ? undefined
     : unsupported("the body must be sent without content-encoding")
 }
-const unreadable = () => new Problem({ status: 400, detail: "the body could not be read to its end" })
 
 /** All bytes, without trusting the announced length. */
-const readBytes = (request: HttpServerRequest.HttpServerRequest, limit: number) =>
-  Effect.suspend(() => {
-    const announced = Number(request.headers["content-length"] ?? Number.NaN)
-    if (announced > limit) return Effect.fail(tooLarge(limit))
-    if (announced <= limit)
-      return Effect.map(Effect.mapError(request.arrayBuffer, unreadable), (bytes) => new Uint8Array(bytes))
+const readBytes = async (request: Request, limit: number): Promise<Uint8Array> => {
+  const announced = Number(request.headers.get("content-length") ?? Number.NaN)
+  if (announced > limit) throw tooLarge(limit)
+  try {
+    if (announced <= limit) return await request.bytes()
     const parts: Array<Uint8Array> = []
     let length = 0
-    return Stream.runForEach(Stream.mapError(request.stream, unreadable), (part) => {
+    for await (const part of request.body ?? []) {
       parts.push(part)
       length += part.byteLength
-      return length > limit ? Effect.fail(tooLarge(limit)) : Effect.void
-    }).pipe(Effect.map(() => new Uint8Array(Buffer.concat(parts))))
-  })
+      if (length > limit) throw tooLarge(limit)
+    }
+    return Buffer.concat(parts)
+  } catch (error) {
+    throw error instanceof Problem
+      ? error
+      : new Problem({ status: 400, detail: "the body could not be read to its end" })
+  }
+}
 
-/** The parsed body; `undefined` when there is none. */
-export const readJson = (
-  request: HttpServerRequest.HttpServerRequest,
-  limit: number,
-): Effect.Effect<unknown, Problem> =>
-  Effect.gen(function* () {
-    const hasBody =
-      request.headers["content-length"] !== undefined || request.headers["transfer-encoding"] !== undefined
-    const bytes = hasBody ? yield* readBytes(request, limit) : new Uint8Array(0)
-    if (bytes.byteLength === 0) return undefined
-    const problem = refused(request)
-    if (problem !== undefined) return yield* problem
-    return yield* Effect.try({
-      try: (): unknown => JSON.parse(utf8.decode(bytes)),
-      catch: () => new Problem({ status: 400, detail: "the body is not JSON in UTF-8" }),
-    })
-  })
+const parse = (bytes: Uint8Array): unknown => {
+  try {
+    return JSON.parse(utf8.decode(bytes))
+  } catch {
+    throw new Problem({ status: 400, detail: "the body is not JSON in UTF-8" })
+  }
+}
+
+/** The parsed body; `undefined` when there is none. Rejects with a {@link Problem}. */
+export const readJson = async (request: Request, limit: number): Promise<unknown> => {
+  const { headers } = request
+  if (!headers.has("content-length") && !headers.has("transfer-encoding")) return undefined
+  const bytes = await readBytes(request, limit)
+  if (bytes.byteLength === 0) return undefined
+  const problem = refused(request)
+  if (problem !== undefined) throw problem
+  return parse(bytes)
+}

@@ -136,7 +136,7 @@ const decodeId = Schema.decodeUnknownEither(UserId)
 const digest = (text: string) => createHash("sha256").update(text).digest()
 
 /** Compares in constant time, whatever the lengths. */
-const authorised = (tokens: ReadonlyArray<Buffer>, header: string | undefined): boolean => {
+const holds = (tokens: ReadonlyArray<Buffer>, header: string | undefined): boolean => {
   const given = digest(/^Bearer (.+)$/i.exec(header ?? "")?.[1] ?? "")
   return tokens.reduce((found, token) => timingSafeEqual(token, given) || found, false)
 }
@@ -208,14 +208,20 @@ const tokensOf = (list: Redacted.Redacted) =>
     .filter((token) => token !== "")
     .map(digest)
 
+/** Whether a header `Authorization` opens the API; everything does where there are no tokens. */
+export const authorisation = Effect.map(Settings.API_TOKENS, (list) => {
+  const tokens = Option.map(list, tokensOf)
+  return (header: string | undefined): boolean => Option.isNone(tokens) || holds(tokens.value, header)
+})
+
 const make = Effect.gen(function* () {
-  const tokens = Option.map(yield* Settings.API_TOKENS, tokensOf)
-  if (Option.isNone(tokens))
+  const authorised = yield* authorisation
+  if (Option.isNone(yield* Settings.API_TOKENS))
     yield* Effect.logWarning("api.open").pipe(
       Effect.annotateLogs({ detail: "API_TOKENS is unset: everybody who reaches this port may use it" }),
     )
   const passes = ({ headers, url }: HttpServerRequest.HttpServerRequest) =>
-    Option.isNone(tokens) || isOpen(url) || authorised(tokens.value, headers.authorization)
+    isOpen(url) || authorised(headers.authorization)
 
   return (app: HttpApp.Default): HttpApp.Default =>
     Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>

@@ -4,7 +4,7 @@
  * so that whoever reads one can say what the limit is.
  */
 import { HttpApp, HttpServer, HttpServerError } from "@effect/platform"
-import { Duration, Effect, Layer, Schedule } from "effect"
+import { Context, Duration, Effect, Layer, Option, Schedule } from "effect"
 
 export interface Options {
   readonly hostname: string
@@ -16,6 +16,12 @@ export interface Options {
 const drainDeadline = Duration.seconds(10)
 /** How long a connection may be silent; longer than any step waits for its server. */
 const idleSeconds = 60
+
+/** Answers some requests before the application sees them; `undefined` = it shall. */
+export class Shortcut extends Context.Tag("user-embeddings/Shortcut")<
+  Shortcut,
+  (request: Request) => Promise<Response> | undefined
+>() {}
 
 const notServing = () => new Response(null, { status: 503, headers: { "retry-after": "1" } })
 
@@ -48,9 +54,10 @@ export const make = ({ hostname, port }: Options) =>
       address: { _tag: "TcpAddress", hostname: server.hostname ?? hostname, port: server.port ?? port },
       serve: (app, middleware) =>
         Effect.gen(function* () {
+          const shortcut = Option.getOrElse(yield* Effect.serviceOption(Shortcut), () => () => undefined)
           const handle = HttpApp.toWebHandlerRuntime(yield* Effect.runtime<never>())(app, middleware)
           yield* Effect.acquireRelease(
-            Effect.sync(() => server.reload({ fetch: (request) => handle(request) })),
+            Effect.sync(() => server.reload({ fetch: (request) => shortcut(request) ?? handle(request) })),
             () => drain,
           )
         }),

@@ -3,6 +3,7 @@ import { HttpApiBuilder, HttpApiSwagger, HttpMiddleware, HttpServer } from "@eff
 import { Console, Effect, Layer, Option } from "effect"
 import * as HttpGate from "../layers/HttpGate.ts"
 import * as HttpHandlers from "../layers/HttpHandlers.ts"
+import * as HttpIngest from "../layers/HttpIngest.ts"
 import * as BunServer from "../layers/HttpServer.ts"
 import * as Catalogue from "../services/Catalogue.ts"
 import * as Eraser from "../services/Eraser.ts"
@@ -47,6 +48,7 @@ const greeting = HttpServer.addressWith((address) =>
 
 const serving = Layer.effectDiscard(greeting).pipe(
   Layer.provideMerge(HttpApiBuilder.serve()),
+  Layer.provide(HttpIngest.shortcut),
   Layer.provide([HttpGate.layer, HttpGate.routerConfig]),
   // The gate makes the server spans.
   HttpMiddleware.withTracerDisabledWhen(() => true),
@@ -58,6 +60,7 @@ export const layer = serving.pipe(
     HttpApiSwagger.layer({ path: "/docs" }),
   ]),
   Layer.provide(HttpHandlers.layer),
+  Layer.provide(HttpIngest.layer),
   Layer.provide(steps),
   Layer.provide(HttpServer.layerContext),
   Layer.provideMerge(server),

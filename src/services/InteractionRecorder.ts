@@ -3,7 +3,7 @@
  * whatever is waiting as soon as the commit before has returned, so an idle system waits for no timer and a
  * busy one makes large groups.
  */
-import { Clock, Context, Deferred, Effect, Exit, Fiber, Layer } from "effect"
+import { Clock, Context, Effect, Exit, Fiber, Layer } from "effect"
 import type { Interaction } from "./Interaction.ts"
 import { type Appended, InteractionLog, InteractionLogError, type NewInteraction } from "./InteractionLog.ts"
 import * as MessageTraces from "./MessageTraces.ts"
@@ -27,12 +27,20 @@ export class InteractionRecorder extends Context.Tag("user-embeddings/Interactio
     readonly record: (
       submissions: ReadonlyArray<Submission>,
     ) => Effect.Effect<ReadonlyArray<Appended>, InteractionLogError>
+    /** The same without a fiber for each caller: `done` is called with the answer, once. */
+    readonly submit: (
+      submissions: ReadonlyArray<Submission>,
+      origin: Pick<NewInteraction, "trace" | "recordedAt">,
+      done: Done,
+    ) => void
   }
 >() {}
 
+type Done = (answer: Exit.Exit<ReadonlyArray<Appended>, InteractionLogError>) => void
+
 interface Job {
   readonly entries: ReadonlyArray<NewInteraction>
-  readonly done: Deferred.Deferred<ReadonlyArray<Appended>, InteractionLogError>
+  readonly done: Done
 }
 
 /** Rows of one append; more wins nothing (measured: 100 → 500 rows is 6 %). */
@@ -66,14 +74,14 @@ const make = Effect.gen(function* () {
       .append(entries)
       .pipe(MessageTraces.together("record interactions", entries.map(MessageTraces.traced)), Effect.exit)
     if (Exit.isFailure(exit)) {
-      for (const { done } of jobs) Deferred.unsafeDone(done, exit)
+      for (const { done } of jobs) done(exit)
       return
     }
     let next = 0
     for (const job of jobs) {
       const start = next
       next += job.entries.length
-      Deferred.unsafeDone(job.done, Exit.succeed(exit.value.slice(start, next)))
+      job.done(Exit.succeed(exit.value.slice(start, next)))
     }
     relay.offer(entries.filter((_, index) => exit.value[index]?._tag === "Recorded"))
   })
@@ -95,24 +103,26 @@ const make = Effect.gen(function* () {
     }).pipe(Effect.zipRight(Fiber.await(fiber))),
   )
 
+  const submit: InteractionRecorder["Type"]["submit"] = (submissions, origin, done) => {
+    if (rows + submissions.length > rowsWaiting || closing) {
+      const cause = closing ? "shutting down" : `${rows} interactions are waiting to be committed`
+      return done(Exit.fail(new InteractionLogError({ reason: "unavailable", operation: "append", cause })))
+    }
+    waiting.push({ entries: submissions.map((submission) => ({ ...submission, ...origin })), done })
+    rows += submissions.length
+    work.unsafeOpen()
+  }
+
   const record = (submissions: ReadonlyArray<Submission>) =>
     Effect.gen(function* () {
-      if (rows + submissions.length > rowsWaiting || closing)
-        return yield* new InteractionLogError({
-          reason: "unavailable",
-          operation: "append",
-          cause: closing ? "shutting down" : `${rows} interactions are waiting to be committed`,
-        })
       const trace = yield* Telemetry.currentTrace
       const recordedAt = yield* Clock.currentTimeMillis
-      const done = Deferred.unsafeMake<ReadonlyArray<Appended>, InteractionLogError>(yield* Effect.fiberId)
-      waiting.push({ entries: submissions.map((submission) => ({ ...submission, trace, recordedAt })), done })
-      rows += submissions.length
-      work.unsafeOpen()
-      return yield* Deferred.await(done)
+      return yield* Effect.async<ReadonlyArray<Appended>, InteractionLogError>((resume) =>
+        submit(submissions, { trace, recordedAt }, resume),
+      )
     })
 
-  return { record }
+  return { record, submit }
 })
 
 export const layer = Layer.scoped(InteractionRecorder, make)

@@ -1,6 +1,4 @@
 /** A token bucket per user, in memory: `rate` tokens a second, as many at once. */
-import { Clock, Effect } from "effect"
-
 interface Bucket {
   tokens: number
   at: number
@@ -9,7 +7,7 @@ interface Bucket {
 /** Users remembered; the longest unused go first, and would have full buckets again. */
 const mostUsers = 100_000
 
-/** Takes a token of the user: `true` when there was one. `rate` 0 = no limit. */
+/** Takes a token of the user at `now` (Unix ms): `true` when there was one. `rate` 0 = no limit. */
 export const make = (rate: number) => {
   const buckets = new Map<string, Bucket>()
   const take = (user: string, now: number): boolean => {
@@ -23,6 +21,5 @@ export const make = (rate: number) => {
     }
     return filled >= 1
   }
-  return (user: string): Effect.Effect<boolean> =>
-    rate === 0 ? Effect.succeed(true) : Effect.map(Clock.currentTimeMillis, (now) => take(user, now))
+  return (user: string, now: number): boolean => rate === 0 || take(user, now)
 }
