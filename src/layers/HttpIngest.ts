@@ -186,6 +186,7 @@ export const shortcut = Layer.effect(
   Shortcut,
   Effect.gen(function* () {
     const ingest = yield* HttpIngest
+    const clock = yield* Effect.clock
     const authorised = yield* HttpGate.authorisation
     if (yield* Telemetry.isTracing) return () => undefined
 
@@ -194,22 +195,28 @@ export const shortcut = Layer.effect(
       const { headers } = request
       const match = paths.exec(request.url)
       if (match === null || !authorised(headers.get("authorization") ?? undefined)) return undefined
+      const started = clock.unsafeCurrentTimeNanos()
       const traceparent = headers.get("traceparent")
       const span =
         (traceparent === null
           ? undefined
           : Telemetry.externalSpan({ traceparent, tracestate: headers.get("tracestate") })) ??
         Telemetry.newTrace()
-      const trace = { traceparent: Telemetry.traceparent(span), tracestate: null }
+      const trace = Telemetry.traceOf(span)
       const [, user, product, event] = match
-      const answer =
+      const [answer, route] =
         user === undefined
-          ? ingest.bulk(request, trace)
+          ? [ingest.bulk(request, trace), "/api/interactions"]
           : product === undefined || event === undefined
-            ? ingest.search(request, trace, user)
-            : ingest.product(request, trace, user, product, events[event]!)
+            ? [ingest.search(request, trace, user), "/api/user/{userId}/search"]
+            : [
+                ingest.product(request, trace, user, product, events[event]!),
+                `/api/user/{userId}/product/{productId}/${event}`,
+              ]
       return answer.then((response) => {
         response.headers.set("traceparent", trace.traceparent)
+        const seconds = Number(clock.unsafeCurrentTimeNanos() - started) / 1_000_000_000
+        Telemetry.observe(Telemetry.httpDuration("POST", route, response.status), seconds)
         return response
       })
     }

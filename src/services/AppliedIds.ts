@@ -28,6 +28,16 @@ export const toSet = (ids: AppliedIds): ReadonlySet<string> => {
   return set
 }
 
+/** Whether the id is on the document; much cheaper than {@link toSet} for the few ids of a batch. */
+export const has = (ids: AppliedIds, id: MessageId): boolean => {
+  const bytes = Buffer.from(ids.buffer, ids.byteOffset, ids.byteLength)
+  const wanted = Buffer.from(prefix(id), "hex")
+  let at = bytes.indexOf(wanted)
+  // What lies across two ids is none.
+  while (at >= 0 && at % prefixBytes !== 0) at = bytes.indexOf(wanted, at + 1)
+  return at >= 0
+}
+
 /** The ids of the next document, and the prefixes to put into the ledger before it is written. */
 export const append = (
   ids: AppliedIds,

@@ -84,11 +84,10 @@ const make = Effect.gen(function* () {
     items: ReadonlyArray<Item>,
     records: ReadonlyMap<UserId, UserRecord>,
   ) {
-    const onRecord = new Map<UserId, ReadonlySet<string>>()
-    for (const [user_id, { applied }] of records) onRecord.set(user_id, AppliedIds.toSet(applied))
     const [unknown, done] = Arr.partition(items, ({ interaction: { message_id, user_id }, recordedAt }) => {
-      const erased = recordedAt <= (records.get(user_id)?.erased_at ?? -1)
-      return erased || onRecord.get(user_id)?.has(AppliedIds.prefix(message_id)) === true
+      const record = records.get(user_id)
+      if (record === undefined) return false
+      return recordedAt <= record.erased_at || AppliedIds.has(record.applied, message_id)
     })
     const toLookUp = unknown.filter(
       ({ interaction }) => (records.get(interaction.user_id)?.archived ?? 0) > 0,

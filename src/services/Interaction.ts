@@ -190,15 +190,67 @@ export const messageId = (interaction: Omit<Interaction, "message_id" | "metadat
     )
     .digest("hex")
 
+// ---------------------------------------------------------------------------------------------------------
+// The usual case: what the schemas above would answer unchanged, told without them (measured: a tenth of the time).
+// Whatever these do not recognise is for the schemas to accept, change or refuse.
+
+const isUsualId = (value: unknown): value is string => typeof value === "string" && idPattern.test(value)
+/** Printable ASCII without blanks around it. */
+const isUsualPhrase = (value: unknown): value is string =>
+  typeof value === "string" && /^[!-~](?:[ -~]{0,253}[!-~])?$/.test(value)
+const isUsualMetadata = (value: unknown): value is Metadata => {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) return false
+  for (const [key, fact] of Object.entries(value)) {
+    if (key === "__proto__") return false
+    if (typeof fact !== "string" && typeof fact !== "boolean" && !Number.isFinite(fact)) return false
+  }
+  const text = JSON.stringify(value)
+  // Lone surrogates are escaped in JSON.
+  return Buffer.byteLength(text) <= maxMetadataBytes && !text.includes("\\u")
+}
+
+/** Everything that makes an interaction, of unknown origin. */
+export type Parts = {
+  readonly [Part in Exclude<keyof Interaction, "message_id">]?: unknown
+}
+
+/** The parts as they stand, if that is what the schemas would make of them. Absent is `null` or `undefined`. */
+export const usual = ({
+  event_type,
+  metadata,
+  occurred_at,
+  product_id,
+  search_phrase,
+  user_id,
+}: Parts): Made | undefined => {
+  if (!isUsualId(user_id) || !isUsualMetadata(metadata)) return undefined
+  if (typeof occurred_at !== "string" || !isCanonical(occurred_at)) return undefined
+  const facts = { user_id, occurred_at, metadata }
+  switch (event_type) {
+    case "search":
+      return isUsualPhrase(search_phrase) && (product_id ?? null) === null
+        ? { ...facts, event_type, search_phrase }
+        : undefined
+    case "product_view":
+    case "product_click":
+    case "product_purchase":
+      return isUsualId(product_id) && (search_phrase ?? null) === null
+        ? { ...facts, event_type, product_id }
+        : undefined
+    default:
+      return undefined
+  }
+}
+
 type Facts = Pick<Interaction, "user_id" | "occurred_at" | "metadata">
-/** Builds an interaction from decoded parts and gives it its `message_id`. */
-export const make = (
-  facts: Facts &
-    (
-      | { readonly event_type: "search"; readonly search_phrase: string }
-      | { readonly event_type: Exclude<EventType, "search">; readonly product_id: ProductId }
-    ),
-): Interaction => {
+/** Decoded parts of an interaction. */
+export type Made = Facts &
+  (
+    | { readonly event_type: "search"; readonly search_phrase: string }
+    | { readonly event_type: Exclude<EventType, "search">; readonly product_id: ProductId }
+  )
+/** Builds an interaction and gives it its `message_id`. */
+export const make = (facts: Made): Interaction => {
   const { user_id, occurred_at, metadata } = facts
   const what =
     facts.event_type === "search"
@@ -277,6 +329,25 @@ const withDefaults = (json: object) => ({
   metadata: ("metadata" in json ? json.metadata : undefined) ?? {},
 })
 
+/** A message whose parts are the usual ones and give its id; `undefined` = ask the schema. */
+const asItStands = (json: object): Either.Either<Interaction> | undefined => {
+  const parts: Parts & { readonly message_id?: unknown } = withDefaults(json)
+  const made = usual(parts)
+  if (made === undefined) return undefined
+  const interaction = make(made)
+  return interaction.message_id === parts.message_id ? Either.right(interaction) : undefined
+}
+
+const decodeChecked = (json: object): Either.Either<Interaction, InvalidMessage> => {
+  const decoded = decodeInteraction(withDefaults(json))
+  if (Either.isLeft(decoded)) return invalid("schema_violation", describeIssues(decoded.left))
+  const interaction = decoded.right
+  const expected = messageId(interaction)
+  return interaction.message_id === expected
+    ? Either.right(interaction)
+    : invalid("message_id_mismatch", `message_id is ${interaction.message_id}, its content gives ${expected}`)
+}
+
 /**
  * Decodes a message body. Unknown extra fields and any version `1.x` are accepted. `latest` (Unix ms) is the
  * greatest `occurred_at` still believed.
@@ -296,18 +367,10 @@ export const decodeMessage = (
     return invalid("schema_violation", `version: must be "${messageVersion}"`)
   if (!version.startsWith("1."))
     return invalid("unsupported_version", `version ${version}, this worker reads 1.x`)
-  const decoded = decodeInteraction(withDefaults(json))
-  if (Either.isLeft(decoded)) return invalid("schema_violation", describeIssues(decoded.left))
-  const interaction = decoded.right
-  const expected = messageId(interaction)
-  if (interaction.message_id !== expected)
-    return invalid(
-      "message_id_mismatch",
-      `message_id is ${interaction.message_id}, its content gives ${expected}`,
-    )
-  if (Date.parse(interaction.occurred_at) > latest)
-    return invalid("in_the_future", `occurred_at ${interaction.occurred_at} is more than 60 s in the future`)
-  return Either.right(interaction)
+  const decoded = asItStands(json) ?? decodeChecked(json)
+  return Either.isRight(decoded) && Date.parse(decoded.right.occurred_at) > latest
+    ? invalid("in_the_future", `occurred_at ${decoded.right.occurred_at} is more than 60 s in the future`)
+    : decoded
 }
 
 /** One line that names the offending fields. */

@@ -26,12 +26,13 @@ export const ProductBody = Schema.Struct(
   facts,
 ).annotations({ identifier: "ProductBody" })
 
+const keyPattern = /^[\x20-\x7e]{1,255}$/
 const common = {
   user_id: Interaction.UserId,
   occurred_at: optional(Interaction.Timestamp),
   idempotency_key: optional(
     Schema.String.pipe(
-      Schema.pattern(/^[\x20-\x7e]{1,255}$/, {
+      Schema.pattern(keyPattern, {
         message: () => "must be 1 to 255 printable ASCII characters",
       }),
     ),
@@ -69,31 +70,62 @@ const describe = (problem: string): string => {
   return problem.endsWith("actual undefined") ? "is missing" : problem
 }
 
+const fields = new Set([...Object.keys(SearchItem.fields), ...Object.keys(ProductItem.fields)])
+const isKey = (value: unknown): value is string => typeof value === "string" && keyPattern.test(value)
+
+interface Sent {
+  readonly made: Interaction.Made
+  readonly idempotencyKey: string | null
+  readonly occurredAtGiven: boolean
+}
+
+/** The usual item as it stands; `undefined` = ask its schema. */
+const asItStands = (item: Readonly<Record<string, unknown>>, instant: string): Sent | undefined => {
+  for (const field in item) if (!fields.has(field)) return undefined
+  const { event_type, idempotency_key = null, product_id, search_phrase, user_id } = item
+  if (idempotency_key !== null && !isKey(idempotency_key)) return undefined
+  const given = item.occurred_at ?? undefined
+  const occurred_at = given ?? instant
+  const metadata = item.metadata ?? {}
+  const made = Interaction.usual({ event_type, metadata, occurred_at, product_id, search_phrase, user_id })
+  return made && { made, idempotencyKey: idempotency_key, occurredAtGiven: given !== undefined }
+}
+
+/** By the schema of its kind, so that the issues are those of the one that was meant. */
+const asDecoded = (
+  item: Readonly<Record<string, unknown>> & { readonly event_type: Interaction.EventType },
+  instant: string,
+): Either.Either<Sent, ReadonlyArray<FieldIssue>> => {
+  const decoded: Either.Either<typeof BulkItem.Type, ParseResult.ParseError> =
+    item.event_type === "search" ? decodeSearch(item) : decodeProduct(item)
+  return Either.mapBoth(decoded, {
+    onLeft: (error) =>
+      Interaction.issues(error).map(({ field, problem }) => ({ field, detail: describe(problem) })),
+    onRight: (sent) => {
+      const { idempotency_key = null, metadata = {}, occurred_at: given, user_id } = sent
+      const facts = { user_id, occurred_at: given ?? instant, metadata }
+      const made =
+        sent.event_type === "search"
+          ? { ...facts, event_type: sent.event_type, search_phrase: sent.search_phrase }
+          : { ...facts, event_type: sent.event_type, product_id: sent.product_id }
+      return { made, idempotencyKey: idempotency_key, occurredAtGiven: given !== undefined }
+    },
+  })
+}
+
 /** `item` is parsed JSON; keys that are not known are refused. `now` in Unix ms. */
 export const ofBulkItem = (item: unknown, now: number): Decoded => {
   if (!Predicate.isRecord(item)) return issue("", "must be a JSON object")
-  if (!isEventType(item.event_type)) return issue("event_type", eventTypeRule)
-  // By its kind, so that the issues are those of the one that was meant.
-  const decoded: Either.Either<typeof BulkItem.Type, ParseResult.ParseError> =
-    item.event_type === "search" ? decodeSearch(item) : decodeProduct(item)
-  if (Either.isLeft(decoded))
-    return Either.left(
-      Interaction.issues(decoded.left).map(({ field, problem }) => ({ field, detail: describe(problem) })),
-    )
-  const sent = decoded.right
-  const { idempotency_key = null, metadata = {}, occurred_at: given, user_id } = sent
-  if (given !== undefined && Date.parse(given) > now + Interaction.maxFutureMillis)
-    return issue("occurred_at", "must not be more than 60 s in the future")
-  const facts = { user_id, occurred_at: given ?? new Date(now).toISOString(), metadata }
-  const interaction =
-    sent.event_type === "search"
-      ? Interaction.make({ ...facts, event_type: sent.event_type, search_phrase: sent.search_phrase })
-      : Interaction.make({ ...facts, event_type: sent.event_type, product_id: sent.product_id })
-  return Either.right({
-    interaction,
-    idempotencyKey: idempotency_key,
-    occurredAtGiven: given !== undefined,
-  })
+  const { event_type } = item
+  if (!isEventType(event_type)) return issue("event_type", eventTypeRule)
+  const instant = new Date(now).toISOString()
+  const usual = asItStands(item, instant)
+  const sent = usual ? Either.right(usual) : asDecoded({ ...item, event_type }, instant)
+  return Either.flatMap(sent, ({ made, ...rest }) =>
+    Date.parse(made.occurred_at) > now + Interaction.maxFutureMillis
+      ? issue("occurred_at", "must not be more than 60 s in the future")
+      : Either.right({ interaction: Interaction.make(made), ...rest }),
+  )
 }
 
 const names: Readonly<Record<string, string>> = {

@@ -109,10 +109,9 @@ const step = (
   const faded = decay(s.lambda, at, state.at)
   const keep = at > state.at ? faded : 1
   const take = weight * (at < state.at ? faded : 1)
-  const sum = Float64Array.from(state.direction)
-  Vector.scale(sum, state.mass * keep)
+  const sum = Vector.scaled(state.direction, state.mass * keep)
   Vector.addScaled(sum, take, vector)
-  const length = Vector.norm(sum)
+  const length = Vector.sumNorm(sum)
   const total = state.total * keep + take
   const newest = Math.max(at, state.at)
   if (length < cancelled * weight)
@@ -163,8 +162,9 @@ const allAtOnce = (
   const at = Math.max(start?.at ?? newest, newest)
   const keep = start === undefined ? 0 : decay(s.lambda, at, start.at)
   const sum =
-    start === undefined ? new Float64Array(events[0]!.vector.length) : Float64Array.from(start.direction)
-  Vector.scale(sum, (start?.mass ?? 0) * keep)
+    start === undefined
+      ? new Float64Array(events[0]!.vector.length)
+      : Vector.scaled(start.direction, start.mass * keep)
   let total = (start?.total ?? 0) * keep
   let heaviest = 0
   for (const { interaction, vector } of events) {
@@ -174,7 +174,7 @@ const allAtOnce = (
     total += take
     heaviest = Math.max(heaviest, weight)
   }
-  const length = Vector.norm(sum)
+  const length = Vector.sumNorm(sum)
   return length < cancelled * heaviest
     ? undefined
     : { direction: Vector.divide(sum, length), mass: length, total, at }

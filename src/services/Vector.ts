@@ -3,8 +3,15 @@
  * argument position, because mixing typed arrays at one call site makes the JIT several times slower.
  */
 
-/** Euclidean length ‖v‖. */
-export const norm = (v: Float32Array | Float64Array): number => {
+/** Euclidean length ‖v‖ of a stored vector. */
+export const norm = (v: Float32Array): number => {
+  let sum = 0
+  for (let i = 0; i < v.length; i++) sum += v[i]! * v[i]!
+  return Math.sqrt(sum)
+}
+
+/** Euclidean length of a sum. */
+export const sumNorm = (v: Float64Array): number => {
   let sum = 0
   for (let i = 0; i < v.length; i++) sum += v[i]! * v[i]!
   return Math.sqrt(sum)
@@ -28,9 +35,11 @@ export const addScaled = (into: Float64Array, factor: number, v: Float32Array): 
   for (let i = 0; i < into.length; i++) into[i] = into[i]! + factor * v[i]!
 }
 
-/** `v[i] *= factor`, in place. */
-export const scale = (v: Float64Array, factor: number): void => {
-  for (let i = 0; i < v.length; i++) v[i] = v[i]! * factor
+/** `factor · v`, to add to. */
+export const scaled = (v: Float32Array, factor: number): Float64Array => {
+  const out = new Float64Array(v.length)
+  for (let i = 0; i < v.length; i++) out[i] = v[i]! * factor
+  return out
 }
 
 /** `v / length` as a stored vector; the caller has checked that `length` is positive. */

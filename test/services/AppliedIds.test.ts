@@ -95,4 +95,15 @@ describe("the packed form", () => {
     expect(ids(256, 256).some((one) => set.has(AppliedIds.prefix(one)))).toBe(false)
     expect(AppliedIds.toSet(AppliedIds.none).size).toBe(0)
   })
+
+  test("says of each id what the set of all says, also of one that lies across two others", () => {
+    const known = ids(0, 40)
+    const { kept } = AppliedIds.append(AppliedIds.none, known)
+    const hex = prefixes(known).join("")
+    const across = Array.from({ length: 60 }, (_, i) => hex.slice(2 * i, 2 * i + 32).padEnd(64, "0"))
+    for (const one of [...known, ...ids(40, 40), ...across])
+      expect(AppliedIds.has(kept, one)).toBe(AppliedIds.toSet(kept).has(AppliedIds.prefix(one)))
+    expect(across.filter((one) => AppliedIds.has(kept, one)).length).toBe(4)
+    expect(AppliedIds.has(AppliedIds.none, id(0))).toBe(false)
+  })
 })

@@ -350,6 +350,68 @@ describe("chronological", () => {
   })
 })
 
+describe("the usual case", () => {
+  const odd = fc.constantFrom<unknown>(
+    undefined,
+    null,
+    "",
+    " x",
+    "é",
+    "\ud800",
+    "a\u0000",
+    7,
+    true,
+    [],
+    {},
+    "x".repeat(300),
+  )
+  const anyId = fc.oneof({ weight: 4, arbitrary: fc.stringMatching(/^[A-Za-z0-9._:-]{1,64}$/) }, odd)
+  const anyInstant = fc.oneof(
+    { weight: 4, arbitrary: fc.date({ noInvalidDate: true }).map((date) => date.toISOString()) },
+    fc.constantFrom("2026-02-10T12:34:56Z", "2026-02-10T12:34:56.789+01:00", "2026-02-30T00:00:00.000Z"),
+    odd,
+  )
+  const anyFact = fc.oneof({ weight: 4, arbitrary: fc.oneof(fc.string(), fc.double(), fc.boolean()) }, odd)
+  const anyParts = fc.record(
+    {
+      user_id: anyId,
+      event_type: fc.oneof({ weight: 9, arbitrary: fc.constantFrom(...Interaction.eventTypes) }, odd),
+      search_phrase: fc.oneof(fc.string({ unit: "grapheme" }), fc.constant(null), odd),
+      product_id: fc.oneof(anyId, fc.constant(null)),
+      occurred_at: anyInstant,
+      metadata: fc.oneof(
+        { weight: 4, arbitrary: fc.dictionary(fc.string({ unit: "binary" }), anyFact) },
+        fc.constant({ note: "x".repeat(5_000) }),
+        fc.constant(JSON.parse('{"__proto__": 1}')),
+        odd,
+      ),
+    },
+    { requiredKeys: [] },
+  )
+
+  test("is told apart without the schema, and the schema would have said the same", () => {
+    const decode = Schema.decodeUnknownEither(Interaction.Interaction)
+    let usual = 0
+    fc.assert(
+      fc.property(anyParts, (parts) => {
+        const made = Interaction.usual(parts)
+        if (made === undefined) return
+        usual += 1
+        const interaction = Interaction.make(made)
+        const { product_id = null, search_phrase = null } = parts
+        const { message_id } = interaction
+        expect(decode({ ...parts, product_id, search_phrase, message_id })).toEqual(Either.right(interaction))
+      }),
+      { numRuns: 3_000 },
+    )
+    expect(usual).toBeGreaterThan(100)
+  })
+
+  test("is what this program writes itself", () => {
+    for (const interaction of [search, click]) expect(Interaction.usual(interaction)).toBeDefined()
+  })
+})
+
 describe("update messages", () => {
   const latest = Date.parse("2026-02-10T12:35:56.789Z")
   const wire = (interaction: Interaction.Interaction): Record<string, unknown> =>
