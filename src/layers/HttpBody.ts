@@ -1,4 +1,6 @@
 /** Reads a request's JSON body within a limit; everything that is wrong with it is a {@link Problem}. */
+import type { HttpServerRequest } from "@effect/platform"
+import { Effect } from "effect"
 import { Problem } from "../services/Problem.ts"
 
 const utf8 = new TextDecoder("utf-8", { fatal: true })
@@ -58,7 +60,7 @@ const parse = (bytes: Uint8Array): unknown => {
 }
 
 /** The parsed body; `undefined` when there is none. Rejects with a {@link Problem}. */
-export const readJson = async (request: Request, limit: number): Promise<unknown> => {
+export const parseBody = async (request: Request, limit: number): Promise<unknown> => {
   const { headers } = request
   if (!headers.has("content-length") && !headers.has("transfer-encoding")) return undefined
   const bytes = await readBytes(request, limit)
@@ -67,3 +69,11 @@ export const readJson = async (request: Request, limit: number): Promise<unknown
   if (problem !== undefined) throw problem
   return parse(bytes)
 }
+
+/** The same for handlers of the API; our server's requests are web requests. */
+export const readJson = ({ source }: HttpServerRequest.HttpServerRequest, limit: number) =>
+  source instanceof Request
+    ? Effect.tryPromise({ try: () => parseBody(source, limit), catch: (error) => error }).pipe(
+        Effect.catchAll((error) => (error instanceof Problem ? Effect.fail(error) : Effect.die(error))),
+      )
+    : Effect.dieMessage("not a web request")

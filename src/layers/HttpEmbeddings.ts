@@ -20,12 +20,6 @@ const decodeProduct = Schema.decodeUnknownEither(ProductEmbeddingBody, {
   onExcessProperty: "error",
 })
 
-/** What is not a problem is a defect. */
-const bodyOf = ({ source }: Request, limit: number) =>
-  Effect.tryPromise(() => readJson(source as globalThis.Request, limit)).pipe(
-    Effect.catchAll(({ error }) => (error instanceof Problem ? Effect.fail(error) : Effect.die(error))),
-  )
-
 export const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
   Effect.gen(function* () {
     const users = yield* UserEmbeddings
@@ -73,7 +67,7 @@ export const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
     })
 
     const store = Effect.fnUntraced(function* (product_id: string, request: Request) {
-      const decoded = decodeProduct((yield* bodyOf(request, vectorBytes(dimensions))) ?? {})
+      const decoded = decodeProduct((yield* readJson(request, vectorBytes(dimensions))) ?? {})
       const body = yield* Either.mapLeft(decoded, (error: ParseResult.ParseError) =>
         unprocessable(
           issues(error).map(({ field, problem }) => ({

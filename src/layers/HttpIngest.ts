@@ -13,7 +13,7 @@ import * as RateLimiter from "../services/RateLimiter.ts"
 import * as Settings from "../services/Settings.ts"
 import * as Submission from "../services/Submission.ts"
 import * as Telemetry from "../services/Telemetry.ts"
-import { readJson } from "./HttpBody.ts"
+import { parseBody } from "./HttpBody.ts"
 import * as HttpGate from "./HttpGate.ts"
 import { Shortcut } from "./HttpServer.ts"
 
@@ -110,7 +110,7 @@ const make = Effect.gen(function* () {
     trace: Trace,
     decode: (body: unknown, key: string | undefined, now: number) => Submission.Decoded,
   ) => {
-    const body = (await readJson(request, bodyBytes)) ?? {}
+    const body = (await parseBody(request, bodyBytes)) ?? {}
     const key = request.headers.get("idempotency-key") ?? undefined
     const now = clock.unsafeCurrentTimeMillis()
     const decoded = decode(body, key, now)
@@ -123,7 +123,7 @@ const make = Effect.gen(function* () {
   }
 
   const recordMany = async (request: Request, trace: Trace) => {
-    const body = await readJson(request, bulkBodyBytes)
+    const body = await parseBody(request, bulkBodyBytes)
     if (!Array.isArray(body) || body.length === 0 || body.length > bulkItems)
       throw unprocessable([{ field: "", detail: `must be a JSON array of 1 to ${bulkItems} interactions` }])
     const now = clock.unsafeCurrentTimeMillis()

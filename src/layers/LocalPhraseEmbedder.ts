@@ -94,7 +94,7 @@ const embed = (phrase: string, dimensions: number, { table, vocabulary }: Model)
       row.set(table.subarray(id * rowLength, (id + 1) * rowLength))
       Vector.addScaled(sum, informativeness(id), row)
     }
-  const unit = Vector.divide(sum, Vector.sumNorm(sum) * Math.sqrt(dimensions / rowLength))
+  const unit = Vector.divide(sum, Vector.norm(sum) * Math.sqrt(dimensions / rowLength))
   const tiled = new Float32Array(dimensions)
   for (let start = 0; start < dimensions; start += rowLength) tiled.set(unit, start)
   return tiled

@@ -111,7 +111,7 @@ const step = (
   const take = weight * (at < state.at ? faded : 1)
   const sum = Vector.scaled(state.direction, state.mass * keep)
   Vector.addScaled(sum, take, vector)
-  const length = Vector.sumNorm(sum)
+  const length = Vector.norm(sum)
   const total = state.total * keep + take
   const newest = Math.max(at, state.at)
   if (length < cancelled * weight)
@@ -174,7 +174,7 @@ const allAtOnce = (
     total += take
     heaviest = Math.max(heaviest, weight)
   }
-  const length = Vector.sumNorm(sum)
+  const length = Vector.norm(sum)
   return length < cancelled * heaviest
     ? undefined
     : { direction: Vector.divide(sum, length), mass: length, total, at }

@@ -3,19 +3,21 @@
  * argument position, because mixing typed arrays at one call site makes the JIT several times slower.
  */
 
-/** Euclidean length ‖v‖ of a stored vector. */
-export const norm = (v: Float32Array): number => {
+/** Euclidean length of a stored vector. */
+const storedNorm = (v: Float32Array): number => {
   let sum = 0
   for (let i = 0; i < v.length; i++) sum += v[i]! * v[i]!
   return Math.sqrt(sum)
 }
-
 /** Euclidean length of a sum. */
-export const sumNorm = (v: Float64Array): number => {
+const sumNorm = (v: Float64Array): number => {
   let sum = 0
   for (let i = 0; i < v.length; i++) sum += v[i]! * v[i]!
   return Math.sqrt(sum)
 }
+/** Euclidean length ‖v‖. */
+export const norm = (v: Float32Array | Float64Array): number =>
+  v instanceof Float32Array ? storedNorm(v) : sumNorm(v)
 
 /** Dot product; the cosine when both are unit length. */
 export const dot = (a: Float32Array, b: Float32Array): number => {

@@ -79,7 +79,7 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
         const faded = 0.3 * Math.exp(-0.023 * 30)
         const sum = Float64Array.from(bought)
         Vector.addScaled(sum, faded, viewed)
-        const expected = Vector.divide(sum, Vector.sumNorm(sum))
+        const expected = Vector.divide(sum, Vector.norm(sum))
         expect(Vector.cosine(embedding, expected)).toBeCloseTo(1, 6)
         expect(total_weight).toBeCloseTo(1 + faded, 6)
         expect(Vector.cosine(embedding, bought)).toBeGreaterThan(Vector.cosine(embedding, viewed))
@@ -168,8 +168,8 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
               const days = (newest - Date.parse(occurred_at)) / 86_400_000
               Vector.addScaled(sum, 0.7 * Math.exp(-0.023 * days), known.get(search_phrase!)!)
             }
-            expect(embedding.mass).toBeCloseTo(Vector.sumNorm(sum), 3)
-            const expected = Vector.divide(sum, Vector.sumNorm(sum))
+            expect(embedding.mass).toBeCloseTo(Vector.norm(sum), 3)
+            const expected = Vector.divide(sum, Vector.norm(sum))
             for (let i = 0; i < expected.length; i++)
               if (Math.abs(expected[i]! - embedding.embedding[i]!) > 1e-4)
                 throw new Error(
