@@ -1,6 +1,6 @@
 /** Reads a request's JSON body within a limit; everything that is wrong with it is a {@link Problem}. */
 import type { HttpServerRequest } from "@effect/platform"
-import { Effect } from "effect"
+import { Effect, Either } from "effect"
 import { Problem } from "../services/Problem.ts"
 
 const utf8 = new TextDecoder("utf-8", { fatal: true })
@@ -71,9 +71,17 @@ export const parseBody = async (request: Request, limit: number): Promise<unknow
 }
 
 /** The same for handlers of the API; our server's requests are web requests. */
-export const readJson = ({ source }: HttpServerRequest.HttpServerRequest, limit: number) =>
+export const readJson = (
+  { source }: HttpServerRequest.HttpServerRequest,
+  limit: number,
+): Effect.Effect<unknown, Problem> =>
   source instanceof Request
-    ? Effect.tryPromise({ try: () => parseBody(source, limit), catch: (error) => error }).pipe(
-        Effect.catchAll((error) => (error instanceof Problem ? Effect.fail(error) : Effect.die(error))),
+    ? Effect.flatten(
+        Effect.promise(() =>
+          parseBody(source, limit).then(
+            (body): Either.Either<unknown, Problem> => Either.right(body),
+            (error) => (error instanceof Problem ? Either.left(error) : Promise.reject(error)),
+          ),
+        ),
       )
     : Effect.dieMessage("not a web request")
