@@ -13,6 +13,22 @@ export class EmbedderDependency extends Context.Tag("user-embeddings/EmbedderDep
   Dependency
 >() {}
 
+/** What a stack wants of an embedder. */
+export type Embedder = PhraseEmbedder | EmbedderDependency
+
+/** Any embedder as a part of a stack. */
+export const of = (embedder: PhraseEmbedder["Type"]): Layer.Layer<Embedder> =>
+  Layer.merge(
+    Layer.succeed(PhraseEmbedder, embedder),
+    Layer.succeed(EmbedderDependency, {
+      name: "embedder",
+      essentialFor: [],
+      ping: Effect.succeed(embedder.space),
+      missing: Effect.succeed([]),
+      setup: Effect.succeed([]),
+    }),
+  )
+
 const openAi = Layer.merge(
   OpenAiPhraseEmbedder.layer,
   Layer.effect(EmbedderDependency, OpenAi.dependency),

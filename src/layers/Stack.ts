@@ -10,6 +10,7 @@ import type { PhraseEmbeddings } from "../services/PhraseEmbeddings.ts"
 import type { ProductEmbeddings } from "../services/ProductEmbeddings.ts"
 import * as Settings from "../services/Settings.ts"
 import type { UserEmbeddings } from "../services/UserEmbeddings.ts"
+import * as Embedder from "./Embedder.ts"
 import * as StackEmbedded from "./StackEmbedded.ts"
 import * as StackExternal from "./StackExternal.ts"
 
@@ -41,6 +42,14 @@ export const kind = Effect.gen(function* () {
   )
 })
 
-export const layer: Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown> = Layer.unwrapEffect(
-  Effect.map(kind, (chosen) => (chosen === "external" ? StackExternal.layer : StackEmbedded.layer)),
-).pipe(Layer.provideMerge(EmbeddingConfig.layerConfig))
+/** With an embedder of one's own: {@link Embedder.of}. */
+export const on = <E>(
+  embedder: Layer.Layer<Embedder.Embedder, E, EmbeddingConfig.EmbeddingConfig>,
+): Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown | E> =>
+  Layer.unwrapEffect(
+    Effect.map(kind, (chosen) =>
+      chosen === "external" ? StackExternal.on(embedder) : StackEmbedded.on(embedder),
+    ),
+  ).pipe(Layer.provideMerge(EmbeddingConfig.layerConfig))
+
+export const layer = on(Embedder.layerConfig)

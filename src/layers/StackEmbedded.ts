@@ -20,7 +20,11 @@ const embeddings = Layer.mergeAll(
 
 const dependencies = Layer.effect(Dependencies, Effect.all([Sqlite.dependency, Embedder.EmbedderDependency]))
 
-export const layer = Layer.mergeAll(log, queue, embeddings, dependencies).pipe(
-  Layer.provideMerge(Embedder.layerConfig),
-  Layer.provide(Sqlite.layerConfig),
-)
+/** With an embedder of one's own: {@link Embedder.of}. */
+export const on = <E, R>(embedder: Layer.Layer<Embedder.Embedder, E, R>) =>
+  Layer.mergeAll(log, queue, embeddings, dependencies).pipe(
+    Layer.provideMerge(embedder),
+    Layer.provide(Sqlite.layerConfig),
+  )
+
+export const layer = on(Embedder.layerConfig)

@@ -26,7 +26,11 @@ const dependencies = Layer.effect(
   Effect.all([Mysql.dependency, RabbitTopology.dependency, Mongo.dependency, Embedder.EmbedderDependency]),
 )
 
-export const layer = Layer.mergeAll(log, queue, embeddings, dependencies).pipe(
-  Layer.provideMerge(Embedder.layerConfig),
-  Layer.provide([Mysql.layerConfig, Rabbit.layerConfig, Mongo.layerConfig]),
-)
+/** With an embedder of one's own: {@link Embedder.of}. */
+export const on = <E, R>(embedder: Layer.Layer<Embedder.Embedder, E, R>) =>
+  Layer.mergeAll(log, queue, embeddings, dependencies).pipe(
+    Layer.provideMerge(embedder),
+    Layer.provide([Mysql.layerConfig, Rabbit.layerConfig, Mongo.layerConfig]),
+  )
+
+export const layer = on(Embedder.layerConfig)

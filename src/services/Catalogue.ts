@@ -89,6 +89,8 @@ export class Catalogue extends Context.Tag("user-embeddings/Catalogue")<
       direction: Float32Array,
       search: Search,
     ) => Effect.Effect<ReadonlyArray<Scored>, CatalogueError>
+    /** The store has just been changed by this process: the next answer shows it, not only that of a second later. */
+    readonly outdate: Effect.Effect<void>
   }
 >() {}
 
@@ -268,7 +270,7 @@ const make = Effect.fnUntraced(function* (most: number) {
     if (changes > 0 && due) yield* moveMean()
   })
 
-  const { current } = yield* Refresher.make<CatalogueError, never>({
+  const { current, outdate } = yield* Refresher.make<CatalogueError, never>({
     name: "catalogue",
     freshFor,
     refresh,
@@ -364,6 +366,7 @@ const make = Effect.fnUntraced(function* (most: number) {
         current,
         Effect.suspend(() => (outgrown ? ask : scan)(direction, search)),
       ),
+    outdate,
   })
 })
 

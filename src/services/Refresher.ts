@@ -23,39 +23,48 @@ export const make = Effect.fnUntraced(function* <E, R>(options: {
   const context = yield* Effect.context<R>()
   let freshUntil = Number.NEGATIVE_INFINITY
   let loaded = false
+  /** Set by `outdate`, until a refresh begins. */
+  let outdated = false
   let running: Fiber.Fiber<unknown, E> | undefined
 
   const finished = Effect.fnUntraced(function* (exit: Exit.Exit<unknown, E>) {
     running = undefined
     // After a failure too: the store is asked again later, not by every caller.
-    freshUntil = (yield* Clock.currentTimeMillis) + Duration.toMillis(options.freshFor)
+    const now = yield* Clock.currentTimeMillis
+    freshUntil = outdated ? now : now + Duration.toMillis(options.freshFor)
     if (Exit.isSuccess(exit)) loaded = true
     else if (!Exit.isInterrupted(exit))
       yield* Effect.logWarning("copy.refresh_failed", exit.cause).pipe(
         Effect.annotateLogs({ copy: options.name }),
       )
   })
-  const start = Effect.suspend(() =>
-    running === undefined
-      ? options.refresh.pipe(
-          Effect.onExit(finished),
-          Effect.interruptible,
-          Effect.forkIn(scope),
-          Effect.tap((fiber) =>
-            Effect.sync(() => {
-              running = fiber
-            }),
-          ),
-        )
-      : Effect.succeed(running),
-  ).pipe(Effect.provide(context), Effect.uninterruptible)
+  const start = Effect.suspend(() => {
+    if (running !== undefined) return Effect.succeed(running)
+    outdated = false
+    return options.refresh.pipe(
+      Effect.onExit(finished),
+      Effect.interruptible,
+      Effect.forkIn(scope),
+      Effect.tap((fiber) =>
+        Effect.sync(() => {
+          running = fiber
+        }),
+      ),
+    )
+  }).pipe(Effect.provide(context), Effect.uninterruptible)
 
   yield* start
   const current = Effect.gen(function* () {
     if (loaded && freshUntil > (yield* Clock.currentTimeMillis)) return
+    // One that began before the copy was outdated doesn't count.
+    if (outdated && running !== undefined) yield* Effect.timeoutOption(Fiber.await(running), patience)
     const refreshed = Fiber.join(yield* start)
     if (loaded) return yield* Effect.ignore(Effect.timeoutOption(refreshed, patience))
     yield* Effect.timeoutFail(refreshed, { duration: firstPatience, onTimeout: options.stillLoading })
   })
-  return { current }
+  const outdate = Effect.sync(() => {
+    outdated = true
+    freshUntil = Number.NEGATIVE_INFINITY
+  })
+  return { current, outdate }
 })

@@ -273,9 +273,10 @@ export const outboxAge = gauge(
   "user_embeddings.outbox.oldest_age",
   "Seconds since the oldest unpublished row was recorded",
 ).pipe(seconds)
-export const residentMemory = gauge("process.memory.usage", "Resident memory of the process").pipe(
-  Metric.tagged("unit", "By"),
-)
+export const residentMemory: Metric.Metric.Gauge<number> = gauge(
+  "process.memory.usage",
+  "Resident memory of the process",
+).pipe(Metric.tagged("unit", "By"))
 export const eventLoopDelay = gauge("process.eventloop.delay", "Seconds by which a timer came late").pipe(
   seconds,
 )

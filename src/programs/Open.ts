@@ -1,0 +1,327 @@
+/**
+ * The library for programs without Effect: the same layers behind promises.
+ *
+ *     const shop = await open({ stack: "embedded", DATA_DIR: "./data" })
+ *     await shop.record({ user_id: "u-1", event_type: "search", search_phrase: "red wine" })
+ *     await shop.drained()
+ *     await shop.recommend("u-1")
+ *     await shop.close()
+ */
+import { Array as Arr, ConfigProvider, Duration, Effect, Either, Layer, ManagedRuntime, Schema } from "effect"
+import * as EmbedderLayer from "../layers/Embedder.ts"
+import { settled } from "../layers/HttpClient.ts"
+import * as Logging from "../layers/Logging.ts"
+import * as Stack from "../layers/Stack.ts"
+import * as Catalogue from "../services/Catalogue.ts"
+import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
+import * as EventVectors from "../services/EventVectors.ts"
+import {
+  type EventType,
+  type MessageId,
+  type ProductId,
+  ProductId as ProductIdSchema,
+  type UserId,
+} from "../services/Interaction.ts"
+import { InteractionLog } from "../services/InteractionLog.ts"
+import { InteractionQueue } from "../services/InteractionQueue.ts"
+import * as InteractionRecorder from "../services/InteractionRecorder.ts"
+import * as OutboxRelay from "../services/OutboxRelay.ts"
+import { PhraseEmbedderError } from "../services/PhraseEmbedder.ts"
+import * as Popularity from "../services/Popularity.ts"
+import { FieldIssue } from "../services/Problem.ts"
+import { type ProductEmbedding, ProductEmbeddings } from "../services/ProductEmbeddings.ts"
+import * as Recommender from "../services/Recommender.ts"
+import type * as Settings from "../services/Settings.ts"
+import { type BulkItem, ofBulkItem } from "../services/Submission.ts"
+import type { UserEmbedding } from "../services/UserEmbedding.ts"
+import { UserEmbeddings } from "../services/UserEmbeddings.ts"
+import * as Vector from "../services/Vector.ts"
+import * as Provision from "./Provision.ts"
+import * as Worker from "./Worker.ts"
+
+/** The variables of the environment (`user-embeddings config` lists them); what is given here goes before it. */
+export type Variables = {
+  readonly [Name in keyof typeof Settings as Name extends Uppercase<Name> ? Name : never]?:
+    | string
+    | number
+    | boolean
+    | undefined
+}
+
+/** Any model that turns texts into vectors. */
+export interface Embedder {
+  /** Names model and version: vectors of two spaces are never mixed. */
+  readonly space: string
+  /** Vectors of EMBEDDING_DIMENSIONS numbers, in the order of the texts; they are made unit length. */
+  readonly embed: (
+    texts: ReadonlyArray<string>,
+  ) => Promise<ReadonlyArray<ReadonlyArray<number> | Float32Array>>
+}
+
+export type Options = Variables & {
+  /** `embedded`: SQLite under DATA_DIR. `external`: RABBITMQ_DSN, MYSQL_URL and MONGODB_URL. */
+  readonly stack: "embedded" | "external"
+  /** Instead of OpenAI or the local one. */
+  readonly embedder?: Embedder
+  /** Whether a worker runs in this process; default: on the embedded stack. */
+  readonly worker?: boolean
+  /** Whether missing tables, queues and collections are created first; default: on the embedded stack. */
+  readonly setup?: boolean
+}
+
+/** As an item of `POST /api/interactions`. */
+export type NewInteraction = typeof BulkItem.Encoded
+
+export interface Recorded {
+  readonly message_id: MessageId
+  readonly user_id: UserId
+  readonly event_type: EventType
+  /** Canonical: UTC with milliseconds. */
+  readonly occurred_at: string
+  readonly duplicate: boolean
+}
+
+export interface NewProduct {
+  readonly product_id: ProductId
+  readonly product_name?: string
+  readonly category?: string
+  /** Exactly one of `text`, which is embedded, and `vector`. */
+  readonly text?: string
+  readonly vector?: ReadonlyArray<number> | Float32Array
+}
+
+/** What was given can't be accepted; `issues` name the fields. Nothing of the call was recorded or stored. */
+export class InvalidInput extends Schema.TaggedError<InvalidInput>()("InvalidInput", {
+  /** Position in what was given. */
+  index: Schema.Number,
+  issues: Schema.Array(FieldIssue),
+}) {
+  override get message() {
+    const words = this.issues.map(({ detail, field }) => (field === "" ? detail : `${field}: ${detail}`))
+    return `item ${this.index}: ${words.join("; ")}`
+  }
+}
+
+/** The idempotency key came before with another interaction. */
+export class KeyReused extends Schema.TaggedError<KeyReused>()("KeyReused", {
+  index: Schema.Number,
+  message_id: Schema.String,
+}) {
+  override get message() {
+    return `item ${this.index}: its idempotency_key came before with the interaction ${this.message_id}`
+  }
+}
+
+const recommending = Recommender.layer.pipe(
+  Layer.provideMerge(Catalogue.layer),
+  Layer.provide(Popularity.layer),
+)
+const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.sweeping, recommending).pipe(
+  Layer.provide(OutboxRelay.layer),
+  Layer.provideMerge(EventVectors.layer),
+)
+
+/** All services that a program may use through {@link Client.run}. */
+export type Services =
+  | Stack.Ports
+  | Catalogue.Catalogue
+  | EventVectors.EventVectors
+  | InteractionRecorder.InteractionRecorder
+  | Recommender.Recommender
+
+export interface Client {
+  /** Resolves once the interaction is durable; the embedding follows by itself. */
+  readonly record: (interaction: NewInteraction) => Promise<Recorded>
+  /** Many in one commit, answered in their order. */
+  readonly recordAll: (interactions: ReadonlyArray<NewInteraction>) => Promise<ReadonlyArray<Recorded>>
+  /** Creates or replaces products; answers in their order whether each is new. */
+  readonly putProducts: (products: ReadonlyArray<NewProduct>) => Promise<ReadonlyArray<boolean>>
+  /** `null` while there is none. */
+  readonly embedding: (user: UserId) => Promise<UserEmbedding | null>
+  /** Without a taste yet: popular products, and `source` says so. */
+  readonly recommend: (
+    user: UserId,
+    options?: {
+      readonly limit?: number
+      readonly exclude?: Recommender.Exclusion
+      readonly category?: string
+    },
+  ) => Promise<Recommender.Recommendations>
+  /** Resolves when nothing waits any more, in the outbox, in the queue or on the retry ladder. */
+  readonly drained: (most?: Duration.DurationInput) => Promise<void>
+  /** Runs an Effect program on the same services. */
+  readonly run: <A, E>(effect: Effect.Effect<A, E, Services>) => Promise<A>
+  /** Finishes what was begun and closes all connections. */
+  readonly close: () => Promise<void>
+  readonly [Symbol.asyncDispose]: () => Promise<void>
+}
+
+const decode = (interactions: ReadonlyArray<NewInteraction>) =>
+  Effect.flatMap(Effect.clock, (clock) =>
+    Effect.forEach(interactions, (interaction, index) =>
+      Either.mapLeft(
+        ofBulkItem(interaction, clock.unsafeCurrentTimeMillis()),
+        (issues) => new InvalidInput({ index, issues: [...issues] }),
+      ),
+    ),
+  )
+
+const recordAll = Effect.fn("recordAll")(function* (interactions: ReadonlyArray<NewInteraction>) {
+  const recorder = yield* InteractionRecorder.InteractionRecorder
+  const appended = yield* recorder.record(yield* decode(interactions))
+  return yield* Effect.forEach(appended, ({ _tag, interaction }, index) => {
+    const { event_type, message_id, occurred_at, user_id } = interaction
+    if (_tag === "KeyReused") return new KeyReused({ index, message_id })
+    return Effect.succeed<Recorded>({
+      message_id,
+      user_id,
+      event_type,
+      occurred_at,
+      duplicate: _tag === "Duplicate",
+    })
+  })
+})
+
+const isProductId = Schema.is(Schema.typeSchema(ProductIdSchema))
+
+const putProducts = Effect.fn("putProducts")(function* (products: ReadonlyArray<NewProduct>) {
+  const vectors = yield* EventVectors.EventVectors
+  const { dimensions } = yield* EmbeddingConfig
+  const store = yield* ProductEmbeddings
+  const invalid = (index: number, field: string, detail: string) =>
+    new InvalidInput({ index, issues: [{ field, detail }] })
+  for (const [index, { product_id, text, vector }] of products.entries()) {
+    if (!isProductId(product_id))
+      return yield* invalid(index, "product_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ : -")
+    if ((text === undefined) === (vector === undefined))
+      return yield* invalid(index, "", "give either vector or text")
+    const problem = vector === undefined ? undefined : Vector.problem(vector, dimensions)
+    if (problem !== undefined) return yield* invalid(index, "vector", problem)
+  }
+  const texts = [...new Set(products.flatMap(({ text }) => text ?? []))]
+  const embedded = new Map(Arr.zip(texts, yield* vectors.ofTexts(texts)))
+  const rows: Array<ProductEmbedding> = []
+  for (const { category = null, product_id, product_name = null, text = null, vector } of products) {
+    const embedding = vector === undefined ? yield* embedded.get(text!)! : Float32Array.from(vector)
+    rows.push({ product_id, product_name, category, text, space: vectors.space, embedding })
+  }
+  const created = yield* store.upsert(rows)
+  yield* (yield* Catalogue.Catalogue).outdate
+  return created
+})
+
+const waiting = Effect.gen(function* () {
+  const log = yield* InteractionLog
+  const queue = yield* InteractionQueue
+  const { unpublished } = yield* log.backlog
+  const { main, retry } = yield* queue.depths
+  return Object.values(retry).reduce((sum, depth) => sum + depth, unpublished + main.ready + main.unacked)
+})
+
+/** Nothing waits at two looks: what is on its way from the outbox to the queue is in neither for a moment. */
+const drained = Effect.gen(function* () {
+  let quiet = 0
+  while (quiet < 2) {
+    quiet = (yield* waiting) === 0 ? quiet + 1 : 0
+    yield* Effect.sleep("20 millis")
+  }
+})
+
+/** A rejection is tried again by the retry ladder; a vector that can't be used is a dead letter. */
+const ownEmbedder = ({ embed, space }: Embedder) =>
+  Layer.unwrapEffect(
+    Effect.map(EmbeddingConfig, ({ dimensions }) =>
+      EmbedderLayer.of({
+        space,
+        embed: (texts) =>
+          Effect.tryPromise({
+            try: () => embed(texts),
+            catch: (cause) =>
+              new PhraseEmbedderError({ reason: "server_error", detail: "the embedder failed", cause }),
+          }).pipe(
+            Effect.map((vectors) =>
+              texts.map((_, index) => {
+                const vector = vectors[index]
+                const detail = vector ? Vector.problem(vector, dimensions) : "is missing"
+                return vector === undefined || detail !== undefined
+                  ? Either.left(
+                      new PhraseEmbedderError({ reason: "bad_vector", detail: `the vector ${detail}` }),
+                    )
+                  : Either.right(Vector.normalise(Float32Array.from(vector)))
+              }),
+            ),
+            Effect.catchAll((error) => Effect.succeed(texts.map(() => Either.left(error)))),
+          ),
+      }),
+    ),
+  )
+
+const environment = (options: Options) => {
+  const { embedder: _, setup: __, stack, worker: ___, ...variables } = options
+  const servers = stack === "embedded" ? { RABBITMQ_DSN: "", MYSQL_URL: "", MONGODB_URL: "" } : {}
+  const given = Object.entries({ ...variables, ...servers }).flatMap(([name, value]) =>
+    value === undefined ? [] : [[name, String(value)] as const],
+  )
+  return Layer.setConfigProvider(
+    ConfigProvider.fromMap(new Map(given)).pipe(
+      ConfigProvider.orElse(ConfigProvider.fromEnv),
+      // A library is quiet unless it is told otherwise.
+      ConfigProvider.orElse(() => ConfigProvider.fromMap(new Map([["LOG_LEVEL", "warn"]]))),
+    ),
+  )
+}
+
+/** Everything that a program needs, by its options; for programs with Effect. */
+export const layer = (options: Options) => {
+  const { setup = options.stack === "embedded", worker = options.stack === "embedded" } = options
+  const ports = options.embedder === undefined ? Stack.layer : Stack.on(ownEmbedder(options.embedder))
+  return (worker ? Layer.merge(steps, Worker.layer) : steps).pipe(
+    Layer.provideMerge(
+      setup ? Layer.tap(ports, (context) => Effect.provide(Provision.setup, context)) : ports,
+    ),
+    Layer.provide(Logging.layerConfig(false)),
+    Layer.provide(environment(options)),
+  )
+}
+
+/** Opens the system in this process. A promise that is rejected says what failed: an error with a `_tag`. */
+export const open = async (options: Options): Promise<Client> => {
+  const runtime = ManagedRuntime.make(layer(options))
+  const run: Client["run"] = (effect) => settled(runtime.runPromiseExit(effect))
+  try {
+    await run(Effect.void)
+  } catch (cause) {
+    await runtime.dispose()
+    throw cause
+  }
+  const close = () => runtime.dispose()
+  return {
+    record: (interaction) => run(Effect.map(recordAll([interaction]), ([recorded]) => recorded!)),
+    recordAll: (interactions) => run(recordAll(interactions)),
+    putProducts: (products) => run(putProducts(products)),
+    embedding: (user) =>
+      run(
+        Effect.flatMap(UserEmbeddings, (users) =>
+          Effect.map(users.load([user]), (records) => records.get(user)?.embedding ?? null),
+        ),
+      ),
+    recommend: (user, { category, exclude = "purchased", limit = 10 } = {}) =>
+      run(
+        Effect.flatMap(Recommender.Recommender, (recommender) =>
+          recommender.recommend(user, { category, exclude, limit, fallback: "popular" }),
+        ),
+      ),
+    drained: (most = Duration.seconds(30)) =>
+      run(Effect.timeoutFail(drained, { duration: most, onTimeout: () => new StillWaiting() })),
+    run,
+    close,
+    [Symbol.asyncDispose]: close,
+  }
+}
+
+/** Something still waited when the time was over: a worker is missing, or a dependency is out. */
+export class StillWaiting extends Schema.TaggedError<StillWaiting>()("StillWaiting", {}) {
+  override get message() {
+    return "interactions still wait: is a worker running, and does `user-embeddings doctor` find all in order?"
+  }
+}

@@ -1,0 +1,163 @@
+/** The package as users get it: packed, installed in an empty folder, its examples and its program run there. */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test"
+import { cpSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+
+const root = join(import.meta.dir, "../..")
+const bun = process.execPath
+const folder = mkdtempSync(join(tmpdir(), "package-"))
+const shop = join(folder, "shop")
+const data = join(folder, "data")
+
+const run = async (cwd: string, command: ReadonlyArray<string>, env: Record<string, string> = {}) => {
+  const child = Bun.spawn([...command], {
+    cwd,
+    env: {
+      PATH: `${join(bun, "..")}:${process.env.PATH}`,
+      HOME: process.env.HOME ?? "",
+      LOG_LEVEL: "error",
+      ...env,
+    },
+    stdout: "pipe",
+    stderr: "pipe",
+  })
+  const [stdout, stderr, code] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+    child.exited,
+  ])
+  return { code, stdout, stderr }
+}
+const runs = async (cwd: string, command: ReadonlyArray<string>, env: Record<string, string> = {}) => {
+  const { code, stderr, stdout } = await run(cwd, command, env)
+  if (code !== 0) throw new Error(`${command.join(" ")}: exit ${code}\n${stdout}\n${stderr}`)
+  return stdout
+}
+
+await runs(root, [bun, "pm", "pack", "--destination", folder])
+const tarball = join(folder, readdirSync(folder).find((name) => name.endsWith(".tgz")) ?? "")
+Bun.spawnSync(["mkdir", "-p", shop])
+writeFileSync(join(shop, "package.json"), JSON.stringify({ name: "shop", private: true, type: "module" }))
+const installed = await run(shop, [bun, "add", "--prefer-offline", tarball])
+
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
+
+test("the package holds the program, its sources and types, samples and examples; nothing else, and stays small", async () => {
+  const listed = await runs(folder, ["tar", "tzf", tarball])
+  const files = listed
+    .trim()
+    .split("\n")
+    .map((name) => name.replace(/^package\//, ""))
+  const places = new Set(files.map((name) => name.split("/")[0]))
+  expect([...places].toSorted()).toEqual(
+    [
+      "CHANGELOG.md",
+      "LICENSE",
+      "README.md",
+      "bin",
+      "examples",
+      "package.json",
+      "samples",
+      "src",
+      "types",
+    ].toSorted(),
+  )
+  expect(files).toContain("types/src/index.d.ts")
+  expect(files.filter((name) => /\.(test|env)|tsbuildinfo|sqlite/.test(name))).toEqual([])
+  expect(statSync(tarball).size).toBeLessThan(400_000)
+})
+
+const suite = () => {
+  let server: Bun.Subprocess<"ignore", "ignore", "pipe">
+  let url = ""
+
+  beforeAll(async () => {
+    cpSync(join(shop, "node_modules/user-embeddings/examples"), shop, { recursive: true })
+    server = Bun.spawn([join(shop, "node_modules/.bin/user-embeddings"), "up"], {
+      cwd: shop,
+      env: {
+        PATH: `${join(bun, "..")}:${process.env.PATH}`,
+        DATA_DIR: data,
+        API_PORT: "0",
+        WORKER_PORT: "0",
+        LOG_FORMAT: "json",
+      },
+      stdin: "ignore",
+      stdout: "ignore",
+      stderr: "pipe",
+    })
+    const decoder = new TextDecoder()
+    let said = ""
+    for await (const chunk of server.stderr) {
+      said += decoder.decode(chunk)
+      url = /Try: curl -X POST (http:\/\/[^/]+)/.exec(said)?.[1] ?? ""
+      if (url !== "") break
+    }
+    if (url === "") throw new Error(`user-embeddings up said:\n${said}`)
+  }, 60_000)
+  afterAll(async () => {
+    server?.kill("SIGTERM")
+    await server?.exited
+  })
+
+  test("the installed program serves the API", async () => {
+    const answer = await fetch(`${url}/readyz`)
+    expect([answer.status, await answer.json()]).toMatchObject([200, { status: "ok" }])
+  })
+
+  test("the example with promises", async () => {
+    const said = await runs(shop, [bun, "promises.ts"])
+    expect(said).toContain("recorded again: duplicate = true")
+    expect(said).toContain("2 interactions in 384 dimensions (local:minilm-words:384)")
+    expect(said).toMatch(/^taste: Studio headphones \S+ because of search \d+ %/m)
+  }, 30_000)
+
+  test("the example over HTTP", async () => {
+    const said = await runs(shop, [bun, "http.ts", url])
+    expect(said).toMatch(/^recorded [0-9a-f]{64}\n1 interactions, last search, in local:minilm-words:1536\n/)
+    expect(said).toMatch(/3 recommendations by taste: \S/)
+  }, 30_000)
+
+  test("the example with Effect", async () => {
+    expect(await runs(shop, [bun, "effect.ts"])).toContain("1 interaction in space letters:64")
+  }, 30_000)
+
+  test.each(["bundler", "nodenext"])(
+    "a program that uses it compiles, moduleResolution %s",
+    async (resolution) => {
+      const config = join(shop, `tsconfig.${resolution}.json`)
+      writeFileSync(
+        config,
+        JSON.stringify({
+          compilerOptions: {
+            strict: true,
+            noEmit: true,
+            skipLibCheck: true,
+            target: "esnext",
+            lib: ["esnext"],
+            module: resolution === "bundler" ? "preserve" : "nodenext",
+            moduleResolution: resolution,
+            typeRoots: [join(root, "node_modules/@types")],
+            types: ["bun"],
+          },
+          include: ["*.ts"],
+        }),
+      )
+      writeFileSync(
+        join(shop, "wrong.ts"),
+        'import { open } from "user-embeddings"\nexport const shop = open({ stack: "embeded" })\n',
+      )
+      const tsc = join(root, "node_modules/.bin/tsc")
+      const { stdout } = await run(shop, [tsc, "--project", config])
+      expect(stdout.trim().split("\n")).toEqual([
+        expect.stringMatching(/^wrong\.ts\(2,\d+\): error TS\d+: .*embeded/),
+      ])
+    },
+    60_000,
+  )
+}
+
+if (installed.code === 0) describe("installed in an empty folder", suite)
+else
+  test.skip(`installed in an empty folder: SKIPPED, the packages can't be had: ${installed.stderr.trim().split("\n").at(-1)}`, () => {})
