@@ -10,6 +10,7 @@ import { DeadLetters, type DeadLettersError } from "../../src/services/DeadLette
 import { Dependencies, type Dependency } from "../../src/services/Dependencies.ts"
 import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
 import {
+  Ack,
   DeadLetter,
   type Delivery,
   InteractionQueue,
@@ -302,6 +303,36 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       yield* Effect.promise(() => channel.bindQueue("failed", "failed", "failed"))
       yield* eventually(queue.depths, ({ failed, main }) => failed === 1 && main.unacked === 0)
       expect((yield* get(channel, "failed")).properties.messageId).toBe(sent!.messageId)
+    }))
+
+  it("what can't be parked holds up neither a suspect nor, being one, the others", ({ dsn }) =>
+    Effect.gen(function* () {
+      const queue = yield* InteractionQueue
+      const [dead, suspect, other] = messages(3)
+      yield* publish([dead!, suspect!])
+      const channel = yield* client(dsn)
+      const consumer = yield* consume(10)
+      const [first, second] = yield* takeAll(consumer, 2)
+      yield* Effect.promise(() => channel.unbindQueue("failed", "failed", "failed"))
+      yield* consumer.settle([
+        [first!, DeadLetter(failure)],
+        [second!, Isolate],
+      ])
+      const alone = yield* takeOne(consumer)
+      expect(alone).toMatchObject({ messageId: suspect!.messageId, isolated: true })
+      yield* consumer.settle([[alone, DeadLetter(failure)]])
+      yield* publish([other!])
+      // The first is given back when the consumer takes up its work again; whoever gets it parks it anew.
+      const next = yield* takeAll(consumer, 2)
+      expect(ids(next).toSorted()).toEqual(ids([dead!, other!]))
+      yield* consumer.settle(
+        next.map((one) => [one, one.messageId === other!.messageId ? Ack : DeadLetter(failure)]),
+      )
+      yield* Effect.promise(() => channel.bindQueue("failed", "failed", "failed"))
+      yield* eventually(
+        queue.depths,
+        ({ failed, isolated, main }) => failed === 2 && isolated + main.ready + main.unacked === 0,
+      )
     }))
 
   it("goes on where it was when its connections are closed by force, and loses nothing", ({ name }) =>
