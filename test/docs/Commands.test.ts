@@ -58,7 +58,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
   const folder = mkdtempSync(join(tmpdir(), "documents-"))
   const undo: Array<() => Promise<unknown>> = []
   let environment: NodeJS.ProcessEnv = {}
-  let system: ChildProcess | undefined
+  const system: Array<ChildProcess> = []
 
   const run = async (script: string) => {
     const child = Bun.spawn(["bash", "-euo", "pipefail", "-c", script], {
@@ -95,6 +95,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
       MONGODB_URL: mongo.url,
       MONGODB_DATABASE: mongo.database,
       DATA_DIR: join(folder, "data"),
+      TMPDIR: folder,
       API_PORT: String(apiPort),
       WORKER_PORT: String(workerPort),
       LOG_LEVEL: "warn",
@@ -105,11 +106,15 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
       "mysql",
       `#!/bin/sh\nshift\nexec mariadb -h ${hostname} -P ${port} -u ${username} -p${password} ${pathname.slice(1)} "$@"\n`,
     )
+    // An answer of 400 or more is a failure, unless it is better a moment later, when the worker has been there.
+    program("curl", `#!/bin/sh\nexec ${Bun.which("curl")} --fail-with-body --retry 5 --retry-delay 1 --retry-all-errors -sS "$@"\n`)
     program("mongosh", `#!/bin/sh\nexec bun ${join(import.meta.dir, "../support/mongosh.ts")} "$@"\n`)
     expect(await run("user-embeddings setup")).toMatchObject({ code: 0 })
     expect(await run("user-embeddings products import samples/catalogue.jsonl")).toMatchObject({ code: 0 })
-    system = spawn("user-embeddings", ["up"], { cwd: root, env: environment, stdio: "ignore" })
-    await until("the system answers", async () => (await fetch(`http://127.0.0.1:${apiPort}/readyz`)).ok)
+    for (const part of ["api", "worker"])
+      system.push(spawn("user-embeddings", [part], { cwd: root, env: environment, stdio: "ignore" }))
+    for (const port of [apiPort, workerPort])
+      await until("the system answers", async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).ok)
     const connection = await amqp.connect(rabbit.dsn)
     const channel = await connection.createConfirmChannel()
     channel.publish("user_events", "user.embedding.search", Buffer.from("not JSON"))
@@ -124,9 +129,9 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
   }, 60_000)
 
   afterAll(async () => {
-    const ended = new Promise((done) => (system === undefined ? done(0) : system.once("exit", done)))
-    system?.kill("SIGTERM")
-    await ended
+    const ended = system.map((part) => new Promise((done) => part.once("exit", done)))
+    for (const part of system) part.kill("SIGTERM")
+    await Promise.all(ended)
     for (const each of undo) await each()
     rmSync(folder, { recursive: true, force: true })
   }, 60_000)
