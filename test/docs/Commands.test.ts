@@ -107,7 +107,10 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
       `#!/bin/sh\nshift\nexec mariadb -h ${hostname} -P ${port} -u ${username} -p${password} ${pathname.slice(1)} "$@"\n`,
     )
     // An answer of 400 or more is a failure, unless it is better a moment later, when the worker has been there.
-    program("curl", `#!/bin/sh\nexec ${Bun.which("curl")} --fail-with-body --retry 5 --retry-delay 1 --retry-all-errors -sS "$@"\n`)
+    program(
+      "curl",
+      `#!/bin/sh\nexec ${Bun.which("curl")} --fail-with-body --retry 5 --retry-delay 1 --retry-all-errors -sS "$@"\n`,
+    )
     program("mongosh", `#!/bin/sh\nexec bun ${join(import.meta.dir, "../support/mongosh.ts")} "$@"\n`)
     expect(await run("user-embeddings setup")).toMatchObject({ code: 0 })
     expect(await run("user-embeddings products import samples/catalogue.jsonl")).toMatchObject({ code: 0 })
