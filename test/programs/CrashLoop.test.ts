@@ -110,7 +110,7 @@ const suite = (
               yield* Effect.sleep("200 millis")
               return Chunk.toReadonlyArray(yield* Stream.runCollect(letters.list))[0]
             }),
-            Duration.seconds(90),
+            Duration.seconds(180),
           )
           expect(letter).toMatchObject({
             error: "crash_loop",
@@ -130,7 +130,7 @@ const suite = (
           const applied = [...records.values()].map(({ embedding }) => embedding?.event_count ?? 0)
           expect(applied.reduce((sum, events) => sum + events, 0)).toBe(count)
         }),
-      180_000,
+      300_000,
     )
   })
 
