@@ -36,9 +36,13 @@ const shortest = (value: number): number => Number(value.toPrecision(9))
 const iso = (millis: number) => new Date(millis).toISOString()
 
 /** One user as a line of JSON: the document of the API with its vector. */
-export const toLine = ({ embedding: { embedding, metadata, ...facts }, version }: Exported): string =>
+export const toLine = ({ embedding: { embedding, metadata, recent, ...facts }, version }: Exported): string =>
   JSON.stringify({
     ...facts,
+    recent: recent.map(({ product_id, search_phrase, ...event }) => ({
+      ...event,
+      ...(search_phrase === null ? { product_id } : { search_phrase }),
+    })),
     last_updated: iso(facts.last_updated),
     created_at: iso(facts.created_at),
     updated_at: iso(facts.updated_at),

@@ -88,10 +88,13 @@ const userEmbedding = exactly({
 /** What an erasure leaves behind. */
 const tombstone = exactly({ _id: id, user_id: id, erased_at: instant, version: { ...count, minimum: 1 } })
 
+/** Of `user_embeddings`. */
+export const userEmbeddingValidator = { oneOf: [userEmbedding, tombstone] }
+
 const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
   {
     name: names.userEmbeddings,
-    schema: { oneOf: [userEmbedding, tombstone] },
+    schema: userEmbeddingValidator,
     indexes: [{ field: "user_id", unique: true }, { field: "last_updated" }],
   },
   { name: names.userEmbeddingLedger, schema: exactly({ _id: text }), indexes: [] },

@@ -279,6 +279,17 @@ export const chronological = (
 // The update message (JSON, snake_case) that asks for one interaction to be folded in.
 
 export const messageVersion = "1.0"
+/** The body as it is sent. Consumers take any version 1.x and further fields; absent references and metadata count as null. */
+export const UpdateMessage = Schema.extend(
+  Interaction,
+  Schema.Struct({
+    version: Schema.String.pipe(Schema.pattern(/^1\.\d+$/)).annotations({
+      description: "1.x",
+      examples: [messageVersion],
+    }),
+  }),
+).annotations({ identifier: "UpdateMessage" })
+
 /** Greatest size of a message body in bytes; a larger one is a dead letter. */
 export const maxMessageBytes = 256 * 1024
 /** How far in the future `occurred_at` may lie, in milliseconds. */
@@ -321,12 +332,18 @@ const parseJson = (body: Uint8Array): unknown => {
   }
 }
 
+/** No metadata: left out, `null`, or the `[]` that PHP's `json_encode` makes of an empty array. */
+const metadataOf = (json: object): unknown => {
+  const metadata = "metadata" in json ? json.metadata : undefined
+  return Array.isArray(metadata) && metadata.length === 0 ? {} : (metadata ?? {})
+}
+
 /** Fields that a producer may leave out are filled in before decoding: a schema with defaults decodes twice. */
 const withDefaults = (json: object) => ({
   search_phrase: null,
   product_id: null,
   ...json,
-  metadata: ("metadata" in json ? json.metadata : undefined) ?? {},
+  metadata: metadataOf(json),
 })
 
 /** A message whose parts are the usual ones and give its id; `undefined` = ask the schema. */

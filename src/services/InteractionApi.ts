@@ -38,7 +38,15 @@ export const BulkReport = Schema.Struct({
   results: Schema.Array(BulkResult),
 }).annotations({ identifier: "BulkReport" })
 
-const Embedding = Schema.Struct({
+const RecentEvent = Schema.Struct({
+  event_type: EventType,
+  search_phrase: Schema.optional(Schema.String),
+  product_id: Schema.optional(Schema.String),
+  occurred_at: Schema.String,
+  message_id: MessageId,
+})
+
+export const Embedding = Schema.Struct({
   user_id: Schema.String,
   dimension_count: Schema.Number,
   last_updated: Schema.String,
@@ -52,7 +60,7 @@ const Embedding = Schema.Struct({
   created_at: Schema.String,
   updated_at: Schema.String,
   version: Schema.Number,
-  recent: Schema.Array(Schema.Unknown),
+  recent: Schema.Array(RecentEvent),
   metadata: Schema.Record({ key: Schema.String, value: Schema.Union(Schema.Number, Schema.String) }),
   embedding: Schema.optional(Schema.Array(Schema.Number)),
 }).annotations({ identifier: "UserEmbedding" })

@@ -10,7 +10,10 @@ import type { FieldIssue } from "./Problem.ts"
 export type Decoded = Either.Either<Submission, ReadonlyArray<FieldIssue>>
 
 /** Facts of any kind beside the fields that a route names: they become the metadata. */
-const facts = { key: Schema.String, value: Schema.Unknown }
+const facts = {
+  key: Schema.String,
+  value: Schema.Unknown.annotations({ jsonSchema: { type: ["string", "number", "boolean", "null"] } }),
+}
 /** `null` says as much as nothing. */
 const optional = <A, I>(schema: Schema.Schema<A, I>) => Schema.optionalWith(schema, { nullable: true })
 
