@@ -83,7 +83,7 @@ const page = 1_000
 /** Users looked at id by id at the same time. */
 const usersAtOnce = 4
 /** While there are consumers, who hold messages that no queue shows, so often is looked whether they are done. */
-const looks = 5
+const looks = 7
 const pause = "1 second"
 /** How often a user is read anew whom a worker changes meanwhile. */
 const mostReadings = 10
@@ -347,7 +347,7 @@ const make = Effect.gen(function* () {
 
     /** The queues first: what is in none of them by then has been applied by the time of the next reading. */
     const look = Effect.gen(function* () {
-      if (open.length === 0) return { consumers: 0, depth: 0 }
+      if (open.length === 0) return { consumers: 0, depth: 0, unacked: 0 }
       const depths = yield* queue.depths
       const left = yield* Effect.forEach(
         Arr.chunksOf(open, page),
@@ -359,19 +359,22 @@ const make = Effect.gen(function* () {
       )
       open = left.flatMap((part) => part.left)
       if (open.length > 0) yield* bury
-      return { consumers: depths.main.consumers, depth: waiting(depths) }
+      const { consumers, unacked } = depths.main
+      return { consumers, depth: waiting(depths), unacked }
     })
 
     let found = yield* look
     const unexplained = () => open.length + beyond > found.depth
-    // A message that moves from one place to another may be seen in neither, and what workers hold in none at all.
+    // A message that moves from one place to another may be seen in neither, and what other processes hold in none.
     for (let looked = 1; unexplained() && looked < (found.consumers > 0 ? looks : 2); looked++) {
       yield* Effect.sleep(pause)
       found = yield* look
     }
+    const held = unexplained() && found.consumers > 0 ? ((yield* queue.traffic)?.unacked ?? 0) : 0
+    const waits = found.depth + Math.max(0, held - found.unacked)
     // A queue hands out its oldest first: what is missing is rather older than what still waits.
     open.sort((a, b) => a.recordedAt - b.recordedAt)
-    const lost = Math.max(0, open.length + beyond - found.depth)
+    const lost = Math.max(0, open.length + beyond - waits)
     const named = Math.max(0, lost - beyond)
     for (const [index, one] of open.entries()) find(index < named ? "missing" : "in_flight", one)
     counts.missing += lost - named

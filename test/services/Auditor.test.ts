@@ -1,10 +1,12 @@
 /** The audit on both stacks: each way in which log and embedding may differ, by name. */
 import { expect } from "bun:test"
-import { Effect, Layer } from "effect"
+import amqp from "amqplib"
+import { Effect, Layer, Option, Redacted } from "effect"
 import { Auditor, type AuditReport, layer as auditor, type Finding } from "../../src/services/Auditor.ts"
 import type { Interaction } from "../../src/services/Interaction.ts"
 import { InteractionLog } from "../../src/services/InteractionLog.ts"
 import { DeadLetter, InteractionQueue } from "../../src/services/InteractionQueue.ts"
+import * as Settings from "../../src/services/Settings.ts"
 import { UserEmbeddings } from "../../src/services/UserEmbeddings.ts"
 import { layerSuite } from "../support/effect.ts"
 import {
@@ -258,6 +260,35 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
   })
 
 suite("the audit on the embedded stack", embedded())
-withServers(["rabbitmq", "mysql", "mongodb"], "the audit on real servers", () =>
-  suite("with nobody else at work", external()),
-)
+withServers(["rabbitmq", "mysql", "mongodb"], "the audit on real servers", () => {
+  suite("with nobody else at work", external())
+
+  const management = process.env.RABBITMQ_MANAGEMENT_URL ?? ""
+  layerSuite(
+    "beside somebody who holds messages",
+    Layer.provideMerge(auditor, recording(external({ RABBITMQ_MANAGEMENT_URL: management }))),
+    (it) => {
+      it(
+        "what another process holds is in flight: the management API tells",
+        () =>
+          Effect.gen(function* () {
+            const dsn = Option.getOrThrow(yield* Settings.RABBITMQ_DSN)
+            const holder = yield* Effect.acquireRelease(
+              Effect.promise(() => amqp.connect(Redacted.value(dsn))),
+              (connection) => Effect.promise(() => connection.close()),
+            )
+            const channel = yield* Effect.promise(() => holder.createChannel())
+            let held = 0
+            yield* Effect.promise(() => channel.consume("user_embedding_updates", () => void held++))
+            yield* record(...searches("held", 7))
+            yield* eventually(Effect.sync(() => (held === 7 ? true : undefined)))
+            // The broker gathers its statistics every few seconds.
+            const { traffic } = yield* InteractionQueue
+            yield* eventually(Effect.map(traffic, (now) => (now?.unacked === 7 ? true : undefined)))
+            expect(yield* audit("held")).toEqual({ ...none, users: 1, consistent: 1, in_flight: 7 })
+          }),
+        60_000,
+      )
+    },
+  )
+})
