@@ -234,6 +234,8 @@ const make = Effect.gen(function* () {
         progress.unsafeClose()
         return Effect.zipRight(progress.await, until(holds))
       })
+    let stopping = false
+    const stopped = yield* Effect.makeLatch(false)
     let buffer: Array<Held> = []
     const handOver = (delivery: Held) => {
       buffer.push(delivery)
@@ -295,8 +297,9 @@ const make = Effect.gen(function* () {
         /** Takes in until a suspect comes; then all that is held is settled, and suspects come one by one. */
         const shift = Effect.gen(function* () {
           const main = yield* subscribe(queue, prefetch, handOver)
-          yield* until(() => suspects.length > 0)
+          yield* until(() => stopping || suspects.length > 0)
           yield* main.cancel
+          if (stopping) return yield* Effect.zipRight(stopped.open, Effect.never)
           yield* until(() => inHand(main.subscription) === 0)
           while (suspects.length > 0) {
             handOver(suspects.shift()!)
@@ -317,7 +320,11 @@ const make = Effect.gen(function* () {
 
     const take = (most: number): Effect.Effect<ReadonlyArray<Delivery>> =>
       Effect.suspend(() => {
-        if (buffer.length > 0) return Effect.succeed(buffer.splice(0, most))
+        if (buffer.length > 0) {
+          const taken = buffer.splice(0, most)
+          progress.unsafeOpen()
+          return Effect.succeed(taken)
+        }
         arrival.unsafeClose()
         return Effect.zipRight(arrival.await, take(most))
       })
@@ -392,9 +399,18 @@ const make = Effect.gen(function* () {
         return onward.length === 0 ? acknowledged : Effect.zipRight(acknowledged, passOn(onward))
       })
 
+    const stop = Effect.suspend(() => {
+      stopping = true
+      progress.unsafeOpen()
+      return Effect.zipRight(
+        stopped.await,
+        until(() => buffer.length === 0),
+      )
+    })
+
     const holds = (delivery: Delivery) => delivery instanceof Held && delivery.subscription.holds(delivery)
 
-    return { take, settle, holds } satisfies Consumer
+    return { take, settle, stop, holds } satisfies Consumer
   })
 
   const depths = failing(

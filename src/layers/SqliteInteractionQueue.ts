@@ -384,7 +384,13 @@ const make = Effect.gen(function* () {
         ),
     )
     yield* renew.pipe(Effect.catchAll(warning("renew.failed")), Effect.repeat(renewal), Effect.forkScoped)
-    return { take, settle, holds: (delivery) => held.has(delivery) } satisfies Consumer
+    return {
+      take,
+      settle,
+      // Nothing comes but by `take`, and what goes back is not counted.
+      stop: Effect.void,
+      holds: (delivery) => held.has(delivery),
+    } satisfies Consumer
   })
 
   const depths = Effect.flatMap(Clock.currentTimeMillis, (now) =>

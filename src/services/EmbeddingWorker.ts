@@ -30,7 +30,9 @@ export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorke
 
 /** Deliveries of one update at the most; fewer after one that failed for a dependency, which may be slow, not out. */
 const batchSize = 2_000
-/** How long a stopping worker may finish its batch. */
+/** How long a stopping worker waits for the broker to send it nothing more. */
+const stopIntakeDeadline = Duration.seconds(2)
+/** How long it may finish what it holds. */
 const stopDeadline = Duration.seconds(20)
 
 interface Outage {
@@ -290,11 +292,11 @@ const make = Effect.gen(function* () {
     ]),
     ([taking, running]) =>
       Effect.gen(function* () {
+        yield* Effect.timeoutOption(Effect.interruptible(consumer.stop), stopIntakeDeadline)
         yield* Fiber.interrupt(taking)
         stopping = true
-        if (window === undefined) held = []
         change.unsafeOpen()
-        yield* Effect.timeoutOption(Fiber.await(running), stopDeadline)
+        yield* Effect.timeoutOption(Effect.interruptible(Fiber.await(running)), stopDeadline)
         yield* Fiber.interrupt(running)
       }),
   )

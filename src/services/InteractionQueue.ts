@@ -108,6 +108,11 @@ export interface Consumer {
    * lost connection is forgotten: it comes again.
    */
   readonly settle: (settled: ReadonlyArray<Settled>) => Effect.Effect<void>
+  /**
+   * Takes in no more; ends when all that has come is taken. To be settled before the scope closes: the broker counts
+   * what goes back as delivered in vain, and who came back often is suspected of killing its worker.
+   */
+  readonly stop: Effect.Effect<void>
   /** Whether a delivery is still to be settled here; one of a lost connection is not. */
   readonly holds: (delivery: Delivery) => boolean
 }

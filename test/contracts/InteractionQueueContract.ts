@@ -157,6 +157,22 @@ export const suite = <R extends InteractionQueue, E>(
         yield* acknowledge(consumer, got)
       }))
 
+    it("a consumer that stops and settles what it holds leaves no message behind as delivered in vain", () =>
+      Effect.gen(function* () {
+        yield* publish(messages(300))
+        const stopping = Effect.gen(function* () {
+          const consumer = yield* consume(100)
+          const held = yield* takeAll(consumer, 100)
+          yield* consumer.stop
+          yield* acknowledge(consumer, held)
+        })
+        yield* Effect.scoped(stopping)
+        const next = yield* consume(300)
+        const left = yield* takeAll(next, 200)
+        expect(new Set(left.map(({ redeliveries }) => redeliveries))).toEqual(new Set([0]))
+        yield* acknowledge(next, left)
+      }))
+
     it("holds no more than the prefetch, and goes on when it is settled", () =>
       Effect.gen(function* () {
         yield* publish(messages(30))

@@ -53,6 +53,7 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
             Effect.repeat({ until: (taken) => taken.length > 0 }),
           ),
         settle: (settled) => Effect.sync(() => void state.settled.push(...settled)),
+        stop: Effect.void,
         holds: (one) => !state.lost.has(one),
       }),
   })
