@@ -8,14 +8,20 @@ import { variables } from "../support/stacks.ts"
 /** The lines that a program writes to stderr. */
 const linesOf = async (
   program: Effect.Effect<void>,
-  settings: Readonly<Record<string, string>> = { LOG_FORMAT: "json" },
+  settings: Readonly<Record<string, string>> = {},
 ): Promise<ReadonlyArray<string>> => {
   const lines: Array<string> = []
   const { error } = console
   console.error = (line: unknown) => void lines.push(String(line))
   try {
     await Effect.runPromise(
-      Effect.provide(program, Layer.provide(Logging.layerConfig(false), variables(settings))),
+      Effect.provide(
+        program,
+        Layer.provide(
+          Logging.layerConfig(false),
+          variables({ LOG_FORMAT: "json", LOG_LEVEL: "info", ...settings }),
+        ),
+      ),
     )
   } finally {
     console.error = error
@@ -57,9 +63,7 @@ describe("a log line", () => {
       Effect.logError("d"),
     ])
     const levels = async (LOG_LEVEL: string) =>
-      (await linesOf(all.pipe(Effect.asVoid), { LOG_FORMAT: "json", LOG_LEVEL })).map(
-        (line) => JSON.parse(line).level,
-      )
+      (await linesOf(all.pipe(Effect.asVoid), { LOG_LEVEL })).map((line) => JSON.parse(line).level)
     expect(await levels("debug")).toEqual(["debug", "info", "warn", "error"])
     expect(await levels("warn")).toEqual(["warn", "error"])
   })
