@@ -1,56 +1,103 @@
 #!/usr/bin/env bun
 /** Measures this project side by side with a plain baseline and with what its parts cost; `--help` says how. */
 import { parseArgs } from "node:util"
-import { Arena } from "./bench/arena.ts"
-import { type Figure, number, type Run, summarise, table } from "./bench/figures.ts"
-import { embedded, external, naive, sequence } from "./bench/pipeline.ts"
+import { Arena, type Env } from "./bench/arena.ts"
+import { machine } from "./bench/machine.ts"
+import { all, type Section, suites, usual } from "./bench/suites.ts"
 import { messageOf } from "./services/command.ts"
 import { down, up } from "./services/manager.ts"
 
-const { values } = parseArgs({
-  options: {
-    quick: { type: "boolean", default: false },
-    json: { type: "boolean", default: false },
-    only: { type: "string" },
-    help: { type: "boolean", short: "h", default: false },
-  },
-})
-const rounds = values.quick ? 1 : 5
-const scale = values.quick ? 0.5 : 1
-const wanted = (name: string) => values.only === undefined || values.only.split(",").includes(name)
-const say = (line: string) => console.error(line)
+const help = `Usage: bun run bench [suite …] [options]
 
-const { started, statuses } = await up({ say })
-const arena = new Arena(Object.assign({}, ...statuses.map(({ env }) => env)))
-try {
-  const next = sequence()
-  const contestants: Array<readonly [string, number, (events: number) => Promise<Run>]> = []
-  if (wanted("naive")) contestants.push(["naive", 4_000, (await naive(arena, next)).single])
-  const project = await external(arena, next)
-  if (wanted("single")) contestants.push(["single", 20_000, project.single])
-  if (wanted("bulk")) contestants.push(["bulk", 40_000, project.bulk])
-  if (wanted("embedded")) contestants.push(["embedded", 15_000, (await embedded(arena, next)).single])
-  const runs = new Map<string, Array<Run>>()
-  for (let round = 0; round <= rounds; round++)
-    for (const [name, events, run] of contestants) {
-      const seen = await run(Math.round(events * scale))
-      say(
-        `${round === 0 ? "warm-up" : `round ${round}`} ${name}: ${number(seen.eventsPerSecond)}/s ${JSON.stringify(seen)}`,
-      )
-      if (round > 0) runs.set(name, [...(runs.get(name) ?? []), seen])
-    }
-  const figures: ReadonlyArray<Figure> = [...runs].map(([name, all]) => summarise(name, all))
-  console.log(
-    table(
-      ["", "events/s", "CPU µs"],
-      figures.map((figure) => [figure.name, number(figure.eventsPerSecond.median), number(figure.cpuTotal)]),
-    ),
-  )
-} catch (error) {
-  console.error(messageOf(error))
-  process.exitCode = 1
-} finally {
-  await arena.close()
-  if (started.length > 0) await down({ only: started })
+  pipeline   this project by single events, by the bulk route and embedded, a plain baseline, and what each stage costs
+  worker     20,000 events that wait in the queue, by this project's worker and by the baseline's
+  publish    5,000 events to confirmed messages
+  latency    at half of the greatest rate
+  memory     of api and worker, over 1,000,000 events
+  scale      1, 2, 4 and 10 workers; hot users
+  stores     1,000,000 users, 100,000 products, 5,000,000 rows
+
+Without a suite: ${usual.join(", ")}. Real servers are started if need be (bun run services) and stopped again.
+
+  --only a,b     the same as naming suites
+  --quick        a tenth of the work, one round: for a look while developing
+  --json         JSON on standard output
+  --write FILE   replace the suites' sections in a Markdown file, between <!-- bench:NAME --> and <!-- /bench -->`
+
+class BadUsage extends Error {}
+
+const parse = () => {
+  try {
+    const { positionals, values } = parseArgs({
+      allowPositionals: true,
+      options: {
+        only: { type: "string" },
+        quick: { type: "boolean", default: false },
+        json: { type: "boolean", default: false },
+        write: { type: "string" },
+        help: { type: "boolean", short: "h", default: false },
+      },
+    })
+    const asked = [...positionals, ...(values.only?.split(",") ?? [])]
+    const unknown = asked.find((name) => !all.some((known) => known === name))
+    if (unknown !== undefined) throw new Error(`unknown suite "${unknown}"; there are ${all.join(", ")}`)
+    return { ...values, names: asked.length === 0 ? usual : all.filter((name) => asked.includes(name)) }
+  } catch (error) {
+    throw new BadUsage(messageOf(error))
+  }
 }
-process.exit()
+
+/** Puts a section between its marks, or both at the end. */
+const placed = (document: string, name: string, text: string): string => {
+  const [begin, end] = [`<!-- bench:${name} -->`, "<!-- /bench -->"]
+  const block = `${begin}\n${text}\n${end}`
+  const from = document.indexOf(begin)
+  if (from < 0) return `${document.trimEnd()}\n\n${block}\n`
+  return document.slice(0, from) + block + document.slice(document.indexOf(end, from) + end.length)
+}
+
+const main = async (): Promise<void> => {
+  const { help: wantsHelp, json, names, quick, write } = parse()
+  if (wantsHelp) return console.log(help)
+  const say = (line: string) => console.error(line)
+  const { started, statuses } = await up({ say })
+  const servers: Env = Object.assign({}, ...statuses.map(({ env }) => env))
+  const arena = new Arena(servers)
+  try {
+    const description = await machine(servers)
+    const found: Record<string, Section> = {}
+    const run = suites({ arena, quick, say })
+    for (const name of names) {
+      say(`— ${name}`)
+      found[name] = await run[name]()
+    }
+    const about = `${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC${quick ? ", a quick look" : ""}: ${Object.entries(
+      description,
+    )
+      .map(([what, value]) => `${what} ${value}`)
+      .join(", ")}.`
+    const sections = Object.entries(found).map(
+      ([name, { text, title }]) => [name, `## ${title}\n\n${text}\n\n${about}`] as const,
+    )
+    if (json) {
+      const results = Object.fromEntries(Object.entries(found).map(([name, section]) => [name, section.json]))
+      console.log(JSON.stringify({ machine: description, quick, ...results }, null, 2))
+    } else for (const [, text] of sections) console.log(`\n${text}`)
+    if (write !== undefined) {
+      let document = await Bun.file(write).text()
+      for (const [name, text] of sections) document = placed(document, name, text)
+      await Bun.write(write, document)
+    }
+  } finally {
+    await arena.close()
+    if (started.length > 0) await down({ only: started })
+  }
+}
+
+try {
+  await main()
+  process.exit(0)
+} catch (error) {
+  console.error(error instanceof BadUsage ? `${error.message}\n\n${help}` : messageOf(error))
+  process.exit(error instanceof BadUsage ? 2 : 1)
+}

@@ -107,6 +107,11 @@ export class Arena {
     await this.program(env, "products", "import", file).ended
   }
 
+  /** To be done before the servers' databases go. */
+  onClose(undo: () => Promise<unknown>): void {
+    this.undo.push(undo)
+  }
+
   private knobs(name: string): Env {
     return {
       RATE_LIMIT_PER_USER: "0",
@@ -186,6 +191,24 @@ export class Arena {
     return this.started(child, port, async () => readFileSync(log, "utf8").split(listening).length > before)
   }
 
+  /** A stand-in for the embedding service, which answers after so long. */
+  async openAi(latencyMillis: number): Promise<{ readonly url: string }> {
+    const [port = 0] = await freePorts(1)
+    const env = this.knobs(fresh("openai"))
+    const child = this.spawn(env, [
+      "scripts/openai-stand-in.ts",
+      ...["--port", String(port)],
+      ...["--latency", String(latencyMillis)],
+    ])
+    const url = `http://127.0.0.1:${port}/v1`
+    const headers = { authorization: "Bearer bench" }
+    await this.started(child, port, async () => {
+      const answer = await fetch(`${url}/models/text-embedding-3-small`, { headers })
+      return answer.ok
+    })
+    return { url }
+  }
+
   /** Runs the load generator to its end. */
   async load(order: Order): Promise<Seen> {
     const child = Bun.spawn([process.execPath, join(import.meta.dir, "load.ts"), JSON.stringify(order)], {
@@ -200,7 +223,7 @@ export class Arena {
   /** Stops every process, drops every database, removes every file. */
   async close(): Promise<void> {
     await Promise.allSettled([...this.parts].map((part) => part.stop()))
-    await Promise.allSettled(this.undo.map((undo) => undo()))
+    for (const undo of this.undo.toReversed()) await undo().catch(() => {})
     rmSync(this.folder, { recursive: true, force: true })
   }
 }

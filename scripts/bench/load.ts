@@ -23,6 +23,7 @@ export interface Seen {
   readonly statuses: Readonly<Record<string, number>>
   /** Of a request in ms; at a fixed rate from when it was due. */
   readonly p50: number
+  readonly p95: number
   readonly p99: number
   readonly worst: number
   /** CPU of this process in µs. */
@@ -143,6 +144,7 @@ const seen: Seen = {
   events: range.count,
   statuses,
   p50: at(0.5),
+  p95: at(0.95),
   p99: at(0.99),
   worst: at(1),
   cpu: system + user,

@@ -15,6 +15,7 @@ import {
 import { type Meter, serverBehind, startMeter } from "./cpu.ts"
 import type { Range } from "./events.ts"
 import { perEvent, type Run } from "./figures.ts"
+import { counter, histogram, quantile } from "./metrics.ts"
 
 export const users = 1_000
 export const products = 1_000
@@ -32,7 +33,7 @@ export const sequence = () => {
 }
 export type Sequence = ReturnType<typeof sequence>
 
-interface Driven {
+export interface Driven {
   readonly url: string
   readonly meter: Meter
   readonly look: () => Promise<Applied>
@@ -45,30 +46,73 @@ interface Drive {
   readonly plain?: boolean
 }
 
-/** The time runs from the first request to the last document. */
-const drive =
-  (arena: Arena, { look, meter, next, url }: Driven, drive: Drive) =>
+const drive = async (
+  arena: Arena,
+  { look, meter, next, url }: Driven,
+  order: Drive & { readonly rate: number | null },
+  events: number,
+) => {
+  const before = await look()
+  const range = next(events)
+  const used = startMeter(meter)
+  const started = performance.now()
+  const seen = await arena.load({ url, range, ...order })
+  const after = await until(look, before.events + events)
+  const seconds = (performance.now() - started) / 1000
+  const bad = Object.keys(seen.statuses).filter((status) => !["200", "201"].includes(status))
+  if (bad.length > 0) throw new Error(`${url} answered ${JSON.stringify(seen.statuses)}`)
+  return {
+    seen,
+    cpu: { load: seen.cpu / events, ...perEvent(used(), events) },
+    eventsPerSecond: events / seconds,
+    eventsPerWrite: events / Math.max(1, after.writes - before.writes),
+  }
+}
+
+/** As fast as answers come; the time runs from the first request to the last document. */
+export const greatest =
+  (arena: Arena, driven: Driven, order: Drive) =>
   async (events: number): Promise<Run> => {
-    const before = await look()
-    const range = next(events)
-    const used = startMeter(meter)
-    const started = performance.now()
-    const seen = await arena.load({ url, range, rate: null, ...drive })
-    const after = await until(look, before.events + events)
-    const seconds = (performance.now() - started) / 1000
-    const bad = Object.entries(seen.statuses).filter(([status]) => !["200", "201"].includes(status))
-    if (bad.length > 0) throw new Error(`${url} answered ${JSON.stringify(seen.statuses)}`)
+    const { cpu, eventsPerSecond, eventsPerWrite, seen } = await drive(
+      arena,
+      driven,
+      { ...order, rate: null },
+      events,
+    )
     return {
-      eventsPerSecond: events / seconds,
-      cpu: { load: seen.cpu / events, ...perEvent(used(), events) },
+      eventsPerSecond,
+      cpu,
       more: {
         "accepted/s": events / seen.seconds,
-        "p50 ms": seen.p50,
-        "p99 ms": seen.p99,
-        "events/write": events / Math.max(1, after.writes - before.writes),
+        "POST p50 ms": seen.p50,
+        "POST p99 ms": seen.p99,
+        "events/write": eventsPerWrite,
       },
     }
   }
+
+/** At a fixed rate; `worker` tells how long events took to their embeddings. */
+export const steady =
+  (arena: Arena, driven: Driven, worker: Part) =>
+  async (rate: number, seconds: number): Promise<Run> => {
+    const events = Math.round(rate * seconds)
+    const before = await histogram(worker, eventToEmbedding)
+    const { cpu, seen } = await drive(arena, driven, { connections: 64, perRequest: 1, rate }, events)
+    const after = await histogram(worker, eventToEmbedding)
+    return {
+      eventsPerSecond: rate,
+      cpu,
+      more: {
+        "POST p50 ms": seen.p50,
+        "POST p95 ms": seen.p95,
+        "POST p99 ms": seen.p99,
+        "POST worst ms": seen.worst,
+        "to embedding p50 ms": 1000 * quantile(before, after, 0.5),
+        "to embedding p95 ms": 1000 * quantile(before, after, 0.95),
+      },
+    }
+  }
+const eventToEmbedding = "user_embeddings_event_to_embedding_seconds"
 
 export const serverMeter = async (servers: Env) => ({
   mysqld: await serverBehind(servers.MYSQL_URL ?? ""),
@@ -78,21 +122,45 @@ export const serverMeter = async (servers: Env) => ({
 
 const urlOf = ({ port }: Part) => `http://127.0.0.1:${port}`
 
+interface Stock {
+  readonly name: string
+  /** In the catalogue. */
+  readonly products: number
+  /** Ask the worker instead of the documents, where there are too many of them to be summed up. */
+  readonly byMetrics?: boolean
+}
+
 /** This project on the three servers, by both routes. */
-export const external = async (arena: Arena, next: Sequence, more: Env = {}) => {
-  const env = await arena.place("project")
-  await storeProducts(env, products, space)
-  const [api, worker] = await Promise.all([arena.part(env, "api", more), arena.part(env, "worker", more)])
-  const { look } = await appliedIn(env)
+export const external = async (
+  arena: Arena,
+  next: Sequence,
+  more: Env = {},
+  stock: Stock = { name: "project", products },
+) => {
+  const env = { ...(await arena.place(stock.name)), ...more }
+  await storeProducts(env, stock.products, space)
+  const [api, worker] = await Promise.all([arena.part(env, "api"), arena.part(env, "worker")])
+  const documents = await appliedIn(env)
+  arena.onClose(documents.close)
+  const byMetrics = async () => ({
+    events: await counter(worker, `${eventToEmbedding}_count`),
+    writes: 0,
+  })
   const meter = { api: [api.pid], worker: [worker.pid], ...(await serverMeter(arena.servers)) }
-  const driven = { url: urlOf(api), meter, look, next }
+  const driven: Driven = {
+    url: urlOf(api),
+    meter,
+    look: stock.byMetrics ? byMetrics : documents.look,
+    next,
+  }
   return {
     env,
     api,
     worker,
     driven,
-    single: drive(arena, driven, { connections: 256, perRequest: 1 }),
-    bulk: drive(arena, driven, { connections: 8, perRequest: 100 }),
+    single: greatest(arena, driven, { connections: 256, perRequest: 1 }),
+    bulk: greatest(arena, driven, { connections: 8, perRequest: 100 }),
+    steady: steady(arena, driven, worker),
   }
 }
 export type External = Awaited<ReturnType<typeof external>>
@@ -107,18 +175,15 @@ export const naive = async (arena: Arena, next: Sequence) => {
     arena.own(env, "naive.ts", "api"),
     arena.own(env, "naive.ts", "worker"),
   ])
-  const { look } = await appliedIn(env)
+  const { close, look } = await appliedIn(env)
+  arena.onClose(close)
   const meter = { api: [api.pid], worker: [worker.pid], ...(await serverMeter(arena.servers)) }
+  const driven: Driven = { url: urlOf(api), meter, look, next }
   return {
     env,
     worker,
-    meter,
-    look,
-    single: drive(
-      arena,
-      { url: urlOf(api), meter, look, next },
-      { connections: 64, perRequest: 1, plain: true },
-    ),
+    driven,
+    single: greatest(arena, driven, { connections: 64, perRequest: 1, plain: true }),
   }
 }
 
@@ -134,6 +199,6 @@ export const embedded = async (arena: Arena, next: Sequence, more: Env = {}) => 
   const look = async (): Promise<Applied> => sums.get() ?? { events: 0, writes: 0 }
   const meter = { up: [up.pid] }
   return {
-    single: drive(arena, { url: urlOf(up), meter, look, next }, { connections: 128, perRequest: 1 }),
+    single: greatest(arena, { url: urlOf(up), meter, look, next }, { connections: 128, perRequest: 1 }),
   }
 }

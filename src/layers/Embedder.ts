@@ -30,7 +30,7 @@ export const of = (embedder: PhraseEmbedder["Type"]): Layer.Layer<Embedder> =>
   )
 
 const openAi = Layer.merge(
-  OpenAiPhraseEmbedder.layer,
+  OpenAiPhraseEmbedder.layerConfig,
   Layer.effect(EmbedderDependency, OpenAi.dependency),
 ).pipe(Layer.provide(OpenAi.layerConfig))
 const local = Layer.merge(

@@ -1,11 +1,13 @@
 /**
  * Embeds phrases by the OpenAI service, many a request. A refused phrase is found by halving its batch, so that the
- * others succeed; every vector is checked before anybody sees it.
+ * others succeed; every vector is checked before anybody sees it. How many requests run at once follows what the
+ * service bears: half as many after "too many requests", slowly more while it answers.
  */
-import { Array as Arr, Duration, Effect, Either, Layer, Metric } from "effect"
+import { Array as Arr, Config, Duration, Effect, Either, Layer, Metric } from "effect"
 import type { CreateEmbeddingResponse } from "openai/resources/embeddings"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import { PhraseEmbedder, PhraseEmbedderError } from "../services/PhraseEmbedder.ts"
+import * as Settings from "../services/Settings.ts"
 import { attribute, embeddingsDuration } from "../services/Telemetry.ts"
 import * as Vector from "../services/Vector.ts"
 import { OpenAi } from "./OpenAi.ts"
@@ -13,18 +15,27 @@ import { OpenAi } from "./OpenAi.ts"
 /** The service's limits of one request. A token is at least one byte, so bytes are a safe estimate. */
 const mostInputs = 2048
 const mostTokens = 300_000
-const requestsAtOnce = 4
+
+export interface Limits {
+  /** At the most; fewer when the service says so. */
+  readonly requestsAtOnce: number
+  readonly phrasesPerRequest: number
+}
+const usualLimits: Limits = { requestsAtOnce: 4, phrasesPerRequest: mostInputs }
 
 type Result = Either.Either<Float32Array, PhraseEmbedderError>
 
 /** Runs of phrases that fit into one request each. */
-export const requests = (phrases: ReadonlyArray<string>): ReadonlyArray<ReadonlyArray<string>> => {
+export const requests = (
+  phrases: ReadonlyArray<string>,
+  most = mostInputs,
+): ReadonlyArray<ReadonlyArray<string>> => {
   const runs: Array<Array<string>> = []
   let tokens = 0
   for (const phrase of phrases) {
     const size = Buffer.byteLength(phrase)
     const run = runs.at(-1)
-    if (run === undefined || run.length === mostInputs || tokens + size > mostTokens) {
+    if (run === undefined || run.length === most || tokens + size > mostTokens) {
       runs.push([phrase])
       tokens = size
     } else {
@@ -42,8 +53,31 @@ const checked = (vector: ReadonlyArray<number> | undefined, dimensions: number):
     : Either.right(Vector.normalise(Float32Array.from(vector)))
 }
 
-const make = Effect.gen(function* () {
+/**
+ * Lets as many through at once as the service bears (additive increase, multiplicative decrease, as TCP does): one
+ * more after as many answers as run at once, half as many after a refusal for too many requests.
+ */
+const adaptive = (most: number) =>
+  Effect.map(Effect.makeSemaphore(most), (semaphore) => {
+    let limit = most
+    const set = (to: number) => {
+      const before = Math.floor(limit)
+      limit = Math.max(1, Math.min(most, to))
+      return Math.floor(limit) === before ? Effect.void : semaphore.resize(Math.floor(limit))
+    }
+    return <A>(request: Effect.Effect<A, PhraseEmbedderError>) =>
+      request.pipe(
+        Effect.tapBoth({
+          onSuccess: () => set(limit + 1 / limit),
+          onFailure: ({ reason }) => (reason === "rate_limited" ? set(limit / 2) : Effect.void),
+        }),
+        semaphore.withPermits(1),
+      )
+  })
+
+const make = Effect.fnUntraced(function* ({ phrasesPerRequest, requestsAtOnce }: Limits) {
   const { call, model } = yield* OpenAi
+  const throttled = yield* adaptive(requestsAtOnce)
   const { dimensions } = yield* EmbeddingConfig
   // Older models have one length only and refuse to be asked for it.
   const shortened = model.startsWith("text-embedding-3-") ? { dimensions } : {}
@@ -73,6 +107,7 @@ const make = Effect.gen(function* () {
           [attribute.genAiModel]: model,
         },
       }),
+      throttled,
     )
 
   const isolating = (phrases: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<Result>> =>
@@ -86,10 +121,23 @@ const make = Effect.gen(function* () {
   return PhraseEmbedder.of({
     space: `openai:${model}:${dimensions}`,
     embed: (phrases) =>
-      Effect.forEach(requests(phrases), isolating, { concurrency: requestsAtOnce }).pipe(
+      Effect.forEach(requests(phrases, phrasesPerRequest), isolating, { concurrency: requestsAtOnce }).pipe(
         Effect.map(Arr.flatten),
       ),
   })
 })
 
-export const layer = Layer.effect(PhraseEmbedder, make)
+export const layer = (limits: Partial<Limits> = {}) =>
+  Layer.effect(PhraseEmbedder, make({ ...usualLimits, ...limits }))
+
+/** From OPENAI_REQUESTS_AT_ONCE and OPENAI_PHRASES_PER_REQUEST. */
+export const layerConfig = Layer.effect(
+  PhraseEmbedder,
+  Effect.flatMap(
+    Config.all({
+      requestsAtOnce: Settings.OPENAI_REQUESTS_AT_ONCE,
+      phrasesPerRequest: Settings.OPENAI_PHRASES_PER_REQUEST,
+    }),
+    make,
+  ),
+)

@@ -189,6 +189,18 @@ export const OPENAI_EMBEDDING_MODEL = withDefault("OPENAI_EMBEDDING_MODEL", {
   fallback: "text-embedding-3-small",
   schema: text,
 })
+export const OPENAI_REQUESTS_AT_ONCE = withDefault("OPENAI_REQUESTS_AT_ONCE", {
+  meaning: "Requests for embeddings that a process has open at once; fewer while the service refuses them",
+  example: "4",
+  fallback: "4",
+  schema: integer(1, 64),
+})
+export const OPENAI_PHRASES_PER_REQUEST = withDefault("OPENAI_PHRASES_PER_REQUEST", {
+  meaning: "Phrases of one request for embeddings, at the most",
+  example: "2048",
+  fallback: "2048",
+  schema: integer(1, 2048),
+})
 export const EMBEDDING_DIMENSIONS = withDefault("EMBEDDING_DIMENSIONS", {
   meaning: "Dimensions of every vector",
   example: "1536",
@@ -355,6 +367,8 @@ export const all: ReadonlyArray<Setting<unknown>> = [
   OPENAI_API_KEY,
   OPENAI_BASE_URL,
   OPENAI_EMBEDDING_MODEL,
+  OPENAI_REQUESTS_AT_ONCE,
+  OPENAI_PHRASES_PER_REQUEST,
   EMBEDDING_DIMENSIONS,
   EMBEDDING_DECAY_LAMBDA,
   EMBEDDING_HISTORY,

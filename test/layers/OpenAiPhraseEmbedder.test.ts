@@ -19,7 +19,7 @@ afterAll(() => server.stop())
 const client = (options: Partial<OpenAi.OpenAiOptions> = {}) =>
   OpenAi.layer({ apiKey: Redacted.make(key), baseUrl: server.url, model, ...options })
 const layerOf = (options: Partial<OpenAi.OpenAiOptions> = {}, length = dimensions) =>
-  OpenAiPhraseEmbedder.layer.pipe(
+  OpenAiPhraseEmbedder.layer().pipe(
     Layer.provide(client(options)),
     Layer.provide(EmbeddingConfig.layer({ dimensions: length })),
   )
@@ -41,6 +41,37 @@ const until = (happened: () => boolean) =>
       await Bun.sleep(2)
     }
   })
+
+describe("requests at once", () => {
+  const limited = OpenAiPhraseEmbedder.layer({ requestsAtOnce: 8, phrasesPerRequest: 2 }).pipe(
+    Layer.provide(client()),
+    Layer.provide(EmbeddingConfig.layer({ dimensions })),
+  )
+  const phrases = Array.from({ length: 32 }, (_, i) => `phrase ${i}`)
+
+  effectTest("are halved by refusals for too many, and grow again with answers", () =>
+    Effect.gen(function* () {
+      const embedder = yield* PhraseEmbedder
+      const together = (fault: Fault | undefined) =>
+        Effect.gen(function* () {
+          server.mend()
+          server.fault = fault
+          server.latencyMs = 5
+          const results = yield* embedder.embed(phrases)
+          return { most: server.mostConcurrent, reasons: new Set(reasons(results)) }
+        })
+      expect(yield* together(undefined)).toEqual({ most: 8, reasons: new Set(["ok"]) })
+      expect(yield* together({ status: 429 })).toMatchObject({ reasons: new Set(["rate_limited"]) })
+      // One at a time after so many refusals; 16 answers bring back some.
+      const careful = yield* together(undefined)
+      expect(careful.most).toBeLessThan(8)
+      expect(careful.reasons).toEqual(new Set(["ok"]))
+      for (let i = 0; i < 4; i++) yield* together(undefined)
+      expect((yield* together(undefined)).most).toBe(8)
+      expect(server.received.every(({ input }) => input.length <= 2)).toBe(true)
+    }).pipe(Effect.provide(limited)),
+  )
+})
 
 describe("failures", () => {
   const inOneMinute = () => new Date(Date.now() + 60_000).toUTCString()

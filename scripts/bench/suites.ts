@@ -1,0 +1,308 @@
+/** The suites of `bun run bench`: what each one runs, and the section of the report that it becomes. */
+import { sleep } from "../services/command.ts"
+import type { Arena } from "./arena.ts"
+import { backlog } from "./backlog.ts"
+import { residentMegabytes } from "./cpu.ts"
+import { type Figure, median, number, type Run, summarise, table } from "./figures.ts"
+import { floors } from "./floors.ts"
+import { cores } from "./machine.ts"
+import { type External, embedded, external, naive, sequence } from "./pipeline.ts"
+import { publishing } from "./publishing.ts"
+import { hot, scale } from "./scale.ts"
+import { stocked } from "./stores.ts"
+
+/** What a suite has found: for people, and for programs. */
+export interface Section {
+  readonly title: string
+  readonly text: string
+  readonly json: unknown
+}
+
+export interface Bench {
+  readonly arena: Arena
+  readonly quick: boolean
+  readonly say: (line: string) => void
+}
+
+interface Contestant {
+  readonly name: string
+  readonly events: number
+  readonly run: (events: number) => Promise<Run>
+}
+
+/** Rounds in which everybody runs once, after one that does not count. */
+const interleaved = async ({ quick, say }: Bench, contestants: ReadonlyArray<Contestant>) => {
+  const rounds = quick ? 1 : 5
+  const runs = new Map<string, Array<Run>>()
+  for (let round = 0; round <= rounds; round++)
+    for (const { events, name, run } of contestants) {
+      const seen = await run(Math.max(100, Math.round(events * (quick ? 0.1 : round === 0 ? 0.25 : 1))))
+      say(`${round === 0 ? "warm-up" : `round ${round}`}: ${name}: ${number(seen.eventsPerSecond)}/s`)
+      if (round > 0) runs.set(name, [...(runs.get(name) ?? []), seen])
+    }
+  return new Map([...runs].map(([name, all]) => [name, summarise(name, all)] as const))
+}
+
+const rate = ({ eventsPerSecond: { least, median, most } }: Figure) =>
+  least === most ? number(median) : `${number(median)} [${number(least)}–${number(most)}]`
+
+/** One line a contestant: rate, CPU by process, whatever else was seen. */
+const compared = (figures: ReadonlyArray<Figure>, baseline: Figure | undefined) => {
+  const processes = [...new Set(figures.flatMap(({ cpu }) => Object.keys(cpu)))]
+  const extras = [...new Set(figures.flatMap(({ more }) => Object.keys(more)))]
+  const cell = (value: number | undefined) => (value === undefined ? "" : number(value))
+  return table(
+    ["", "events/s", ...(baseline ? ["times"] : []), "µs CPU/event", ...processes, ...extras],
+    figures.map((figure) => [
+      figure.name,
+      rate(figure),
+      ...(baseline ? [(figure.eventsPerSecond.median / baseline.eventsPerSecond.median).toFixed(1)] : []),
+      number(figure.cpuTotal),
+      ...processes.map((process) => cell(figure.cpu[process])),
+      ...extras.map((extra) => cell(figure.more[extra])),
+    ]),
+  )
+}
+
+/** Built once, when somebody first asks. */
+const once = <A>(build: () => Promise<A>): (() => Promise<A>) => {
+  let built: Promise<A> | undefined
+  return () => (built ??= build())
+}
+
+const stages = {
+  single: ["HTTP echo", "INSERT", "publish", "consume", "JSON.parse", "fold"],
+  bulk: ["HTTP echo, 100", "INSERT", "publish", "consume", "JSON.parse", "fold"],
+} as const
+
+/** The floors of one route added up: µs of CPU an event, if `perWrite` events share a document's write. */
+const limitOf = (floorsFound: ReadonlyArray<Figure>, route: keyof typeof stages, perWrite: number) => {
+  const cost = (start: string) =>
+    floorsFound.find(
+      ({ name }) => name === start || name.startsWith(`${start} `) || name.startsWith(`${start},`),
+    )?.cpuTotal ?? Number.NaN
+  const sum = stages[route].reduce((total, stage) => total + cost(stage), cost("read and write") / perWrite)
+  return { micros: sum, eventsPerSecond: (cores * 1e6) / sum }
+}
+
+export const suites = (bench: Bench) => {
+  const { arena, quick, say } = bench
+  const next = sequence()
+  const project = once(() => external(arena, next))
+  const baseline = once(() => naive(arena, next))
+  let greatestSingle: number | undefined
+
+  const pipeline = async (): Promise<Section> => {
+    const ours = await project()
+    const contestants: ReadonlyArray<Contestant> = [
+      { name: "naive", events: 4_000, run: (await baseline()).single },
+      { name: "single", events: 20_000, run: ours.single },
+      { name: "bulk", events: 40_000, run: ours.bulk },
+      { name: "embedded", events: 10_000, run: (await embedded(arena, next)).single },
+    ]
+    const stage = await floors(arena, next)
+    const figures = await interleaved(bench, [...contestants, ...stage])
+    const whole = contestants.map(({ name }) => figures.get(name)!)
+    const parts = stage.map(({ name }) => figures.get(name)!)
+    const [plain, single, bulk] = whole
+    greatestSingle = single!.eventsPerSecond.median
+    const limits = (["single", "bulk"] as const).map((route) => {
+      const figure = figures.get(route)!
+      const perWrite = figure.more["events/write"]!
+      const limit = limitOf(parts, route, perWrite)
+      return { route, perWrite, ...limit, share: figure.eventsPerSecond.median / limit.eventsPerSecond }
+    })
+    return {
+      title: "End to end",
+      text: [
+        "From the first request until all events stand in the documents (embedded: in the file), 1,000 users.",
+        "",
+        compared(whole, plain),
+        "",
+        "What each stage costs by itself, with the same clients and guarantees (the last one a document):",
+        "",
+        compared(parts, undefined),
+        "",
+        `The limit is their sum on ${cores} cores, a document's write shared by as many events as in the run:`,
+        "",
+        table(
+          ["route", "sum in µs", "limit in events/s", "reached", "share", "events/write"],
+          limits.map(({ eventsPerSecond, micros, perWrite, route, share }) => [
+            route,
+            number(micros),
+            number(eventsPerSecond),
+            number(figures.get(route)!.eventsPerSecond.median),
+            share.toFixed(2),
+            number(perWrite),
+          ]),
+        ),
+      ].join("\n"),
+      json: {
+        contestants: whole,
+        floors: parts,
+        limits,
+        bulkTimesNaive: bulk && plain && bulk.eventsPerSecond.median / plain.eventsPerSecond.median,
+      },
+    }
+  }
+
+  const worker = async (): Promise<Section> => {
+    const figures = await interleaved(bench, [
+      { name: "naive worker", events: 4_000, run: backlog(await baseline(), "plain") },
+      { name: "worker", events: 20_000, run: backlog(await project(), "message") },
+    ])
+    const all = [...figures.values()]
+    return {
+      title: "The worker alone",
+      text: [
+        "Events of 1,000 users wait in the queue; the time runs until all of them stand in the documents.",
+        "",
+        compared(all, figures.get("naive worker")),
+      ].join("\n"),
+      json: all,
+    }
+  }
+
+  const publish = async (): Promise<Section> => {
+    const figures = await interleaved(bench, [
+      { name: "publish", events: 5_000, run: await publishing(arena, next) },
+    ])
+    const [figure] = figures.values()
+    const earlier = 1_556
+    return {
+      title: "Publishing",
+      text: [
+        `5,000 events, 100 users × 50, from decoded interactions to confirmed messages; an earlier PHP implementation reports ${number(earlier)}/s on hardware of its own, of which this is ${(figure!.eventsPerSecond.median / earlier).toFixed(1)} times.`,
+        "",
+        compared([figure!], undefined),
+      ].join("\n"),
+      json: figure,
+    }
+  }
+
+  const latency = async (): Promise<Section> => {
+    const ours = await project()
+    greatestSingle ??= (await ours.single(quick ? 2_000 : 20_000)).eventsPerSecond
+    const half = Math.round(greatestSingle / 2)
+    const runs: Array<Run> = []
+    for (let round = 0; round < (quick ? 1 : 5); round++) {
+      runs.push(await ours.steady(half, quick ? 3 : 10))
+      say(`latency: round ${round + 1}: ${JSON.stringify(runs.at(-1)?.more)}`)
+    }
+    const figure = summarise("half of the greatest rate", runs)
+    return {
+      title: "Latency",
+      text: [
+        `Single events at ${number(half)}/s, evenly, half of the greatest rate; counted from when a request was due.`,
+        "",
+        compared([figure], undefined),
+      ].join("\n"),
+      json: figure,
+    }
+  }
+
+  const memory = async (): Promise<Section> => {
+    const ours = await external(arena, next, {}, { name: "memory", products: 1_000 })
+    const parts = 20
+    const events = quick ? 100_000 : 1_000_000
+    const seen: Array<{ readonly events: number; readonly api: number; readonly worker: number }> = []
+    for (let part = 1; part <= parts; part++) {
+      await ours.bulk(events / parts)
+      const measured = {
+        events: (events / parts) * part,
+        api: residentMegabytes(ours.api.pid),
+        worker: residentMegabytes(ours.worker.pid),
+      }
+      seen.push(measured)
+      say(`memory: ${JSON.stringify(measured)}`)
+    }
+    const tenth = (index: number, who: "api" | "worker") =>
+      median(seen.slice(2 * index, 2 * index + 2).map((each) => each[who]))
+    const rows = (["api", "worker"] as const).map((who) => {
+      const [second, last] = [tenth(1, who), tenth(9, who)]
+      return { who, second, last, ratio: last / second, most: Math.max(...seen.map((each) => each[who])) }
+    })
+    return {
+      title: "Memory over time",
+      text: [
+        `Resident MB while ${number(events)} events go through the bulk route.`,
+        "",
+        table(
+          ["process", "second tenth", "last tenth", "ratio", "most"],
+          rows.map(({ last, most, ratio, second, who }) => [
+            who,
+            number(second),
+            number(last),
+            ratio.toFixed(2),
+            number(most),
+          ]),
+        ),
+      ].join("\n"),
+      json: { rows, seen },
+    }
+  }
+
+  const scaling = async (): Promise<Section> => {
+    const counts = quick ? [1, 2] : [1, 2, 4, 10]
+    const rates = await scale(arena, quick ? 3 : 10, counts)
+    say(`scale: ${JSON.stringify(rates)}`)
+    const met = await hot(arena, next, quick ? 2_000 : 10_000)
+    return {
+      title: "Workers side by side",
+      text: [
+        "Search events of new phrases against an embedding service that answers in 100 ms; each worker has one request of 16 phrases at a time.",
+        "",
+        table(
+          ["workers", "events/s", "share of ideal"],
+          rates.map(({ eventsPerSecond, share, workers }) => [
+            String(workers),
+            number(eventsPerSecond),
+            share.toFixed(2),
+          ]),
+        ),
+        "",
+        `Hot users: ${met.workers} workers, ${met.users} users: ${number(met.eventsPerSecond)} events/s, ${met.conflictsPerEvent.toFixed(2)} lost compare-and-swaps an event, every event applied once.`,
+      ].join("\n"),
+      json: { rates, hot: met },
+    }
+  }
+
+  const stores = async (): Promise<Section> => {
+    const share = quick ? 0.01 : 1
+    const sizes = (name: string, users: number, products: number, rows: number) =>
+      stocked(arena, next, name, { users, products, rows }, say)
+    const small = await sizes("small", 10_000, 1_000, 10_000)
+    const large = await sizes("large", 1_000_000 * share, 100_000 * share, 5_000_000 * share)
+    const at = quick ? 200 : 1_000
+    const runs = new Map<string, Array<Run>>([
+      ["small", []],
+      ["large", []],
+    ])
+    for (let round = 0; round <= (quick ? 1 : 5); round++)
+      for (const [name, stock] of [
+        ["small", small],
+        ["large", large],
+      ] as ReadonlyArray<readonly [string, External]>) {
+        const run = await stock.steady(at, quick ? 3 : 10)
+        say(`stores: ${name}: ${JSON.stringify(run.more)}`)
+        if (round > 0) runs.get(name)?.push(run)
+        await sleep(200)
+      }
+    const figures = [...runs].map(([name, all]) => summarise(name, all))
+    return {
+      title: "Large stores",
+      text: [
+        `Single events at ${number(at)}/s on 10,000 users, 1,000 products and 10,000 rows, and on ${number(1_000_000 * share)} users, ${number(100_000 * share)} products and ${number(5_000_000 * share)} rows; vectors of 64 dimensions.`,
+        "",
+        compared(figures, undefined),
+      ].join("\n"),
+      json: figures,
+    }
+  }
+
+  return { pipeline, worker, publish, latency, memory, scale: scaling, stores }
+}
+
+export type SuiteName = keyof ReturnType<typeof suites>
+export const usual: ReadonlyArray<SuiteName> = ["pipeline", "worker", "publish", "latency"]
+export const all: ReadonlyArray<SuiteName> = [...usual, "memory", "scale", "stores"]
