@@ -9,6 +9,7 @@ import { EmbeddingConfig } from "./EmbeddingConfig.ts"
 import { EventVectors } from "./EventVectors.ts"
 import { decodeMessage, type Interaction, maxFutureMillis, type UserId } from "./Interaction.ts"
 import { Ack, type Delivery, type Settlement } from "./InteractionQueue.ts"
+import { KeptRecords } from "./KeptRecords.ts"
 import * as RetryPolicies from "./RetryPolicies.ts"
 import * as Telemetry from "./Telemetry.ts"
 import { fold } from "./UserEmbedding.ts"
@@ -46,6 +47,7 @@ const make = Effect.gen(function* () {
   const config = yield* EmbeddingConfig
   const users = yield* UserEmbeddings
   const vectors = yield* EventVectors
+  const kept = new KeptRecords()
   const delays = RetryPolicies.ladderDelays(config.retryDelay, config.maxRetries)
   const settings = {
     lambda: config.lambda,
@@ -126,7 +128,10 @@ const make = Effect.gen(function* () {
 
   /** One round: load, drop what is applied, fold, write. Answers the items that lost the compare-and-swap. */
   const round = Effect.fnUntraced(function* (items: ReadonlyArray<Item>) {
-    const records = yield* users.load([...new Set(items.map(({ interaction }) => interaction.user_id))])
+    const wanted = [...new Set(items.map(({ interaction }) => interaction.user_id))]
+    const remembered = kept.take(wanted)
+    const read = yield* users.load(wanted.filter((user) => !remembered.has(user)))
+    const records = new Map([...remembered, ...read])
     const { done, fresh } = yield* partition(items, records)
     yield* findVectors(fresh)
     const now = yield* Clock.currentTimeMillis
@@ -171,8 +176,11 @@ const make = Effect.gen(function* () {
     // A write of ours that is durable says so of all before it; without one that is asked for.
     if (done.length > 0 && !saved.includes(true)) yield* users.settled
     for (const item of done) item.outcome = acked
+    if (writes.some(({ record }, index) => saved[index] !== true && remembered.has(record.user_id)))
+      kept.pause(now)
     return written.flatMap((group, index) => {
       if (saved[index] !== true) return group
+      kept.keep(writes[index]!.record, now)
       for (const item of group) item.outcome = acked
       return []
     })

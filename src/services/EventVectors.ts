@@ -71,8 +71,45 @@ export class EventVectors extends Context.Tag("user-embeddings/EventVectors")<
 /** Phrases that are found together, and what became of them. */
 type Batch = Deferred.Deferred<ReadonlyMap<string, Found<PhraseEmbedderError>>>
 
-/** Phrases kept in memory: 6 KB each at 1536 dimensions. */
+/** Phrases, and products, kept in memory: 6 KB each at 1536 dimensions. */
 const phrasesInMemory = 4_000
+const productsInMemory = 4_000
+/** How long a product's new vector may go unnoticed, in ms; a busy worker asks for the same products in every batch. */
+const productTtl = 2_000
+
+/** The vectors used last, each for a time. */
+class VectorMemory {
+  private readonly most: number
+  private readonly ttl: number
+  /** In order of use, oldest first. */
+  private readonly entries = new Map<string, { readonly vector: Float32Array; readonly until: number }>()
+
+  constructor(most: number, ttl: number) {
+    this.most = most
+    this.ttl = ttl
+  }
+
+  recall(key: string, now: number): Float32Array | undefined {
+    const entry = this.entries.get(key)
+    if (entry === undefined) return undefined
+    this.entries.delete(key)
+    if (entry.until <= now) return undefined
+    this.entries.set(key, entry)
+    return entry.vector
+  }
+
+  forget(key: string): void {
+    this.entries.delete(key)
+  }
+
+  remember(key: string, vector: Float32Array, now: number): void {
+    this.entries.set(key, { vector, until: now + this.ttl })
+    for (const oldest of this.entries.keys()) {
+      if (this.entries.size <= this.most) break
+      this.entries.delete(oldest)
+    }
+  }
+}
 
 const make = Effect.gen(function* () {
   const config = yield* EmbeddingConfig
@@ -81,27 +118,10 @@ const make = Effect.gen(function* () {
   const embedder = yield* PhraseEmbedder
   const scope = yield* Effect.scope
   const { space } = embedder
-  const ttl = Duration.toMillis(config.cacheTtl)
-  /** In order of use, oldest first. */
-  const memory = new Map<string, { readonly vector: Float32Array; readonly until: number }>()
+  const memory = new VectorMemory(phrasesInMemory, Duration.toMillis(config.cacheTtl))
+  const catalogue = new VectorMemory(productsInMemory, productTtl)
   /** Phrases that are being found right now. */
   const inFlight = new Map<string, Batch>()
-
-  const recall = (phrase: string, now: number): Float32Array | undefined => {
-    const entry = memory.get(phrase)
-    if (entry === undefined) return undefined
-    memory.delete(phrase)
-    if (entry.until <= now) return undefined
-    memory.set(phrase, entry)
-    return entry.vector
-  }
-  const remember = (phrase: string, vector: Float32Array, now: number) => {
-    memory.set(phrase, { vector, until: now + ttl })
-    for (const oldest of memory.keys()) {
-      if (memory.size <= phrasesInMemory) break
-      memory.delete(oldest)
-    }
-  }
 
   /** The store of phrases only saves money: without it they are computed. */
   const orElse =
@@ -139,7 +159,8 @@ const make = Effect.gen(function* () {
       if (fresh.size > 0) yield* kept.save(fresh).pipe(orElse<void>(undefined))
     }
     const now = yield* Clock.currentTimeMillis
-    for (const [phrase, result] of found) if (Either.isRight(result)) remember(phrase, result.right, now)
+    for (const [phrase, result] of found)
+      if (Either.isRight(result)) memory.remember(phrase, result.right, now)
     return found
   })
 
@@ -162,7 +183,7 @@ const make = Effect.gen(function* () {
       const mine: Array<string> = []
       const awaited = new Map<string, Batch>()
       for (const phrase of phrases) {
-        const vector = recall(phrase, now)
+        const vector = memory.recall(phrase, now)
         if (vector !== undefined) {
           found.set(phrase, Either.right(vector))
           continue
@@ -181,19 +202,29 @@ const make = Effect.gen(function* () {
 
   const ofProducts = Effect.fnUntraced(function* (ids: ReadonlyArray<string>) {
     const found = new Map<string, Found<EventVectorError>>()
-    if (ids.length === 0) return found
-    const loaded = yield* Effect.either(products.load(ids, space))
-    for (const product_id of ids) {
+    const now = yield* Clock.currentTimeMillis
+    for (const id of ids) {
+      const vector = catalogue.recall(id, now)
+      if (vector !== undefined) found.set(id, Either.right(vector))
+    }
+    const unknown = ids.filter((id) => !found.has(id))
+    if (unknown.length === 0) return found
+    const loaded = yield* Effect.either(products.load(unknown, space))
+    for (const product_id of unknown) {
       if (Either.isLeft(loaded)) {
         found.set(product_id, Either.left(loaded.left))
         continue
       }
-      const vector = loaded.right.get(product_id)
-      const detail = vector && Vector.problem(vector, config.dimensions)
-      if (vector === undefined) found.set(product_id, Either.left(new ProductMissing({ product_id, space })))
+      const stored = loaded.right.get(product_id)
+      const detail = stored && Vector.problem(stored, config.dimensions)
+      if (stored === undefined) found.set(product_id, Either.left(new ProductMissing({ product_id, space })))
       else if (detail !== undefined)
         found.set(product_id, Either.left(new UnusableVector({ product_id, detail })))
-      else found.set(product_id, Either.right(Vector.normalise(vector)))
+      else {
+        const vector = Vector.normalise(stored)
+        catalogue.remember(product_id, vector, now)
+        found.set(product_id, Either.right(vector))
+      }
     }
     return found
   })
@@ -220,7 +251,7 @@ const make = Effect.gen(function* () {
 
   const forget = (phrases: ReadonlyArray<string>) =>
     Effect.suspend(() => {
-      for (const phrase of phrases) memory.delete(phrase)
+      for (const phrase of phrases) memory.forget(phrase)
       return kept.remove(phrases.map((phrase) => phraseKey(space, phrase)))
     })
 
