@@ -16,7 +16,7 @@ import type { Reached } from "./Progress.ts"
 
 /** Rows of one commit. */
 const rowsAtOnce = 1_000
-const bytesAtOnce = 1024 * 1024
+export const bytesAtOnce = 1024 * 1024
 /** Bytes at the beginning of a file by which it is known again. */
 const fingerprinted = 64 * 1024
 /** Characters of a rejected record that are kept. */
@@ -119,24 +119,15 @@ const stored = Effect.fnUntraced(function* (
   return Option.none<State>()
 })
 
-/** The state of an import that begins, with the header of a CSV file read. */
-const initial = Effect.fnUntraced(function* (file: string, reading: InteractionFile.Reading) {
-  const beginning = yield* beginningOf(file, fingerprinted)
-  const state = {
-    file,
-    fingerprint: yield* hash(reading, beginning),
-    fingerprinted_bytes: beginning.length,
-    columns: [],
-    offset: 0,
-    line: 1,
-    recorded: 0,
-    duplicates: 0,
-    rejected: 0,
-    rejected_bytes: 0,
-  }
-  if (reading.format === "jsonl") return state
-  const split = InteractionFile.splitter(reading, state)
-  const [first] = [...split.push(beginning), ...split.end()]
+/** Where the records of a file begin, and the columns of a CSV file. */
+export const beginningOfRecords = Effect.fnUntraced(function* (
+  file: string,
+  reading: InteractionFile.Reading,
+) {
+  const start = { columns: [] as ReadonlyArray<string>, offset: 0, line: 1 }
+  if (reading.format === "jsonl") return start
+  const split = InteractionFile.splitter(reading, start)
+  const [first] = [...split.push(yield* beginningOf(file, fingerprinted)), ...split.end()]
   if (first === undefined) return yield* new ImportRefused({ message: `${file} has no header` })
   const columns = InteractionFile.header(first.text, reading.delimiter)
   for (const [field, column] of Object.entries(reading.map))
@@ -144,7 +135,22 @@ const initial = Effect.fnUntraced(function* (file: string, reading: InteractionF
       return yield* new ImportRefused({
         message: `${file} has no column "${column}" for ${field}; its columns are ${columns.join(", ")}`,
       })
-  return { ...state, columns, offset: first.end, line: first.nextLine }
+  return { columns, offset: first.end, line: first.nextLine }
+})
+
+/** The state of an import that begins. */
+const initial = Effect.fnUntraced(function* (file: string, reading: InteractionFile.Reading) {
+  const beginning = yield* beginningOf(file, fingerprinted)
+  return {
+    file,
+    fingerprint: yield* hash(reading, beginning),
+    fingerprinted_bytes: beginning.length,
+    ...(yield* beginningOfRecords(file, reading)),
+    recorded: 0,
+    duplicates: 0,
+    rejected: 0,
+    rejected_bytes: 0,
+  }
 })
 
 /** Replaces a file as a whole. */

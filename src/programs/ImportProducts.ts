@@ -21,7 +21,7 @@ export const ProductLine = Schema.parseJson(
     vector: Schema.optional(Schema.Array(Schema.Number)),
   }),
 )
-const decodeLine = Schema.decodeUnknownEither(ProductLine, { errors: "all" })
+export const decodeLine = Schema.decodeUnknownEither(ProductLine, { errors: "all" })
 
 export interface BadLine {
   readonly line: number

@@ -9,6 +9,7 @@ import * as Logging from "../layers/Logging.ts"
 import * as OpenTelemetry from "../layers/OpenTelemetry.ts"
 import { audit } from "./cli/Audit.ts"
 import { config } from "./cli/Config.ts"
+import { evaluate } from "./cli/Evaluate.ts"
 import { exports } from "./cli/Export.ts"
 import { failed } from "./cli/Failed.ts"
 import { generate } from "./cli/Generate.ts"
@@ -35,6 +36,7 @@ const program = Command.make("user-embeddings").pipe(
     products,
     imports,
     exports,
+    evaluate,
     user,
     stats,
     failed,

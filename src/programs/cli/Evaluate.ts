@@ -1,0 +1,117 @@
+/** `evaluate`: settings tried on a history. */
+import { Args, Command, Options } from "@effect/cli"
+import { Effect, Layer, Option } from "effect"
+import * as Embedder from "../../layers/Embedder.ts"
+import * as Stack from "../../layers/Stack.ts"
+import * as EmbeddingConfig from "../../services/EmbeddingConfig.ts"
+import type { Estimate } from "../../services/Evaluation.ts"
+import { eventTypes } from "../../services/Interaction.ts"
+import { evaluate as evaluateFile, productsOfFile, productsOfStack } from "../Evaluate.ts"
+import { json, print, table } from "../Output.ts"
+import { figure, measured } from "../Progress.ts"
+import { reading, toReading } from "./Import.ts"
+
+const settingsShown = 6
+const productTypes = eventTypes.filter((type) => type !== "search")
+
+const cell = ({ high, low, mean }: Estimate) => `${mean.toFixed(3)} [${low.toFixed(3)}, ${high.toFixed(3)}]`
+
+type Report = Effect.Effect.Success<ReturnType<typeof evaluateFile>>
+
+const conclusion = ({
+  best,
+  difference,
+  says,
+  setting,
+  simple,
+}: Report["verdict"]): ReadonlyArray<string> => {
+  const by = `NDCG ${difference.mean >= 0 ? "+" : ""}${difference.mean.toFixed(3)} [${difference.low.toFixed(3)}, ${difference.high.toFixed(3)}] on users it was not chosen on`
+  if (says === "simple")
+    return [`Something simpler wins: ${simple}. The best vectors (${setting}) are behind it: ${by}.`]
+  if (says === "undecided")
+    return [
+      `This history can't tell ${setting} from ${simple}: ${by}. Take the simpler one, or try more history (--most).`,
+    ]
+  return [
+    `Vectors win: ${setting}, ahead of the best simple way, ${simple}: ${by}.`,
+    `EMBEDDING_DECAY_LAMBDA=${best.lambda} EMBEDDING_HISTORY=${best.history} POPULARITY_WEIGHT=${best.popularity}`,
+  ]
+}
+
+const human = (report: Report) => {
+  const { foretold, interactions, products, rejected, rows, users, verdict } = report
+  const settings = rows.filter(({ setting }) => setting !== null)
+  const shown = new Set([...settings].sort((a, b) => b.ndcg.mean - a.ndcg.mean).slice(0, settingsShown))
+  return [
+    `${figure(interactions)} interactions (${figure(rejected)} unreadable), ${figure(products)} products; foretold: ${figure(foretold)} of ${figure(users)} users. At 10, with 95 % intervals:`,
+    "",
+    table(
+      ["WAY", "HIT RATE", "NDCG", "MRR"],
+      rows
+        .filter((row) => row.setting === null || row.configured || shown.has(row))
+        .sort((a, b) => b.ndcg.mean - a.ndcg.mean)
+        .map((row) => [
+          row.configured ? `${row.name} (configured)` : row.name,
+          cell(row.hit_rate),
+          cell(row.ndcg),
+          cell(row.mrr),
+        ]),
+    ),
+    "",
+    ...conclusion(verdict),
+  ].join("\n")
+}
+
+export const evaluate = Command.make(
+  "evaluate",
+  {
+    file: Args.file({ name: "file", exists: "yes" }).pipe(
+      Args.withDescription("History, as `import interactions` reads it; nothing is recorded"),
+    ),
+    ...reading,
+    products: Options.file("products", { exists: "yes" }).pipe(
+      Options.withDescription(
+        "Products, as `products import` reads them; default: those of the configured stack",
+      ),
+      Options.optional,
+    ),
+    target: Options.choice("target", productTypes).pipe(
+      Options.withDescription("Only this type of event is foretold; default: all product events"),
+      Options.optional,
+    ),
+    most: Options.integer("most").pipe(
+      Options.withDescription("Events foretold, drawn from the last fifth of the history"),
+      Options.withDefault(1_000),
+    ),
+    unseen: Options.boolean("unseen").pipe(
+      Options.withDescription("Only products that are new to the user: no repetitions"),
+    ),
+    json,
+  },
+  ({ file, json, most, products, target, unseen, ...given }) => {
+    const run = <E, R>(catalogue: Effect.Effect<ReadonlyMap<string, Float32Array>, E, R>) =>
+      measured("interactions", (reads) =>
+        measured("foretold", (foretells) =>
+          evaluateFile(file, catalogue, {
+            reading: toReading(file, given),
+            types: Option.match(target, { onNone: () => productTypes, onSome: (type) => [type] }),
+            most,
+            unseenOnly: unseen,
+            reads,
+            foretells,
+          }),
+        ),
+      ).pipe(Effect.flatMap((report) => print(json, report, human)))
+    return Option.match(products, {
+      onSome: (path) =>
+        run(productsOfFile(path)).pipe(
+          Effect.provide(Layer.provideMerge(Embedder.layerConfig, EmbeddingConfig.layerConfig)),
+        ),
+      onNone: () => Effect.provide(run(productsOfStack), Stack.layer),
+    })
+  },
+).pipe(
+  Command.withDescription(
+    "Which settings would have foretold a history, and whether something simpler would have done better",
+  ),
+)
