@@ -132,7 +132,16 @@ const make = Effect.gen(function* () {
     const remembered = kept.take(wanted)
     const read = yield* users.load(wanted.filter((user) => !remembered.has(user)))
     const records = new Map([...remembered, ...read])
-    const { done, fresh } = yield* partition(items, records)
+    let { done, fresh } = yield* partition(items, records)
+    // No write would find out that the user was erased since: what is to be acknowledged unapplied is read.
+    const doubted = [...new Set(done.map(({ interaction }) => interaction.user_id))].filter((user) =>
+      remembered.delete(user),
+    )
+    if (doubted.length > 0) {
+      for (const user of doubted) records.delete(user)
+      for (const [user, record] of yield* users.load(doubted)) records.set(user, record)
+      ;({ done, fresh } = yield* partition(items, records))
+    }
     yield* findVectors(fresh)
     const now = yield* Clock.currentTimeMillis
 

@@ -128,10 +128,14 @@ const vectors = Layer.succeed(EventVectors, {
 const config = EmbeddingConfig.layer({ dimensions }).pipe(
   Layer.provide(Layer.setConfigProvider(ConfigProvider.fromMap(new Map()))),
 )
-const run = (layer: Layer.Layer<UserEmbeddings>, ...batches: ReadonlyArray<ReadonlyArray<Delivery>>) =>
+type Batch = ReadonlyArray<Delivery>
+/** Batches one after the other through one worker; a function is called when it is the batch's turn. */
+const run = (layer: Layer.Layer<UserEmbeddings>, ...batches: ReadonlyArray<Batch | (() => Batch)>) =>
   Effect.gen(function* () {
     const updater = yield* EmbeddingUpdater.EmbeddingUpdater
-    return yield* Effect.forEach(batches, updater.update)
+    return yield* Effect.forEach(batches, (batch) =>
+      updater.update(typeof batch === "function" ? batch() : batch),
+    )
   }).pipe(
     Effect.provide(EmbeddingUpdater.layer.pipe(Layer.provide([layer, vectors, config]))),
     Effect.runPromise,
@@ -244,6 +248,20 @@ describe("exactly once", () => {
       expect(state.records.get(user)?.embedding?.event_count).toBe(4)
       expect(AppliedIds.count(state.records.get(user)!.applied)).toBe(4)
     }
+  })
+
+  test("what is posted anew after an erasure counts, also for the worker that wrote the embedding before it", async () => {
+    const { layer, state } = store()
+    const same = search("u", "a")
+    const erasing = () => {
+      const version = state.records.get("u")!.version + 1
+      const nothing = { embedding: undefined, applied: AppliedIds.none, archived: 0 }
+      state.records.set("u", { user_id: "u", ...nothing, version, erased_at: 10 })
+      return [of(same, { recordedAt: 11 })]
+    }
+    const outcomes = await run(layer, [of(same, { recordedAt: 9 })], erasing)
+    expect(outcomes.map(tags)).toEqual([["Ack"], ["Ack"]])
+    expect(state.records.get("u")).toMatchObject({ erased_at: 10, embedding: { event_count: 1 } })
   })
 
   test("endless conflicts end on the ladder, not in a loop", async () => {
