@@ -6,7 +6,7 @@ import type { Channel, ChannelModel, ConfirmChannel, Message, Options } from "am
 import { Duration, Effect, Option, type Tracer } from "effect"
 import type { Confirmation } from "../services/InteractionQueue.ts"
 import * as MessageTraces from "../services/MessageTraces.ts"
-import { channel, confirmChannel, failed, Rabbit, RabbitError } from "./Rabbit.ts"
+import { channel, confirmChannel, failed, type Lost, Rabbit, RabbitError } from "./Rabbit.ts"
 
 export interface Outgoing {
   readonly exchange: string
@@ -59,9 +59,13 @@ class Window {
   private readonly inFlight = new Set<Sent>()
   private readonly waiting: Array<Batch> = []
   private full = false
+  /** The broker has refused a message. */
+  private nacked = false
+  private readonly lost: Lost
 
-  constructor(connection: ChannelModel, channel: ConfirmChannel) {
+  constructor(connection: ChannelModel, channel: ConfirmChannel, lost: Lost) {
     this.channel = channel
+    this.lost = lost
     connection.on("blocked", (reason) => this.refuse(new Error(`blocked by the broker: ${reason}`)))
     connection.on("unblocked", () => {
       this.refusal = undefined
@@ -124,9 +128,12 @@ class Window {
     this.inFlight.delete(sent)
     const { batch, index, returned } = sent
     if (!error) batch.confirmations[index] = returned ? "returned" : "confirmed"
+    else if (this.refusal === undefined) this.nacked = true
     if (this.refusal === undefined || !error) batch.answered += 1
     this.finish(batch)
     this.flush()
+    // A channel that met a full quorum queue refuses for good, also when there is room again; the next one does not.
+    if (this.nacked && this.inFlight.size === 0) this.lost(new Error("the broker refuses messages"))
   }
 
   /** A return names no publishing, so it is found by its content; equal messages are the same one sent twice. */
@@ -189,7 +196,7 @@ export const make = Effect.fnUntraced(function* (
   const session = yield* rabbit.supervise(name, (connection, lost) =>
     Effect.gen(function* () {
       yield* Effect.scoped(Effect.flatMap(channel(connection), prepare))
-      return new Window(connection, yield* confirmChannel(connection, lost))
+      return new Window(connection, yield* confirmChannel(connection, lost), lost)
     }),
   )
   const publisher: Publisher = {

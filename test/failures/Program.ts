@@ -57,7 +57,7 @@ export class Program {
   }
 
   /** The first line with this event that the predicate takes. */
-  saw(event: string, seconds = 20, takes: (line: LogLine) => boolean = () => true): Promise<LogLine> {
+  saw(event: string, seconds = 60, takes: (line: LogLine) => boolean = () => true): Promise<LogLine> {
     return until(`${this.name} logs ${event}`, seconds, () => {
       const line = this.log.find((one) => one.event === event && takes(one))
       if (line === undefined && !this.running) throw new Error(`${this.name} ended before it logged ${event}`)
@@ -67,6 +67,15 @@ export class Program {
 
   count(event: string): number {
     return this.log.filter((line) => line.event === event).length
+  }
+
+  /** Waits until a worker has done with so many messages. */
+  handled(messages: number, seconds: number): Promise<true> {
+    return until(`${this.name} handles ${messages} messages`, seconds, () => {
+      let sum = 0
+      for (const { count, event } of this.log) if (event === "batch.processed") sum += Number(count)
+      return sum >= messages || undefined
+    })
   }
 
   signal(name: NodeJS.Signals): void {

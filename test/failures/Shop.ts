@@ -64,10 +64,13 @@ const embedPhrases = Effect.flatMap(PhraseEmbedder, ({ embed }) => embed(phrases
   Effect.flatMap(Effect.forEach(Either.match({ onLeft: Effect.fail, onRight: Effect.succeed }))),
   Effect.provide(LocalPhraseEmbedder.layer.pipe(Layer.provide(EmbeddingConfig.layer({ dimensions })))),
 )
-const phraseVectors = (await Effect.runPromise(embedPhrases)).map(
-  (vector, i) => [phrases[i], vector] as const,
+const phraseVectors = new Map(
+  (await Effect.runPromise(embedPhrases)).map((vector, i) => [phrases[i], vector]),
 )
-const vectors: ReadonlyMap<string | undefined, Float32Array> = new Map([...products, ...phraseVectors])
+
+/** The vector of a phrase, as the embedder in use would have it. */
+export type VectorOfPhrase = (phrase: string) => Float32Array | undefined
+export const localVector: VectorOfPhrase = (phrase) => phraseVectors.get(phrase)
 
 /** Events of each user, mixed among each other, no two of them the same; within the last 60 days, in any order. */
 export const happenings = (users: number, eventsEach: number, prefix = "u"): ReadonlyArray<Item> => {
@@ -91,6 +94,15 @@ export const happenings = (users: number, eventsEach: number, prefix = "u"): Rea
   })
 }
 
+/** Searches of one user each. */
+export const searches = (texts: ReadonlyArray<string>): ReadonlyArray<Item> =>
+  texts.map((search_phrase, i) => ({
+    user_id: `searcher-${search_phrase.replaceAll(" ", "-")}`,
+    event_type: "search",
+    search_phrase,
+    occurred_at: new Date(Date.now() - hour + i).toISOString(),
+  }))
+
 const weights = { search: 0.7, product_view: 0.3, product_click: 0.5, product_purchase: 1 }
 const lambda = 0.023
 
@@ -103,11 +115,12 @@ const lengthOf = (v: ArrayLike<number>) => {
 /** The decayed weighted mean of all events of a user, as a direction, and the length of their sum. */
 export const expected = (
   rows: ReadonlyArray<Row>,
+  vectorOfPhrase: VectorOfPhrase,
 ): { readonly direction: Float64Array; readonly mass: number } => {
   const newest = Math.max(...rows.map(({ occurred_at }) => occurred_at))
   const sum = new Float64Array(dimensions)
   for (const { event_type, occurred_at, product_id, search_phrase } of rows) {
-    const vector = vectors.get(product_id ?? search_phrase ?? undefined)
+    const vector = products.get(product_id ?? "") ?? vectorOfPhrase(search_phrase ?? "")
     if (vector === undefined) throw new Error(`nobody knows ${product_id ?? search_phrase}`)
     const weight = weights[event_type] * Math.exp((-lambda * (newest - occurred_at)) / 86_400_000)
     const length = lengthOf(vector)

@@ -11,14 +11,30 @@ import * as sacrificial from "../../scripts/services/sacrificial.ts"
 import { sacrificialVariable } from "../../scripts/services/sacrificial.ts"
 import * as Stack from "../../src/layers/Stack.ts"
 import * as Provision from "../../src/programs/Provision.ts"
-import { failedQueue, queue, retryQueue } from "../../src/services/InteractionQueue.ts"
+import {
+  exchange,
+  failedQueue,
+  isolatedQueue,
+  queue,
+  retryQueue,
+  routingKey,
+} from "../../src/services/InteractionQueue.ts"
 import { PhraseEmbedder } from "../../src/services/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../src/services/ProductEmbeddings.ts"
+import { vectorOf } from "../support/openAiStandIn.ts"
 import { freshMongo, freshMysql, freshRabbit, management } from "../support/servers.ts"
 import { quiet, variables } from "../support/stacks.ts"
 import { type TcpProxy, tcpProxy } from "../support/tcpProxy.ts"
 import { Program, until } from "./Program.ts"
-import { dimensions, expected, type Item, products, type Row } from "./Shop.ts"
+import {
+  dimensions,
+  expected,
+  type Item,
+  localVector,
+  products,
+  type Row,
+  type VectorOfPhrase,
+} from "./Shop.ts"
 
 /** The numbers of the promise, and those that fit into the test command. */
 export const long = process.env.FAILURES === "long"
@@ -52,7 +68,7 @@ export interface Answers {
 
 /** A worker that takes messages. */
 export const consuming = (worker: Program) =>
-  worker.saw("rabbitmq.connected", 30, ({ connection }) => connection === "consumer")
+  worker.saw("rabbitmq.connected", 90, ({ connection }) => connection === "consumer")
 
 const broker = sacrificial.addresses() ?? {}
 
@@ -65,11 +81,14 @@ export class System {
   private readonly pool: mysql.Pool
   private readonly mongo: MongoClient
   private readonly drop: () => Promise<unknown>
+  private readonly vectorOfPhrase: VectorOfPhrase
   private url = ""
 
   private constructor(env: Variables, drop: () => Promise<unknown>) {
     this.env = env
     this.drop = drop
+    this.vectorOfPhrase =
+      env.OPENAI_API_KEY === undefined ? localVector : (text) => vectorOf(text, dimensions)
     this.pool = mysql.createPool({ uri: env.MYSQL_URL!, connectionLimit: 4, timezone: "Z" })
     this.mongo = new MongoClient(env.MONGODB_URL!, {
       serverSelectionTimeoutMS: 3000,
@@ -121,6 +140,13 @@ export class System {
     await this.drop()
   }
 
+  /** What the programs logged last, for a scenario that failed. */
+  tell(): void {
+    for (const { log, name } of this.programs)
+      for (const { event, ...facts } of log.slice(-4))
+        console.error(`    ${name}: ${event} ${JSON.stringify(facts)}`)
+  }
+
   /** Progress of the long form. */
   say(what: string): void {
     if (long) console.error(`    ${new Date().toISOString().slice(11, 19)} ${what}`)
@@ -148,14 +174,16 @@ export class System {
   /** The API, once it listens. */
   async api(extra: Variables = {}): Promise<Program> {
     const program = this.program(["api"], extra)
-    const { url } = await program.saw("api.listening")
+    const { url } = await program.saw("api.listening", 90)
     this.url = String(url)
     return program
   }
 
   /** A command, run to its end. */
-  command(...args: ReadonlyArray<string>) {
-    return this.program(args, {}).output()
+  async command(...args: ReadonlyArray<string>) {
+    const program = this.program(args, {})
+    await until(`${program.name} ends`, 120, () => !program.running || undefined)
+    return program.output()
   }
 
   /** Posts items by the bulk route; all must be accepted. */
@@ -264,7 +292,7 @@ export class System {
     }
   }
 
-  /** Ready messages: of the main queue, of all rungs together, of `failed`. */
+  /** Ready messages: of the main queue and the suspects', of all rungs together, of `failed`. */
   depths() {
     return this.onChannel(async (channel) => {
       const first = Number(this.env.WORKER_RETRY_DELAY)
@@ -274,8 +302,41 @@ export class System {
         Math.min(60_000, first * 2 ** i),
       )
       for (const delay of new Set(rungs)) retry += await count(retryQueue(delay))
-      return { main: await count(queue), retry, failed: await count(failedQueue) }
+      return {
+        main: (await count(queue)) + (await count(isolatedQueue)),
+        retry,
+        failed: await count(failedQueue),
+      }
     })
+  }
+
+  /** Publishes bodies to the exchange, as anybody may. */
+  publish(
+    messages: ReadonlyArray<{ readonly body: Buffer; readonly type?: Item["event_type"] }>,
+  ): Promise<void> {
+    return this.onChannel(async (channel) => {
+      for (const { body, type = "search" } of messages)
+        channel.publish(exchange, routingKey(type), body, { deliveryMode: 2 })
+      await channel.waitForConfirms()
+    })
+  }
+
+  /** Publishes rows of the log once more, as a producer of our messages would write them. */
+  publishAgain(rows: ReadonlyArray<Row>): Promise<void> {
+    return this.publish(
+      rows.map(({ event_type: type, occurred_at, ...row }) => ({
+        type,
+        body: Buffer.from(
+          JSON.stringify({
+            ...row,
+            event_type: type,
+            occurred_at: new Date(occurred_at).toISOString(),
+            metadata: {},
+            version: "1.0",
+          }),
+        ),
+      })),
+    )
   }
 
   /** What lies in `failed`; it stays there. */
@@ -348,11 +409,12 @@ export class System {
     await this.settled(within, dead)
     await this.stopWorkers()
     // What the workers had not acknowledged is a duplicate, and must prove to be one.
-    while ((await this.depths()).main > 0) {
-      this.worker()
-      await this.settled(within, dead)
+    const { main } = await this.depths()
+    if (main > 0) {
+      await this.worker().handled(main, within)
       await this.stopWorkers()
     }
+    expect((await this.depths()).main).toBe(0)
     const rows = await this.rows()
     const logged = new Set(rows.map(({ message_id }) => message_id))
     expect([...this.accepted].filter((id) => !logged.has(id))).toEqual([])
@@ -378,7 +440,7 @@ export class System {
       const document = documents.get(user)
       expect([user, document?.event_count ?? 0]).toEqual([user, own.length])
       if (document === undefined) continue
-      const { direction, mass } = expected(own)
+      const { direction, mass } = expected(own, this.vectorOfPhrase)
       const stored = document.embedding.toFloat32Array()
       expect(stored.length).toBe(dimensions)
       const off = direction.reduce((most, x, i) => Math.max(most, Math.abs(x - stored[i]!)), 0)
@@ -388,53 +450,55 @@ export class System {
   }
 }
 
-/** Tests of what may fail, each on a system of its own. */
+/** What a scenario may take, in ms. */
+const longest = inForm(300_000, 3_600_000)
+
+/** A server that a scenario left dead or frozen must not spoil the next. */
+const mend = async () => {
+  for (const server of ["rabbitmq", "mongodb"] as const) await sacrificial.resume(server).catch(() => {})
+  await sacrificial.up()
+}
+
+/**
+ * Tests of what may fail, each on a system of its own. In the short form they run side by side, as most of their time
+ * is waiting, unless they break the servers that all stand on.
+ */
 export const failures = (
   name: string,
+  breaks: "servers" | "programs",
   tests: (
-    scenario: (
-      name: string,
-      options: { readonly env?: Variables; readonly seconds: number },
-      run: (system: System) => Promise<unknown>,
-    ) => void,
+    scenario: (name: string, run: (system: System) => Promise<unknown>, env?: Variables) => void,
   ) => void,
 ) => {
   const missing = [sacrificialVariable, "MYSQL_URL"].filter((variable) => !process.env[variable])
   if (missing.length > 0)
-    return test.skip(`${name}: SKIPPED, ${missing.join(" and ")} not set (\`bun run test\` starts servers that may be killed)`, () => {})
+    return test.skip(`${name}: SKIPPED, needs ${missing.join(" and ")} (\`bun run test\` starts servers that may be killed)`, () => {})
   return describe(name, () => {
-    // A scenario that failed half-way may have left a server dead or frozen.
-    const mend = async () => {
-      for (const server of ["rabbitmq", "mongodb"] as const) await sacrificial.resume(server)
-      await sacrificial.up()
-    }
     let broken = false
     afterAll(async () => {
       if (broken) await mend()
     }, 60_000)
-    tests((title, { env = {}, seconds }, run) =>
-      test(
+    const define = breaks === "programs" && !long ? test.concurrent : test
+    tests((title, run, env = {}) =>
+      define(
         title,
         async () => {
           if (broken) await mend()
-          broken = true
+          broken = breaks === "servers"
           const system = await System.open(env)
-          const timer = setTimeout(
-            () => {
-              for (const { log, name } of system.programs)
-                console.error(`    ${name}: ${JSON.stringify(log.slice(-5))}`)
-            },
-            seconds * 1000 - 2000,
-          )
+          const late = setTimeout(() => system.tell(), longest - 1000)
           try {
             await run(system)
             broken = false
+          } catch (error) {
+            system.tell()
+            throw error
           } finally {
-            clearTimeout(timer)
+            clearTimeout(late)
             await system.close()
           }
         },
-        seconds * 1000,
+        longest,
       ),
     )
   })

@@ -4,8 +4,8 @@ import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
 import { consuming, failures, inForm } from "./System.ts"
 
-failures("workers killed", (scenario) => {
-  scenario("at random points", { seconds: inForm(90, 1800) }, async (system) => {
+failures("workers killed", "programs", (scenario) => {
+  scenario("at random points", async (system) => {
     const [count, kills, users, each] = inForm([2, 6, 40, 25], [4, 50, 200, 100])
     await system.api()
     const running = [...system.workers(count!)]
@@ -22,14 +22,14 @@ failures("workers killed", (scenario) => {
     await system.proof()
   })
 
-  scenario("while its write hangs", { seconds: 60 }, async (system) => {
+  scenario("while its write hangs", async (system) => {
     await system.api()
     const items = happenings(20, 20)
     await system.post(items)
     const mongo = await system.proxy("MONGODB_URL")
     const worker = system.worker({ MONGODB_URL: mongo.url })
     await consuming(worker)
-    await until("something applied", 20, async () => ((await system.applied()) > 0 ? true : undefined))
+    await until("something applied", 60, async () => ((await system.applied()) > 0 ? true : undefined))
     mongo.freeze()
     await system.post(happenings(20, 20, "late"))
     await Bun.sleep(1500)
@@ -38,7 +38,7 @@ failures("workers killed", (scenario) => {
     await system.proof()
   })
 
-  scenario("between write and acknowledgement", { seconds: 60 }, async (system) => {
+  scenario("between write and acknowledgement", async (system) => {
     const rounds = inForm(2, 20)
     await system.api()
     const [rabbit, mongo] = await Promise.all([system.proxy("RABBITMQ_DSN"), system.proxy("MONGODB_URL")])
@@ -52,8 +52,9 @@ failures("workers killed", (scenario) => {
       // Nothing that the worker answers from now on gets through.
       rabbit.freeze()
       mongo.restore()
-      await until("written", 10, async () => ((await system.applied()) > before ? true : undefined))
+      await until("written", 60, async () => ((await system.applied()) > before ? true : undefined))
       await worker.kill()
+      rabbit.cut()
       rabbit.restore()
       system.say(`killed between write and acknowledgement, ${round} of ${rounds}`)
     }

@@ -1,0 +1,110 @@
+/** Messages that can never succeed, among good ones; and one that kills whoever takes it. */
+import { expect } from "bun:test"
+import * as Interaction from "../../src/services/Interaction.ts"
+import { openAiStandIn } from "../support/openAiStandIn.ts"
+import { type Program, until } from "./Program.ts"
+import { happenings, searches } from "./Shop.ts"
+import { consuming, failures, inForm } from "./System.ts"
+
+/** Ten sorts; the number makes each body its own. */
+const sorts: ReadonlyArray<(n: number) => string | Uint8Array> = [
+  (n) => `{"user_id": "u-${n}", "version": "1.0"`,
+  (n) => Uint8Array.of(0xff, 0xfe, n & 0xff, n >> 8),
+  (n) => JSON.stringify([n]),
+  (n) => JSON.stringify({ version: "1.0", n }),
+  (n) => signed({ user_id: `two words ${n}` }),
+  (n) => signed({ event_type: "product_wish", user_id: `u-${n}` }),
+  (n) => signed({ version: "2.0", user_id: `u-${n}` }),
+  (n) => JSON.stringify({ ...facts, user_id: `u-${n}`, message_id: "0".repeat(64) }),
+  (n) => signed({ occurred_at: "2199-01-01T00:00:00.000Z", user_id: `u-${n}` }),
+  (n) => signed({ user_id: `u-${n}`, extra: "x".repeat(270_000) }),
+]
+const facts = {
+  user_id: "u-1",
+  event_type: "search" as const,
+  search_phrase: "yoga mat",
+  product_id: null,
+  occurred_at: "2026-02-10T10:00:00.000Z",
+  metadata: {},
+  version: "1.0",
+}
+const signed = (change: object) => {
+  const changed = { ...facts, ...change }
+  return JSON.stringify({ ...changed, message_id: Interaction.messageId(changed) })
+}
+
+failures("poison", "programs", (scenario) => {
+  scenario("ten sorts among good messages", async (system) => {
+    const each = inForm(20, 200)
+    await system.api()
+    await Promise.all(system.workers(2).map(consuming))
+    const bad = Array.from({ length: 10 * each }, (_, n) => ({ body: Buffer.from(sorts[n % 10]!(n)) }))
+    const good = happenings(50, each / 5)
+    for (let part = 0; part < 10; part++) {
+      const slice = <A>(all: ReadonlyArray<A>) =>
+        all.slice((part * all.length) / 10, ((part + 1) * all.length) / 10)
+      await Promise.all([system.publish(slice(bad)), system.post(slice(good))])
+    }
+    await until(
+      "all bad ones in failed",
+      60,
+      async () => (await system.depths()).failed === bad.length || undefined,
+    )
+    const digests = (all: ReadonlyArray<{ readonly body: Buffer }>) =>
+      all.map(({ body }) => Bun.hash(body).toString(36)).sort()
+    const letters = await system.letters()
+    expect(digests(letters)).toEqual(digests(bad))
+    expect(new Set(letters.map(({ headers }) => headers["x-attempts"]))).toEqual(new Set([1]))
+    await system.proof()
+  })
+
+  const calm = openAiStandIn()
+  const env = { OPENAI_API_KEY: "sk-stand-in", OPENAI_BASE_URL: calm.url }
+  scenario(
+    "one that kills its worker each time",
+    async (system) => {
+      const killer = "killer"
+      let over = false
+      let deaths = 0
+      /** A worker that dies whenever it asks for the killer's vector, and is started again. */
+      const doomed = async () => {
+        const openAi = openAiStandIn({ latencyMs: 150 })
+        const start = () => system.worker({ OPENAI_BASE_URL: openAi.url })
+        let worker: Program = start()
+        while (!over) {
+          if (openAi.received.some(({ input }) => input.includes(killer))) {
+            await worker.kill()
+            deaths += 1
+            openAi.received.length = 0
+            worker = start()
+          }
+          await Bun.sleep(5)
+        }
+        openAi.stop()
+      }
+      await system.api()
+      await system.post([
+        ...happenings(20, 2),
+        ...searches([killer, ...Array.from({ length: 20 }, (_, i) => `beside it ${i}`)]),
+      ])
+      const slots = Array.from({ length: 2 }, doomed)
+      try {
+        await until(
+          "the killer in failed",
+          inForm(90, 200),
+          async () => (await system.depths()).failed > 0 || undefined,
+        )
+        const [letter] = await system.letters()
+        expect(letter?.headers["x-error"]).toBe("crash_loop")
+        expect(JSON.parse(String(letter?.body))).toMatchObject({ search_phrase: killer })
+        system.say(`${deaths} deaths`)
+        await system.proof({ dead: 1 })
+        expect((await system.depths()).failed).toBe(1)
+      } finally {
+        over = true
+        await Promise.all(slots)
+      }
+    },
+    env,
+  )
+})
