@@ -34,7 +34,7 @@ export class Program {
     this.name = args.join(" ")
     const { HOME = "", PATH = "", TMPDIR = "" } = process.env
     this.child = Bun.spawn([process.execPath, main, ...args], {
-      env: { HOME, PATH, TMPDIR, LOG_FORMAT: "json", ...env },
+      env: { HOME, PATH, TMPDIR, LOG_FORMAT: "json", LOG_LEVEL: "info", ...env },
       stdin: "ignore",
       stdout: "pipe",
       stderr: "pipe",

@@ -102,6 +102,7 @@ export class System {
     const mongo = freshMongo(broker.MONGODB_URL)
     const env = {
       RABBITMQ_DSN: rabbit.dsn,
+      RABBITMQ_MANAGEMENT_URL: broker.RABBITMQ_MANAGEMENT_URL!,
       MYSQL_URL: mysql.url,
       MONGODB_URL: mongo.url,
       MONGODB_DATABASE: mongo.database,
