@@ -1,6 +1,32 @@
-/** What commands print: JSON for programs, tables for people. */
+/** What commands print: JSON for programs, tables for people; colours for those who see them. */
 import { Options } from "@effect/cli"
-import { Console, type Effect } from "effect"
+import { Console, Effect, Layer, Option } from "effect"
+import * as Settings from "../services/Settings.ts"
+
+const escape = "\u001b["
+const paint = (on: number, off: number) => (text: string) => `${escape}${on}m${text}${escape}${off}m`
+export const bold = paint(1, 22)
+export const green = paint(32, 39)
+export const yellow = paint(33, 39)
+export const red = paint(31, 39)
+
+const colours = new RegExp(`${RegExp.escape(escape)}[\\d;]*m`, "g")
+const plain = (line: unknown) => (typeof line === "string" ? line.replace(colours, "") : line)
+
+/** A console that paints on terminals alone, and nowhere with NO_COLOR. */
+export const layerConfig = Layer.unwrapEffect(
+  Effect.gen(function* () {
+    const unwanted = Option.isSome(yield* Settings.NO_COLOR)
+    const inherited = yield* Effect.console
+    const onto = (terminal: boolean | undefined, write: Console.Console["log"]): Console.Console["log"] =>
+      terminal && !unwanted ? write : (...lines) => write(...lines.map(plain))
+    return Console.setConsole({
+      ...inherited,
+      log: onto(process.stdout.isTTY, inherited.log),
+      error: onto(process.stderr.isTTY, inherited.error),
+    })
+  }),
+)
 
 /** The option `--json` of every command that prints something. */
 export const json = Options.boolean("json").pipe(Options.withDescription("Print JSON on stdout"))
@@ -9,17 +35,19 @@ export const json = Options.boolean("json").pipe(Options.withDescription("Print 
 export const print = <A>(json: boolean, value: A, human: (value: A) => string): Effect.Effect<void> =>
   Console.log(json ? JSON.stringify(value, null, 2) : human(value))
 
-/** Rows in aligned columns under their headings. */
+/** Rows in aligned columns under their headings; colours and wide characters are measured as they are seen. */
 export const table = (
   headings: ReadonlyArray<string>,
   rows: ReadonlyArray<ReadonlyArray<string>>,
 ): string => {
   const all = [headings, ...rows]
-  const widths = headings.map((_, column) => Math.max(...all.map((row) => row[column]?.length ?? 0)))
+  const widths = headings.map((_, column) =>
+    Math.max(...all.map((row) => Bun.stringWidth(row[column] ?? ""))),
+  )
   return all
     .map((row) =>
       row
-        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
+        .map((cell, column) => cell + " ".repeat(Math.max(0, (widths[column] ?? 0) - Bun.stringWidth(cell))))
         .join("  ")
         .trimEnd(),
     )

@@ -355,6 +355,11 @@ export const LOG_FORMAT = optional("LOG_FORMAT", {
   example: "json",
   schema: oneOf("json", "pretty"),
 })
+export const NO_COLOR = optional("NO_COLOR", {
+  meaning: "Anything: no colours, not on a terminal either",
+  example: "1",
+  schema: Schema.String,
+})
 
 /** All of them, in the order of documentation. */
 export const all: ReadonlyArray<Setting<unknown>> = [
@@ -397,6 +402,7 @@ export const all: ReadonlyArray<Setting<unknown>> = [
   OTEL_METRIC_EXPORT_INTERVAL,
   LOG_LEVEL,
   LOG_FORMAT,
+  NO_COLOR,
 ]
 
 /** The variable as a line of `.env.example`. */

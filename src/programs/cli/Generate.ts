@@ -45,7 +45,7 @@ const inWords = ({ audit, event_to_embedding_s: waited, ...report }: LoadReport)
 
 const positive = (name: string, fallback: number, description: string) =>
   Options.integer(name).pipe(
-    Options.withDescription(description),
+    Options.withDescription(`${description}; default: ${fallback}`),
     Options.withDefault(fallback),
     Options.filterMap((n) => (n > 0 ? Option.some(n) : Option.none()), `--${name} must be greater than 0`),
   )
@@ -61,7 +61,7 @@ export const generate = Command.make(
       Options.optional,
     ),
     seed: Options.integer("seed").pipe(
-      Options.withDescription("The same seed gives the same events"),
+      Options.withDescription("The same seed gives the same events; default: 1"),
       Options.withDefault(1),
     ),
     start: instant(

@@ -1,0 +1,52 @@
+/** What a command that fails tells: what is wrong in one line, and what to do next in another. */
+import { ValidationError } from "@effect/cli"
+import { ConfigError, Predicate } from "effect"
+import { BadUsage } from "./Usage.ts"
+
+/** By reason of a port's error. */
+const byReason: Readonly<Record<string, string>> = {
+  unavailable: "user-embeddings doctor says what can't be reached, and why",
+  timeout: "user-embeddings doctor says what does not answer; to try again does no harm",
+  not_set_up: "user-embeddings setup creates what is missing",
+  rejected: "user-embeddings doctor looks at rights and at what was declared differently",
+}
+
+/** By tag of an error. */
+const byTag: Readonly<Record<string, string>> = {
+  NoSuchUser: "an embedding comes with the first interaction: user-embeddings audit --user U says what waits",
+  NoSuchLetter: "user-embeddings failed list shows those that there are",
+  NoSuchProduct: "user-embeddings products import FILE brings products in",
+  ImportStopped: "correct the line, or leave --strict out: then all others are imported",
+  NotRebuilt:
+    "import the products that are missing, or go on without them by --allow-missing; the others are rebuilt",
+  NotAccepted: "is the API running there? user-embeddings up, or name another one by --url",
+  Inconsistent: "user-embeddings audit --details names them; docs/operations.md says what each word means",
+  NotRetried: "user-embeddings doctor; then the same command again",
+}
+
+/** What to do next; `undefined` when the error says it itself. */
+const nextStep = (error: unknown, command: ReadonlyArray<string>): string | undefined => {
+  if (ValidationError.isValidationError(error) || error instanceof BadUsage)
+    return [...["user-embeddings", ...command], "--help"].join(" ")
+  if (ConfigError.isConfigError(error))
+    return ".env.example names every variable with an example; user-embeddings config shows what is set"
+  if (!Predicate.isRecord(error)) return undefined
+  if (Predicate.isString(error.remedy)) return error.remedy
+  if (error._tag === "SystemError")
+    return error.reason === "NotFound" ? "is the path right?" : "may this user read and write there?"
+  return (
+    byTag[String(error._tag)] ??
+    (Predicate.isString(error.reason) ? byReason[error.reason] : undefined) ??
+    undefined
+  )
+}
+
+/** Lines for stderr. What the command line lacks has been told by its parser. `command`: as in `["failed", "list"]`. */
+export const complaint = (error: unknown, command: ReadonlyArray<string>): string => {
+  const what = error instanceof Error || ConfigError.isConfigError(error) ? error.message : String(error)
+  const step = nextStep(error, command)
+  return [
+    ...(ValidationError.isValidationError(error) ? [] : [`user-embeddings: ${what}`]),
+    ...(step === undefined ? [] : [`  → ${step}`]),
+  ].join("\n")
+}

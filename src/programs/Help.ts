@@ -1,0 +1,154 @@
+/**
+ * `--help` of every command: the whole command line, what it does, arguments and options in columns, and examples. Made
+ * from what the commands say of themselves, without what @effect/cli adds to each option.
+ */
+import {
+  BuiltInOptions,
+  type CliConfig,
+  CommandDescriptor,
+  CommandDirective,
+  HelpDoc,
+  type Span,
+} from "@effect/cli"
+import { Effect } from "effect"
+import { examples } from "./Examples.ts"
+import { bold } from "./Output.ts"
+
+const program = "user-embeddings"
+type Root = CommandDescriptor.Command<unknown>
+/** A command without the program's name, as `["failed", "list"]`; the program itself is `[]`. */
+type Path = ReadonlyArray<string>
+
+const under = (path: Path): ReadonlyArray<readonly [string, ReadonlyArray<string>]> =>
+  Object.entries(examples).filter(([name]) => path.every((word, depth) => name.split(" ")[depth] === word))
+
+/** The command that the words begin with. */
+export const find = (words: Path): Path => {
+  const differs = words.findIndex((_, index) => under(words.slice(0, index + 1)).length === 0)
+  return differs < 0 ? words : words.slice(0, differs)
+}
+
+/** What the commands of a group are called, in the order of the examples. */
+const childrenOf = (path: Path): ReadonlyArray<string> => [
+  ...new Set(under(path).flatMap(([name]) => name.split(" ").slice(path.length, path.length + 1))),
+]
+
+/** What @effect/cli would print. Its descriptors tell of no command deeper than one level, its parser does. */
+const docOf = (root: Root, path: Path, config: CliConfig.CliConfig) =>
+  CommandDescriptor.parse(root, [program, ...path, "--help"], config).pipe(
+    Effect.map((directive) =>
+      CommandDirective.isBuiltIn(directive) && BuiltInOptions.isShowHelp(directive.option)
+        ? directive.option.helpDoc
+        : HelpDoc.empty,
+    ),
+  )
+
+const textOf = (span: Span.Span): string => {
+  switch (span._tag) {
+    case "Text":
+    case "URI":
+      return span.value
+    case "Sequence":
+      return textOf(span.left) + textOf(span.right)
+    default:
+      return textOf(span.value)
+  }
+}
+
+const flat = (doc: HelpDoc.HelpDoc): ReadonlyArray<HelpDoc.HelpDoc> =>
+  doc._tag === "Sequence" ? [...flat(doc.left), ...flat(doc.right)] : doc._tag === "Empty" ? [] : [doc]
+
+/** What is under a heading. */
+const section = (doc: HelpDoc.HelpDoc, heading: string): ReadonlyArray<HelpDoc.HelpDoc> => {
+  const blocks = flat(doc)
+  const isHeading = (block: HelpDoc.HelpDoc) => block._tag === "Header"
+  const start = blocks.findIndex((block) => block._tag === "Header" && textOf(block.value) === heading)
+  if (start < 0) return []
+  const rest = blocks.slice(start + 1)
+  const end = rest.findIndex(isHeading)
+  return end < 0 ? rest : rest.slice(0, end)
+}
+
+const paragraphs = (blocks: ReadonlyArray<HelpDoc.HelpDoc>): ReadonlyArray<string> =>
+  blocks.flatMap((block) => (block._tag === "Paragraph" ? [textOf(block.value)] : []))
+
+/** Sentences about the kind of a value, which its name tells as well. */
+const noise =
+  /^(A user-defined piece of text|An? (existing )?(file|directory|path)|An integer|A (whole|floating point) number|A true or false value|One of the following: .*|This (setting|option|argument) (is optional|may be repeated zero or more times))\.?$/
+
+const definitions = (blocks: ReadonlyArray<HelpDoc.HelpDoc>): ReadonlyArray<readonly [string, string]> =>
+  blocks.flatMap((block) =>
+    block._tag !== "DescriptionList"
+      ? []
+      : block.definitions.map(([name, about]) => {
+          const own = paragraphs(flat(about)).filter((sentence) => !noise.test(sentence))
+          return [textOf(name).replaceAll(" | ", "|").replace("…...", "…"), own.join(" ")]
+        }),
+  )
+
+const width = 100
+
+/** Name and meaning in two columns; a meaning goes on in lines of its column. */
+const columns = (rows: ReadonlyArray<readonly [string, string]>): string => {
+  const left = Math.min(32, Math.max(...rows.map(([name]) => name.length))) + 4
+  return rows
+    .map(([name, about]) => {
+      const lines: Array<string> = []
+      for (const word of about.split(" ")) {
+        const last = lines.at(-1)
+        if (last === undefined || last.length + word.length + 1 > width - left) lines.push(word)
+        else lines[lines.length - 1] = `${last} ${word}`
+      }
+      const head = `  ${name}`
+      const gap = "\n".padEnd(left + 1)
+      return (head.length < left ? head.padEnd(left) : `${head}${gap}`) + lines.join(gap)
+    })
+    .join("\n")
+}
+
+const describe = (doc: HelpDoc.HelpDoc): string => paragraphs(section(doc, "DESCRIPTION")).join(" ")
+
+const ofProgram: ReadonlyArray<readonly [string, string]> = [
+  ["-h, --help", `Also of each command, with examples: ${program} failed retry --help`],
+  ["--version", "The version of this program"],
+  ["--completions bash|zsh|fish", "A script for this shell that completes commands and options"],
+]
+
+const line = (example: string) => `  ${example.includes(`${program} `) ? example : `${program} ${example}`}`
+
+/** The help of the command at `path`, for a terminal. */
+export const render = (root: Root, path: Path, config: CliConfig.CliConfig) =>
+  Effect.gen(function* () {
+    const doc = yield* docOf(root, path, config)
+    const own = examples[path.join(" ")]
+    const children = own ? [] : childrenOf(path)
+    const commands = yield* Effect.forEach(children, (child) =>
+      Effect.map(docOf(root, [...path, child], config), (doc) => [child, describe(doc)] as const),
+    )
+    const args = definitions(section(doc, "ARGUMENTS"))
+    const options = path.length === 0 ? ofProgram : definitions(section(doc, "OPTIONS"))
+    const kind = children.length > 0 ? ["COMMAND"] : options.length > 0 ? ["[OPTIONS]"] : []
+    const shown = own ?? children.flatMap((child) => under([...path, child])[0]?.[1][0] ?? []).slice(0, 3)
+    const part = (heading: string, lines: string) => (lines === "" ? [] : [`${bold(heading)}\n${lines}`])
+    return [
+      describe(doc),
+      ...part("USAGE", `  ${[program, ...path, ...kind, ...args.map(([name]) => name)].join(" ")}`),
+      ...part("COMMANDS", columns(commands)),
+      ...part("ARGUMENTS", columns(args)),
+      ...part("OPTIONS", columns(options)),
+      ...part("EXAMPLES", shown.map(line).join("\n")),
+    ].join("\n\n")
+  })
+
+/**
+ * A script for bash. @effect/cli's loses its way at a program's name with a hyphen, and looks for the commands of a group
+ * beside it.
+ */
+export const bashCompletions = (root: Root) =>
+  Effect.map(CommandDescriptor.getBashCompletions(root, program), (lines) =>
+    lines
+      .join("\n")
+      .replace(/^( +)user-embeddings\)$/m, "$1user__embeddings)")
+      .replace('cmd="user-embeddings"', 'cmd="user__embeddings"')
+      .replace(/^( +\w+),(\w+),(\w+\))$/gm, "$1__$2,$3"),
+  )
