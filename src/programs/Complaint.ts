@@ -17,10 +17,12 @@ const byTag: Readonly<Record<string, string>> = {
   NoSuchLetter: "user-embeddings failed list shows those that there are",
   NoSuchProduct: "user-embeddings products import FILE brings products in",
   ImportStopped: "correct the line, or leave --strict out: then all others are imported",
+  ImportRefused: "user-embeddings import interactions --help says how a file is read",
   NotRebuilt:
     "import the products that are missing, or go on without them by --allow-missing; the others are rebuilt",
   NotAccepted: "is the API running there? user-embeddings up, or name another one by --url",
   Inconsistent: "user-embeddings audit --details names them; docs/operations.md says what each word means",
+  ServeError: "free the port, or choose another one by API_PORT",
   NotRetried: "user-embeddings doctor; then the same command again",
 }
 
@@ -34,19 +36,21 @@ const nextStep = (error: unknown, command: ReadonlyArray<string>): string | unde
   if (Predicate.isString(error.remedy)) return error.remedy
   if (error._tag === "SystemError")
     return error.reason === "NotFound" ? "is the path right?" : "may this user read and write there?"
-  return (
-    byTag[String(error._tag)] ??
-    (Predicate.isString(error.reason) ? byReason[error.reason] : undefined) ??
-    undefined
-  )
+  return byTag[String(error._tag)] ?? (Predicate.isString(error.reason) ? byReason[error.reason] : undefined)
+}
+
+/** Errors without words of their own have them in their cause. */
+const messageOf = (error: unknown): string => {
+  const isWorded = error instanceof Error || ConfigError.isConfigError(error)
+  if (!isWorded) return String(error)
+  return error.message !== "" || !("cause" in error) ? error.message : messageOf(error.cause)
 }
 
 /** Lines for stderr. What the command line lacks has been told by its parser. `command`: as in `["failed", "list"]`. */
 export const complaint = (error: unknown, command: ReadonlyArray<string>): string => {
-  const what = error instanceof Error || ConfigError.isConfigError(error) ? error.message : String(error)
   const step = nextStep(error, command)
   return [
-    ...(ValidationError.isValidationError(error) ? [] : [`user-embeddings: ${what}`]),
+    ...(ValidationError.isValidationError(error) ? [] : [`user-embeddings: ${messageOf(error)}`]),
     ...(step === undefined ? [] : [`  → ${step}`]),
   ].join("\n")
 }
