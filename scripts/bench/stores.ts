@@ -7,7 +7,7 @@ import { createConnection } from "mysql2/promise"
 import { type Arena, type Env, storeProducts, withMongo } from "./arena.ts"
 import { type External, external, type Sequence } from "./pipeline.ts"
 
-export const storeDimensions = 64
+export const storeDimensions = 384
 const more = { EMBEDDING_DIMENSIONS: String(storeDimensions) }
 const space = `local:minilm-words:${storeDimensions}`
 

@@ -292,7 +292,7 @@ export const suites = (bench: Bench) => {
     return {
       title: "Large stores",
       text: [
-        `Single events at ${number(at)}/s on 10,000 users, 1,000 products and 10,000 rows, and on ${number(1_000_000 * share)} users, ${number(100_000 * share)} products and ${number(5_000_000 * share)} rows; vectors of 64 dimensions.`,
+        `Single events at ${number(at)}/s on 10,000 users, 1,000 products and 10,000 rows, and on ${number(1_000_000 * share)} users, ${number(100_000 * share)} products and ${number(5_000_000 * share)} rows; vectors of 384 dimensions.`,
         "",
         compared(figures, undefined),
       ].join("\n"),

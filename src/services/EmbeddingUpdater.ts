@@ -7,7 +7,7 @@ import { Array as Arr, Clock, Context, Effect, Either, Layer } from "effect"
 import * as AppliedIds from "./AppliedIds.ts"
 import { EmbeddingConfig } from "./EmbeddingConfig.ts"
 import { EventVectors } from "./EventVectors.ts"
-import { decodeMessage, type Interaction, maxFutureMillis, type UserId } from "./Interaction.ts"
+import { decodeMessage, type Interaction, maxFutureMillis, phraseIn, type UserId } from "./Interaction.ts"
 import { Ack, type Delivery, type Settlement } from "./InteractionQueue.ts"
 import { KeptRecords } from "./KeptRecords.ts"
 import * as RetryPolicies from "./RetryPolicies.ts"
@@ -26,6 +26,8 @@ export class EmbeddingUpdater extends Context.Tag("user-embeddings/EmbeddingUpda
   {
     /** Takes deliveries in and answers in their order. What is to be acknowledged is durable by then. */
     readonly update: (deliveries: ReadonlyArray<Delivery>) => Effect.Effect<ReadonlyArray<Outcome>>
+    /** Whether it has to wait for the embedder, as far as a look at its body tells. */
+    readonly isSlow: (delivery: Delivery) => boolean
   }
 >() {}
 
@@ -185,8 +187,8 @@ const make = Effect.gen(function* () {
     // A write of ours that is durable says so of all before it; without one that is asked for.
     if (done.length > 0 && !saved.includes(true)) yield* users.settled
     for (const item of done) item.outcome = acked
-    if (writes.some(({ record }, index) => saved[index] !== true && remembered.has(record.user_id)))
-      kept.pause(now)
+    for (const [index, { record }] of writes.entries())
+      if (saved[index] !== true) kept.lost(remembered.get(record.user_id), now)
     return written.flatMap((group, index) => {
       if (saved[index] !== true) return group
       kept.keep(writes[index]!.record, now)
@@ -243,7 +245,12 @@ const make = Effect.gen(function* () {
     )
   })
 
-  return { update }
+  const isSlow = ({ body }: Delivery): boolean => {
+    const phrase = phraseIn(body)
+    return phrase !== undefined && !vectors.remembers(phrase)
+  }
+
+  return { update, isSlow }
 })
 
 export const layer = Layer.effect(EmbeddingUpdater, make)

@@ -1,8 +1,9 @@
 /**
  * The life of a worker: take what has arrived, update, settle. A batch is whatever came while the last write was
  * under way, so an idle worker adds no delay and a backlog makes large batches. With the batching window on,
- * interactions of a user wait for each other. While a dependency is out, messages are held and one at a time
- * probes it; when only phrases can't be embedded, everything else goes on.
+ * interactions of a user wait for each other. Searches whose phrase is still to be embedded are handled beside all
+ * others, so that nothing waits for the embedder that needn't. While a dependency is out, messages are held and one at
+ * a time probes it; when only phrases can't be embedded, everything else goes on.
  */
 import { Clock, Context, Duration, Effect, Fiber, FiberRef, Layer, LogLevel, Option } from "effect"
 import { BatchWindow } from "./BatchWindow.ts"
@@ -97,21 +98,30 @@ const make = Effect.gen(function* () {
 
   /** Not settled yet, in order of arrival. */
   let held: Array<Delivery> = []
+  /** Searches that have to wait for the embedder, in order of arrival. */
+  let slow: Array<Delivery> = []
   /** Not due yet. */
   const window = config.batchEnabled ? new BatchWindow(Duration.toMillis(config.batchWindow)) : undefined
   let outage: Outage | undefined
   let batchLimit = batchSize
   let stopping = false
   const change = yield* Effect.makeLatch(false)
+  const slowChange = yield* Effect.makeLatch(false)
 
   const settleAll = Effect.fnUntraced(function* (settled: ReadonlyArray<Settled>) {
     if (settled.length === 0) return
     yield* consumer.settle(settled)
+    let acks = 0
     for (const [, settlement] of settled) {
+      if (settlement._tag === "Ack") {
+        acks += 1
+        continue
+      }
       Telemetry.count(Telemetry.consumedMessages(words[settlement._tag]))
       if (settlement._tag === "Retry") Telemetry.count(Telemetry.retries(settlement.failure.error))
       if (settlement._tag === "DeadLetter") Telemetry.count(Telemetry.deadLetters(settlement.failure.error))
     }
+    if (acks > 0) Telemetry.count(Telemetry.consumedMessages(words.Ack), acks)
     const debugging = LogLevel.lessThanEqual(
       yield* FiberRef.get(FiberRef.currentMinimumLogLevel),
       LogLevel.Debug,
@@ -122,7 +132,7 @@ const make = Effect.gen(function* () {
 
   /** A message with nothing beside it, here, in the queues or on the ladder, is no backlog: in an outage it climbs. */
   const isLone = Effect.suspend(() =>
-    held.length > 0 || window?.closes !== undefined
+    held.length > 0 || slow.length > 0 || window?.closes !== undefined
       ? Effect.succeed(false)
       : queue.depths.pipe(
           Effect.map(({ isolated, main, retry }) => {
@@ -229,9 +239,23 @@ const make = Effect.gen(function* () {
     return { batch: [least], probe: true }
   }
 
+  /** What may be handled from now on. */
+  const admit = (deliveries: ReadonlyArray<Delivery>) => {
+    const waits = deliveries.filter((delivery) => isSearch(delivery) && updater.isSlow(delivery))
+    if (waits.length === 0) {
+      held = held.concat(deliveries)
+      return
+    }
+    const apart = new Set(waits)
+    held = held.concat(deliveries.filter((delivery) => !apart.has(delivery)))
+    slow = slow.concat(waits)
+    slowChange.unsafeOpen()
+  }
+
   /** Takes what may be handled now. */
   const next = (now: number): Work | undefined => {
-    if (window !== undefined) held = held.concat(window.due(stopping ? Number.POSITIVE_INFINITY : now))
+    if (window !== undefined) admit(window.due(stopping ? Number.POSITIVE_INFINITY : now))
+    if (outage !== undefined || stopping) held = held.concat(slow.splice(0))
     if (outage === undefined || stopping) {
       const batch = held.slice(0, batchLimit)
       held = held.slice(batchLimit)
@@ -270,12 +294,28 @@ const make = Effect.gen(function* () {
     }
   })
 
+  const slowLoop = Effect.gen(function* () {
+    while (!stopping) {
+      const batch = slow.splice(0, batchLimit)
+      if (batch.length > 0) {
+        yield* handle({ batch, probe: false })
+        change.unsafeOpen()
+        continue
+      }
+      slowChange.unsafeClose()
+      yield* slowChange.await
+    }
+  })
+
   /** What a lost connection held comes again, so it is dropped before it would pile up. */
   const hold = (deliveries: ReadonlyArray<Delivery>, now: number) => {
     // A suspect comes alone, and whatever waits for it needn't wait for the window too.
-    if (window === undefined || deliveries[0]?.isolated) held = held.concat(deliveries)
+    if (window === undefined || deliveries[0]?.isolated) admit(deliveries)
     else window.add(deliveries, now)
-    if (held.length > config.prefetch) held = held.filter(consumer.holds)
+    if (held.length + slow.length > config.prefetch) {
+      held = held.filter(consumer.holds)
+      slow = slow.filter(consumer.holds)
+    }
     change.unsafeOpen()
   }
   const intake = Effect.forever(
@@ -288,7 +328,7 @@ const make = Effect.gen(function* () {
   yield* Effect.acquireRelease(
     Effect.all([
       Effect.forkDaemon(Effect.interruptible(intake)),
-      Effect.forkDaemon(Effect.interruptible(loop)),
+      Effect.forkDaemon(Effect.interruptible(Effect.all([loop, slowLoop], { concurrency: 2 }))),
     ]),
     ([taking, running]) =>
       Effect.gen(function* () {
@@ -296,6 +336,7 @@ const make = Effect.gen(function* () {
         yield* Fiber.interrupt(taking)
         stopping = true
         change.unsafeOpen()
+        slowChange.unsafeOpen()
         yield* Effect.timeoutOption(Effect.interruptible(Fiber.await(running)), stopDeadline)
         yield* Fiber.interrupt(running)
       }),

@@ -59,6 +59,8 @@ export class EventVectors extends Context.Tag("user-embeddings/EventVectors")<
     readonly resolve: (
       interactions: ReadonlyArray<Asked>,
     ) => Effect.Effect<ReadonlyArray<Found<EventVectorError>>>
+    /** Whether the phrase's vector is in memory. */
+    readonly remembers: (phrase: string) => boolean
     /** Vectors of texts that are not kept, in their order. */
     readonly ofTexts: (
       texts: ReadonlyArray<string>,
@@ -89,6 +91,10 @@ class VectorMemory {
     this.ttl = ttl
   }
 
+  has(key: string, now: number): boolean {
+    return (this.entries.get(key)?.until ?? 0) > now
+  }
+
   recall(key: string, now: number): Float32Array | undefined {
     const entry = this.entries.get(key)
     if (entry === undefined) return undefined
@@ -117,6 +123,7 @@ const make = Effect.gen(function* () {
   const kept = yield* PhraseEmbeddings
   const embedder = yield* PhraseEmbedder
   const scope = yield* Effect.scope
+  const clock = yield* Effect.clock
   const { space } = embedder
   const memory = new VectorMemory(phrasesInMemory, Duration.toMillis(config.cacheTtl))
   const catalogue = new VectorMemory(productsInMemory, productTtl)
@@ -255,7 +262,13 @@ const make = Effect.gen(function* () {
       return kept.remove(phrases.map((phrase) => phraseKey(space, phrase)))
     })
 
-  return { space, resolve, ofTexts: embedder.embed, forget }
+  return {
+    space,
+    resolve,
+    remembers: (phrase: string) => memory.has(phrase, clock.unsafeCurrentTimeMillis()),
+    ofTexts: embedder.embed,
+    forget,
+  }
 })
 
 export const layer = Layer.scoped(EventVectors, make)

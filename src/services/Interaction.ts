@@ -3,7 +3,7 @@
  * so that no mapping stands between them. `message_id` identifies it everywhere.
  */
 import { createHash } from "node:crypto"
-import { Either, ParseResult, Schema } from "effect"
+import { Either, ParseResult, Predicate, Schema } from "effect"
 
 export const EventType = Schema.Literal("search", "product_view", "product_click", "product_purchase")
 export type EventType = typeof EventType.Type
@@ -388,6 +388,13 @@ export const decodeMessage = (
   return Either.isRight(decoded) && Date.parse(decoded.right.occurred_at) > latest
     ? invalid("in_the_future", `occurred_at ${decoded.right.occurred_at} is more than 60 s in the future`)
     : decoded
+}
+
+/** The search phrase in a message body as it will be decoded; the message may still be refused. */
+export const phraseIn = (body: Uint8Array): string | undefined => {
+  const json = body.byteLength > maxMessageBytes ? undefined : parseJson(body)
+  const phrase = Predicate.hasProperty(json, "search_phrase") ? json.search_phrase : undefined
+  return typeof phrase === "string" ? phrase.trim().normalize("NFC") : undefined
 }
 
 /** One line that names the offending fields. */

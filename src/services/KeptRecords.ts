@@ -38,8 +38,10 @@ export class KeptRecords {
     }
   }
 
-  /** A kept record turned out to be old. */
-  pause(now: number): void {
+  /** A record that was taken turned out to be old, unless this worker itself has written a newer one meanwhile. */
+  lost(record: UserRecord | undefined, now: number): void {
+    if (record === undefined) return
+    if ((this.records.get(record.user_id)?.version ?? 0) > record.version) return
     this.pausedUntil = now + pauseMillis
     this.records.clear()
   }

@@ -121,6 +121,7 @@ const vectors = Layer.succeed(EventVectors, {
         return failure ? Either.left(failure) : Either.right(axis((search_phrase ?? "").length))
       }),
     ),
+  remembers: () => true,
   forget: () => Effect.succeed(0),
   ofTexts: () => Effect.succeed([]),
 })

@@ -33,6 +33,8 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
     /** Waiting in the queue beside what the worker holds. */
     ready: 0,
     climbing: 0,
+    /** How long searches take, in ms. */
+    searching: 0,
     lost: new Set<Delivery>(),
   }
   const queue = Layer.succeed(InteractionQueue, {
@@ -62,7 +64,10 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
       Effect.sync(() => {
         state.batches.push(batch)
         return batch.map((one) => state.answer(one))
-      }),
+      }).pipe(
+        Effect.delay(batch.some(({ routingKey }) => routingKey.endsWith("search")) ? state.searching : 0),
+      ),
+    isSlow: () => state.searching > 0,
   })
   const config = EmbeddingConfig.layer(knobs).pipe(Layer.provide(variables({})))
   return { state, layer: EmbeddingWorker.layer.pipe(Layer.provide([queue, updater, config])) }
@@ -95,6 +100,29 @@ test("a backlog waits unharmed through an outage, probed by one message, and is 
     }),
   )
   expect(new Set(state.settled.map(([, { _tag }]) => _tag))).toEqual(new Set(["Ack"]))
+})
+
+test("product events go on while phrases are being embedded, and nothing is left when it stops", async () => {
+  const { layer, state } = play()
+  state.searching = 400
+  const view = (user: string) =>
+    delivery(Buffer.from(`{"user_id":"${user}"}`), { routingKey: "user.embedding.product_view" })
+  const users = () => state.settled.map(([{ body }]) => JSON.parse(Buffer.from(body).toString()).user_id)
+  await run(
+    layer,
+    Effect.gen(function* () {
+      state.arriving.push(from("s1"), view("p1"))
+      yield* until(() => state.settled.length === 1)
+      state.arriving.push(view("p2"), from("s2"))
+      yield* until(() => state.settled.length === 2)
+      expect(users()).toEqual(["p1", "p2"])
+      yield* until(() => state.settled.length === 4)
+      state.arriving.push(from("s3"), view("p3"))
+      yield* until(() => state.settled.length === 5)
+    }),
+  )
+  // The last one was under way when the worker was told to stop.
+  expect(users()).toEqual(["p1", "p2", "s1", "s2", "p3", "s3"])
 })
 
 test("a lone message climbs its rungs in an outage", async () => {

@@ -11,7 +11,8 @@ import * as EventVectors from "../../src/services/EventVectors.ts"
 
 const updater = Layer.effect(
   EmbeddingUpdater.EmbeddingUpdater,
-  Effect.map(EmbeddingUpdater.EmbeddingUpdater, ({ update }) => ({
+  Effect.map(EmbeddingUpdater.EmbeddingUpdater, ({ isSlow, update }) => ({
+    isSlow,
     update: (deliveries) => {
       if (deliveries.some(({ body }) => Buffer.from(body).includes("lethal"))) process.exit(139)
       return update(deliveries)
