@@ -28,6 +28,7 @@ import * as Settings from "../services/Settings.ts"
 import * as Telemetry from "../services/Telemetry.ts"
 import { problemResponse } from "./HttpAnswer.ts"
 import { isVerbose } from "./HttpHealth.ts"
+import * as HttpPage from "./HttpPage.ts"
 
 interface Route {
   readonly method: string
@@ -51,6 +52,7 @@ const routes: ReadonlyArray<Route> = (() => {
   })
   add("GET", "/docs")
   add("GET", "/openapi.json")
+  for (const path of HttpPage.paths) add("GET", path)
   return found
 })()
 
@@ -62,7 +64,7 @@ export const routerConfig = HttpRouter.setRouterConfig({
 })
 
 const pathOf = (url: string) => url.split("?", 1)[0] ?? url
-const open = new Set(["/livez", "/readyz", "/docs", "/openapi.json"])
+const open = new Set<string>(["/livez", "/readyz", "/docs", "/openapi.json", ...HttpPage.paths])
 /** Versions are for those who have a token. */
 const isOpen = (url: string): boolean => open.has(pathOf(url)) && !isVerbose(url)
 const untraced = new Set(["/livez", "/readyz", "/metrics"])

@@ -5,8 +5,9 @@ import { api } from "../services/InteractionApi.ts"
 import { embeddings } from "./HttpEmbeddings.ts"
 import { health } from "./HttpHealth.ts"
 import { interactions } from "./HttpInteractions.ts"
+import { operations } from "./HttpOperations.ts"
 import { recommendations } from "./HttpRecommendations.ts"
 
 export const layer = HttpApiBuilder.api(api).pipe(
-  Layer.provide([interactions, embeddings, recommendations, health]),
+  Layer.provide([interactions, embeddings, recommendations, operations, health]),
 )

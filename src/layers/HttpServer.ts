@@ -4,7 +4,10 @@
  * so that whoever reads one can say what the limit is.
  */
 import { HttpApp, HttpServer, HttpServerError } from "@effect/platform"
-import { Context, Duration, Effect, Layer, Option, Schedule } from "effect"
+import { Context, Deferred, Duration, Effect, Layer, Option, Schedule } from "effect"
+
+/** Ends when the server begins to close: answers without an end must end with it. */
+export class Closing extends Context.Tag("user-embeddings/Closing")<Closing, Effect.Effect<void>>() {}
 
 export interface Options {
   readonly hostname: string
@@ -27,6 +30,7 @@ const notServing = () => new Response(null, { status: 503, headers: { "retry-aft
 
 export const make = ({ hostname, port }: Options) =>
   Effect.gen(function* () {
+    const closing = yield* Deferred.make<void>()
     const server = yield* Effect.acquireRelease(
       Effect.try({
         try: () =>
@@ -43,6 +47,7 @@ export const make = ({ hostname, port }: Options) =>
     )
     // `stop` alone would also wait for connections on which nothing is asked.
     const drain = Effect.suspend(() => {
+      Deferred.unsafeDone(closing, Effect.void)
       void server.stop()
       return Effect.repeat(Effect.void, {
         schedule: Schedule.spaced("10 millis"),
@@ -50,7 +55,7 @@ export const make = ({ hostname, port }: Options) =>
       })
     }).pipe(Effect.timeoutOption(drainDeadline), Effect.asVoid)
 
-    return HttpServer.make({
+    const http = HttpServer.make({
       address: { _tag: "TcpAddress", hostname: server.hostname ?? hostname, port: server.port ?? port },
       serve: (app, middleware) =>
         Effect.gen(function* () {
@@ -62,6 +67,7 @@ export const make = ({ hostname, port }: Options) =>
           )
         }),
     })
+    return Context.make(HttpServer.HttpServer, http).pipe(Context.add(Closing, Deferred.await(closing)))
   })
 
-export const layer = (options: Options) => Layer.scoped(HttpServer.HttpServer, make(options))
+export const layer = (options: Options) => Layer.scopedContext(make(options))

@@ -4,6 +4,7 @@ import { Console, Effect, Layer, Option } from "effect"
 import * as HttpGate from "../layers/HttpGate.ts"
 import * as HttpHandlers from "../layers/HttpHandlers.ts"
 import * as HttpIngest from "../layers/HttpIngest.ts"
+import * as HttpPage from "../layers/HttpPage.ts"
 import * as BunServer from "../layers/HttpServer.ts"
 import * as Catalogue from "../services/Catalogue.ts"
 import * as Eraser from "../services/Eraser.ts"
@@ -58,6 +59,7 @@ export const layer = serving.pipe(
   Layer.provide([
     HttpApiBuilder.middlewareOpenApi({ path: "/openapi.json" }),
     HttpApiSwagger.layer({ path: "/docs" }),
+    HttpPage.layer,
   ]),
   Layer.provide(HttpHandlers.layer),
   Layer.provide(HttpIngest.layer),

@@ -11,6 +11,7 @@ export type FieldIssue = typeof FieldIssue.Type
 const titles = {
   400: "Bad Request",
   401: "Unauthorized",
+  403: "Forbidden",
   404: "Not Found",
   405: "Method Not Allowed",
   413: "Content Too Large",

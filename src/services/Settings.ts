@@ -345,6 +345,17 @@ export const OTEL_METRIC_EXPORT_INTERVAL = withDefault("OTEL_METRIC_EXPORT_INTER
   fallback: "60000",
   schema: milliseconds,
 })
+export const TRACES_URL = optional("TRACES_URL", {
+  meaning: "Address of Jaeger's pages, which the page at / links to; unset = no links",
+  example: "http://127.0.0.1:16686",
+  schema: url("http:", "https:").pipe((address) =>
+    Schema.transform(address, Schema.String, {
+      strict: true,
+      decode: (text) => text.replace(/\/+$/, ""),
+      encode: (text) => text,
+    }),
+  ),
+})
 export const LOG_LEVEL = optional("LOG_LEVEL", {
   meaning: "Least level that is logged; default info, and warn for commands that answer and end",
   example: "info",
@@ -400,6 +411,7 @@ export const all: ReadonlyArray<Setting<unknown>> = [
   OTEL_TRACES_SAMPLER,
   OTEL_TRACES_SAMPLER_ARG,
   OTEL_METRIC_EXPORT_INTERVAL,
+  TRACES_URL,
   LOG_LEVEL,
   LOG_FORMAT,
   NO_COLOR,

@@ -2,7 +2,6 @@
 import { Args, Command, Options } from "@effect/cli"
 import { Console, Effect, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { eventTypes } from "../../services/Interaction.ts"
 import {
   groupFailed,
   type LetterFilter,
@@ -13,7 +12,8 @@ import {
   retryFailed,
   type Summary,
   showFailed,
-} from "../ManageFailed.ts"
+} from "../../services/FailedLetters.ts"
+import { eventTypes } from "../../services/Interaction.ts"
 import { json, print, table } from "../Output.ts"
 import { BadUsage, confirm, instant, yes } from "../Usage.ts"
 

@@ -5,8 +5,8 @@ import * as Stack from "../../layers/Stack.ts"
 import * as Eraser from "../../services/Eraser.ts"
 import * as EventVectors from "../../services/EventVectors.ts"
 import { UserId } from "../../services/Interaction.ts"
+import { showUser } from "../../services/ShowUser.ts"
 import { json, print, table } from "../Output.ts"
-import { showUser } from "../ShowUser.ts"
 import { confirm, yes } from "../Usage.ts"
 
 const percent = (share: number) => `${(share * 100).toFixed(1)} %`

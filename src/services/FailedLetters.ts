@@ -1,6 +1,6 @@
 /** `failed …`: dead letters looked at, grouped, retried and removed. Looking consumes nothing. */
 import { Effect, Schema, Stream } from "effect"
-import { content, type DeadLetter, DeadLetters } from "../services/DeadLetters.ts"
+import { content, type DeadLetter, DeadLetters } from "./DeadLetters.ts"
 
 /** What all letters have that are meant; an absent field means any. */
 export interface LetterFilter {

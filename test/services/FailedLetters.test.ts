@@ -1,6 +1,7 @@
 /** `failed …` on both stacks: what is shown, what is meant by a filter, and what happens to it. */
 import { expect } from "bun:test"
 import { Effect } from "effect"
+import { DeadLetters } from "../../src/services/DeadLetters.ts"
 import {
   groupFailed,
   listFailed,
@@ -9,8 +10,7 @@ import {
   removeFailed,
   retryFailed,
   showFailed,
-} from "../../src/programs/ManageFailed.ts"
-import { DeadLetters } from "../../src/services/DeadLetters.ts"
+} from "../../src/services/FailedLetters.ts"
 import type { Interaction } from "../../src/services/Interaction.ts"
 import { DeadLetter, InteractionQueue } from "../../src/services/InteractionQueue.ts"
 import { layerSuite } from "../support/effect.ts"

@@ -1,12 +1,12 @@
-/** `user show U`: the embedding in figures, the user's newest events with their share in it, nearest products. */
+/** Step: one user's embedding in figures, the newest events with their share in it, nearest products. */
 import { Effect, Schema } from "effect"
-import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
-import type { UserId } from "../services/Interaction.ts"
-import { InteractionLog } from "../services/InteractionLog.ts"
-import { ProductEmbeddings } from "../services/ProductEmbeddings.ts"
-import { decay } from "../services/UserEmbedding.ts"
-import { UserEmbeddings } from "../services/UserEmbeddings.ts"
-import * as Vector from "../services/Vector.ts"
+import { EmbeddingConfig } from "./EmbeddingConfig.ts"
+import type { UserId } from "./Interaction.ts"
+import { InteractionLog } from "./InteractionLog.ts"
+import { ProductEmbeddings } from "./ProductEmbeddings.ts"
+import { decay } from "./UserEmbedding.ts"
+import { UserEmbeddings } from "./UserEmbeddings.ts"
+import * as Vector from "./Vector.ts"
 
 export class NoSuchUser extends Schema.TaggedError<NoSuchUser>()("NoSuchUser", { user_id: Schema.String }) {
   override get message() {
@@ -21,7 +21,7 @@ const neighboursShown = 10
  * `share` of an event = weight · exp(-λ · days before last_updated) / total_weight: its part of the weight behind
  * the vector in cumulative history. In recency history it tells the decayed weight only.
  */
-export const showUser = Effect.fn("showUser")(function* (user_id: UserId) {
+export const userInFigures = Effect.fn("userInFigures")(function* (user_id: UserId) {
   const users = yield* UserEmbeddings
   const log = yield* InteractionLog
   const products = yield* ProductEmbeddings
@@ -31,10 +31,9 @@ export const showUser = Effect.fn("showUser")(function* (user_id: UserId) {
   if (record === undefined || embedding === undefined) return yield* new NoSuchUser({ user_id })
 
   const newest = yield* log.newest(user_id, eventsShown)
-  const nearest = yield* products.nearest(embedding.embedding, {
-    space: embedding.space,
-    limit: neighboursShown,
-  })
+  const named = yield* products.describe(
+    newest.flatMap(({ interaction: { product_id } }) => product_id ?? []),
+  )
   const { embedding: vector, last_updated, recent: _, ...facts } = embedding
   return {
     ...facts,
@@ -49,17 +48,29 @@ export const showUser = Effect.fn("showUser")(function* (user_id: UserId) {
       last_recalculation: new Date(facts.metadata.last_recalculation).toISOString(),
     },
     events: newest.map(
-      ({ interaction: { event_type, message_id, occurred_at, product_id, search_phrase } }) => ({
+      ({ interaction: { event_type, message_id, occurred_at, product_id, search_phrase }, trace }) => ({
         event_type,
         reference: search_phrase ?? product_id,
+        product_name: product_id === null ? null : (named.get(product_id)?.product_name ?? null),
         occurred_at,
         message_id,
         share:
           (config.weights[event_type] *
             decay(embedding.metadata.decay_lambda, last_updated, Date.parse(occurred_at))) /
           embedding.total_weight,
+        trace_id: trace?.traceparent.split("-")[1] ?? null,
       }),
     ),
-    nearest_products: nearest,
   }
+})
+
+/** The same, with the products nearest to the stored vector. */
+export const showUser = Effect.fn("showUser")(function* (user_id: UserId) {
+  const figures = yield* userInFigures(user_id)
+  const [users, products] = yield* Effect.all([UserEmbeddings, ProductEmbeddings])
+  const vector = (yield* users.load([user_id])).get(user_id)?.embedding
+  if (vector === undefined) return yield* new NoSuchUser({ user_id })
+  const { space } = figures
+  const nearest_products = yield* products.nearest(vector.embedding, { space, limit: neighboursShown })
+  return { ...figures, nearest_products }
 })

@@ -1,0 +1,82 @@
+/** Asks the API, with the token if there is one. The token lives as long as the tab. */
+
+const key = "user-embeddings token"
+export const token = () => sessionStorage.getItem(key) ?? ""
+export const setToken = (value) =>
+  value === "" ? sessionStorage.removeItem(key) : sessionStorage.setItem(key, value)
+
+const headers = () => (token() === "" ? {} : { authorization: `Bearer ${token()}` })
+
+/** What the API refused, in its words. */
+export class Refused extends Error {
+  constructor(status, detail) {
+    super(detail)
+    this.status = status
+  }
+}
+
+const refusal = async (response) => {
+  const problem = await response.json().catch(() => ({}))
+  return new Refused(response.status, problem.detail ?? `the server answered ${response.status}`)
+}
+
+export const get = async (path, signal) => {
+  const response = await fetch(path, { headers: headers(), ...(signal && { signal }) })
+  if (!response.ok) throw await refusal(response)
+  return response.json()
+}
+
+export const post = async (path, body) => {
+  const response = await fetch(path, {
+    method: "POST",
+    headers: { ...headers(), "content-type": "application/json" },
+    body: JSON.stringify(body),
+  })
+  if (!response.ok) throw await refusal(response)
+  return response.json()
+}
+
+/** The readiness of each dependency, whatever the status. */
+export const readiness = async () => (await fetch("/readyz")).json()
+
+/**
+ * Server-sent events, read by hand because `EventSource` can't send a token. Comes back by itself; `onState` is told
+ * `live`, `lost` or `refused`.
+ */
+export const follow = (path, onMessage, onState) => {
+  let stopped = false
+  const abort = new AbortController()
+  const read = async () => {
+    const response = await fetch(path, { headers: headers(), signal: abort.signal })
+    if (!response.ok) throw await refusal(response)
+    onState("live")
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
+    let buffer = ""
+    for (;;) {
+      const { done, value } = await reader.read()
+      if (done) return
+      buffer += value
+      const events = buffer.split("\n\n")
+      buffer = events.pop()
+      for (const event of events) if (event.startsWith("data: ")) onMessage(JSON.parse(event.slice(6)))
+    }
+  }
+  const loop = async () => {
+    for (let tries = 0; !stopped; tries++) {
+      try {
+        await read()
+        tries = 0
+      } catch (error) {
+        if (stopped) return
+        if (error instanceof Refused && error.status === 401) return onState("refused")
+      }
+      if (!stopped) onState("lost")
+      await new Promise((resolve) => setTimeout(resolve, Math.min(10_000, 500 * 2 ** tries)))
+    }
+  }
+  loop()
+  return () => {
+    stopped = true
+    abort.abort()
+  }
+}

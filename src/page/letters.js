@@ -1,0 +1,186 @@
+/** Dead letters: by error, one by one, in full; retried and removed. */
+import { get, post } from "./api.js"
+import { ask, byId, count, h, notify, time } from "./dom.js"
+
+const shownPerGroup = 20
+let open = null
+
+const act = async (path, picked, done) => {
+  try {
+    notify(done(await post(path, picked)))
+  } catch (error) {
+    notify(error.message, "refused")
+  }
+  await refresh()
+}
+const retry = (picked) =>
+  act("/api/dead-letters/retry", picked, ({ retried }) => `${count(retried)} published again`)
+const remove = async (picked, what) => {
+  const answer = await ask(
+    "Remove dead letters?",
+    [
+      h(
+        "p",
+        {},
+        `${what} will be gone. The interactions stay in the log, and a replay can still apply them.`,
+      ),
+    ],
+    [
+      { label: "Keep", value: "", kind: "" },
+      { label: "Remove", value: "yes", kind: "danger" },
+    ],
+  )
+  if (answer === "yes")
+    await act("/api/dead-letters/remove", picked, ({ removed }) => `${count(removed)} removed`)
+}
+
+const pretty = (body) => {
+  try {
+    return JSON.stringify(JSON.parse(body), null, 2)
+  } catch {
+    return body
+  }
+}
+
+const show = async (id) => {
+  try {
+    const { items } = await get(`/api/dead-letters/${encodeURIComponent(id)}`)
+    await ask(
+      "Dead letter",
+      items.map(({ body, body_base64, ...facts }) =>
+        h(
+          "div",
+          { class: "letter" },
+          h(
+            "dl",
+            {},
+            ...Object.entries(facts)
+              .filter(([, value]) => value !== null)
+              .flatMap(([name, value]) => [
+                h("dt", {}, name.replaceAll("_", " ")),
+                h("dd", {}, String(value)),
+              ]),
+          ),
+          h(
+            "pre",
+            { tabindex: 0, role: "region", "aria-label": "Message body" },
+            body === null ? `base64: ${body_base64}` : pretty(body),
+          ),
+        ),
+      ),
+      [{ label: "Close", value: "", kind: "" }],
+    )
+  } catch (error) {
+    notify(error.message, "refused")
+  }
+}
+
+const button = (label, name, onclick, kind = "") =>
+  h("button", { type: "button", class: `small ${kind}`, "aria-label": name, onclick }, label)
+
+const letterRow = (letter) => {
+  const { attempts, event_type, id, last_failed_at, message, message_id, user_id } = letter
+  const key = id ?? message_id
+  const picked = { ids: [key] }
+  return h(
+    "tr",
+    {},
+    h(
+      "td",
+      { class: "what" },
+      h("span", {}, user_id === null ? "unreadable" : `${event_type ?? "event"} of user ${user_id}`),
+      h("small", {}, key === null ? "without an id" : `${key.slice(0, 8)}… ${message ?? ""}`),
+    ),
+    h("td", { class: "number" }, count(attempts)),
+    h("td", { class: "when" }, time(last_failed_at)),
+    h(
+      "td",
+      { class: "actions" },
+      key && button("Show", `Show the dead letter ${key}`, () => show(key)),
+      key && button("Retry", `Retry the dead letter ${key}`, () => retry(picked)),
+      key &&
+        button("Remove", `Remove the dead letter ${key}`, () => remove(picked, "This dead letter"), "danger"),
+    ),
+  )
+}
+
+const groupRows = (group, letters) => {
+  const { count: n, error, example, last_failed_at } = group
+  const picked = { error }
+  const isOpen = open === error
+  const toggle = () => {
+    open = isOpen ? null : error
+    refresh()
+  }
+  return h(
+    "tbody",
+    {},
+    h(
+      "tr",
+      { class: "group" },
+      h(
+        "td",
+        { class: "what" },
+        h(
+          "button",
+          { type: "button", class: "disclose", "aria-expanded": String(isOpen), onclick: toggle },
+          error ?? "unknown",
+        ),
+        h("small", {}, example.message ?? ""),
+      ),
+      h("td", { class: "number" }, h("b", {}, count(n))),
+      h("td", { class: "when" }, time(last_failed_at)),
+      h(
+        "td",
+        { class: "actions" },
+        error && button("Retry all", `Retry all of ${error}`, () => retry(picked)),
+        error &&
+          button(
+            "Remove all",
+            `Remove all of ${error}`,
+            () => remove(picked, `${count(n)} dead letters of ${error}`),
+            "danger",
+          ),
+      ),
+    ),
+    ...letters.map(letterRow),
+  )
+}
+
+export const refresh = async () => {
+  const place = byId("letters")
+  try {
+    const { groups } = await get("/api/dead-letters/groups")
+    const total = groups.reduce((sum, { count: n }) => sum + n, 0)
+    byId("letters-count").textContent = total === 0 ? "" : count(total)
+    if (groups.length === 0)
+      return place.replaceChildren(
+        h("p", { class: "quiet" }, "None: every message was applied or is on its way."),
+      )
+    const letters =
+      open === null
+        ? []
+        : (await get(`/api/dead-letters?limit=${shownPerGroup}&error=${encodeURIComponent(open)}`)).items
+    place.replaceChildren(
+      h(
+        "table",
+        {},
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            h("th", { scope: "col" }, "Error"),
+            h("th", { scope: "col", class: "number" }, "Count"),
+            h("th", { scope: "col" }, "Last"),
+            h("th", { scope: "col" }, h("span", { class: "hidden" }, "Actions")),
+          ),
+        ),
+        ...groups.map((group) => groupRows(group, group.error === open ? letters : [])),
+      ),
+    )
+  } catch (error) {
+    place.replaceChildren(h("p", { class: "quiet" }, error.message))
+  }
+}

@@ -1,0 +1,126 @@
+/** The page: starts its parts and keeps theme, token, keyboard and address. */
+import { follow, readiness, setToken, token } from "./api.js"
+import { ask, byId, h, notify } from "./dom.js"
+import * as letters from "./letters.js"
+import { system } from "./system.js"
+import * as user from "./user.js"
+
+const { traces } = await (await fetch("/page/config.json")).json()
+if (traces !== null)
+  byId("traces").replaceWith(h("a", { href: traces, target: "_blank", rel: "noreferrer" }, "Traces"))
+else byId("traces").remove()
+
+// Theme: as the system says, until somebody chooses.
+const themes = ["auto", "light", "dark"]
+const parts = system()
+const setTheme = (theme) => {
+  document.documentElement.dataset.theme = theme
+  localStorage.setItem("user-embeddings theme", theme)
+  byId("theme").textContent = `Theme: ${theme}`
+  parts.draw()
+}
+const nextTheme = () =>
+  setTheme(themes[(themes.indexOf(document.documentElement.dataset.theme) + 1) % themes.length])
+const remembered = localStorage.getItem("user-embeddings theme")
+setTheme(themes.includes(remembered) ? remembered : "auto")
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => parts.draw())
+byId("theme").addEventListener("click", nextTheme)
+
+// What moves.
+const connection = byId("connection")
+let failedBefore
+let stop = () => {}
+const start = () => {
+  stop()
+  failedBefore = undefined
+  stop = follow(
+    "/api/system/events",
+    (stats) => {
+      parts.show(stats)
+      const failed = stats.queues?.failed
+      if (failed !== failedBefore) letters.refresh()
+      failedBefore = failed
+    },
+    (state) => {
+      connection.textContent = { live: "live", lost: "reconnecting…", refused: "token needed" }[state]
+      connection.className = `connection ${state}`
+      if (state === "refused") askToken("This API answers only those who have a token.")
+    },
+  )
+}
+
+const askToken = async (why) => {
+  const input = h("input", { id: "token-value", type: "password", autocomplete: "off", value: token() })
+  const answer = await ask(
+    "Token",
+    [h("p", {}, why), h("label", { for: "token-value" }, "One of API_TOKENS"), input],
+    [
+      { label: "Cancel", value: "", kind: "" },
+      { label: "Use it", value: "yes", kind: "primary" },
+    ],
+  )
+  if (answer !== "yes") return
+  setToken(input.value.trim())
+  notify("The token is kept until this tab is closed")
+  start()
+  letters.refresh()
+  showUser()
+}
+byId("token").addEventListener("click", () =>
+  askToken(
+    "Everything here can be read where the API is open; retrying and removing dead letters needs a token.",
+  ),
+)
+
+const showDependencies = async () => {
+  try {
+    const { dependencies } = await readiness()
+    byId("dependencies").replaceChildren(
+      ...Object.entries(dependencies).map(([name, { detail, status }]) =>
+        h(
+          "li",
+          { class: status, title: detail ?? status },
+          h("i", { class: "lamp" }),
+          name,
+          h("span", { class: "hidden" }, ` ${status}`),
+        ),
+      ),
+    )
+  } catch {
+    byId("dependencies").replaceChildren(
+      h("li", { class: "down" }, h("i", { class: "lamp" }), "API", h("span", { class: "hidden" }, " down")),
+    )
+  }
+}
+setInterval(showDependencies, 5_000)
+
+// The user in the address, so that it can be sent to somebody.
+const showUser = () => {
+  const id = new URLSearchParams(location.hash.slice(1)).get("user")
+  if (!id) return
+  byId("user").value = id
+  user.show(id, traces)
+}
+addEventListener("hashchange", showUser)
+byId("user-form").addEventListener("submit", (event) => {
+  event.preventDefault()
+  const id = byId("user").value.trim()
+  if (id === "") return
+  const hash = `#user=${encodeURIComponent(id)}`
+  if (location.hash === hash) showUser()
+  else location.hash = hash
+})
+
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, dialog")) return
+  if (event.key === "/") {
+    event.preventDefault()
+    byId("user").focus()
+    byId("user").select()
+  }
+  if (event.key === "t") nextTheme()
+})
+
+start()
+showDependencies()
+showUser()

@@ -1,0 +1,276 @@
+/** One user: the vector in figures, the events behind it, how they fade, what they lead to, who is alike. */
+import { get } from "./api.js"
+import { byId, count, h, percent, since, svg, time } from "./dom.js"
+
+const kinds = { product_purchase: "purchase", product_click: "click", product_view: "view", search: "search" }
+const kindOf = (type) => kinds[type] ?? type
+const chip = (type) => h("span", { class: `chip ${kindOf(type)}` }, kindOf(type))
+const bar = (share, kind) =>
+  h(
+    "span",
+    { class: "track" },
+    h("i", { class: `fill ${kind}`, width: `${Math.max(0, Math.min(1, share)) * 100}%` }),
+  )
+const fact = (name, value, title) => h("div", { title }, h("dt", {}, name), h("dd", {}, value))
+const small = (n) => (n === 0 ? "0" : Number(n.toPrecision(4)).toString())
+
+const facts = (profile) =>
+  h(
+    "dl",
+    { class: "facts card" },
+    fact("Events", count(profile.event_count)),
+    fact("Last event", since(profile.last_updated), profile.last_updated),
+    fact("Known for", since(profile.created_at).replace(" ago", ""), profile.created_at),
+    fact("Norm", profile.norm.toFixed(6), "length of the stored vector; always 1"),
+    fact("Mass", small(profile.mass), "length of the decayed sum behind the vector"),
+    fact("Weight", small(profile.total_weight), "decayed weight of all events"),
+    fact("History", profile.history),
+    fact("Version", count(profile.version)),
+    fact("Space", `${profile.space}`, `${profile.dimension_count} dimensions`),
+  )
+
+/** What is left of an event after some days, with the user's events on it. */
+const decayCurve = ({ events, last_updated, metadata }) => {
+  const [width, height, left, bottom] = [560, 130, 8, 18]
+  const days = (iso) => (Date.parse(last_updated) - Date.parse(iso)) / 86_400_000
+  const span = Math.max(30, ...events.map(({ occurred_at }) => days(occurred_at))) * 1.04
+  const x = (age) => left + (width - 2 * left) * (1 - age / span)
+  const y = (kept) => 8 + (height - bottom - 8) * (1 - kept)
+  const kept = (age) => Math.exp(-metadata.decay_lambda * age)
+  const points = Array.from({ length: 81 }, (_, i) => (span * i) / 80)
+  const line = points
+    .map((age, i) => `${i === 0 ? "M" : "L"}${x(age).toFixed(1)} ${y(kept(age)).toFixed(1)}`)
+    .join("")
+  const label = `Decay: an event keeps ${percent(kept(30))} of its weight after 30 days`
+  const ticks = [0, 0.25, 0.5, 0.75].map((part) => Math.round(span * part))
+  return h(
+    "figure",
+    { class: "card decay" },
+    h(
+      "figcaption",
+      {},
+      h("h3", {}, "Decay"),
+      h("span", { class: "quiet" }, `${percent(kept(30))} left after 30 days`),
+    ),
+    svg(
+      "svg",
+      { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
+      svg("path", { class: "area", d: `${line}L${x(span)} ${y(0)}L${x(0)} ${y(0)}Z` }),
+      svg("path", { class: "curve", d: line }),
+      ...ticks.map((age) => {
+        const text = svg("text", { x: x(age), y: height - 4, "text-anchor": age === 0 ? "end" : "middle" })
+        text.textContent = age === 0 ? "newest" : `${age} d before`
+        return text
+      }),
+      ...events.map(({ event_type, occurred_at, reference, share }) => {
+        const age = days(occurred_at)
+        const title = svg("title")
+        title.textContent = `${kindOf(event_type)} ${reference}: ${percent(share)}`
+        return svg(
+          "circle",
+          {
+            class: kindOf(event_type),
+            cx: x(age),
+            cy: y(kept(age)),
+            r: 3 + 9 * Math.sqrt(Math.max(0, share)),
+          },
+          title,
+        )
+      }),
+    ),
+  )
+}
+
+const eventsTable = ({ event_count, events }, traces) =>
+  h(
+    "div",
+    { class: "card" },
+    h(
+      "h3",
+      {},
+      "Events ",
+      h(
+        "span",
+        { class: "count" },
+        event_count > events.length
+          ? `newest ${events.length} of ${count(event_count)}`
+          : count(events.length),
+      ),
+    ),
+    h(
+      "table",
+      {},
+      h(
+        "thead",
+        {},
+        h("tr", {}, ...["Event", "What", "Share", "When"].map((name) => h("th", { scope: "col" }, name))),
+      ),
+      h(
+        "tbody",
+        {},
+        ...events.map(({ event_type, occurred_at, product_name, reference, share, trace_id }) =>
+          h(
+            "tr",
+            {},
+            h("td", {}, chip(event_type)),
+            h(
+              "td",
+              { class: "what" },
+              h(
+                "span",
+                { class: event_type === "search" ? "phrase" : "", title: reference },
+                product_name ?? reference,
+              ),
+            ),
+            h("td", { class: "share" }, bar(share, kindOf(event_type)), h("b", {}, percent(share))),
+            h(
+              "td",
+              { class: "when" },
+              traces && trace_id
+                ? h(
+                    "a",
+                    {
+                      href: `${traces}/trace/${trace_id}`,
+                      target: "_blank",
+                      rel: "noreferrer",
+                      title: "Open its trace",
+                    },
+                    time(occurred_at),
+                  )
+                : time(occurred_at),
+            ),
+          ),
+        ),
+      ),
+    ),
+  )
+
+const reasons = ({ because, rest }, names) =>
+  h(
+    "ul",
+    { class: "reasons" },
+    ...because
+      .slice(0, 3)
+      .map(({ event_type, product_id, search_phrase, share }) =>
+        h(
+          "li",
+          {},
+          h("i", { class: `dot ${kindOf(event_type)}` }),
+          `${search_phrase ? `“${search_phrase}”` : (names.get(product_id) ?? product_id)} `,
+          h("b", {}, percent(share)),
+        ),
+      ),
+    rest > 0.005 && h("li", {}, h("i", { class: "dot muted" }), "older ", h("b", {}, percent(rest))),
+  )
+
+const nearest = ({ items, source }, names) =>
+  h(
+    "div",
+    { class: "card" },
+    h(
+      "h3",
+      {},
+      source === "taste" ? "Nearest products " : "Popular products ",
+      h("span", { class: "count" }, source === "taste" ? "taste + popularity" : "no taste yet"),
+    ),
+    items.length === 0
+      ? h("p", { class: "quiet" }, "None yet.")
+      : h(
+          "ol",
+          { class: "products" },
+          ...items.map((item) =>
+            h(
+              "li",
+              {},
+              h(
+                "span",
+                { class: "name" },
+                item.product_name ?? item.product_id,
+                h("small", {}, [item.category, item.product_id].filter(Boolean).join(" · ")),
+              ),
+              h(
+                "span",
+                {
+                  class: "score",
+                  title: `${item.score.toFixed(4)} = similarity ${item.similarity.toFixed(4)} + popularity ${item.popularity.toFixed(4)}`,
+                },
+                h(
+                  "span",
+                  { class: "track" },
+                  h("i", { class: "fill accent", width: `${Math.max(0, item.similarity) * 80}%` }),
+                  h("i", { class: "fill amber", width: `${item.popularity * 80}%` }),
+                ),
+                h("b", {}, item.score.toFixed(2)),
+              ),
+              reasons(item, names),
+            ),
+          ),
+        ),
+  )
+
+const alike = (similar, inspect) =>
+  h(
+    "div",
+    { class: "card" },
+    h(
+      "h3",
+      {},
+      "Similar users ",
+      h("span", { class: "count" }, similar.compared === undefined ? "" : `of ${count(similar.compared)}`),
+    ),
+    similar.items.length === 0
+      ? h("p", { class: "quiet" }, similar.detail ?? "Nobody to compare with yet.")
+      : h(
+          "ol",
+          { class: "alike" },
+          ...similar.items.map(({ similarity, user_id }) =>
+            h(
+              "li",
+              {},
+              h("button", { type: "button", class: "link", onclick: () => inspect(user_id) }, user_id),
+              bar(similarity, "accent"),
+              h("b", {}, similarity.toFixed(2)),
+            ),
+          ),
+        ),
+  )
+
+let asked
+/** Shows a user; an older question is dropped. */
+export const show = async (user, traces) => {
+  asked?.abort()
+  asked = new AbortController()
+  const { signal } = asked
+  const place = byId("profile")
+  const id = encodeURIComponent(user)
+  const inspect = (other) => {
+    location.hash = `user=${encodeURIComponent(other)}`
+  }
+  place.setAttribute("aria-busy", "true")
+  try {
+    const [profile, products, similar] = await Promise.all([
+      get(`/api/user/${id}/profile`, signal),
+      get(`/api/user/${id}/recommendations?exclude=none&limit=10`, signal),
+      get(`/api/user/${id}/similar?limit=8`, signal).catch((error) => ({ items: [], detail: error.message })),
+    ])
+    const names = new Map(
+      [
+        ...profile.events.map(({ product_name, reference: id }) => [id, product_name]),
+        ...products.items.map(({ product_id: id, product_name }) => [id, product_name]),
+      ].filter(([, name]) => name !== null),
+    )
+    place.replaceChildren(
+      facts(profile),
+      h(
+        "div",
+        { class: "columns" },
+        h("div", {}, eventsTable(profile, traces), decayCurve(profile), alike(similar, inspect)),
+        h("div", {}, nearest(products, names)),
+      ),
+    )
+  } catch (error) {
+    if (signal.aborted) return
+    place.replaceChildren(h("p", { class: "card quiet" }, error.message))
+  }
+  place.removeAttribute("aria-busy")
+}

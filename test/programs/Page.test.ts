@@ -1,0 +1,355 @@
+/** The page in a real browser, over the embedded stack at work. SCREENSHOTS=1 keeps what it looks like in docs/. */
+import { expect } from "bun:test"
+import { mkdtempSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
+import { HttpServer } from "@effect/platform"
+import { BunContext } from "@effect/platform-bun"
+import axe from "axe-core"
+import { Context, Effect, Layer } from "effect"
+import type { Browser, Page } from "playwright-core"
+import * as Api from "../../src/programs/Api.ts"
+import { importProducts } from "../../src/programs/ImportProducts.ts"
+import * as Worker from "../../src/programs/Worker.ts"
+import { DeadLetters } from "../../src/services/DeadLetters.ts"
+import { layer as eventVectors } from "../../src/services/EventVectors.ts"
+import { InteractionQueue, type Message } from "../../src/services/InteractionQueue.ts"
+import { ProductEmbeddings } from "../../src/services/ProductEmbeddings.ts"
+import { UserEmbeddings } from "../../src/services/UserEmbeddings.ts"
+import { launch, withBrowser } from "../support/browser.ts"
+import { layerSuite } from "../support/effect.ts"
+import { embedded } from "../support/stacks.ts"
+
+const catalogue = fileURLToPath(new URL("../../samples/catalogue.jsonl", import.meta.url))
+const screenshots = process.env.SCREENSHOTS
+  ? fileURLToPath(new URL("../../docs/screenshots", import.meta.url))
+  : mkdtempSync(join(tmpdir(), "screenshots-"))
+
+class Chromium extends Context.Tag("test/Chromium")<Chromium, Browser>() {}
+const chromium = Layer.scoped(
+  Chromium,
+  Effect.acquireRelease(Effect.promise(launch), (browser) => Effect.promise(() => browser.close())),
+)
+
+const system = (extra: Readonly<Record<string, string>>) =>
+  Layer.mergeAll(Api.layer, Worker.layer, chromium).pipe(
+    Layer.provideMerge(eventVectors),
+    Layer.provideMerge(BunContext.layer),
+    Layer.provideMerge(embedded({ API_PORT: "0", WORKER_PORT: "0", RATE_LIMIT_PER_USER: "0", ...extra })),
+  )
+
+const address = Effect.map(HttpServer.HttpServer, ({ address }) =>
+  address._tag === "TcpAddress" ? `http://127.0.0.1:${address.port}` : "",
+)
+
+interface Opened {
+  readonly page: Page
+  /** Addresses asked for, and what the console complained about. */
+  readonly asked: ReadonlyArray<string>
+  readonly complaints: ReadonlyArray<string>
+}
+/** A tab of its own, closed with the test. */
+const open = (path = "/", options: { width?: number; dark?: boolean } = {}) =>
+  Effect.gen(function* () {
+    const browser = yield* Chromium
+    const base = yield* address
+    const context = yield* Effect.acquireRelease(
+      Effect.promise(() =>
+        browser.newContext({
+          viewport: { width: options.width ?? 1280, height: 900 },
+          colorScheme: options.dark ? "dark" : "light",
+          deviceScaleFactor: process.env.SCREENSHOTS ? 1.5 : 1,
+        }),
+      ),
+      (context) => Effect.promise(() => context.close()),
+    )
+    const page = yield* Effect.promise(() => context.newPage())
+    page.setDefaultTimeout(8_000)
+    const asked: Array<string> = []
+    const complaints: Array<string> = []
+    page.on("request", (request) => asked.push(request.url()))
+    page.on("pageerror", (error) => complaints.push(String(error)))
+    page.on("console", (message) => {
+      if (message.type() === "error") complaints.push(message.text())
+    })
+    yield* Effect.promise(() => page.goto(`${base}${path}`))
+    const opened: Opened = { page, asked, complaints }
+    return opened
+  })
+
+const step = <A>(run: () => Promise<A>) => Effect.promise(run)
+const sees = (page: Page, selector: string, text: string | RegExp) =>
+  step(() => page.locator(selector).filter({ hasText: text }).first().waitFor())
+
+const violations = (page: Page) =>
+  step(async () => {
+    await page.evaluate(`${axe.source};0`)
+    const found = (await page.evaluate("axe.run()")) as axe.AxeResults
+    return found.violations.map(
+      ({ help, id, nodes }) => `${id}: ${help}: ${nodes.map(({ html }) => html).join(" ")}`,
+    )
+  })
+
+const post = (items: ReadonlyArray<object>) =>
+  Effect.flatMap(address, (base) =>
+    step(async () => {
+      const response = await fetch(`${base}/api/interactions`, {
+        method: "POST",
+        headers: { "content-type": "application/json", authorization: "Bearer page-token" },
+        body: JSON.stringify(items),
+      })
+      expect(response.status).toBe(200)
+    }),
+  )
+
+const daysAgo = (days: number) => new Date(Date.now() - days * 86_400_000).toISOString()
+const product = (user_id: string, event_type: string, product_id: string, days: number) => ({
+  user_id,
+  event_type,
+  product_id,
+  occurred_at: daysAgo(days),
+})
+/** Somebody who likes coffee, and of late headphones. */
+const history = [
+  product("123", "product_purchase", "103", 41),
+  product("123", "product_view", "102", 40),
+  product("123", "product_click", "112", 26),
+  { user_id: "123", event_type: "search", search_phrase: "pour over coffee", occurred_at: daysAgo(25.5) },
+  product("123", "product_view", "101", 12),
+  product("123", "product_view", "103", 11.9),
+  product("123", "product_purchase", "112", 11),
+  { user_id: "123", event_type: "search", search_phrase: "recording at home", occurred_at: daysAgo(6) },
+  product("123", "product_view", "452", 5.9),
+  product("123", "product_click", "449", 3),
+  { user_id: "123", event_type: "search", search_phrase: "wireless headphones", occurred_at: daysAgo(0.4) },
+  product("123", "product_view", "456", 0.39),
+]
+const others = ["201", "tea-lover", "u-8817", "anna", "77"].flatMap((user, n) =>
+  [0, 1, 2, 3].map((i) =>
+    product(
+      user,
+      i % 2 === 0 ? "product_view" : "product_click",
+      String(101 + ((n * 3 + i * 2) % 12)),
+      i + n,
+    ),
+  ),
+)
+
+/** A message that no worker can read. */
+const unreadable: Message = {
+  messageId: "0".repeat(64),
+  eventType: "product_view",
+  body: new TextEncoder().encode('{"user_id": "123", "version": "1.0"'),
+  trace: null,
+  recordedAt: Date.now(),
+}
+const broken = { product_id: "broken", product_name: "Broken", category: null, text: null }
+const failing = [product("anna", "product_view", "broken", 1), product("77", "product_click", "broken", 2)]
+const events = history.length + others.length
+
+/** Products, six users with a past, and three messages that can't succeed. */
+const prepare = Effect.gen(function* () {
+  yield* importProducts(catalogue, { strict: true, progress: () => Effect.void })
+  const products = yield* ProductEmbeddings
+  const space = "local:minilm-words:1536"
+  yield* products.upsert([{ ...broken, space, embedding: new Float32Array(1536) }])
+  yield* post([...history, ...others, ...failing])
+  const queue = yield* InteractionQueue
+  yield* queue.publish([unreadable])
+  const users = yield* UserEmbeddings
+  const letters = yield* DeadLetters
+  yield* Effect.gen(function* () {
+    while (
+      ((yield* users.load(["123"])).get("123")?.embedding?.event_count ?? 0) < history.length ||
+      (yield* letters.count) < 3
+    )
+      yield* Effect.sleep("20 millis")
+  }).pipe(Effect.timeout("15 seconds"))
+})
+
+const lettersNow = Effect.flatMap(DeadLetters, ({ count }) => count)
+
+withBrowser("the page", () => {
+  layerSuite(
+    "where the API has tokens",
+    system({ API_TOKENS: "page-token", TRACES_URL: "http://127.0.0.1:16686/" }),
+    (it) => {
+      const signIn = (page: Page) =>
+        step(async () => {
+          await page.getByLabel("One of API_TOKENS").fill("page-token")
+          await page.getByRole("button", { name: "Use it" }).click()
+        })
+
+      it(
+        "asks for a token, then shows what moves, and nothing comes from elsewhere",
+        () =>
+          Effect.gen(function* () {
+            yield* prepare
+            const { asked, complaints, page } = yield* open()
+            yield* sees(page, "#dialog", "only those who have a token")
+            yield* signIn(page)
+            yield* sees(page, "#connection", "live")
+            const written = page.locator("#funnel li").filter({ hasText: "Written" }).locator("b")
+            const before = Number(yield* step(() => written.textContent()))
+            // Of the three that failed one was never in the log.
+            expect(before).toBe(events - 1)
+            yield* post([product("123", "product_view", "110", 0)])
+            yield* step(() => written.filter({ hasText: String(before + 1) }).waitFor())
+            yield* sees(page, "#dependencies li.up", "sqlite")
+            yield* sees(page, "#depth .legend", /waiting 0/)
+            expect(yield* step(() => page.locator("#lag [role=img]").getAttribute("aria-label"))).toMatch(
+              /p50 \d/,
+            )
+            const base = yield* address
+            expect(asked.filter((url) => !url.startsWith(base))).toEqual([])
+            // The browser itself complains of the 401 that made the page ask.
+            expect(complaints.filter((text) => !text.includes("401"))).toEqual([])
+          }),
+        30_000,
+      )
+
+      it(
+        "dead letters are grouped, shown, retried and removed",
+        () =>
+          Effect.gen(function* () {
+            const { page } = yield* open()
+            yield* signIn(page)
+            yield* sees(page, "#letters-title", "3")
+            yield* sees(page, "#letters .group", "unusable_vector")
+            yield* step(() => page.getByRole("button", { name: "unusable_vector", exact: true }).click())
+            yield* step(() =>
+              page
+                .getByRole("button", { name: /^Show the dead letter/ })
+                .first()
+                .click(),
+            )
+            yield* sees(page, "#dialog pre", '"product_id": "broken"')
+            yield* step(() => page.getByRole("button", { name: "Close" }).click())
+
+            yield* step(() => page.getByRole("button", { name: "Retry all of not_json" }).click())
+            yield* sees(page, "#notices", "1 published again")
+            // It dies again.
+            yield* sees(page, "#letters .group", "not_json")
+
+            yield* step(() => page.getByRole("button", { name: "Remove all of unusable_vector" }).click())
+            yield* step(() => page.getByRole("button", { name: "Keep" }).click())
+            expect(yield* lettersNow).toBe(3)
+            yield* step(() => page.getByRole("button", { name: "Remove all of unusable_vector" }).click())
+            yield* step(() => page.getByRole("button", { name: "Remove", exact: true }).last().click())
+            yield* sees(page, "#notices", "2 removed")
+            expect(yield* lettersNow).toBe(1)
+          }),
+        30_000,
+      )
+
+      it(
+        "a user is inspected by keyboard, with shares, products, similar users and links to traces",
+        () =>
+          Effect.gen(function* () {
+            const { page } = yield* open()
+            yield* signIn(page)
+            yield* sees(page, "#connection", "live")
+            yield* step(async () => {
+              await page.keyboard.press("/")
+              await page.keyboard.type("123")
+              await page.keyboard.press("Enter")
+            })
+            yield* sees(page, "#profile .facts", "local:minilm-words:1536")
+            yield* sees(page, "#profile .facts", "1.000000")
+            expect(page.url()).toEndWith("#user=123")
+            const shares = yield* step(() => page.locator("#profile td.share b").allTextContents())
+            expect(shares).toHaveLength(history.length + 1)
+            expect(shares.reduce((sum, text) => sum + Number.parseFloat(text), 0)).toBeCloseTo(100, -0.5)
+            expect(yield* step(() => page.locator("#profile .products > li").count())).toBe(10)
+            expect(yield* step(() => page.locator("#profile .products .reasons li").count())).toBeGreaterThan(
+              8,
+            )
+            yield* step(() => page.locator("#profile .alike button").first().click())
+            yield* step(() => page.waitForURL(/#user=(?!123)/))
+            yield* step(() => page.goto(`${page.url().split("#")[0]}#user=nobody`))
+            yield* sees(page, "#profile", "user nobody has no embedding")
+          }),
+        30_000,
+      )
+    },
+  )
+
+  layerSuite("where the API is open", system({}), (it) => {
+    it(
+      "everything can be read, but dead letters are not touched without a token",
+      () =>
+        Effect.gen(function* () {
+          yield* prepare
+          const { complaints, page } = yield* open()
+          yield* sees(page, "#letters .group", "not_json")
+          yield* step(() => page.getByRole("button", { name: "Retry all of not_json" }).click())
+          yield* sees(page, "#notices", "set API_TOKENS")
+          expect(yield* lettersNow).toBe(3)
+          expect(complaints.filter((text) => !text.includes("403"))).toEqual([])
+        }),
+      30_000,
+    )
+
+    it(
+      "the theme follows the system until one is chosen, and is remembered",
+      () =>
+        Effect.gen(function* () {
+          const { page } = yield* open("/", { dark: true })
+          const background = () => page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+          yield* sees(page, "#connection", "live")
+          const dark = yield* step(background)
+          yield* step(() => page.keyboard.press("t"))
+          const light = yield* step(background)
+          expect(light).not.toBe(dark)
+          yield* step(() => page.reload())
+          yield* sees(page, "#connection", "live")
+          expect(yield* step(background)).toBe(light)
+        }),
+      30_000,
+    )
+
+    for (const width of [1280, 390])
+      for (const dark of [false, true]) {
+        const name = `${dark ? "dark" : "light"}-${width}`
+        it(
+          `is accessible and fits its width: ${name}`,
+          () =>
+            Effect.gen(function* () {
+              const { page } = yield* open("/#user=123", { width, dark })
+              yield* sees(page, "#connection", "live")
+              yield* sees(page, "#profile .products", /\d/)
+              yield* step(() => page.getByRole("button", { name: "unusable_vector", exact: true }).click())
+              yield* step(() => page.locator("#letters tr:not(.group) .actions button").first().waitFor())
+              if (process.env.SCREENSHOTS)
+                yield* Effect.forEach(
+                  Array.from({ length: 14 }, (_, i) => i),
+                  (i) =>
+                    Effect.zipRight(
+                      post(
+                        others
+                          .slice(0, 3 + ((i * 5) % 9))
+                          .map((one, n) => ({ ...one, occurred_at: daysAgo((n + 1) / 1e4) })),
+                      ),
+                      Effect.sleep("1 second"),
+                    ),
+                )
+              expect(yield* violations(page)).toEqual([])
+              expect(
+                yield* step(() => page.evaluate("document.documentElement.scrollWidth")),
+              ).toBeLessThanOrEqual(width)
+              yield* step(() => page.mouse.move(0, 0))
+              const image = yield* step(() =>
+                page.screenshot({
+                  path: join(screenshots, `${name}.png`),
+                  fullPage: true,
+                  animations: "disabled",
+                }),
+              )
+              expect(image.byteLength).toBeGreaterThan(20_000)
+            }),
+          60_000,
+        )
+      }
+  })
+})
