@@ -5,10 +5,11 @@
  * it in it. The last line is the result: `N passed, N failed[, N skipped]`.
  */
 import { spawn } from "node:child_process"
-import { mkdtempSync, rmSync } from "node:fs"
+import { existsSync, mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join, resolve } from "node:path"
 import { messageOf } from "./services/command.ts"
+import { aptInstall } from "./services/install.ts"
 import { down, type Status, up, urlVariables } from "./services/manager.ts"
 import * as sacrificial from "./services/sacrificial.ts"
 
@@ -128,14 +129,27 @@ const testEnvironment = (statuses: readonly Status[]): NodeJS.ProcessEnv => {
   return Object.assign(Object.fromEntries(inherited), ...statuses.map((each) => (each.ready ? each.env : {})))
 }
 
+/** The browser of the page's tests, which are skipped without it. */
+const browser = async (signal: AbortSignal) => {
+  const present = () => existsSync("/usr/bin/chromium")
+  try {
+    if (wantsUsual) await aptInstall("chromium", present, signal)
+  } catch (error) {
+    signal.throwIfAborted()
+    console.error(`No browser for the tests of the page, which are skipped: ${messageOf(error)}`)
+  }
+}
+
 const main = async (signal: AbortSignal): Promise<Counts> => {
   const coverageFolder = mkdtempSync(join(tmpdir(), "coverage-"))
+  const browserReady = browser(signal)
   const { statuses, started } = await up({
     ...(wantsUsual ? {} : { only: ["mysql"] }),
     signal,
     say: (line) => console.error(line),
   })
   try {
+    await browserReady
     const env = { ...testEnvironment(statuses), ...(await sacrifice(signal)) }
     const counts = await runTests(env, coverageFolder, signal)
     if (wantsCoverage) await printCoverage(join(coverageFolder, "lcov.info"))

@@ -201,7 +201,8 @@ const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError |
   layerSuite(
     name,
     Layer.mergeAll(Api.layer, Worker.layer).pipe(Layer.provideMerge(eventVectors), Layer.provideMerge(stack)),
-    (it) => {
+    (test) => {
+      const it = (name: string, program: Parameters<typeof test>[1]) => test(name, program, 30_000)
       it("a user without taste gets popular products, or 404 when asked for none", () =>
         Effect.gen(function* () {
           const products = yield* ProductEmbeddings
