@@ -5,12 +5,28 @@ import { ask, byId, count, h, notify, time } from "./dom.js"
 const shownPerGroup = 20
 let open = null
 
+/** Looks at the system after which the letters are asked for again: one that was retried may die again. */
+let doubtful = 0
+let seen
+let asking = false
+let restUntil = 0
+
+/** Told at every look how many there are; asks for them when that changed, but not all the time when they are many. */
+export const noticed = (failed) => {
+  if (failed === seen && doubtful === 0) return
+  if (asking || performance.now() < restUntil) return
+  seen = failed
+  doubtful = Math.max(0, doubtful - 1)
+  refresh()
+}
+
 const act = async (path, picked, done) => {
   try {
     notify(done(await post(path, picked)))
   } catch (error) {
     notify(error.message, "refused")
   }
+  doubtful = 5
   await refresh()
 }
 const retry = (picked) =>
@@ -42,7 +58,7 @@ const pretty = (body) => {
   }
 }
 
-const show = async (id) => {
+const showOne = async (id) => {
   try {
     const { items } = await get(`/api/dead-letters/${encodeURIComponent(id)}`)
     await ask(
@@ -96,7 +112,7 @@ const letterRow = (letter) => {
     h(
       "td",
       { class: "actions" },
-      key && button("Show", `Show the dead letter ${key}`, () => show(key)),
+      key && button("Show", `Show the dead letter ${key}`, () => showOne(key)),
       key && button("Retry", `Retry the dead letter ${key}`, () => retry(picked)),
       key &&
         button("Remove", `Remove the dead letter ${key}`, () => remove(picked, "This dead letter"), "danger"),
@@ -148,6 +164,14 @@ const groupRows = (group, letters) => {
 }
 
 export const refresh = async () => {
+  const started = performance.now()
+  asking = true
+  await show()
+  asking = false
+  restUntil = performance.now() + 3 * (performance.now() - started)
+}
+
+const show = async () => {
   const place = byId("letters")
   try {
     const { groups } = await get("/api/dead-letters/groups")

@@ -28,18 +28,14 @@ byId("theme").addEventListener("click", nextTheme)
 
 // What moves.
 const connection = byId("connection")
-let failedBefore
 let stop = () => {}
 const start = () => {
   stop()
-  failedBefore = undefined
   stop = follow(
     "/api/system/events",
     (stats) => {
       parts.show(stats)
-      const failed = stats.queues?.failed
-      if (failed !== failedBefore) letters.refresh()
-      failedBefore = failed
+      letters.noticed(stats.queues?.failed)
     },
     (state) => {
       connection.textContent = { live: "live", lost: "reconnecting…", refused: "token needed" }[state]
