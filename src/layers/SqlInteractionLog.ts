@@ -70,6 +70,25 @@ const toRow = (entry: NewInteraction) => {
 
 type Row = ReturnType<typeof toRow>
 
+/** In the order of {@link toRow}. */
+const written = [
+  "message_id",
+  "user_id",
+  "event_type",
+  "search_phrase",
+  "product_id",
+  "occurred_at",
+  "metadata",
+  "traceparent",
+  "tracestate",
+  "created_at",
+  "idempotency_key",
+] as const satisfies ReadonlyArray<keyof Row>
+const placeholders = `(${written.map(() => "?").join(", ")})`
+/** Made by hand: the statement builder costs a fifth of an append of 250 rows. */
+const insertOf = (rows: number): string =>
+  `INSERT INTO ${table} (${written.join(", ")}) VALUES ${new Array(rows).fill(placeholders).join(", ")}`
+
 /** A row as it is read; the checks of the table keep the kinds apart. */
 type StoredRow = Interaction extends infer Kind
   ? Kind extends Interaction
@@ -238,7 +257,10 @@ const make = Effect.gen(function* () {
 
   const insert = (rows: ReadonlyArray<Row>) => {
     if (rows.length === 0) return Effect.void
-    const into = sql`INSERT INTO ${log} ${sql.insert(rows)}`
+    const into = sql.unsafe(
+      insertOf(rows.length),
+      rows.flatMap((row) => written.map((column) => row[column])),
+    )
     return statement("INSERT")(rows.length <= rowsPrepared ? into : into.unprepared)
   }
 
