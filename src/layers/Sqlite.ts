@@ -99,6 +99,27 @@ const makeConnection = (database: Database): Connection => {
 /** Bind parameters are primitives by convention of this project; SQLite refuses anything else itself. */
 const bindings = (params: ReadonlyArray<unknown>) => params as ReadonlyArray<SQLQueryBindings>
 
+/** How long statements may follow each other before timers and requests get a turn. */
+const turnMillis = 10
+
+/**
+ * Statements are synchronous, and fibers go on in microtasks: a worker with a backlog would keep the event loop for
+ * thousands of them, and the HTTP server beside it would answer nobody.
+ */
+const makeBreathing = () => {
+  let since = 0
+  const turn = Effect.async<void>((resume) => {
+    const immediate = setImmediate(() => resume(Effect.void))
+    return Effect.sync(() => clearImmediate(immediate))
+  })
+  return Effect.clockWith((clock) => {
+    if (clock.unsafeCurrentTimeMillis() - since < turnMillis) return Effect.void
+    return Effect.map(turn, () => {
+      since = clock.unsafeCurrentTimeMillis()
+    })
+  })
+}
+
 /** Opens the database in `directory`, which is created. */
 export const make = Effect.fnUntraced(function* (options: { readonly directory: string }) {
   const database = yield* Effect.acquireRelease(open(options.directory), (database) =>
@@ -106,6 +127,7 @@ export const make = Effect.fnUntraced(function* (options: { readonly directory: 
   )
   const permit = yield* Effect.makeSemaphore(1)
   const connection = makeConnection(database)
+  const breathe = makeBreathing()
   const hold = Effect.uninterruptibleMask((restore) =>
     Effect.zipRight(
       restore(permit.take(1)),
@@ -113,13 +135,13 @@ export const make = Effect.fnUntraced(function* (options: { readonly directory: 
     ),
   )
   const client = yield* SqlClient.make({
-    acquirer: Effect.as(hold, connection),
+    acquirer: Effect.zipRight(breathe, Effect.as(hold, connection)),
     beginTransaction: "BEGIN IMMEDIATE",
     compiler: Statement.makeCompilerSqlite(),
     spanAttributes: [[attribute.dbSystem, "sqlite"]],
   })
   const use = <A>(statements: (database: Database) => A) =>
-    permit.withPermits(1)(attempt(() => statements(database)))
+    Effect.zipRight(breathe, permit.withPermits(1)(attempt(() => statements(database))))
   const sqlite = Sqlite.of({
     use,
     transaction: (statements) => use(() => database.transaction(() => statements(database)).immediate()),
