@@ -6,6 +6,7 @@
 import {
   Cause,
   Chunk,
+  Clock,
   Config,
   ConfigError,
   Context,
@@ -34,7 +35,7 @@ import {
   MongoServerSelectionError,
   MongoTopologyClosedError,
 } from "mongodb"
-import { type Dependency, DependencyDown } from "../services/Dependencies.ts"
+import { clockFindings, type Dependency, DependencyDown } from "../services/Dependencies.ts"
 import * as Settings from "../services/Settings.ts"
 import { attribute } from "../services/Telemetry.ts"
 import { type Gap, gaps } from "./MongoCollections.ts"
@@ -85,6 +86,7 @@ const pingDeadline = Duration.seconds(6)
 const closing = Duration.seconds(3)
 
 export const duplicateKey = 11000
+const authenticationFailed = 18
 /** The server steps down, shuts down or is no primary: another one, or the same one later, will answer. */
 const goingAway = new Set<unknown>([91, 189, 10107, 11600, 11602, 13435, 13436])
 /** MaxTimeMSExpired, WriteConcernFailed, WriteConcernTimeout, ExceededTimeLimit. */
@@ -256,7 +258,10 @@ export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mong
       new DependencyDown({
         dependency: "mongodb",
         detail: `${operation}: ${cause instanceof Error ? cause.message : String(cause)}`,
-        remedy: remedies[reason],
+        remedy:
+          cause instanceof MongoServerError && cause.code === authenticationFailed
+            ? "correct user, password and authSource in MONGODB_URL"
+            : remedies[reason],
       }),
   )
   const target = database.databaseName
@@ -275,6 +280,11 @@ export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mong
       pingDeadline,
     ),
     missing: Effect.map(found, inWords),
+    inspect: Effect.zipWith(
+      call("hello", target, async () => (await database.command({ hello: 1 })).localTime),
+      Clock.currentTimeMillis,
+      (now, here) => clockFindings(Number(now), here),
+    ),
     setup: Effect.gen(function* () {
       const missing = yield* found
       for (const { what, mend } of missing) yield* call("set up", what, mend)

@@ -95,7 +95,7 @@ const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
   {
     name: names.userEmbeddings,
     schema: userEmbeddingValidator,
-    indexes: [{ field: "user_id", unique: true }, { field: "last_updated" }],
+    indexes: [{ field: "user_id", unique: true }, { field: "last_updated" }, { field: "space" }],
   },
   { name: names.userEmbeddingLedger, schema: exactly({ _id: text }), indexes: [] },
   {

@@ -317,6 +317,12 @@ export const make = (options: { readonly storage: Storage }) =>
         users.countDocuments({ last_updated: { $gte: new Date(0) } }),
       ),
 
+      // A tombstone has no space.
+      elsewhere: (space) =>
+        call("count", names.userEmbeddings, () =>
+          users.countDocuments({ space: { $type: "string", $ne: space } }),
+        ),
+
       stream: stream(names.userEmbeddings, () => users.find().sort({ user_id: 1 })).pipe(
         Stream.map(toRecord),
       ),

@@ -8,10 +8,22 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
 import { SqlError } from "@effect/sql/SqlError"
 import { makeCompiler } from "@effect/sql-mysql2/MysqlClient"
-import { Cause, Config, ConfigError, Duration, Effect, Either, Layer, Option, Redacted, Stream } from "effect"
+import {
+  Cause,
+  Clock,
+  Config,
+  ConfigError,
+  Duration,
+  Effect,
+  Either,
+  Layer,
+  Option,
+  Redacted,
+  Stream,
+} from "effect"
 import { constVoid } from "effect/Function"
 import { createPool, type Pool, type PoolConnection } from "mysql2"
-import { type Dependency, DependencyDown } from "../services/Dependencies.ts"
+import { clockFindings, type Dependency, DependencyDown } from "../services/Dependencies.ts"
 import * as Settings from "../services/Settings.ts"
 import { attribute } from "../services/Telemetry.ts"
 import { interactionLog } from "./migrations/interactionLog.ts"
@@ -42,6 +54,7 @@ const busyServer = new Set<unknown>([
   1040, 1041, 1053, 1077, 1129, 1203, 1205, 1213, 1290, 1792, 1836, 1927, 3169,
 ])
 /** No such database, table or column. */
+const noSuchDatabaseForUser = 1044
 const notSetUp = new Set<unknown>([1049, 1054, 1146])
 
 /** What a failed statement means to the caller of a port. */
@@ -241,8 +254,8 @@ export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> =
       dependency: "mysql",
       detail: error.cause instanceof Error ? error.cause.message : error.message,
       remedy:
-        reason === "not_set_up"
-          ? "create the database that MYSQL_URL names"
+        reason === "not_set_up" || answerOf(error.cause).errno === noSuchDatabaseForUser
+          ? "create the database that MYSQL_URL names, and let its user in"
           : reason === "rejected"
             ? "check user, password and database in MYSQL_URL"
             : "start MySQL, or correct host and port in MYSQL_URL",
@@ -262,6 +275,13 @@ export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> =
       ),
     ),
     missing: look(Effect.map(pending(interactionLog), (names) => names.map((name) => `migration ${name}`))),
+    inspect: look(
+      Effect.zipWith(
+        sql<{ now: string }>`SELECT UNIX_TIMESTAMP() AS now`.unprepared,
+        Clock.currentTimeMillis,
+        (rows, here) => clockFindings(Number(rows[0]?.now) * 1_000, here),
+      ),
+    ),
     setup: ask(
       migrate(interactionLog).pipe(
         exclusively("migrations", setupWaitSeconds),

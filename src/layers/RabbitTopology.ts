@@ -1,11 +1,12 @@
 /** Exchanges and queues: how they are declared, and what is missing or not as it should be. */
 import type { Channel, Options } from "amqplib"
 import { Array, Effect, Option } from "effect"
-import { type Dependency, DependencyDown } from "../services/Dependencies.ts"
+import { type Dependency, DependencyDown, type Finding } from "../services/Dependencies.ts"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import { exchange, failedQueue, isolatedQueue, queue, retryQueue } from "../services/InteractionQueue.ts"
 import { ladderDelays } from "../services/RetryPolicies.ts"
 import { call, channel, Rabbit, type RabbitError, version } from "./Rabbit.ts"
+import * as RabbitManagement from "./RabbitManagement.ts"
 
 interface QueueDeclaration {
   readonly name: string
@@ -44,6 +45,10 @@ const exchanges = [
   { name: exchange, type: "topic" },
   { name: failedQueue, type: "direct" },
 ]
+const bindings: ReadonlyArray<RabbitManagement.Binding> = [
+  { to: queue, from: exchange, key: "user.embedding.*" },
+  { to: failedQueue, from: failedQueue, key: failedQueue },
+]
 const queues = (rungs: ReadonlyArray<number>) => [
   lasting(queue),
   lasting(isolatedQueue, { [oneConsumer]: true }),
@@ -61,8 +66,7 @@ export const declare = (channel: Channel, rungs: ReadonlyArray<number>): Effect.
   call("declare topology", async () => {
     for (const { name, type } of exchanges) await channel.assertExchange(name, type, { durable: true })
     for (const { name, options } of queues(rungs)) await channel.assertQueue(name, options)
-    await channel.bindQueue(queue, exchange, "user.embedding.*")
-    await channel.bindQueue(failedQueue, failedQueue, failedQueue)
+    for (const { from, key, to } of bindings) await channel.bindQueue(to, from, key)
   })
 
 type Look = (channel: Channel) => Promise<unknown>
@@ -94,6 +98,7 @@ const lookAtQueue =
 export const dependency = Effect.gen(function* () {
   const { inspection } = yield* Rabbit
   const delays = yield* rungs
+  const bound = yield* RabbitManagement.bindings
   const parts = [
     ...exchanges.map((declared) => ({ part: `exchange ${declared.name}`, look: lookAtExchange(declared) })),
     ...queues(delays).map((declared) => ({ part: `queue ${declared.name}`, look: lookAtQueue(declared) })),
@@ -118,7 +123,7 @@ export const dependency = Effect.gen(function* () {
       ),
       Effect.catchIf(
         ({ reason }) => reason === "rejected",
-        ({ cause }) => Effect.succeedSome(`${part} as it should be (${messageOf(cause)})`),
+        ({ cause }) => Effect.succeedSome(differently(part, cause)),
       ),
     ),
   )
@@ -130,6 +135,39 @@ export const dependency = Effect.gen(function* () {
     ),
   )
 
+  /** What stays after `setup`: declared differently, or out of this user's reach; and what AMQP itself doesn't tell. */
+  const inspect = Effect.gen(function* () {
+    const stuck = yield* Effect.forEach(parts, ({ look, part }) =>
+      on((channel) => call(`look at ${part}`, () => look(channel))).pipe(
+        Effect.as(Option.none<Finding>()),
+        Effect.catchIf(
+          ({ reason }) => reason === "not_set_up",
+          () => Effect.succeedNone,
+        ),
+        Effect.catchIf(
+          ({ reason }) => reason === "rejected",
+          ({ cause }) =>
+            Effect.succeedSome({ problem: differently(part, cause), remedy: remedyOf(part, cause) }),
+        ),
+      ),
+    )
+    const existing = yield* bound
+    const isThere = (wanted: RabbitManagement.Binding) =>
+      existing?.some(({ from, key, to }) => from === wanted.from && key === wanted.key && to === wanted.to) ??
+      true
+    return [
+      ...Array.getSomes(stuck),
+      ...bindings
+        .filter((wanted) => !isThere(wanted))
+        .map(
+          ({ from, key, to }): Finding => ({
+            problem: `missing binding of queue ${to} to exchange ${from} by ${key}`,
+            remedy: "run: user-embeddings setup",
+          }),
+        ),
+    ]
+  })
+
   const ask = <A>(effect: Effect.Effect<A, RabbitError>) =>
     Effect.mapError(
       effect,
@@ -137,10 +175,7 @@ export const dependency = Effect.gen(function* () {
         new DependencyDown({
           dependency: "rabbitmq",
           detail: `${operation}: ${messageOf(cause)}`,
-          remedy:
-            reason === "rejected"
-              ? "drain and delete what was declared differently, or let the user configure, write and read"
-              : "start RabbitMQ, or mend host, user, password or virtual host in RABBITMQ_DSN",
+          remedy: reason === "rejected" ? remedyOf(operation, cause) : remedyOfConnecting(cause),
         }),
     )
 
@@ -149,6 +184,7 @@ export const dependency = Effect.gen(function* () {
     essentialFor: ["worker", "relay"],
     ping: ask(Effect.map(inspection.current, version)),
     missing: ask(missing),
+    inspect: ask(inspect),
     setup: ask(
       Effect.gen(function* () {
         yield* on((channel) => declare(channel, delays))
@@ -160,4 +196,26 @@ export const dependency = Effect.gen(function* () {
   return dependency
 })
 
-const messageOf = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause))
+/** All that amqplib says of a broker that closes the connection instead of opening the virtual host. */
+const notLetIn = /ConnectionOpenOk/
+
+const messageOf = (cause: unknown): string => {
+  const message = cause instanceof Error ? cause.message : String(cause)
+  return notLetIn.test(message) ? "there is no such virtual host, or this user may not enter it" : message
+}
+
+const differently = (part: string, cause: unknown) => `${part} as it should be (${messageOf(cause)})`
+
+/** Of what the broker refused: it has other arguments, or the user lacks a right. */
+const remedyOf = (part: string, cause: unknown): string =>
+  messageOf(cause).includes("ACCESS_REFUSED") || messageOf(cause).includes("ACCESS-REFUSED")
+    ? "let the user of RABBITMQ_DSN configure, write and read: rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'"
+    : `another program declared it: drain it, rabbitmqctl delete_queue ${part.split(" ").at(-1)}, and run user-embeddings setup`
+
+const remedyOfConnecting = (cause: unknown): string => {
+  const message = cause instanceof Error ? cause.message : String(cause)
+  if (notLetIn.test(message))
+    return "correct the virtual host in RABBITMQ_DSN, or rabbitmqctl add_vhost VHOST and set_permissions"
+  if (/ACCESS.REFUSED/.test(message)) return "correct user and password in RABBITMQ_DSN"
+  return "start RabbitMQ, or correct host and port in RABBITMQ_DSN"
+}

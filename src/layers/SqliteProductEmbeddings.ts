@@ -150,6 +150,16 @@ const make = Effect.map(Sqlite, (sqlite) => {
       ),
     ),
 
+    elsewhere: (space) =>
+      failing("count")(
+        sqlite.use(
+          (database) =>
+            database
+              .query<{ n: number }, [string]>("SELECT COUNT(*) AS n FROM product_embeddings WHERE space <> ?")
+              .get(space)?.n ?? 0,
+        ),
+      ),
+
     indexed: () => Effect.fail(new NoVectorIndex({ detail: "SQLite has no index of vectors" })),
 
     describe: (products) =>

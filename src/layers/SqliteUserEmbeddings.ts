@@ -176,6 +176,19 @@ const make = Effect.map(Sqlite, (sqlite) => {
       ),
     ),
 
+    elsewhere: (space) =>
+      failing("count")(
+        sqlite.use(
+          (database) =>
+            database
+              .query<{ n: number }, [string]>(
+                `SELECT COUNT(*) AS n FROM user_embeddings
+                 WHERE embedding IS NOT NULL AND json_extract(facts, '$.space') <> ?`,
+              )
+              .get(space)?.n ?? 0,
+        ),
+      ),
+
     stream: Stream.mapConcatChunk(paged("", users<Row>("*"), userId), (rows) =>
       Chunk.map(Chunk.unsafeFromArray(rows), toRecord),
     ),

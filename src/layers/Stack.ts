@@ -53,3 +53,11 @@ export const on = <E>(
   ).pipe(Layer.provideMerge(EmbeddingConfig.layerConfig))
 
 export const layer = on(Embedder.layerConfig)
+
+/** For those who only look at the servers, or set them up: it changes nothing by itself. */
+export const looking: Layer.Layer<
+  Exclude<Ports, InteractionLog | InteractionQueue>,
+  ConfigError.ConfigError | DependencyDown
+> = Layer.unwrapEffect(
+  Effect.map(kind, (chosen) => (chosen === "external" ? StackExternal.looking : StackEmbedded.layer)),
+).pipe(Layer.provideMerge(EmbeddingConfig.layerConfig))

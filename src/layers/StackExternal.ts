@@ -26,11 +26,19 @@ const dependencies = Layer.effect(
   Effect.all([Mysql.dependency, RabbitTopology.dependency, Mongo.dependency, Embedder.EmbedderDependency]),
 )
 
+const servers = [Mysql.layerConfig, Rabbit.layerConfig, Mongo.layerConfig] as const
+
 /** With an embedder of one's own: {@link Embedder.of}. */
 export const on = <E, R>(embedder: Layer.Layer<Embedder.Embedder, E, R>) =>
   Layer.mergeAll(log, queue, embeddings, dependencies).pipe(
     Layer.provideMerge(embedder),
-    Layer.provide([Mysql.layerConfig, Rabbit.layerConfig, Mongo.layerConfig]),
+    Layer.provide([...servers]),
   )
 
 export const layer = on(Embedder.layerConfig)
+
+/** Without the queue, whose publisher declares what is missing as soon as it is connected. */
+export const looking = Layer.mergeAll(RabbitDeadLetters.layer, embeddings, dependencies).pipe(
+  Layer.provideMerge(Embedder.layerConfig),
+  Layer.provide([...servers]),
+)

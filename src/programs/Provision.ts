@@ -1,6 +1,11 @@
 /** Sets the dependencies up, or only looks at what is missing or out of order. */
-import { Effect, Either, Schema } from "effect"
-import { Dependencies } from "../services/Dependencies.ts"
+import { Array, Effect, Option, Schema } from "effect"
+import { DeadLetters } from "../services/DeadLetters.ts"
+import { Dependencies, type Dependency, type Finding } from "../services/Dependencies.ts"
+import { PhraseEmbedder } from "../services/PhraseEmbedder.ts"
+import { ProductEmbeddings } from "../services/ProductEmbeddings.ts"
+import { UserEmbeddings } from "../services/UserEmbeddings.ts"
+import { figure } from "./Progress.ts"
 
 /** `setup`: creates what is missing in every dependency, and says what it did. Safe to run twice. */
 export const setup = Effect.gen(function* () {
@@ -18,47 +23,96 @@ export const missing = Effect.gen(function* () {
   )
 })
 
-/** What `doctor` finds out about one dependency. */
+/** What `doctor` finds out about one dependency, or about what is stored. */
 export interface Diagnosis {
   readonly dependency: string
-  readonly status: "ok" | "incomplete" | "down"
+  /** `attention`: it works, and somebody should look. */
+  readonly status: "ok" | "attention" | "incomplete" | "down"
   readonly version: string | null
+  /** What `setup` would create. */
   readonly missing: ReadonlyArray<string>
-  readonly detail: string | null
-  /** What to do about it; `null` when nothing is to be done. */
-  readonly remedy: string | null
+  /** All that is out of order, what is missing included. */
+  readonly findings: ReadonlyArray<Finding>
 }
 
-/** `doctor`: each dependency: reachable, version, what is missing, how to mend it. */
-export const doctor: Effect.Effect<ReadonlyArray<Diagnosis>, never, Dependencies> = Effect.gen(function* () {
-  const dependencies = yield* Dependencies
-  return yield* Effect.forEach(
-    dependencies,
-    ({ missing, name, ping }) =>
-      Effect.either(Effect.all([ping, missing])).pipe(
-        Effect.map(
-          Either.match({
-            onLeft: ({ detail, remedy }): Diagnosis => ({
-              dependency: name,
-              status: "down",
-              version: null,
-              missing: [],
-              detail,
-              remedy,
-            }),
-            onRight: ([version, missing]): Diagnosis => ({
-              dependency: name,
-              status: missing.length === 0 ? "ok" : "incomplete",
-              version,
-              missing,
-              detail: null,
-              remedy: missing.length === 0 ? null : "run: user-embeddings setup",
-            }),
+const ofDependency = ({ inspect, missing, name, ping }: Dependency): Effect.Effect<Diagnosis> =>
+  Effect.all([ping, missing, inspect ?? Effect.succeed<ReadonlyArray<Finding>>([])]).pipe(
+    Effect.match({
+      onFailure: ({ detail, remedy }): Diagnosis => ({
+        dependency: name,
+        status: "down",
+        version: null,
+        missing: [],
+        findings: [{ problem: detail, remedy }],
+      }),
+      onSuccess: ([version, missing, found]): Diagnosis => {
+        const mendable = missing.filter((what) => !found.some(({ problem }) => problem === what))
+        const findings = [
+          ...mendable.map((what) => ({ problem: `missing ${what}`, remedy: "run: user-embeddings setup" })),
+          ...found,
+        ]
+        return {
+          dependency: name,
+          status: findings.length === 0 ? "ok" : "incomplete",
+          version,
+          missing: mendable,
+          findings,
+        }
+      },
+    }),
+  )
+
+/** What is stored and can't be used, or waits for somebody. Nothing is told of stores that do not answer. */
+const ofContents = Effect.gen(function* () {
+  const { space } = yield* PhraseEmbedder
+  const products = yield* ProductEmbeddings
+  const users = yield* UserEmbeddings
+  const letters = yield* DeadLetters
+  const look = <E, R>(
+    dependency: string,
+    status: Diagnosis["status"],
+    amount: Effect.Effect<number, E, R>,
+    finding: (amount: string) => Finding,
+  ) =>
+    Effect.option(amount).pipe(
+      Effect.map(
+        Option.map(
+          (n): Diagnosis => ({
+            dependency,
+            status: n === 0 ? "ok" : status,
+            version: null,
+            missing: [],
+            findings: n === 0 ? [] : [finding(figure(n))],
           }),
         ),
       ),
+    )
+  const looked = yield* Effect.all(
+    [
+      look("products", "incomplete", products.elsewhere(space), (n) => ({
+        problem: `${n} products have no vector in the space ${space} and count for nothing`,
+        remedy:
+          "import them again: user-embeddings products import FILE; or go back to the model and dimensions they were made with",
+      })),
+      look("users", "incomplete", users.elsewhere(space), (n) => ({
+        problem: `${n} users have their embedding in another space than ${space} and get no updates`,
+        remedy:
+          "user-embeddings rebuild --all, then user-embeddings failed retry --all --error space_mismatch",
+      })),
+      look("dead letters", "attention", letters.count, (n) => ({
+        problem: `${n} messages gave up or could never succeed`,
+        remedy: "user-embeddings failed groups says why; mend that, then user-embeddings failed retry --all",
+      })),
+    ],
     { concurrency: "unbounded" },
   )
+  return Array.getSomes(looked)
+})
+
+/** `doctor`: each dependency: reachable, version, what is missing or wrong; then what is stored; how to mend it. */
+export const doctor = Effect.gen(function* () {
+  const ofAll = Effect.forEach(yield* Dependencies, ofDependency, { concurrency: "unbounded" })
+  return (yield* Effect.all([ofAll, ofContents], { concurrency: "unbounded" })).flat()
 })
 
 /** Something is not as it should be; the report says what. */

@@ -64,6 +64,8 @@ export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbed
       space: string,
     ) => Effect.Effect<ReadonlyMap<ProductId, number>, ProductEmbeddingsError>
     readonly count: Effect.Effect<number, ProductEmbeddingsError>
+    /** How many have their vector in another space than this one. */
+    readonly elsewhere: (space: string) => Effect.Effect<number, ProductEmbeddingsError>
     /** Products near a vector, by an index of the store, which may miss some: for catalogues too large for `nearest`. */
     readonly indexed: (
       vector: Float32Array,

@@ -89,6 +89,8 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
     ) => Effect.Effect<ReadonlyMap<UserId, LastWrite>, UserEmbeddingsError>
     /** How many users have an embedding. */
     readonly count: Effect.Effect<number, UserEmbeddingsError>
+    /** How many have their embedding in another space than this one. */
+    readonly elsewhere: (space: string) => Effect.Effect<number, UserEmbeddingsError>
     /** All records, tombstones included, in the order of user ids. */
     readonly stream: Stream.Stream<UserRecord, UserEmbeddingsError>
     /** The same without what is large. */

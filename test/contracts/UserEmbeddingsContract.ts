@@ -352,6 +352,24 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(streamed[0]?.embedding).toBeUndefined()
       }))
 
+    it("counts users whose embedding is in another space, and no tombstones", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const before = yield* users.elsewhere("this-space")
+        const [here, there, gone] = records("elsewhere", 3)
+        const inSpace = (record: Stored, space: string): Stored => ({
+          ...record,
+          embedding: { ...record.embedding, space },
+        })
+        yield* users.save(
+          [inSpace(here!, "this-space"), inSpace(there!, "that-space"), inSpace(gone!, "that-space")].map(
+            insert,
+          ),
+        )
+        yield* users.erase(gone!.user_id, Date.now())
+        expect(yield* users.elsewhere("this-space")).toBe(before + 1)
+      }))
+
     it("tells the last writes of those who have an embedding", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings

@@ -144,6 +144,7 @@ withServers(["mongodb"], "MongoDB", () => {
           "user_embeddings: collection with validator",
           "user_embeddings: unique index on user_id",
           "user_embeddings: index on last_updated",
+          "user_embeddings: index on space",
           "user_embedding_ledger: collection with validator",
           "product_embeddings: collection",
           "product_embeddings: unique index on product_id",

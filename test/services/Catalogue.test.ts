@@ -44,6 +44,7 @@ const world = () => {
     nearest: () => Effect.succeed([]),
     knownSince: () => Effect.succeed(new Map()),
     count: Effect.sync(() => state.stored.size),
+    elsewhere: () => Effect.succeed(0),
     indexed: (_, { category, limit }) =>
       Effect.suspend(() =>
         state.hasIndex

@@ -85,6 +85,7 @@ const store = () => {
     }),
     erase: () => Effect.succeed(false),
     count: Effect.succeed(0),
+    elsewhere: () => Effect.succeed(0),
     stream: Stream.empty,
     bookkeeping: Stream.empty,
     ledger: () => Stream.empty,

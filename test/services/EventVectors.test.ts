@@ -66,6 +66,7 @@ const world = () => {
       upsert: () => Effect.succeed([]),
       nearest: () => Effect.succeed([]),
       count: Effect.succeed(0),
+      elsewhere: () => Effect.succeed(0),
       knownSince: () => Effect.succeed(new Map()),
       changed: () => Stream.empty,
       indexed: () => Effect.succeed([]),

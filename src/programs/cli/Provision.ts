@@ -1,8 +1,8 @@
 /** `setup` and `doctor`: what the dependencies lack, and how to mend it. */
 import { Command, Options } from "@effect/cli"
-import { Effect } from "effect"
+import { Array, Effect, Record } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { json, print, table } from "../Output.ts"
+import { green, json, print, red, table, yellow } from "../Output.ts"
 import * as Provision from "../Provision.ts"
 
 export const setup = Command.make(
@@ -37,28 +37,51 @@ export const setup = Command.make(
       )
       if (missing.some((row) => row.missing.length > 0))
         return yield* new Provision.Unhealthy({ message: "something is missing: run user-embeddings setup" })
-    }).pipe(Effect.provide(Stack.layer)),
+    }).pipe(Effect.provide(Stack.looking)),
 ).pipe(
   Command.withDescription("Creates tables, exchanges, queues, collections and indexes; safe to run twice"),
 )
+
+const paint: Record<Provision.Diagnosis["status"], (text: string) => string> = {
+  ok: green,
+  attention: yellow,
+  incomplete: yellow,
+  down: red,
+}
+
+/** What one remedy mends stands together. */
+const byRemedy = (
+  findings: Provision.Diagnosis["findings"],
+): ReadonlyArray<[string, ReadonlyArray<string>]> =>
+  Object.entries(
+    Record.map(
+      Array.groupBy(findings, ({ remedy }) => remedy),
+      (found) => found.map(({ problem }) => problem),
+    ),
+  )
 
 export const doctor = Command.make("doctor", { json }, ({ json }) =>
   Effect.gen(function* () {
     const diagnoses = yield* Provision.doctor
     yield* print(json, diagnoses, (rows) =>
-      table(
-        ["DEPENDENCY", "STATUS", "VERSION", "WHAT TO DO"],
-        rows.map(({ dependency, detail, missing, remedy, status, version }) => [
-          dependency,
-          status,
-          version ?? "-",
-          [detail, missing.length > 0 ? `missing: ${missing.join(", ")}` : null, remedy]
-            .filter(Boolean)
-            .join("; "),
-        ]),
-      ),
+      [
+        table(
+          ["WHAT", "STATUS", "VERSION"],
+          rows.map(({ dependency, status, version }) => [dependency, paint[status](status), version ?? "-"]),
+        ),
+        ...rows.flatMap(({ dependency, findings }) =>
+          byRemedy(findings).map(
+            ([remedy, problems]) =>
+              `${problems.map((problem) => `${dependency}: ${problem}`).join("\n")}\n  → ${remedy}`,
+          ),
+        ),
+      ].join("\n\n"),
     )
-    if (diagnoses.some(({ status }) => status !== "ok"))
+    if (diagnoses.some(({ status }) => status === "down" || status === "incomplete"))
       return yield* new Provision.Unhealthy({ message: "not everything is in order" })
-  }).pipe(Effect.provide(Stack.layer)),
-).pipe(Command.withDescription("Checks each dependency: reachable, version, what is missing, how to mend it"))
+  }).pipe(Effect.provide(Stack.looking)),
+).pipe(
+  Command.withDescription(
+    "Checks each dependency and what is stored: reachable, version, missing, wrong; and says how to mend it",
+  ),
+)
