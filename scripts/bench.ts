@@ -16,6 +16,7 @@ const help = `Usage: bun run bench [suite …] [options]
   memory     of api and worker, over 1,000,000 events
   scale      1, 2, 4 and 10 workers; hot users
   stores     1,000,000 users, 100,000 products, 5,000,000 rows
+  tracing    without spans, with 1 % and with all of them
 
 Without a suite: ${usual.join(", ")}. Real servers are started if need be (bun run services) and stopped again.
 

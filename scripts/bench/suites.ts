@@ -10,6 +10,7 @@ import { type External, embedded, external, naive, sequence } from "./pipeline.t
 import { publishing } from "./publishing.ts"
 import { hot, scale } from "./scale.ts"
 import { stocked } from "./stores.ts"
+import { costOf, tracing } from "./tracing.ts"
 
 /** What a suite has found: for people, and for programs. */
 export interface Section {
@@ -303,9 +304,37 @@ export const suites = (bench: Bench) => {
     }
   }
 
-  return { pipeline, worker, publish, latency, memory, scale: scaling, stores }
+  const traced = async (): Promise<Section> => {
+    const { arrived, contestants } = await tracing(arena, next)
+    const figures = await interleaved(bench, contestants)
+    const percent = (share: number) => `${(100 * share).toFixed(0)} %`
+    const costs = [...figures.values()].map((figure) => {
+      const off = figures.get(figure.name.replace(/, .*/, ", off"))!
+      return { name: figure.name, ...costOf(figure, off) }
+    })
+    // The last spans wait for their batch to be full, at most so long.
+    await sleep(6_000)
+    return {
+      title: "What tracing costs",
+      text: [
+        "The same pipeline without an OTLP endpoint, with 1 % of the traces and with all of them, spans and metrics sent to a process that only takes them.",
+        "",
+        compared([...figures.values()], undefined),
+        "",
+        table(
+          ["", "throughput lost", "CPU of api and worker more"],
+          costs.map(({ cpu, name, throughput }) => [name, percent(throughput), percent(cpu)]),
+        ),
+        "",
+        `${number(await arrived())} spans arrived.`,
+      ].join("\n"),
+      json: { figures: [...figures.values()], costs },
+    }
+  }
+
+  return { pipeline, worker, publish, latency, memory, scale: scaling, stores, tracing: traced }
 }
 
 export type SuiteName = keyof ReturnType<typeof suites>
 export const usual: ReadonlyArray<SuiteName> = ["pipeline", "worker", "publish", "latency"]
-export const all: ReadonlyArray<SuiteName> = [...usual, "memory", "scale", "stores"]
+export const all: ReadonlyArray<SuiteName> = [...usual, "memory", "scale", "stores", "tracing"]

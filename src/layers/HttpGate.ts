@@ -121,14 +121,11 @@ const traced = <E, R>(request: HttpServerRequest.HttpServerRequest, app: HttpApp
       started,
       "server",
     )
-    span.attribute(Telemetry.attribute.httpMethod, request.method)
     return yield* Effect.onExit(answered(span), (exit) =>
       Effect.sync(() => {
         const status = Exit.isSuccess(exit) ? exit.value.status : 499
-        // At the end, because the router has written its own form of it.
-        if (route !== undefined) span.attribute(Telemetry.attribute.httpRoute, route)
-        span.attribute(Telemetry.attribute.httpStatus, status)
-        span.end(finished(status), status < 500 ? Exit.void : Telemetry.failed(String(status)))
+        // At the end, because the router has written its own form of the route.
+        Telemetry.endServerSpan(span, { method: request.method, route, status }, finished(status))
       }),
     )
   })

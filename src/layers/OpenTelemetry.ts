@@ -14,11 +14,14 @@ export const layerConfig = (command: string | undefined) =>
     Effect.gen(function* () {
       const endpoint = yield* Settings.OTEL_EXPORTER_OTLP_ENDPOINT
       if (Option.isNone(endpoint)) return Layer.empty
-      // Read by the SDK, which would put up with a bad value.
-      yield* Effect.all([Settings.OTEL_TRACES_SAMPLER, Settings.OTEL_TRACES_SAMPLER_ARG])
       const { layer } = yield* Effect.promise(() => import("./OpenTelemetrySdk.ts"))
       return layer({
         serviceName: Option.getOrElse(yield* Settings.OTEL_SERVICE_NAME, () => nameOf(command)),
+        protocol: yield* Settings.OTEL_EXPORTER_OTLP_PROTOCOL,
+        sampler: yield* Settings.OTEL_TRACES_SAMPLER,
+        share: Option.getOrElse(yield* Settings.OTEL_TRACES_SAMPLER_ARG, () => 1),
+        maxQueueSize: yield* Settings.OTEL_BSP_MAX_QUEUE_SIZE,
+        maxExportBatchSize: yield* Settings.OTEL_BSP_MAX_EXPORT_BATCH_SIZE,
         metricInterval: yield* Settings.OTEL_METRIC_EXPORT_INTERVAL,
       })
     }),

@@ -11,10 +11,12 @@ import {
   count,
   externalSpan,
   failed,
+  isSampled,
   isTracing,
   sentMessages,
   type TraceContext,
   traceOf,
+  untraced,
 } from "./Telemetry.ts"
 
 /** A message as these functions see it. */
@@ -64,9 +66,12 @@ const linksTo = (spans: ReadonlyArray<Tracer.AnySpan>): ReadonlyArray<Tracer.Spa
 
 /** The span that the message came with, if its trace is sampled. */
 const sampledSpan = ({ trace }: Traced): Tracer.ExternalSpan | undefined => {
-  const span = trace === null ? undefined : externalSpan(trace)
-  return span?.sampled ? span : undefined
+  return trace !== null && isSampled(trace) ? externalSpan(trace) : undefined
 }
+
+/** Whether any of them wants to be told of. */
+const anySampled = (messages: ReadonlyArray<Traced>): boolean =>
+  messages.some(({ trace }) => trace !== null && isSampled(trace))
 
 /** All came from one request, or it is one message. */
 const sharedTrace = (messages: ReadonlyArray<Traced>): TraceContext | null | undefined => {
@@ -112,6 +117,7 @@ export const together =
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.flatMap(isTracing, (tracing) => {
       if (!tracing) return effect
+      if (!anySampled(messages)) return untraced(effect)
       const shared = sharedTrace(messages)
       if (shared !== undefined) {
         const parent = externalSpan(shared)
@@ -164,7 +170,8 @@ export const publishing = <A extends string, E, R>(
   Effect.gen(function* () {
     const send = (traces: ReadonlyArray<TraceContext | null>) =>
       Effect.onExit(publish(traces), (exit) => Effect.sync(() => countSent(messages, exit)))
-    if (!(yield* isTracing)) return yield* send(messages.map(({ trace }) => trace))
+    const told = messages.some(({ parent }) => parent?.sampled) || anySampled(messages)
+    if (!told || !(yield* isTracing)) return yield* send(messages.map(({ trace }) => trace))
     const tracer = yield* Effect.tracer
     const clock = yield* Effect.clock
     const started = clock.unsafeCurrentTimeNanos()
@@ -255,6 +262,7 @@ export const processing = <A, E, R>(
 ): Effect.Effect<A, E, R> =>
   Effect.gen(function* () {
     if (!(yield* isTracing)) return yield* process
+    if (!anySampled(deliveries)) return yield* untraced(process)
     const tracer = yield* Effect.tracer
     const clock = yield* Effect.clock
     const started = clock.unsafeCurrentTimeNanos()
@@ -283,7 +291,7 @@ export const processing = <A, E, R>(
     const [only] = spans
     const members = deliveries.flatMap(({ messageId }, index): ReadonlyArray<Member> => {
       const span = spans[index]
-      return span === undefined ? [] : [{ messageId, span }]
+      return span?.sampled ? [{ messageId, span }] : []
     })
     const inSpan =
       deliveries.length === 1

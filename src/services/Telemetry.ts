@@ -58,6 +58,10 @@ export const currentTrace: Effect.Effect<TraceContext | null> = Effect.map(
   Option.match({ onNone: () => null, onSome: traceOf }),
 )
 
+/** Whether the trace is recorded, by its flags alone. */
+export const isSampled = ({ traceparent }: TraceContext): boolean =>
+  (Number.parseInt(traceparent.slice(-1), 16) & 1) === 1
+
 /** The stored trace context as a parent for new spans; `undefined` when it is malformed or absent. */
 export const externalSpan = (trace: TraceContext | null): Tracer.ExternalSpan | undefined => {
   const match = trace && traceparentPattern.exec(trace.traceparent)
@@ -70,11 +74,23 @@ export const externalSpan = (trace: TraceContext | null): Tracer.ExternalSpan | 
   })
 }
 
+let digits = ""
+let used = 0
+/** So many random hexadecimal digits, at most 32; drawn in bulk. */
+export const randomHex = (count: number): string => {
+  if (used + count > digits.length) {
+    digits = randomBytes(2048).toString("hex")
+    used = 0
+  }
+  used += count
+  return digits.slice(used - count, used)
+}
+
 /** A trace that nobody records: it only tells what belongs together. */
 export const newTrace = (): Tracer.ExternalSpan =>
   Tracer.externalSpan({
-    traceId: randomBytes(16).toString("hex"),
-    spanId: randomBytes(8).toString("hex"),
+    traceId: randomHex(32),
+    spanId: randomHex(16),
     sampled: false,
   })
 
@@ -139,6 +155,22 @@ export const attribute = {
   /** What became of a delivery: `ack`, `retry`, `dead_letter`, `isolate`. */
   settlement: "user_embeddings.settlement",
 } as const
+
+/** Ends the span of a request. */
+export const endServerSpan = (
+  span: Tracer.Span,
+  {
+    method,
+    route,
+    status,
+  }: { readonly method: string; readonly route: string | undefined; readonly status: number },
+  ended: bigint,
+): void => {
+  span.attribute(attribute.httpMethod, method)
+  if (route !== undefined) span.attribute(attribute.httpRoute, route)
+  span.attribute(attribute.httpStatus, status)
+  span.end(ended, status < 500 ? Exit.void : failed(String(status)))
+}
 
 // ---------------------------------------------------------------------------------------------------------
 // Metrics

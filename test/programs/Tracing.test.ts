@@ -230,7 +230,7 @@ const suite = (name: string, make: () => Promise<Stack>, words: typeof onServers
         body: JSON.stringify({ text: "a garden hose" }),
       })
       const traceId = newTraceId()
-      await post("/api/user/u-traced/product/p-1/view", {}, { traceparent: traceparent(traceId) })
+      await post("/api/user/u-viewer/product/p-1/view", {}, { traceparent: traceparent(traceId) })
       expect(treeOf(await traced(traceId, "ack "))).toEqual([
         "api SERVER POST /api/user/{userId}/product/{productId}/view",
         "  api CLIENT INSERT user_interactions",
@@ -299,7 +299,7 @@ const suite = (name: string, make: () => Promise<Stack>, words: typeof onServers
       await Promise.all(workers.map((worker) => worker.ended()))
       const sampled = [newTraceId(), newTraceId(), newTraceId()]
       const unsampled = [newTraceId(), newTraceId()]
-      await Promise.all([
+      const answers = await Promise.all([
         ...sampled.map((id) =>
           post(
             `/api/user/b-${id.slice(0, 8)}/search`,
@@ -314,6 +314,10 @@ const suite = (name: string, make: () => Promise<Stack>, words: typeof onServers
             { traceparent: traceparent(id, "00") },
           ),
         ),
+      ])
+      expect(answers.map(({ headers }) => headers.get("traceparent")?.replace(/-\w{16}-/, " "))).toEqual([
+        ...sampled.map((id) => `00-${id} 01`),
+        ...unsampled.map((id) => `00-${id} 00`),
       ])
       await startWorker()
       for (const id of sampled) {
@@ -378,6 +382,7 @@ const suite = (name: string, make: () => Promise<Stack>, words: typeof onServers
         "flaky phrase",
         "refused phrase",
         "u-traced",
+        "u-viewer",
         "u-flaky",
         "sk-secret",
         "garden hose",
