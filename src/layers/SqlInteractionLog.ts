@@ -28,7 +28,7 @@ const rowsPrepared = 16
 /** Rows read or marked by one statement. */
 const page = 500
 /** Identities read by one statement. */
-const identitiesPerPage = 5_000
+const identitiesPerPage = 2_500
 /** Ids looked through by one statement of a stream of all users, whatever its filter leaves of them. */
 const idsPerStatement = 50_000
 /** How often an append plans anew, because others write the same interactions at the same time. */

@@ -22,6 +22,7 @@ interface Row {
 }
 
 const rowsPerPage = 200
+const idsPerPage = 2_000
 
 const toRecord = ({ embedding, facts, ...row }: Row): UserRecord => {
   const known: Omit<UserEmbedding, "embedding"> | null = facts === null ? null : JSON.parse(facts)
@@ -32,8 +33,9 @@ const toRecord = ({ embedding, facts, ...row }: Row): UserRecord => {
   }
 }
 
-/** Rows from `page`, which continues after a key, in pages. */
+/** Rows from `page`, which continues after a key, in pages of a `size`. */
 const paged = <Row, Key>(
+  size: number,
   first: Key,
   page: (after: Key) => Effect.Effect<ReadonlyArray<Row>, UserEmbeddingsError>,
   key: (row: Row) => Key,
@@ -41,7 +43,7 @@ const paged = <Row, Key>(
   Stream.paginateEffect(first, (after) =>
     Effect.map(page(after), (rows) => [
       rows,
-      rows.length === rowsPerPage ? Option.map(Option.fromNullable(rows.at(-1)), key) : Option.none(),
+      rows.length === size ? Option.map(Option.fromNullable(rows.at(-1)), key) : Option.none(),
     ]),
   )
 
@@ -189,12 +191,13 @@ const make = Effect.map(Sqlite, (sqlite) => {
         ),
       ),
 
-    stream: Stream.mapConcatChunk(paged("", users<Row>("*"), userId), (rows) =>
+    stream: Stream.mapConcatChunk(paged(rowsPerPage, "", users<Row>("*"), userId), (rows) =>
       Chunk.map(Chunk.unsafeFromArray(rows), toRecord),
     ),
 
     bookkeeping: Stream.mapConcatChunk(
       paged(
+        rowsPerPage,
         "",
         users<Bookkeeping>(
           `user_id, version, applied, archived, erased_at,
@@ -205,21 +208,31 @@ const make = Effect.map(Sqlite, (sqlite) => {
       Chunk.unsafeFromArray,
     ),
 
-    ledger: (user) =>
+    ledger: (wanted) =>
       paged(
-        "",
-        (after: string) =>
+        idsPerPage,
+        { user_id: "", id: "" },
+        (after) =>
           failing("ledger")(
             sqlite.use((database) =>
               database
-                .query<{ id: string }, [string, string, number]>(
-                  "SELECT id FROM user_embedding_ledger WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?",
+                .query<typeof after, [string, string, string, number]>(
+                  `SELECT user_id, id FROM user_embedding_ledger
+                   WHERE user_id IN (SELECT value FROM json_each(?)) AND (user_id, id) > (?, ?)
+                   ORDER BY user_id, id LIMIT ?`,
                 )
-                .all(user, after, rowsPerPage),
+                .all(JSON.stringify(wanted), after.user_id, after.id, idsPerPage),
             ),
           ),
-        ({ id }) => id,
-      ).pipe(Stream.map((rows) => rows.map(({ id }) => id))),
+        (last) => last,
+      ).pipe(
+        Stream.map((rows) =>
+          Array.from(
+            Map.groupBy(rows, ({ user_id }) => user_id),
+            ([user_id, own]) => ({ user_id, ids: own.map(({ id }) => id) }),
+          ),
+        ),
+      ),
   })
 })
 

@@ -46,7 +46,9 @@ export const offRecord = (
 ): Stream.Stream<ReadonlyArray<string>, UserEmbeddingsError> =>
   archived === 0
     ? Stream.empty
-    : Stream.map(users.ledger(user), (ids) => ids.filter((id) => !onRecord.has(id)))
+    : Stream.map(users.ledger([user]), (entries) =>
+        entries.flatMap(({ ids }) => ids.filter((id) => !onRecord.has(id))),
+      )
 
 /** How many interactions of the user are applied. */
 export const total = (users: UserEmbeddings["Type"], user: UserId, record: Bookkept) =>

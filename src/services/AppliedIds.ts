@@ -20,6 +20,13 @@ export const count = (ids: AppliedIds): number => ids.byteLength / prefixBytes
 /** The first 32 hex digits: how an id is named in the ledger and in sets. */
 export const prefix = (id: MessageId): string => id.slice(0, 2 * prefixBytes)
 
+/** Message ids, or their prefixes, as they stand on the document. */
+export const pack = (ids: ReadonlyArray<MessageId>): AppliedIds => {
+  const packed = Buffer.alloc(ids.length * prefixBytes)
+  for (const [index, id] of ids.entries()) packed.write(prefix(id), index * prefixBytes, "hex")
+  return packed
+}
+
 /** The prefixes on the document, for look-ups. */
 export const toSet = (ids: AppliedIds): ReadonlySet<string> => {
   const hex = Buffer.from(ids.buffer, ids.byteOffset, ids.byteLength).toString("hex")
@@ -49,6 +56,6 @@ export const append = (
   const staying = ids.subarray(leaving * prefixBytes)
   const kept = new Uint8Array(staying.byteLength + added.length * prefixBytes)
   kept.set(staying)
-  kept.set(Buffer.from(added.map(prefix).join(""), "hex"), staying.byteLength)
+  kept.set(pack(added), staying.byteLength)
   return { kept, archive: [...toSet(ids.subarray(0, leaving * prefixBytes))] }
 }

@@ -80,6 +80,8 @@ export class Inconsistent extends Schema.TaggedError<Inconsistent>()("Inconsiste
 const mostOpen = 200_000
 /** Interactions looked up together. */
 const page = 1_000
+/** Users compared together. */
+const usersPerPage = 1_000
 /** Users looked at id by id at the same time. */
 const usersAtOnce = 4
 /** While there are consumers, who hold messages that no queue shows, so often is looked whether they are done. */
@@ -96,12 +98,24 @@ class Fingerprint {
   private c = 0
   private d = 0
 
-  add(id: string): void {
-    this.count += 1
-    this.a ^= Number.parseInt(id.slice(0, 8), 16)
-    this.b ^= Number.parseInt(id.slice(8, 16), 16)
-    this.c ^= Number.parseInt(id.slice(16, 24), 16)
-    this.d ^= Number.parseInt(id.slice(24, 32), 16)
+  constructor(ids = AppliedIds.none) {
+    this.add(ids)
+  }
+
+  /** Adds the ids from one place among them to another. */
+  add(ids: AppliedIds.AppliedIds, from = 0, to = AppliedIds.count(ids)): void {
+    const words = new DataView(ids.buffer, ids.byteOffset, ids.byteLength)
+    for (
+      let at = from * AppliedIds.prefixBytes;
+      at < to * AppliedIds.prefixBytes;
+      at += AppliedIds.prefixBytes
+    ) {
+      this.a ^= words.getInt32(at)
+      this.b ^= words.getInt32(at + 4)
+      this.c ^= words.getInt32(at + 8)
+      this.d ^= words.getInt32(at + 12)
+    }
+    this.count += to - from
   }
 
   equals({ a, b, c, count, d }: Fingerprint): boolean {
@@ -131,12 +145,15 @@ const perUser = <E>(
   let current: Logged | undefined
   const complete = Stream.mapEffect(pages, (identities) => {
     const done: Array<Logged> = []
-    for (const { message_id, user_id } of identities) {
+    const ids = AppliedIds.pack(identities.map(({ message_id }) => message_id))
+    for (let from = 0, to = 0; from < identities.length; from = to) {
+      const { user_id } = identities[from]!
+      while (identities[to]?.user_id === user_id) to++
       if (current?.user_id !== user_id) {
         if (current !== undefined) done.push(current)
         current = { user_id, ids: new Fingerprint() }
       }
-      current.ids.add(message_id)
+      current.ids.add(ids, from, to)
     }
     rows += identities.length
     return Effect.as(progress(rows), Chunk.unsafeFromArray(done))
@@ -303,17 +320,22 @@ const make = Effect.gen(function* () {
       }
     })
 
-    const differs = Effect.fnUntraced(function* ({ applied: written, logged, user_id }: Both) {
-      const applied = written ?? noRecord
-      const ids = new Fingerprint()
-      const record = Applied.bookkept(applied)
-      for (const id of record.onRecord) ids.add(id)
-      yield* Stream.runForEach(Applied.offRecord(users, user_id, record), (some) =>
+    /**
+     * Users of whom the log, the applied ids and their count don't say the same. An id that is on the record and in the
+     * ledger counts twice here and cancels itself out, so that its user is looked at id by id.
+     */
+    const differing = Effect.fnUntraced(function* (some: ReadonlyArray<Both>) {
+      const found = new Map(some.map(({ applied, user_id }) => [user_id, new Fingerprint(applied?.applied)]))
+      const archived = some.filter(({ applied }) => applied !== undefined && applied.archived > 0)
+      yield* Stream.runForEach(users.ledger(archived.map(({ user_id }) => user_id)), (entries) =>
         Effect.sync(() => {
-          for (const id of some) ids.add(id)
+          for (const { ids, user_id } of entries) found.get(user_id)?.add(AppliedIds.pack(ids))
         }),
       )
-      return !ids.equals(logged?.ids ?? new Fingerprint()) || ids.count !== applied.event_count
+      return some.filter(({ applied, logged, user_id }) => {
+        const ids = found.get(user_id) ?? new Fingerprint()
+        return !ids.equals(logged?.ids ?? new Fingerprint()) || ids.count !== (applied?.event_count ?? 0)
+      })
     })
 
     if (options.user !== undefined) {
@@ -322,12 +344,17 @@ const make = Effect.gen(function* () {
     } else
       yield* joined(perUser(log.identities, options.progress ?? (() => Effect.void)), users.bookkeeping).pipe(
         Stream.filter(({ applied, logged }) => logged !== undefined || (applied?.event_count ?? 0) > 0),
-        Stream.tap(() => Effect.sync(() => (audited += 1))),
-        Stream.mapEffect(
-          (both) => Effect.flatMap(differs(both), (is) => (is ? inspect(both.user_id) : Effect.void)),
-          { concurrency: usersAtOnce, unordered: true },
+        Stream.grouped(usersPerPage),
+        Stream.runForEach((some) =>
+          Effect.gen(function* () {
+            audited += some.length
+            const those = yield* differing(Chunk.toReadonlyArray(some))
+            yield* Effect.forEach(those, ({ user_id }) => inspect(user_id), {
+              concurrency: usersAtOnce,
+              discard: true,
+            })
+          }),
         ),
-        Stream.runDrain,
       )
 
     /** Dead letters of the open ones. */

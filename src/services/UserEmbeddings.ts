@@ -29,7 +29,7 @@ export interface Write {
   readonly expected: number | undefined
 }
 
-/** Ids (first 32 hex digits of message ids) of one user, for the ledger. */
+/** Ids (first 32 hex digits of message ids) of one user in the ledger. */
 export interface LedgerEntry {
   readonly user_id: UserId
   readonly ids: ReadonlyArray<string>
@@ -95,8 +95,10 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
     readonly stream: Stream.Stream<UserRecord, UserEmbeddingsError>
     /** The same without what is large. */
     readonly bookkeeping: Stream.Stream<Bookkeeping, UserEmbeddingsError>
-    /** All ids of the user in the ledger, in pages. */
-    readonly ledger: (user: UserId) => Stream.Stream<ReadonlyArray<string>, UserEmbeddingsError>
+    /** All ids of these users in the ledger, in pages; those of one user may be spread over several. */
+    readonly ledger: (
+      users: ReadonlyArray<UserId>,
+    ) => Stream.Stream<ReadonlyArray<LedgerEntry>, UserEmbeddingsError>
   }
 >() {}
 

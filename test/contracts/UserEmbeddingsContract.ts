@@ -4,7 +4,7 @@ import { Array as Arr, Chunk, Effect, type Layer, Stream } from "effect"
 import fc from "fast-check"
 import { eventTypes } from "../../src/services/Interaction.ts"
 import type { RecentEvent, UserEmbedding } from "../../src/services/UserEmbedding.ts"
-import { UserEmbeddings, type Write } from "../../src/services/UserEmbeddings.ts"
+import { type LedgerEntry, UserEmbeddings, type Write } from "../../src/services/UserEmbeddings.ts"
 import { toBytes } from "../../src/services/Vector.ts"
 import { layerSuite } from "../support/effect.ts"
 
@@ -415,20 +415,32 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         )
       }))
 
-    it("lists a user's ledger, and no one else's", () =>
+    it("lists the ledger of users, and no one else's", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const ids = Array.from({ length: 650 }, (_, index) => index.toString(16).padStart(32, "0"))
+        // Ids that begin with others, with all characters that sort before and after the bar of a key or mean something.
+        const few = ["liste", "listed.", "listed.not", "listed_", "listed-:x", "listedz", "Listed"]
         yield* users.archive([
           { user_id: "listed", ids },
-          { user_id: "listed.not", ids: ids.slice(0, 3) },
-          { user_id: "liste", ids: ids.slice(0, 3) },
+          ...few.map((user_id, index) => ({ user_id, ids: ids.slice(0, index + 1) })),
         ])
-        const list = (user: string) =>
-          Effect.map(Stream.runCollect(users.ledger(user)), (pages) => [...pages].flat().toSorted())
-        expect(yield* list("listed")).toEqual(ids)
-        expect(yield* list("listed.not")).toEqual(ids.slice(0, 3))
-        expect(yield* list("nobody")).toEqual([])
+        const list = (...wanted: ReadonlyArray<string>) =>
+          Effect.map(Stream.runCollect(users.ledger(wanted)), (pages) => {
+            const entries = Map.groupBy([...pages].flat(), ({ user_id }) => user_id)
+            const idsOf = (own: ReadonlyArray<LedgerEntry>) => own.flatMap(({ ids }) => ids).toSorted()
+            return Object.fromEntries(Array.from(entries, ([user, own]) => [user, idsOf(own)]))
+          })
+        expect(yield* list("listed")).toEqual({ listed: ids })
+        for (const [index, user] of few.entries())
+          expect(yield* list(user)).toEqual({ [user]: ids.slice(0, index + 1) })
+        expect(yield* list("listed.", "nobody", "listed", "liste")).toEqual({
+          "listed.": ids.slice(0, 2),
+          listed: ids,
+          liste: ids.slice(0, 1),
+        })
+        expect(yield* list("listedxnot", "nobody")).toEqual({})
+        expect(yield* list()).toEqual({})
       }))
 
     it("waits until what was read is durable, without a new version", () =>
