@@ -4,7 +4,7 @@
  * marked published only when the broker has confirmed that it reached a queue, so a row may be published twice
  * and is never lost.
  */
-import { Clock, Context, Duration, Effect, Fiber, Layer } from "effect"
+import { Array as Arr, Clock, Context, Duration, Effect, Fiber, Layer } from "effect"
 import { encodeMessage, type MessageId } from "./Interaction.ts"
 import { InteractionLog, type InteractionLogError, type LoggedInteraction } from "./InteractionLog.ts"
 import { InteractionQueue, type InteractionQueueError, type Message } from "./InteractionQueue.ts"
@@ -27,6 +27,10 @@ export class OutboxRelay extends Context.Tag("user-embeddings/OutboxRelay")<
 
 /** Messages of one publish: the confirm window. */
 const page = 1_000
+/** Rows that a sweep reads together. */
+const rowsPerRead = 5_000
+/** Pages of them on their way at the same time: while one is marked, the broker confirms the next. */
+const pagesAtOnce = 3
 /** Rows that may wait in memory; the rest is left to the sweep. */
 const rowsWaiting = 20_000
 /** How long a stopping process goes on publishing what it has just committed. */
@@ -105,17 +109,20 @@ const make = Effect.gen(function* () {
     const recordedBy = (yield* Clock.currentTimeMillis) - Duration.toMillis(RetryPolicies.sweepGrace)
     let published = 0
     while (true) {
-      const rows = yield* log.unpublished({ limit: page, recordedBy })
+      const rows = yield* log.unpublished({ limit: rowsPerRead, recordedBy })
       const left = rows.filter(({ interaction }) => !own.has(interaction.message_id))
-      const confirmed =
-        left.length === 0
-          ? 0
-          : yield* publish(left).pipe(
-              MessageTraces.together("sweep interactions", left.map(MessageTraces.traced)),
-              Effect.withTracerEnabled(true),
-            )
-      published += confirmed
-      if (confirmed === 0 || rows.length < page) return published
+      const before = published
+      yield* Effect.forEach(
+        Arr.chunksOf(left, page),
+        (some) =>
+          publish(some).pipe(
+            MessageTraces.together("sweep interactions", some.map(MessageTraces.traced)),
+            Effect.withTracerEnabled(true),
+            Effect.map((confirmed) => (published += confirmed)),
+          ),
+        { concurrency: pagesAtOnce, discard: true },
+      )
+      if (published === before || rows.length < rowsPerRead) return published
     }
   })
 
