@@ -30,7 +30,7 @@ type Ports =
 
 /** How often the system is looked at while somebody watches; less often where looking takes long. */
 const lookEvery = Duration.seconds(1)
-const restPerLook = 3
+const restPerLook = 1
 
 const decodePicked = Schema.decodeUnknownEither(PickedLetters, { onExcessProperty: "error" })
 const pickedRule = 'must be {"ids": […]}, {"error": "…"} or {"all": true}'
@@ -83,8 +83,11 @@ export const operations = HttpApiBuilder.group(api, "operations", (handlers) =>
       Stream.interruptWhen(closing),
       Stream.map((stats) => `data: ${JSON.stringify(stats)}\n\n`),
       Stream.encodeText,
-      HttpServerResponse.stream,
-      Effect.succeed,
+      (body) =>
+        HttpServerResponse.stream(body, {
+          contentType: "text/event-stream",
+          headers: { "cache-control": "no-store" },
+        }),
     )
 
     const listed = ({ error, limit }: { readonly error?: string | undefined; readonly limit: number }) =>
@@ -115,12 +118,7 @@ export const operations = HttpApiBuilder.group(api, "operations", (handlers) =>
 
     return handlers
       .handleRaw("system", () => reply(SystemStats.look))
-      .handleRaw("systemEvents", () =>
-        Effect.map(
-          events,
-          HttpServerResponse.setHeaders({ "content-type": "text/event-stream", "cache-control": "no-store" }),
-        ),
-      )
+      .handleRaw("systemEvents", () => Effect.succeed(events))
       .handleRaw("deadLetters", ({ urlParams }) => reply(listed(urlParams)))
       .handleRaw("deadLetterGroups", () =>
         reply(Effect.map(FailedLetters.groupFailed({}), (groups) => ({ groups }))),

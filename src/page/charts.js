@@ -18,7 +18,11 @@ export const chart = (figure, { series, title, value }) => {
 
   const draw = () => {
     plot?.destroy()
-    const axis = { stroke: colour("--muted"), font: "11px system-ui, sans-serif", ticks: { show: false } }
+    const axis = {
+      stroke: colour("--muted"),
+      font: "11px Inter, system-ui, sans-serif",
+      ticks: { show: false },
+    }
     const grid = { stroke: colour("--line"), width: 1 }
     plot = new uPlot(
       {
