@@ -8,7 +8,7 @@ const bodies = async (system: System) =>
 
 failures("a message delivered more than once", "programs", (scenario) => {
   scenario("to four workers at once", async (system) => {
-    const users = inForm(250, 1000)
+    const users = inForm(100, 1000)
     await system.api()
     await Promise.all(system.workers(4, { WORKER_PREFETCH: "50" }).map(consuming))
     for (const round of [1, 2]) {

@@ -20,7 +20,7 @@ export const until = async <A>(
     const answer = await probe()
     if (answer !== undefined) return answer
     if (performance.now() > deadline) throw new Error(`not within ${seconds} s: ${what}`)
-    await Bun.sleep(25)
+    await Bun.sleep(50)
   }
 }
 

@@ -372,15 +372,14 @@ export class System {
     let last = ""
     await until("everything applied", seconds, async () => {
       try {
-        const [rows, unpublished, applied, depths] = [
-          await this.number("SELECT COUNT(*) AS n FROM user_interactions"),
-          await this.unpublished(),
-          await this.applied(),
-          await this.depths(),
-        ]
+        const unpublished = await this.unpublished()
+        const rows = await this.number("SELECT COUNT(*) AS n FROM user_interactions")
+        const applied = await this.applied()
+        last = JSON.stringify({ rows, unpublished, applied })
+        if (unpublished > 0 || applied < rows - dead) return undefined
+        const depths = await this.depths()
         last = JSON.stringify({ rows, unpublished, applied, ...depths })
-        const waiting = unpublished + depths.main + depths.retry
-        return waiting === 0 && applied >= rows - dead ? true : undefined
+        return depths.main + depths.retry === 0 || undefined
       } catch (error) {
         last = String(error)
         return undefined
