@@ -28,20 +28,20 @@ const queue = "src/layers/RabbitInteractionQueue.ts"
 const ackFirst = {
   without: "acknowledging only after the write",
   file: worker,
-  from: "const outcomes = yield* updater.update(innocent)",
-  to: 'yield* consumer.settle(innocent.map((one) => [one, { _tag: "Ack" }] as const))\n    const outcomes = yield* updater.update(innocent)',
+  from: "const updated = updater.update(innocent)",
+  to: 'yield* consumer.settle(innocent.map((one) => [one, { _tag: "Ack" }] as const))\n    const updated = updater.update(innocent)',
 }
 const idsUnchecked = {
   without: "looking for applied ids on the document",
   file: updater,
-  from: "onRecord.get(user_id)?.has(AppliedIds.prefix(message_id)) === true",
-  to: "onRecord.get(user_id)?.has(AppliedIds.prefix(message_id)) === undefined",
+  from: "|| AppliedIds.has(record.applied, message_id)",
+  to: "|| message_id.length === 0",
 }
 const copiesUnconfirmed = {
   without: "confirming the copy before the original is acknowledged",
   file: queue,
-  from: "const confirmations = yield* publisher\n        .publish(held",
-  to: "acknowledge(held.map(({ delivery }) => delivery))\n      const confirmations = yield* publisher\n        .publish(held",
+  from: "const confirmations = yield* publishTraced(\n        publisher,\n        held",
+  to: "acknowledge(held.map(({ delivery }) => delivery))\n      const confirmations = yield* publishTraced(\n        publisher,\n        held",
 }
 const noOutage = {
   without: "pausing while a store is out",
@@ -94,8 +94,8 @@ const mutations: ReadonlyArray<Mutation> = [
     scenario: "RabbitMQ out of memory",
     without: "answering before publishing",
     file: "src/services/InteractionRecorder.ts",
-    from: "const exit = yield* Effect.exit(log.append(entries))",
-    to: "const exit = yield* Effect.exit(Effect.tap(log.append(entries), Effect.ignore(relay.sweep)))",
+    from: "let next = 0\n    for (const job",
+    to: "yield* Effect.ignore(relay.sweep)\n    let next = 0\n    for (const job",
   },
   { scenario: "no room in RabbitMQ for dead letters: the binding", ...copiesUnconfirmed },
   { scenario: "no room in RabbitMQ for dead letters: the greatest length", ...copiesUnconfirmed },
@@ -174,10 +174,10 @@ const mutations: ReadonlyArray<Mutation> = [
   },
   {
     scenario: "SIGTERM under full prefetch",
-    without: "giving back what is not done",
+    without: "finishing what is held",
     file: worker,
-    from: "if (window === undefined) held = []",
-    to: 'yield* consumer.settle(held.map((one) => [one, { _tag: "Ack" }] as const))\n        held = []',
+    from: "stopping = true\n        change",
+    to: 'stopping = true\n        yield* consumer.settle(held.map((one) => [one, { _tag: "Ack" }] as const))\n        held = []\n        change',
   },
   {
     scenario: "SIGTERM twice",
@@ -188,10 +188,20 @@ const mutations: ReadonlyArray<Mutation> = [
   },
 ]
 
+if ((await run(["git", "status", "--porcelain", "src"], { cwd: root })) !== "")
+  throw new Error("src has changes: commit them first")
+const words = process.argv.slice(2)
+const chosen = mutations.filter(
+  ({ scenario }) => words.length === 0 || words.some((word) => scenario.includes(word)),
+)
+const { statuses } = await up({ only: ["mysql"] })
+const servers: Record<string, string> = Object.assign({}, ...statuses.map(({ env }) => env))
+servers[sacrificial.sacrificialVariable] = await sacrificial.up()
 /** Whether the scenario fails, and the first error it names. */
 const failsWith = async (scenario: string): Promise<string | undefined> => {
   const child = Bun.spawn([process.execPath, "test", "test/failures", "--test-name-pattern", scenario], {
     cwd: root,
+    env: { ...process.env, ...servers },
     stdin: "ignore",
     stdout: "pipe",
     stderr: "pipe",
@@ -201,15 +211,6 @@ const failsWith = async (scenario: string): Promise<string | undefined> => {
   return code === 0 ? undefined : (output.match(/^error: .*|.*timed out.*/m)?.[0] ?? "failed")
 }
 
-if ((await run(["git", "status", "--porcelain", "src"], { cwd: root })) !== "")
-  throw new Error("src has changes: commit them first")
-const words = process.argv.slice(2)
-const chosen = mutations.filter(
-  ({ scenario }) => words.length === 0 || words.some((word) => scenario.includes(word)),
-)
-const { statuses } = await up({ only: ["mysql"] })
-Object.assign(process.env, ...statuses.map(({ env }) => env))
-process.env[sacrificial.sacrificialVariable] = await sacrificial.up()
 let survived = 0
 for (const { file, from, scenario, to, without } of chosen) {
   const path = resolve(root, file)
