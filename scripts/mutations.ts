@@ -85,10 +85,10 @@ const mutations: ReadonlyArray<Mutation> = [
   },
   {
     scenario: "RabbitMQ killed under load",
-    without: "telling lost messages from confirmed ones",
-    file: "src/layers/RabbitPublisher.ts",
-    from: 'messages.map((): Confirmation => "nacked")',
-    to: 'messages.map((): Confirmation => "confirmed")',
+    without: "leaving what could not be published to the sweep",
+    file: relay,
+    from: "const confirmations = yield* queue.publish(rows.map(toMessage))",
+    to: 'const confirmations = yield* Effect.orElseSucceed(queue.publish(rows.map(toMessage)), () => rows.map(() => "confirmed"))',
   },
   {
     scenario: "RabbitMQ out of memory",
