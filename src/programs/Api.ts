@@ -1,6 +1,6 @@
 /** The HTTP API. It records, publishes right after the commit, and sweeps what is left in the outbox. */
 import { HttpApiBuilder, HttpApiSwagger, HttpMiddleware, HttpServer } from "@effect/platform"
-import { Console, Effect, Layer, Option } from "effect"
+import { Effect, Layer, Option } from "effect"
 import * as HttpGate from "../layers/HttpGate.ts"
 import * as HttpHandlers from "../layers/HttpHandlers.ts"
 import * as HttpIngest from "../layers/HttpIngest.ts"
@@ -15,6 +15,7 @@ import * as OutboxRelay from "../services/OutboxRelay.ts"
 import * as Popularity from "../services/Popularity.ts"
 import * as Recommender from "../services/Recommender.ts"
 import * as Settings from "../services/Settings.ts"
+import { greet } from "./Greeting.ts"
 
 const recommending = Recommender.layer.pipe(
   Layer.provide([Catalogue.layer, Popularity.layer]),
@@ -41,9 +42,7 @@ const greeting = HttpServer.addressWith((address) =>
     if (address._tag !== "TcpAddress") return
     const url = `http://${address.hostname === "0.0.0.0" ? "127.0.0.1" : address.hostname}:${address.port}`
     yield* Effect.logInfo("api.listening").pipe(Effect.annotateLogs({ url, docs: `${url}/docs` }))
-    yield* Console.error(
-      `Try: curl -X POST ${url}/api/user/123/search -H 'content-type: application/json' -d '{"query":"wireless headphones"}'`,
-    )
+    yield* greet(url)
   }),
 )
 

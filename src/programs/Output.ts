@@ -20,10 +20,18 @@ export const layerConfig = Layer.unwrapEffect(
     const inherited = yield* Effect.console
     const onto = (terminal: boolean | undefined, write: Console.Console["log"]): Console.Console["log"] =>
       terminal && !unwanted ? write : (...lines) => write(...lines.map(plain))
+    // Bun's own console.error paints everything red.
+    const toTerminal = (...lines: ReadonlyArray<unknown>) => void process.stderr.write(`${lines.join(" ")}\n`)
+    const terminal = process.stderr.isTTY && !unwanted
     return Console.setConsole({
       ...inherited,
       log: onto(process.stdout.isTTY, inherited.log),
-      error: onto(process.stderr.isTTY, inherited.error),
+      error: terminal
+        ? (...lines) => Effect.sync(() => toTerminal(...lines))
+        : onto(process.stderr.isTTY, inherited.error),
+      unsafe: terminal
+        ? Object.assign(Object.create(inherited.unsafe), { error: toTerminal })
+        : inherited.unsafe,
     })
   }),
 )

@@ -93,14 +93,17 @@ describe("--help", () => {
   test.skipIf(Bun.which("script") === null)(
     "is painted on a terminal, unless NO_COLOR is set",
     () => {
-      const onTerminal = (env: Readonly<Record<string, string>>) =>
-        Bun.spawnSync(["script", "-qec", `${process.execPath} ${main} stats --help`, "/dev/null"], {
+      const onTerminal = (command: string, env: Readonly<Record<string, string>>) =>
+        Bun.spawnSync(["script", "-qec", `${process.execPath} ${main} ${command}`, "/dev/null"], {
           env: { PATH: process.env.PATH, ...env },
         }).stdout.toString()
-      expect(onTerminal({})).toContain("\u001b[1mUSAGE\u001b[22m")
-      const plain = onTerminal({ NO_COLOR: "1" })
+      expect(onTerminal("stats --help", {})).toContain("\u001b[1mUSAGE\u001b[22m")
+      const plain = onTerminal("stats --help", { NO_COLOR: "1" })
       expect(plain).toContain("USAGE")
       expect(plain).not.toContain("\u001b[")
+      const failure = onTerminal("failed retry", {})
+      expect(failure).toStartWith("user-embeddings: name letters by id")
+      expect(failure).not.toContain("\u001b[31m")
     },
     60_000,
   )

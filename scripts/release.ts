@@ -1,0 +1,93 @@
+/**
+ * `bun run release VERSION`: checks the tree, dates the changelog, raises the version, shows what the package holds, and
+ * says what is left to do. It never commits, tags, pushes or publishes.
+ */
+import * as Changelog from "./release/changelog.ts"
+
+const usage = `Prepares a release; commits, tags and publishes nothing.
+
+USAGE
+  bun run release VERSION [--dry-run] [--skip-check]
+
+ARGUMENTS
+  VERSION       major, minor, patch, or a version as 1.2.0
+
+OPTIONS
+  --dry-run     Only tell what would be done; no file is changed
+  --skip-check  Don't run \`bun run check\`
+
+EXAMPLES
+  bun run release minor --dry-run
+  bun run release 1.0.0`
+
+const say = (text: string) => console.log(text)
+const fail: (text: string, code: 1 | 2) => never = (text, code) => {
+  console.error(`release: ${text}`)
+  process.exit(code)
+}
+
+const words = process.argv.slice(2)
+if (words.includes("--help") || words.includes("-h")) {
+  say(usage)
+  process.exit(0)
+}
+const options = new Set(words.filter((word) => word.startsWith("-")))
+const [wanted, ...more] = words.filter((word) => !word.startsWith("-"))
+const dryRun = options.delete("--dry-run")
+const skipCheck = options.delete("--skip-check")
+if (wanted === undefined || more.length > 0 || options.size > 0) fail(`\n${usage}`, 2)
+
+const root = new URL("..", import.meta.url).pathname
+const run = (...command: ReadonlyArray<string>) => {
+  const { exitCode, stderr, stdout } = Bun.spawnSync([...command], { cwd: root })
+  return { ok: exitCode === 0, out: stdout.toString().trim(), err: stderr.toString().trim() }
+}
+
+const manifestFile = Bun.file(`${root}package.json`)
+const changelogFile = Bun.file(`${root}CHANGELOG.md`)
+const manifest = await manifestFile.text()
+const { version: current }: { readonly version: string } = JSON.parse(manifest)
+
+const version = Changelog.next(current, wanted)
+if (version === undefined) fail(`${wanted} is neither major, minor, patch nor a version after ${current}`, 2)
+const date = new Date().toISOString().slice(0, 10)
+const released = Changelog.release(await changelogFile.text(), version, date)
+if (released === undefined) fail("CHANGELOG.md has nothing under Unreleased", 1)
+
+const changes = run("git", "status", "--porcelain").out
+if (changes !== "" && !dryRun) fail(`the tree is not clean: commit or stash first\n${changes}`, 1)
+if (changes !== "") say(`the tree is not clean; without --dry-run this would stop here:\n${changes}\n`)
+
+if (!skipCheck) {
+  say("bun run check …")
+  const checked = run(process.execPath, "run", "check")
+  if (!checked.ok) fail(`bun run check failed\n${checked.out}\n${checked.err}`, 1)
+}
+
+if (!dryRun) {
+  await Bun.write(changelogFile, released.changelog)
+  await Bun.write(manifestFile, manifest.replace(`"version": "${current}"`, `"version": "${version}"`))
+}
+
+const packed = run("npm", "pack", "--dry-run", "--json", "--ignore-scripts")
+if (!packed.ok) fail(`npm pack failed\n${packed.err}`, 1)
+const [contents]: ReadonlyArray<{
+  readonly size: number
+  readonly unpackedSize: number
+  readonly files: ReadonlyArray<{ readonly path: string; readonly size: number }>
+}> = JSON.parse(packed.out)
+const kilobytes = (bytes = 0) => `${Math.round(bytes / 1_000).toLocaleString("en-US")} kB`
+
+say(`${dryRun ? "would release" : "prepared"} ${version} (${current} before)\n`)
+say(`CHANGELOG.md, ${date}:\n\n${released.notes}\n`)
+for (const { path, size } of contents?.files ?? []) say(`  ${kilobytes(size).padStart(9)}  ${path}`)
+say(
+  `${contents?.files.length} files, ${kilobytes(contents?.size)} packed, ${kilobytes(contents?.unpackedSize)} unpacked (and types/, made when it is packed)\n`,
+)
+say(`${dryRun ? "Nothing was changed. Then it would be left to you:" : "Left to you:"}
+
+  git add CHANGELOG.md package.json
+  git commit -m "Release ${version}"
+  git tag -a v${version} -m "${version}"
+  git push --follow-tags
+  npm publish`)

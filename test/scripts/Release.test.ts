@@ -1,0 +1,64 @@
+import { describe, expect, test } from "bun:test"
+import { readFileSync } from "node:fs"
+import { resolve } from "node:path"
+import * as Changelog from "../../scripts/release/changelog.ts"
+
+const head = "# Changelog\n\nAll notable changes.\n\n"
+const older = "## 0.1.0 — 2026-01-01\n\n### Added\n- First.\n"
+
+describe("a release", () => {
+  test("moves what is unreleased under the version and its date, and leaves the rest as it is", () => {
+    const notes = "### Added\n- One thing,\n  in two lines.\n\n### Fixed\n- Another."
+    expect(Changelog.release(`${head}## Unreleased\n\n${notes}\n\n${older}`, "0.2.0", "2026-11-24")).toEqual({
+      changelog: `${head}## Unreleased\n\n## 0.2.0 — 2026-11-24\n\n${notes}\n\n${older}`,
+      notes,
+    })
+  })
+
+  test("may be the first", () => {
+    expect(Changelog.release(`${head}## Unreleased\n\n- All.\n`, "1.0.0", "2026-11-24")?.changelog).toBe(
+      `${head}## Unreleased\n\n## 1.0.0 — 2026-11-24\n\n- All.\n`,
+    )
+  })
+
+  test("needs something to release, so the same one is not made twice", () => {
+    expect(Changelog.release(`${head}## Unreleased\n\n${older}`, "0.2.0", "2026-11-24")).toBeUndefined()
+    expect(
+      Changelog.release(`${head}## Unreleased\n\n### Added\n\n${older}`, "0.2.0", "2026-11-24"),
+    ).toBeUndefined()
+    expect(Changelog.release(head + older, "0.2.0", "2026-11-24")).toBeUndefined()
+    const once = Changelog.release(`${head}## Unreleased\n- All.\n`, "1.0.0", "2026-11-24")
+    expect(Changelog.release(once?.changelog ?? "", "1.0.1", "2026-11-24")).toBeUndefined()
+  })
+
+  test.each([
+    ["0.1.9", "patch", "0.1.10"],
+    ["0.1.9", "minor", "0.2.0"],
+    ["0.1.9", "major", "1.0.0"],
+    ["0.1.9", "0.1.10", "0.1.10"],
+    ["1.2.3", "1.10.0", "1.10.0"],
+    ["1.2.3", "1.2.3", undefined],
+    ["1.2.3", "1.1.9", undefined],
+    ["1.2.3", "v2", undefined],
+    ["1.2.3", "2.0", undefined],
+  ] as const)("after %s: %s is %s", (current, wanted, expected) => {
+    expect(Changelog.next(current, wanted)).toBe(expected as string)
+  })
+
+  test("tried dry tells the package and what is left to do, and changes nothing", () => {
+    const root = resolve(import.meta.dir, "../..")
+    const files = ["CHANGELOG.md", "package.json"].map((name) => resolve(root, name))
+    const before = files.map((file) => readFileSync(file, "utf8"))
+    const { exitCode, stdout } = Bun.spawnSync(
+      [process.execPath, "scripts/release.ts", "minor", "--dry-run", "--skip-check"],
+      { cwd: root },
+    )
+    const out = stdout.toString()
+    expect(exitCode).toBe(0)
+    expect(out).toMatch(/would release \d+\.\d+\.0 /)
+    expect(out).toMatch(/ kB {2}src\/programs\/main\.ts\n/)
+    expect(out).toMatch(/\d+ files, \d+ kB packed/)
+    expect(out).toContain("git tag -a v")
+    expect(files.map((file) => readFileSync(file, "utf8"))).toEqual(before)
+  }, 60_000)
+})
