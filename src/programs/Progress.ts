@@ -76,3 +76,26 @@ export const counting = <A, E, R>(
   things: string,
   run: (progress: (count: number) => Effect.Effect<void>) => Effect.Effect<A, E, R>,
 ): Effect.Effect<A, E, R> => measured(things, (progress) => run((count) => progress({ count })))
+
+const spinner = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"]
+
+/** Where nothing can be counted: `what` with the seconds so far, on a terminal, after the first of them. */
+export const waiting =
+  (what: string) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.suspend(() => {
+      if (!process.stderr.isTTY) return effect
+      let drawn = 0
+      const draw = Effect.sync(() => {
+        const sign = spinner[drawn % spinner.length]
+        const seconds = 1 + Math.floor((drawn++ * drawEveryMillis) / 1_000)
+        process.stderr.write(`\r\x1b[K${sign} ${what}, ${duration(seconds)}`)
+      })
+      const drawing = Effect.zipRight(
+        Effect.sleep("1 second"),
+        Effect.forever(Effect.zipRight(draw, Effect.sleep(drawEveryMillis))),
+      )
+      return Effect.raceFirst(effect, drawing).pipe(
+        Effect.ensuring(Effect.sync(() => drawn > 0 && process.stderr.write("\r\x1b[K"))),
+      )
+    })

@@ -3,6 +3,7 @@ import { Command, Options } from "@effect/cli"
 import { Array, Effect, Record } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import { green, json, print, red, table, yellow } from "../Output.ts"
+import { waiting } from "../Progress.ts"
 import * as Provision from "../Provision.ts"
 
 export const setup = Command.make(
@@ -16,7 +17,7 @@ export const setup = Command.make(
   ({ check, json }) =>
     Effect.gen(function* () {
       if (!check) {
-        const done = yield* Provision.setup
+        const done = yield* waiting("setting up")(Provision.setup)
         return yield* print(json, done, (rows) =>
           rows
             .map(
@@ -26,7 +27,7 @@ export const setup = Command.make(
             .join("\n"),
         )
       }
-      const missing = yield* Provision.missing
+      const missing = yield* waiting("asking the servers")(Provision.missing)
       yield* print(json, missing, (rows) =>
         rows
           .map(
@@ -62,7 +63,7 @@ const byRemedy = (
 
 export const doctor = Command.make("doctor", { json }, ({ json }) =>
   Effect.gen(function* () {
-    const diagnoses = yield* Provision.doctor
+    const diagnoses = yield* waiting("asking the servers")(Provision.doctor)
     yield* print(json, diagnoses, (rows) =>
       [
         table(
