@@ -31,8 +31,8 @@ export const tracing = async (arena: Arena, next: Sequence) => {
       const seen = await run(events)
       return { ...seen, cpu: parts(seen.cpu) }
     }
-    contestants.push({ name: `single, ${name}`, events: 8_000, run: only(ours.single) })
-    contestants.push({ name: `bulk, ${name}`, events: 16_000, run: only(ours.bulk) })
+    contestants.push({ name: `single, ${name}`, events: 4_000, run: only(ours.single) })
+    contestants.push({ name: `bulk, ${name}`, events: 4_000, run: only(ours.bulk) })
   }
   const arrived = async (): Promise<number> => Object(await (await fetch(url)).json()).spans
   return { contestants, arrived }

@@ -5,6 +5,7 @@
 import { Chunk, Clock, Context, Effect, Layer, Schedule, Schema, Stream } from "effect"
 import { InteractionLog, type InteractionLogError, type LogFilter, type LogRow } from "./InteractionLog.ts"
 import { InteractionQueue, InteractionQueueError } from "./InteractionQueue.ts"
+import * as MessageTraces from "./MessageTraces.ts"
 import { toMessage } from "./OutboxRelay.ts"
 import * as RetryPolicies from "./RetryPolicies.ts"
 
@@ -64,6 +65,13 @@ const make = Effect.gen(function* () {
     }).pipe(Effect.retry(RetryPolicies.reconnectRetry.pipe(Schedule.upTo(patience))))
   }
 
+  const send = (rows: ReadonlyArray<LogRow>) =>
+    Effect.gen(function* () {
+      yield* publish(rows)
+      const waiting = rows.filter((row) => !row.published).map(({ interaction }) => interaction.message_id)
+      if (waiting.length > 0) yield* log.markPublished(waiting, yield* Clock.currentTimeMillis)
+    })
+
   const roomInQueue = queue.depths.pipe(
     Effect.repeat({
       schedule: Schedule.spaced("200 millis"),
@@ -84,11 +92,11 @@ const make = Effect.gen(function* () {
       Stream.map(Chunk.toReadonlyArray),
       Stream.runForEach((some) =>
         Effect.gen(function* () {
-          yield* Effect.mapError(Effect.zipRight(roomInQueue, publish(some)), stopped)
-          const waiting = some
-            .filter((row) => !row.published)
-            .map(({ interaction }) => interaction.message_id)
-          if (waiting.length > 0) yield* log.markPublished(waiting, yield* Clock.currentTimeMillis)
+          yield* Effect.mapError(roomInQueue, stopped)
+          yield* send(some).pipe(
+            MessageTraces.together("replay interactions", some.map(MessageTraces.traced)),
+            Effect.catchTag("InteractionQueueError", (cause) => Effect.fail(stopped(cause))),
+          )
           published += some.length
           yield* progress(published)
         }),
