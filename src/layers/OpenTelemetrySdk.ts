@@ -1,6 +1,10 @@
-/** What exports traces and metrics. Loaded only when there is an endpoint. */
+/**
+ * What exports traces and metrics. Loaded only when there is an endpoint. The SDK has exporter, batches and shutdown, and
+ * serves whoever asks the OpenTelemetry API for a tracer; Effect's spans are handed to its processor finished.
+ */
 import * as Metrics from "@effect/opentelemetry/Metrics"
 import { Resource } from "@effect/opentelemetry/Resource"
+import { context, trace } from "@opentelemetry/api"
 import { OTLPMetricExporter } from "@opentelemetry/exporter-metrics-otlp-http"
 import {
   defaultResource,
@@ -10,6 +14,7 @@ import {
   resourceFromAttributes,
 } from "@opentelemetry/resources"
 import { PeriodicExportingMetricReader } from "@opentelemetry/sdk-metrics"
+import { NodeSDK } from "@opentelemetry/sdk-node"
 import { BatchSpanProcessor } from "@opentelemetry/sdk-trace-base"
 import { Duration, Effect, Layer } from "effect"
 import manifest from "../../package.json" with { type: "json" }
@@ -44,13 +49,27 @@ const tracing = ({ maxExportBatchSize, maxQueueSize, protocol, sampler, share }:
     Effect.gen(function* () {
       const resource = yield* Resource
       const exporter = yield* Effect.promise(() => exporterOf(protocol))
-      const processor = yield* Effect.acquireRelease(
-        Effect.sync(() => new BatchSpanProcessor(exporter, { maxQueueSize, maxExportBatchSize })),
-        (processor) =>
-          Effect.promise(() => processor.shutdown()).pipe(
+      const processor = new BatchSpanProcessor(exporter, { maxQueueSize, maxExportBatchSize })
+      yield* Effect.acquireRelease(
+        Effect.sync(() => {
+          const sdk = new NodeSDK({
+            resource,
+            autoDetectResources: false,
+            spanProcessors: [processor],
+            textMapPropagator: null,
+            // Effect's metrics have a reader of their own, and logs go to stderr.
+            metricReaders: [],
+            logRecordProcessors: [],
+          })
+          sdk.start()
+          return sdk
+        }),
+        (sdk) =>
+          Effect.promise(() => sdk.shutdown()).pipe(
             Effect.catchAllCause((cause) => Effect.logWarning("telemetry.not_flushed", cause)),
             Effect.interruptible,
             Effect.timeoutOption(shutdownTimeout),
+            Effect.zipRight(Effect.sync(() => [trace.disable(), context.disable()])),
           ),
       )
       return Layer.setTracer(make({ processor, resource }, samplerOf(sampler, share)))
