@@ -130,18 +130,16 @@ const make = Effect.gen(function* () {
     yield* Effect.forEach(told, report, { discard: true })
   })
 
+  /** What other workers hold is no part of the depths; where nobody can tell, a worker believes that it is alone. */
+  const isOnlyOneHeld = Effect.map(queue.traffic, (traffic) => traffic === null || traffic.unacked === 1)
   /** A message with nothing beside it, here, in the queues or on the ladder, is no backlog: in an outage it climbs. */
-  const isLone = Effect.suspend(() =>
-    held.length > 0 || slow.length > 0 || window?.closes !== undefined
-      ? Effect.succeed(false)
-      : queue.depths.pipe(
-          Effect.map(({ isolated, main, retry }) => {
-            const climbing = Object.values(retry).reduce((sum, depth) => sum + depth, 0)
-            return main.ready + main.unacked + isolated + climbing <= 1
-          }),
-          Effect.orElseSucceed(() => false),
-        ),
-  )
+  const isLone = Effect.gen(function* () {
+    if (held.length > 0 || slow.length > 0 || window?.closes !== undefined) return false
+    const { isolated, main, retry } = yield* queue.depths
+    const climbing = Object.values(retry).reduce((sum, depth) => sum + depth, 0)
+    if (main.ready + main.unacked + isolated + climbing > 1) return false
+    return main.consumers < 2 || (yield* isOnlyOneHeld)
+  }).pipe(Effect.orElseSucceed(() => false))
 
   /** Updates and settles a batch. What waits for a dependency that is out is held again. */
   const handle = Effect.fnUntraced(function* ({ batch, probe }: Work) {

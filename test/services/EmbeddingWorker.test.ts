@@ -33,6 +33,8 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
     /** Waiting in the queue beside what the worker holds. */
     ready: 0,
     climbing: 0,
+    /** Held by all workers together. */
+    held: undefined as number | undefined,
     /** How long searches take, in ms. */
     searching: 0,
     lost: new Set<Delivery>(),
@@ -40,9 +42,11 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
   const queue = Layer.succeed(InteractionQueue, {
     system: "test",
     publish: () => Effect.succeed([]),
-    traffic: Effect.succeed(null),
+    traffic: Effect.sync(() =>
+      state.held === undefined ? null : { publish: 0, deliver: 0, ack: 0, unacked: state.held },
+    ),
     depths: Effect.sync(() => ({
-      main: { ready: state.ready, unacked: 1, consumers: 1 },
+      main: { ready: state.ready, unacked: 1, consumers: state.held === undefined ? 1 : 2 },
       isolated: 0,
       retry: { "5000": state.climbing },
       failed: 0,
@@ -132,6 +136,23 @@ test("a lone message climbs its rungs in an outage", async () => {
   await run(
     layer,
     until(() => state.settled.length === 1),
+  )
+  expect(state.settled[0]?.[1]).toMatchObject({ _tag: "Retry", delayMillis: 5_000 })
+})
+
+test("a message beside which another worker holds others is no lone one, and climbs when it has become one", async () => {
+  const { layer, state } = play()
+  state.answer = () => out
+  state.held = 5
+  state.arriving.push(from("a"))
+  await run(
+    layer,
+    Effect.gen(function* () {
+      yield* until(() => state.batches.length === 2)
+      expect(state.settled).toEqual([])
+      state.held = 1
+      yield* until(() => state.settled.length === 1)
+    }),
   )
   expect(state.settled[0]?.[1]).toMatchObject({ _tag: "Retry", delayMillis: 5_000 })
 })
