@@ -24,6 +24,7 @@ const elsewhere: ReadonlyArray<readonly [RegExp, string]> = [
   [/^docker /, "needs a Docker engine"],
   [/^rabbitmqctl /, "LeastPrivilege.test.ts does the same over the management API"],
   [/^bun run (bench|test:failures)\b/, "takes minutes"],
+  [/^(bun add|bunx|npx) user-embeddings\b/, "the test of the package does so with what would be published"],
 ]
 /** Runs until it is told to stop: then it must do so. */
 const serving = /^(bun run |user-embeddings )(up|api|worker|relay)\b/
@@ -147,6 +148,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
       .replaceAll(/(localhost|127\.0\.0\.1):3000/g, `127.0.0.1:${environment.API_PORT}`)
       .replaceAll(/(localhost|127\.0\.0\.1):9464/g, `127.0.0.1:${environment.WORKER_PORT}`)
       .replaceAll(/(localhost|127\.0\.0\.1):15672/g, `127.0.0.1:${management.port}`)
+      .replaceAll(/(--out|>>) /g, '$1 "$TMPDIR"/')
       .replaceAll("/api/queues/%2F/", `/api/queues/${vhost}/`)
     if (serving.test(here))
       return `API_PORT=0 WORKER_PORT=0 timeout -s TERM 4 ${here.replace(/\s+#.*/, "")} || test $? = 124`
