@@ -109,7 +109,7 @@ const mutations: ReadonlyArray<Mutation> = [
   { scenario: "no room in RabbitMQ for retries", ...copiesUnconfirmed },
   { scenario: "MongoDB stopped, frozen and killed", ...noOutage },
   {
-    scenario: "MongoDB stopped, and one lone message",
+    scenario: "MongoDB without an answer",
     without: "counting attempts in the header",
     file: queue,
     from: '"x-retry-count": retryCount + 1',

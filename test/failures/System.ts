@@ -2,7 +2,7 @@
  * A whole system of real processes on databases of its own, under load, on servers that may be killed. Every scenario
  * ends with {@link System.proof}: the log against what is applied, and every vector against one computed from the log.
  */
-import { afterAll, describe, expect, test } from "bun:test"
+import { describe, expect, test } from "bun:test"
 import amqp from "amqplib"
 import { Effect, Exit, Layer, Scope } from "effect"
 import { type Binary, MongoClient } from "mongodb"
@@ -451,7 +451,39 @@ export class System {
 }
 
 /** What a scenario may take, in ms. */
-const longest = inForm(300_000, 3_600_000)
+const longest = inForm(240_000, 3_600_000)
+/** Systems that run at once, each of three programs or more. */
+const atOnce = 4
+
+let free = atOnce
+const waiting: Array<() => void> = []
+const turn = async () => {
+  if (free > 0) free -= 1
+  else await new Promise<void>((begin) => waiting.push(begin))
+}
+const nextTurn = () => {
+  const begin = waiting.shift()
+  if (begin === undefined) free += 1
+  else begin()
+}
+
+/** On a system of its own, which is closed whatever happens. */
+const perform = async (run: (system: System) => Promise<unknown>, env: Variables) => {
+  const system = await System.open(env)
+  let timer: ReturnType<typeof setTimeout> | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`not done after ${longest / 1000} s`)), longest)
+  })
+  try {
+    await Promise.race([run(system), late])
+  } catch (error) {
+    system.tell()
+    throw error
+  } finally {
+    clearTimeout(timer)
+    await system.close()
+  }
+}
 
 /** A server that a scenario left dead or frozen must not spoil the next. */
 const mend = async () => {
@@ -459,46 +491,40 @@ const mend = async () => {
   await sacrificial.up()
 }
 
+type Scenario = (name: string, run: (system: System) => Promise<unknown>, env?: Variables) => void
+
 /**
- * Tests of what may fail, each on a system of its own. In the short form they run side by side, as most of their time
- * is waiting, unless they break the servers that all stand on.
+ * Tests of what may fail. In the short form they run side by side, as most of their time is waiting, unless they break
+ * the servers that all stand on.
  */
 export const failures = (
   name: string,
   breaks: "servers" | "programs",
-  tests: (
-    scenario: (name: string, run: (system: System) => Promise<unknown>, env?: Variables) => void,
-  ) => void,
-) => {
+  tests: (scenario: Scenario) => void,
+): void => {
   const missing = [sacrificialVariable, "MYSQL_URL"].filter((variable) => !process.env[variable])
   if (missing.length > 0)
-    return test.skip(`${name}: SKIPPED, needs ${missing.join(" and ")} (\`bun run test\` starts servers that may be killed)`, () => {})
-  return describe(name, () => {
-    let broken = false
-    afterAll(async () => {
-      if (broken) await mend()
-    }, 60_000)
-    const define = breaks === "programs" && !long ? test.concurrent : test
+    return void test.skip(`${name}: SKIPPED, needs ${missing.join(" and ")} (\`bun run test\` starts servers that may be killed)`, () => {})
+
+  describe(name, () => {
+    if (breaks === "servers") {
+      return tests((title, run, env = {}) =>
+        test(
+          title,
+          () => perform(run, env).catch((error) => mend().then(() => Promise.reject(error))),
+          longest * 20,
+        ),
+      )
+    }
+    const define = long ? test : test.concurrent
     tests((title, run, env = {}) =>
       define(
         title,
-        async () => {
-          if (broken) await mend()
-          broken = breaks === "servers"
-          const system = await System.open(env)
-          const late = setTimeout(() => system.tell(), longest - 1000)
-          try {
-            await run(system)
-            broken = false
-          } catch (error) {
-            system.tell()
-            throw error
-          } finally {
-            clearTimeout(late)
-            await system.close()
-          }
-        },
-        longest,
+        () =>
+          turn()
+            .then(() => perform(run, env))
+            .finally(nextTurn),
+        longest * 20,
       ),
     )
   })

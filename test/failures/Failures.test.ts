@@ -1,0 +1,11 @@
+/** What may break, broken: in one file, so that scenarios run side by side; those that break servers come last. */
+import "./Ladder.ts"
+import "./Embedder.ts"
+import "./Workers.ts"
+import "./Api.ts"
+import "./Deliveries.ts"
+import "./Poison.ts"
+import "./Room.ts"
+import "./Shutdown.ts"
+import "./Rabbit.ts"
+import "./Mongo.ts"
