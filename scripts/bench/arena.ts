@@ -174,7 +174,7 @@ export class Arena {
     const variable = name === "worker" ? "WORKER_PORT" : "API_PORT"
     const all = { ...env, ...more, [variable]: String(port) }
     const child = this.spawn(all, [
-      ...(more.CPU_PROFILE ? ["--cpu-prof", `--cpu-prof-dir=${more.CPU_PROFILE}`] : []),
+      ...(all.CPU_PROFILE ? ["--cpu-prof", `--cpu-prof-dir=${all.CPU_PROFILE}`] : []),
       "src/programs/main.ts",
       name,
     ])

@@ -63,12 +63,12 @@ const userEmbedding = exactly({
     bsonType: "array",
     maxItems: 10,
     items: {
-      oneOf: [
-        event(["search"], { search_phrase: text }),
+      anyOf: [
         event(
           eventTypes.filter((type) => type !== "search"),
           { product_id: id },
         ),
+        event(["search"], { search_phrase: text }),
       ],
     },
   },
@@ -88,8 +88,8 @@ const userEmbedding = exactly({
 /** What an erasure leaves behind. */
 const tombstone = exactly({ _id: id, user_id: id, erased_at: instant, version: { ...count, minimum: 1 } })
 
-/** Of `user_embeddings`. */
-export const userEmbeddingValidator = { oneOf: [userEmbedding, tombstone] }
+/** Of `user_embeddings`. Its kinds exclude each other; `anyOf`, for the server looks no further than the first that fits. */
+export const userEmbeddingValidator = { anyOf: [userEmbedding, tombstone] }
 
 const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
   {

@@ -2,7 +2,7 @@
  * User embeddings in MongoDB, one document per user in `user_embeddings`; ids that left it are in
  * `user_embedding_ledger`. `_id` is the user id too, so that a user is unique even before `setup` has run.
  */
-import { Effect, Layer, Stream } from "effect"
+import { Array as Arr, Effect, Layer, Stream } from "effect"
 import { type AnyBulkWriteOperation, Binary, BSONRegExp, type Document, type Double } from "mongodb"
 import { none } from "../services/AppliedIds.ts"
 import type { UserId } from "../services/Interaction.ts"
@@ -208,6 +208,9 @@ const ledgerEntries = (documents: Iterable<{ readonly _id: string }>): ReadonlyA
 const ledgerPattern = (user: UserId) => new BSONRegExp(`^${user.replaceAll(".", "\\.")}\\|`)
 /** Documents that the server sends together: of its own it would send 16 MB. */
 const usersPerBatch = 500
+/** More documents in one command win nothing; while the server writes one, the next is serialised. */
+const writesPerCommand = 100
+const commandsAtOnce = 2
 const idsPerBatch = 2_000
 
 export const make = (options: { readonly storage: Storage }) =>
@@ -217,6 +220,20 @@ export const make = (options: { readonly storage: Storage }) =>
     const users = database.collection<UserDocument>(names.userEmbeddings)
     const ledger = database.collection<{ readonly _id: string }>(names.userEmbeddingLedger)
     const { call, stream } = failingWith((failure) => new UserEmbeddingsError(failure))
+
+    const saveSome = (writes: ReadonlyArray<Write>) =>
+      call("bulkWrite", names.userEmbeddings, async () => {
+        const lost = await users
+          .bulkWrite(
+            writes.map((write) => compareAndSwap(write, options.storage)),
+            { ordered: false },
+          )
+          .then(
+            () => new Set<number>(),
+            (error) => refusals(error, [duplicateKey, invalidId]),
+          )
+        return writes.map((_, index) => !lost.has(index))
+      })
 
     return {
       load: (wanted) =>
@@ -230,20 +247,10 @@ export const make = (options: { readonly storage: Storage }) =>
             }),
 
       save: (writes) =>
-        writes.length === 0
-          ? Effect.succeed([])
-          : call("bulkWrite", names.userEmbeddings, async () => {
-              const lost = await users
-                .bulkWrite(
-                  writes.map((write) => compareAndSwap(write, options.storage)),
-                  { ordered: false },
-                )
-                .then(
-                  () => new Set<number>(),
-                  (error) => refusals(error, [duplicateKey, invalidId]),
-                )
-              return writes.map((_, index) => !lost.has(index))
-            }),
+        Effect.map(
+          Effect.forEach(Arr.chunksOf(writes, writesPerCommand), saveSome, { concurrency: commandsAtOnce }),
+          Arr.flatten,
+        ),
 
       archive: (entries) => {
         const documents = ledgerKeys(entries).map((_id) => ({ _id }))

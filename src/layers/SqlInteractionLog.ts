@@ -23,8 +23,9 @@ const table = "user_interactions"
 
 /** Rows of one INSERT, which is one commit; the largest bulk request. */
 const rowsPerInsert = 1_000
-/** Prepared INSERTs are cheaper to run, but the server keeps one for each number of rows. */
-const rowsPrepared = 16
+/** Prepared INSERTs are cheaper to run, but each number of rows is another one: the sizes that come again and again. */
+const isPrepared = (rows: number): boolean =>
+  rows <= 16 || (rows <= 500 && (rows % 50 === 0 || Number.isInteger(Math.log2(rows))))
 /** Rows read or marked by one statement. */
 const page = 500
 /** Identities read by one statement. */
@@ -261,7 +262,7 @@ const make = Effect.gen(function* () {
       insertOf(rows.length),
       rows.flatMap((row) => written.map((column) => row[column])),
     )
-    return statement("INSERT")(rows.length <= rowsPrepared ? into : into.unprepared)
+    return statement("INSERT")(isPrepared(rows.length) ? into : into.unprepared)
   }
 
   const bind = ({ message_id, idempotency_key }: Pick<Row, "message_id" | "idempotency_key">) =>

@@ -30,7 +30,7 @@ export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorke
 >() {}
 
 /** Deliveries of one update at the most; fewer after one that failed for a dependency, which may be slow, not out. */
-const batchSize = 2_000
+const batchSize = 4_000
 /** How long a stopping worker waits for the broker to send it nothing more. */
 const stopIntakeDeadline = Duration.seconds(2)
 /** How long it may finish what it holds. */

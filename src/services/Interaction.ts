@@ -2,7 +2,7 @@
  * An interaction is one thing a user did. Its fields carry the names of the wire, the log and the documents,
  * so that no mapping stands between them. `message_id` identifies it everywhere.
  */
-import { createHash } from "node:crypto"
+import { hash } from "node:crypto"
 import { Either, ParseResult, Predicate, Schema } from "effect"
 
 export const EventType = Schema.Literal("search", "product_view", "product_click", "product_purchase")
@@ -184,11 +184,10 @@ export const reference = (interaction: Pick<Interaction, "search_phrase" | "prod
 
 /** `sha256(user_id|event_type|reference|occurred_at)` in lower-case hex. */
 export const messageId = (interaction: Omit<Interaction, "message_id" | "metadata">): MessageId =>
-  createHash("sha256")
-    .update(
-      `${interaction.user_id}|${interaction.event_type}|${reference(interaction)}|${interaction.occurred_at}`,
-    )
-    .digest("hex")
+  hash(
+    "sha256",
+    `${interaction.user_id}|${interaction.event_type}|${reference(interaction)}|${interaction.occurred_at}`,
+  )
 
 // ---------------------------------------------------------------------------------------------------------
 // The usual case: what the schemas above would answer unchanged, told without them (measured: a tenth of the time).

@@ -283,8 +283,8 @@ export const WORKER_RETRY_DELAY = withDefault("WORKER_RETRY_DELAY", {
 })
 export const WORKER_PREFETCH = withDefault("WORKER_PREFETCH", {
   meaning: "Messages that a worker holds unacknowledged",
-  example: "4000",
-  fallback: "4000",
+  example: "8000",
+  fallback: "8000",
   schema: integer(1, 65_535),
 })
 export const WORKER_PORT = withDefault("WORKER_PORT", {

@@ -9,8 +9,9 @@ import {
   FiberRef,
   Metric,
   MetricBoundaries,
-  type MetricKey,
+  MetricKey,
   MetricKeyType,
+  MetricLabel,
   type MetricPair,
   MetricState,
   Option,
@@ -184,31 +185,44 @@ export const observe = (histogram: Metric.Metric.Histogram<number>, value: numbe
 /** Sets a gauge from synchronous code. */
 export const set = (gauge: Metric.Metric.Gauge<number>, value: number): void => gauge.unsafeUpdate(value, [])
 
-const seconds = <Type, In, Out>(metric: Metric.Metric<Type, In, Out>) => Metric.tagged(metric, "unit", "s")
+// Tags are made part of the key: a metric that is tagged afterwards looks its state up with every value.
+const inUnit = <Type extends MetricKeyType.MetricKeyType.Untyped>(
+  key: MetricKey.MetricKey<Type>,
+  unit: string | undefined,
+) => (unit === undefined ? key : MetricKey.tagged(key, "unit", unit))
 const counter = (name: string, description: string) =>
-  Metric.counter(name, { description, incremental: true })
-const gauge = (name: string, description: string) => Metric.gauge(name, { description })
-const buckets = (...boundaries: ReadonlyArray<number>) => MetricBoundaries.fromIterable(boundaries)
+  MetricKey.counter(name, { description, incremental: true })
+const gauge = (name: string, description: string, unit?: string) =>
+  inUnit(MetricKey.gauge(name, { description }), unit)
+const histogram = (name: string, description: string, buckets: ReadonlyArray<number>, unit?: string) =>
+  inUnit(MetricKey.histogram(name, MetricBoundaries.fromIterable(buckets), description), unit)
+const metric = Metric.fromMetricKey
 
 /** The same metric for each value of its tags, made once. */
-const tagged = <Type, In, Out>(metric: Metric.Metric<Type, In, Out>, ...keys: ReadonlyArray<string>) => {
-  const known = new Map<string, Metric.Metric<Type, In, Out>>()
-  return (...values: ReadonlyArray<string>): Metric.Metric<Type, In, Out> => {
+const tagged = <Type extends MetricKeyType.MetricKeyType.Untyped>(
+  key: MetricKey.MetricKey<Type>,
+  ...tags: ReadonlyArray<string>
+) => {
+  type Made = ReturnType<typeof Metric.fromMetricKey<Type>>
+  const known = new Map<string, Made>()
+  return (...values: ReadonlyArray<string>): Made => {
     const id = values.join("|")
     const found = known.get(id)
     if (found !== undefined) return found
-    const made = keys.reduce((all, key, index) => Metric.tagged(all, key, values[index] ?? ""), metric)
+    const labels = tags.map((tag, index) => MetricLabel.make(tag, values[index] ?? ""))
+    const made = metric(MetricKey.taggedWithLabels(key, labels))
     known.set(id, made)
     return made
   }
 }
 
 const httpDurations = tagged(
-  Metric.histogram(
+  histogram(
     "http.server.request.duration",
-    buckets(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     "Seconds until a request was answered",
-  ).pipe(seconds),
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+    "s",
+  ),
   attribute.httpMethod,
   attribute.httpRoute,
   attribute.httpStatus,
@@ -230,39 +244,46 @@ export const consumedMessages = tagged(
   "outcome",
 )
 /** Seconds that a batch of messages took. */
-export const processDuration = Metric.histogram(
-  "messaging.process.duration",
-  buckets(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-  "Seconds in which a worker processed and settled a batch",
-).pipe(seconds)
+export const processDuration = metric(
+  histogram(
+    "messaging.process.duration",
+    "Seconds in which a worker processed and settled a batch",
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30],
+    "s",
+  ),
+)
 /** Messages of a batch. */
-export const batchSize = Metric.histogram(
-  "user_embeddings.batch_size",
-  buckets(1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000),
-  "Messages that a worker processed together",
+export const batchSize = metric(
+  histogram(
+    "user_embeddings.batch_size",
+    "Messages that a worker processed together",
+    [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000, 4_000],
+  ),
 )
 /** The SLA: seconds from recording an interaction to its durable embedding. */
-export const eventToEmbedding = Metric.histogram(
-  "user_embeddings.event_to_embedding",
-  buckets(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
-  "Seconds from recording an interaction to its durable embedding",
-).pipe(seconds)
+export const eventToEmbedding = metric(
+  histogram(
+    "user_embeddings.event_to_embedding",
+    "Seconds from recording an interaction to its durable embedding",
+    [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
+    "s",
+  ),
+)
 /** Interactions acknowledged without effect because their product has no embedding. */
-export const skippedInteractions = counter(
-  "user_embeddings.skipped",
-  "Interactions skipped because their product has no embedding",
+export const skippedInteractions = metric(
+  counter("user_embeddings.skipped", "Interactions skipped because their product has no embedding"),
 )
 /** Interactions that are older than the newest of their user's embedding. */
-export const lateFolds = counter("user_embeddings.late_folds", "Interactions folded after a newer one")
+export const lateFolds = metric(
+  counter("user_embeddings.late_folds", "Interactions folded after a newer one"),
+)
 /** Folds into an embedding that was last updated more than 90 days before. */
-export const staleFolds = counter(
-  "user_embeddings.stale_folds",
-  "Folds into an embedding last updated more than 90 days before",
+export const staleFolds = metric(
+  counter("user_embeddings.stale_folds", "Folds into an embedding last updated more than 90 days before"),
 )
 /** Interactions whose write lost a compare-and-swap and was done again. */
-export const lockConflicts = counter(
-  "user_embeddings.lock_conflicts",
-  "Interactions folded again because another worker wrote first",
+export const lockConflicts = metric(
+  counter("user_embeddings.lock_conflicts", "Interactions folded again because another worker wrote first"),
 )
 const phraseLookups = tagged(
   counter("user_embeddings.phrase_lookups", "Phrases whose vector was wanted, by where it was found"),
@@ -275,11 +296,14 @@ export const phrasesFrom = {
   embedder: phraseLookups("embedder"),
 }
 /** Requests to the embedding service that were answered. */
-export const embeddingsDuration = Metric.histogram(
-  "gen_ai.client.embeddings.duration",
-  buckets(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15),
-  "Seconds until the embedding service answered",
-).pipe(seconds)
+export const embeddingsDuration = metric(
+  histogram(
+    "gen_ai.client.embeddings.duration",
+    "Seconds until the embedding service answered",
+    [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15],
+    "s",
+  ),
+)
 /** Messages parked in `failed`, by error. */
 export const deadLetters = tagged(
   counter("user_embeddings.dead_letters", "Messages parked in the queue of dead letters, by error"),
@@ -294,23 +318,20 @@ export const retries = tagged(
 const queueMessages = tagged(gauge("user_embeddings.queue.messages", "Messages in a queue"), "queue", "state")
 /** Messages in a queue by state: `ready` or `unacked`. */
 export const queueDepth = (queue: string, state: "ready" | "unacked" = "ready") => queueMessages(queue, state)
-export const queueConsumers = gauge("user_embeddings.queue.consumers", "Consumers of the main queue")
+export const queueConsumers = metric(gauge("user_embeddings.queue.consumers", "Consumers of the main queue"))
 /** How long ago the oldest message that a worker is processing was published; 0 when the queue is empty. */
-export const queueAge = gauge(
-  "user_embeddings.queue.oldest_age",
-  "Seconds since the oldest message in process was published",
-).pipe(seconds)
-export const outboxRows = gauge("user_embeddings.outbox.unpublished", "Rows that wait to be published")
-export const outboxAge = gauge(
-  "user_embeddings.outbox.oldest_age",
-  "Seconds since the oldest unpublished row was recorded",
-).pipe(seconds)
-export const residentMemory: Metric.Metric.Gauge<number> = gauge(
-  "process.memory.usage",
-  "Resident memory of the process",
-).pipe(Metric.tagged("unit", "By"))
-export const eventLoopDelay = gauge("process.eventloop.delay", "Seconds by which a timer came late").pipe(
-  seconds,
+export const queueAge = metric(
+  gauge("user_embeddings.queue.oldest_age", "Seconds since the oldest message in process was published", "s"),
+)
+export const outboxRows = metric(
+  gauge("user_embeddings.outbox.unpublished", "Rows that wait to be published"),
+)
+export const outboxAge = metric(
+  gauge("user_embeddings.outbox.oldest_age", "Seconds since the oldest unpublished row was recorded", "s"),
+)
+export const residentMemory = metric(gauge("process.memory.usage", "Resident memory of the process", "By"))
+export const eventLoopDelay = metric(
+  gauge("process.eventloop.delay", "Seconds by which a timer came late", "s"),
 )
 
 // Counters that alerts are made of exist from the start, so that the first event is an increase.

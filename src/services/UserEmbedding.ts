@@ -109,7 +109,7 @@ const step = (
   const faded = decay(s.lambda, at, state.at)
   const keep = at > state.at ? faded : 1
   const take = weight * (at < state.at ? faded : 1)
-  const sum = Vector.scaled(state.direction, state.mass * keep)
+  const sum = Vector.beginSum(state.direction, state.mass * keep)
   Vector.addScaled(sum, take, vector)
   const length = Vector.norm(sum)
   const total = state.total * keep + take
@@ -163,8 +163,8 @@ const allAtOnce = (
   const keep = start === undefined ? 0 : decay(s.lambda, at, start.at)
   const sum =
     start === undefined
-      ? new Float64Array(events[0]!.vector.length)
-      : Vector.scaled(start.direction, start.mass * keep)
+      ? Vector.beginSum(events[0]!.vector, 0)
+      : Vector.beginSum(start.direction, start.mass * keep)
   let total = (start?.total ?? 0) * keep
   let heaviest = 0
   for (const { interaction, vector } of events) {

@@ -37,11 +37,12 @@ export const addScaled = (into: Float64Array, factor: number, v: Float32Array): 
   for (let i = 0; i < into.length; i++) into[i] = into[i]! + factor * v[i]!
 }
 
-/** `factor · v`, to add to. */
-export const scaled = (v: Float32Array, factor: number): Float64Array => {
-  const out = new Float64Array(v.length)
-  for (let i = 0; i < v.length; i++) out[i] = v[i]! * factor
-  return out
+let sum = new Float64Array(0)
+/** `factor · v`, to add to: in the one array that all sums are made in, so it is good until the next call. */
+export const beginSum = (v: Float32Array, factor: number): Float64Array => {
+  if (sum.length !== v.length) sum = new Float64Array(v.length)
+  for (let i = 0; i < v.length; i++) sum[i] = v[i]! * factor
+  return sum
 }
 
 /** `v / length` as a stored vector; the caller has checked that `length` is positive. */
