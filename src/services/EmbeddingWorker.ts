@@ -29,8 +29,12 @@ export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorke
   }
 >() {}
 
-/** Deliveries of one update at the most; fewer after one that failed for a dependency, which may be slow, not out. */
-const batchSize = 4_000
+/**
+ * A busy worker makes large batches, which share writes: after one of so many deliveries the next begins no sooner than
+ * so many ms after it, unless it is full.
+ */
+const busyBatch = 1_500
+const busyBatchMillis = 500
 /** How long a stopping worker waits for the broker to send it nothing more. */
 const stopIntakeDeadline = Duration.seconds(2)
 /** How long it may finish what it holds. */
@@ -95,6 +99,11 @@ const make = Effect.gen(function* () {
   const queue = yield* InteractionQueue
   const updater = yield* EmbeddingUpdater
   const consumer = yield* queue.consume(config.prefetch)
+  /**
+   * Deliveries of one update at the most, while as many are on their way; fewer after one that failed for a dependency,
+   * which may be slow, not out.
+   */
+  const batchSize = Math.ceil(config.prefetch / 2)
 
   /** Not settled yet, in order of arrival. */
   let held: Array<Delivery> = []
@@ -279,6 +288,12 @@ const make = Effect.gen(function* () {
       : Effect.timeoutOption(change.await, Duration.millis(Math.max(0, first - now)))
   }
 
+  const untilFullOr = (instant: number) =>
+    Effect.gen(function* () {
+      while (held.length < batchLimit && !stopping && (yield* Clock.currentTimeMillis) < instant)
+        yield* Effect.sleep("20 millis")
+    })
+
   const loop = Effect.gen(function* () {
     while (true) {
       change.unsafeClose()
@@ -287,6 +302,7 @@ const make = Effect.gen(function* () {
       if (work !== undefined) {
         yield* handle(work)
         if (stopping && outage !== undefined) return
+        if (work.batch.length >= busyBatch) yield* untilFullOr(now + busyBatchMillis)
       } else if (stopping) return
       else yield* rest(now)
     }

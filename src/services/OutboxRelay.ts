@@ -27,6 +27,12 @@ export class OutboxRelay extends Context.Tag("user-embeddings/OutboxRelay")<
 
 /** Messages of one publish: the confirm window. */
 const page = 1_000
+/**
+ * A busy relay publishes large pages, which cost the broker a third less: after one of so many rows the next begins no
+ * sooner than so many ms after it.
+ */
+const busyPage = 100
+const busyPageMillis = 100
 /** Rows that a sweep reads together. */
 const rowsPerRead = 5_000
 /** Pages of them on their way at the same time: while one is marked, the broker confirms the next. */
@@ -90,7 +96,13 @@ const make = Effect.gen(function* () {
       if (waiting.length === 0) {
         work.unsafeClose()
         yield* work.await
-      } else yield* publishWaiting
+        continue
+      }
+      const began = yield* Clock.currentTimeMillis
+      const isBusy = waiting.length >= busyPage
+      yield* publishWaiting
+      if (isBusy && waiting.length < page && !closing)
+        yield* Effect.sleep(Math.max(0, began + busyPageMillis - (yield* Clock.currentTimeMillis)))
     }
   })
 
