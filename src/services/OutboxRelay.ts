@@ -31,7 +31,7 @@ const page = 1_000
  * A busy relay publishes large pages, which cost the broker a third less: after one of so many rows the next begins no
  * sooner than so many ms after it.
  */
-const busyPage = 100
+const busyPage = 50
 const busyPageMillis = 100
 /** Rows that a sweep reads together. */
 const rowsPerRead = 5_000

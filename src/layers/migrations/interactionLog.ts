@@ -47,7 +47,6 @@ const userInteractions = Effect.gen(function* () {
         processed_to_queue BOOLEAN NOT NULL DEFAULT FALSE,
         published_at TEXT NULL,
         idempotency_key TEXT NULL,
-        UNIQUE (user_id, idempotency_key),
         ${references}
       )`,
   })
@@ -56,6 +55,8 @@ const userInteractions = Effect.gen(function* () {
     mysql: () => Effect.void,
     orElse: () =>
       Effect.all([
+        sql`CREATE UNIQUE INDEX IF NOT EXISTS user_interactions_key
+          ON user_interactions (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL`,
         sql`CREATE INDEX IF NOT EXISTS user_interactions_history ON user_interactions (user_id, occurred_at)`,
         sql`CREATE INDEX IF NOT EXISTS user_interactions_outbox ON user_interactions (processed_to_queue, id)`,
         sql`CREATE TABLE IF NOT EXISTS leases (
