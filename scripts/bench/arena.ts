@@ -83,13 +83,18 @@ export class Arena {
       MONGODB_DATABASE: own,
     }
     this.undo.push(() => withMongo(env, (database) => database.dropDatabase()))
-    await this.program(env, "setup").ended
+    await this.setUp(env)
     return env
   }
 
   /** The environment of a contestant without servers. */
   embedded(name: string): Env {
     return { ...this.knobs(fresh(name)), DATA_DIR: join(this.folder, fresh(name)) }
+  }
+
+  /** Makes the tables, queues and collections that are missing. */
+  async setUp(env: Env): Promise<void> {
+    await this.program(env, "setup").ended
   }
 
   /** Stores the catalogue by the command that users have. */
@@ -103,7 +108,7 @@ export class Arena {
         vector: [...productVector(index, dimensions)],
       })
     await Bun.write(file, Array.from({ length: count }, (_, index) => `${line(index)}\n`).join(""))
-    await this.program(env, "setup").ended
+    await this.setUp(env)
     await this.program(env, "products", "import", file).ended
   }
 

@@ -29,7 +29,7 @@ const documentsPerWrite = 100
 const eventsPerFold = 4
 
 /** Runs work in this process and counts its CPU as the client's. */
-const measured = async (
+export const measured = async (
   events: number,
   meter: Readonly<Record<string, ReadonlyArray<number>>>,
   work: () => Promise<void> | void,

@@ -1,10 +1,19 @@
 /** Consumes update messages and folds them into the users' embeddings; any number side by side. */
-import { Layer } from "effect"
+import { getPriority, setPriority } from "node:os"
+import { Effect, Layer } from "effect"
 import * as EmbeddingUpdater from "../services/EmbeddingUpdater.ts"
 import * as EmbeddingWorker from "../services/EmbeddingWorker.ts"
 import * as EventVectors from "../services/EventVectors.ts"
+import * as Settings from "../services/Settings.ts"
 
 export const layer = EmbeddingWorker.layer.pipe(
   Layer.provide(EmbeddingUpdater.layer),
   Layer.provide(EventVectors.layer),
+)
+
+/** Lets everything else on the machine go first: while a worker waits its batches grow, and cost less an event. */
+export const yielding = Layer.effectDiscard(
+  Effect.flatMap(Settings.WORKER_NICENESS, (niceness) =>
+    Effect.sync(() => setPriority(Math.max(getPriority(), niceness))),
+  ),
 )

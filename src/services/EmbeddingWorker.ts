@@ -29,12 +29,6 @@ export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorke
   }
 >() {}
 
-/**
- * A busy worker makes large batches, which share writes: after one of so many deliveries the next begins no sooner than
- * so many ms after it, unless it is full.
- */
-const busyBatch = 1_500
-const busyBatchMillis = 500
 /** How long a stopping worker waits for the broker to send it nothing more. */
 const stopIntakeDeadline = Duration.seconds(2)
 /** How long it may finish what it holds. */
@@ -288,12 +282,6 @@ const make = Effect.gen(function* () {
       : Effect.timeoutOption(change.await, Duration.millis(Math.max(0, first - now)))
   }
 
-  const untilFullOr = (instant: number) =>
-    Effect.gen(function* () {
-      while (held.length < batchLimit && !stopping && (yield* Clock.currentTimeMillis) < instant)
-        yield* Effect.sleep("20 millis")
-    })
-
   const loop = Effect.gen(function* () {
     while (true) {
       change.unsafeClose()
@@ -302,7 +290,6 @@ const make = Effect.gen(function* () {
       if (work !== undefined) {
         yield* handle(work)
         if (stopping && outage !== undefined) return
-        if (work.batch.length >= busyBatch) yield* untilFullOr(now + busyBatchMillis)
       } else if (stopping) return
       else yield* rest(now)
     }

@@ -287,6 +287,13 @@ export const WORKER_PREFETCH = withDefault("WORKER_PREFETCH", {
   fallback: "8000",
   schema: integer(1, 65_535),
 })
+export const WORKER_NICENESS = withDefault("WORKER_NICENESS", {
+  meaning:
+    "Scheduling priority of a worker, 0 to 19: it yields to servers on its machine, and batches grow meanwhile",
+  example: "10",
+  fallback: "10",
+  schema: integer(0, 19),
+})
 export const WORKER_PORT = withDefault("WORKER_PORT", {
   meaning: "Port of a worker's /livez, /readyz and /metrics",
   example: "9464",
@@ -424,6 +431,7 @@ export const all: ReadonlyArray<Setting<unknown>> = [
   WORKER_MAX_RETRIES,
   WORKER_RETRY_DELAY,
   WORKER_PREFETCH,
+  WORKER_NICENESS,
   WORKER_PORT,
   API_HOST,
   API_PORT,
