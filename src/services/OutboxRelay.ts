@@ -7,7 +7,12 @@
 import { Array as Arr, Clock, Context, Duration, Effect, Fiber, Layer } from "effect"
 import { encodeMessage, type MessageId } from "./Interaction.ts"
 import { InteractionLog, type InteractionLogError, type LoggedInteraction } from "./InteractionLog.ts"
-import { InteractionQueue, type InteractionQueueError, type Message } from "./InteractionQueue.ts"
+import {
+  InteractionQueue,
+  type InteractionQueueError,
+  type Message,
+  roomInQueue,
+} from "./InteractionQueue.ts"
 import * as MessageTraces from "./MessageTraces.ts"
 import * as RetryPolicies from "./RetryPolicies.ts"
 import * as Telemetry from "./Telemetry.ts"
@@ -18,8 +23,8 @@ export class OutboxRelay extends Context.Tag("user-embeddings/OutboxRelay")<
     /** Hands over rows just committed, to be published at once; never waits. */
     readonly offer: (rows: ReadonlyArray<LoggedInteraction>) => void
     /**
-     * Publishes rows that were left in the outbox, page by page until it is empty or nothing gets through;
-     * answers how many were published. Does nothing while another relay is elected.
+     * Publishes rows that were left in the outbox, page by page until it is empty or nothing gets through, while workers
+     * keep up; answers how many were published. Does nothing while another relay is elected.
      */
     readonly sweep: Effect.Effect<number, InteractionLogError | InteractionQueueError>
   }
@@ -122,6 +127,8 @@ const make = Effect.gen(function* () {
     let published = 0
     while (true) {
       const rows = yield* log.unpublished({ limit: rowsPerRead, recordedBy })
+      // There is more than a short outage leaves. A broker that tells no depths may still take messages.
+      if (rows.length === rowsPerRead) yield* Effect.ignore(roomInQueue(queue))
       const left = rows.filter(({ interaction }) => !own.has(interaction.message_id))
       const before = published
       yield* Effect.forEach(

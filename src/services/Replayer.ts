@@ -4,7 +4,7 @@
  */
 import { Chunk, Clock, Context, Effect, Layer, Schedule, Schema, Stream } from "effect"
 import { InteractionLog, type InteractionLogError, type LogFilter, type LogRow } from "./InteractionLog.ts"
-import { InteractionQueue, InteractionQueueError } from "./InteractionQueue.ts"
+import { InteractionQueue, InteractionQueueError, roomInQueue } from "./InteractionQueue.ts"
 import * as MessageTraces from "./MessageTraces.ts"
 import { toMessage } from "./OutboxRelay.ts"
 import * as RetryPolicies from "./RetryPolicies.ts"
@@ -43,8 +43,6 @@ export class Replayer extends Context.Tag("user-embeddings/Replayer")<
 
 /** Rows of one publish: the confirm window. */
 const page = 1_000
-/** While so many messages wait for workers the replay waits too: what happens now is not to queue behind it. */
-const mostWaiting = 5_000
 const patience = "1 minute"
 
 const make = Effect.gen(function* () {
@@ -72,13 +70,6 @@ const make = Effect.gen(function* () {
       if (waiting.length > 0) yield* log.markPublished(waiting, yield* Clock.currentTimeMillis)
     })
 
-  const roomInQueue = queue.depths.pipe(
-    Effect.repeat({
-      schedule: Schedule.spaced("200 millis"),
-      while: ({ main }) => main.consumers > 0 && main.ready > mostWaiting,
-    }),
-  )
-
   const replay: Replayer["Type"]["replay"] = Effect.fn("Replayer.replay")(function* (
     filter,
     { dryRun = false, progress = () => Effect.void } = {},
@@ -92,7 +83,7 @@ const make = Effect.gen(function* () {
       Stream.map(Chunk.toReadonlyArray),
       Stream.runForEach((some) =>
         Effect.gen(function* () {
-          yield* Effect.mapError(roomInQueue, stopped)
+          yield* Effect.mapError(roomInQueue(queue), stopped)
           yield* send(some).pipe(
             MessageTraces.together("replay interactions", some.map(MessageTraces.traced)),
             Effect.catchTag("InteractionQueueError", (cause) => Effect.fail(stopped(cause))),
