@@ -18,7 +18,7 @@ for (let tries = 0; tries < 100; tries++) {
       throw failure
     })
   if (found !== undefined) {
-    console.log(`${found.event_count} interactions, last ${found.last_event_type}, in ${found.space}`)
+    console.log(`event_count ${found.event_count}, last ${found.last_event_type}, in ${found.space}`)
     break
   }
   await Bun.sleep(50)

@@ -17,6 +17,9 @@ export interface Started {
 const attempt = ({ guarded, url }: Started) =>
   `curl -X POST ${url}/api/user/123/search${guarded ? ' -H "authorization: Bearer $TOKEN"' : ""} -H 'content-type: application/json' -d '{"query":"wireless headphones"}'`
 
+/** How commands are run: from the installed package, or in a clone of the repository. */
+const program = import.meta.dir.includes("/node_modules/") ? "npx user-embeddings" : "bun run"
+
 /** For a terminal. */
 export const welcome = (started: Started): string => {
   const { data, guarded, url } = started
@@ -27,7 +30,7 @@ export const welcome = (started: Started): string => {
     ["try", attempt(started)],
     ["then", `curl${token} '${url}/api/user/123/recommendations?limit=3'`],
     ["data", data],
-    ["help", "user-embeddings --help, or bun run doctor, stats, user show 123"],
+    ["look", ["doctor", "stats", "user show 123"].map((command) => `${program} ${command}`).join(" · ")],
     ["stop", "Ctrl-C; what is recorded stays"],
   ] as const
   return [
@@ -47,7 +50,7 @@ export const greet = (url: string) =>
       url,
       data:
         (yield* Stack.kind) === "embedded"
-          ? `${folder} (embedded stack; real servers: docs/quickstart.md)`
+          ? `${folder} (embedded stack; real servers by RABBITMQ_DSN, MYSQL_URL and MONGODB_URL)`
           : "the servers of RABBITMQ_DSN, MYSQL_URL and MONGODB_URL",
       guarded: Option.isSome(yield* Settings.API_TOKENS),
     }

@@ -1,5 +1,5 @@
 /** Sets the dependencies up, or only looks at what is missing or out of order. */
-import { Array, Effect, Option, Schema } from "effect"
+import { Array, Effect, Schema } from "effect"
 import { DeadLetters } from "../services/DeadLetters.ts"
 import { Dependencies, type Dependency, type Finding } from "../services/Dependencies.ts"
 import { PhraseEmbedder } from "../services/PhraseEmbedder.ts"
@@ -68,41 +68,48 @@ const ofContents = Effect.gen(function* () {
   const products = yield* ProductEmbeddings
   const users = yield* UserEmbeddings
   const letters = yield* DeadLetters
-  const look = <E, R>(
+  const stored = (
     dependency: string,
+    amount: number,
     status: Diagnosis["status"],
-    amount: Effect.Effect<number, E, R>,
     finding: (amount: string) => Finding,
-  ) =>
-    Effect.option(amount).pipe(
-      Effect.map(
-        Option.map(
-          (n): Diagnosis => ({
-            dependency,
-            status: n === 0 ? "ok" : status,
-            version: null,
-            missing: [],
-            findings: n === 0 ? [] : [finding(figure(n))],
-          }),
-        ),
-      ),
-    )
+  ): Diagnosis => ({
+    dependency,
+    status: amount === 0 ? "ok" : status,
+    version: null,
+    missing: [],
+    findings: amount === 0 ? [] : [finding(figure(amount))],
+  })
+  const told = <A, E, R>(found: Effect.Effect<A, E, R>, diagnosis: (found: A) => Diagnosis) =>
+    Effect.option(Effect.map(found, diagnosis))
   const looked = yield* Effect.all(
     [
-      look("products", "incomplete", products.elsewhere(space), (n) => ({
-        problem: `${n} products have no vector in the space ${space} and count for nothing`,
-        remedy:
-          "import them again: user-embeddings products import FILE; or go back to the model and dimensions they were made with",
-      })),
-      look("users", "incomplete", users.elsewhere(space), (n) => ({
-        problem: `${n} users have their embedding in another space than ${space} and get no updates`,
-        remedy:
-          "user-embeddings rebuild --all, then user-embeddings failed retry --all --error space_mismatch",
-      })),
-      look("dead letters", "attention", letters.count, (n) => ({
-        problem: `${n} messages gave up or could never succeed`,
-        remedy: "user-embeddings failed groups says why; mend that, then user-embeddings failed retry --all",
-      })),
+      told(Effect.all([products.count, products.elsewhere(space)]), ([all, elsewhere]) =>
+        all === 0
+          ? stored("products", 1, "attention", () => ({
+              problem: "there are none: their events count for nothing, and nothing can be recommended",
+              remedy: "user-embeddings products import FILE; to try things out, samples/catalogue.jsonl",
+            }))
+          : stored("products", elsewhere, "incomplete", (n) => ({
+              problem: `${n} products have no vector in the space ${space} and count for nothing`,
+              remedy:
+                "import them again: user-embeddings products import FILE; or go back to the model and dimensions they were made with",
+            })),
+      ),
+      told(users.elsewhere(space), (amount) =>
+        stored("users", amount, "incomplete", (n) => ({
+          problem: `${n} users have their embedding in another space than ${space} and get no updates`,
+          remedy:
+            "user-embeddings rebuild --all, then user-embeddings failed retry --all --error space_mismatch",
+        })),
+      ),
+      told(letters.count, (amount) =>
+        stored("dead letters", amount, "attention", (n) => ({
+          problem: `${n} messages gave up or could never succeed`,
+          remedy:
+            "user-embeddings failed groups says why; mend that, then user-embeddings failed retry --all",
+        })),
+      ),
     ],
     { concurrency: "unbounded" },
   )

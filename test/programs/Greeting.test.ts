@@ -12,6 +12,7 @@ test("the greeting says where page, documentation and data are, and how to stop"
   expect(after("page")).toBe("http://127.0.0.1:3000/")
   expect(after("docs")).toBe("http://127.0.0.1:3000/docs")
   expect(after("data")).toBe("/srv/data")
+  expect(after("look")).toBe("bun run doctor · bun run stats · bun run user show 123")
   expect(after("stop")).toStartWith("Ctrl-C")
 })
 

@@ -22,7 +22,7 @@ export const setup = Command.make(
           rows
             .map(
               ({ dependency, done }) =>
-                `${dependency}: ${done.length === 0 ? "was set up" : done.join(", ")}`,
+                `${dependency}: ${done.length === 0 ? "nothing was missing" : done.join(", ")}`,
             )
             .join("\n"),
         )
