@@ -22,6 +22,7 @@ const elsewhere: ReadonlyArray<readonly [RegExp, string]> = [
   [/^bun (start|run test)\b/, "is what CI runs"],
   [/^git clone /, "is how CI gets here"],
   [/^docker /, "needs a Docker engine"],
+  [/services (up|env)\b/, "is how this test came by its servers"],
   [/^rabbitmqctl /, "LeastPrivilege.test.ts does the same over the management API"],
   [/^bun run (bench|test:failures)\b/, "takes minutes"],
   [/^(bun add|bunx|npx) user-embeddings\b/, "the test of the package does so with what would be published"],
@@ -105,7 +106,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
     const { hostname, password, pathname, port, username } = new URL(mysql.url)
     program(
       "mysql",
-      `#!/bin/sh\nshift\nexec mariadb -h ${hostname} -P ${port} -u ${username} -p${password} ${pathname.slice(1)} "$@"\n`,
+      `#!/bin/sh\nwhile [ "$1" != -e ]; do shift; done\nexec mariadb -h ${hostname} -P ${port} -u ${username} -p${password} ${pathname.slice(1)} "$@"\n`,
     )
     // An answer of 400 or more is a failure, unless it is better a moment later, when the worker has been there.
     program(
@@ -149,6 +150,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
       .replaceAll(/(localhost|127\.0\.0\.1):9464/g, `127.0.0.1:${environment.WORKER_PORT}`)
       .replaceAll(/(localhost|127\.0\.0\.1):15672/g, `127.0.0.1:${management.port}`)
       .replaceAll(/(--out|>>) /g, '$1 "$TMPDIR"/')
+      .replaceAll("/tmp/", '"$TMPDIR"/')
       .replaceAll("/api/queues/%2F/", `/api/queues/${vhost}/`)
     if (serving.test(here))
       return `API_PORT=0 WORKER_PORT=0 timeout -s TERM 4 ${here.replace(/\s+#.*/, "")} || test $? = 124`

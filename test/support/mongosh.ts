@@ -1,19 +1,25 @@
-/** Stands in for `mongosh URL --eval CODE` where it is not installed: CODE sees `db` with its collections. */
-import { MongoClient } from "mongodb"
+/**
+ * Stands in for `mongosh ADDRESS --eval CODE` where it is not installed: CODE sees `db` with its collections, and of them
+ * what mongosh has, as mongosh has it: a filter and a projection for `find`, and a cursor is printed.
+ */
+import { type Document, type Filter, MongoClient } from "mongodb"
 
 const code = process.argv[process.argv.indexOf("--eval") + 1] ?? ""
 const client = await MongoClient.connect(process.env.MONGODB_URL ?? "")
 const database = client.db(process.env.MONGODB_DATABASE)
-const db = new Proxy(database, {
-  get: (target, name) => {
-    const own: unknown = Reflect.get(target, name)
-    return own === undefined
-      ? target.collection(String(name))
-      : typeof own === "function"
-        ? own.bind(target)
-        : own
-  },
-})
-const answer: unknown = await new Function("db", `return (async () => (${code}))()`)(db)
-console.log(JSON.stringify(answer, null, 2))
+
+const collection = (name: string) => {
+  const held = database.collection(name)
+  return {
+    countDocuments: (filter: Filter<Document>) => held.countDocuments(filter),
+    aggregate: (stages: Array<Document>) => held.aggregate(stages),
+    find: (filter: Filter<Document>, projection: Document) => held.find(filter, { projection }),
+  }
+}
+const db = new Proxy({}, { get: (_, name) => collection(String(name)) })
+const answer = await new Function("db", `return (async () => (${code}))()`)(db)
+const printed = typeof answer?.toArray === "function" ? await answer.toArray() : answer
+if (printed === undefined || (Array.isArray(printed) && printed.length === 0))
+  throw new Error("nothing to print")
+console.log(JSON.stringify(printed, null, 2))
 await client.close()
