@@ -8,7 +8,7 @@ import { basename, dirname, join, resolve } from "node:path"
 import { FileSystem } from "@effect/platform"
 import { Array as Arr, Clock, Effect, Either, Option, Redacted, Schema, Stream } from "effect"
 import * as InteractionFile from "../services/InteractionFile.ts"
-import { InteractionLog, type NewInteraction } from "../services/InteractionLog.ts"
+import { InteractionLog, type InteractionLogError, type NewInteraction } from "../services/InteractionLog.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
 import * as Settings from "../services/Settings.ts"
 import * as Telemetry from "../services/Telemetry.ts"
@@ -160,6 +160,9 @@ const replace = Effect.fnUntraced(function* (path: string, text: string) {
   yield* files.rename(`${path}.new`, path)
 })
 
+/** The log is away for now: the import waits for it. */
+const passes = ({ reason }: InteractionLogError) => reason === "unavailable" || reason === "timeout"
+
 export const importInteractions = Effect.fn("importInteractions")(function* (
   path: string,
   { progress, reading, restart, state: stateOption, strict }: ImportOptions,
@@ -185,12 +188,11 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
   const append = (entries: ReadonlyArray<NewInteraction>) =>
     log.append(entries).pipe(
       Effect.tapError((error) =>
-        Effect.logWarning("import.append_failed").pipe(Effect.annotateLogs(Telemetry.described(error))),
+        passes(error)
+          ? Effect.logWarning("import.append_failed").pipe(Effect.annotateLogs(Telemetry.described(error)))
+          : Effect.void,
       ),
-      Effect.retry({
-        schedule: RetryPolicies.reconnectRetry,
-        while: ({ reason }) => reason === "unavailable" || reason === "timeout",
-      }),
+      Effect.retry({ schedule: RetryPolicies.reconnectRetry, while: passes }),
     )
 
   const importRecords = Effect.fnUntraced(function* (records: ReadonlyArray<InteractionFile.RawRecord>) {

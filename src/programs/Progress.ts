@@ -2,7 +2,8 @@
  * Progress of long commands on stderr: one line that is drawn over on a terminal; elsewhere, where the end is known, a
  * log entry now and then.
  */
-import { Clock, Effect } from "effect"
+import { Clock, Effect, identity, Logger, LogLevel, Option } from "effect"
+import * as Settings from "../services/Settings.ts"
 
 /** `count` things so far; `done` of `total` (bytes, say) tell the share and the time left. */
 export interface Reached {
@@ -13,6 +14,11 @@ export interface Reached {
 
 const drawEveryMillis = 200
 const logEveryMillis = 10_000
+
+/** Commands log warnings only, but not where somebody waits for minutes; LOG_LEVEL decides where it is given. */
+const unlessToldOtherwise = Effect.map(Effect.option(Settings.LOG_LEVEL), (given) =>
+  Option.isSome(Option.flatten(given)) ? identity : Logger.withMinimumLogLevel(LogLevel.Info),
+)
 
 /** `1,234,567`. */
 export const figure = (n: number): string => Math.round(n).toLocaleString("en-US")
@@ -33,12 +39,12 @@ export const measured = <A, E, R>(
   Effect.suspend(() => {
     const terminal = process.stderr.isTTY
     let first: (Reached & { readonly at: number }) | undefined
-    let shown = 0
+    let shown: number | undefined
 
     const show = Effect.fnUntraced(function* (reached: Reached) {
       const now = yield* Clock.currentTimeMillis
       first ??= { ...reached, at: now }
-      shown ||= now
+      shown ??= now
       if (now - shown < (terminal ? drawEveryMillis : logEveryMillis)) return
       shown = now
       const { done = 0, total = 0 } = reached
@@ -58,6 +64,7 @@ export const measured = <A, E, R>(
         )
       else if (percent !== undefined)
         yield* Effect.logInfo("progress").pipe(
+          yield* unlessToldOtherwise,
           Effect.annotateLogs({
             [things]: reached.count,
             per_second: Math.round(rate),
