@@ -66,6 +66,8 @@ export const productsOfStack = Effect.gen(function* () {
   return vectors
 })
 
+const none = {}
+
 const readHistory = Effect.fnUntraced(function* (
   file: string,
   reading: InteractionFile.Reading,
@@ -77,26 +79,38 @@ const readHistory = Effect.fnUntraced(function* (
   const total = Number((yield* files.stat(file)).size)
   const decode = InteractionFile.decoder(reading, start.columns)
   const split = InteractionFile.splitter(reading, start)
-  const interactions = new Map<string, Interaction>()
+  const interactions: Array<Interaction> = []
+  /** Each user, product and phrase once: millions of rows share some thousands of them. */
+  const words = new Map<string, string>()
+  const shared = (word: string) => {
+    const known = words.get(word)
+    if (known === undefined) words.set(word, word)
+    return known ?? word
+  }
+  const lean = (interaction: Interaction): Interaction => {
+    const user_id = shared(interaction.user_id)
+    return interaction.event_type === "search"
+      ? { ...interaction, user_id, search_phrase: shared(interaction.search_phrase), metadata: none }
+      : { ...interaction, user_id, product_id: shared(interaction.product_id), metadata: none }
+  }
   let rejected = 0
   let done = start.offset
   const take = (records: ReadonlyArray<InteractionFile.RawRecord>) => {
     for (const { problem, text } of records) {
       const decoded = problem === undefined ? decode(text, now) : Either.left(problem)
       if (Either.isLeft(decoded)) rejected += 1
-      else
-        interactions.set(decoded.right.interaction.message_id, { ...decoded.right.interaction, metadata: {} })
+      else interactions.push(lean(decoded.right.interaction))
     }
   }
   yield* files.stream(file, { offset: start.offset, chunkSize: bytesAtOnce }).pipe(
     Stream.runForEach((chunk) => {
       take(split.push(chunk))
       done += chunk.length
-      return progress({ count: interactions.size, done, total })
+      return progress({ count: interactions.length, done, total })
     }),
   )
   take(split.end())
-  return { interactions: [...interactions.values()], rejected }
+  return { interactions, rejected }
 })
 
 const lambdas = [0, 0.01, 0.023, 0.1]
@@ -156,7 +170,7 @@ export const evaluate = Effect.fn("evaluate")(function* <E, R>(
   const plan = Evaluation.plan(interactions, { types, most, unseenOnly, known: (id) => catalogue.has(id) })
   if (plan.targets.size === 0)
     return yield* new ImportRefused({
-      message: `nothing to foretell: the last fifth of ${interactions.length} interactions has no ${types.join(" or ")} of a product with a vector by a user who was there before`,
+      message: `nothing to foretell: the last fifth of ${plan.interactions.length} interactions has no ${types.join(" or ")} of a product with a vector by a user who was there before`,
     })
   const users = new Set(
     plan.interactions.flatMap(({ message_id, user_id }) => (plan.targets.has(message_id) ? user_id : [])),
@@ -207,7 +221,7 @@ export const evaluate = Effect.fn("evaluate")(function* <E, R>(
   ]
   const verdict = Evaluation.judge(foretold, settings.length)
   return {
-    interactions: interactions.length,
+    interactions: plan.interactions.length,
     rejected,
     products: catalogue.size,
     foretold: foretold.length,

@@ -27,7 +27,7 @@ export const simple = ["popular", "buy again", "item kNN", "last item", "plain m
 export type Simple = (typeof simple)[number]
 
 export interface Plan {
-  /** Oldest first. */
+  /** Oldest first, each once. */
   readonly interactions: ReadonlyArray<Interaction>
   /** Message ids of what is to be foretold. */
   readonly targets: ReadonlySet<string>
@@ -54,7 +54,9 @@ export const plan = (
     readonly known: (product: ProductId) => boolean
   },
 ): Plan => {
-  const interactions = given.toSorted(chronological)
+  const interactions = given
+    .toSorted(chronological)
+    .filter(({ message_id }, index, all) => message_id !== all[index - 1]?.message_id)
   const from = Math.floor(interactions.length * 0.8)
   const random = randomOf(1)
   const met = new Map<UserId, Set<string>>()
@@ -107,20 +109,48 @@ const centred = (products: World["products"]) => {
   }
 }
 
+/** Numbers in the order in which they came, four bytes each. */
+class Numbers {
+  private kept = new Uint32Array(4)
+  private count = 0
+
+  push(n: number): void {
+    if (this.count === this.kept.length) {
+      const more = new Uint32Array(2 * this.count)
+      more.set(this.kept)
+      this.kept = more
+    }
+    this.kept[this.count++] = n
+  }
+
+  /** How often each is here. */
+  tally(): ReadonlyMap<number, number> {
+    const times = new Map<number, number>()
+    for (let at = 0; at < this.count; at++) {
+      const n = this.kept[at]!
+      times.set(n, (times.get(n) ?? 0) + 1)
+    }
+    return times
+  }
+}
+
 /** Foretells each target; yields in time order, so that a caller can show progress and breathe. */
 export function* foretell({ interactions, targets }: Plan, world: World): Generator<Foretold> {
   const { lambda, products, settings, space, unseenOnly, vectorOf } = world
   const { mean, vectors } = centred(products)
   const indexOf = new Map(products.map(({ product_id }, index) => [product_id, index]))
   const counts = new Float64Array(products.length)
-  const together = new Map<number, Map<number, number>>()
-  const pasts = new Map<UserId, Array<Interaction>>()
+  /** Of each product, those that the same user had within five events, as often as that happened. */
+  const together = products.map(() => new Numbers())
   const equal: Weights = { search: 1, product_view: 1, product_click: 1, product_purchase: 1 }
 
-  const scoresOf = (direction: Float32Array | undefined) =>
-    direction === undefined
-      ? undefined
-      : Float64Array.from(vectors, (vector) => Vector.dot(direction, vector))
+  const scoresOf = (direction: Float32Array | undefined) => {
+    if (direction === undefined) return undefined
+    const scores = new Float64Array(vectors.length)
+    for (let product = 0; product < scores.length; product++)
+      scores[product] = Vector.dot(direction, vectors[product]!)
+    return scores
+  }
   const unit = (sum: Float64Array | undefined) => sum && Vector.divide(sum, Vector.norm(sum))
 
   const rankOf = (
@@ -145,7 +175,8 @@ export function* foretell({ interactions, targets }: Plan, world: World): Genera
     const seen = past.flatMap(({ product_id }) => indexOf.get(product_id ?? "") ?? [])
     const without = unseenOnly ? new Set(seen) : undefined
     const most = counts.reduce((a, b) => Math.max(a, b), 0)
-    const popularity = (product: number) => Taste.popularityPart(1, counts[product]!, most)
+    const popular = Float64Array.from(counts, (count) => Taste.popularityPart(1, count, most))
+    const popularity = (product: number) => popular[product]!
     const rank = (score: (product: number) => number) => rankOf(target, score, without)
     /** Where scores say nothing, popularity does. */
     const orPopular = (scores: ReadonlyMap<number, number>) =>
@@ -159,7 +190,7 @@ export function* foretell({ interactions, targets }: Plan, world: World): Genera
     }
     const near = new Map<number, number>()
     for (const [place, index] of seen.slice(-neighbours).toReversed().entries())
-      for (const [other, times] of together.get(index) ?? []) {
+      for (const [other, times] of together[index]!.tally()) {
         const cosine = times / Math.sqrt(Math.max(1, counts[index]!) * Math.max(1, counts[other]!))
         near.set(other, (near.get(other) ?? 0) + 0.5 ** place * cosine)
       }
@@ -212,32 +243,31 @@ export function* foretell({ interactions, targets }: Plan, world: World): Genera
     ]
   }
 
-  const users = new Set(
-    interactions.flatMap(({ message_id, user_id }) => (targets.has(message_id) ? [user_id] : [])),
-  )
-  const lately = new Map<UserId, ReadonlyArray<number>>()
+  const pasts = new Map<UserId, Array<Interaction>>()
+  for (const { message_id, user_id } of interactions) if (targets.has(message_id)) pasts.set(user_id, [])
+  const lately = new Map<UserId, Array<number>>()
+  // A million times: nothing is made here that is thrown away at once.
   for (const interaction of interactions) {
     const { message_id, occurred_at, product_id, user_id } = interaction
     const index = product_id === null ? undefined : indexOf.get(product_id)
-    const past = pasts.get(user_id) ?? []
-    if (index !== undefined && targets.has(message_id))
+    const past = pasts.get(user_id)
+    if (index !== undefined && past !== undefined && targets.has(message_id))
       yield { user: user_id, ranks: ranks(index, past, Date.parse(occurred_at)) }
-    if (users.has(user_id)) pasts.set(user_id, past)
-    if (users.has(user_id)) past.push(interaction)
+    past?.push(interaction)
     if (index === undefined) continue
     counts[index]! += 1
-    const before = lately.get(user_id) ?? []
-    for (const other of new Set(before)) {
-      if (other === index) continue
-      for (const [a, b] of [
-        [index, other],
-        [other, index],
-      ] as const) {
-        const row = together.get(a) ?? new Map<number, number>()
-        together.set(a, row.set(b, (row.get(b) ?? 0) + 1))
-      }
+    const before = lately.get(user_id)
+    if (before === undefined) {
+      lately.set(user_id, [index])
+      continue
     }
-    lately.set(user_id, [...before.slice(1 - neighbours), index])
+    for (let at = 0; at < before.length; at++) {
+      const other = before[at]!
+      if (other === index || before.indexOf(other) < at) continue
+      together[index]!.push(other)
+      together[other]!.push(index)
+    }
+    if (before.push(index) > neighbours) before.shift()
   }
 }
 

@@ -38,14 +38,13 @@ writeFileSync(
   ).join("\n"),
 )
 const history = join(folder, "history.csv")
-writeFileSync(
-  history,
-  `who,what,when\n${Array.from(
-    { length: 3_000 },
-    (_, n) =>
-      `u-${Math.floor(random() * 60)},p-${Math.floor(random() ** 4 * 100)},${1_700_000_000 + n * 3_600}`,
-  ).join("\n")}\nbroken\n`,
+const records = Array.from(
+  { length: 3_000 },
+  (_, n) =>
+    `u-${Math.floor(random() * 60)},p-${Math.floor(random() ** 4 * 100)},${1_700_000_000 + n * 3_600}`,
 )
+// One is there twice.
+writeFileSync(history, ["who,what,when", ...records, "broken", records[7], ""].join("\n"))
 const reading = ["--map", "user_id=who,product_id=what,occurred_at=when", "--set", "event_type=purchase"]
 
 test("where everybody buys what is popular, it says so; the present configuration is among the rows", async () => {
@@ -75,4 +74,48 @@ test("nothing to foretell is told, exit 1", async () => {
     1,
     "user-embeddings: nothing to foretell: the last fifth of 3000 interactions has no product_view of a product with a vector by a user who was there before",
   ])
+}, 60_000)
+
+test("where taste foretells, the variables to set are named, weights included", async () => {
+  const kinds = 12
+  const centres = Array.from({ length: kinds }, () => Array.from({ length: 8 }, () => random() - 0.5))
+  const things = join(folder, "things.jsonl")
+  writeFileSync(
+    things,
+    Array.from({ length: 240 }, (_, p) =>
+      JSON.stringify({
+        product_id: `t-${p}`,
+        product_name: `Thing ${p}`,
+        category: "all",
+        vector: centres[p % kinds]!.map((x) => x + 0.1 * (random() - 0.5)),
+      }),
+    ).join("\n"),
+  )
+  // Each user buys from one kind, which changes now and then, and looks at anything.
+  const tastes = join(folder, "tastes.jsonl")
+  writeFileSync(
+    tastes,
+    Array.from({ length: 12_000 }, (_, n) => {
+      const user = n % 200
+      const kind = (user + Math.floor(n / 4_000) * 5) % kinds
+      const buys = Math.floor(n / 200) % 3 === 2
+      const thing = buys ? kind + kinds * Math.floor(random() * 20) : Math.floor(random() * 240)
+      return JSON.stringify({
+        user_id: `u-${user}`,
+        event_type: buys ? "purchase" : "view",
+        product_id: `t-${thing}`,
+        occurred_at: 1_700_000_000 + n * 300,
+      })
+    }).join("\n"),
+  )
+  const { stdout } = await run(tastes, "--products", things, "--target", "product_purchase", "--most", "800")
+  const [, lambda, weights, history, popularity] =
+    /^Vectors win: taste λ (\S+), (\w+) weights, (\w+), \w+, popularity (\S+),/m.exec(stdout) ?? []
+  expect(stdout).toContain(
+    `\nEMBEDDING_DECAY_LAMBDA=${lambda} EMBEDDING_HISTORY=${history} POPULARITY_WEIGHT=${popularity}\n`,
+  )
+  const [purchase, search, click, view] = weights === "equal" ? [1, 1, 1, 1] : [1, 0.7, 0.5, 0.3]
+  expect(stdout).toContain(
+    `\nEMBEDDING_WEIGHT_PURCHASE=${purchase} EMBEDDING_WEIGHT_SEARCH=${search} EMBEDDING_WEIGHT_CLICK=${click} EMBEDDING_WEIGHT_VIEW=${view}\n`,
+  )
 }, 60_000)

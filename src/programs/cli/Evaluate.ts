@@ -32,9 +32,14 @@ const conclusion = ({
     return [
       `This history can't tell ${setting} from ${simple}: ${by}. Take the simpler one, or try more history (--most).`,
     ]
+  const { history, lambda, mix, popularity, weights } = best
   return [
     `Vectors win: ${setting}, ahead of the best simple way, ${simple}: ${by}.`,
-    `EMBEDDING_DECAY_LAMBDA=${best.lambda} EMBEDDING_HISTORY=${best.history} POPULARITY_WEIGHT=${best.popularity}`,
+    `EMBEDDING_DECAY_LAMBDA=${lambda} EMBEDDING_HISTORY=${history} POPULARITY_WEIGHT=${popularity}`,
+    `EMBEDDING_WEIGHT_PURCHASE=${weights.product_purchase} EMBEDDING_WEIGHT_SEARCH=${weights.search} EMBEDDING_WEIGHT_CLICK=${weights.product_click} EMBEDDING_WEIGHT_VIEW=${weights.product_view}`,
+    ...(mix === "long"
+      ? ["Long memory alone is the stored vector; recommendations always mix short memory in."]
+      : []),
   ]
 }
 
