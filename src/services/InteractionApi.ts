@@ -388,8 +388,9 @@ const Profile = Schema.Struct({
       product_name: OrNull(Schema.String),
       occurred_at: Schema.String,
       message_id: MessageId,
-      share: Schema.Number.annotations({
-        description: "weight · exp(−λ · days before last_updated) / total_weight",
+      share: OrNull(Schema.Number).annotations({
+        description:
+          "weight · exp(−λ · days before last_updated) / total_weight; null: not in the vector, as its product has no embedding, or on its way",
       }),
       trace_id: OrNull(Schema.String),
     }),

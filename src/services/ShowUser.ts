@@ -1,5 +1,7 @@
 /** Step: one user's embedding in figures, the newest events with their share in it, nearest products. */
 import { Effect, Schema } from "effect"
+import * as Applied from "./Applied.ts"
+import * as AppliedIds from "./AppliedIds.ts"
 import { EmbeddingConfig } from "./EmbeddingConfig.ts"
 import type { UserId } from "./Interaction.ts"
 import { InteractionLog } from "./InteractionLog.ts"
@@ -19,21 +21,25 @@ const neighboursShown = 10
 
 /**
  * `share` of an event = weight · exp(-λ · days before last_updated) / total_weight: its part of the weight behind
- * the vector in cumulative history. In recency history it tells the decayed weight only.
+ * the vector in cumulative history. In recency history it tells the decayed weight only. What is not applied (its product
+ * has no embedding, or it is on its way) has none.
  */
 export const userInFigures = Effect.fn("userInFigures")(function* (user_id: UserId) {
   const users = yield* UserEmbeddings
   const log = yield* InteractionLog
   const products = yield* ProductEmbeddings
   const config = yield* EmbeddingConfig
+  // Before the record: what was applied meanwhile is on it.
+  const newest = yield* log.newest(user_id, eventsShown)
   const record = (yield* users.load([user_id])).get(user_id)
   const embedding = record?.embedding
   if (record === undefined || embedding === undefined) return yield* new NoSuchUser({ user_id })
 
-  const newest = yield* log.newest(user_id, eventsShown)
   const named = yield* products.describe(
     newest.flatMap(({ interaction: { product_id } }) => product_id ?? []),
   )
+  const interactions = newest.map(({ interaction }) => interaction)
+  const applied = yield* Applied.applied(users, interactions, new Map([[user_id, Applied.bookkept(record)]]))
   const { embedding: vector, last_updated, recent: _, ...facts } = embedding
   return {
     ...facts,
@@ -54,10 +60,11 @@ export const userInFigures = Effect.fn("userInFigures")(function* (user_id: User
         product_name: product_id === null ? null : (named.get(product_id)?.product_name ?? null),
         occurred_at,
         message_id,
-        share:
-          (config.weights[event_type] *
-            decay(embedding.metadata.decay_lambda, last_updated, Date.parse(occurred_at))) /
-          embedding.total_weight,
+        share: applied.has(AppliedIds.prefix(message_id))
+          ? (config.weights[event_type] *
+              decay(embedding.metadata.decay_lambda, last_updated, Date.parse(occurred_at))) /
+            embedding.total_weight
+          : null,
         trace_id: trace?.traceparent.split("-")[1] ?? null,
       }),
     ),

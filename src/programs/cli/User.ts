@@ -9,7 +9,7 @@ import { showUser } from "../../services/ShowUser.ts"
 import { json, print, table } from "../Output.ts"
 import { confirm, yes } from "../Usage.ts"
 
-const percent = (share: number) => `${(share * 100).toFixed(1)} %`
+const percent = (share: number | null) => (share === null ? "not counted" : `${(share * 100).toFixed(1)} %`)
 
 const userShow = Command.make(
   "show",
