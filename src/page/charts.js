@@ -8,8 +8,16 @@ const shortest = 30
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim()
 
-/** `series`: [{ label, colour (a variable of the style sheet), format }]; `add(seconds, values)` appends a point. */
-export const chart = (figure, { series, title, value }) => {
+/** Steps of an axis of things that are counted. */
+const whole = [1, 2, 5]
+  .flatMap((n) => Array.from({ length: 9 }, (_, power) => n * 10 ** power))
+  .sort((a, b) => a - b)
+
+/**
+ * `series`: [{ label, colour (a variable of the style sheet), format }]; `counted`: only whole numbers on the axis;
+ * `add(seconds, values)` appends a point.
+ */
+export const chart = (figure, { counted, series, title, value }) => {
   const legend = h("ul", { class: "legend" })
   const place = h("div", { class: "plot", role: "img", "aria-label": title })
   figure.replaceChildren(h("figcaption", {}, h("h2", {}, title), legend), place)
@@ -18,6 +26,7 @@ export const chart = (figure, { series, title, value }) => {
 
   const draw = () => {
     plot?.destroy()
+    if (data[0].length === 0) return
     const axis = {
       stroke: colour("--muted"),
       font: "11px Inter, system-ui, sans-serif",
@@ -43,7 +52,14 @@ export const chart = (figure, { series, title, value }) => {
             space: 70,
             values: (_, ticks) => ticks.map((tick) => new Date(tick * 1_000).toLocaleTimeString("en-GB")),
           },
-          { ...axis, grid, size: 46, space: 30, values: (_, ticks) => ticks.map(value) },
+          {
+            ...axis,
+            grid,
+            size: 46,
+            space: 30,
+            values: (_, ticks) => ticks.map(value),
+            ...(counted && { incrs: whole }),
+          },
         ],
         series: [
           {},
@@ -86,7 +102,8 @@ export const chart = (figure, { series, title, value }) => {
         ),
       )
       place.setAttribute("aria-label", `${title}: ${figures.map((pair) => pair.join(" ")).join(", ")}`)
-      plot?.setData(data)
+      if (plot === undefined) draw()
+      else plot.setData(data)
     },
   }
 }

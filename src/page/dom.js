@@ -28,7 +28,8 @@ const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 })
 export const count = (n) => (n === null || n === undefined ? "–" : whole.format(n))
 export const rate = (perSecond) =>
   perSecond === undefined ? "–" : `${perSecond >= 100 ? whole.format(perSecond) : perSecond.toFixed(1)}/s`
-export const percent = (share) => `${(share * 100).toFixed(share < 0.0995 ? 1 : 0)} %`
+export const percent = (share) =>
+  `${(share * 100).toFixed(share > 0 && share < 0.00995 ? 2 : share < 0.0995 ? 1 : 0)} %`
 export const seconds = (s) =>
   s === null || s === undefined
     ? "–"

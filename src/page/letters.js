@@ -9,7 +9,11 @@ let open = null
 let doubtful = 0
 let seen
 let asking = false
+let endedAt = Number.NEGATIVE_INFINITY
 let restUntil = 0
+
+/** Letters that are being looked at are missing from the count of those that lie there, until a moment later. */
+export const looking = () => asking || performance.now() < endedAt + 1_500
 
 /** Told at every look how many there are; asks for them when that changed, but not all the time when they are many. */
 export const noticed = (failed) => {
@@ -49,6 +53,12 @@ const remove = async (picked, what) => {
   if (answer === "yes")
     await act("/api/dead-letters/remove", picked, ({ removed }) => `${count(removed)} removed`)
 }
+
+/** Without the name of the error, which stands before it. */
+const reason = (message, error) =>
+  message?.startsWith(`${error}: `) ? message.slice(error.length + 2) : (message ?? "")
+
+const tries = (attempts) => attempts > 1 && `${count(attempts)} attempts`
 
 const pretty = (body) => {
   try {
@@ -95,7 +105,7 @@ const button = (label, name, onclick, kind = "") =>
   h("button", { type: "button", class: `small ${kind}`, "aria-label": name, onclick }, label)
 
 const letterRow = (letter) => {
-  const { attempts, event_type, id, last_failed_at, message, message_id, user_id } = letter
+  const { attempts, error, event_type, id, last_failed_at, message, message_id, user_id } = letter
   const key = id ?? message_id
   const picked = { ids: [key] }
   return h(
@@ -105,9 +115,15 @@ const letterRow = (letter) => {
       "td",
       { class: "what" },
       h("span", {}, user_id === null ? "unreadable" : `${event_type ?? "event"} of user ${user_id}`),
-      h("small", {}, key === null ? "without an id" : `${key.slice(0, 8)}… ${message ?? ""}`),
+      h(
+        "small",
+        {},
+        [key === null ? "without an id" : `${key.slice(0, 8)}…`, tries(attempts), reason(message, error)]
+          .filter(Boolean)
+          .join(" · "),
+      ),
     ),
-    h("td", { class: "number" }, count(attempts)),
+    h("td", { class: "number" }),
     h("td", { class: "when" }, time(last_failed_at)),
     h(
       "td",
@@ -142,7 +158,7 @@ const groupRows = (group, letters) => {
           { type: "button", class: "disclose", "aria-expanded": String(isOpen), onclick: toggle },
           error ?? "unknown",
         ),
-        h("small", {}, example.message ?? ""),
+        h("small", {}, reason(example.message, error)),
       ),
       h("td", { class: "number" }, h("b", {}, count(n))),
       h("td", { class: "when" }, time(last_failed_at)),
@@ -160,6 +176,9 @@ const groupRows = (group, letters) => {
       ),
     ),
     ...letters.map(letterRow),
+    letters.length > 0 &&
+      n > letters.length &&
+      h("tr", {}, h("td", { class: "what quiet", colspan: 4 }, `${letters.length} of ${count(n)} are shown`)),
   )
 }
 
@@ -168,7 +187,17 @@ export const refresh = async () => {
   asking = true
   await show()
   asking = false
-  restUntil = performance.now() + 3 * (performance.now() - started)
+  endedAt = performance.now()
+  restUntil = endedAt + 3 * (endedAt - started)
+}
+
+/** Puts in what is new, and leaves the keyboard on the button where it was. */
+const put = (place, ...children) => {
+  const name = (button) => button.getAttribute("aria-label") ?? button.textContent
+  const focused = place.contains(document.activeElement) ? name(document.activeElement) : undefined
+  place.replaceChildren(...children)
+  if (focused !== undefined)
+    [...place.querySelectorAll("button")].find((button) => name(button) === focused)?.focus()
 }
 
 const show = async () => {
@@ -178,14 +207,13 @@ const show = async () => {
     const total = groups.reduce((sum, { count: n }) => sum + n, 0)
     byId("letters-count").textContent = total === 0 ? "" : count(total)
     if (groups.length === 0)
-      return place.replaceChildren(
-        h("p", { class: "quiet" }, "None: every message was applied or is on its way."),
-      )
+      return put(place, h("p", { class: "quiet" }, "None: every message was applied or is on its way."))
     const letters =
       open === null
         ? []
         : (await get(`/api/dead-letters?limit=${shownPerGroup}&error=${encodeURIComponent(open)}`)).items
-    place.replaceChildren(
+    put(
+      place,
       h(
         "table",
         {},
@@ -205,6 +233,6 @@ const show = async () => {
       ),
     )
   } catch (error) {
-    place.replaceChildren(h("p", { class: "quiet" }, error.message))
+    put(place, h("p", { class: "quiet" }, error.message))
   }
 }

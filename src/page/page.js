@@ -28,12 +28,15 @@ byId("theme").addEventListener("click", nextTheme)
 
 // What moves.
 const connection = byId("connection")
+let failed = 0
 let stop = () => {}
 const start = () => {
   stop()
   stop = follow(
     "/api/system/events",
     (stats) => {
+      if (stats.queues && letters.looking()) stats.queues.failed = Math.max(failed, stats.queues.failed)
+      failed = stats.queues?.failed ?? failed
       parts.show(stats)
       letters.noticed(stats.queues?.failed)
     },
@@ -68,9 +71,21 @@ byId("token").addEventListener("click", () =>
   ),
 )
 
+/** Said once for as long as it is so, for those who have it read to them. */
+const complain = (complaints) => {
+  if (byId("trouble").textContent === complaints.join("")) return
+  byId("trouble").replaceChildren(...complaints.map((text) => h("p", {}, text)))
+}
+const brief = (text) => (text.length > 200 ? `${text.slice(0, 199)}…` : text)
+
 const showDependencies = async () => {
   try {
     const { dependencies } = await readiness()
+    complain(
+      Object.entries(dependencies)
+        .filter(([, { status }]) => status !== "up")
+        .map(([name, { detail, status }]) => brief(`${name} is ${status}${detail ? `: ${detail}` : ""}`)),
+    )
     byId("dependencies").replaceChildren(
       ...Object.entries(dependencies).map(([name, { detail, status }]) =>
         h(
@@ -83,6 +98,7 @@ const showDependencies = async () => {
       ),
     )
   } catch {
+    complain(["The API does not answer: what is shown here is what was last seen"])
     byId("dependencies").replaceChildren(
       h("li", { class: "down" }, h("i", { class: "lamp" }), "API", h("span", { class: "hidden" }, " down")),
     )

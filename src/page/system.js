@@ -51,6 +51,7 @@ const stage = (name, total, perSecond, gap, isWaiting) =>
 export const system = () => {
   const depth = chart(byId("depth"), {
     title: "Queue depth",
+    counted: true,
     value: (n) => count(n),
     series: [
       { label: "waiting", colour: "--accent", fill: true },
@@ -76,6 +77,9 @@ export const system = () => {
     ],
   })
   const all = [depth, throughput, lag]
+  byId("funnel").replaceChildren(
+    ...Object.keys(meanings).map((name) => stage(name, null, undefined, "not seen yet", false)),
+  )
   let last
 
   const show = (stats) => {
@@ -106,7 +110,13 @@ export const system = () => {
         "Consumed",
         seen.consumed,
         speed("consumed"),
-        `${count(seen.inHand + seen.retrying)} in work, ${count(seen.failed)} failed`,
+        [
+          `${count(seen.inHand)} in work`,
+          seen.retrying > 0 && `${count(seen.retrying)} retrying`,
+          `${count(seen.failed)} failed`,
+        ]
+          .filter(Boolean)
+          .join(", "),
         seen.retrying > 0,
       ),
       stage(

@@ -31,12 +31,15 @@ const facts = (profile) =>
 
 /** What is left of an event after some days, with the user's events on it. */
 const decayCurve = ({ events, last_updated, metadata }) => {
-  const [width, height, left, bottom] = [560, 130, 8, 18]
+  // As wide as it will be shown, so that its text is as large as all other.
+  const columns = matchMedia("(max-width: 900px)").matches ? 1 : 2
+  const [width, height, left, bottom] = [(byId("profile").clientWidth - 14) / columns - 27, 130, 8, 18]
   const days = (iso) => (Date.parse(last_updated) - Date.parse(iso)) / 86_400_000
   const span = Math.max(30, ...events.map(({ occurred_at }) => days(occurred_at))) * 1.04
   const x = (age) => left + (width - 2 * left) * (1 - age / span)
   const y = (kept) => 8 + (height - bottom - 8) * (1 - kept)
   const kept = (age) => Math.exp(-metadata.decay_lambda * age)
+  const within = events.filter(({ share }) => share !== null)
   const points = Array.from({ length: 81 }, (_, i) => (span * i) / 80)
   const line = points
     .map((age, i) => `${i === 0 ? "M" : "L"}${x(age).toFixed(1)} ${y(kept(age)).toFixed(1)}`)
@@ -62,7 +65,7 @@ const decayCurve = ({ events, last_updated, metadata }) => {
         text.textContent = age === 0 ? "newest" : `${age} d before`
         return text
       }),
-      ...events.map(({ event_type, occurred_at, reference, share }) => {
+      ...within.map(({ event_type, occurred_at, reference, share }) => {
         const age = days(occurred_at)
         const title = svg("title")
         title.textContent = `${kindOf(event_type)} ${reference}: ${percent(share)}`
@@ -81,10 +84,20 @@ const decayCurve = ({ events, last_updated, metadata }) => {
   )
 }
 
-const eventsTable = ({ event_count, events }, traces) =>
-  h(
+const shareOf = (share, most, kind) =>
+  share === null
+    ? h(
+        "td",
+        { class: "share quiet", title: "its product has no embedding, or it is on its way" },
+        "not counted",
+      )
+    : h("td", { class: "share" }, bar(most === 0 ? 0 : share / most, kind), h("b", {}, percent(share)))
+
+const eventsTable = ({ event_count, events }, traces) => {
+  const most = Math.max(0, ...events.map(({ share }) => share ?? 0))
+  return h(
     "div",
-    { class: "card" },
+    { class: "card events" },
     h(
       "h3",
       {},
@@ -122,7 +135,7 @@ const eventsTable = ({ event_count, events }, traces) =>
                 product_name ?? reference,
               ),
             ),
-            h("td", { class: "share" }, bar(share, kindOf(event_type)), h("b", {}, percent(share))),
+            shareOf(share, most, kindOf(event_type)),
             h(
               "td",
               { class: "when" },
@@ -144,12 +157,14 @@ const eventsTable = ({ event_count, events }, traces) =>
       ),
     ),
   )
+}
 
 const reasons = ({ because, rest }, names) =>
   h(
     "ul",
     { class: "reasons" },
     ...because
+      .filter(({ share }) => share >= 0.005)
       .slice(0, 3)
       .map(({ event_type, product_id, search_phrase, share }) =>
         h(

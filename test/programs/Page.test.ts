@@ -196,6 +196,7 @@ withBrowser("the page", () => {
             expect(before).toBe(events - 1)
             yield* post([product("123", "product_view", "110", 0)])
             yield* step(() => written.filter({ hasText: String(before + 1) }).waitFor())
+            yield* post([product("123", "product_view", "unknown", 0)])
             yield* sees(page, "#dependencies li.up", "sqlite")
             yield* sees(page, "#depth .legend", /waiting 0/)
             expect(yield* step(() => page.locator("#lag [role=img]").getAttribute("aria-label"))).toMatch(
@@ -217,7 +218,10 @@ withBrowser("the page", () => {
             yield* signIn(page)
             yield* sees(page, "#letters-title", "3")
             yield* sees(page, "#letters .group", "unusable_vector")
-            yield* step(() => page.getByRole("button", { name: "unusable_vector", exact: true }).click())
+            const disclose = page.getByRole("button", { name: "unusable_vector", exact: true })
+            yield* step(() => disclose.focus())
+            yield* step(() => page.keyboard.press("Enter"))
+            yield* step(() => page.locator("#letters [aria-expanded=true]:focus").waitFor())
             yield* step(() =>
               page
                 .getByRole("button", { name: /^Show the dead letter/ })
@@ -258,7 +262,9 @@ withBrowser("the page", () => {
             yield* sees(page, "#profile .facts", "local:minilm-words:1536")
             yield* sees(page, "#profile .facts", "1.000000")
             expect(page.url()).toEndWith("#user=123")
+            yield* sees(page, "#profile .events .share", "not counted")
             const shares = yield* step(() => page.locator("#profile td.share b").allTextContents())
+            // The event of a product that nobody knows has none.
             expect(shares).toHaveLength(history.length + 1)
             expect(shares.reduce((sum, text) => sum + Number.parseFloat(text), 0)).toBeCloseTo(100, -0.5)
             expect(yield* step(() => page.locator("#profile .products > li").count())).toBe(10)
