@@ -1,6 +1,7 @@
 /** Handlers of the group `embeddings`: what is stored of users and products. */
 import { HttpApiBuilder, type HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { Effect, Either, type ParseResult, Schema } from "effect"
+import { Catalogue } from "../services/Catalogue.ts"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import { Eraser } from "../services/Eraser.ts"
 import { EventVectors } from "../services/EventVectors.ts"
@@ -24,6 +25,7 @@ export const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
   Effect.gen(function* () {
     const users = yield* UserEmbeddings
     const products = yield* ProductEmbeddings
+    const catalogue = yield* Catalogue
     const vectors = yield* EventVectors
     const eraser = yield* Eraser
     const { dimensions } = yield* EmbeddingConfig
@@ -85,6 +87,7 @@ export const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
         products.upsert([product]),
         notNow("product embeddings"),
       )
+      yield* catalogue.outdate
       return yield* HttpServerResponse.json(
         { product_id, space: vectors.space, dimension_count: embedding.length, created },
         { status: created ? 201 : 200 },

@@ -18,7 +18,8 @@ import * as Settings from "../services/Settings.ts"
 import { greet } from "./Greeting.ts"
 
 const recommending = Recommender.layer.pipe(
-  Layer.provide([Catalogue.layer, Popularity.layer]),
+  Layer.provide(Popularity.layer),
+  Layer.provideMerge(Catalogue.layer),
   Layer.provideMerge(EventVectors.layer),
 )
 const erasing = Layer.provide(Eraser.layer, EventVectors.layer)

@@ -426,6 +426,20 @@ const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError |
           expect((yield* get("/api/user/nobody/similar")).status).toBe(404)
         }))
 
+      it("a product put over HTTP counts in the very next answer", () =>
+        Effect.gen(function* () {
+          const [first, second] = [catalogue[20]!, catalogue[40]!]
+          const nearest = (id: string) =>
+            Effect.map(get(`/api/product/${id}/similar?limit=1`), ({ body }) => ids(body)[0])
+          for (const { embedding, product_id } of [first, second, first]) {
+            // Fresh from now on for a second.
+            expect(yield* nearest(product_id)).not.toBe("put")
+            const body = { vector: [...embedding], category: "copies" }
+            expect((yield* call("PUT", "/api/product/put/embedding", body)).status).toBeOneOf([200, 201])
+            expect(yield* nearest(product_id)).toBe("put")
+          }
+        }))
+
       it("a changed product counts within a moment, also when another process changed it", () =>
         Effect.gen(function* () {
           const products = yield* ProductEmbeddings
