@@ -15,6 +15,7 @@ import {
 } from "../../services/FailedLetters.ts"
 import { eventTypes } from "../../services/Interaction.ts"
 import { json, print, table } from "../Output.ts"
+import { waiting } from "../Progress.ts"
 import { BadUsage, confirm, instant, yes } from "../Usage.ts"
 
 const filters = {
@@ -50,20 +51,22 @@ const letterTable = (letters: ReadonlyArray<Summary>) =>
         ]),
       )
 
+/** What a look at the letters finds; it says that it looks when that takes time. */
+const found = <A, E, R>(look: Effect.Effect<A, E, R>) =>
+  waiting("looking at the dead letters")(Effect.provide(look, Stack.layer))
+
 const list = Command.make("list", { ...filters, json }, ({ json, ...given }) =>
-  Effect.flatMap(listFailed(toFilter(given)), (letters) => print(json, letters, letterTable)).pipe(
-    Effect.provide(Stack.layer),
-  ),
+  Effect.flatMap(found(listFailed(toFilter(given))), (letters) => print(json, letters, letterTable)),
 ).pipe(Command.withDescription("Dead letters, oldest first; looking consumes nothing"))
 
 const groups = Command.make("groups", { ...filters, json }, ({ json, ...given }) =>
-  Effect.flatMap(groupFailed(toFilter(given)), (found) =>
-    print(json, found, (found) =>
-      found.length === 0
+  Effect.flatMap(found(groupFailed(toFilter(given))), (groups) =>
+    print(json, groups, (groups) =>
+      groups.length === 0
         ? "no dead letters"
         : table(
             ["ERROR", "COUNT", "FIRST FAILED AT", "LAST FAILED AT", "EXAMPLE", "SAYS"],
-            found.map(({ count, error, example, first_failed_at, last_failed_at }) => [
+            groups.map(({ count, error, example, first_failed_at, last_failed_at }) => [
               error ?? "-",
               String(count),
               first_failed_at ?? "-",
@@ -73,7 +76,7 @@ const groups = Command.make("groups", { ...filters, json }, ({ json, ...given })
             ]),
           ),
     ),
-  ).pipe(Effect.provide(Stack.layer)),
+  ),
 ).pipe(Command.withDescription("Dead letters by error: how many, since when, until when, an example"))
 
 const idName = "id"
@@ -81,7 +84,7 @@ const show = Command.make(
   "show",
   { id: Args.text({ name: idName }).pipe(Args.withDescription("x-dead-letter-id or message_id")), json },
   ({ id, json }) =>
-    Effect.flatMap(showFailed(id), (letters) =>
+    Effect.flatMap(found(showFailed(id)), (letters) =>
       print(json, letters, (letters) =>
         letters
           .map((letter) =>
@@ -94,7 +97,7 @@ const show = Command.make(
           )
           .join("\n\n"),
       ),
-    ).pipe(Effect.provide(Stack.layer)),
+    ),
 ).pipe(Command.withDescription("All about a dead letter, its body included"))
 
 const targets = {

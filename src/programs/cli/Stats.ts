@@ -5,6 +5,7 @@ import * as Stack from "../../layers/Stack.ts"
 import { isolatedQueue, queue, retryQueue } from "../../services/InteractionQueue.ts"
 import * as SystemStats from "../../services/SystemStats.ts"
 import { json, print, table } from "../Output.ts"
+import { waiting } from "../Progress.ts"
 import { Unhealthy } from "../Provision.ts"
 
 const refresh = "2 seconds"
@@ -62,13 +63,15 @@ export const stats = Command.make(
         const show = Effect.flatMap(SystemStats.look, (stats) =>
           Console.log(json ? JSON.stringify(stats) : `${clear}${inTables(stats)}\n`),
         )
-        return yield* Effect.forever(Effect.zipLeft(show, Effect.sleep(refresh)))
+        return yield* Effect.forever(Effect.zipLeft(show, Effect.sleep(refresh))).pipe(
+          Effect.provide(Stack.layer),
+        )
       }
-      const found = yield* SystemStats.look
+      const found = yield* waiting("looking at the system")(Effect.provide(SystemStats.look, Stack.layer))
       yield* print(json, found, inTables)
       if (found.unavailable.length > 0)
         return yield* new Unhealthy({ message: "not everything could be looked at" })
-    }).pipe(Effect.provide(Stack.layer)),
+    }),
 ).pipe(
   Command.withDescription(
     "Queue depths, consumers, rates, the outbox, users, and how long events wait for their embedding",

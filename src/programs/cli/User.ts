@@ -7,6 +7,7 @@ import * as EventVectors from "../../services/EventVectors.ts"
 import { UserId } from "../../services/Interaction.ts"
 import { showUser } from "../../services/ShowUser.ts"
 import { json, print, table } from "../Output.ts"
+import { waiting } from "../Progress.ts"
 import { confirm, yes } from "../Usage.ts"
 
 const percent = (share: number | null) => (share === null ? "not counted" : `${(share * 100).toFixed(1)} %`)
@@ -15,34 +16,38 @@ const userShow = Command.make(
   "show",
   { user: Args.text({ name: "user" }).pipe(Args.withSchema(Schema.typeSchema(UserId))), json },
   ({ json, user }) =>
-    Effect.flatMap(showUser(user), (shown) =>
-      print(json, shown, ({ events, nearest_products, metadata, ...facts }) =>
-        [
-          table(
-            ["FIELD", "VALUE"],
-            Object.entries({ ...facts, ...metadata }).map(([field, value]) => [field, String(value)]),
-          ),
-          table(
-            ["OCCURRED AT", "EVENT", "WHAT", "SHARE"],
-            events.map((event) => [
-              event.occurred_at,
-              event.event_type,
-              event.reference ?? "",
-              percent(event.share),
-            ]),
-          ),
-          table(
-            ["NEAREST PRODUCT", "NAME", "CATEGORY", "COSINE"],
-            nearest_products.map(({ category, product_id, product_name, similarity }) => [
-              product_id,
-              product_name ?? "",
-              category ?? "",
-              similarity.toFixed(3),
-            ]),
-          ),
-        ].join("\n\n"),
+    showUser(user).pipe(
+      Effect.provide(Stack.layer),
+      waiting("looking at the user"),
+      Effect.flatMap((shown) =>
+        print(json, shown, ({ events, nearest_products, metadata, ...facts }) =>
+          [
+            table(
+              ["FIELD", "VALUE"],
+              Object.entries({ ...facts, ...metadata }).map(([field, value]) => [field, String(value)]),
+            ),
+            table(
+              ["OCCURRED AT", "EVENT", "WHAT", "SHARE"],
+              events.map((event) => [
+                event.occurred_at,
+                event.event_type,
+                event.reference ?? "",
+                percent(event.share),
+              ]),
+            ),
+            table(
+              ["NEAREST PRODUCT", "NAME", "CATEGORY", "COSINE"],
+              nearest_products.map(({ category, product_id, product_name, similarity }) => [
+                product_id,
+                product_name ?? "",
+                category ?? "",
+                similarity.toFixed(3),
+              ]),
+            ),
+          ].join("\n\n"),
+        ),
       ),
-    ).pipe(Effect.provide(Stack.layer)),
+    ),
 ).pipe(
   Command.withDescription("One user's embedding, the newest events with their share in it, nearest products"),
 )
