@@ -53,7 +53,10 @@ test("where everybody buys what is popular, it says so; the present configuratio
   expect(stdout).toStartWith("3,000 interactions (1 unreadable), 100 products; foretold: 200 of ")
   expect(stdout).toContain("Something simpler wins: popular.")
   expect(stdout).toMatch(/\(configured\) +0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]/)
-  const first = stdout.split("\n").find((line) => line.includes("["))
+  const lines = stdout.split("\n")
+  const best = /The best vectors \((.*)\) are behind/.exec(stdout)?.[1]
+  expect(lines.some((line) => best !== undefined && line.startsWith(best))).toBe(true)
+  const first = lines.find((line) => line.includes("["))
   expect(first).toMatch(/^popular|popularity 0\.2/)
 }, 60_000)
 

@@ -53,7 +53,9 @@ const human = (report: Report) => {
     table(
       ["WAY", "HIT RATE", "NDCG", "MRR"],
       rows
-        .filter((row) => row.setting === null || row.configured || shown.has(row))
+        .filter(
+          (row) => row.setting === null || row.configured || row.name === verdict.setting || shown.has(row),
+        )
         .sort((a, b) => b.ndcg.mean - a.ndcg.mean)
         .map((row) => [
           row.configured ? `${row.name} (configured)` : row.name,
