@@ -124,7 +124,8 @@ export const system = () => {
         seen.written,
         speed("written"),
         `${counted(stats.users, "user")}, ${counted(consumers, "consumer")}`,
-        false,
+        // Nobody writes.
+        stats.queues !== null && consumers === 0,
       ),
     )
     depth.add(now, [seen.waiting, seen.retrying, seen.failed])
