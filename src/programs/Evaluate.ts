@@ -88,10 +88,12 @@ const readHistory = Effect.fnUntraced(function* (
     return known ?? word
   }
   const lean = (interaction: Interaction): Interaction => {
-    const user_id = shared(interaction.user_id)
+    // Made anew, for a cell of a CSV file holds on to its whole line.
+    const occurred_at = new Date(interaction.occurred_at).toISOString()
+    const facts = { user_id: shared(interaction.user_id), occurred_at, metadata: none }
     return interaction.event_type === "search"
-      ? { ...interaction, user_id, search_phrase: shared(interaction.search_phrase), metadata: none }
-      : { ...interaction, user_id, product_id: shared(interaction.product_id), metadata: none }
+      ? { ...interaction, ...facts, search_phrase: shared(interaction.search_phrase) }
+      : { ...interaction, ...facts, product_id: shared(interaction.product_id) }
   }
   let rejected = 0
   let done = start.offset

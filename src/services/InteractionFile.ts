@@ -3,7 +3,7 @@
  * interaction what an item of the bulk route says, under column names of its own; other columns become metadata.
  */
 import { Either, Predicate } from "effect"
-import { canonicalTimestamp, type EventType, type Interaction, reference } from "./Interaction.ts"
+import { canonicalTimestamp, type EventType, eventTypes, type Interaction, reference } from "./Interaction.ts"
 import type { LoggedInteraction } from "./InteractionLog.ts"
 import type { Submission } from "./InteractionRecorder.ts"
 import { ofBulkItem } from "./Submission.ts"
@@ -174,7 +174,9 @@ export const mappable: ReadonlyArray<string> = [...fields, "metadata"]
 /** What an export adds and an import finds out by itself. */
 const derived = ["message_id", "recorded_at"]
 
-const shortTypes: Readonly<Record<string, EventType>> = {
+/** The full names too: what is kept of a record is then no part of its line, which would stay in memory with it. */
+const knownTypes: Readonly<Record<string, EventType>> = {
+  ...Object.fromEntries(eventTypes.map((type) => [type, type])),
   view: "product_view",
   click: "product_click",
   purchase: "product_purchase",
@@ -233,7 +235,7 @@ export const decoder = (reading: Reading, columns: ReadonlyArray<string>) => {
   const keepsOthers = !reading.ignore.includes("*")
   const parse = reading.format === "csv" ? toRow(columns, reading.delimiter) : parseObject
   const typeOf = (value: unknown) =>
-    typeof value === "string" ? (reading.types[value] ?? shortTypes[value] ?? value) : value
+    typeof value === "string" ? (reading.types[value] ?? knownTypes[value] ?? value) : value
   const nameOf = (field: string) => {
     const column = columnOf(field)
     return column === field ? field : `${field} (${column})`
