@@ -115,7 +115,7 @@ const suite = () => {
 
   test("the example over HTTP", async () => {
     const said = await runs(shop, [bun, "http.ts", url])
-    expect(said).toMatch(/^recorded [0-9a-f]{64}\n1 interactions, last search, in local:minilm-words:1536\n/)
+    expect(said).toMatch(/^recorded [0-9a-f]{64}\nevent_count 1, last search, in local:minilm-words:1536\n/)
     expect(said).toMatch(/3 recommendations by taste: \S/)
   }, 30_000)
 
