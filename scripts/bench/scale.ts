@@ -61,7 +61,8 @@ export const scale = async (
     })
   for (const workers of counts) {
     const running = await startWorkers(arena, env, workers, {})
-    const warm = workers * 4 * phrasesPerRequest
+    // Ten processes that are still being compiled would be limited by the CPU.
+    const warm = workers * 300 * phrasesPerRequest
     const events = Math.round(mostPerWorker * workers * seconds)
     let before = await look()
     await publishAll(env, Array.from({ length: warm }, search))
