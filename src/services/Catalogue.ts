@@ -23,6 +23,8 @@ export const mostProducts = 100_000
 
 /** Numbers of one block of rows, scanned in one go (about 2 ms) before other fibers have their turn. */
 const blockNumbers = 1 << 21
+/** More would keep the first ones waiting. */
+const searchesPerPass = 8
 /** How old the copy may be. */
 const freshFor = Duration.seconds(1)
 /** All products are read again this often, to see removals. */
@@ -117,6 +119,16 @@ const dotRow = (a: Float32Array, block: Float32Array, start: number): number => 
   }
   for (; i < length; i++) s0 += a[i]! * block[start + i]!
   return s0 + s1 + (s2 + s3)
+}
+
+/** A search on its way. */
+interface Asked {
+  readonly direction: Float32Array
+  readonly search: Search
+  readonly best: Array<Omit<Scored, "centred"> & { readonly row: number }>
+  /** direction · μ */
+  onMean: number
+  found: ReadonlyArray<Scored> | undefined
 }
 
 const isKnown = (entry: readonly [ProductId, Product | undefined]): entry is readonly [ProductId, Product] =>
@@ -287,30 +299,57 @@ const make = Effect.fnUntraced(function* (most: number) {
     return { ...product, score: similarity + added, similarity, bonus: added }
   }
 
-  const scan = Effect.fnUntraced(function* (
-    direction: Float32Array,
-    { bonus, category, limit, without }: Search,
-  ) {
-    const from = { mean, lengths }
-    const onMean = Vector.dot(direction, from.mean)
-    const best: Array<Omit<Scored, "centred"> & { readonly row: number }> = []
-    for (const [index, block] of blocks.entries()) {
-      if (index > 0) yield* breathe
-      const end = Math.min(rows.length, (index + 1) * rowsPerBlock)
-      for (let row = index * rowsPerBlock; row < end; row++) {
-        const product = rows[row]
-        if (product === undefined || (category !== undefined && product.category !== category)) continue
-        const length = from.lengths[row]!
-        const along = dotRow(direction, block, (row % rowsPerBlock) * dimensions) - onMean
-        const similarity = length < noDirection ? 0 : along / length
-        const worst = best[limit - 1]
-        if (worst !== undefined && similarity + (bonus?.most ?? 0) < worst.score) continue
-        if (without?.has(product.product_id)) continue
-        keepBest(best, limit, { ...score(product, similarity, bonus), row }, ahead)
-      }
+  /** Compares a search with one block of rows. */
+  const compare = (asked: Asked, index: number, from: { readonly lengths: ReadonlyArray<number> }) => {
+    const { best, direction, onMean } = asked
+    const { bonus, category, limit, without } = asked.search
+    const block = blocks[index]!
+    const end = Math.min(rows.length, (index + 1) * rowsPerBlock)
+    for (let row = index * rowsPerBlock; row < end; row++) {
+      const product = rows[row]
+      if (product === undefined || (category !== undefined && product.category !== category)) continue
+      const length = from.lengths[row]!
+      const along = dotRow(direction, block, (row % rowsPerBlock) * dimensions) - onMean
+      const similarity = length < noDirection ? 0 : along / length
+      const worst = best[limit - 1]
+      if (worst !== undefined && similarity + (bonus?.most ?? 0) < worst.score) continue
+      if (without?.has(product.product_id)) continue
+      keepBest(best, limit, { ...score(product, similarity, bonus), row }, ahead)
     }
-    return best.map(({ row, ...scored }): Scored => ({ ...scored, centred: centredAt(row) }))
-  }, scans.withPermits(1))
+  }
+
+  let waiting: Array<Asked> = []
+  /** Searches that wait, oldest first, go over the rows together: each block is read from memory once for all of them. */
+  const pass = Effect.gen(function* () {
+    const together = waiting.slice(0, searchesPerPass)
+    waiting = waiting.slice(searchesPerPass)
+    const from = { lengths }
+    for (const asked of together) asked.onMean = Vector.dot(asked.direction, mean)
+    for (const index of blocks.keys())
+      for (const asked of together) {
+        compare(asked, index, from)
+        yield* breathe
+      }
+    for (const asked of together)
+      asked.found = asked.best.map(({ row, ...scored }): Scored => ({ ...scored, centred: centredAt(row) }))
+  })
+
+  const scan = (direction: Float32Array, search: Search) =>
+    Effect.suspend(() => {
+      const asked: Asked = { direction, search, best: [], onMean: 0, found: undefined }
+      waiting.push(asked)
+      return Effect.gen(function* () {
+        while (asked.found === undefined) yield* Effect.uninterruptible(pass)
+        return asked.found
+      }).pipe(
+        scans.withPermits(1),
+        Effect.onInterrupt(() =>
+          Effect.sync(() => {
+            waiting = waiting.filter((other) => other !== asked)
+          }),
+        ),
+      )
+    })
 
   /** The same among the products that the store's index finds near the direction. */
   const ask = Effect.fnUntraced(function* (

@@ -1,6 +1,17 @@
 /** The catalogue in memory over a store of its own, with a clock that is set. */
 import { expect } from "bun:test"
-import { Duration, Effect, Either, Layer, Logger, LogLevel, Stream, TestClock, TestContext } from "effect"
+import {
+  Duration,
+  Effect,
+  Either,
+  Fiber,
+  Layer,
+  Logger,
+  LogLevel,
+  Stream,
+  TestClock,
+  TestContext,
+} from "effect"
 import fc from "fast-check"
 import { Catalogue, CatalogueTooLarge, layerOf } from "../../src/services/Catalogue.ts"
 import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
@@ -252,5 +263,32 @@ effectTest("vectors that can't be used are left out", () => {
       yield* compared,
       good.filter(({ product_id }) => product_id !== "p-003"),
     )
+  }).pipe(Effect.provide(layer(1_000)))
+})
+
+effectTest("searches side by side get the answers they would get alone, in the order they were asked", () => {
+  const { layer, put } = world()
+  return Effect.gen(function* () {
+    const catalogue = yield* Catalogue
+    yield* Effect.forEach(some(300), put)
+    const directions = fc.sample(values, { numRuns: 30, seed: 7 }).map((v) => Float32Array.from(unit([...v])))
+    const search = (direction: Float32Array, index: number) =>
+      catalogue.search(direction, { limit: 5 + index, category: index % 2 === 0 ? "even" : undefined })
+    const alone = yield* Effect.forEach(directions, search)
+    const order: Array<number> = []
+    const givenUp = yield* Effect.fork(search(directions[0]!, 0))
+    const asked = yield* Effect.fork(
+      Effect.forEach(
+        directions,
+        (direction, index) => Effect.tap(search(direction, index), () => order.push(index)),
+        { concurrency: "unbounded" },
+      ),
+    )
+    yield* Effect.yieldNow()
+    yield* Fiber.interrupt(givenUp)
+    expect(yield* Fiber.join(asked)).toEqual(alone)
+    expect(order).toHaveLength(30)
+    // Eight go over the rows together; nobody is overtaken by more than that.
+    expect(order.every((index, place) => Math.abs(index - place) < 16)).toBe(true)
   }).pipe(Effect.provide(layer(1_000)))
 })
