@@ -208,10 +208,10 @@ const ledgerEntries = (documents: Iterable<{ readonly _id: string }>): ReadonlyA
 const ledgerPattern = (user: UserId) => new BSONRegExp(`^${user.replaceAll(".", "\\.")}\\|`)
 /** Documents that the server sends together: of its own it would send 16 MB. */
 const usersPerBatch = 500
+const idsPerBatch = 2_000
 /** More documents in one command win nothing; while the server writes one, the next is serialised. */
 const writesPerCommand = 100
 const commandsAtOnce = 2
-const idsPerBatch = 2_000
 
 export const make = (options: { readonly storage: Storage }) =>
   Effect.map(Mongo, ({ database, failingWith }): UserEmbeddings["Type"] => {

@@ -8,7 +8,7 @@
  *
  *     q · centre(v) = (q · v − q · μ) / ‖v − μ‖
  */
-import { Clock, Context, Duration, Effect, Layer, Schema, Stream } from "effect"
+import { Clock, Context, Duration, Effect, Exit, Layer, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "./EmbeddingConfig.ts"
 import type { ProductId } from "./Interaction.ts"
 import { keepBest } from "./Nearest.ts"
@@ -128,7 +128,7 @@ interface Asked {
   readonly best: Array<Omit<Scored, "centred"> & { readonly row: number }>
   /** direction · μ */
   onMean: number
-  found: ReadonlyArray<Scored> | undefined
+  found: Exit.Exit<ReadonlyArray<Scored>> | undefined
 }
 
 const isKnown = (entry: readonly [ProductId, Product | undefined]): entry is readonly [ProductId, Product] =>
@@ -300,15 +300,17 @@ const make = Effect.fnUntraced(function* (most: number) {
   }
 
   /** Compares a search with one block of rows. */
-  const compare = (asked: Asked, index: number, from: { readonly lengths: ReadonlyArray<number> }) => {
-    const { best, direction, onMean } = asked
-    const { bonus, category, limit, without } = asked.search
+  const compare = (
+    { best, direction, onMean, search: { bonus, category, limit, without } }: Asked,
+    index: number,
+    lengths: ReadonlyArray<number>,
+  ) => {
     const block = blocks[index]!
     const end = Math.min(rows.length, (index + 1) * rowsPerBlock)
     for (let row = index * rowsPerBlock; row < end; row++) {
       const product = rows[row]
       if (product === undefined || (category !== undefined && product.category !== category)) continue
-      const length = from.lengths[row]!
+      const length = lengths[row]!
       const along = dotRow(direction, block, (row % rowsPerBlock) * dimensions) - onMean
       const similarity = length < noDirection ? 0 : along / length
       const worst = best[limit - 1]
@@ -318,20 +320,31 @@ const make = Effect.fnUntraced(function* (most: number) {
     }
   }
 
+  /** What a search throws is its own: the others of a pass go on. */
+  const attempt = (asked: Asked, index: number, lengths: ReadonlyArray<number>) => {
+    try {
+      compare(asked, index, lengths)
+    } catch (defect) {
+      asked.found = Exit.die(defect)
+    }
+  }
+
   let waiting: Array<Asked> = []
   /** Searches that wait, oldest first, go over the rows together: each block is read from memory once for all of them. */
   const pass = Effect.gen(function* () {
     const together = waiting.slice(0, searchesPerPass)
     waiting = waiting.slice(searchesPerPass)
-    const from = { lengths }
+    const from = lengths
     for (const asked of together) asked.onMean = Vector.dot(asked.direction, mean)
     for (const index of blocks.keys())
-      for (const asked of together) {
-        compare(asked, index, from)
-        yield* breathe
+      for (const [place, asked] of together.entries()) {
+        if (index + place > 0) yield* breathe
+        if (asked.found === undefined) attempt(asked, index, from)
       }
     for (const asked of together)
-      asked.found = asked.best.map(({ row, ...scored }): Scored => ({ ...scored, centred: centredAt(row) }))
+      asked.found ??= Exit.succeed(
+        asked.best.map(({ row, ...scored }): Scored => ({ ...scored, centred: centredAt(row) })),
+      )
   })
 
   const scan = (direction: Float32Array, search: Search) =>
@@ -340,7 +353,7 @@ const make = Effect.fnUntraced(function* (most: number) {
       waiting.push(asked)
       return Effect.gen(function* () {
         while (asked.found === undefined) yield* Effect.uninterruptible(pass)
-        return asked.found
+        return yield* asked.found
       }).pipe(
         scans.withPermits(1),
         Effect.onInterrupt(() =>

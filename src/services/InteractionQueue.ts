@@ -2,7 +2,7 @@
  * The queue between the log and the workers. Publishing answers per message, once the broker has taken
  * responsibility; consuming is at least once, and nothing is acknowledged before the next hop has confirmed.
  */
-import { Context, Effect, Schedule, Schema, type Scope } from "effect"
+import { Context, type Effect, Schema, type Scope } from "effect"
 import type { EventType, MessageId } from "./Interaction.ts"
 import { describeFailure, portFailure } from "./PortFailure.ts"
 import type { TraceContext } from "./Telemetry.ts"
@@ -152,13 +152,3 @@ export class InteractionQueue extends Context.Tag("user-embeddings/InteractionQu
     readonly traffic: Effect.Effect<Traffic | null, InteractionQueueError>
   }
 >() {}
-
-/** While so many messages wait for workers, what is old waits too: what happens now is not to queue behind it. */
-const mostWaiting = 5_000
-
-/** Waits until workers have made room in the queue; without any there is nothing to wait for. */
-export const roomInQueue = ({ depths }: Pick<InteractionQueue["Type"], "depths">) =>
-  Effect.repeat(depths, {
-    schedule: Schedule.spaced("200 millis"),
-    while: ({ main }) => main.consumers > 0 && main.ready > mostWaiting,
-  })

@@ -4,15 +4,10 @@
  * marked published only when the broker has confirmed that it reached a queue, so a row may be published twice
  * and is never lost.
  */
-import { Array as Arr, Clock, Context, Duration, Effect, Fiber, Layer } from "effect"
+import { Array as Arr, Clock, Context, Duration, Effect, Fiber, Layer, Schedule } from "effect"
 import { encodeMessage, type MessageId } from "./Interaction.ts"
 import { InteractionLog, type InteractionLogError, type LoggedInteraction } from "./InteractionLog.ts"
-import {
-  InteractionQueue,
-  type InteractionQueueError,
-  type Message,
-  roomInQueue,
-} from "./InteractionQueue.ts"
+import { InteractionQueue, type InteractionQueueError, type Message } from "./InteractionQueue.ts"
 import * as MessageTraces from "./MessageTraces.ts"
 import * as RetryPolicies from "./RetryPolicies.ts"
 import * as Telemetry from "./Telemetry.ts"
@@ -33,7 +28,7 @@ export class OutboxRelay extends Context.Tag("user-embeddings/OutboxRelay")<
 /** Messages of one publish: the confirm window. */
 const page = 1_000
 /**
- * A busy relay publishes large pages, which cost the broker a third less: after one of so many rows the next begins no
+ * A busy relay publishes large pages, which cost the broker a fifth less: after one of so many rows the next begins no
  * sooner than so many ms after it.
  */
 const busyPage = 50
@@ -46,6 +41,16 @@ const pagesAtOnce = 3
 const rowsWaiting = 20_000
 /** How long a stopping process goes on publishing what it has just committed. */
 const flushDeadline = Duration.seconds(5)
+
+/** While so many messages wait for workers, what is old waits too: what happens now is not to queue behind it. */
+const mostWaiting = 5_000
+
+/** Waits until workers have made room in the queue; without any there is nothing to wait for. */
+export const roomInQueue = ({ depths }: Pick<InteractionQueue["Type"], "depths">) =>
+  Effect.repeat(depths, {
+    schedule: Schedule.spaced("200 millis"),
+    while: ({ main }) => main.consumers > 0 && main.ready > mostWaiting,
+  })
 
 /** The update message of a row. */
 export const toMessage = ({ interaction, trace, recordedAt }: LoggedInteraction): Message => ({

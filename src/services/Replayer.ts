@@ -4,9 +4,9 @@
  */
 import { Chunk, Clock, Context, Effect, Layer, Schedule, Schema, Stream } from "effect"
 import { InteractionLog, type InteractionLogError, type LogFilter, type LogRow } from "./InteractionLog.ts"
-import { InteractionQueue, InteractionQueueError, roomInQueue } from "./InteractionQueue.ts"
+import { InteractionQueue, InteractionQueueError } from "./InteractionQueue.ts"
 import * as MessageTraces from "./MessageTraces.ts"
-import { toMessage } from "./OutboxRelay.ts"
+import { roomInQueue, toMessage } from "./OutboxRelay.ts"
 import * as RetryPolicies from "./RetryPolicies.ts"
 
 export interface ReplayReport {

@@ -161,10 +161,7 @@ const allAtOnce = (
   const newest = Date.parse(events[events.length - 1]!.interaction.occurred_at)
   const at = Math.max(start?.at ?? newest, newest)
   const keep = start === undefined ? 0 : decay(s.lambda, at, start.at)
-  const sum =
-    start === undefined
-      ? Vector.beginSum(events[0]!.vector, 0)
-      : Vector.beginSum(start.direction, start.mass * keep)
+  const sum = Vector.beginSum(start?.direction ?? events[0]!.vector, (start?.mass ?? 0) * keep)
   let total = (start?.total ?? 0) * keep
   let heaviest = 0
   for (const { interaction, vector } of events) {

@@ -277,6 +277,17 @@ effectTest("searches side by side get the answers they would get alone, in the o
     const alone = yield* Effect.forEach(directions, search)
     const order: Array<number> = []
     const givenUp = yield* Effect.fork(search(directions[0]!, 0))
+    const broken = yield* Effect.fork(
+      catalogue.search(directions[0]!, {
+        limit: 5,
+        bonus: {
+          most: 1,
+          of: () => {
+            throw new Error("a bug")
+          },
+        },
+      }),
+    )
     const asked = yield* Effect.fork(
       Effect.forEach(
         directions,
@@ -287,6 +298,7 @@ effectTest("searches side by side get the answers they would get alone, in the o
     yield* Effect.yieldNow()
     yield* Fiber.interrupt(givenUp)
     expect(yield* Fiber.join(asked)).toEqual(alone)
+    expect((yield* Fiber.await(broken))._tag).toBe("Failure")
     expect(order).toHaveLength(30)
     // Eight go over the rows together; nobody is overtaken by more than that.
     expect(order.every((index, place) => Math.abs(index - place) < 16)).toBe(true)
