@@ -3,7 +3,8 @@
  * their sum. A write is counted by document; how many events share one, the bulk route tells.
  */
 import { connect } from "amqplib"
-import { Binary, Long, MongoClient } from "mongodb"
+import { Array as Arr } from "effect"
+import { Binary, MongoClient } from "mongodb"
 import { createPool } from "mysql2/promise"
 import * as AppliedIds from "../../src/services/AppliedIds.ts"
 import { encodeMessage } from "../../src/services/Interaction.ts"
@@ -25,6 +26,9 @@ const rowsPerInsert = 100
 const window = 1_000
 const ackEvery = 500
 const documentsPerWrite = 100
+const writesAtOnce = 2
+/** Interactions of a pack. */
+export const eventsPerMessage = 100
 /** Events that share a normalisation. */
 const eventsPerFold = 4
 
@@ -84,11 +88,12 @@ export const floors = async (arena: Arena, next: Sequence): Promise<ReadonlyArra
 
   const connection = await connect(env.RABBITMQ_DSN ?? "")
   const channel = await connection.createConfirmChannel()
-  const publish = (events: number) => {
+  const publish = (perMessage: number) => (events: number) => {
     const range = next(events)
-    const bodies = Array.from({ length: events }, (_, i) =>
-      Buffer.from(encodeMessage(interaction(event(range, range.from + i)))),
+    const lines = Array.from({ length: events }, (_, i) =>
+      encodeMessage(interaction(event(range, range.from + i))),
     )
+    const bodies = Arr.chunksOf(lines, perMessage)
     return measured(
       events,
       { rabbitmq },
@@ -97,15 +102,15 @@ export const floors = async (arena: Arena, next: Sequence): Promise<ReadonlyArra
           let sent = 0
           let confirmed = 0
           const more = () => {
-            while (sent < events && sent - confirmed < window)
+            while (sent < bodies.length && sent - confirmed < window)
               channel.publish(
                 "user_events",
                 "user.embedding.product_view",
-                bodies[sent++]!,
+                Buffer.concat(bodies[sent++]!),
                 { persistent: true, contentType: "application/json" },
                 () => {
                   confirmed += 1
-                  if (confirmed === events) done()
+                  if (confirmed === bodies.length) done()
                   else more()
                 },
               )
@@ -115,7 +120,7 @@ export const floors = async (arena: Arena, next: Sequence): Promise<ReadonlyArra
     )
   }
   /** What the stage before has published. */
-  const consume = (events: number) =>
+  const consume = (perMessage: number) => (events: number) =>
     measured(events, { rabbitmq }, async () => {
       const consuming = await connection.createChannel()
       await consuming.prefetch(window)
@@ -123,9 +128,9 @@ export const floors = async (arena: Arena, next: Sequence): Promise<ReadonlyArra
         let received = 0
         void consuming.consume("user_embedding_updates", (message) => {
           if (message === null) return
-          received += 1
-          if (received % ackEvery === 0 || received === events) consuming.ack(message, true)
-          if (received === events) done()
+          received += perMessage
+          if (received % ackEvery === 0 || received >= events) consuming.ack(message, true)
+          if (received >= events) done()
         })
       })
       await consuming.close()
@@ -150,51 +155,61 @@ export const floors = async (arena: Arena, next: Sequence): Promise<ReadonlyArra
   const mongo = await MongoClient.connect(env.MONGODB_URL ?? "", {
     writeConcern: { w: "majority", journal: true },
   })
-  const documents = mongo.db(env.MONGODB_DATABASE).collection("floor")
+  const documents = mongo.db(env.MONGODB_DATABASE).collection<{ readonly _id: string }>("floor")
   await documents.createIndex({ user_id: 1 }, { unique: true })
   const ids = AppliedIds.append(
     AppliedIds.none,
     Array.from({ length: AppliedIds.keptIds }, (_, i) => interaction(event(next(1), i)).message_id),
   ).kept
-  await documents.insertMany(
-    Array.from({ length: users }, (_, i) => ({
-      user_id: `user-${i}`,
-      version: Long.fromNumber(0),
-      embedding: Binary.fromFloat32Array(vectors[i % 64]!),
-      applied: new Binary(ids),
-    })),
-  )
-  /** By document: read many, write each where its version is the one that was read. */
-  const write = (count: number) =>
-    measured(count, { mongod }, async () => {
-      for (let from = 0; from < count; from += documentsPerWrite) {
-        const wanted = Array.from({ length: documentsPerWrite }, (_, i) => `user-${(from + i) % users}`)
-        const found = await documents
-          .find({ user_id: { $in: wanted } }, { batchSize: documentsPerWrite })
-          .toArray()
-        await documents.bulkWrite(
-          found.map(({ user_id, version }, i) => ({
-            updateOne: {
-              filter: { user_id, version },
-              update: {
-                $set: { embedding: Binary.fromFloat32Array(vectors[i % 64]!), applied: new Binary(ids) },
-                $inc: { version: 1 },
+  const document = (user: number, version: number) => ({
+    _id: `user-${user}`,
+    user_id: `user-${user}`,
+    version,
+    embedding: Binary.fromFloat32Array(vectors[user % 64]!),
+    applied: new Binary(ids),
+  })
+  await documents.insertMany(Array.from({ length: users }, (_, user) => document(user, 0)))
+  let version = 0
+  const writeSome = (from: number) =>
+    documents.bulkWrite(
+      Array.from({ length: documentsPerWrite }, (_, i) => ({
+        updateOne: {
+          filter: { _id: `user-${from + i}` },
+          update: [
+            {
+              $replaceWith: {
+                $cond: [
+                  { $eq: ["$version", version] },
+                  { $literal: document(from + i, version + 1) },
+                  "$$ROOT",
+                ],
               },
             },
-          })),
-          { ordered: false },
-        )
-      }
+          ],
+        },
+      })),
+      { ordered: false },
+    )
+  /** Every user's document in turn, as the worker writes it whose records are in memory. */
+  const write = (count: number) =>
+    measured(count, { mongod }, async () => {
+      for (let written = 0; written < count; written += users, version += 1)
+        for (let from = 0; from < users; from += writesAtOnce * documentsPerWrite)
+          await Promise.all(
+            Array.from({ length: writesAtOnce }, (_, i) => writeSome(from + i * documentsPerWrite)),
+          )
     })
 
   return [
     { name: "HTTP echo", events: 20_000, run: http(256, 1) },
     { name: "HTTP echo, 100 events a request", events: 40_000, run: http(8, 100) },
     { name: `INSERT of ${rowsPerInsert} rows`, events: 20_000, run: insert },
-    { name: `publish, window ${window}`, events: 20_000, run: publish },
-    { name: `consume, one ack for ${ackEvery}`, events: 20_000, run: consume },
+    { name: `publish, window ${window}`, events: 20_000, run: publish(1) },
+    { name: `consume, one ack for ${ackEvery}`, events: 20_000, run: consume(1) },
+    { name: `publish packs of ${eventsPerMessage}`, events: 40_000, run: publish(eventsPerMessage) },
+    { name: `consume packs of ${eventsPerMessage}`, events: 40_000, run: consume(eventsPerMessage) },
     { name: "JSON.parse", events: 100_000, run: parse },
     { name: "fold", events: 50_000, run: fold },
-    { name: `read and write ${documentsPerWrite} documents`, events: 4_000, run: write },
+    { name: `write of ${documentsPerWrite} documents`, events: 4_000, run: write },
   ]
 }

@@ -4,7 +4,7 @@ import type { Arena } from "./arena.ts"
 import { backlog } from "./backlog.ts"
 import { residentMegabytes } from "./cpu.ts"
 import { type Figure, median, number, type Run, summarise, table } from "./figures.ts"
-import { floors } from "./floors.ts"
+import { eventsPerMessage, floors } from "./floors.ts"
 import { cores } from "./machine.ts"
 import { type External, embedded, external, naive, sequence } from "./pipeline.ts"
 import { publishing } from "./publishing.ts"
@@ -78,13 +78,23 @@ const once = <A>(build: () => Promise<A>): (() => Promise<A>) => {
 /** Stages of a route; those of `shared` are paid once for all events of a write. The embedded stack has one thread. */
 const routes = {
   single: {
-    stages: ["HTTP echo", "INSERT", "publish", "consume", "JSON.parse", "fold"],
-    shared: "read and write",
+    stages: ["HTTP echo", "INSERT", "publish,", "consume,", "JSON.parse", "fold"],
+    shared: "write",
     threads: cores,
   },
   bulk: {
-    stages: ["HTTP echo, 100", "INSERT", "publish", "consume", "JSON.parse", "fold"],
-    shared: "read and write",
+    stages: ["HTTP echo, 100", "INSERT", "publish,", "consume,", "JSON.parse", "fold"],
+    shared: "write",
+    threads: cores,
+  },
+  "single, packs": {
+    stages: ["HTTP echo", "INSERT", "publish packs", "consume packs", "JSON.parse", "fold"],
+    shared: "write",
+    threads: cores,
+  },
+  "bulk, packs": {
+    stages: ["HTTP echo, 100", "INSERT", "publish packs", "consume packs", "JSON.parse", "fold"],
+    shared: "write",
     threads: cores,
   },
   embedded: {
@@ -93,15 +103,13 @@ const routes = {
     threads: 1,
   },
 } as const
-const routeNames = ["single", "bulk", "embedded"] as const
+const routeNames = ["single", "bulk", "single, packs", "bulk, packs", "embedded"] as const
 
 /** The floors of one route added up: µs of CPU an event, if `perWrite` events share a document's write. */
 const limitOf = (floorsFound: ReadonlyArray<Figure>, route: keyof typeof routes, perWrite: number) => {
   const { shared, stages, threads } = routes[route]
   const cost = (start: string) => {
-    const floor = floorsFound.find(
-      ({ name }) => name === start || name.startsWith(`${start} `) || name.startsWith(`${start},`),
-    )
+    const floor = floorsFound.find(({ name }) => name === start || name.startsWith(start))
     if (floor === undefined) return Number.NaN
     // The load generator has a core of its own where one thread does all the work.
     return floor.cpuTotal - (threads === 1 ? (floor.cpu.load ?? 0) : 0)
@@ -119,10 +127,18 @@ export const suites = (bench: Bench) => {
 
   const pipeline = async (): Promise<Section> => {
     const ours = await project()
+    const packs = await external(
+      arena,
+      next,
+      { EVENTS_PER_MESSAGE: String(eventsPerMessage) },
+      { name: "packs", products: 1_000 },
+    )
     const contestants: ReadonlyArray<Contestant> = [
       { name: "naive", events: 4_000, run: (await baseline()).single },
       { name: "single", events: 20_000, run: ours.single },
       { name: "bulk", events: 40_000, run: ours.bulk },
+      { name: "single, packs", events: 20_000, run: packs.single },
+      { name: "bulk, packs", events: 40_000, run: packs.bulk },
       { name: "embedded", events: 10_000, run: (await embedded(arena, next)).single },
     ]
     const stage = [...(await floors(arena, next)), ...(await sqliteFloors(arena, next))]
@@ -140,7 +156,7 @@ export const suites = (bench: Bench) => {
     return {
       title: "End to end",
       text: [
-        "From the first request until all events stand in the documents (embedded: in the file), 1,000 users.",
+        `From the first request until all events stand in the documents (embedded: in the file), 1,000 users. Packs: EVENTS_PER_MESSAGE=${eventsPerMessage}.`,
         "",
         compared(whole, plain),
         "",

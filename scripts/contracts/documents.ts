@@ -66,6 +66,18 @@ const headers = {
       "x-recorded-at": instant("recorded"),
     },
   },
+  pack: {
+    type: "object",
+    required: ["x-retry-count", "x-published-at", "x-recorded-at"],
+    properties: {
+      "x-retry-count": retries,
+      "x-published-at": instant("published"),
+      "x-recorded-at": string("recorded, Unix ms, a line for each interaction"),
+      "x-traces": string(
+        "W3C trace contexts, a line for each interaction: traceparent and, after a blank, tracestate; empty without one",
+      ),
+    },
+  },
   retry: {
     type: "object",
     required: ["x-retry-count", ...Object.keys(origin), ...Object.keys(failure)],
@@ -89,11 +101,17 @@ const headers = {
   },
 } as const
 
-const message = (name: keyof typeof headers, title: string, summary: string, payload: object) => ({
+const message = (
+  name: keyof typeof headers,
+  title: string,
+  summary: string,
+  payload: object,
+  contentType = "application/json",
+) => ({
   name,
   title,
   summary,
-  contentType: "application/json",
+  contentType,
   headers: headers[name],
   payload,
 })
@@ -102,10 +120,17 @@ const body = {
   schema: { $ref: "./update-message.schema.json" },
 }
 
-const queueChannel = (address: string, description: string, messageName: string) => ({
+const messages = (...names: ReadonlyArray<keyof typeof headers>) =>
+  Object.fromEntries(names.map((name) => [name, { $ref: `#/components/messages/${name}` }]))
+
+const queueChannel = (
+  address: string,
+  description: string,
+  ...names: ReadonlyArray<keyof typeof headers>
+) => ({
   address,
   description,
-  messages: { [messageName]: { $ref: `#/components/messages/${messageName}` } },
+  messages: messages(...names),
   bindings: {
     amqp: { is: "queue", queue: { name: address, durable: true, exclusive: false, autoDelete: false } },
   },
@@ -127,7 +152,7 @@ const asyncApi = {
       address: "user.embedding.{event_type}",
       description: `Exchange ${exchange} (topic, durable); the queue ${queue} is bound to user.embedding.*`,
       parameters: { event_type: { enum: [...eventTypes], description: "the kind of interaction" } },
-      messages: { update: { $ref: "#/components/messages/update" } },
+      messages: messages("update", "pack"),
       bindings: {
         amqp: {
           is: "routingKey",
@@ -135,7 +160,7 @@ const asyncApi = {
         },
       },
     },
-    updates: queueChannel(queue, "What workers consume: a quorum queue", "update"),
+    updates: queueChannel(queue, "What workers consume: a quorum queue", "update", "pack"),
     isolated: queueChannel(isolatedQueue, "Messages that are handled alone, one at a time", "update"),
     ...Object.fromEntries(
       rungs.map((delay) => [
@@ -170,6 +195,13 @@ const asyncApi = {
   components: {
     messages: {
       update: message("update", "Update message", "Asks for one interaction to be folded in", body),
+      pack: message(
+        "pack",
+        "Pack of update messages",
+        "Several interactions of one type, each a line of the body; only with EVENTS_PER_MESSAGE over 1. What fails goes on as a message of its own",
+        { schemaFormat: "text/plain", schema: { type: "string" } },
+        "application/x-ndjson",
+      ),
       retry: message("retry", "Retry", "An update message that waits for its next attempt", body),
       deadLetter: message(
         "deadLetter",

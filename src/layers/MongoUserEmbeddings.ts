@@ -170,28 +170,24 @@ const toBookkeeping = (document: BookkeepingDocument): Bookkeeping => ({
   event_count: document.event_count ?? 0,
 })
 
-const invalidId = 53
 const unstorable: Document = { _id: [] }
+/** Of a document that is there, and of one that would be new. */
+const unstorableCodes = [53, 54]
 
 /**
- * A bulk write counts its matches, but does not say which operations matched. So a compare-and-swap that matches
- * nothing tries to insert a document whose `_id` can't be, and the server refuses that very operation.
+ * A bulk write counts its matches, but does not say which operations matched. So a compare-and-swap that finds another
+ * version, or no document, tries to store one that can't be, and the server refuses that very operation. The server
+ * finds a document by its `_id` alone without planning a query, which would be a fifth of the write.
  */
 const compareAndSwap = (
   { record, expected }: Write,
   storage: Storage,
 ): AnyBulkWriteOperation<UserDocument> => {
-  const { user_id } = record
-  const fields = toFields(record, storage)
-  return expected === undefined
-    ? { insertOne: { document: { _id: user_id, user_id, ...fields } } }
-    : {
-        updateOne: {
-          filter: { user_id, version: expected },
-          update: { $set: fields, $setOnInsert: unstorable },
-          upsert: true,
-        },
-      }
+  const _id = record.user_id
+  const document = { _id, user_id: _id, ...toFields(record, storage) }
+  if (expected === undefined) return { insertOne: { document } }
+  const swapped = { $cond: [{ $eq: ["$version", expected] }, { $literal: document }, unstorable] }
+  return { updateOne: { filter: { _id }, update: [{ $replaceWith: swapped }], upsert: true } }
 }
 
 /** User ids can't contain `|`, so the ledger's keys of one user are a range of their own. */
@@ -230,7 +226,7 @@ export const make = (options: { readonly storage: Storage }) =>
           )
           .then(
             () => new Set<number>(),
-            (error) => refusals(error, [duplicateKey, invalidId]),
+            (error) => refusals(error, [duplicateKey, ...unstorableCodes]),
           )
         return writes.map((_, index) => !lost.has(index))
       })

@@ -6,10 +6,10 @@ import { randomUUID } from "node:crypto"
 import { hostname } from "node:os"
 import type { Channel, ChannelModel, ConsumeMessage } from "amqplib"
 import { Clock, Effect, Layer, Random } from "effect"
+import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import {
   type Consumer,
   type Delivery,
-  exchange,
   failedQueue,
   InteractionQueue,
   InteractionQueueError,
@@ -18,7 +18,6 @@ import {
   nextIsolatedAttempt,
   queue,
   retryQueue,
-  routingKey,
   type Settled,
   type Settlement,
 } from "../services/InteractionQueue.ts"
@@ -27,6 +26,17 @@ import * as RetryPolicies from "../services/RetryPolicies.ts"
 import { described, type TraceContext } from "../services/Telemetry.ts"
 import { call, channel, type Lost, Rabbit, type RabbitError } from "./Rabbit.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
+import {
+  answers,
+  type Headers,
+  instant,
+  type Line,
+  linesOf,
+  messageIdOf,
+  packed,
+  propertiesOf,
+  text,
+} from "./RabbitPacks.ts"
 import { copied, make as makePublisher, type Outgoing, publishTraced, system } from "./RabbitPublisher.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
 
@@ -36,45 +46,15 @@ const failing = <A>(effect: Effect.Effect<A, RabbitError>): Effect.Effect<A, Int
     ({ cause, operation, reason }) => new InteractionQueueError({ cause, operation, reason }),
   )
 
-/** The update message as it goes out, at `now` in Unix ms. */
-const toOutgoing = (
-  { body, eventType, messageId, recordedAt }: Message,
-  trace: TraceContext | null,
-  now: number,
-): Outgoing => ({
-  exchange,
-  routingKey: routingKey(eventType),
-  body,
-  options: {
-    contentType: "application/json",
-    deliveryMode: 2,
-    messageId,
-    timestamp: Math.floor(now / 1000),
-    appId: "user-embeddings",
-    type: eventType,
-    headers: {
-      ...(trace === null ? {} : { traceparent: trace.traceparent }),
-      ...(trace?.tracestate ? { tracestate: trace.tracestate } : {}),
-      "x-retry-count": 0,
-      "x-published-at": now,
-      "x-recorded-at": recordedAt,
-    },
-  },
-})
-
-const text = (value: unknown): string | null => (typeof value === "string" ? value : null)
-const instant = (value: unknown): number | null =>
-  typeof value === "number" && Number.isFinite(value) ? value : null
 const count = (value: unknown): number =>
   typeof value === "number" && Number.isSafeInteger(value) && value > 0 ? value : 0
 
-/** A message held; anyone may have written its headers, so garbage in them counts as absent. */
+/** An interaction held; anyone may have written the headers of its message, so garbage in them counts as absent. */
 class Held implements Delivery {
   readonly subscription: Subscription
   readonly message: ConsumeMessage
   readonly body: Uint8Array
   readonly routingKey: string
-  readonly messageId: string | null
   readonly trace: TraceContext | null
   readonly retryCount: number
   readonly isolatedAttempts: number
@@ -82,23 +62,26 @@ class Held implements Delivery {
   readonly isolated: boolean
   readonly publishedAt: number | null
   readonly recordedAt: number | null
+  settled = false
 
-  constructor(subscription: Subscription, message: ConsumeMessage) {
-    const { content, fields, properties } = message
-    const headers: Readonly<Record<string, unknown>> = properties.headers ?? {}
-    const traceparent = text(headers.traceparent)
+  constructor(subscription: Subscription, message: ConsumeMessage, { body, recordedAt, trace }: Line) {
+    const { fields, properties } = message
+    const headers: Headers = properties.headers ?? {}
     this.subscription = subscription
     this.message = message
-    this.body = content
+    this.body = body
     this.routingKey = text(headers["x-original-routing-key"]) ?? fields.routingKey
-    this.messageId = text(properties.messageId)
-    this.trace = traceparent === null ? null : { traceparent, tracestate: text(headers.tracestate) }
+    this.trace = trace
     this.retryCount = count(headers["x-retry-count"])
     this.isolatedAttempts = count(headers["x-isolated-attempts"])
     this.redeliveries = count(headers["x-delivery-count"])
     this.isolated = subscription.queue === isolatedQueue
     this.publishedAt = instant(headers["x-published-at"])
-    this.recordedAt = instant(headers["x-recorded-at"])
+    this.recordedAt = recordedAt
+  }
+
+  get messageId(): string | null {
+    return messageIdOf(this.message, this)
   }
 
   get tag(): number {
@@ -106,10 +89,13 @@ class Held implements Delivery {
   }
 }
 
-/** One consuming channel and the delivery tags not settled on it, in the order of arrival. */
+/** One consuming channel and what is not settled on it. */
 class Subscription {
   readonly queue: string
-  readonly outstanding = new Set<number>()
+  /** Interactions not settled. */
+  unsettled = 0
+  /** How many of them came with each delivery tag, in the order of arrival. */
+  private readonly outstanding = new Map<number, number>()
   private readonly channel: Channel
 
   constructor(queue: string, channel: Channel) {
@@ -117,29 +103,49 @@ class Subscription {
     this.channel = channel
   }
 
-  receive(message: ConsumeMessage): Held {
-    this.outstanding.add(message.fields.deliveryTag)
-    return new Held(this, message)
+  receive(message: ConsumeMessage): ReadonlyArray<Held> {
+    const held = linesOf(message).map((line) => new Held(this, message, line))
+    this.outstanding.set(message.fields.deliveryTag, held.length)
+    this.unsettled += held.length
+    return held
   }
 
-  holds({ subscription, tag }: Held): boolean {
-    return subscription === this && this.outstanding.has(tag)
+  holds({ settled, subscription, tag }: Held): boolean {
+    return subscription === this && !settled && this.outstanding.has(tag)
   }
 
-  /** What lies before the earliest outstanding delivery is acknowledged by one frame. */
+  /** A message goes with the last of its interactions; those before the earliest outstanding one go by one frame. */
   acknowledge(deliveries: ReadonlyArray<Held>): void {
-    const held = deliveries.filter((delivery) => this.holds(delivery))
-    for (const { tag } of held) this.outstanding.delete(tag)
-    const [earliest = Number.POSITIVE_INFINITY] = this.outstanding
-    let last: Held | undefined
+    const done: Array<ConsumeMessage> = []
+    for (const delivery of deliveries) {
+      if (!this.holds(delivery)) continue
+      delivery.settled = true
+      this.unsettled -= 1
+      const left = (this.outstanding.get(delivery.tag) ?? 1) - 1
+      if (left > 0) this.outstanding.set(delivery.tag, left)
+      else {
+        this.outstanding.delete(delivery.tag)
+        done.push(delivery.message)
+      }
+    }
+    const [earliest = Number.POSITIVE_INFINITY] = this.outstanding.keys()
+    let last: ConsumeMessage | undefined
     try {
-      for (const delivery of held)
-        if (delivery.tag > earliest) this.channel.ack(delivery.message)
-        else if (last === undefined || delivery.tag > last.tag) last = delivery
-      if (last !== undefined) this.channel.ack(last.message, true)
+      for (const message of done) {
+        const { deliveryTag } = message.fields
+        if (deliveryTag > earliest) this.channel.ack(message)
+        else if (last === undefined || deliveryTag > last.fields.deliveryTag) last = message
+      }
+      if (last !== undefined) this.channel.ack(last, true)
     } catch {
       // The channel is closing: everything on it is delivered again.
     }
+  }
+
+  /** The channel is gone: everything on it is delivered again. */
+  forget(): void {
+    this.outstanding.clear()
+    this.unsettled = 0
   }
 }
 
@@ -160,8 +166,9 @@ type Onward = Exclude<Settlement, { readonly _tag: "Ack" }>
  * a queue, so the original one goes along. `share` of the delay is waited for, at most 1.
  */
 const copyOf = (delivery: Held, settlement: Onward, now: number, share: number): Outgoing => {
-  const { message, retryCount, routingKey } = delivery
-  const headers: Readonly<Record<string, unknown>> = message.properties.headers ?? {}
+  const { body, message, retryCount, routingKey } = delivery
+  const properties = propertiesOf(message, delivery)
+  const headers: Headers = properties.headers ?? {}
   const origin = {
     "x-original-exchange": text(headers["x-original-exchange"]) ?? message.fields.exchange,
     "x-original-routing-key": routingKey,
@@ -173,8 +180,8 @@ const copyOf = (delivery: Held, settlement: Onward, now: number, share: number):
   ): Outgoing => ({
     exchange,
     routingKey,
-    body: message.content,
-    options: copied(message, { ...origin, ...changes }),
+    body,
+    options: copied({ properties }, { ...origin, ...changes }),
   })
   if (settlement._tag === "Isolate")
     return to("", isolatedQueue, { "x-isolated-attempts": nextIsolatedAttempt(delivery) })
@@ -210,6 +217,7 @@ const nextSuspectWithin = "100 millis"
 
 const make = Effect.gen(function* () {
   const { inspection, supervise } = yield* Rabbit
+  const { eventsPerMessage } = yield* EmbeddingConfig
   const rungs = yield* RabbitTopology.rungs
   const subscriptions = new Set<Subscription>()
   const declare = (channel: Channel) => RabbitTopology.declare(channel, rungs)
@@ -219,7 +227,12 @@ const make = Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
     return yield* MessageTraces.publishing(system, messages.map(MessageTraces.update), (traces) =>
       failing(
-        publisher.publish(messages.map((message, index) => toOutgoing(message, traces[index] ?? null, now))),
+        Effect.suspend(() => {
+          const packs = packed(messages, traces, eventsPerMessage, now)
+          return Effect.map(publisher.publish(packs.map(({ outgoing }) => outgoing)), (confirmations) =>
+            answers(packs, confirmations),
+          )
+        }),
       ),
     )
   })
@@ -247,7 +260,7 @@ const make = Effect.gen(function* () {
     const inHand = (subscription: Subscription): number =>
       stuck.reduce(
         (count, { delivery }) => (subscription.holds(delivery) ? count - 1 : count),
-        subscription.outstanding.size,
+        subscription.unsettled,
       )
 
     const session = (connection: ChannelModel, lost: Lost) =>
@@ -272,7 +285,7 @@ const make = Effect.gen(function* () {
               Effect.sync(() => {
                 over = true
                 subscriptions.delete(subscription)
-                subscription.outstanding.clear()
+                subscription.forget()
                 buffer = buffer.filter((delivery) => delivery.subscription !== subscription)
               }),
           )
@@ -281,7 +294,7 @@ const make = Effect.gen(function* () {
             return consuming.consume(from, (message) => {
               // The broker cancels when the queue is deleted; the next session declares it again.
               if (message === null) return lost(new Error(`queue ${from} was deleted`))
-              receive(subscription.receive(message))
+              for (const delivery of subscription.receive(message)) receive(delivery)
             })
           })
           return { subscription, cancel: call("cancel", () => consuming.cancel(consumerTag)) }
@@ -296,7 +309,7 @@ const make = Effect.gen(function* () {
 
         /** Takes in until a suspect comes; then all that is held is settled, and suspects come one by one. */
         const shift = Effect.gen(function* () {
-          const main = yield* subscribe(queue, prefetch, handOver)
+          const main = yield* subscribe(queue, Math.ceil(prefetch / eventsPerMessage), handOver)
           yield* until(() => stopping || suspects.length > 0)
           yield* main.cancel
           if (stopping) return yield* Effect.zipRight(stopped.open, Effect.never)
@@ -425,9 +438,9 @@ const make = Effect.gen(function* () {
         const { messageCount: failed } = yield* look(failedQueue)
         // AMQP tells what is ready; of what is held, this process knows its own consumers' part.
         let unacked = 0
-        for (const { outstanding, queue: from } of subscriptions)
-          if (from === isolatedQueue) isolated += outstanding.size
-          else unacked += outstanding.size
+        for (const { queue: from, unsettled } of subscriptions)
+          if (from === isolatedQueue) isolated += unsettled
+          else unacked += unsettled
         return { main: { ready, unacked, consumers }, isolated, retry, failed }
       }),
     ),
@@ -435,6 +448,7 @@ const make = Effect.gen(function* () {
 
   return InteractionQueue.of({
     system,
+    eventsPerMessage,
     publish,
     consume,
     depths,

@@ -253,7 +253,7 @@ const mostHeaderBytes = 48 * 1024
  * that leave no room.
  */
 export const copied = (
-  { properties }: Message,
+  { properties }: Pick<Message, "properties">,
   changes: Readonly<Record<string, string | number | undefined>>,
 ): Options.Publish => {
   const headers: Record<string, unknown> = {}

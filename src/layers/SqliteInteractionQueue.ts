@@ -447,7 +447,7 @@ const make = Effect.gen(function* () {
     }
   })
 
-  return { system, publish, consume, depths, traffic }
+  return { system, eventsPerMessage: 1, publish, consume, depths, traffic }
 })
 
 export const layer = Layer.effect(InteractionQueue, make)

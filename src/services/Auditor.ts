@@ -193,9 +193,12 @@ type Read = Applied.Bookkept & Pick<Bookkeeping, "version" | "erased_at" | "even
 const noRecord = { applied: AppliedIds.none, archived: 0, event_count: 0 }
 const nothing: Read = { ...Applied.bookkept(noRecord), version: 0, erased_at: -1, event_count: 0 }
 
-/** Messages that some queue holds, as far as can be told. */
-const waiting = ({ isolated, main, retry }: Depths): number =>
-  main.ready + main.unacked + isolated + Object.values(retry).reduce((sum, depth) => sum + depth, 0)
+/** Interactions that some queue may hold, as far as can be told. */
+const waiting = ({ isolated, main, retry }: Depths, eventsPerMessage: number): number =>
+  main.ready * eventsPerMessage +
+  main.unacked +
+  isolated +
+  Object.values(retry).reduce((sum, depth) => sum + depth, 0)
 
 const make = Effect.gen(function* () {
   const log = yield* InteractionLog
@@ -387,7 +390,7 @@ const make = Effect.gen(function* () {
       open = left.flatMap((part) => part.left)
       if (open.length > 0) yield* bury
       const { consumers, unacked } = depths.main
-      return { consumers, depth: waiting(depths), unacked }
+      return { consumers, depth: waiting(depths, queue.eventsPerMessage), unacked }
     })
 
     let found = yield* look
@@ -398,7 +401,7 @@ const make = Effect.gen(function* () {
       found = yield* look
     }
     const held = unexplained() && found.consumers > 0 ? ((yield* queue.traffic)?.unacked ?? 0) : 0
-    const waits = found.depth + Math.max(0, held - found.unacked)
+    const waits = found.depth + Math.max(0, held * queue.eventsPerMessage - found.unacked)
     // A queue hands out its oldest first: what is missing is rather older than what still waits.
     open.sort((a, b) => a.recordedAt - b.recordedAt)
     const lost = Math.max(0, open.length + beyond - waits)

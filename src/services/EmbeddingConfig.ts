@@ -16,6 +16,8 @@ export interface Knobs {
   readonly maxRetries: number
   readonly retryDelay: Duration.Duration
   readonly prefetch: number
+  /** Interactions in one message of the main queue, at most. */
+  readonly eventsPerMessage: number
   /** Greatest part of popularity in a recommendation's score. */
   readonly popularityWeight: number
 }
@@ -41,6 +43,7 @@ const knobs: Config.Config<Knobs> = Config.all({
   maxRetries: Settings.WORKER_MAX_RETRIES,
   retryDelay: Settings.WORKER_RETRY_DELAY,
   prefetch: Settings.WORKER_PREFETCH,
+  eventsPerMessage: Settings.EVENTS_PER_MESSAGE,
   popularityWeight: Settings.POPULARITY_WEIGHT,
 })
 

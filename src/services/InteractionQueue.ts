@@ -118,7 +118,7 @@ export interface Consumer {
 }
 
 export interface Depths {
-  /** Waiting, held by consumers, and consumers of the main queue. */
+  /** Messages waiting in the main queue, interactions held by its consumers, and how many consumers it has. */
   readonly main: { readonly ready: number; readonly unacked: number; readonly consumers: number }
   /** Suspects, waiting or held. */
   readonly isolated: number
@@ -141,11 +141,16 @@ export class InteractionQueue extends Context.Tag("user-embeddings/InteractionQu
   {
     /** `messaging.system` of its spans. */
     readonly system: string
+    /** Interactions that one message of the main queue may hold, at most. */
+    readonly eventsPerMessage: number
     /** Publishes messages in a window and answers in their order. Fails only when none can be published. */
     readonly publish: (
       messages: ReadonlyArray<Message>,
     ) => Effect.Effect<ReadonlyArray<Confirmation>, InteractionQueueError>
-    /** A consumer that holds at most `prefetch` unsettled deliveries; closing the scope gives the rest back. */
+    /**
+     * A consumer that holds at most `prefetch` unsettled deliveries, or one message that holds more; closing the scope
+     * gives the rest back.
+     */
     readonly consume: (prefetch: number) => Effect.Effect<Consumer, never, Scope.Scope>
     readonly depths: Effect.Effect<Depths, InteractionQueueError>
     /** `null` where nobody can tell: RabbitMQ's management API is not reachable. May take a second. */

@@ -42,14 +42,17 @@ const rowsWaiting = 20_000
 /** How long a stopping process goes on publishing what it has just committed. */
 const flushDeadline = Duration.seconds(5)
 
-/** While so many messages wait for workers, what is old waits too: what happens now is not to queue behind it. */
+/** While so many interactions wait for workers, what is old waits too: what happens now is not to queue behind it. */
 const mostWaiting = 5_000
 
 /** Waits until workers have made room in the queue; without any there is nothing to wait for. */
-export const roomInQueue = ({ depths }: Pick<InteractionQueue["Type"], "depths">) =>
+export const roomInQueue = ({
+  depths,
+  eventsPerMessage,
+}: Pick<InteractionQueue["Type"], "depths" | "eventsPerMessage">) =>
   Effect.repeat(depths, {
     schedule: Schedule.spaced("200 millis"),
-    while: ({ main }) => main.consumers > 0 && main.ready > mostWaiting,
+    while: ({ main }) => main.consumers > 0 && main.ready * eventsPerMessage > mostWaiting,
   })
 
 /** The update message of a row. */

@@ -287,6 +287,13 @@ export const WORKER_PREFETCH = withDefault("WORKER_PREFETCH", {
   fallback: "8000",
   schema: integer(1, 65_535),
 })
+export const EVENTS_PER_MESSAGE = withDefault("EVENTS_PER_MESSAGE", {
+  meaning:
+    "Interactions of one type that share a RabbitMQ message under load, at most; the same for every process. Queue depths count messages then",
+  example: "50",
+  fallback: "1",
+  schema: integer(1, 500),
+})
 export const WORKER_NICENESS = withDefault("WORKER_NICENESS", {
   meaning:
     "Scheduling priority of a worker, 0 to 19: it yields to servers on its machine, and batches grow meanwhile",
@@ -431,6 +438,7 @@ export const all: ReadonlyArray<Setting<unknown>> = [
   WORKER_MAX_RETRIES,
   WORKER_RETRY_DELAY,
   WORKER_PREFETCH,
+  EVENTS_PER_MESSAGE,
   WORKER_NICENESS,
   WORKER_PORT,
   API_HOST,

@@ -30,7 +30,7 @@ export const messages = (count: number): ReadonlyArray<Message> =>
     return {
       messageId,
       eventType: eventTypes[number % eventTypes.length]!,
-      body: Buffer.from(`{"n":"${messageId}"}`),
+      body: Buffer.from(`{"message_id":"${messageId}"}`),
       trace: {
         traceparent: `00-0af7651916cd43dd8448eb211c80319c-${span}-01`,
         tracestate: `vendor=${number}`,

@@ -107,6 +107,8 @@ export class System {
       MONGODB_URL: mongo.url,
       MONGODB_DATABASE: mongo.database,
       EMBEDDING_DIMENSIONS: String(dimensions),
+      // All scenarios hold in packs too.
+      EVENTS_PER_MESSAGE: process.env.EVENTS_PER_MESSAGE ?? "1",
       RATE_LIMIT_PER_USER: "0",
       WORKER_RETRY_DELAY: "200",
       API_PORT: "0",

@@ -1,14 +1,8 @@
 /** What is particular to RabbitMQ: copies on the wire, outages, topology. The port's promises are in the contracts. */
 import { expect } from "bun:test"
-import amqp, { type Channel, type GetMessage, type Options } from "amqplib"
-import { Duration, Effect, Either, Layer, Logger, LogLevel, Redacted, Schema, type Scope } from "effect"
-import * as Rabbit from "../../src/layers/Rabbit.ts"
-import * as RabbitDeadLetters from "../../src/layers/RabbitDeadLetters.ts"
-import * as RabbitInteractionQueue from "../../src/layers/RabbitInteractionQueue.ts"
-import * as RabbitTopology from "../../src/layers/RabbitTopology.ts"
+import type { Options } from "amqplib"
+import { Effect, Either, Schema } from "effect"
 import { DeadLetters, type DeadLettersError } from "../../src/services/DeadLetters.ts"
-import { Dependencies, type Dependency } from "../../src/services/Dependencies.ts"
-import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
 import {
   Ack,
   DeadLetter,
@@ -31,77 +25,15 @@ import {
   takeAll,
   takeOne,
 } from "../contracts/InteractionQueueContract.ts"
-import { effectTest } from "../support/effect.ts"
-import { freshRabbit, management, withServers } from "../support/servers.ts"
+import { client, dependency, get, headersOf, onRabbit, ports, virtualHost } from "../support/rabbit.ts"
+import { management, withServers } from "../support/servers.ts"
 import { tcpProxy } from "../support/tcpProxy.ts"
-
-/** The ports over one broker, with rungs of 200, 400 and 800 ms. */
-const ports = (dsn: string) =>
-  Layer.mergeAll(
-    RabbitInteractionQueue.layer,
-    RabbitDeadLetters.layer,
-    Layer.effect(Dependencies, Effect.all([RabbitTopology.dependency])),
-  ).pipe(
-    Layer.provide(Rabbit.layer({ dsn: Redacted.make(dsn) })),
-    Layer.provide(EmbeddingConfig.layer({ maxRetries: 3, retryDelay: Duration.millis(200) })),
-    Layer.provide(Logger.minimumLogLevel(LogLevel.None)),
-  )
-const dependency = Effect.map(Dependencies, ([rabbitmq]): Dependency => rabbitmq!)
-
-const virtualHost = Effect.map(
-  Effect.acquireRelease(
-    Effect.promise(() => freshRabbit()),
-    ({ drop }) => Effect.promise(drop),
-  ),
-  ({ dsn }) => ({ dsn, name: new URL(dsn).pathname.slice(1) }),
-)
-
-/** A channel of somebody else's client. */
-const client = (dsn: string) =>
-  Effect.map(
-    Effect.acquireRelease(
-      Effect.promise(async () => {
-        const connection = await amqp.connect(dsn)
-        return { connection, channel: await connection.createConfirmChannel() }
-      }),
-      ({ connection }) => Effect.promise(() => connection.close()),
-    ),
-    ({ channel }) => channel,
-  )
-const get = (channel: Channel, name: string) =>
-  eventually(
-    Effect.promise(() => channel.get(name, { noAck: true })),
-    (message) => message !== false,
-  ).pipe(Effect.filterOrDieMessage((message): message is GetMessage => message !== false, "nothing came"))
-
-/** Without what the quorum queue adds. */
-const headersOf = ({ headers }: GetMessage["properties"]) => {
-  const { "x-delivery-count": _, ...rest } = headers ?? {}
-  return rest
-}
 
 const isoInstant = expect.stringMatching(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/)
 
 const connectionNames = Schema.decodeUnknownSync(Schema.Array(Schema.Struct({ name: Schema.String })))
 
-/** A program over a virtual host of its own that is set up. */
-const it = <E>(
-  name: string,
-  program: (host: {
-    readonly dsn: string
-    readonly name: string
-  }) => Effect.Effect<unknown, E, InteractionQueue | DeadLetters | Dependencies | Scope.Scope>,
-) =>
-  effectTest(
-    name,
-    () =>
-      Effect.flatMap(virtualHost, (host) =>
-        Effect.flatMap(dependency, ({ setup }) => Effect.zipRight(setup, program(host))).pipe(
-          Effect.provide(ports(host.dsn)),
-        ),
-      ),
-    30_000,
-  )
+const it = onRabbit()
 
 withServers(["rabbitmq"], "RabbitMQ", () => {
   it("a retry waits in the queue of its rung with the failure in its headers", ({ dsn }) =>

@@ -189,6 +189,7 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
   })
 
 suite("the pipeline on the embedded stack", embedded())
-withServers(["rabbitmq", "mysql", "mongodb"], "the pipeline on real servers", () =>
-  suite("with one worker", external()),
-)
+withServers(["rabbitmq", "mysql", "mongodb"], "the pipeline on real servers", () => {
+  suite("with one worker", external())
+  suite("in packs", external({ EVENTS_PER_MESSAGE: "7" }))
+})

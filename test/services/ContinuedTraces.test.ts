@@ -89,4 +89,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded> | ReturnType<typ
   })
 
 suite("on the embedded stack", embedded())
-withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () => suite("continued traces", external()))
+withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () => {
+  suite("continued traces", external())
+  suite("continued traces in packs", external({ EVENTS_PER_MESSAGE: "50" }))
+})

@@ -41,6 +41,7 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
   }
   const queue = Layer.succeed(InteractionQueue, {
     system: "test",
+    eventsPerMessage: 1,
     publish: () => Effect.succeed([]),
     traffic: Effect.sync(() =>
       state.held === undefined ? null : { publish: 0, deliver: 0, ack: 0, unacked: state.held },

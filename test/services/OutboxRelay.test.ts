@@ -35,7 +35,10 @@ const suite = (name: string, stack: ReturnType<typeof embedded> | ReturnType<typ
           const consumer = yield* queue.consume(2_000)
           yield* eventually(Effect.map(queue.depths, ({ main }) => (main.consumers > 0 ? true : undefined)))
           const sweeping = yield* Effect.fork(sweep)
-          const depth = Effect.map(queue.depths, ({ main }) => main.ready + main.unacked)
+          const depth = Effect.map(
+            queue.depths,
+            ({ main }) => main.ready * queue.eventsPerMessage + main.unacked,
+          )
           yield* eventually(Effect.map(depth, (waiting) => (waiting >= deepest ? true : undefined)))
           yield* Effect.timeoutOption(Fiber.join(sweeping), "1 second")
           expect(yield* depth).toBeLessThanOrEqual(deepest + 2_000)
@@ -52,4 +55,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded> | ReturnType<typ
   })
 
 suite("on the embedded stack", embedded())
-withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () => suite("relay", external()))
+withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () => {
+  suite("relay", external())
+  suite("relay of packs", external({ EVENTS_PER_MESSAGE: "50" }))
+})

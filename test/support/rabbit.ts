@@ -1,0 +1,82 @@
+/** The ports over a virtual host of its own, and the same broker as somebody else's client sees it. */
+import amqp, { type Channel, type GetMessage } from "amqplib"
+import { Duration, Effect, Layer, Logger, LogLevel, Redacted, type Scope } from "effect"
+import * as Rabbit from "../../src/layers/Rabbit.ts"
+import * as RabbitDeadLetters from "../../src/layers/RabbitDeadLetters.ts"
+import * as RabbitInteractionQueue from "../../src/layers/RabbitInteractionQueue.ts"
+import * as RabbitTopology from "../../src/layers/RabbitTopology.ts"
+import type { DeadLetters } from "../../src/services/DeadLetters.ts"
+import { Dependencies, type Dependency } from "../../src/services/Dependencies.ts"
+import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
+import type { InteractionQueue } from "../../src/services/InteractionQueue.ts"
+import { eventually } from "../contracts/InteractionQueueContract.ts"
+import { effectTest } from "./effect.ts"
+import { freshRabbit } from "./servers.ts"
+
+/** The ports over one broker, with rungs of 200, 400 and 800 ms. */
+export const ports = (dsn: string, knobs: Partial<EmbeddingConfig.Knobs> = {}) =>
+  Layer.mergeAll(
+    RabbitInteractionQueue.layer,
+    RabbitDeadLetters.layer,
+    Layer.effect(Dependencies, Effect.all([RabbitTopology.dependency])),
+  ).pipe(
+    Layer.provide(Rabbit.layer({ dsn: Redacted.make(dsn) })),
+    Layer.provide(EmbeddingConfig.layer({ maxRetries: 3, retryDelay: Duration.millis(200), ...knobs })),
+    Layer.provide(Logger.minimumLogLevel(LogLevel.None)),
+  )
+export const dependency = Effect.map(Dependencies, ([rabbitmq]): Dependency => rabbitmq!)
+
+export const virtualHost = Effect.map(
+  Effect.acquireRelease(
+    Effect.promise(() => freshRabbit()),
+    ({ drop }) => Effect.promise(drop),
+  ),
+  ({ dsn }) => ({ dsn, name: new URL(dsn).pathname.slice(1) }),
+)
+
+/** A channel of somebody else's client. */
+export const client = (dsn: string) =>
+  Effect.map(
+    Effect.acquireRelease(
+      Effect.promise(async () => {
+        const connection = await amqp.connect(dsn)
+        return { connection, channel: await connection.createConfirmChannel() }
+      }),
+      ({ connection }) => Effect.promise(() => connection.close()),
+    ),
+    ({ channel }) => channel,
+  )
+
+/** Takes the next message out of a queue, once there is one. */
+export const get = (channel: Channel, name: string) =>
+  eventually(
+    Effect.promise(() => channel.get(name, { noAck: true })),
+    (message) => message !== false,
+  ).pipe(Effect.filterOrDieMessage((message): message is GetMessage => message !== false, "nothing came"))
+
+/** Without what the quorum queue adds. */
+export const headersOf = ({ headers }: GetMessage["properties"]) => {
+  const { "x-delivery-count": _, ...rest } = headers ?? {}
+  return rest
+}
+
+/** Tests of a program over a virtual host of its own that is set up. */
+export const onRabbit =
+  (knobs: Partial<EmbeddingConfig.Knobs> = {}) =>
+  <E>(
+    name: string,
+    program: (host: {
+      readonly dsn: string
+      readonly name: string
+    }) => Effect.Effect<unknown, E, InteractionQueue | DeadLetters | Dependencies | Scope.Scope>,
+  ) =>
+    effectTest(
+      name,
+      () =>
+        Effect.flatMap(virtualHost, (host) =>
+          Effect.flatMap(dependency, ({ setup }) => Effect.zipRight(setup, program(host))).pipe(
+            Effect.provide(ports(host.dsn, knobs)),
+          ),
+        ),
+      30_000,
+    )
