@@ -65,6 +65,7 @@ export const mysql: Service = {
       "--bind-address=127.0.0.1",
       `--port=${ports.mysql}`,
       "--innodb-flush-log-at-trx-commit=1",
+      "--innodb-log-file-size=1G", // a checkpoint of a small redo log writes pages beside every commit
       "--innodb-buffer-pool-size=1G", // the indexes of millions of rows; the default of 128 MB would read them from disk
       "--character-set-server=utf8mb4",
       "--skip-name-resolve",

@@ -37,7 +37,8 @@ import {
 } from "mongodb"
 import { clockFindings, type Dependency, DependencyDown } from "../services/Dependencies.ts"
 import * as Settings from "../services/Settings.ts"
-import { attribute } from "../services/Telemetry.ts"
+import { databaseSpan } from "../services/Telemetry.ts"
+import { within } from "./Deadline.ts"
 import { type Gap, gaps } from "./MongoCollections.ts"
 
 export interface MongoOptions {
@@ -81,7 +82,7 @@ const limits = {
   connectTimeoutMS: 5000,
   socketTimeoutMS: 10_000,
 } satisfies MongoClientOptions
-const deadline = Duration.seconds(15)
+const callDeadline = Duration.seconds(15)
 const pingDeadline = Duration.seconds(6)
 const closing = Duration.seconds(3)
 
@@ -167,29 +168,23 @@ export const make = (options: MongoOptions) =>
       operation: string,
       target: string,
       run: () => Promise<A>,
-      within = deadline,
+      deadline = callDeadline,
     ): Effect.Effect<A, Failure> => {
-      const name = `${operation} ${target}`
-      return Effect.tryPromise({
-        // Returns at once when connected. Left to itself the driver never tries again after a first failure.
-        try: () => client.connect().then(run),
-        catch: failure(name),
-      }).pipe(
-        Effect.timeoutFail({
-          duration: within,
-          onTimeout: () =>
-            failure(name)(new Cause.TimeoutException(`no answer in ${Duration.format(within)}`)),
-        }),
-        Effect.withSpan(name, {
-          kind: "client",
-          captureStackTrace: false,
-          attributes: {
-            [attribute.dbSystem]: "mongodb",
-            [attribute.dbCollection]: target,
-            [attribute.dbOperation]: operation,
-          },
-        }),
-      )
+      const failed = failure(`${operation} ${target}`)
+      return within<A, Failure>(
+        deadline,
+        () => failed(new Cause.TimeoutException(`no answer in ${Duration.format(deadline)}`)),
+        (resume) => {
+          // Returns at once when connected. Left to itself the driver never tries again after a first failure.
+          client
+            .connect()
+            .then(run)
+            .then(
+              (answer) => resume(Effect.succeed(answer)),
+              (cause) => resume(Effect.fail(failed(cause))),
+            )
+        },
+      ).pipe(databaseSpan("mongodb", operation, target))
     }
     return {
       database,

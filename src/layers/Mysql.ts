@@ -21,11 +21,11 @@ import {
   Redacted,
   Stream,
 } from "effect"
-import { constVoid } from "effect/Function"
 import { createPool, type Pool, type PoolConnection } from "mysql2"
 import { clockFindings, type Dependency, DependencyDown } from "../services/Dependencies.ts"
 import * as Settings from "../services/Settings.ts"
 import { attribute } from "../services/Telemetry.ts"
+import { within } from "./Deadline.ts"
 import { interactionLog } from "./migrations/interactionLog.ts"
 import { migrate, pending } from "./SqlMigrations.ts"
 
@@ -74,6 +74,10 @@ export const isConflict = ({ cause }: SqlError): boolean =>
 
 const unavailable = (message: string) => new SqlError({ cause: new Error(message), message })
 
+const exhausted = () => unavailable(`all ${connections} connections to MySQL are busy`)
+
+const unconnected = (cause: unknown) => new SqlError({ cause, message: "cannot connect to MySQL" })
+
 const overdue = () => new SqlError({ cause: new Cause.TimeoutException("MySQL did not answer in time") })
 
 const openPool = (url: Redacted.Redacted) => {
@@ -104,31 +108,6 @@ const closePool = (pool: Pool) =>
     Effect.asVoid,
   )
 
-/**
- * What a callback is given, or the failure `late`. The deadline is a plain timer: the fibers of `Effect.timeout`
- * would cost as much as a statement. `giveUp` runs when nobody waits any more.
- */
-const within = <A>(
-  deadline: Duration.Duration,
-  late: () => SqlError,
-  ask: (resume: (answer: Effect.Effect<A, SqlError>) => void) => void,
-  giveUp: () => void = constVoid,
-) =>
-  Effect.async<A, SqlError>((resume) => {
-    const timer = setTimeout(() => {
-      resume(late())
-      giveUp()
-    }, Duration.toMillis(deadline))
-    ask((answer) => {
-      clearTimeout(timer)
-      resume(answer)
-    })
-    return Effect.sync(() => {
-      clearTimeout(timer)
-      giveUp()
-    })
-  })
-
 /** A connection for the scope, which gives it back even when it comes after nobody waits for it any more. */
 const reserve = (pool: Pool) =>
   Effect.gen(function* () {
@@ -140,45 +119,92 @@ const reserve = (pool: Pool) =>
         given?.release()
       }),
     )
-    return yield* within<PoolConnection>(
-      acquireDeadline,
-      () => unavailable(`all ${connections} connections to MySQL are busy`),
-      (resume) =>
-        pool.getConnection((cause, connection) => {
-          if (cause) return resume(new SqlError({ cause, message: "cannot connect to MySQL" }))
-          if (closed) return connection.release()
-          given = connection
-          resume(Effect.succeed(connection))
-        }),
+    return yield* within<PoolConnection, SqlError>(acquireDeadline, exhausted, (resume) =>
+      pool.getConnection((cause, connection) => {
+        if (cause) return resume(unconnected(cause))
+        if (closed) return connection.release()
+        given = connection
+        resume(Effect.succeed(connection))
+      }),
     )
   })
 
-const makeConnection = (connection: PoolConnection): Connection => {
-  const run = (
-    method: "execute" | "query",
-    sql: string,
-    values: ReadonlyArray<unknown>,
-    rowsAsArray = false,
-  ) =>
-    within<unknown>(
+interface Sent {
+  readonly method: "execute" | "query"
+  readonly sql: string
+  readonly values: ReadonlyArray<unknown>
+  readonly rowsAsArray?: boolean
+}
+type Run = (sent: Sent) => Effect.Effect<unknown, SqlError>
+
+const send = (
+  connection: PoolConnection,
+  { method, sql, values, rowsAsArray = false }: Sent,
+  resume: (answer: Effect.Effect<unknown, SqlError>) => void,
+) =>
+  connection[method]({ sql, values: [...values], rowsAsArray }, (cause: unknown, answer: unknown) =>
+    resume(cause ? new SqlError({ cause, message: "MySQL statement failed" }) : Effect.succeed(answer)),
+  )
+
+const onOne =
+  (connection: PoolConnection): Run =>
+  (sent) =>
+    within(
       statementDeadline,
       overdue,
-      (resume) =>
-        connection[method]({ sql, values: [...values], rowsAsArray }, (cause: unknown, answer: unknown) =>
-          resume(cause ? new SqlError({ cause, message: "MySQL statement failed" }) : Effect.succeed(answer)),
-        ),
+      (resume) => send(connection, sent, resume),
       () => connection.destroy(),
     )
+
+/** On any connection, given back with the answer: no scope a statement, which would cost as much as a small one. */
+const onAny =
+  (pool: Pool): Run =>
+  (sent) =>
+    Effect.async<unknown, SqlError>((resume) => {
+      let given: PoolConnection | undefined
+      let over = false
+      const end = (leave: (connection: PoolConnection) => void) => {
+        clearTimeout(timer)
+        over = true
+        if (given !== undefined) leave(given)
+      }
+      const late = (failure: () => SqlError) => () => {
+        end(destroyed)
+        resume(failure())
+      }
+      let timer = setTimeout(late(exhausted), Duration.toMillis(acquireDeadline))
+      pool.getConnection((cause, connection) => {
+        if (over) return connection?.release()
+        if (cause) {
+          end(released)
+          return resume(unconnected(cause))
+        }
+        given = connection
+        clearTimeout(timer)
+        timer = setTimeout(late(overdue), Duration.toMillis(statementDeadline))
+        send(connection, sent, (answer) => {
+          if (over) return
+          end(released)
+          resume(answer)
+        })
+      })
+      return Effect.sync(() => end(destroyed))
+    })
+const released = (connection: PoolConnection) => connection.release()
+const destroyed = (connection: PoolConnection) => connection.destroy()
+
+const makeConnection = (run: Run): Connection => {
   const rows = (answer: unknown) => (Array.isArray(answer) ? answer : [])
   const statement =
     (method: "execute" | "query"): Connection["execute"] =>
-    (sql, params, transform) =>
-      Effect.map(run(method, sql, params), (answer) => transform?.(rows(answer)) ?? rows(answer))
+    (sql, values, transform) =>
+      Effect.map(run({ method, sql, values }), (answer) => transform?.(rows(answer)) ?? rows(answer))
   return {
     execute: statement("execute"),
     executeUnprepared: statement("query"),
-    executeRaw: (sql, params) => run("execute", sql, params),
-    executeValues: (sql, params) => Effect.map(run("execute", sql, params, true), rows),
+    executeRaw: (sql, values) => run({ method: "execute", sql, values }),
+    executeValues: (sql, values) =>
+      Effect.map(run({ method: "execute", sql, values, rowsAsArray: true }), rows),
     executeStream: () => Stream.dieMessage("MySQL rows are read in pages"),
   }
 }
@@ -189,7 +215,8 @@ const make = Effect.fnUntraced(function* (options: { readonly url: Redacted.Reda
     closePool,
   )
   return yield* SqlClient.make({
-    acquirer: Effect.map(reserve(pool), makeConnection),
+    acquirer: Effect.succeed(makeConnection(onAny(pool))),
+    transactionAcquirer: Effect.map(reserve(pool), (connection) => makeConnection(onOne(connection))),
     compiler: makeCompiler(),
     spanAttributes: [[attribute.dbSystem, "mysql"]],
   })

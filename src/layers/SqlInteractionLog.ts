@@ -15,7 +15,7 @@ import {
   type ProductCount,
 } from "../services/InteractionLog.ts"
 import { deadlockRetry } from "../services/RetryPolicies.ts"
-import { attribute, untraced } from "../services/Telemetry.ts"
+import { databaseSpan, untraced } from "../services/Telemetry.ts"
 import * as Mysql from "./Mysql.ts"
 import * as Sqlite from "./Sqlite.ts"
 
@@ -245,15 +245,7 @@ const make = Effect.gen(function* () {
         // The span of the statement says it all.
         untraced,
         Effect.retry({ schedule: deadlockRetry, while: dialect.isConflict }),
-        Effect.withSpan(`${operation} ${table}`, {
-          kind: "client",
-          captureStackTrace: false,
-          attributes: {
-            [attribute.dbSystem]: dialect.system,
-            [attribute.dbOperation]: operation,
-            [attribute.dbCollection]: table,
-          },
-        }),
+        databaseSpan(dialect.system, operation, table),
       )
 
   const insert = (rows: ReadonlyArray<Row>) => {

@@ -15,7 +15,7 @@ import * as Statement from "@effect/sql/Statement"
 import { Clock, Context, Effect, Layer, Option, Stream } from "effect"
 import { type Dependency, DependencyDown } from "../services/Dependencies.ts"
 import * as Settings from "../services/Settings.ts"
-import { attribute } from "../services/Telemetry.ts"
+import { attribute, databaseSpan } from "../services/Telemetry.ts"
 import { embedded } from "./migrations/embedded.ts"
 import { interactionLog } from "./migrations/interactionLog.ts"
 import { migrate, pending } from "./SqlMigrations.ts"
@@ -245,15 +245,5 @@ export const failingWith =
     const failing = Effect.mapError(effect, (failed) =>
       error({ reason: failureReason(failed), operation, cause: failed.cause ?? failed }),
     )
-    return table === undefined
-      ? failing
-      : Effect.withSpan(failing, `${operation} ${table}`, {
-          kind: "client",
-          captureStackTrace: false,
-          attributes: {
-            [attribute.dbSystem]: "sqlite",
-            [attribute.dbCollection]: table,
-            [attribute.dbOperation]: operation,
-          },
-        })
+    return table === undefined ? failing : databaseSpan("sqlite", operation, table)(failing)
   }

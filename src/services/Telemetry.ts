@@ -105,6 +105,24 @@ export const isTracing: Effect.Effect<boolean> = Effect.zipWith(
 /** Runs what is asked again and again without telling: no spans. */
 export const untraced = Effect.withTracerEnabled(false)
 
+/** The CLIENT span of a call to a database, if somebody asked for spans. */
+export const databaseSpan =
+  (system: string, operation: string, collection: string) =>
+  <A, E, R>(call: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.flatMap(isTracing, (tracing) =>
+      tracing
+        ? Effect.withSpan(call, `${operation} ${collection}`, {
+            kind: "client",
+            captureStackTrace: false,
+            attributes: {
+              [attribute.dbSystem]: system,
+              [attribute.dbOperation]: operation,
+              [attribute.dbCollection]: collection,
+            },
+          })
+        : call,
+    )
+
 /** What a failed span tells: a kind of failure, never its text, which may quote what users sent. */
 export class SpanFailure extends Data.Error<{ readonly type: string }> {
   override readonly name = "SpanFailure"
