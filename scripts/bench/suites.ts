@@ -226,9 +226,10 @@ export const suites = (bench: Bench) => {
     greatestSingle ??= (await ours.single(quick ? 2_000 : 20_000)).eventsPerSecond
     const half = Math.round(greatestSingle / 2)
     const runs: Array<Run> = []
-    for (let round = 0; round < (quick ? 1 : 5); round++) {
-      runs.push(await ours.steady(half, quick ? 3 : 10))
-      say(`latency: round ${round + 1}: ${JSON.stringify(runs.at(-1)?.more)}`)
+    for (let round = 0; round <= (quick ? 1 : 5); round++) {
+      const run = await ours.steady(half, quick ? 3 : 10)
+      say(`latency: ${round === 0 ? "warm-up" : `round ${round}`}: ${JSON.stringify(run.more)}`)
+      if (round > 0) runs.push(run)
     }
     const figure = summarise("half of the greatest rate", runs)
     return {

@@ -66,6 +66,8 @@ const open = (directory: string) => {
         `busy_timeout = ${busyTimeoutMillis}`,
         "journal_mode = WAL",
         "synchronous = FULL",
+        // 32 MB: a page of an index that many rows touch is then copied back once for all of them.
+        "wal_autocheckpoint = 8000",
         "foreign_keys = ON",
       ])
         database.run(`PRAGMA ${pragma}`)
