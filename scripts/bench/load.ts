@@ -87,13 +87,13 @@ let started = 0
 const dueAt = (request: number): number =>
   rate === null ? 0 : started + (request * perRequest * 1000) / rate
 
-/** Gives idle connections what is due. */
+/** Gives what is due to the connections that have been idle for longest: the server closes those that stay so. */
 const pump = () => {
   const now = performance.now()
   while (sent < requests && idle.length > 0) {
     const due = rate === null ? now : dueAt(sent)
     if (due > now) return
-    idle.pop()!.send(render(sent++), due)
+    idle.shift()!.send(render(sent++), due)
   }
 }
 
