@@ -28,10 +28,10 @@ export class OutboxRelay extends Context.Tag("user-embeddings/OutboxRelay")<
 /** Messages of one publish: the confirm window. */
 const page = 1_000
 /**
- * A busy relay publishes large pages, which cost the broker a fifth less: after one of so many rows the next begins no
- * sooner than so many ms after it.
+ * A busy relay publishes large pages, which cost the broker a fifth less: while so many rows come in a second, a page
+ * begins no sooner than so many ms after the one before.
  */
-const busyPage = 50
+const busyRate = 2_500
 const busyPageMillis = 100
 /** Rows that a sweep reads together. */
 const rowsPerRead = 5_000
@@ -105,6 +105,10 @@ const make = Effect.gen(function* () {
   })
 
   const lane = Effect.gen(function* () {
+    /** Rows that came in since then, Unix ms. */
+    let rows = 0
+    let since = yield* Clock.currentTimeMillis
+    let isBusy = false
     while (!closing || waiting.length > 0) {
       if (waiting.length === 0) {
         work.unsafeClose()
@@ -112,7 +116,12 @@ const make = Effect.gen(function* () {
         continue
       }
       const began = yield* Clock.currentTimeMillis
-      const isBusy = waiting.length >= busyPage
+      rows += Math.min(waiting.length, page)
+      if (began - since >= busyPageMillis) {
+        isBusy = rows * 1_000 >= busyRate * (began - since)
+        rows = 0
+        since = began
+      }
       yield* publishWaiting
       if (isBusy && waiting.length < page && !closing)
         yield* Effect.sleep(Math.max(0, began + busyPageMillis - (yield* Clock.currentTimeMillis)))
