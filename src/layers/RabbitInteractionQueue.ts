@@ -97,10 +97,17 @@ class Subscription {
   /** How many of them came with each delivery tag, in the order of arrival. */
   private readonly outstanding = new Map<number, number>()
   private readonly channel: Channel
+  /** Messages that may be unacknowledged. */
+  private readonly prefetch: number
 
-  constructor(queue: string, channel: Channel) {
+  constructor(queue: string, channel: Channel, prefetch: number) {
     this.queue = queue
     this.channel = channel
+    this.prefetch = prefetch
+  }
+
+  get full(): boolean {
+    return this.outstanding.size >= this.prefetch
   }
 
   receive(message: ConsumeMessage): ReadonlyArray<Held> {
@@ -250,6 +257,7 @@ const make = Effect.gen(function* () {
     let stopping = false
     const stopped = yield* Effect.makeLatch(false)
     let buffer: Array<Held> = []
+    let main: Subscription | undefined
     const handOver = (delivery: Held) => {
       buffer.push(delivery)
       arrival.unsafeOpen()
@@ -277,7 +285,7 @@ const make = Effect.gen(function* () {
           })
           const subscription = yield* Effect.acquireRelease(
             Effect.sync(() => {
-              const subscription = new Subscription(from, consuming)
+              const subscription = new Subscription(from, consuming, prefetch)
               subscriptions.add(subscription)
               return subscription
             }),
@@ -309,11 +317,16 @@ const make = Effect.gen(function* () {
 
         /** Takes in until a suspect comes; then all that is held is settled, and suspects come one by one. */
         const shift = Effect.gen(function* () {
-          const main = yield* subscribe(queue, Math.ceil(prefetch / eventsPerMessage), handOver)
+          const { cancel, subscription } = yield* subscribe(
+            queue,
+            Math.ceil(prefetch / eventsPerMessage),
+            handOver,
+          )
+          main = subscription
           yield* until(() => stopping || suspects.length > 0)
-          yield* main.cancel
+          yield* cancel
           if (stopping) return yield* Effect.zipRight(stopped.open, Effect.never)
-          yield* until(() => inHand(main.subscription) === 0)
+          yield* until(() => inHand(subscription) === 0)
           while (suspects.length > 0) {
             handOver(suspects.shift()!)
             yield* until(() => inHand(isolated) === 0 || suspects.length > 0)
@@ -423,7 +436,9 @@ const make = Effect.gen(function* () {
 
     const holds = (delivery: Delivery) => delivery instanceof Held && delivery.subscription.holds(delivery)
 
-    return { take, settle, stop, holds } satisfies Consumer
+    const full = () => main?.full ?? false
+
+    return { take, settle, stop, holds, full } satisfies Consumer
   })
 
   const depths = failing(

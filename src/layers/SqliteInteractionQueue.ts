@@ -390,6 +390,7 @@ const make = Effect.gen(function* () {
       // Nothing comes but by `take`, and what goes back is not counted.
       stop: Effect.void,
       holds: (delivery) => held.has(delivery),
+      full: () => held.size >= prefetch,
     } satisfies Consumer
   })
 

@@ -29,11 +29,11 @@ export class BatchWindow {
     }
   }
 
-  /** Takes what waits for users whose window is over. */
-  due(now: number): ReadonlyArray<Delivery> {
+  /** Takes what waits for users whose window is over, and of the windows that were opened next so many that it is `least`. */
+  due(now: number, least = 0): ReadonlyArray<Delivery> {
     const taken: Array<Delivery> = []
     for (const [user, { closes, deliveries }] of this.waiting) {
-      if (closes > now) break
+      if (closes > now && taken.length >= least) break
       taken.push(...deliveries)
       this.waiting.delete(user)
     }

@@ -255,7 +255,9 @@ const make = Effect.gen(function* () {
 
   /** Takes what may be handled now. */
   const next = (now: number): Work | undefined => {
-    if (window !== undefined) admit(window.due(stopping ? Number.POSITIVE_INFINITY : now))
+    // Who holds all that it may waits in vain for more: half of it goes early.
+    if (window !== undefined)
+      admit(window.due(stopping ? Number.POSITIVE_INFINITY : now, consumer.full() ? batchSize : 0))
     if (outage !== undefined || stopping) held = held.concat(slow.splice(0))
     if (outage === undefined || stopping) {
       const batch = held.slice(0, batchLimit)

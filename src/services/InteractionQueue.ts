@@ -115,6 +115,8 @@ export interface Consumer {
   readonly stop: Effect.Effect<void>
   /** Whether a delivery is still to be settled here; one of a lost connection is not. */
   readonly holds: (delivery: Delivery) => boolean
+  /** Whether it holds as much as it may: nothing more comes before something is settled. */
+  readonly full: () => boolean
 }
 
 export interface Depths {

@@ -38,6 +38,7 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
     /** How long searches take, in ms. */
     searching: 0,
     lost: new Set<Delivery>(),
+    taken: 0,
   }
   const queue = Layer.succeed(InteractionQueue, {
     system: "test",
@@ -58,10 +59,12 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
           Effect.suspend(() => Effect.succeed(state.arriving.splice(0))).pipe(
             Effect.delay("5 millis"),
             Effect.repeat({ until: (taken) => taken.length > 0 }),
+            Effect.tap((taken) => Effect.sync(() => (state.taken += taken.length))),
           ),
         settle: (settled) => Effect.sync(() => void state.settled.push(...settled)),
         stop: Effect.void,
         holds: (one) => !state.lost.has(one),
+        full: () => state.taken - state.settled.length >= (knobs.prefetch ?? Number.POSITIVE_INFINITY),
       }),
   })
   const updater = Layer.succeed(EmbeddingUpdater, {
@@ -173,6 +176,25 @@ test("with the window on, what arrives for a user within it becomes one batch; s
       state.arriving.push(from("b"))
       yield* until(() => state.arriving.length === 0)
       yield* Effect.sleep("20 millis")
+    }),
+  )
+  expect(state.settled.length).toBe(4)
+})
+
+test("a worker that holds all that it may does not wait for the window: half goes early, whose window opened first", async () => {
+  const { layer, state } = play({ batchEnabled: true, batchWindow: Duration.minutes(1), prefetch: 4 })
+  await run(
+    layer,
+    Effect.gen(function* () {
+      const [a, b, again, c] = ["a", "b", "a", "c"].map(from)
+      state.arriving.push(a!, b!, again!)
+      yield* until(() => state.taken === 3)
+      yield* Effect.sleep("20 millis")
+      expect(state.batches).toEqual([])
+      state.arriving.push(c!)
+      yield* until(() => state.settled.length > 0)
+      yield* Effect.sleep("20 millis")
+      expect(state.batches).toEqual([[a!, again!]])
     }),
   )
   expect(state.settled.length).toBe(4)
