@@ -1,6 +1,6 @@
 /**
- * The life of a worker: take what has arrived, update, settle. A batch is whatever came while the last write was
- * under way, so an idle worker adds no delay and a backlog makes large batches. With the batching window on,
+ * The life of a worker: take what has arrived, update, settle. A batch is whatever came since the last one was taken,
+ * so an idle worker adds no delay and a backlog makes large batches. With the batching window on,
  * interactions of a user wait for each other. Searches whose phrase is still to be embedded are handled beside all
  * others, so that nothing waits for the embedder that needn't. While a dependency is out, messages are held and one at
  * a time probes it; when only phrases can't be embedded, everything else goes on.
@@ -29,6 +29,12 @@ export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorke
   }
 >() {}
 
+/**
+ * A worker pauses after a batch for so many times as long as the batch took, but for no more ms than that: whoever
+ * shares the CPU with it gets on, and more events share the next write. A whole batch that waits is not kept waiting.
+ */
+const pauseShare = 2
+const longestPauseMillis = 100
 /** How long a stopping worker waits for the broker to send it nothing more. */
 const stopIntakeDeadline = Duration.seconds(2)
 /** How long it may finish what it holds. */
@@ -284,6 +290,11 @@ const make = Effect.gen(function* () {
       : Effect.timeoutOption(change.await, Duration.millis(Math.max(0, first - now)))
   }
 
+  const pause = (tookMillis: number) =>
+    held.length >= batchLimit || consumer.full() || outage !== undefined || stopping
+      ? Effect.void
+      : Effect.sleep(Math.min(longestPauseMillis, pauseShare * tookMillis))
+
   const loop = Effect.gen(function* () {
     while (true) {
       change.unsafeClose()
@@ -292,6 +303,7 @@ const make = Effect.gen(function* () {
       if (work !== undefined) {
         yield* handle(work)
         if (stopping && outage !== undefined) return
+        yield* pause((yield* Clock.currentTimeMillis) - now)
       } else if (stopping) return
       else yield* rest(now)
     }

@@ -240,7 +240,8 @@ export const EMBEDDING_BATCH_ENABLED = withDefault("EMBEDDING_BATCH_ENABLED", {
   schema: boolean,
 })
 export const EMBEDDING_BATCH_WINDOW = withDefault("EMBEDDING_BATCH_WINDOW", {
-  meaning: "Length of that window in seconds",
+  meaning:
+    "Length of that window in seconds; a worker that holds WORKER_PREFETCH messages does not wait for its end",
   example: "5",
   fallback: "5",
   schema: seconds,

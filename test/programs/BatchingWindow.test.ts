@@ -43,7 +43,9 @@ const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError |
         const published = Date.now()
         yield* publish(bad, ...all.map((one) => message(one)), bad)
         yield* eventually(
-          Effect.map(record("many"), (found) => ((found?.embedding?.event_count ?? 0) >= 15 ? true : undefined)),
+          Effect.map(record("many"), (found) =>
+            (found?.embedding?.event_count ?? 0) >= 15 ? true : undefined,
+          ),
         )
         expect(Date.now() - published).toBeLessThan(2_000)
         yield* drained

@@ -200,6 +200,27 @@ test("a worker that holds all that it may does not wait for the window: half goe
   expect(state.settled.length).toBe(4)
 })
 
+test("after a batch a worker pauses for a multiple of its time, and what comes meanwhile is one batch", async () => {
+  const { layer, state } = play()
+  state.answer = () => {
+    Bun.sleepSync(30)
+    return acked
+  }
+  const [a, b, c] = ["a", "b", "c"].map(from)
+  state.arriving.push(a!)
+  await run(
+    layer,
+    Effect.gen(function* () {
+      yield* until(() => state.settled.length === 1)
+      state.arriving.push(b!)
+      yield* until(() => state.taken === 2)
+      state.arriving.push(c!)
+      yield* until(() => state.settled.length === 3)
+    }),
+  )
+  expect(state.batches).toEqual([[a!], [b!, c!]])
+})
+
 test.each([
   ["in the queue", { ready: 5 }],
   ["on the ladder", { climbing: 1 }],
