@@ -464,6 +464,7 @@ const make = Effect.gen(function* () {
   return InteractionQueue.of({
     system,
     eventsPerMessage,
+    busyBatch: Number.POSITIVE_INFINITY,
     publish,
     consume,
     depths,

@@ -70,6 +70,8 @@ const renewal = Schedule.spaced(leaseMillis / 4)
 const pollMillis = 200
 /** How soon a failed statement is tried again. */
 const nextTryMillis = 1_000
+/** Statements and the API share a thread. At half of its greatest rate no batch is as large. */
+const busyBatch = 200
 const longestErrorBytes = 1024
 const system = "sqlite"
 
@@ -448,7 +450,7 @@ const make = Effect.gen(function* () {
     }
   })
 
-  return { system, eventsPerMessage: 1, publish, consume, depths, traffic }
+  return { system, eventsPerMessage: 1, busyBatch, publish, consume, depths, traffic }
 })
 
 export const layer = Layer.effect(InteractionQueue, make)

@@ -29,12 +29,9 @@ export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorke
   }
 >() {}
 
-/**
- * A worker pauses after a batch for so many times as long as the batch took, but for no more ms than that: whoever
- * shares the CPU with it gets on, and more events share the next write. A whole batch that waits is not kept waiting.
- */
-const pauseShare = 2
-const longestPauseMillis = 100
+/** After a batch of a busy thread a worker pauses for so many times as long as the batch took, at most so many ms. */
+const pauseShare = 3
+const longestPauseMillis = 500
 /** How long a stopping worker waits for the broker to send it nothing more. */
 const stopIntakeDeadline = Duration.seconds(2)
 /** How long it may finish what it holds. */
@@ -290,8 +287,9 @@ const make = Effect.gen(function* () {
       : Effect.timeoutOption(change.await, Duration.millis(Math.max(0, first - now)))
   }
 
-  const pause = (tookMillis: number) =>
-    held.length >= batchLimit || consumer.full() || outage !== undefined || stopping
+  /** Whoever shares the thread gets on, and more events share the next write. A whole batch is not kept waiting. */
+  const pause = ({ length }: Work["batch"], tookMillis: number) =>
+    length < queue.busyBatch || held.length >= batchLimit || outage !== undefined || stopping
       ? Effect.void
       : Effect.sleep(Math.min(longestPauseMillis, pauseShare * tookMillis))
 
@@ -303,7 +301,7 @@ const make = Effect.gen(function* () {
       if (work !== undefined) {
         yield* handle(work)
         if (stopping && outage !== undefined) return
-        yield* pause((yield* Clock.currentTimeMillis) - now)
+        yield* pause(work.batch, (yield* Clock.currentTimeMillis) - now)
       } else if (stopping) return
       else yield* rest(now)
     }

@@ -145,6 +145,8 @@ export class InteractionQueue extends Context.Tag("user-embeddings/InteractionQu
     readonly system: string
     /** Interactions that one message of the main queue may hold, at most. */
     readonly eventsPerMessage: number
+    /** A batch of so many tells a worker that others wait for its thread; infinite where they have threads of their own. */
+    readonly busyBatch: number
     /** Publishes messages in a window and answers in their order. Fails only when none can be published. */
     readonly publish: (
       messages: ReadonlyArray<Message>,

@@ -24,7 +24,7 @@ const acked: Outcome = { _tag: "Settle", settlement: Ack }
 const out: Outcome = { _tag: "Outage", error, settlement: Retry(5_000, failure) }
 
 /** A worker with the deliveries that arrive, and what it did with them. */
-const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
+const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}, busyBatch = 1_000) => {
   const state = {
     arriving: [] as Array<Delivery>,
     batches: [] as Array<ReadonlyArray<Delivery>>,
@@ -43,6 +43,7 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}) => {
   const queue = Layer.succeed(InteractionQueue, {
     system: "test",
     eventsPerMessage: 1,
+    busyBatch,
     publish: () => Effect.succeed([]),
     traffic: Effect.sync(() =>
       state.held === undefined ? null : { publish: 0, deliver: 0, ack: 0, unacked: state.held },
@@ -200,25 +201,27 @@ test("a worker that holds all that it may does not wait for the window: half goe
   expect(state.settled.length).toBe(4)
 })
 
-test("after a batch a worker pauses for a multiple of its time, and what comes meanwhile is one batch", async () => {
-  const { layer, state } = play()
+test("after a batch of a busy thread a worker pauses, and what comes meanwhile is one batch", async () => {
+  const { layer, state } = play({}, 2)
   state.answer = () => {
-    Bun.sleepSync(30)
+    Bun.sleepSync(20)
     return acked
   }
-  const [a, b, c] = ["a", "b", "c"].map(from)
-  state.arriving.push(a!)
+  const [a, b, c, d, e] = ["a", "b", "c", "d", "e"].map(from)
+  state.arriving.push(a!, b!)
   await run(
     layer,
     Effect.gen(function* () {
-      yield* until(() => state.settled.length === 1)
-      state.arriving.push(b!)
-      yield* until(() => state.taken === 2)
+      yield* until(() => state.settled.length === 2)
       state.arriving.push(c!)
-      yield* until(() => state.settled.length === 3)
+      yield* until(() => state.taken === 3)
+      state.arriving.push(d!)
+      yield* until(() => state.settled.length === 4)
+      state.arriving.push(e!)
+      yield* until(() => state.settled.length === 5)
     }),
   )
-  expect(state.batches).toEqual([[a!], [b!, c!]])
+  expect(state.batches).toEqual([[a!, b!], [c!, d!], [e!]])
 })
 
 test.each([
