@@ -64,14 +64,12 @@ export const scale = async (
     // Ten processes that are still being compiled would be limited by the CPU.
     const warm = workers * 300 * phrasesPerRequest
     const events = Math.round(mostPerWorker * workers * seconds)
-    let before = await look()
-    await publishAll(env, Array.from({ length: warm }, search))
-    await until(look, before.events + warm)
-    before = await look()
+    const before = await look()
+    await publishAll(env, Array.from({ length: warm + events }, search))
+    const from = await until(look, before.events + warm)
     const started = performance.now()
-    await publishAll(env, Array.from({ length: events }, search))
-    await until(look, before.events + events)
-    const eventsPerSecond = (events * 1000) / (performance.now() - started)
+    const to = await until(look, before.events + warm + events)
+    const eventsPerSecond = ((to.events - from.events) * 1000) / (performance.now() - started)
     const one = rates[0]?.eventsPerSecond ?? eventsPerSecond
     rates.push({
       workers,

@@ -4,7 +4,6 @@
  * service bears: half as many after "too many requests", slowly more while it answers.
  */
 import { Array as Arr, Config, Duration, Effect, Either, Layer, Metric } from "effect"
-import type { CreateEmbeddingResponse } from "openai/resources/embeddings"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import { PhraseEmbedder, PhraseEmbedderError } from "../services/PhraseEmbedder.ts"
 import * as Settings from "../services/Settings.ts"
@@ -46,11 +45,24 @@ export const requests = (
   return runs
 }
 
-const checked = (vector: ReadonlyArray<number> | undefined, dimensions: number): Result => {
-  const problem = vector === undefined ? "is missing in the answer" : Vector.problem(vector, dimensions)
+/**
+ * The vector as it came: base64 of little-endian float32, which is asked for; or numbers, by services that know nothing
+ * else. The client would decode base64 itself, but number by number into an array: eight times as slow.
+ */
+const decoded = (embedding: unknown): Float32Array | undefined => {
+  if (Array.isArray(embedding)) return Float32Array.from(embedding)
+  if (typeof embedding !== "string") return undefined
+  const bytes = Buffer.from(embedding, "base64")
+  return bytes.length % Float32Array.BYTES_PER_ELEMENT === 0 ? Vector.fromBytes(bytes) : undefined
+}
+
+const checked = (embedding: unknown, dimensions: number): Result => {
+  const vector = decoded(embedding)
+  const problem =
+    vector === undefined ? "is missing in the answer or no vector" : Vector.problem(vector, dimensions)
   return vector === undefined || problem !== undefined
     ? Either.left(new PhraseEmbedderError({ reason: "bad_vector", detail: `the vector ${problem}` }))
-    : Either.right(Vector.normalise(Float32Array.from(vector)))
+    : Either.right(Vector.normalise(vector))
 }
 
 /**
@@ -82,14 +94,14 @@ const make = Effect.fnUntraced(function* ({ phrasesPerRequest, requestsAtOnce }:
   // Older models have one length only and refuse to be asked for it.
   const shortened = model.startsWith("text-embedding-3-") ? { dimensions } : {}
 
-  /** One request; the client asks for base64 and decodes it. */
+  /** One request. */
   const request = (phrases: ReadonlyArray<string>) =>
     call(async (client, options) => {
-      const { data, usage }: CreateEmbeddingResponse = await client.embeddings.create(
-        { model, input: [...phrases], ...shortened },
+      const { data, usage } = await client.embeddings.create(
+        { model, input: [...phrases], encoding_format: "base64", ...shortened },
         options,
       )
-      const byIndex = new Map(data.map(({ embedding, index }) => [index, embedding]))
+      const byIndex = new Map<number, unknown>(data.map(({ embedding, index }) => [index, embedding]))
       return {
         tokens: usage?.prompt_tokens ?? 0,
         vectors: phrases.map((_, index) => byIndex.get(index)),

@@ -125,6 +125,7 @@ describe("failures", () => {
     ["a zero vector", "zero", "bad_vector"],
     ["a vector with NaN", "not_finite", "bad_vector"],
     ["a missing vector", "missing", "bad_vector"],
+    ["bytes that are no floats", "garbled", "bad_vector"],
   ]
   for (const [what, fault, reason, retryAfter] of table)
     effectTest(`${what} is ${reason}${retryAfter ? ` after ${retryAfter[1]} ms` : ""}`, () =>

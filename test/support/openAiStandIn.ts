@@ -23,6 +23,7 @@ export type RequestFault =
   | "no_data"
   | "shuffled"
   | "floats"
+  | "garbled"
 /** What goes wrong with one vector of an answer. */
 export type VectorFault = "wrong_dimension" | "zero" | "not_finite" | "missing"
 export type Fault = RequestFault | VectorFault
@@ -158,7 +159,9 @@ export const openAiStandIn = ({ apiKey, latencyMs = 0, models, port = 0 }: Stand
       const vector = spoilt(vectorOf(text, received.dimensions ?? native), spoil)
       const embedding =
         received.encoding === "base64" && fault !== "floats"
-          ? Buffer.from(vector.slice().buffer).toString("base64")
+          ? Buffer.from(vector.slice().buffer, 0, vector.byteLength - (spoil === "garbled" ? 1 : 0)).toString(
+              "base64",
+            )
           : Array.from(vector)
       return [{ object: "embedding", index, embedding }]
     })
