@@ -1,12 +1,12 @@
 /** The suites of `bun run bench`: what each one runs, and the section of the report that it becomes. */
 import { sleep } from "../services/command.ts"
-import type { Arena } from "./arena.ts"
+import type { Arena, Env } from "./arena.ts"
 import { backlog } from "./backlog.ts"
 import { residentMegabytes } from "./cpu.ts"
 import { type Figure, median, number, type Run, summarise, table } from "./figures.ts"
 import { eventsPerMessage, floors } from "./floors.ts"
 import { cores } from "./machine.ts"
-import { type External, embedded, external, naive, sequence } from "./pipeline.ts"
+import { type External, embedded, external, naive, products, sequence } from "./pipeline.ts"
 import { publishing } from "./publishing.ts"
 import { hot, scale } from "./scale.ts"
 import { sqliteFloors } from "./sqliteFloors.ts"
@@ -75,39 +75,50 @@ const once = <A>(build: () => Promise<A>): (() => Promise<A>) => {
   return () => (built ??= build())
 }
 
-/** Stages of a route; those of `shared` are paid once for all events of a write. The embedded stack has one thread. */
-const routes = {
-  single: {
-    stages: ["HTTP echo", "INSERT", "publish,", "consume,", "JSON.parse", "fold"],
-    shared: "write",
-    threads: cores,
-  },
-  bulk: {
-    stages: ["HTTP echo, 100", "INSERT", "publish,", "consume,", "JSON.parse", "fold"],
-    shared: "write",
-    threads: cores,
-  },
-  "single, packs": {
-    stages: ["HTTP echo", "INSERT", "publish packs", "consume packs", "JSON.parse", "fold"],
-    shared: "write",
-    threads: cores,
-  },
-  "bulk, packs": {
-    stages: ["HTTP echo, 100", "INSERT", "publish packs", "consume packs", "JSON.parse", "fold"],
-    shared: "write",
-    threads: cores,
-  },
+interface Route {
+  readonly stages: ReadonlyArray<string>
+  /** Paid once for all events of a write. */
+  readonly shared: string
+  readonly threads: number
+}
+const onServers = (echo: string, messages: string): Route => ({
+  stages: [echo, "INSERT", `publish${messages}`, `consume${messages}`, "JSON.parse", "fold"],
+  shared: "write",
+  threads: cores,
+})
+const routes: Readonly<Record<string, Route>> = {
+  single: onServers("HTTP echo", ","),
+  bulk: onServers("HTTP echo, 100", ","),
+  "single, packs": onServers("HTTP echo", " packs"),
+  "bulk, packs": onServers("HTTP echo, 100", " packs"),
+  "single, windows": onServers("HTTP echo", " packs"),
+  "bulk, windows": onServers("HTTP echo, 100", " packs"),
+  // It has one thread.
   embedded: {
     stages: ["HTTP echo", "SQLite: INSERT", "SQLite: publish", "JSON.parse", "fold"],
     shared: "SQLite: write",
     threads: 1,
   },
-} as const
-const routeNames = ["single", "bulk", "single, packs", "bulk, packs", "embedded"] as const
+}
+const inPacks: Env = { EVENTS_PER_MESSAGE: String(eventsPerMessage) }
+/** For throughput alone: a second later, and one write for all events of that second. */
+const inWindows: Env = {
+  ...inPacks,
+  EMBEDDING_BATCH_ENABLED: "true",
+  EMBEDDING_BATCH_WINDOW: "1",
+  WORKER_PREFETCH: "30000",
+}
+const settings = (env: Env) =>
+  Object.entries(env)
+    .map(([name, value]) => `${name}=${value}`)
+    .join(" ")
 
 /** The floors of one route added up: µs of CPU an event, if `perWrite` events share a document's write. */
-const limitOf = (floorsFound: ReadonlyArray<Figure>, route: keyof typeof routes, perWrite: number) => {
-  const { shared, stages, threads } = routes[route]
+const limitOf = (
+  floorsFound: ReadonlyArray<Figure>,
+  { shared, stages, threads }: Route,
+  perWrite: number,
+) => {
   const cost = (start: string) => {
     const floor = floorsFound.find(({ name }) => name === start || name.startsWith(start))
     if (floor === undefined) return Number.NaN
@@ -127,19 +138,17 @@ export const suites = (bench: Bench) => {
 
   const pipeline = async (): Promise<Section> => {
     const ours = await project()
-    const packs = await external(
-      arena,
-      next,
-      { EVENTS_PER_MESSAGE: String(eventsPerMessage) },
-      { name: "packs", products: 1_000 },
-    )
+    const packs = await external(arena, next, inPacks, { name: "packs", products })
+    const windows = await external(arena, next, inWindows, { name: "windows", products })
     const contestants: ReadonlyArray<Contestant> = [
       { name: "naive", events: 4_000, run: (await baseline()).single },
       { name: "single", events: 20_000, run: ours.single },
       { name: "bulk", events: 40_000, run: ours.bulk },
       { name: "single, packs", events: 20_000, run: packs.single },
       { name: "bulk, packs", events: 40_000, run: packs.bulk },
-      { name: "embedded", events: 10_000, run: (await embedded(arena, next)).single },
+      { name: "single, windows", events: 60_000, run: windows.single },
+      { name: "bulk, windows", events: 100_000, run: windows.bulk },
+      { name: "embedded", events: 20_000, run: (await embedded(arena, next)).single },
     ]
     const stage = [...(await floors(arena, next)), ...(await sqliteFloors(arena, next))]
     const figures = await interleaved(bench, [...contestants, ...stage])
@@ -147,16 +156,16 @@ export const suites = (bench: Bench) => {
     const parts = stage.map(({ name }) => figures.get(name)!)
     const [plain, single, bulk] = whole
     greatestSingle = single!.eventsPerSecond.median
-    const limits = routeNames.map((route) => {
+    const limits = Object.entries(routes).map(([route, stages]) => {
       const figure = figures.get(route)!
       const perWrite = figure.more["events/write"]!
-      const limit = limitOf(parts, route, perWrite)
+      const limit = limitOf(parts, stages, perWrite)
       return { route, perWrite, ...limit, share: figure.eventsPerSecond.median / limit.eventsPerSecond }
     })
     return {
       title: "End to end",
       text: [
-        `From the first request until all events stand in the documents (embedded: in the file), 1,000 users. Packs: EVENTS_PER_MESSAGE=${eventsPerMessage}.`,
+        `From the first request until all events stand in the documents (embedded: in the file), 1,000 users. Packs: \`${settings(inPacks)}\`; windows: \`${settings(inWindows)}\`.`,
         "",
         compared(whole, plain),
         "",
