@@ -2,9 +2,7 @@
  * The queue on RabbitMQ: published in a confirm window, consumed with a prefetch, acknowledged many at once. The
  * consumer survives lost connections: what it held on the lost one is forgotten and delivered again.
  */
-import { randomUUID } from "node:crypto"
-import { hostname } from "node:os"
-import type { Channel, ChannelModel, ConsumeMessage } from "amqplib"
+import type { Channel, ChannelModel } from "amqplib"
 import { Clock, Effect, Layer, Random } from "effect"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import {
@@ -15,29 +13,19 @@ import {
   InteractionQueueError,
   isolatedQueue,
   type Message,
-  nextIsolatedAttempt,
   queue,
   retryQueue,
   type Settled,
-  type Settlement,
 } from "../services/InteractionQueue.ts"
 import * as MessageTraces from "../services/MessageTraces.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
-import { described, type TraceContext } from "../services/Telemetry.ts"
+import { described } from "../services/Telemetry.ts"
 import { call, channel, type Lost, Rabbit, type RabbitError } from "./Rabbit.ts"
+import { copyOf, type Onward } from "./RabbitCopies.ts"
+import { RabbitDelivery, Subscription } from "./RabbitDelivery.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
-import {
-  answers,
-  type Headers,
-  instant,
-  type Line,
-  linesOf,
-  messageIdOf,
-  packed,
-  propertiesOf,
-  text,
-} from "./RabbitPacks.ts"
-import { copied, make as makePublisher, type Outgoing, publishTraced, system } from "./RabbitPublisher.ts"
+import { answers, packed } from "./RabbitMessages.ts"
+import { make as makePublisher, type Outgoing, publishTraced, system } from "./RabbitPublisher.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
 
 const failing = <A>(effect: Effect.Effect<A, RabbitError>): Effect.Effect<A, InteractionQueueError> =>
@@ -46,176 +34,9 @@ const failing = <A>(effect: Effect.Effect<A, RabbitError>): Effect.Effect<A, Int
     ({ cause, operation, reason }) => new InteractionQueueError({ cause, operation, reason }),
   )
 
-const count = (value: unknown): number =>
-  typeof value === "number" && Number.isSafeInteger(value) && value > 0 ? value : 0
-
-/** An interaction held; anyone may have written the headers of its message, so garbage in them counts as absent. */
-class Held implements Delivery {
-  readonly subscription: Subscription
-  readonly message: ConsumeMessage
-  readonly body: Uint8Array
-  readonly routingKey: string
-  readonly trace: TraceContext | null
-  readonly retryCount: number
-  readonly isolatedAttempts: number
-  readonly redeliveries: number
-  readonly isolated: boolean
-  readonly publishedAt: number | null
-  readonly recordedAt: number | null
-  settled = false
-
-  constructor(subscription: Subscription, message: ConsumeMessage, { body, recordedAt, trace }: Line) {
-    const { fields, properties } = message
-    const headers: Headers = properties.headers ?? {}
-    this.subscription = subscription
-    this.message = message
-    this.body = body
-    this.routingKey = text(headers["x-original-routing-key"]) ?? fields.routingKey
-    this.trace = trace
-    this.retryCount = count(headers["x-retry-count"])
-    this.isolatedAttempts = count(headers["x-isolated-attempts"])
-    this.redeliveries = count(headers["x-delivery-count"])
-    this.isolated = subscription.queue === isolatedQueue
-    this.publishedAt = instant(headers["x-published-at"])
-    this.recordedAt = recordedAt
-  }
-
-  get messageId(): string | null {
-    return messageIdOf(this.message, this)
-  }
-
-  get tag(): number {
-    return this.message.fields.deliveryTag
-  }
-}
-
-/** One consuming channel and what is not settled on it. */
-class Subscription {
-  readonly queue: string
-  /** Interactions not settled. */
-  unsettled = 0
-  /** How many of them came with each delivery tag, in the order of arrival. */
-  private readonly outstanding = new Map<number, number>()
-  private readonly channel: Channel
-  /** Messages that may be unacknowledged. */
-  private readonly prefetch: number
-
-  constructor(queue: string, channel: Channel, prefetch: number) {
-    this.queue = queue
-    this.channel = channel
-    this.prefetch = prefetch
-  }
-
-  get full(): boolean {
-    return this.outstanding.size >= this.prefetch
-  }
-
-  receive(message: ConsumeMessage): ReadonlyArray<Held> {
-    const held = linesOf(message).map((line) => new Held(this, message, line))
-    this.outstanding.set(message.fields.deliveryTag, held.length)
-    this.unsettled += held.length
-    return held
-  }
-
-  holds({ settled, subscription, tag }: Held): boolean {
-    return subscription === this && !settled && this.outstanding.has(tag)
-  }
-
-  /** A message goes with the last of its interactions; those before the earliest outstanding one go by one frame. */
-  acknowledge(deliveries: ReadonlyArray<Held>): void {
-    const done: Array<ConsumeMessage> = []
-    for (const delivery of deliveries) {
-      if (!this.holds(delivery)) continue
-      delivery.settled = true
-      this.unsettled -= 1
-      const left = (this.outstanding.get(delivery.tag) ?? 1) - 1
-      if (left > 0) this.outstanding.set(delivery.tag, left)
-      else {
-        this.outstanding.delete(delivery.tag)
-        done.push(delivery.message)
-      }
-    }
-    const [earliest = Number.POSITIVE_INFINITY] = this.outstanding.keys()
-    let last: ConsumeMessage | undefined
-    try {
-      for (const message of done) {
-        const { deliveryTag } = message.fields
-        if (deliveryTag > earliest) this.channel.ack(message)
-        else if (last === undefined || deliveryTag > last.fields.deliveryTag) last = message
-      }
-      if (last !== undefined) this.channel.ack(last, true)
-    } catch {
-      // The channel is closing: everything on it is delivered again.
-    }
-  }
-
-  /** The channel is gone: everything on it is delivered again. */
-  forget(): void {
-    this.outstanding.clear()
-    this.unsettled = 0
-  }
-}
-
-/** Who parked a message: `x-worker`. */
-const worker = `${hostname()}:${process.pid}`
-const longestErrorBytes = 1024
-
-/** As much as fits; a character cut in two is left out. */
-const truncated = (message: string): string =>
-  Buffer.byteLength(message) <= longestErrorBytes
-    ? message
-    : new TextDecoder().decode(Buffer.from(message).subarray(0, longestErrorBytes), { stream: true })
-
-type Onward = Exclude<Settlement, { readonly _tag: "Ack" }>
-
-/**
- * The copy that goes on to the ladder, to `failed`, or back to be handled alone; its routing key will be the name of
- * a queue, so the original one goes along. `share` of the delay is waited for, at most 1.
- */
-const copyOf = (delivery: Held, settlement: Onward, now: number, share: number): Outgoing => {
-  const { body, message, retryCount, routingKey } = delivery
-  const properties = propertiesOf(message, delivery)
-  const headers: Headers = properties.headers ?? {}
-  const origin = {
-    "x-original-exchange": text(headers["x-original-exchange"]) ?? message.fields.exchange,
-    "x-original-routing-key": routingKey,
-  }
-  const to = (
-    exchange: string,
-    routingKey: string,
-    changes: Readonly<Record<string, string | number>>,
-  ): Outgoing => ({
-    exchange,
-    routingKey,
-    body,
-    options: copied({ properties }, { ...origin, ...changes }),
-  })
-  if (settlement._tag === "Isolate")
-    return to("", isolatedQueue, { "x-isolated-attempts": nextIsolatedAttempt(delivery) })
-
-  const at = new Date(now).toISOString()
-  const failure = {
-    "x-error": settlement.failure.error,
-    "x-error-message": truncated(settlement.failure.message),
-    "x-first-failed-at": text(headers["x-first-failed-at"]) ?? at,
-    "x-last-failed-at": at,
-    "x-worker": worker,
-  }
-  if (settlement._tag === "DeadLetter")
-    return to(failedQueue, failedQueue, {
-      ...failure,
-      "x-dead-letter-id": randomUUID(),
-      "x-retry-count": retryCount,
-      "x-attempts": retryCount + 1,
-    })
-  const copy = to("", retryQueue(settlement.delayMillis), { ...failure, "x-retry-count": retryCount + 1 })
-  const expiration = String(Math.round(settlement.delayMillis * share))
-  return { ...copy, options: { ...copy.options, expiration } }
-}
-
 /** A delivery that is acknowledged once its copy is confirmed. */
 interface Copied {
-  readonly delivery: Held
+  readonly delivery: RabbitDelivery
   readonly copy: Outgoing
 }
 
@@ -256,9 +77,9 @@ const make = Effect.gen(function* () {
       })
     let stopping = false
     const stopped = yield* Effect.makeLatch(false)
-    let buffer: Array<Held> = []
+    let buffer: Array<RabbitDelivery> = []
     let main: Subscription | undefined
-    const handOver = (delivery: Held) => {
+    const handOver = (delivery: RabbitDelivery) => {
       buffer.push(delivery)
       arrival.unsafeOpen()
     }
@@ -277,7 +98,7 @@ const make = Effect.gen(function* () {
         const subscribe = Effect.fnUntraced(function* (
           from: string,
           prefetch: number,
-          receive: (delivery: Held) => void,
+          receive: (delivery: RabbitDelivery) => void,
         ) {
           let over = false
           const consuming = yield* channel(connection, (cause) => {
@@ -309,7 +130,7 @@ const make = Effect.gen(function* () {
         })
 
         yield* Effect.scoped(Effect.flatMap(channel(connection), declare))
-        const suspects: Array<Held> = []
+        const suspects: Array<RabbitDelivery> = []
         const { subscription: isolated } = yield* subscribe(isolatedQueue, 1, (delivery) => {
           suspects.push(delivery)
           progress.unsafeOpen()
@@ -355,7 +176,7 @@ const make = Effect.gen(function* () {
         return Effect.zipRight(arrival.await, take(most))
       })
 
-    const acknowledge = (deliveries: ReadonlyArray<Held>) => {
+    const acknowledge = (deliveries: ReadonlyArray<RabbitDelivery>) => {
       for (const subscription of subscriptions) subscription.acknowledge(deliveries)
       progress.unsafeOpen()
     }
@@ -396,7 +217,7 @@ const make = Effect.gen(function* () {
     })
     yield* Effect.forkScoped(Effect.forever(passStuck))
 
-    const passOn = Effect.fnUntraced(function* (onward: ReadonlyArray<readonly [Held, Onward]>) {
+    const passOn = Effect.fnUntraced(function* (onward: ReadonlyArray<readonly [RabbitDelivery, Onward]>) {
       const now = yield* Clock.currentTimeMillis
       const copies = yield* Effect.forEach(onward, ([delivery, settlement]) =>
         Effect.map(Random.nextRange(0.9, 1), (share) => ({
@@ -413,10 +234,10 @@ const make = Effect.gen(function* () {
 
     const settle = (settled: ReadonlyArray<Settled>) =>
       Effect.suspend(() => {
-        const done: Array<Held> = []
-        const onward: Array<readonly [Held, Onward]> = []
+        const done: Array<RabbitDelivery> = []
+        const onward: Array<readonly [RabbitDelivery, Onward]> = []
         for (const [delivery, settlement] of settled)
-          if (!(delivery instanceof Held)) continue
+          if (!(delivery instanceof RabbitDelivery)) continue
           else if (settlement._tag === "Ack") done.push(delivery)
           else onward.push([delivery, settlement])
         const acknowledged = Effect.sync(() => acknowledge(done)).pipe(
@@ -434,7 +255,8 @@ const make = Effect.gen(function* () {
       )
     })
 
-    const holds = (delivery: Delivery) => delivery instanceof Held && delivery.subscription.holds(delivery)
+    const holds = (delivery: Delivery) =>
+      delivery instanceof RabbitDelivery && delivery.subscription.holds(delivery)
 
     const full = () => main?.full ?? false
 

@@ -4,22 +4,33 @@ import type { SqlError } from "@effect/sql/SqlError"
 import type { Fragment } from "@effect/sql/Statement"
 import { Array as Arr, Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
 import { prefix } from "../services/AppliedIds.ts"
-import { type EventType, type Interaction, type Metadata, reference } from "../services/Interaction.ts"
+import type { EventType } from "../services/Interaction.ts"
 import {
   type Appended,
   InteractionLog,
   InteractionLogError,
   type LogFilter,
-  type LogRow,
   type NewInteraction,
   type ProductCount,
 } from "../services/InteractionLog.ts"
 import { deadlockRetry } from "../services/RetryPolicies.ts"
 import { databaseSpan, untraced } from "../services/Telemetry.ts"
+import { type Known, plan } from "./AppendPlan.ts"
+import {
+  columnOfMillis,
+  columns,
+  fromRow,
+  insertOf,
+  keyOf,
+  millisOfColumn,
+  type Row,
+  type StoredRow,
+  table,
+  toColumn,
+  valuesOf,
+} from "./InteractionRows.ts"
 import * as Mysql from "./Mysql.ts"
 import * as Sqlite from "./Sqlite.ts"
-
-const table = "user_interactions"
 
 /** Rows of one INSERT, which is one commit; the largest bulk request. */
 const rowsPerInsert = 1_000
@@ -35,76 +46,6 @@ const idsPerStatement = 50_000
 /** How often an append plans anew, because others write the same interactions at the same time. */
 const mostRounds = 20
 
-// ---------------------------------------------------------------------------------------------------------
-// Rows
-
-/** `2026-02-10T12:34:56.789Z` as both dialects keep it: `2026-02-10 12:34:56.789`, UTC. */
-const toColumn = (timestamp: string): string => `${timestamp.slice(0, 10)} ${timestamp.slice(11, 23)}`
-const fromColumn = (text: string): string => `${text.slice(0, 10)}T${text.slice(11)}Z`
-const columnOfMillis = (millis: number): string => toColumn(new Date(millis).toISOString())
-const millisOfColumn = (text: string): number => Date.parse(fromColumn(text))
-
-/** The W3C's limit; a longer state is dropped whole, as it advises. */
-const longestTracestate = 512
-
-/** Blanks at the end don't tell keys apart: the collations of MySQL ignore them. */
-const keyOf = ({ idempotencyKey }: NewInteraction): string | null => idempotencyKey?.trimEnd() ?? null
-
-/** The columns that an append writes. */
-const toRow = (entry: NewInteraction) => {
-  const { interaction, trace, recordedAt } = entry
-  const tracestate = trace?.tracestate ?? null
-  return {
-    message_id: interaction.message_id,
-    user_id: interaction.user_id,
-    event_type: interaction.event_type,
-    search_phrase: interaction.search_phrase,
-    product_id: interaction.product_id,
-    occurred_at: toColumn(interaction.occurred_at),
-    metadata: JSON.stringify(interaction.metadata),
-    traceparent: trace?.traceparent ?? null,
-    tracestate: tracestate !== null && tracestate.length > longestTracestate ? null : tracestate,
-    created_at: columnOfMillis(recordedAt),
-    idempotency_key: keyOf(entry),
-  }
-}
-
-type Row = ReturnType<typeof toRow>
-
-/** In the order of {@link toRow}. */
-const written = [
-  "message_id",
-  "user_id",
-  "event_type",
-  "search_phrase",
-  "product_id",
-  "occurred_at",
-  "metadata",
-  "traceparent",
-  "tracestate",
-  "created_at",
-  "idempotency_key",
-] as const satisfies ReadonlyArray<keyof Row>
-const placeholders = `(${written.map(() => "?").join(", ")})`
-/** Made by hand, for the statement builder makes a fragment of every value. */
-const insertOf = (rows: number): string =>
-  `INSERT INTO ${table} (${written.join(", ")}) VALUES ${new Array(rows).fill(placeholders).join(", ")}`
-
-/** A row as it is read; the checks of the table keep the kinds apart. */
-type StoredRow = Interaction extends infer Kind
-  ? Kind extends Interaction
-    ? Omit<Kind, "metadata"> & {
-        readonly id: number
-        readonly metadata: string
-        readonly traceparent: string | null
-        readonly tracestate: string | null
-        readonly created_at: string
-        readonly idempotency_key: string | null
-        readonly processed_to_queue: number
-      }
-    : never
-  : never
-
 /** Where a page in the order of users ended. */
 interface Place {
   readonly user_id: string
@@ -113,109 +54,11 @@ interface Place {
 }
 type Identity = Place & { readonly message_id: string }
 
-const columns = [
-  "id",
-  "message_id",
-  "user_id",
-  "event_type",
-  "search_phrase",
-  "product_id",
-  "occurred_at",
-  "metadata",
-  "traceparent",
-  "tracestate",
-  "created_at",
-  "idempotency_key",
-  "processed_to_queue",
-] as const satisfies ReadonlyArray<keyof StoredRow>
-
-const fromRow = (row: StoredRow): LogRow => {
-  const {
-    id: _,
-    idempotency_key: __,
-    processed_to_queue,
-    created_at,
-    traceparent,
-    tracestate,
-    ...stored
-  } = row
-  const metadata: Metadata = JSON.parse(stored.metadata)
-  return {
-    interaction: { ...stored, occurred_at: fromColumn(stored.occurred_at), metadata },
-    trace: traceparent === null ? null : { traceparent, tracestate },
-    recordedAt: millisOfColumn(created_at),
-    published: processed_to_queue === 1,
-  }
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// Appending
-
-const canonical = (metadata: Metadata): string => JSON.stringify(metadata, Object.keys(metadata).toSorted())
-
-/** Whether an interaction with a known key is the one that the key stands for. */
-const isReplay = ({ interaction, occurredAtGiven }: NewInteraction, stored: Interaction): boolean =>
-  interaction.event_type === stored.event_type &&
-  reference(interaction) === reference(stored) &&
-  (!occurredAtGiven || interaction.occurred_at === stored.occurred_at) &&
-  canonical(interaction.metadata) === canonical(stored.metadata)
-
-/** An interaction of the log, or of the same batch: then with the row that is to be inserted. */
-interface Known {
-  readonly interaction: Interaction
-  readonly row: Row | undefined
-  key: string | null
-}
-
-/**
- * What an append writes and answers, if the log holds exactly `stored` of what it speaks about. A key decides
- * before the message id. A key that comes with a known message id is bound to that row, if it has none.
- */
-const plan = (entries: ReadonlyArray<NewInteraction>, stored: ReadonlyArray<Known>) => {
-  const byId = new Map<string, Known>()
-  const byKey = new Map<string, Known>()
-  const know = (known: Known) => {
-    byId.set(known.interaction.message_id, known)
-    if (known.key !== null) byKey.set(`${known.interaction.user_id}|${known.key}`, known)
-  }
-  for (const known of stored) know(known)
-  const inserts: Array<Row> = []
-  const bindings: Array<Pick<Row, "message_id" | "idempotency_key">> = []
-  const answers = entries.map((entry): Appended => {
-    const { interaction } = entry
-    const key = keyOf(entry)
-    const owner = key === null ? undefined : byKey.get(`${interaction.user_id}|${key}`)
-    if (owner !== undefined)
-      return {
-        _tag: isReplay(entry, owner.interaction) ? "Duplicate" : "KeyReused",
-        interaction: owner.interaction,
-      }
-    const twin = byId.get(interaction.message_id)
-    if (twin === undefined) {
-      const row = toRow(entry)
-      know({ interaction, row, key })
-      inserts.push(row)
-      return { _tag: "Recorded", interaction }
-    }
-    if (key !== null && twin.key === null && isReplay(entry, twin.interaction)) {
-      twin.key = key
-      know(twin)
-      if (twin.row === undefined) bindings.push({ message_id: interaction.message_id, idempotency_key: key })
-      else twin.row.idempotency_key = key
-    }
-    return { _tag: "Duplicate", interaction: twin.interaction }
-  })
-  // Everybody inserts in the same order: fewer deadlocks.
-  return { answers, bindings, inserts: inserts.toSorted((a, b) => (a.message_id < b.message_id ? -1 : 1)) }
-}
-
 /** mysql2 says `affectedRows`, bun:sqlite `changes`. */
 const affectedRows = (answer: unknown): number => {
   const { affectedRows, changes }: { affectedRows?: unknown; changes?: unknown } = Object(answer)
   return Number(affectedRows ?? changes ?? 0)
 }
-
-// ---------------------------------------------------------------------------------------------------------
 
 const make = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
@@ -250,10 +93,7 @@ const make = Effect.gen(function* () {
 
   const insert = (rows: ReadonlyArray<Row>) => {
     if (rows.length === 0) return Effect.void
-    const into = sql.unsafe(
-      insertOf(rows.length),
-      rows.flatMap((row) => written.map((column) => row[column])),
-    )
+    const into = sql.unsafe(insertOf(rows.length), valuesOf(rows))
     return statement("INSERT")(isPrepared(rows.length) ? into : into.unprepared)
   }
 

@@ -5,7 +5,6 @@
  */
 import type { Database } from "bun:sqlite"
 import { randomUUID } from "node:crypto"
-import { hostname } from "node:os"
 import { Clock, Duration, Effect, Layer, Random, Schedule } from "effect"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import {
@@ -27,6 +26,7 @@ import {
 import * as MessageTraces from "../services/MessageTraces.ts"
 import { ladderDelays } from "../services/RetryPolicies.ts"
 import type { TraceContext } from "../services/Telemetry.ts"
+import { type RecordedFailure, recorded } from "./RecordedFailure.ts"
 import { failingWith, Sqlite } from "./Sqlite.ts"
 
 /** What RabbitMQ keeps in properties and headers; the column `headers`, as JSON. */
@@ -42,13 +42,7 @@ export interface Headers {
   /** The dead letter that it was. */
   readonly retriedFrom?: string
   /** How it failed last. */
-  readonly failed?: {
-    readonly error: string
-    readonly message: string
-    readonly firstFailedAt: string
-    readonly lastFailedAt: string
-    readonly worker: string
-  }
+  readonly failed?: RecordedFailure
   /** Of a dead letter. */
   readonly letter?: { readonly id: string; readonly attempts: number }
 }
@@ -72,7 +66,6 @@ const pollMillis = 200
 const nextTryMillis = 1_000
 /** Statements and the API share a thread. At half of its greatest rate no batch is as large. */
 const busyBatch = 200
-const longestErrorBytes = 1024
 const system = "sqlite"
 
 class SqliteDelivery implements Delivery {
@@ -111,10 +104,6 @@ class SqliteDelivery implements Delivery {
   }
 }
 
-/** The text cut to so many bytes of UTF-8, between characters. */
-const cut = (text: string, bytes: number): string =>
-  new TextDecoder().decode(Buffer.from(text).subarray(0, bytes), { stream: true })
-
 /** Where a message goes that is not done with. */
 interface Move {
   readonly queue: string
@@ -122,8 +111,6 @@ interface Move {
   readonly rung: number
   readonly availableAt: number
 }
-
-const worker = `${hostname()}:${process.pid}`
 
 const moveOf = (
   delivery: SqliteDelivery,
@@ -136,15 +123,7 @@ const moveOf = (
     const isolated = { ...headers, isolatedAttempts: nextIsolatedAttempt(delivery) }
     return { queue: isolatedQueue, headers: isolated, rung: 0, availableAt: now }
   }
-  const at = new Date(now).toISOString()
-  const { error, message } = settlement.failure
-  const failed = {
-    error,
-    message: cut(message, longestErrorBytes),
-    firstFailedAt: headers.failed?.firstFailedAt ?? at,
-    lastFailedAt: at,
-    worker,
-  }
+  const failed = recorded(settlement.failure, headers.failed?.firstFailedAt, now)
   const attempts = headers.retryCount + 1
   if (settlement._tag === "Retry") {
     const rung = settlement.delayMillis

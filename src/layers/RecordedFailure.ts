@@ -1,0 +1,36 @@
+/** How a message failed, as both queues write it down. */
+import { hostname } from "node:os"
+import type { Failure } from "../services/InteractionQueue.ts"
+
+export interface RecordedFailure {
+  readonly error: string
+  /** At most 1 KiB. */
+  readonly message: string
+  readonly firstFailedAt: string
+  readonly lastFailedAt: string
+  /** Who handled it. */
+  readonly worker: string
+}
+
+const worker = `${hostname()}:${process.pid}`
+const longestMessageBytes = 1024
+
+/** As much as fits; a character cut in two is left out. */
+const truncated = (message: string): string =>
+  new TextDecoder().decode(Buffer.from(message).subarray(0, longestMessageBytes), { stream: true })
+
+/** `firstFailedAt`: when it failed before, if it did; `now` in Unix ms. */
+export const recorded = (
+  { error, message }: Failure,
+  firstFailedAt: string | null | undefined,
+  now: number,
+): RecordedFailure => {
+  const at = new Date(now).toISOString()
+  return {
+    error,
+    message: truncated(message),
+    firstFailedAt: firstFailedAt ?? at,
+    lastFailedAt: at,
+    worker,
+  }
+}
