@@ -31,7 +31,7 @@ const page = 1_000
  * A busy relay publishes large pages, which cost the broker a fifth less: while so many rows come in a second, a page
  * begins no sooner than so many ms after the one before.
  */
-const busyRate = 3_500
+const busyRate = 2_500
 const busyPageMillis = 100
 /** Rows that a sweep reads together. */
 const rowsPerRead = 5_000
