@@ -5,6 +5,7 @@ import { backlog } from "./backlog.ts"
 import { residentMegabytes } from "./cpu.ts"
 import { type Figure, median, number, type Run, summarise, table } from "./figures.ts"
 import { eventsPerMessage, floors } from "./floors.ts"
+import { limitOf, routes } from "./limits.ts"
 import { cores } from "./machine.ts"
 import { type External, embedded, external, naive, products, sequence } from "./pipeline.ts"
 import { publishing } from "./publishing.ts"
@@ -75,31 +76,6 @@ const once = <A>(build: () => Promise<A>): (() => Promise<A>) => {
   return () => (built ??= build())
 }
 
-interface Route {
-  readonly stages: ReadonlyArray<string>
-  /** Paid once for all events of a write. */
-  readonly shared: string
-  readonly threads: number
-}
-const onServers = (echo: string, messages: string): Route => ({
-  stages: [echo, "INSERT", `publish${messages}`, `consume${messages}`, "JSON.parse", "fold"],
-  shared: "write",
-  threads: cores,
-})
-const routes: Readonly<Record<string, Route>> = {
-  single: onServers("HTTP echo", ","),
-  bulk: onServers("HTTP echo, 100", ","),
-  "single, packs": onServers("HTTP echo", " packs"),
-  "bulk, packs": onServers("HTTP echo, 100", " packs"),
-  "single, windows": onServers("HTTP echo", " packs"),
-  "bulk, windows": onServers("HTTP echo, 100", " packs"),
-  // It has one thread.
-  embedded: {
-    stages: ["HTTP echo", "SQLite: INSERT", "SQLite: publish", "JSON.parse", "fold"],
-    shared: "SQLite: write",
-    threads: 1,
-  },
-}
 const inPacks: Env = { EVENTS_PER_MESSAGE: String(eventsPerMessage) }
 /** For throughput alone: a second later, and one write for all events of that second. */
 const inWindows: Env = {
@@ -112,22 +88,6 @@ const settings = (env: Env) =>
   Object.entries(env)
     .map(([name, value]) => `${name}=${value}`)
     .join(" ")
-
-/** The floors of one route added up: µs of CPU an event, if `perWrite` events share a document's write. */
-const limitOf = (
-  floorsFound: ReadonlyArray<Figure>,
-  { shared, stages, threads }: Route,
-  perWrite: number,
-) => {
-  const cost = (start: string) => {
-    const floor = floorsFound.find(({ name }) => name === start || name.startsWith(start))
-    if (floor === undefined) return Number.NaN
-    // The load generator has a core of its own where one thread does all the work.
-    return floor.cpuTotal - (threads === 1 ? (floor.cpu.load ?? 0) : 0)
-  }
-  const sum = stages.reduce((total, stage) => total + cost(stage), cost(shared) / perWrite)
-  return { micros: sum, eventsPerSecond: (threads * 1e6) / sum }
-}
 
 export const suites = (bench: Bench) => {
   const { arena, quick, say } = bench

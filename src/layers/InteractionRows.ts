@@ -75,21 +75,9 @@ export type StoredRow = Interaction extends infer Kind
     : never
   : never
 
-export const columns = [
-  "id",
-  "message_id",
-  "user_id",
-  "event_type",
-  "search_phrase",
-  "product_id",
-  "occurred_at",
-  "metadata",
-  "traceparent",
-  "tracestate",
-  "created_at",
-  "idempotency_key",
-  "processed_to_queue",
-] as const satisfies ReadonlyArray<keyof StoredRow>
+export const columns = ["id", ...written, "processed_to_queue"] as const satisfies ReadonlyArray<
+  keyof StoredRow
+>
 
 export const fromRow = (row: StoredRow): LogRow => {
   const {

@@ -94,7 +94,6 @@ const make = Effect.fnUntraced(function* ({ phrasesPerRequest, requestsAtOnce }:
   // Older models have one length only and refuse to be asked for it.
   const shortened = model.startsWith("text-embedding-3-") ? { dimensions } : {}
 
-  /** One request. */
   const request = (phrases: ReadonlyArray<string>) =>
     call(async (client, options) => {
       const { data, usage } = await client.embeddings.create(

@@ -4,15 +4,13 @@ import {
   failedQueue,
   isolatedQueue,
   nextIsolatedAttempt,
+  type Onward,
   retryQueue,
-  type Settlement,
 } from "../services/InteractionQueue.ts"
 import type { RabbitDelivery } from "./RabbitDelivery.ts"
 import { type Headers, propertiesOf, text } from "./RabbitMessages.ts"
 import { copied, type Outgoing } from "./RabbitPublisher.ts"
 import { recorded } from "./RecordedFailure.ts"
-
-export type Onward = Exclude<Settlement, { readonly _tag: "Ack" }>
 
 /**
  * The copy that goes on to the ladder, to `failed`, or back to be handled alone; its routing key will be the name of

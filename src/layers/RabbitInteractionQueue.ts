@@ -13,6 +13,7 @@ import {
   InteractionQueueError,
   isolatedQueue,
   type Message,
+  type Onward,
   queue,
   retryQueue,
   type Settled,
@@ -21,7 +22,7 @@ import * as MessageTraces from "../services/MessageTraces.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
 import { described } from "../services/Telemetry.ts"
 import { call, channel, type Lost, Rabbit, type RabbitError } from "./Rabbit.ts"
-import { copyOf, type Onward } from "./RabbitCopies.ts"
+import { copyOf } from "./RabbitCopies.ts"
 import { RabbitDelivery, Subscription } from "./RabbitDelivery.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
 import { answers, packed } from "./RabbitMessages.ts"

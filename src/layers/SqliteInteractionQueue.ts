@@ -17,11 +17,11 @@ import {
   isolatedQueue,
   type Message,
   nextIsolatedAttempt,
+  type Onward,
   queue,
   retryQueue,
   routingKey,
   type Settled,
-  type Settlement,
 } from "../services/InteractionQueue.ts"
 import * as MessageTraces from "../services/MessageTraces.ts"
 import { ladderDelays } from "../services/RetryPolicies.ts"
@@ -112,12 +112,7 @@ interface Move {
   readonly availableAt: number
 }
 
-const moveOf = (
-  delivery: SqliteDelivery,
-  settlement: Exclude<Settlement, { readonly _tag: "Ack" }>,
-  now: number,
-  jitter: number,
-): Move => {
+const moveOf = (delivery: SqliteDelivery, settlement: Onward, now: number, jitter: number): Move => {
   const { headers } = delivery
   if (settlement._tag === "Isolate") {
     const isolated = { ...headers, isolatedAttempts: nextIsolatedAttempt(delivery) }

@@ -65,6 +65,9 @@ export type Settlement =
   /** Comes back at once and alone; counted as one attempt more if it already came alone. */
   | { readonly _tag: "Isolate" }
 
+/** Of a delivery that is not done with. */
+export type Onward = Exclude<Settlement, { readonly _tag: "Ack" }>
+
 export const Ack: Settlement = { _tag: "Ack" }
 export const Isolate: Settlement = { _tag: "Isolate" }
 export const Retry = (delayMillis: number, failure: Failure): Settlement => ({

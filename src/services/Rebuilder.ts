@@ -105,6 +105,7 @@ const make = Effect.gen(function* () {
         else if (allowMissing) without.push(interaction)
         else return yield* fail(`${interaction.message_id}: ${vector.left.message}`)
       }
+      // It began with nothing, so its space can't be another one.
       if (events.length > 0) embedding = yield* Effect.orDie(fold(embedding, events, settings, now))
     })
 

@@ -24,7 +24,7 @@ export const ladderSchedule = (first: Duration.Duration, retries: number) =>
     Schedule.intersect(Schedule.recurs(retries)),
   )
 
-/** The delays of the ladder in ms, in the order of attempts; the rungs are its distinct values. */
+/** The delays of the ladder in ms, in the order of attempts; the rungs are its distinct values. The schedule is pure. */
 export const ladderDelays = (first: Duration.Duration, retries: number): ReadonlyArray<number> =>
   Effect.runSync(
     Schedule.run(
