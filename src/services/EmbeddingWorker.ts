@@ -258,9 +258,11 @@ const make = Effect.gen(function* () {
 
   /** Takes what may be handled now. */
   const next = (now: number): Work | undefined => {
-    // Who holds all that it may waits in vain for more: half of it goes early.
-    if (window !== undefined)
-      admit(window.due(stopping ? Number.POSITIVE_INFINITY : now, consumer.full() ? batchSize : 0))
+    // Who holds all that it may, and all of it for the window, waits in vain for more: half of it goes early.
+    if (window !== undefined) {
+      const early = held.length === 0 && consumer.full() ? batchSize : 0
+      admit(window.due(stopping ? Number.POSITIVE_INFINITY : now, early))
+    }
     if (outage !== undefined || stopping) held = held.concat(slow.splice(0))
     if (outage === undefined || stopping) {
       const batch = held.slice(0, batchLimit)
