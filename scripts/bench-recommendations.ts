@@ -5,11 +5,11 @@
  *     bun scripts/bench-recommendations.ts [products=100000] [dimensions=1536]
  */
 import { Effect, Layer, Stream } from "effect"
-import * as Catalogue from "../src/services/Catalogue.ts"
 import * as EmbeddingConfig from "../src/services/EmbeddingConfig.ts"
-import { PhraseEmbedder } from "../src/services/PhraseEmbedder.ts"
-import { type ProductEmbedding, ProductEmbeddings } from "../src/services/ProductEmbeddings.ts"
-import * as Vector from "../src/services/Vector.ts"
+import * as Vector from "../src/services/model/Vector.ts"
+import { PhraseEmbedder } from "../src/services/ports/PhraseEmbedder.ts"
+import { type ProductEmbedding, ProductEmbeddings } from "../src/services/ports/ProductEmbeddings.ts"
+import * as Catalogue from "../src/services/recommend/Catalogue.ts"
 
 const count = Number(process.argv[2] ?? 100_000)
 const dimensions = Number(process.argv[3] ?? 1536)

@@ -19,11 +19,11 @@ interface Mutation {
 }
 
 const root = resolve(import.meta.dir, "..")
-const worker = "src/services/EmbeddingWorker.ts"
-const updater = "src/services/EmbeddingUpdater.ts"
-const relay = "src/services/OutboxRelay.ts"
+const worker = "src/services/update/EmbeddingWorker.ts"
+const updater = "src/services/update/EmbeddingUpdater.ts"
+const relay = "src/services/record/OutboxRelay.ts"
 const policies = "src/services/RetryPolicies.ts"
-const queue = "src/layers/RabbitInteractionQueue.ts"
+const queue = "src/layers/rabbitmq/RabbitInteractionQueue.ts"
 
 const ackFirst = {
   without: "acknowledging only after the write",
@@ -56,7 +56,7 @@ const mutations: ReadonlyArray<Mutation> = [
   {
     scenario: "workers killed at random points",
     without: "the version in the compare-and-swap",
-    file: "src/layers/MongoUserEmbeddings.ts",
+    file: "src/layers/mongodb/MongoUserEmbeddings.ts",
     from: "filter: { user_id, version: expected }",
     to: "filter: { user_id }",
   },
@@ -79,7 +79,7 @@ const mutations: ReadonlyArray<Mutation> = [
   {
     scenario: "RabbitMQ killed under load",
     without: "reopening sessions",
-    file: "src/layers/Rabbit.ts",
+    file: "src/layers/rabbitmq/Rabbit.ts",
     from: 'Schedule.resetAfter(RetryPolicies.reconnectRetry, "30 seconds")',
     to: "Schedule.stop",
   },
@@ -93,7 +93,7 @@ const mutations: ReadonlyArray<Mutation> = [
   {
     scenario: "RabbitMQ out of memory",
     without: "answering before publishing",
-    file: "src/services/InteractionRecorder.ts",
+    file: "src/services/record/InteractionRecorder.ts",
     from: "let next = 0\n    for (const job",
     to: "yield* Effect.ignore(relay.sweep)\n    let next = 0\n    for (const job",
   },
@@ -102,7 +102,7 @@ const mutations: ReadonlyArray<Mutation> = [
   {
     scenario: "no room in RabbitMQ for dead letters: the greatest length",
     without: "a new channel after a refusal",
-    file: "src/layers/RabbitPublisher.ts",
+    file: "src/layers/rabbitmq/RabbitPublisher.ts",
     from: "if (this.nacked && this.inFlight.size === 0)",
     to: "if (false)",
   },
@@ -168,7 +168,7 @@ const mutations: ReadonlyArray<Mutation> = [
   {
     scenario: "the embedding service no answer",
     without: "the deadline of a call",
-    file: "src/layers/OpenAi.ts",
+    file: "src/layers/embedder/OpenAi.ts",
     from: "const deadline = Duration.seconds(15)",
     to: "const deadline = Duration.seconds(150)",
   },

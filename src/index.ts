@@ -26,44 +26,44 @@ export {
 
 // 2. HTTP ---------------------------------------------------------------------------------------------------
 
-export * as HttpClient from "./layers/HttpClient.ts"
-export { connect, type Failure, type PromiseClient } from "./layers/HttpClient.ts"
+export * as HttpClient from "./layers/http/HttpClient.ts"
+export { connect, type Failure, type PromiseClient } from "./layers/http/HttpClient.ts"
 /** The definition of the HTTP API (`HttpApi` of @effect/platform). */
-export { api } from "./services/InteractionApi.ts"
+export { api } from "./services/api/InteractionApi.ts"
 /** What a request is refused with: RFC 9457. */
-export { Problem } from "./services/Problem.ts"
+export { Problem } from "./services/model/Problem.ts"
 
 // 3. Effect -------------------------------------------------------------------------------------------------
 
-export * as Embedder from "./layers/Embedder.ts"
+export * as Embedder from "./layers/embedder/Embedder.ts"
 export * as Stack from "./layers/Stack.ts"
 export * as StackEmbedded from "./layers/StackEmbedded.ts"
 export * as StackExternal from "./layers/StackExternal.ts"
-// Stacks and programs: ports on technology, steps put together.
-export * as Provision from "./programs/Provision.ts"
 export * as Relay from "./programs/Relay.ts"
+// Stacks and programs: ports on technology, steps put together.
+export * as Provision from "./programs/tasks/ProvisionServers.ts"
 export * as Worker from "./programs/Worker.ts"
-// Steps: what happens between the ports.
-export * as Catalogue from "./services/Catalogue.ts"
-// Ports: replace any by one of your own.
-export * as DeadLetters from "./services/DeadLetters.ts"
-export * as Dependencies from "./services/Dependencies.ts"
 export * as EmbeddingConfig from "./services/EmbeddingConfig.ts"
-export * as EmbeddingUpdater from "./services/EmbeddingUpdater.ts"
-export * as EmbeddingWorker from "./services/EmbeddingWorker.ts"
-export * as EventVectors from "./services/EventVectors.ts"
 // The model: pure, without Effect.
-export * as Interaction from "./services/Interaction.ts"
-export * as InteractionLog from "./services/InteractionLog.ts"
-export * as InteractionQueue from "./services/InteractionQueue.ts"
-export * as InteractionRecorder from "./services/InteractionRecorder.ts"
-export * as OutboxRelay from "./services/OutboxRelay.ts"
-export * as PhraseEmbedder from "./services/PhraseEmbedder.ts"
-export * as PhraseEmbeddings from "./services/PhraseEmbeddings.ts"
-export * as Popularity from "./services/Popularity.ts"
-export * as ProductEmbeddings from "./services/ProductEmbeddings.ts"
-export * as Recommender from "./services/Recommender.ts"
-export * as Taste from "./services/Taste.ts"
-export * as UserEmbedding from "./services/UserEmbedding.ts"
-export * as UserEmbeddings from "./services/UserEmbeddings.ts"
-export * as Vector from "./services/Vector.ts"
+export * as Interaction from "./services/model/Interaction.ts"
+export * as Taste from "./services/model/Taste.ts"
+export * as UserEmbedding from "./services/model/UserEmbedding.ts"
+export * as Vector from "./services/model/Vector.ts"
+// Ports: replace any by one of your own.
+export * as DeadLetters from "./services/ports/DeadLetters.ts"
+export * as Dependencies from "./services/ports/Dependencies.ts"
+export * as InteractionLog from "./services/ports/InteractionLog.ts"
+export * as InteractionQueue from "./services/ports/InteractionQueue.ts"
+export * as PhraseEmbedder from "./services/ports/PhraseEmbedder.ts"
+export * as PhraseEmbeddings from "./services/ports/PhraseEmbeddings.ts"
+export * as ProductEmbeddings from "./services/ports/ProductEmbeddings.ts"
+export * as UserEmbeddings from "./services/ports/UserEmbeddings.ts"
+// Steps: what happens between the ports.
+export * as Catalogue from "./services/recommend/Catalogue.ts"
+export * as Popularity from "./services/recommend/Popularity.ts"
+export * as Recommender from "./services/recommend/Recommender.ts"
+export * as InteractionRecorder from "./services/record/InteractionRecorder.ts"
+export * as OutboxRelay from "./services/record/OutboxRelay.ts"
+export * as EmbeddingUpdater from "./services/update/EmbeddingUpdater.ts"
+export * as EmbeddingWorker from "./services/update/EmbeddingWorker.ts"
+export * as EventVectors from "./services/update/EventVectors.ts"

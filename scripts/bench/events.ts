@@ -1,5 +1,5 @@
 /** The events that all contestants are given: product interactions of about 400 bytes, the same in every run. */
-import { make } from "../../src/services/Interaction.ts"
+import { make } from "../../src/services/model/Interaction.ts"
 
 /** Which part of the endless sequence of events. Every number is another event: its instant is unique. */
 export interface Range {

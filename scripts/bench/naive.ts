@@ -7,7 +7,7 @@
 import { connect } from "amqplib"
 import { Binary, MongoClient } from "mongodb"
 import { createPool } from "mysql2/promise"
-import { type EventType, messageId } from "../../src/services/Interaction.ts"
+import { type EventType, messageId } from "../../src/services/model/Interaction.ts"
 
 const { RABBITMQ_DSN = "", MYSQL_URL = "", MONGODB_URL = "", MONGODB_DATABASE = "" } = process.env
 const exchange = "user_events"

@@ -1,7 +1,7 @@
 /** End to end: events are posted until all of them stand in the documents. */
 import { Database } from "bun:sqlite"
 import { join } from "node:path"
-import { fileName } from "../../src/layers/Sqlite.ts"
+import { fileName } from "../../src/layers/sqlite/Sqlite.ts"
 import {
   type Applied,
   type Arena,

@@ -3,7 +3,7 @@
  * of 16 phrases at a time, so that latency and not the CPU is the limit. And hot users: ten workers on ten users, where
  * writes meet.
  */
-import { make } from "../../src/services/Interaction.ts"
+import { make } from "../../src/services/model/Interaction.ts"
 import { type Arena, appliedIn, type Env, type Part, storeProducts, until } from "./arena.ts"
 import { publishAll } from "./backlog.ts"
 import { event, interaction } from "./events.ts"

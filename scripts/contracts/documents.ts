@@ -1,9 +1,14 @@
 /** The contracts, made from the schemas and names that the program itself uses. */
 import { OpenApi } from "@effect/platform"
 import { Duration, JSONSchema, type Schema } from "effect"
-import { userEmbeddingValidator } from "../../src/layers/MongoCollections.ts"
-import { eventTypes, maxMessageBytes, messageVersion, UpdateMessage } from "../../src/services/Interaction.ts"
-import { api, Embedding } from "../../src/services/InteractionApi.ts"
+import { userEmbeddingValidator } from "../../src/layers/mongodb/MongoCollections.ts"
+import { api, Embedding } from "../../src/services/api/InteractionApi.ts"
+import {
+  eventTypes,
+  maxMessageBytes,
+  messageVersion,
+  UpdateMessage,
+} from "../../src/services/model/Interaction.ts"
 import {
   exchange,
   failedQueue,
@@ -11,7 +16,7 @@ import {
   queue,
   retryQueue,
   routingKey,
-} from "../../src/services/InteractionQueue.ts"
+} from "../../src/services/ports/InteractionQueue.ts"
 import { ladderDelays } from "../../src/services/RetryPolicies.ts"
 
 const dialect = "https://json-schema.org/draft/2020-12/schema"

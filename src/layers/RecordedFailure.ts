@@ -1,6 +1,6 @@
 /** How a message failed, as both queues write it down. */
 import { hostname } from "node:os"
-import type { Failure } from "../services/InteractionQueue.ts"
+import type { Failure } from "../services/ports/InteractionQueue.ts"
 
 export interface RecordedFailure {
   readonly error: string

@@ -1,14 +1,14 @@
 /** SQLite + local embedder (or OpenAI) → Ports, in one process, without any server. */
 import { Effect, Layer } from "effect"
-import { Dependencies } from "../services/Dependencies.ts"
-import * as Embedder from "./Embedder.ts"
-import * as SqlInteractionLog from "./SqlInteractionLog.ts"
-import * as Sqlite from "./Sqlite.ts"
-import * as SqliteDeadLetters from "./SqliteDeadLetters.ts"
-import * as SqliteInteractionQueue from "./SqliteInteractionQueue.ts"
-import * as SqlitePhraseEmbeddings from "./SqlitePhraseEmbeddings.ts"
-import * as SqliteProductEmbeddings from "./SqliteProductEmbeddings.ts"
-import * as SqliteUserEmbeddings from "./SqliteUserEmbeddings.ts"
+import { Dependencies } from "../services/ports/Dependencies.ts"
+import * as Embedder from "./embedder/Embedder.ts"
+import * as SqlInteractionLog from "./sql/SqlInteractionLog.ts"
+import * as Sqlite from "./sqlite/Sqlite.ts"
+import * as SqliteDeadLetters from "./sqlite/SqliteDeadLetters.ts"
+import * as SqliteInteractionQueue from "./sqlite/SqliteInteractionQueue.ts"
+import * as SqlitePhraseEmbeddings from "./sqlite/SqlitePhraseEmbeddings.ts"
+import * as SqliteProductEmbeddings from "./sqlite/SqliteProductEmbeddings.ts"
+import * as SqliteUserEmbeddings from "./sqlite/SqliteUserEmbeddings.ts"
 
 const log = SqlInteractionLog.layer
 const queue = Layer.merge(SqliteInteractionQueue.layer, SqliteDeadLetters.layer)

@@ -4,7 +4,7 @@ import { Console, Effect, Option } from "effect"
 import manifest from "../../package.json" with { type: "json" }
 import * as Stack from "../layers/Stack.ts"
 import * as Settings from "../services/Settings.ts"
-import { bold } from "./Output.ts"
+import { bold } from "./cli/support/Output.ts"
 
 export interface Started {
   readonly url: string

@@ -8,35 +8,35 @@
  *     await shop.close()
  */
 import { Array as Arr, ConfigProvider, Duration, Effect, Either, Layer, ManagedRuntime, Schema } from "effect"
-import * as EmbedderLayer from "../layers/Embedder.ts"
-import { settled } from "../layers/HttpClient.ts"
-import * as Logging from "../layers/Logging.ts"
+import * as EmbedderLayer from "../layers/embedder/Embedder.ts"
+import { settled } from "../layers/http/HttpClient.ts"
 import * as Stack from "../layers/Stack.ts"
-import * as Catalogue from "../services/Catalogue.ts"
+import * as Logging from "../layers/telemetry/Logging.ts"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
-import * as EventVectors from "../services/EventVectors.ts"
 import {
   type EventType,
   type MessageId,
   type ProductId,
   ProductId as ProductIdSchema,
   type UserId,
-} from "../services/Interaction.ts"
-import { InteractionLog } from "../services/InteractionLog.ts"
-import { InteractionQueue } from "../services/InteractionQueue.ts"
-import * as InteractionRecorder from "../services/InteractionRecorder.ts"
-import * as OutboxRelay from "../services/OutboxRelay.ts"
-import { PhraseEmbedderError } from "../services/PhraseEmbedder.ts"
-import * as Popularity from "../services/Popularity.ts"
-import { FieldIssue } from "../services/Problem.ts"
-import { type ProductEmbedding, ProductEmbeddings } from "../services/ProductEmbeddings.ts"
-import * as Recommender from "../services/Recommender.ts"
+} from "../services/model/Interaction.ts"
+import { FieldIssue } from "../services/model/Problem.ts"
+import type { UserEmbedding } from "../services/model/UserEmbedding.ts"
+import * as Vector from "../services/model/Vector.ts"
+import { InteractionLog } from "../services/ports/InteractionLog.ts"
+import { InteractionQueue } from "../services/ports/InteractionQueue.ts"
+import { PhraseEmbedderError } from "../services/ports/PhraseEmbedder.ts"
+import { type ProductEmbedding, ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"
+import { UserEmbeddings } from "../services/ports/UserEmbeddings.ts"
+import * as Catalogue from "../services/recommend/Catalogue.ts"
+import * as Popularity from "../services/recommend/Popularity.ts"
+import * as Recommender from "../services/recommend/Recommender.ts"
+import * as InteractionRecorder from "../services/record/InteractionRecorder.ts"
+import * as OutboxRelay from "../services/record/OutboxRelay.ts"
+import { type BulkItem, ofBulkItem } from "../services/record/Submission.ts"
 import type * as Settings from "../services/Settings.ts"
-import { type BulkItem, ofBulkItem } from "../services/Submission.ts"
-import type { UserEmbedding } from "../services/UserEmbedding.ts"
-import { UserEmbeddings } from "../services/UserEmbeddings.ts"
-import * as Vector from "../services/Vector.ts"
-import * as Provision from "./Provision.ts"
+import * as EventVectors from "../services/update/EventVectors.ts"
+import * as Provision from "./tasks/ProvisionServers.ts"
 import * as Worker from "./Worker.ts"
 
 /** The variables of the environment (`user-embeddings config` lists them); what is given here goes before it. */

@@ -1,12 +1,12 @@
 /** API + relay + worker in one process. On the embedded stack it sets itself up and brings a sample catalogue. */
 import { Effect, Layer } from "effect"
 import * as Stack from "../layers/Stack.ts"
-import * as EventVectors from "../services/EventVectors.ts"
-import { ProductEmbeddings } from "../services/ProductEmbeddings.ts"
+import { ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
+import * as EventVectors from "../services/update/EventVectors.ts"
 import * as Api from "./Api.ts"
-import { importProducts, sampleCatalogue } from "./ImportProducts.ts"
-import * as Provision from "./Provision.ts"
+import { importProducts, sampleCatalogue } from "./tasks/ImportProducts.ts"
+import * as Provision from "./tasks/ProvisionServers.ts"
 import * as Worker from "./Worker.ts"
 
 const importSamples = Effect.gen(function* () {

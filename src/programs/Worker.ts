@@ -1,10 +1,10 @@
 /** Consumes update messages and folds them into the users' embeddings; any number side by side. */
 import { getPriority, setPriority } from "node:os"
 import { Effect, Layer } from "effect"
-import * as EmbeddingUpdater from "../services/EmbeddingUpdater.ts"
-import * as EmbeddingWorker from "../services/EmbeddingWorker.ts"
-import * as EventVectors from "../services/EventVectors.ts"
 import * as Settings from "../services/Settings.ts"
+import * as EmbeddingUpdater from "../services/update/EmbeddingUpdater.ts"
+import * as EmbeddingWorker from "../services/update/EmbeddingWorker.ts"
+import * as EventVectors from "../services/update/EventVectors.ts"
 
 export const layer = EmbeddingWorker.layer.pipe(
   Layer.provide(EmbeddingUpdater.layer),

@@ -2,11 +2,11 @@
 import { HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
 import { BunHttpServer } from "@effect/platform-bun"
 import { Effect, Layer } from "effect"
-import { metrics, readiness } from "../layers/HttpHealth.ts"
-import { EmbeddingWorker } from "../services/EmbeddingWorker.ts"
-import * as Gauges from "../services/Gauges.ts"
-import * as Health from "../services/Health.ts"
+import { metrics, readiness } from "../layers/http/HttpHealth.ts"
+import * as Gauges from "../services/operate/Gauges.ts"
+import * as Health from "../services/operate/Health.ts"
 import * as Settings from "../services/Settings.ts"
+import { EmbeddingWorker } from "../services/update/EmbeddingWorker.ts"
 
 const routes = Effect.gen(function* () {
   const { outage } = yield* EmbeddingWorker

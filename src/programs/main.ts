@@ -5,13 +5,13 @@ import type { Runtime } from "@effect/platform"
 import { BunContext, BunRuntime } from "@effect/platform-bun"
 import { Cause, Console, Effect, Exit, Layer, Option } from "effect"
 import manifest from "../../package.json" with { type: "json" }
-import * as Logging from "../layers/Logging.ts"
-import * as OpenTelemetry from "../layers/OpenTelemetry.ts"
-import { complaint } from "./Complaint.ts"
-import * as Help from "./Help.ts"
-import * as Output from "./Output.ts"
-import { program } from "./Program.ts"
-import { BadUsage } from "./Usage.ts"
+import * as Logging from "../layers/telemetry/Logging.ts"
+import * as OpenTelemetry from "../layers/telemetry/OpenTelemetry.ts"
+import { program } from "./cli/Program.ts"
+import { complaint } from "./cli/support/Complaint.ts"
+import * as Help from "./cli/support/Help.ts"
+import * as Output from "./cli/support/Output.ts"
+import { BadUsage } from "./cli/support/Usage.ts"
 
 const words = process.argv.slice(2)
 const asked = Help.find(words)

@@ -1,8 +1,8 @@
 /** The knobs of folding and reading, as one service. */
 import { Config, Context, type Duration, Layer } from "effect"
-import type { EventType } from "./Interaction.ts"
+import type { EventType } from "./model/Interaction.ts"
+import type { History } from "./model/UserEmbedding.ts"
 import * as Settings from "./Settings.ts"
-import type { History } from "./UserEmbedding.ts"
 
 export interface Knobs {
   readonly dimensions: number

@@ -5,7 +5,7 @@
  * without an exporter nothing of this runs.
  */
 import { Array as Arr, Clock, Context, Effect, Exit, Option, type Tracer } from "effect"
-import { exchange, type Message, queue, routingKey } from "./InteractionQueue.ts"
+import { exchange, type Message, queue, routingKey } from "./ports/InteractionQueue.ts"
 import {
   attribute,
   count,

@@ -1,7 +1,7 @@
 /** Every schedule, by name, and which failure is tried again, gives up, or means that a service is out. */
 import { Chunk, Duration, Effect, Schedule } from "effect"
-import type { EventVectorError } from "./EventVectors.ts"
-import type { InvalidMessage } from "./Interaction.ts"
+import type { InvalidMessage } from "./model/Interaction.ts"
+import type { SpaceMismatch } from "./model/UserEmbedding.ts"
 import {
   Ack,
   DeadLetter,
@@ -10,9 +10,9 @@ import {
   Isolate,
   Retry,
   type Settlement,
-} from "./InteractionQueue.ts"
-import type { SpaceMismatch } from "./UserEmbedding.ts"
-import type { LockConflict, UserEmbeddingsError } from "./UserEmbeddings.ts"
+} from "./ports/InteractionQueue.ts"
+import type { LockConflict, UserEmbeddingsError } from "./ports/UserEmbeddings.ts"
+import type { EventVectorError } from "./update/EventVectors.ts"
 
 /** Greatest delay of a rung, and the longest Retry-After that the ladder waits for. */
 export const longestDelay = Duration.seconds(60)

@@ -3,8 +3,8 @@
  * their `layerConfig`; `.env.example` and the command `config` are made from this list.
  */
 import { Config, ConfigError, Duration, Either, Option, Redacted, Schema } from "effect"
-import { describeIssues } from "./Interaction.ts"
-import { History } from "./UserEmbedding.ts"
+import { describeIssues } from "./model/Interaction.ts"
+import { History } from "./model/UserEmbedding.ts"
 
 export interface Setting<A> extends Config.Config<A> {
   readonly variable: string

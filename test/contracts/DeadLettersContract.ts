@@ -1,8 +1,8 @@
 /** What every DeadLetters promises, over the queue that fills it. The layer must be set up and empty. */
 import { expect } from "bun:test"
 import { Effect, type Layer, Stream } from "effect"
-import { type DeadLetter, DeadLetters } from "../../src/services/DeadLetters.ts"
-import * as Queue from "../../src/services/InteractionQueue.ts"
+import { type DeadLetter, DeadLetters } from "../../src/services/ports/DeadLetters.ts"
+import * as Queue from "../../src/services/ports/InteractionQueue.ts"
 import { layerSuite } from "../support/effect.ts"
 import {
   acknowledge,

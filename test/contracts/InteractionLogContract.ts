@@ -2,13 +2,13 @@
 import { expect } from "bun:test"
 import { Chunk, Context, Deferred, Effect, Exit, Fiber, Layer, Stream } from "effect"
 import fc from "fast-check"
-import * as Interaction from "../../src/services/Interaction.ts"
+import * as Interaction from "../../src/services/model/Interaction.ts"
 import {
   type Appended,
   InteractionLog,
   type LogFilter,
   type NewInteraction,
-} from "../../src/services/InteractionLog.ts"
+} from "../../src/services/ports/InteractionLog.ts"
 import { layerSuite } from "../support/effect.ts"
 
 let users = 0

@@ -4,7 +4,7 @@
  */
 import { expect } from "bun:test"
 import { Effect, Fiber, type Layer } from "effect"
-import { eventTypes } from "../../src/services/Interaction.ts"
+import { eventTypes } from "../../src/services/model/Interaction.ts"
 import {
   Ack,
   type Consumer,
@@ -15,7 +15,7 @@ import {
   type Message,
   Retry,
   routingKey,
-} from "../../src/services/InteractionQueue.ts"
+} from "../../src/services/ports/InteractionQueue.ts"
 import { layerSuite } from "../support/effect.ts"
 
 export const failure = { error: "test_failure", message: "on purpose" }

@@ -2,9 +2,9 @@
 import { expect } from "bun:test"
 import { Effect, Either, type Layer, Schema } from "effect"
 import fc from "fast-check"
-import { SearchPhrase } from "../../src/services/Interaction.ts"
-import { PhraseEmbedder } from "../../src/services/PhraseEmbedder.ts"
-import * as Vector from "../../src/services/Vector.ts"
+import { SearchPhrase } from "../../src/services/model/Interaction.ts"
+import * as Vector from "../../src/services/model/Vector.ts"
+import { PhraseEmbedder } from "../../src/services/ports/PhraseEmbedder.ts"
 import { layerSuite } from "../support/effect.ts"
 
 /** The vectors of phrases that all have one. */

@@ -2,8 +2,8 @@
 import { expect } from "bun:test"
 import { Effect, type Layer } from "effect"
 import fc from "fast-check"
-import { PhraseEmbeddings, phraseKey } from "../../src/services/PhraseEmbeddings.ts"
-import { toBytes } from "../../src/services/Vector.ts"
+import { toBytes } from "../../src/services/model/Vector.ts"
+import { PhraseEmbeddings, phraseKey } from "../../src/services/ports/PhraseEmbeddings.ts"
 import { layerSuite } from "../support/effect.ts"
 
 const hex = (vectors: ReadonlyMap<string, Float32Array>) =>

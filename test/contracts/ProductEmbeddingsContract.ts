@@ -2,8 +2,8 @@
 import { expect } from "bun:test"
 import { Chunk, Effect, type Layer, Stream } from "effect"
 import fc from "fast-check"
-import { type ProductEmbedding, ProductEmbeddings } from "../../src/services/ProductEmbeddings.ts"
-import { cosine, toBytes } from "../../src/services/Vector.ts"
+import { cosine, toBytes } from "../../src/services/model/Vector.ts"
+import { type ProductEmbedding, ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
 import { layerSuite } from "../support/effect.ts"
 
 const vector = (dimensions: number) =>

@@ -2,10 +2,10 @@
 import { expect } from "bun:test"
 import { Array as Arr, Chunk, Effect, type Layer, Stream } from "effect"
 import fc from "fast-check"
-import { eventTypes } from "../../src/services/Interaction.ts"
-import type { RecentEvent, UserEmbedding } from "../../src/services/UserEmbedding.ts"
-import { type LedgerEntry, UserEmbeddings, type Write } from "../../src/services/UserEmbeddings.ts"
-import { toBytes } from "../../src/services/Vector.ts"
+import { eventTypes } from "../../src/services/model/Interaction.ts"
+import type { RecentEvent, UserEmbedding } from "../../src/services/model/UserEmbedding.ts"
+import { toBytes } from "../../src/services/model/Vector.ts"
+import { type LedgerEntry, UserEmbeddings, type Write } from "../../src/services/ports/UserEmbeddings.ts"
 import { layerSuite } from "../support/effect.ts"
 
 type Stored = Write["record"]

@@ -1,6 +1,6 @@
 /** Messages that can never succeed, among good ones; and one that kills whoever takes it. */
 import { expect } from "bun:test"
-import * as Interaction from "../../src/services/Interaction.ts"
+import * as Interaction from "../../src/services/model/Interaction.ts"
 import { openAiStandIn } from "../support/openAiStandIn.ts"
 import { type Program, until } from "./Program.ts"
 import { happenings, searches } from "./Shop.ts"

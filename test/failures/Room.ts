@@ -1,6 +1,6 @@
 /** RabbitMQ has no room, or no way, for what failed: nothing is lost, and the worker says so. */
 import { expect } from "bun:test"
-import { failedQueue, retryQueue } from "../../src/services/InteractionQueue.ts"
+import { failedQueue, retryQueue } from "../../src/services/ports/InteractionQueue.ts"
 import { openAiStandIn } from "../support/openAiStandIn.ts"
 import { until } from "./Program.ts"
 import { happenings, searches } from "./Shop.ts"

@@ -3,9 +3,9 @@
  * system's own arithmetic.
  */
 import { Effect, Either, Layer } from "effect"
-import * as LocalPhraseEmbedder from "../../src/layers/LocalPhraseEmbedder.ts"
+import * as LocalPhraseEmbedder from "../../src/layers/embedder/LocalPhraseEmbedder.ts"
 import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
-import { PhraseEmbedder } from "../../src/services/PhraseEmbedder.ts"
+import { PhraseEmbedder } from "../../src/services/ports/PhraseEmbedder.ts"
 
 export const dimensions = 384
 

@@ -10,7 +10,7 @@ import mysql, { type RowDataPacket } from "mysql2/promise"
 import * as sacrificial from "../../scripts/services/sacrificial.ts"
 import { sacrificialVariable } from "../../scripts/services/sacrificial.ts"
 import * as Stack from "../../src/layers/Stack.ts"
-import * as Provision from "../../src/programs/Provision.ts"
+import * as Provision from "../../src/programs/tasks/ProvisionServers.ts"
 import {
   exchange,
   failedQueue,
@@ -18,9 +18,9 @@ import {
   queue,
   retryQueue,
   routingKey,
-} from "../../src/services/InteractionQueue.ts"
-import { PhraseEmbedder } from "../../src/services/PhraseEmbedder.ts"
-import { ProductEmbeddings } from "../../src/services/ProductEmbeddings.ts"
+} from "../../src/services/ports/InteractionQueue.ts"
+import { PhraseEmbedder } from "../../src/services/ports/PhraseEmbedder.ts"
+import { ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
 import { vectorOf } from "../support/openAiStandIn.ts"
 import { freshMongo, freshMysql, freshRabbit, management } from "../support/servers.ts"
 import { quiet, variables } from "../support/stacks.ts"

@@ -1,12 +1,12 @@
 /** The main job on both stacks: what is recorded becomes part of the user's embedding, once. */
 import { expect } from "bun:test"
 import { Effect, Stream } from "effect"
-import { DeadLetters } from "../../src/services/DeadLetters.ts"
-import { EventVectors } from "../../src/services/EventVectors.ts"
-import * as Interaction from "../../src/services/Interaction.ts"
-import { InteractionLog } from "../../src/services/InteractionLog.ts"
-import { InteractionQueue } from "../../src/services/InteractionQueue.ts"
-import * as Vector from "../../src/services/Vector.ts"
+import * as Interaction from "../../src/services/model/Interaction.ts"
+import * as Vector from "../../src/services/model/Vector.ts"
+import { DeadLetters } from "../../src/services/ports/DeadLetters.ts"
+import { InteractionLog } from "../../src/services/ports/InteractionLog.ts"
+import { InteractionQueue } from "../../src/services/ports/InteractionQueue.ts"
+import { EventVectors } from "../../src/services/update/EventVectors.ts"
 import { layerSuite } from "../support/effect.ts"
 import {
   embeddingWith,

@@ -1,5 +1,5 @@
 /** A delivery as a fresh message would arrive. */
-import type { Delivery } from "../../src/services/InteractionQueue.ts"
+import type { Delivery } from "../../src/services/ports/InteractionQueue.ts"
 
 export const delivery = (body: Uint8Array, more: Partial<Delivery> = {}): Delivery => ({
   body,

@@ -1,6 +1,6 @@
 /** MongoDB for tests: the client on a database of its own, set up. */
 import { Effect, Layer, Redacted } from "effect"
-import * as Mongo from "../../src/layers/Mongo.ts"
+import * as Mongo from "../../src/layers/mongodb/Mongo.ts"
 import { freshMongo } from "./servers.ts"
 
 /** The client on a database that is new and empty. */

@@ -3,11 +3,11 @@
  * kill it: at once, nothing settled. Its stack is that of the environment. Ends in order on SIGTERM.
  */
 import { Effect, Layer } from "effect"
-import * as Logging from "../../src/layers/Logging.ts"
 import * as Stack from "../../src/layers/Stack.ts"
-import * as EmbeddingUpdater from "../../src/services/EmbeddingUpdater.ts"
-import * as EmbeddingWorker from "../../src/services/EmbeddingWorker.ts"
-import * as EventVectors from "../../src/services/EventVectors.ts"
+import * as Logging from "../../src/layers/telemetry/Logging.ts"
+import * as EmbeddingUpdater from "../../src/services/update/EmbeddingUpdater.ts"
+import * as EmbeddingWorker from "../../src/services/update/EmbeddingWorker.ts"
+import * as EventVectors from "../../src/services/update/EventVectors.ts"
 
 const updater = Layer.effect(
   EmbeddingUpdater.EmbeddingUpdater,

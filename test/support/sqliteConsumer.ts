@@ -3,7 +3,7 @@
  * with the message ids of every batch that it took; `drain` settles them, `hold` keeps them until it is killed.
  */
 import { Console, Effect, Logger, LogLevel } from "effect"
-import { Ack, InteractionQueue } from "../../src/services/InteractionQueue.ts"
+import { Ack, InteractionQueue } from "../../src/services/ports/InteractionQueue.ts"
 import { queueIn } from "./sqliteQueue.ts"
 
 const [directory = "", mode] = process.argv.slice(2)

@@ -3,9 +3,9 @@ import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { Effect, Layer } from "effect"
-import * as Sqlite from "../../src/layers/Sqlite.ts"
-import * as SqliteDeadLetters from "../../src/layers/SqliteDeadLetters.ts"
-import * as SqliteInteractionQueue from "../../src/layers/SqliteInteractionQueue.ts"
+import * as Sqlite from "../../src/layers/sqlite/Sqlite.ts"
+import * as SqliteDeadLetters from "../../src/layers/sqlite/SqliteDeadLetters.ts"
+import * as SqliteInteractionQueue from "../../src/layers/sqlite/SqliteInteractionQueue.ts"
 import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
 
 export const setUp = Layer.effectDiscard(Effect.flatMap(Sqlite.dependency, ({ setup }) => setup))

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { ConfigProvider, Effect, Layer, Logger, LogLevel } from "effect"
 import * as Stack from "../../src/layers/Stack.ts"
-import * as Provision from "../../src/programs/Provision.ts"
+import * as Provision from "../../src/programs/tasks/ProvisionServers.ts"
 import { freshMongo, freshMysql, freshRabbit } from "./servers.ts"
 
 type Variables = Readonly<Record<string, string>>

@@ -2,10 +2,10 @@
 import { Command, Options } from "@effect/cli"
 import { Effect, Layer, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import * as Auditor from "../../services/Auditor.ts"
-import { UserId } from "../../services/Interaction.ts"
-import { json, print, table } from "../Output.ts"
-import { counting } from "../Progress.ts"
+import { UserId } from "../../services/model/Interaction.ts"
+import * as Auditor from "../../services/operate/Auditor.ts"
+import { json, print, table } from "./support/Output.ts"
+import { counting } from "./support/Progress.ts"
 
 export const audit = Command.make(
   "audit",

@@ -1,8 +1,8 @@
 /** `config`: every variable. */
 import { Command } from "@effect/cli"
 import { Effect } from "effect"
-import { json, print, table } from "../Output.ts"
-import { showConfig } from "../ShowConfig.ts"
+import { showConfig } from "./ShowConfig.ts"
+import { json, print, table } from "./support/Output.ts"
 
 export const config = Command.make("config", { json }, ({ json }) =>
   Effect.flatMap(showConfig, (rows) =>

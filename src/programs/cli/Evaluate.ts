@@ -1,15 +1,15 @@
 /** `evaluate`: settings tried on a history. */
 import { Args, Command, Options } from "@effect/cli"
 import { Effect, Layer, Option } from "effect"
-import * as Embedder from "../../layers/Embedder.ts"
+import * as Embedder from "../../layers/embedder/Embedder.ts"
 import * as Stack from "../../layers/Stack.ts"
 import * as EmbeddingConfig from "../../services/EmbeddingConfig.ts"
-import type { Estimate } from "../../services/Evaluation.ts"
-import { eventTypes } from "../../services/Interaction.ts"
-import { evaluate as evaluateFile, productsOfFile, productsOfStack } from "../Evaluate.ts"
-import { json, print, table } from "../Output.ts"
-import { figure, measured } from "../Progress.ts"
+import type { Estimate } from "../../services/history/Evaluation.ts"
+import { eventTypes } from "../../services/model/Interaction.ts"
+import { evaluate as evaluateFile, productsOfFile, productsOfStack } from "../tasks/EvaluateHistory.ts"
 import { reading, toReading } from "./Import.ts"
+import { json, print, table } from "./support/Output.ts"
+import { figure, measured } from "./support/Progress.ts"
 
 const settingsShown = 6
 const productTypes = eventTypes.filter((type) => type !== "search")

@@ -3,11 +3,11 @@ import { extname } from "node:path"
 import { Command, Options } from "@effect/cli"
 import { Console, Effect, Option, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { eventTypes, UserId } from "../../services/Interaction.ts"
-import { embeddingFormats, exportEmbeddings, exportInteractions } from "../Export.ts"
-import { json, print } from "../Output.ts"
-import { counting, figure } from "../Progress.ts"
-import { instant } from "../Usage.ts"
+import { eventTypes, UserId } from "../../services/model/Interaction.ts"
+import { embeddingFormats, exportEmbeddings, exportInteractions } from "../tasks/ExportData.ts"
+import { json, print } from "./support/Output.ts"
+import { counting, figure } from "./support/Progress.ts"
+import { instant } from "./support/Usage.ts"
 
 const out = Options.file("out").pipe(
   Options.withAlias("o"),

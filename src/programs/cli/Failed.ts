@@ -2,6 +2,7 @@
 import { Args, Command, Options } from "@effect/cli"
 import { Console, Effect, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
+import { eventTypes } from "../../services/model/Interaction.ts"
 import {
   groupFailed,
   type LetterFilter,
@@ -12,11 +13,10 @@ import {
   retryFailed,
   type Summary,
   showFailed,
-} from "../../services/FailedLetters.ts"
-import { eventTypes } from "../../services/Interaction.ts"
-import { json, print, table } from "../Output.ts"
-import { waiting } from "../Progress.ts"
-import { BadUsage, confirm, instant, yes } from "../Usage.ts"
+} from "../../services/operate/FailedLetters.ts"
+import { json, print, table } from "./support/Output.ts"
+import { waiting } from "./support/Progress.ts"
+import { BadUsage, confirm, instant, yes } from "./support/Usage.ts"
 
 const filters = {
   error: Options.text("error").pipe(Options.withDescription("Only with this error"), Options.optional),

@@ -2,12 +2,12 @@
 import { Command, Options } from "@effect/cli"
 import { Console, Effect, Layer, Option, Redacted } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import * as Auditor from "../../services/Auditor.ts"
+import * as Auditor from "../../services/operate/Auditor.ts"
 import * as Settings from "../../services/Settings.ts"
-import { generateLoad, type LoadReport, limits, type Progress } from "../GenerateLoad.ts"
-import { json, print } from "../Output.ts"
-import { Unhealthy } from "../Provision.ts"
-import { instant } from "../Usage.ts"
+import { generateLoad, type LoadReport, limits, type Progress } from "../tasks/GenerateLoad.ts"
+import { Unhealthy } from "../tasks/ProvisionServers.ts"
+import { json, print } from "./support/Output.ts"
+import { instant } from "./support/Usage.ts"
 
 const count = (n: number) => n.toLocaleString("en-US")
 const seconds = (s: number | null) => (s === null ? "never" : `${s.toFixed(2)} s`)

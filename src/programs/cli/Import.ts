@@ -3,11 +3,11 @@ import { extname } from "node:path"
 import { Args, Command, HelpDoc, Options, ValidationError } from "@effect/cli"
 import { Effect, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { type Format, mappable, type Reading } from "../../services/InteractionFile.ts"
-import { importInteractions } from "../ImportInteractions.ts"
-import { json, print } from "../Output.ts"
-import { duration, figure, measured } from "../Progress.ts"
-import { Unhealthy } from "../Provision.ts"
+import { type Format, mappable, type Reading } from "../../services/history/InteractionFile.ts"
+import { importInteractions } from "../tasks/ImportInteractions.ts"
+import { Unhealthy } from "../tasks/ProvisionServers.ts"
+import { json, print } from "./support/Output.ts"
+import { duration, figure, measured } from "./support/Progress.ts"
 
 const invalid = (text: string) => ValidationError.invalidValue(HelpDoc.p(text))
 

@@ -2,11 +2,11 @@
 import { Args, Command, Options } from "@effect/cli"
 import { Effect, Layer } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import * as EventVectors from "../../services/EventVectors.ts"
-import { importProducts } from "../ImportProducts.ts"
-import { json, print } from "../Output.ts"
-import { counting } from "../Progress.ts"
-import * as Provision from "../Provision.ts"
+import * as EventVectors from "../../services/update/EventVectors.ts"
+import { importProducts } from "../tasks/ImportProducts.ts"
+import * as Provision from "../tasks/ProvisionServers.ts"
+import { json, print } from "./support/Output.ts"
+import { counting } from "./support/Progress.ts"
 
 const productsImport = Command.make(
   "import",

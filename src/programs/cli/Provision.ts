@@ -2,9 +2,9 @@
 import { Command, Options } from "@effect/cli"
 import { Array, Effect, Record } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { green, json, print, red, table, yellow } from "../Output.ts"
-import { waiting } from "../Progress.ts"
-import * as Provision from "../Provision.ts"
+import * as Provision from "../tasks/ProvisionServers.ts"
+import { green, json, print, red, table, yellow } from "./support/Output.ts"
+import { waiting } from "./support/Progress.ts"
 
 export const setup = Command.make(
   "setup",

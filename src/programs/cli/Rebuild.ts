@@ -2,12 +2,12 @@
 import { Command, Options } from "@effect/cli"
 import { Effect, Layer, Option, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import * as EventVectors from "../../services/EventVectors.ts"
-import { UserId } from "../../services/Interaction.ts"
-import * as Rebuilder from "../../services/Rebuilder.ts"
-import { json, print } from "../Output.ts"
-import { counting } from "../Progress.ts"
-import { BadUsage } from "../Usage.ts"
+import { UserId } from "../../services/model/Interaction.ts"
+import * as Rebuilder from "../../services/operate/Rebuilder.ts"
+import * as EventVectors from "../../services/update/EventVectors.ts"
+import { json, print } from "./support/Output.ts"
+import { counting } from "./support/Progress.ts"
+import { BadUsage } from "./support/Usage.ts"
 
 /** Some embeddings stay as they were; the report says why. */
 class NotRebuilt extends Schema.TaggedError<NotRebuilt>()("NotRebuilt", { failed: Schema.Number }) {

@@ -2,11 +2,11 @@
 import { Command, Options } from "@effect/cli"
 import { Effect, Layer, Option, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { eventTypes, UserId } from "../../services/Interaction.ts"
-import * as Replayer from "../../services/Replayer.ts"
-import { json, print } from "../Output.ts"
-import { counting } from "../Progress.ts"
-import { BadUsage, instant } from "../Usage.ts"
+import { eventTypes, UserId } from "../../services/model/Interaction.ts"
+import * as Replayer from "../../services/operate/Replayer.ts"
+import { json, print } from "./support/Output.ts"
+import { counting } from "./support/Progress.ts"
+import { BadUsage, instant } from "./support/Usage.ts"
 
 export const replay = Command.make(
   "replay",

@@ -2,11 +2,11 @@
 import { Command, Options } from "@effect/cli"
 import { Console, Effect } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { isolatedQueue, queue, retryQueue } from "../../services/InteractionQueue.ts"
-import * as SystemStats from "../../services/SystemStats.ts"
-import { json, print, table } from "../Output.ts"
-import { waiting } from "../Progress.ts"
-import { Unhealthy } from "../Provision.ts"
+import * as SystemStats from "../../services/operate/SystemStats.ts"
+import { isolatedQueue, queue, retryQueue } from "../../services/ports/InteractionQueue.ts"
+import { Unhealthy } from "../tasks/ProvisionServers.ts"
+import { json, print, table } from "./support/Output.ts"
+import { waiting } from "./support/Progress.ts"
 
 const refresh = "2 seconds"
 

@@ -2,13 +2,13 @@
 import { Args, Command } from "@effect/cli"
 import { Effect, Layer, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import * as Eraser from "../../services/Eraser.ts"
-import * as EventVectors from "../../services/EventVectors.ts"
-import { UserId } from "../../services/Interaction.ts"
-import { showUser } from "../../services/ShowUser.ts"
-import { json, print, table } from "../Output.ts"
-import { waiting } from "../Progress.ts"
-import { confirm, yes } from "../Usage.ts"
+import { UserId } from "../../services/model/Interaction.ts"
+import * as Eraser from "../../services/operate/Eraser.ts"
+import { showUser } from "../../services/operate/ShowUser.ts"
+import * as EventVectors from "../../services/update/EventVectors.ts"
+import { json, print, table } from "./support/Output.ts"
+import { waiting } from "./support/Progress.ts"
+import { confirm, yes } from "./support/Usage.ts"
 
 const percent = (share: number | null) => (share === null ? "not counted" : `${(share * 100).toFixed(1)} %`)
 

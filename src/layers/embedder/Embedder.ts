@@ -1,0 +1,50 @@
+/** The embedder of both stacks: OpenAI when there is a key, else the local one. */
+import { Context, Effect, Layer, Option } from "effect"
+import type { Dependency } from "../../services/ports/Dependencies.ts"
+import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
+import * as Settings from "../../services/Settings.ts"
+import * as LocalPhraseEmbedder from "./LocalPhraseEmbedder.ts"
+import * as OpenAi from "./OpenAi.ts"
+import * as OpenAiPhraseEmbedder from "./OpenAiPhraseEmbedder.ts"
+
+/** The chosen embedder among the dependencies. */
+export class EmbedderDependency extends Context.Tag("user-embeddings/EmbedderDependency")<
+  EmbedderDependency,
+  Dependency
+>() {}
+
+/** What a stack wants of an embedder. */
+export type Embedder = PhraseEmbedder | EmbedderDependency
+
+/** Any embedder as a part of a stack. */
+export const of = (embedder: PhraseEmbedder["Type"]): Layer.Layer<Embedder> =>
+  Layer.merge(
+    Layer.succeed(PhraseEmbedder, embedder),
+    Layer.succeed(EmbedderDependency, {
+      name: "embedder",
+      essentialFor: [],
+      ping: Effect.succeed(embedder.space),
+      missing: Effect.succeed([]),
+      setup: Effect.succeed([]),
+    }),
+  )
+
+const openAi = Layer.merge(
+  OpenAiPhraseEmbedder.layerConfig,
+  Layer.effect(EmbedderDependency, OpenAi.dependency),
+).pipe(Layer.provide(OpenAi.layerConfig))
+const local = Layer.merge(
+  LocalPhraseEmbedder.layer,
+  Layer.succeed(EmbedderDependency, LocalPhraseEmbedder.dependency),
+)
+
+/** By OPENAI_API_KEY; the log says which, and its space. */
+export const layerConfig = Layer.unwrapEffect(
+  Effect.map(Settings.OPENAI_API_KEY, (key) => (Option.isSome(key) ? openAi : local)),
+).pipe(
+  Layer.tap((context) =>
+    Effect.logInfo("embedder.chosen").pipe(
+      Effect.annotateLogs({ space: Context.get(context, PhraseEmbedder).space }),
+    ),
+  ),
+)

@@ -1,0 +1,158 @@
+/**
+ * The client of the OpenAI service, or of one that speaks its protocol. One try with a deadline: retrying belongs to
+ * the retry ladder. Failures are told apart here, once, and never quote the key.
+ */
+import { Config, ConfigError, Context, Duration, Effect, Either, Layer, Redacted } from "effect"
+import OpenAI, { APIConnectionError, APIConnectionTimeoutError, APIError } from "openai"
+import { type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
+import { PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
+import * as Settings from "../../services/Settings.ts"
+
+export interface OpenAiOptions {
+  readonly apiKey: Redacted.Redacted
+  readonly baseUrl: string
+  readonly model: string
+}
+
+export class OpenAi extends Context.Tag("user-embeddings/OpenAi")<
+  OpenAi,
+  {
+    readonly model: string
+    /** One call; the signal aborts its request when it is interrupted or too late. */
+    readonly call: <A>(
+      run: (client: OpenAI, options: { readonly signal: AbortSignal }) => PromiseLike<A>,
+      within?: Duration.Duration,
+    ) => Effect.Effect<A, PhraseEmbedderError>
+  }
+>() {}
+
+const deadline = Duration.seconds(15)
+const pingDeadline = Duration.seconds(5)
+
+/** Refusals of the request as such, not of its input: every phrase would meet them. */
+const settingsRefused = new Set<unknown>(["model", "dimensions", "encoding_format"])
+
+const reasonOf = (error: unknown): PhraseEmbedderError["reason"] => {
+  if (error instanceof APIConnectionTimeoutError) return "timeout"
+  if (error instanceof APIConnectionError) return "unreachable"
+  // Not an error of the service but an answer that can't be read.
+  if (!(error instanceof APIError) || error.status === undefined) return "server_error"
+  switch (error.status) {
+    case 401:
+    case 403:
+    // No such model, or no such address: no phrase can succeed before the configuration is mended.
+    case 404:
+      return "unauthorized"
+    case 402:
+      return "quota_exhausted"
+    case 429:
+      return [error.code, error.type].includes("insufficient_quota") ? "quota_exhausted" : "rate_limited"
+    case 408:
+      return "timeout"
+    case 409:
+      return "server_error"
+  }
+  if (error.status >= 500) return "server_error"
+  return settingsRefused.has(error.param) ? "unauthorized" : "invalid_input"
+}
+
+/** `retry-after-ms`, or `retry-after` in seconds or as an HTTP date. */
+const retryAfterOf = (headers: Headers, now: number): Duration.Duration | undefined => {
+  const milliseconds = Number.parseFloat(headers.get("retry-after-ms") ?? "")
+  if (milliseconds >= 0) return Duration.millis(milliseconds)
+  const text = headers.get("retry-after")?.trim() ?? ""
+  const wait = /^\d+(\.\d+)?$/.test(text) ? Number(text) * 1000 : Date.parse(text) - now
+  return Number.isNaN(wait) ? undefined : Duration.millis(Math.max(0, wait))
+}
+
+const longestDetail = 300
+
+const make = ({ apiKey, baseUrl, model }: OpenAiOptions): Context.Tag.Service<OpenAi> => {
+  const client = new OpenAI({
+    apiKey: Redacted.value(apiKey),
+    adminAPIKey: null,
+    organization: null,
+    project: null,
+    webhookSecret: null,
+    baseURL: baseUrl,
+    maxRetries: 0,
+    timeout: Duration.toMillis(deadline),
+    // Whatever OPENAI_LOG says: debug would print phrases.
+    logLevel: "warn",
+  })
+
+  const failure = (error: unknown, now: number): PhraseEmbedderError => {
+    const text = error instanceof Error ? error.message : String(error)
+    const headers = error instanceof APIError ? error.headers : undefined
+    const retryAfter = headers && retryAfterOf(headers, now)
+    return new PhraseEmbedderError({
+      reason: reasonOf(error),
+      detail: text.replaceAll(Redacted.value(apiKey), "<redacted>").slice(0, longestDetail),
+      ...(retryAfter && { retryAfter }),
+      // An answer is told in full by the detail; its body might quote the key.
+      ...(headers === undefined && { cause: error }),
+    })
+  }
+
+  return {
+    model,
+    call: (run, within = deadline) =>
+      Effect.flatMap(Effect.clock, (clock) =>
+        Effect.tryPromise({
+          try: (signal) => run(client, { signal }),
+          catch: (error) => failure(error, clock.unsafeCurrentTimeMillis()),
+        }),
+      ).pipe(
+        Effect.timeoutFail({
+          duration: within,
+          onTimeout: () =>
+            new PhraseEmbedderError({
+              reason: "timeout",
+              detail: `no answer in ${Duration.format(within)}`,
+            }),
+        }),
+      ),
+  }
+}
+
+export const layer = (options: OpenAiOptions): Layer.Layer<OpenAi> => Layer.sync(OpenAi, () => make(options))
+
+/** From OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_EMBEDDING_MODEL. */
+export const layerConfig: Layer.Layer<OpenAi, ConfigError.ConfigError> = Layer.effect(
+  OpenAi,
+  Config.all({
+    apiKey: Config.mapOrFail(
+      Settings.OPENAI_API_KEY,
+      Either.fromOption(() => ConfigError.MissingData(["OPENAI_API_KEY"], "OPENAI_API_KEY is not set")),
+    ),
+    baseUrl: Settings.OPENAI_BASE_URL,
+    model: Settings.OPENAI_EMBEDDING_MODEL,
+  }).pipe(Config.map(make)),
+)
+
+const remedies: Record<PhraseEmbedderError["reason"], string> = {
+  unreachable: "look at OPENAI_BASE_URL and at the network in between",
+  timeout: "look at OPENAI_BASE_URL and at the network in between",
+  unauthorized: "correct OPENAI_API_KEY, OPENAI_EMBEDDING_MODEL or OPENAI_BASE_URL",
+  quota_exhausted: "raise the account's limit or pay its bill",
+  rate_limited: "wait, or raise the account's limits",
+  server_error: "wait: the service has trouble",
+  invalid_input: "correct OPENAI_EMBEDDING_MODEL",
+  bad_vector: "correct EMBEDDING_DIMENSIONS",
+}
+
+/** The service and its model, for readiness and `doctor`. Asking costs nothing. */
+export const dependency: Effect.Effect<Dependency, never, OpenAi> = Effect.map(OpenAi, ({ call, model }) => ({
+  name: "openai",
+  // Without it workers wait, and say so.
+  essentialFor: [],
+  ping: call((client, options) => client.models.retrieve(model, options), pingDeadline).pipe(
+    Effect.mapBoth({
+      onSuccess: ({ id }) => id,
+      onFailure: ({ message, reason }) =>
+        new DependencyDown({ dependency: "openai", detail: message, remedy: remedies[reason] }),
+    }),
+  ),
+  missing: Effect.succeed([]),
+  setup: Effect.succeed([]),
+}))

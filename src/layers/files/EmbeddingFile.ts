@@ -1,0 +1,159 @@
+/**
+ * Files of user embeddings for other programs, written in pages: JSON Lines, NumPy (`.npy` with the ids beside it) and
+ * Parquet. A file stands under its name only when it is complete.
+ */
+import { FileSystem } from "@effect/platform"
+import type { PlatformError } from "@effect/platform/Error"
+import { Effect, Schema } from "effect"
+import type { SchemaElement } from "hyparquet"
+import { fileWriter, ParquetWriter } from "hyparquet-writer"
+import type { UserEmbedding } from "../../services/model/UserEmbedding.ts"
+import * as Vector from "../../services/model/Vector.ts"
+
+export interface Exported {
+  readonly embedding: UserEmbedding
+  readonly version: number
+}
+
+export class ExportFailed extends Schema.TaggedError<ExportFailed>()("ExportFailed", {
+  message: Schema.String,
+  cause: Schema.optional(Schema.Defect),
+}) {}
+
+type Failure = ExportFailed | PlatformError
+
+/** Files that are being written: pages in order, then `finish`. */
+export interface EmbeddingFile {
+  readonly write: (page: ReadonlyArray<Exported>) => Effect.Effect<void, Failure>
+  /** Completes the files and gives them their names; answers those. */
+  readonly finish: Effect.Effect<ReadonlyArray<string>, Failure>
+}
+
+const partial = (path: string) => `${path}.partial`
+
+/** Nine digits tell every float32 from its neighbours. */
+const shortest = (value: number): number => Number(value.toPrecision(9))
+const iso = (millis: number) => new Date(millis).toISOString()
+
+/** One user as a line of JSON: the document of the API with its vector. */
+export const toLine = ({ embedding: { embedding, metadata, recent, ...facts }, version }: Exported): string =>
+  JSON.stringify({
+    ...facts,
+    recent: recent.map(({ product_id, search_phrase, ...event }) => ({
+      ...event,
+      ...(search_phrase === null ? { product_id } : { search_phrase }),
+    })),
+    last_updated: iso(facts.last_updated),
+    created_at: iso(facts.created_at),
+    updated_at: iso(facts.updated_at),
+    version,
+    metadata: { ...metadata, last_recalculation: iso(metadata.last_recalculation) },
+    dimension_count: embedding.length,
+    embedding: Array.from(embedding, shortest),
+  })
+
+// ---------------------------------------------------------------------------------------------------------
+// NumPy format 1.0: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+
+const npyHeaderBytes = 128
+
+/** The header of a matrix of little-endian float32, row by row; of one length, so that it can be written last. */
+export const npyHeader = (rows: number, columns: number): Uint8Array => {
+  const description = `{'descr': '<f4', 'fortran_order': False, 'shape': (${rows}, ${columns}), }`
+  const header = Buffer.alloc(npyHeaderBytes, " ")
+  header.write("\x93NUMPY\x01\x00", 0, "latin1")
+  header.writeUInt16LE(npyHeaderBytes - 10, 8)
+  header.write(description, 10, "latin1")
+  header.write("\n", npyHeaderBytes - 1, "latin1")
+  return header
+}
+
+/** `users.npy` → `users.ids.txt`: the user id of each row. */
+export const idsFile = (path: string): string => `${path.replace(/\.npy$/, "")}.ids.txt`
+
+/** Opens a matrix of vectors and the list of their ids. */
+export const npy = Effect.fnUntraced(function* (path: string, dimensions: number) {
+  const files = yield* FileSystem.FileSystem
+  const ids = idsFile(path)
+  const vectors = yield* files.open(partial(path), { flag: "w" })
+  const names = yield* files.open(partial(ids), { flag: "w" })
+  yield* vectors.writeAll(npyHeader(0, dimensions))
+  let rows = 0
+  const file: EmbeddingFile = {
+    write: Effect.fnUntraced(function* (page) {
+      yield* vectors.writeAll(Buffer.concat(page.map(({ embedding }) => Vector.toBytes(embedding.embedding))))
+      yield* names.writeAll(Buffer.from(page.map(({ embedding }) => `${embedding.user_id}\n`).join("")))
+      rows += page.length
+    }),
+    finish: Effect.gen(function* () {
+      // Opened anew: Bun 1.4.5 appends where a file was sought (`fs.write` without offset and length forgets its position).
+      const again = yield* files.open(partial(path), { flag: "r+" })
+      yield* again.writeAll(npyHeader(rows, dimensions))
+      yield* files.rename(partial(path), path)
+      yield* files.rename(partial(ids), ids)
+      return [path, ids]
+    }).pipe(Effect.scoped),
+  }
+  return file
+})
+
+// ---------------------------------------------------------------------------------------------------------
+// Parquet
+
+const required = { repetition_type: "REQUIRED" } as const
+const text = { ...required, type: "BYTE_ARRAY", converted_type: "UTF8" } as const
+const timestamp = { ...required, type: "INT64", converted_type: "TIMESTAMP_MILLIS" } as const
+const integer = { ...required, type: "INT32" } as const
+const double = { ...required, type: "DOUBLE" } as const
+
+const columns: Record<string, readonly [Omit<SchemaElement, "name">, (row: Exported) => unknown]> = {
+  user_id: [text, ({ embedding }) => embedding.user_id],
+  event_count: [integer, ({ embedding }) => embedding.event_count],
+  last_event_type: [text, ({ embedding }) => embedding.last_event_type],
+  mass: [double, ({ embedding }) => embedding.mass],
+  total_weight: [double, ({ embedding }) => embedding.total_weight],
+  space: [text, ({ embedding }) => embedding.space],
+  history: [text, ({ embedding }) => embedding.history],
+  last_updated: [timestamp, ({ embedding }) => new Date(embedding.last_updated)],
+  updated_at: [timestamp, ({ embedding }) => new Date(embedding.updated_at)],
+  version: [integer, ({ version }) => version],
+  embedding: [
+    { ...required, converted_type: "LIST", num_children: 1 },
+    ({ embedding }) => Array.from(embedding.embedding),
+  ],
+}
+
+const schema: Array<SchemaElement> = [
+  { name: "user_embeddings", num_children: Object.keys(columns).length },
+  ...Object.entries(columns).map(([name, [element]]) => ({ name, ...element })),
+  { name: "list", repetition_type: "REPEATED", num_children: 1 },
+  { name: "element", type: "FLOAT", ...required },
+]
+
+/** Opens a Parquet file; each page becomes a row group. */
+export const parquet = Effect.fnUntraced(function* (path: string) {
+  const files = yield* FileSystem.FileSystem
+  const attempt = <A>(run: () => A) =>
+    Effect.try({
+      try: run,
+      catch: (cause) => new ExportFailed({ message: `cannot write ${path}: ${cause}`, cause }),
+    })
+  const writer = yield* attempt(
+    () => new ParquetWriter({ writer: fileWriter(partial(path)), schema, createdBy: "user-embeddings" }),
+  )
+  const file: EmbeddingFile = {
+    write: (page) =>
+      attempt(() => {
+        const columnData = Object.entries(columns).map(([name, [, valueOf]]) => ({
+          name,
+          data: page.map(valueOf),
+        }))
+        void writer.write({ columnData, rowGroupSize: page.length })
+      }),
+    finish: attempt(() => void writer.finish()).pipe(
+      Effect.zipRight(files.rename(partial(path), path)),
+      Effect.as([path]),
+    ),
+  }
+  return file
+})

@@ -1,0 +1,177 @@
+/** The collections in MongoDB: names, validators, indexes; and what stands between a database and them. */
+import { isDeepStrictEqual } from "node:util"
+import { type Db, type Document, type IndexDescriptionInfo, MongoServerError } from "mongodb"
+import { eventTypes } from "../../services/model/Interaction.ts"
+import { History } from "../../services/model/UserEmbedding.ts"
+
+interface Index {
+  readonly field: string
+  readonly unique?: true
+  readonly expireAfterSeconds?: number
+}
+
+interface Definition {
+  readonly name: string
+  /** `$jsonSchema`; without it documents of other programs are welcome. */
+  readonly schema?: Document
+  readonly indexes: ReadonlyArray<Index>
+}
+
+export const names = {
+  userEmbeddings: "user_embeddings",
+  userEmbeddingLedger: "user_embedding_ledger",
+  productEmbeddings: "product_embeddings",
+  phraseEmbeddings: "phrase_embeddings",
+  /** A vector search index on `embedding` with filters on `space` and `category`; made by whoever has so many products. */
+  productVectors: "product_embeddings_vector",
+} as const
+
+const text = { bsonType: "string" }
+const id = { bsonType: "string", minLength: 1, maxLength: 64 }
+const count = { bsonType: ["int", "long"], minimum: 0 }
+const double = { bsonType: "double", minimum: 0 }
+const instant = { bsonType: "date" }
+const oneOf = (values: ReadonlyArray<string>) => ({ enum: [...values] })
+/** An object of exactly these properties, all of them required but `optional`. */
+const exactly = (properties: Record<string, Document>, optional: ReadonlyArray<string> = []): Document => ({
+  bsonType: "object",
+  additionalProperties: false,
+  required: Object.keys(properties).filter((name) => !optional.includes(name)),
+  properties,
+})
+
+const event = (event_types: ReadonlyArray<string>, reference: Record<string, Document>) =>
+  exactly({ event_type: oneOf(event_types), ...reference, occurred_at: instant, message_id: text })
+
+const userEmbedding = exactly({
+  _id: id,
+  user_id: id,
+  embedding: { bsonType: ["binData", "array"], minItems: 1, items: { bsonType: "double" } },
+  dimension_count: { bsonType: "int", minimum: 1 },
+  last_updated: instant,
+  event_count: count,
+  last_event_type: oneOf(eventTypes),
+  last_event_id: text,
+  mass: double,
+  total_weight: double,
+  space: text,
+  history: oneOf(History.literals),
+  created_at: instant,
+  updated_at: instant,
+  version: { ...count, minimum: 1 },
+  recent: {
+    bsonType: "array",
+    maxItems: 10,
+    items: {
+      anyOf: [
+        event(
+          eventTypes.filter((type) => type !== "search"),
+          { product_id: id },
+        ),
+        event(["search"], { search_phrase: text }),
+      ],
+    },
+  },
+  metadata: exactly({
+    search_count: count,
+    view_count: count,
+    click_count: count,
+    purchase_count: count,
+    decay_lambda: double,
+    last_recalculation: instant,
+  }),
+  applied: { bsonType: "binData" },
+  archived: count,
+  erased_at: { bsonType: ["date", "null"] },
+})
+
+/** What an erasure leaves behind. */
+const tombstone = exactly({ _id: id, user_id: id, erased_at: instant, version: { ...count, minimum: 1 } })
+
+/** Of `user_embeddings`. Its kinds exclude each other; `anyOf`, for the server looks no further than the first that fits. */
+export const userEmbeddingValidator = { anyOf: [userEmbedding, tombstone] }
+
+const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
+  {
+    name: names.userEmbeddings,
+    schema: userEmbeddingValidator,
+    indexes: [{ field: "user_id", unique: true }, { field: "last_updated" }, { field: "space" }],
+  },
+  { name: names.userEmbeddingLedger, schema: exactly({ _id: text }), indexes: [] },
+  {
+    name: names.productEmbeddings,
+    indexes: [{ field: "product_id", unique: true }, { field: "space" }, { field: "updated_at" }],
+  },
+  {
+    name: names.phraseEmbeddings,
+    indexes: [{ field: "last_used", expireAfterSeconds: Math.round(phraseTtlDays * 86_400) }],
+  },
+]
+
+/** Something that a database lacks, in words, and how to mend it. */
+export interface Gap {
+  readonly what: string
+  readonly mend: () => Promise<unknown>
+}
+
+const unlessCode = (code: number) => (error: unknown) => {
+  if (!(error instanceof MongoServerError && error.code === code)) throw error
+}
+const namespaceExists = 48
+
+const describe = ({ field, unique, expireAfterSeconds }: Index): string =>
+  `${unique ? "unique " : ""}index on ${field}${
+    expireAfterSeconds === undefined ? "" : `, expiring after ${expireAfterSeconds / 86_400} days`
+  }`
+
+const indexGaps = (
+  db: Db,
+  { name, indexes }: Definition,
+  existing: ReadonlyArray<IndexDescriptionInfo>,
+): ReadonlyArray<Gap> =>
+  indexes.flatMap((index): ReadonlyArray<Gap> => {
+    const { field, ...options } = index
+    const found = existing.find(({ key }) => isDeepStrictEqual({ ...key }, { [field]: 1 }))
+    const create = () => db.collection(name).createIndex({ [field]: 1 }, options)
+    const what = `${name}: ${describe(index)}`
+    if (found === undefined) return [{ what, mend: create }]
+    if (found.expireAfterSeconds !== index.expireAfterSeconds)
+      return [
+        {
+          what,
+          mend: () => db.command({ collMod: name, index: { keyPattern: { [field]: 1 }, ...options } }),
+        },
+      ]
+    // The server refuses to create it beside the other one: whoever made that has to say whether it may go.
+    return (found.unique ?? false) === (index.unique ?? false) ? [] : [{ what, mend: create }]
+  })
+
+/** What a database lacks. Mending is safe to do twice and side by side. */
+export const gaps = async (db: Db, phraseTtlDays: number): Promise<ReadonlyArray<Gap>> => {
+  const existing = new Map(
+    (await db.listCollections({}, { nameOnly: false }).toArray()).map((found) => [found.name, found]),
+  )
+  const perCollection = definitions(phraseTtlDays).map(async (definition): Promise<ReadonlyArray<Gap>> => {
+    const { name, schema } = definition
+    const validator = schema && { $jsonSchema: schema }
+    const rules = validator && { validator, validationLevel: "strict", validationAction: "error" }
+    const found = existing.get(name)
+    if (found === undefined)
+      return [
+        {
+          what: `${name}: collection${schema ? " with validator" : ""}`,
+          mend: () => db.createCollection(name, rules).catch(unlessCode(namespaceExists)),
+        },
+        ...indexGaps(db, definition, []),
+      ]
+    const { validator: set, validationLevel = "strict", validationAction = "error" } = found.options ?? {}
+    const differs = rules && !isDeepStrictEqual({ validator: set, validationLevel, validationAction }, rules)
+    return [
+      ...(differs
+        ? [{ what: `${name}: validator`, mend: () => db.command({ collMod: name, ...rules }) }]
+        : []),
+      ...indexGaps(db, definition, await db.collection(name).indexes()),
+    ]
+  })
+  return (await Promise.all(perCollection)).flat()
+}

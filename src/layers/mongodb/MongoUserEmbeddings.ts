@@ -1,0 +1,361 @@
+/**
+ * User embeddings in MongoDB, one document per user in `user_embeddings`; ids that left it are in
+ * `user_embedding_ledger`. `_id` is the user id too, so that a user is unique even before `setup` has run.
+ */
+import { Array as Arr, Effect, Layer, Stream } from "effect"
+import { type AnyBulkWriteOperation, Binary, BSONRegExp, type Document, type Double } from "mongodb"
+import { none } from "../../services/model/AppliedIds.ts"
+import type { UserId } from "../../services/model/Interaction.ts"
+import type { RecentEvent, UserEmbedding } from "../../services/model/UserEmbedding.ts"
+import {
+  type Bookkeeping,
+  type LedgerEntry,
+  UserEmbeddings,
+  UserEmbeddingsError,
+  type UserRecord,
+  type Write,
+} from "../../services/ports/UserEmbeddings.ts"
+import * as Settings from "../../services/Settings.ts"
+import {
+  duplicateKey,
+  fromStored,
+  isDuplicateKey,
+  Mongo,
+  refusals,
+  type Storage,
+  type StoredVector,
+  toDouble,
+  toStored,
+} from "./Mongo.ts"
+import { names } from "./MongoCollections.ts"
+
+type StoredEvent = Pick<RecentEvent, "event_type" | "message_id"> & {
+  readonly occurred_at: Date
+  readonly search_phrase?: string
+  readonly product_id?: string
+}
+
+/** The fields of `user_embeddings` that a write sets. */
+type Fields = Omit<
+  UserEmbedding,
+  | "user_id"
+  | "embedding"
+  | "last_updated"
+  | "mass"
+  | "total_weight"
+  | "created_at"
+  | "updated_at"
+  | "recent"
+  | "metadata"
+> & {
+  readonly embedding: StoredVector
+  readonly dimension_count: number
+  readonly last_updated: Date
+  readonly mass: number | Double
+  readonly total_weight: number | Double
+  readonly created_at: Date
+  readonly updated_at: Date
+  readonly recent: ReadonlyArray<StoredEvent>
+  readonly metadata: Omit<UserEmbedding["metadata"], "decay_lambda" | "last_recalculation"> & {
+    readonly decay_lambda: number | Double
+    readonly last_recalculation: Date
+  }
+  readonly version: number
+  readonly applied: Binary
+  readonly archived: number
+  readonly erased_at: Date | null
+}
+
+interface Identity {
+  readonly _id: UserId
+  readonly user_id: UserId
+}
+type Tombstone = Pick<Fields, "version"> & { readonly erased_at: Date; readonly embedding?: never }
+type UserDocument = Identity & (Fields | Tombstone)
+
+const toEvent = (event: RecentEvent): StoredEvent => ({
+  event_type: event.event_type,
+  ...(event.search_phrase !== null && { search_phrase: event.search_phrase }),
+  ...(event.product_id !== null && { product_id: event.product_id }),
+  occurred_at: new Date(event.occurred_at),
+  message_id: event.message_id,
+})
+
+const fromEvent = (event: StoredEvent): RecentEvent => ({
+  event_type: event.event_type,
+  search_phrase: event.search_phrase ?? null,
+  product_id: event.product_id ?? null,
+  occurred_at: event.occurred_at.toISOString(),
+  message_id: event.message_id,
+})
+
+const toFields = ({ embedding, ...record }: Write["record"], storage: Storage): Fields => ({
+  embedding: toStored(embedding.embedding, storage),
+  dimension_count: embedding.embedding.length,
+  last_updated: new Date(embedding.last_updated),
+  event_count: embedding.event_count,
+  last_event_type: embedding.last_event_type,
+  last_event_id: embedding.last_event_id,
+  mass: toDouble(embedding.mass),
+  total_weight: toDouble(embedding.total_weight),
+  space: embedding.space,
+  history: embedding.history,
+  created_at: new Date(embedding.created_at),
+  updated_at: new Date(embedding.updated_at),
+  version: record.version,
+  recent: embedding.recent.map(toEvent),
+  metadata: {
+    ...embedding.metadata,
+    decay_lambda: toDouble(embedding.metadata.decay_lambda),
+    last_recalculation: new Date(embedding.metadata.last_recalculation),
+  },
+  applied: new Binary(record.applied),
+  archived: record.archived,
+  erased_at: record.erased_at === 0 ? null : new Date(record.erased_at),
+})
+
+const toRecord = (document: UserDocument): UserRecord => {
+  const { user_id, version } = document
+  if (document.embedding === undefined)
+    return {
+      user_id,
+      embedding: undefined,
+      version,
+      applied: new Uint8Array(0),
+      archived: 0,
+      erased_at: document.erased_at.getTime(),
+    }
+  return {
+    user_id,
+    embedding: {
+      user_id,
+      embedding: fromStored(document.embedding),
+      last_updated: document.last_updated.getTime(),
+      event_count: document.event_count,
+      last_event_type: document.last_event_type,
+      last_event_id: document.last_event_id,
+      mass: Number(document.mass),
+      total_weight: Number(document.total_weight),
+      space: document.space,
+      history: document.history,
+      created_at: document.created_at.getTime(),
+      updated_at: document.updated_at.getTime(),
+      recent: document.recent.map(fromEvent),
+      metadata: {
+        ...document.metadata,
+        decay_lambda: Number(document.metadata.decay_lambda),
+        last_recalculation: document.metadata.last_recalculation.getTime(),
+      },
+    },
+    version,
+    applied: new Uint8Array(document.applied.value()),
+    archived: document.archived,
+    erased_at: document.erased_at?.getTime() ?? 0,
+  }
+}
+
+const bookkeeping = { _id: 0, user_id: 1, version: 1, applied: 1, archived: 1, erased_at: 1, event_count: 1 }
+type BookkeepingDocument = Pick<Fields, "version" | "erased_at"> & { readonly user_id: UserId } & Partial<
+    Pick<Fields, "applied" | "archived" | "event_count">
+  >
+
+const lastWrite = { user_id: 1, applied: 1, updated_at: 1 }
+
+const toBookkeeping = (document: BookkeepingDocument): Bookkeeping => ({
+  user_id: document.user_id,
+  version: document.version,
+  applied: document.applied === undefined ? none : new Uint8Array(document.applied.value()),
+  archived: document.archived ?? 0,
+  erased_at: document.erased_at?.getTime() ?? 0,
+  event_count: document.event_count ?? 0,
+})
+
+const unstorable: Document = { _id: [] }
+/** Of a document that is there, and of one that would be new. */
+const unstorableCodes = [53, 54]
+
+/**
+ * A bulk write counts its matches, but does not say which operations matched. So a compare-and-swap that finds another
+ * version, or no document, tries to store one that can't be, and the server refuses that very operation. The server
+ * finds a document by its `_id` alone without planning a query, which would be a fifth of the write.
+ */
+const compareAndSwap = (
+  { record, expected }: Write,
+  storage: Storage,
+): AnyBulkWriteOperation<UserDocument> => {
+  const _id = record.user_id
+  const document = { _id, user_id: _id, ...toFields(record, storage) }
+  if (expected === undefined) return { insertOne: { document } }
+  const swapped = { $cond: [{ $eq: ["$version", expected] }, { $literal: document }, unstorable] }
+  return { updateOne: { filter: { _id }, update: [{ $replaceWith: swapped }], upsert: true } }
+}
+
+/** User ids can't contain `|`, so the ledger's keys of one user are a range of their own. */
+const ledgerKey = (user: UserId, id: string): string => `${user}|${id}`
+const ledgerKeys = (entries: ReadonlyArray<LedgerEntry>): Array<string> =>
+  entries.flatMap(({ user_id, ids }) => ids.map((id) => ledgerKey(user_id, id)))
+const afterBar = "}"
+const ledgerEntries = (documents: Iterable<{ readonly _id: string }>): ReadonlyArray<LedgerEntry> =>
+  Array.from(
+    Map.groupBy(documents, ({ _id }) => _id.slice(0, _id.indexOf("|"))),
+    ([user_id, own]) => ({ user_id, ids: own.map(({ _id }) => _id.slice(user_id.length + 1)) }),
+  )
+/** The server turns an anchored pattern into bounds, many of them into one scan of the index that jumps between them. */
+const ledgerPattern = (user: UserId) => new BSONRegExp(`^${user.replaceAll(".", "\\.")}\\|`)
+/** Documents that the server sends together: of its own it would send 16 MB. */
+const usersPerBatch = 500
+const idsPerBatch = 2_000
+/** More documents in one command win nothing; while the server writes one, the next is serialised. */
+const writesPerCommand = 100
+const commandsAtOnce = 2
+
+export const make = (options: { readonly storage: Storage }) =>
+  Effect.map(Mongo, ({ database, failingWith }): UserEmbeddings["Type"] => {
+    // What is on a majority can't be rolled back: an id found in such a document is applied for good.
+    const durable = { readConcern: { level: "majority" } } as const
+    const users = database.collection<UserDocument>(names.userEmbeddings)
+    const ledger = database.collection<{ readonly _id: string }>(names.userEmbeddingLedger)
+    const { call, stream } = failingWith((failure) => new UserEmbeddingsError(failure))
+
+    const saveSome = (writes: ReadonlyArray<Write>) =>
+      call("bulkWrite", names.userEmbeddings, async () => {
+        const lost = await users
+          .bulkWrite(
+            writes.map((write) => compareAndSwap(write, options.storage)),
+            { ordered: false },
+          )
+          .then(
+            () => new Set<number>(),
+            (error) => refusals(error, [duplicateKey, ...unstorableCodes]),
+          )
+        return writes.map((_, index) => !lost.has(index))
+      })
+
+    return {
+      load: (wanted) =>
+        wanted.length === 0
+          ? Effect.succeed(new Map())
+          : call("find", names.userEmbeddings, async () => {
+              const found = await users
+                .find({ user_id: { $in: [...wanted] } }, { ...durable, batchSize: wanted.length })
+                .toArray()
+              return new Map(found.map((document) => [document.user_id, toRecord(document)]))
+            }),
+
+      save: (writes) =>
+        Effect.map(
+          Effect.forEach(Arr.chunksOf(writes, writesPerCommand), saveSome, { concurrency: commandsAtOnce }),
+          Arr.flatten,
+        ),
+
+      archive: (entries) => {
+        const documents = ledgerKeys(entries).map((_id) => ({ _id }))
+        return documents.length === 0
+          ? Effect.void
+          : call("insert", names.userEmbeddingLedger, () =>
+              ledger.insertMany(documents, { ordered: false }).then(
+                () => {},
+                (error) => void refusals(error, [duplicateKey]),
+              ),
+            )
+      },
+
+      archived: (entries) => {
+        const keys = ledgerKeys(entries)
+        return keys.length === 0
+          ? Effect.succeed(new Map())
+          : call("find", names.userEmbeddingLedger, async () => {
+              const cursor = ledger.find({ _id: { $in: keys } }, { ...durable, batchSize: keys.length })
+              const found = ledgerEntries(await cursor.toArray())
+              return new Map(found.map(({ ids, user_id }) => [user_id, new Set(ids)]))
+            })
+      },
+
+      // A write that matches nothing waits for all writes before it like one that does: for the majority in a replica
+      // set, for the journal in a server of its own, where a reader may see what isn't journaled yet.
+      settled: call("update", names.userEmbeddings, () =>
+        users.updateOne({ user_id: "|" }, { $set: { user_id: "|" } }),
+      ).pipe(Effect.asVoid),
+
+      erase: (user, at) =>
+        Effect.gen(function* () {
+          const before = yield* call("findAndModify", names.userEmbeddings, () =>
+            users.findOneAndUpdate(
+              { user_id: user },
+              [
+                {
+                  $replaceWith: {
+                    _id: { $ifNull: ["$_id", user] },
+                    user_id: user,
+                    erased_at: { $max: ["$erased_at", new Date(at)] },
+                    version: { $add: [{ $ifNull: ["$version", 0] }, 1] },
+                  },
+                },
+              ],
+              { upsert: true, returnDocument: "before", projection: { space: 1 } },
+            ),
+          ).pipe(Effect.retry({ times: 3, while: ({ cause }) => isDuplicateKey(cause) }))
+          yield* call("delete", names.userEmbeddingLedger, () =>
+            ledger.deleteMany({ _id: { $gte: ledgerKey(user, ""), $lt: `${user}${afterBar}` } }),
+          )
+          return before !== null && "space" in before
+        }),
+
+      lastWrites: (wanted) =>
+        wanted.length === 0
+          ? Effect.succeed(new Map())
+          : call("find", names.userEmbeddings, async () => {
+              const found = await users
+                .find<Pick<Fields, "applied" | "updated_at"> & Identity>(
+                  { user_id: { $in: [...wanted] }, embedding: { $exists: true } },
+                  { ...durable, projection: lastWrite, batchSize: wanted.length },
+                )
+                .toArray()
+              return new Map(
+                found.map(({ applied, updated_at, user_id }) => [
+                  user_id,
+                  { applied: new Uint8Array(applied.value()), updated_at: updated_at.getTime() },
+                ]),
+              )
+            }),
+
+      // Tombstones have no last_updated, so its index knows the number.
+      count: call("count", names.userEmbeddings, () =>
+        users.countDocuments({ last_updated: { $gte: new Date(0) } }),
+      ),
+
+      // A tombstone has no space.
+      elsewhere: (space) =>
+        call("count", names.userEmbeddings, () =>
+          users.countDocuments({ space: { $type: "string", $ne: space } }),
+        ),
+
+      stream: stream(names.userEmbeddings, () => users.find().sort({ user_id: 1 })).pipe(
+        Stream.map(toRecord),
+      ),
+
+      bookkeeping: stream(names.userEmbeddings, () =>
+        users
+          .find<BookkeepingDocument>({}, { projection: bookkeeping, batchSize: usersPerBatch })
+          .sort({ user_id: 1 }),
+      ).pipe(Stream.map(toBookkeeping)),
+
+      ledger: (wanted) =>
+        wanted.length === 0
+          ? Stream.empty
+          : stream(names.userEmbeddingLedger, () =>
+              ledger.find(
+                { _id: { $in: wanted.map(ledgerPattern) } },
+                { projection: { _id: 1 }, batchSize: idsPerBatch },
+              ),
+            ).pipe(Stream.chunks, Stream.map(ledgerEntries)),
+    }
+  })
+
+export const layer = (options: { readonly storage: Storage }) => Layer.effect(UserEmbeddings, make(options))
+
+/** Stored as EMBEDDING_STORAGE says; either way is read. */
+export const layerConfig = Layer.effect(
+  UserEmbeddings,
+  Effect.flatMap(Settings.EMBEDDING_STORAGE, (storage) => make({ storage })),
+)

@@ -1,0 +1,282 @@
+/**
+ * Publishing with confirmation: a window of messages in flight on one channel, shared by all who publish. A message
+ * is published `mandatory`, so one that matches no queue is returned before it is confirmed.
+ */
+import type { Channel, ChannelModel, ConfirmChannel, Message, Options } from "amqplib"
+import { Duration, Effect, Option, type Tracer } from "effect"
+import * as MessageTraces from "../../services/MessageTraces.ts"
+import type { Confirmation } from "../../services/ports/InteractionQueue.ts"
+import { channel, confirmChannel, failed, type Lost, Rabbit, RabbitError } from "./Rabbit.ts"
+
+export interface Outgoing {
+  readonly exchange: string
+  readonly routingKey: string
+  readonly body: Uint8Array
+  readonly options: Options.Publish
+}
+
+export interface Publisher {
+  /**
+   * Answers in the order of the messages. What the broker did not answer in time or before the channel was lost is
+   * `nacked`: it may be stored all the same. Fails when it answered none.
+   */
+  readonly publish: (
+    messages: ReadonlyArray<Outgoing>,
+  ) => Effect.Effect<ReadonlyArray<Confirmation>, RabbitError>
+}
+
+/** Messages in flight; more wins nothing (measured: 1,000 → 5,000 is 0.9 times as fast). */
+const windowSize = 1_000
+const confirmDeadline = Duration.seconds(10)
+
+/** Messages published together. */
+interface Batch {
+  readonly messages: ReadonlyArray<Outgoing>
+  readonly confirmations: Array<Confirmation>
+  /** Index of the next one to send. */
+  next: number
+  /** Not yet answered. */
+  left: number
+  answered: number
+  done: () => void
+}
+
+interface Sent {
+  readonly batch: Batch
+  readonly index: number
+  readonly message: Outgoing
+  returned: boolean
+}
+
+const toBuffer = (body: Uint8Array): Buffer => Buffer.from(body.buffer, body.byteOffset, body.byteLength)
+
+/** The window of one channel. Synchronous: one Effect per batch, none per message. */
+class Window {
+  /** Why nothing can be published: the broker blocks the connection, or the channel is gone. */
+  refusal: unknown
+  private readonly channel: ConfirmChannel
+  /** In the order of sending. */
+  private readonly inFlight = new Set<Sent>()
+  private readonly waiting: Array<Batch> = []
+  private full = false
+  /** The broker has refused a message. */
+  private nacked = false
+  private readonly lost: Lost
+
+  constructor(connection: ChannelModel, channel: ConfirmChannel, lost: Lost) {
+    this.channel = channel
+    this.lost = lost
+    connection.on("blocked", (reason) => this.refuse(new Error(`blocked by the broker: ${reason}`)))
+    connection.on("unblocked", () => {
+      this.refusal = undefined
+    })
+    channel.on("error", (cause) => this.refuse(cause))
+    // Before amqplib's own listener, which tells every message in flight.
+    channel.prependListener("close", () => this.refuse(this.refusal ?? new Error("the connection was lost")))
+    channel.on("return", (message: Message) => this.onReturn(message))
+    channel.on("drain", () => {
+      this.full = false
+      this.flush()
+    })
+  }
+
+  add(batch: Batch): void {
+    this.waiting.push(batch)
+    this.flush()
+  }
+
+  /** Sends no more of a batch. */
+  withdraw(batch: Batch): void {
+    const place = this.waiting.indexOf(batch)
+    if (place >= 0) this.waiting.splice(place, 1)
+  }
+
+  private flush(): void {
+    for (
+      let batch = this.waiting[0];
+      batch !== undefined && !this.full && this.inFlight.size < windowSize;
+      batch = this.waiting[0]
+    ) {
+      this.send(batch, batch.next++)
+      if (batch.next === batch.messages.length) this.withdraw(batch)
+    }
+  }
+
+  private send(batch: Batch, index: number): void {
+    const message = batch.messages[index]
+    if (message === undefined) return
+    const sent: Sent = { batch, index, message, returned: false }
+    const { body, exchange, options, routingKey } = message
+    const onConfirm = (error: unknown) => this.onConfirm(sent, error)
+    try {
+      this.full = !this.channel.publish(
+        exchange,
+        routingKey,
+        toBuffer(body),
+        { ...options, mandatory: true },
+        onConfirm,
+      )
+      this.inFlight.add(sent)
+    } catch {
+      // Not to be written in AMQP, as headers over 64 KiB: refused as the broker would.
+      batch.answered += 1
+      this.finish(batch)
+    }
+  }
+
+  private onConfirm(sent: Sent, error: unknown): void {
+    this.inFlight.delete(sent)
+    const { batch, index, returned } = sent
+    if (!error) batch.confirmations[index] = returned ? "returned" : "confirmed"
+    else if (this.refusal === undefined) this.nacked = true
+    if (this.refusal === undefined || !error) batch.answered += 1
+    this.finish(batch)
+    this.flush()
+    // A channel that met a full quorum queue refuses for good, also when there is room again; the next one does not.
+    if (this.nacked && this.inFlight.size === 0) this.lost(new Error("the broker refuses messages"))
+  }
+
+  /** A return names no publishing, so it is found by its content; equal messages are the same one sent twice. */
+  private onReturn({ content, fields, properties }: Message): void {
+    for (const sent of this.inFlight) {
+      const { body, exchange, options, routingKey } = sent.message
+      if (sent.returned || options.messageId !== properties.messageId) continue
+      if (exchange !== fields.exchange || routingKey !== fields.routingKey || !content.equals(body)) continue
+      sent.returned = true
+      return
+    }
+  }
+
+  /** Whoever waits is told at once: what is in flight may be confirmed later, nobody knows when. */
+  private refuse(cause: unknown): void {
+    this.refusal = cause
+    for (const batch of this.waiting.splice(0)) batch.done()
+    for (const { batch } of this.inFlight) batch.done()
+  }
+
+  private finish(batch: Batch): void {
+    batch.left -= 1
+    if (batch.left === 0) batch.done()
+  }
+}
+
+const publishOn = (window: Window, messages: ReadonlyArray<Outgoing>) =>
+  Effect.suspend(() => {
+    if (window.refusal !== undefined) return Effect.fail(failed("publish")(window.refusal))
+    const confirmations = messages.map((): Confirmation => "nacked")
+    const batch: Batch = {
+      messages,
+      confirmations,
+      next: 0,
+      left: messages.length,
+      answered: 0,
+      done: () => {},
+    }
+    const published = Effect.async<void>((resume) => {
+      batch.done = () => resume(Effect.void)
+      window.add(batch)
+      return Effect.sync(() => window.withdraw(batch))
+    })
+    return Effect.flatMap(Effect.timeoutOption(published, confirmDeadline), (inTime) => {
+      // A late confirmation must not change what was answered.
+      if (batch.answered > 0) return Effect.succeed(confirmations.slice())
+      if (Option.isSome(inTime))
+        return Effect.fail(failed("publish")(window.refusal ?? new Error("the broker took none")))
+      const cause = new Error(`not confirmed within ${Duration.format(confirmDeadline)}`)
+      return Effect.fail(new RabbitError({ reason: "timeout", operation: "publish", cause }))
+    })
+  })
+
+/** A publisher with a session of its own, in which `prepare` comes first. */
+export const make = Effect.fnUntraced(function* (
+  name: string,
+  prepare: (channel: Channel) => Effect.Effect<void, RabbitError>,
+) {
+  const rabbit = yield* Rabbit
+  const session = yield* rabbit.supervise(name, (connection, lost) =>
+    Effect.gen(function* () {
+      yield* Effect.scoped(Effect.flatMap(channel(connection), prepare))
+      return new Window(connection, yield* confirmChannel(connection, lost), lost)
+    }),
+  )
+  const publisher: Publisher = {
+    publish: (messages) =>
+      messages.length === 0
+        ? Effect.succeed([])
+        : Effect.flatMap(session.current, (window) => publishOn(window, messages)),
+  }
+  return publisher
+})
+
+/** `messaging.system` of the spans. */
+export const system = "rabbitmq"
+
+const text = (value: unknown): string | null => (typeof value === "string" ? value : null)
+
+/** Publishes copies, each in the trace that its headers name, under the span that is its parent if there is one. */
+export const publishTraced = (
+  publisher: Publisher,
+  copies: ReadonlyArray<Outgoing>,
+  parents: ReadonlyArray<Tracer.AnySpan | undefined> = [],
+) =>
+  MessageTraces.publishing(
+    system,
+    copies.map(({ exchange, options, routingKey }, index) => {
+      const traceparent = text(options.headers?.traceparent)
+      return {
+        messageId: text(options.messageId),
+        trace: traceparent === null ? null : { traceparent, tracestate: text(options.headers?.tracestate) },
+        parent: parents[index],
+        destination: exchange === "" ? routingKey : `${exchange}:${routingKey}`,
+        routingKey,
+      }
+    }),
+    (traces) =>
+      publisher.publish(
+        copies.map((copy, index) => {
+          const trace = traces[index] ?? null
+          if (trace === null) return copy
+          const headers = { ...copy.options.headers, traceparent: trace.traceparent }
+          return { ...copy, options: { ...copy.options, headers } }
+        }),
+      ),
+  )
+
+/** Headers that the broker adds by itself, or acts upon. */
+const ofTheBroker = /^(x-death|x-first-death-.*|x-last-death-.*|x-delivery-count|x-acquired-count|CC|BCC)$/
+/** Headers of a copy in bytes; amqplib refuses to write 64 KiB. */
+const mostHeaderBytes = 48 * 1024
+
+/**
+ * Properties for a copy of a message: its own and its headers, changed as told; an `undefined` header goes. Left out
+ * is what the broker would act upon again (expiration, user id, reply-to, further recipients) and foreign headers
+ * that leave no room.
+ */
+export const copied = (
+  { properties }: Pick<Message, "properties">,
+  changes: Readonly<Record<string, string | number | undefined>>,
+): Options.Publish => {
+  const headers: Record<string, unknown> = {}
+  let bytes = 0
+  for (const [name, value] of Object.entries({ ...changes, ...properties.headers, ...changes })) {
+    if (value === undefined || ofTheBroker.test(name)) continue
+    const size = Buffer.byteLength(name) + Buffer.byteLength(JSON.stringify(value))
+    if (bytes + size > mostHeaderBytes) continue
+    bytes += size
+    headers[name] = value
+  }
+  const { appId, contentEncoding, contentType, correlationId, messageId, priority, timestamp, type } =
+    properties
+  return {
+    appId,
+    contentEncoding,
+    contentType,
+    correlationId,
+    messageId,
+    priority,
+    timestamp,
+    type,
+    deliveryMode: 2,
+    headers,
+  }
+}

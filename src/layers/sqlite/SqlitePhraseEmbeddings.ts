@@ -1,0 +1,90 @@
+/** Phrase vectors of the embedded stack; those not used for PHRASE_TTL_DAYS are removed hourly. */
+import { Clock, Duration, Effect, Layer, Schedule } from "effect"
+import * as Vector from "../../services/model/Vector.ts"
+import { PhraseEmbeddings, PhraseEmbeddingsError } from "../../services/ports/PhraseEmbeddings.ts"
+import * as Settings from "../../services/Settings.ts"
+import { failingWith, failureReason, Sqlite } from "./Sqlite.ts"
+
+interface Row {
+  readonly key: string
+  readonly last_used: number
+  readonly embedding: Uint8Array
+}
+
+const make = Effect.gen(function* () {
+  const sqlite = yield* Sqlite
+  const keptMillis = (yield* Settings.PHRASE_TTL_DAYS) * Duration.toMillis("1 day")
+  /** Use is written down once in a while only, so that reading stays cheap. */
+  const usedAgainMillis = keptMillis / 30
+  const failing = failingWith((failure) => new PhraseEmbeddingsError(failure))
+  const warning = (event: string) => (error: { readonly cause?: unknown }) =>
+    Effect.logWarning(event).pipe(Effect.annotateLogs({ error: "SqlError", detail: String(error.cause) }))
+
+  const expire = Effect.gen(function* () {
+    const now = yield* Clock.currentTimeMillis
+    yield* sqlite.use((database) =>
+      database.query("DELETE FROM phrase_embeddings WHERE last_used < ?").run(now - keptMillis),
+    )
+  })
+  yield* expire.pipe(
+    // Before `setup` there is nothing to expire.
+    Effect.catchIf(
+      (error) => failureReason(error) === "not_set_up",
+      () => Effect.void,
+    ),
+    Effect.catchAll(warning("phrases.expire_failed")),
+    Effect.repeat(Schedule.spaced("1 hour")),
+    Effect.forkScoped,
+  )
+
+  const touch = (keys: ReadonlyArray<string>, now: number) =>
+    sqlite
+      .transaction((database) => {
+        const use = database.query("UPDATE phrase_embeddings SET last_used = MAX(last_used, ?) WHERE key = ?")
+        for (const key of keys) use.run(now, key)
+      })
+      .pipe(Effect.catchAll(warning("phrases.touch_failed")))
+
+  return PhraseEmbeddings.of({
+    load: (keys) =>
+      Effect.gen(function* () {
+        const now = yield* Clock.currentTimeMillis
+        const found = yield* sqlite
+          .use((database) => {
+            const one = database.query<Row, [string]>("SELECT * FROM phrase_embeddings WHERE key = ?")
+            return keys.flatMap((key) => one.get(key) ?? [])
+          })
+          .pipe(failing("load"))
+        const stale = found.filter(({ last_used }) => last_used < now - usedAgainMillis)
+        if (stale.length > 0)
+          yield* touch(
+            stale.map(({ key }) => key),
+            now,
+          )
+        return new Map(found.map(({ embedding, key }) => [key, Vector.fromBytes(embedding)]))
+      }),
+
+    save: (vectors) =>
+      Effect.flatMap(Clock.currentTimeMillis, (now) =>
+        failing("save")(
+          sqlite.transaction((database) => {
+            const write = database.query(
+              `INSERT INTO phrase_embeddings (key, embedding, last_used) VALUES (?1, ?2, ?3)
+               ON CONFLICT (key) DO UPDATE SET embedding = ?2, last_used = ?3`,
+            )
+            for (const [key, vector] of vectors) write.run(key, Vector.toBytes(vector), now)
+          }),
+        ),
+      ),
+
+    remove: (keys) =>
+      failing("remove")(
+        sqlite.transaction((database) => {
+          const remove = database.query("DELETE FROM phrase_embeddings WHERE key = ?")
+          return keys.reduce((removed, key) => removed + remove.run(key).changes, 0)
+        }),
+      ),
+  })
+})
+
+export const layer = Layer.scoped(PhraseEmbeddings, make)

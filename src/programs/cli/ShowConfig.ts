@@ -1,0 +1,25 @@
+/** `config`: every variable with its value, where it comes from, default and meaning; secrets masked. */
+import { Config, Effect, Option } from "effect"
+import * as Settings from "../../services/Settings.ts"
+
+export const showConfig = Effect.forEach(Settings.all, (setting) =>
+  Effect.gen(function* () {
+    // A bad value fails here, with the message that names it.
+    yield* setting
+    const given = Option.filter(
+      yield* Config.option(Config.string(setting.variable)),
+      (text) => text.trim() !== "",
+    )
+    const value = Option.match(given, {
+      onNone: () => setting.fallback ?? null,
+      onSome: (text) => Settings.display(setting, text),
+    })
+    return {
+      variable: setting.variable,
+      value,
+      from: Option.isSome(given) ? "environment" : setting.fallback === undefined ? "unset" : "default",
+      default: setting.fallback ?? null,
+      meaning: setting.meaning,
+    }
+  }),
+)

@@ -1,0 +1,108 @@
+/**
+ * Progress of long commands on stderr: one line that is drawn over on a terminal; elsewhere, where the end is known, a
+ * log entry now and then.
+ */
+import { Clock, Effect, identity, Logger, LogLevel, Option } from "effect"
+import * as Settings from "../../../services/Settings.ts"
+
+/** `count` things so far; `done` of `total` (bytes, say) tell the share and the time left. */
+export interface Reached {
+  readonly count: number
+  readonly done?: number
+  readonly total?: number
+}
+
+const drawEveryMillis = 200
+const logEveryMillis = 10_000
+
+/** Commands log warnings only, but not where somebody waits for minutes; LOG_LEVEL decides where it is given. */
+const unlessToldOtherwise = Effect.map(Effect.option(Settings.LOG_LEVEL), (given) =>
+  Option.isSome(Option.flatten(given)) ? identity : Logger.withMinimumLogLevel(LogLevel.Info),
+)
+
+/** `1,234,567`. */
+export const figure = (n: number): string => Math.round(n).toLocaleString("en-US")
+
+/** `8 s`, `3 min 20 s`, `2 h 5 min`. */
+export const duration = (seconds: number): string => {
+  const whole = Math.round(seconds)
+  if (whole < 60) return `${whole} s`
+  const minutes = Math.floor(whole / 60)
+  return minutes < 60 ? `${minutes} min ${whole % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`
+}
+
+/** Runs what reports how far it is with `things`, as "rows". What was done before the first report has no rate. */
+export const measured = <A, E, R>(
+  things: string,
+  run: (progress: (reached: Reached) => Effect.Effect<void>) => Effect.Effect<A, E, R>,
+): Effect.Effect<A, E, R> =>
+  Effect.suspend(() => {
+    const terminal = process.stderr.isTTY
+    let first: (Reached & { readonly at: number }) | undefined
+    let shown: number | undefined
+
+    const show = Effect.fnUntraced(function* (reached: Reached) {
+      const now = yield* Clock.currentTimeMillis
+      first ??= { ...reached, at: now }
+      shown ??= now
+      if (now - shown < (terminal ? drawEveryMillis : logEveryMillis)) return
+      shown = now
+      const { done = 0, total = 0 } = reached
+      const seconds = (now - first.at) / 1_000
+      const rate = (reached.count - first.count) / seconds
+      const speed = (done - (first.done ?? 0)) / seconds
+      const percent = total > 0 ? (100 * done) / total : undefined
+      const left = speed > 0 ? (total - done) / speed : undefined
+      if (terminal)
+        process.stderr.write(
+          `\r\x1b[K${[
+            ...(percent === undefined ? [] : [`${percent.toFixed(1)} %`]),
+            `${figure(reached.count)} ${things}`,
+            `${figure(rate)}/s`,
+            ...(left === undefined ? [] : [`${duration(left)} left`]),
+          ].join("  ")}`,
+        )
+      else if (percent !== undefined)
+        yield* Effect.logInfo("progress").pipe(
+          yield* unlessToldOtherwise,
+          Effect.annotateLogs({
+            [things]: reached.count,
+            per_second: Math.round(rate),
+            percent: Math.round(percent),
+            ...(left === undefined ? {} : { seconds_left: Math.round(left) }),
+          }),
+        )
+    })
+
+    const clear = Effect.sync(() => terminal && process.stderr.write("\r\x1b[K"))
+    return Effect.ensuring(run(show), clear)
+  })
+
+/** The same for what only counts. */
+export const counting = <A, E, R>(
+  things: string,
+  run: (progress: (count: number) => Effect.Effect<void>) => Effect.Effect<A, E, R>,
+): Effect.Effect<A, E, R> => measured(things, (progress) => run((count) => progress({ count })))
+
+const spinner = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"]
+
+/** Where nothing can be counted: `what` with the seconds so far, on a terminal, after the first of them. */
+export const waiting =
+  (what: string) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.suspend(() => {
+      if (!process.stderr.isTTY) return effect
+      let drawn = 0
+      const draw = Effect.sync(() => {
+        const sign = spinner[drawn % spinner.length]
+        const seconds = 1 + Math.floor((drawn++ * drawEveryMillis) / 1_000)
+        process.stderr.write(`\r\x1b[K${sign} ${what}, ${duration(seconds)}`)
+      })
+      const drawing = Effect.zipRight(
+        Effect.sleep("1 second"),
+        Effect.forever(Effect.zipRight(draw, Effect.sleep(drawEveryMillis))),
+      )
+      return Effect.raceFirst(effect, drawing).pipe(
+        Effect.ensuring(Effect.sync(() => drawn > 0 && process.stderr.write("\r\x1b[K"))),
+      )
+    })

@@ -1,0 +1,61 @@
+/** What commands share on the command line: bad usage, questions, instants. */
+import { HelpDoc, Options, ValidationError } from "@effect/cli"
+import { Terminal } from "@effect/platform"
+import { Clock, Console, Effect, Option, Schema } from "effect"
+import { canonicalTimestamp } from "../../../services/model/Interaction.ts"
+
+/** The command line asks for something that makes no sense; exit 2. */
+export class BadUsage extends Schema.TaggedError<BadUsage>()("BadUsage", { message: Schema.String }) {}
+
+/** Somebody was asked and said no. */
+export class Declined extends Schema.TaggedError<Declined>()("Declined", {}) {
+  override get message() {
+    return "nothing was done"
+  }
+}
+
+export const yes = Options.boolean("yes").pipe(Options.withAlias("y"), Options.withDescription("Don't ask"))
+
+/** Goes on when the answer is yes. Where nobody can be asked, `--yes` is required. */
+export const confirm = (question: string, yes: boolean) =>
+  Effect.gen(function* () {
+    if (yes) return
+    if (!process.stdin.isTTY)
+      return yield* new BadUsage({ message: `${question} Say --yes: nobody can be asked` })
+    const terminal = yield* Terminal.Terminal
+    yield* Console.error(`${question} [y/N]`)
+    const answer = yield* Effect.orElseSucceed(terminal.readLine, () => "")
+    if (!/^y(es)?$/i.test(answer.trim())) return yield* new Declined()
+  })
+
+const unit = { s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const
+
+/** `2026-02-10T12:34:56Z`, `2026-02-10` (UTC), or `90s`, `30m`, `1h`, `7d` before `now` → canonical timestamp. */
+export const parseInstant = (text: string, now: number): string | undefined => {
+  const ago = /^(\d{1,6})([smhd])$/.exec(text)
+  if (ago !== null)
+    return canonicalTimestamp(
+      new Date(Math.max(0, now - Number(ago[1]) * unit[ago[2] as keyof typeof unit])).toISOString(),
+    )
+  return canonicalTimestamp(/^\d{4}-\d{2}-\d{2}$/.test(text) ? `${text}T00:00:00Z` : text)
+}
+
+/** An option that names an instant, as canonical timestamp. */
+export const instant = (name: string, description: string) =>
+  Options.text(name).pipe(
+    Options.withDescription(`${description}: 2026-02-10T12:34:56Z, 2026-02-10, or 1h, 7d ago`),
+    Options.mapEffect((text) =>
+      Effect.flatMap(Clock.currentTimeMillis, (now) =>
+        Option.match(Option.fromNullable(parseInstant(text, now)), {
+          onNone: () =>
+            Effect.fail(
+              ValidationError.invalidValue(
+                HelpDoc.p(`--${name} ${text}: must be as 2026-02-10T12:34:56Z, 2026-02-10, 1h or 7d`),
+              ),
+            ),
+          onSome: Effect.succeed,
+        }),
+      ),
+    ),
+    Options.optional,
+  )

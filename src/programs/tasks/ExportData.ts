@@ -1,0 +1,138 @@
+/** `export …`: what is stored, for other programs, page by page. */
+import { FileSystem } from "@effect/platform"
+import type { PlatformError } from "@effect/platform/Error"
+import { Chunk, Effect, Option, Stream } from "effect"
+import * as EmbeddingFile from "../../layers/files/EmbeddingFile.ts"
+import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
+import * as InteractionFile from "../../services/history/InteractionFile.ts"
+import { InteractionLog, type LogFilter } from "../../services/ports/InteractionLog.ts"
+import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
+import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
+
+const pageOfUsers = 500
+
+interface Output {
+  readonly write: (text: string) => Effect.Effect<void, EmbeddingFile.ExportFailed | PlatformError>
+  /** Answers the files. */
+  readonly finish: Effect.Effect<ReadonlyArray<string>, PlatformError>
+}
+
+/** Lines to a file, which stands under its name when it is complete, or to stdout. */
+const lines = Effect.fnUntraced(function* (out: Option.Option<string>) {
+  const files = yield* FileSystem.FileSystem
+  if (Option.isNone(out)) {
+    const stdout: Output = {
+      write: (text: string) =>
+        Effect.async<void, EmbeddingFile.ExportFailed>((resume) => {
+          process.stdout.write(text, (cause) =>
+            resume(
+              cause
+                ? Effect.fail(new EmbeddingFile.ExportFailed({ message: "stdout is closed", cause }))
+                : Effect.void,
+            ),
+          )
+        }),
+      finish: Effect.succeed([]),
+    }
+    return stdout
+  }
+  const partial = `${out.value}.partial`
+  const file = yield* files.open(partial, { flag: "w" })
+  const output: Output = {
+    write: (text: string) => file.writeAll(Buffer.from(text)),
+    finish: Effect.as(files.rename(partial, out.value), [out.value]),
+  }
+  return output
+})
+
+/** Rows of the log in the order in which they were recorded; answers how many, and the files. */
+export const exportInteractions = Effect.fn("exportInteractions")(function* (options: {
+  readonly format: InteractionFile.Format
+  readonly out: Option.Option<string>
+  readonly filter: LogFilter
+  readonly progress: (count: number) => Effect.Effect<void>
+}) {
+  const log = yield* InteractionLog
+  const output = yield* lines(options.out)
+  if (options.format === "csv") yield* output.write(`${InteractionFile.csvHeader}\n`)
+  let exported = 0
+  yield* log.stream(options.filter).pipe(
+    Stream.chunks,
+    Stream.filter(Chunk.isNonEmpty),
+    Stream.runForEach((page) => {
+      exported += page.length
+      const text = Chunk.toReadonlyArray(page)
+        .map((row) => `${InteractionFile.encode(options.format, row)}\n`)
+        .join("")
+      return Effect.zipRight(output.write(text), options.progress(exported))
+    }),
+  )
+  return { exported, files: yield* output.finish }
+}, Effect.scoped)
+
+export const embeddingFormats = ["jsonl", "npy", "parquet"] as const
+
+/** Users as JSON Lines; with `since` also those who were erased since, so that a copy can forget them too. */
+const jsonLines = Effect.fnUntraced(function* (out: Option.Option<string>) {
+  const output = yield* lines(out)
+  return {
+    write: (page: ReadonlyArray<EmbeddingFile.Exported>) =>
+      output.write(page.map((one) => `${EmbeddingFile.toLine(one)}\n`).join("")),
+    finish: output.finish,
+    erased: (user_id: string, at: number) =>
+      output.write(`${JSON.stringify({ user_id, erased_at: new Date(at).toISOString() })}\n`),
+  }
+})
+
+/**
+ * Embeddings in the configured space, in the order of user ids; with `since` (Unix ms) those written since.
+ * `other_space`: users whose embedding lives in another space and was left out.
+ */
+export const exportEmbeddings = Effect.fn("exportEmbeddings")(function* (options: {
+  readonly format: (typeof embeddingFormats)[number]
+  readonly out: Option.Option<string>
+  readonly since: number | undefined
+  readonly progress: (count: number) => Effect.Effect<void>
+}) {
+  const users = yield* UserEmbeddings
+  const { space } = yield* PhraseEmbedder
+  const { dimensions } = yield* EmbeddingConfig
+  const { format, out, since = 0 } = options
+  if (format !== "jsonl" && Option.isNone(out))
+    return yield* new EmbeddingFile.ExportFailed({ message: `${format} needs a file: --out FILE` })
+  const path = Option.getOrElse(out, () => "")
+  const json = format === "jsonl" ? yield* jsonLines(out) : undefined
+  const output =
+    json ?? (yield* format === "npy" ? EmbeddingFile.npy(path, dimensions) : EmbeddingFile.parquet(path))
+  let exported = 0
+  let erased = 0
+  let otherSpace = 0
+
+  const page = users.stream.pipe(
+    Stream.mapEffect((record) =>
+      Effect.gen(function* () {
+        const { embedding, erased_at, user_id, version } = record
+        if (embedding === undefined) {
+          if (json !== undefined && options.since !== undefined && erased_at >= since) {
+            yield* json.erased(user_id, erased_at)
+            erased += 1
+          }
+          return []
+        }
+        if (embedding.updated_at < since) return []
+        if (embedding.space === space) return [{ embedding, version }]
+        otherSpace += 1
+        return []
+      }),
+    ),
+    Stream.mapConcat((found) => found),
+    Stream.grouped(pageOfUsers),
+  )
+  yield* page.pipe(
+    Stream.runForEach((page) => {
+      exported += page.length
+      return Effect.zipRight(output.write(Chunk.toReadonlyArray(page)), options.progress(exported))
+    }),
+  )
+  return { exported, erased, other_space: otherSpace, space, files: yield* output.finish }
+}, Effect.scoped)

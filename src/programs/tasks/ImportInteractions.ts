@@ -1,0 +1,273 @@
+/**
+ * `import interactions FILE`: years of history → InteractionLog, from where they are published and folded like
+ * everything else. What has been done is kept in a state file, written after each commit, so that an import that was
+ * killed goes on where it stopped; the few rows committed since are known by their message ids.
+ */
+import { createHash } from "node:crypto"
+import { basename, dirname, join, resolve } from "node:path"
+import { FileSystem } from "@effect/platform"
+import { Array as Arr, Clock, Effect, Either, Option, Redacted, Schema, Stream } from "effect"
+import * as InteractionFile from "../../services/history/InteractionFile.ts"
+import {
+  InteractionLog,
+  type InteractionLogError,
+  type NewInteraction,
+} from "../../services/ports/InteractionLog.ts"
+import * as RetryPolicies from "../../services/RetryPolicies.ts"
+import * as Settings from "../../services/Settings.ts"
+import * as Telemetry from "../../services/Telemetry.ts"
+import type { Reached } from "../cli/support/Progress.ts"
+
+/** Rows of one commit. */
+const rowsAtOnce = 1_000
+export const bytesAtOnce = 1024 * 1024
+/** Bytes at the beginning of a file by which it is known again. */
+const fingerprinted = 64 * 1024
+/** Characters of a rejected record that are kept. */
+const longestRejected = 4_096
+
+const State = Schema.Struct({
+  file: Schema.String,
+  /** Of the log, of how the file is read, and of its first `fingerprinted_bytes`. */
+  fingerprint: Schema.String,
+  fingerprinted_bytes: Schema.Number,
+  columns: Schema.Array(Schema.String),
+  offset: Schema.Number,
+  line: Schema.Number,
+  recorded: Schema.Number,
+  duplicates: Schema.Number,
+  rejected: Schema.Number,
+  rejected_bytes: Schema.Number,
+})
+type State = typeof State.Type
+const decodeState = Schema.decodeUnknownOption(Schema.parseJson(State))
+
+export interface ImportOptions {
+  readonly reading: InteractionFile.Reading
+  /** The state file; rejected records go beside it. */
+  readonly state: Option.Option<string>
+  /** Begins anew, whatever was done before. */
+  readonly restart: boolean
+  readonly strict: boolean
+  readonly progress: (reached: Reached) => Effect.Effect<void>
+}
+
+export interface ImportReport {
+  readonly file: string
+  /** Records read, over all runs. */
+  readonly records: number
+  readonly recorded: number
+  /** Known before, by message id or idempotency key. */
+  readonly duplicates: number
+  readonly rejected: number
+  /** The side file with line, reason and text of each rejected record; `null` when there are none. */
+  readonly rejected_file: string | null
+  readonly state_file: string
+  /** Line at which this run went on; 1 = from the beginning. */
+  readonly resumed_at_line: number
+  /** Of this run. */
+  readonly seconds: number
+}
+
+/** The file can't be imported as asked. */
+export class ImportRefused extends Schema.TaggedError<ImportRefused>()("ImportRefused", {
+  message: Schema.String,
+}) {}
+
+/** Under DATA_DIR, named after the file. */
+const defaultState = (file: string) =>
+  Effect.map(Settings.DATA_DIR, (directory) => {
+    const name = createHash("sha256").update(file).digest("hex").slice(0, 8)
+    return join(directory, "imports", `${basename(file)}.${name}.json`)
+  })
+
+/** The log that an import goes into: another one knows nothing of what was done. */
+const target = Effect.gen(function* () {
+  const url = yield* Settings.MYSQL_URL
+  return Option.isSome(url) ? Redacted.value(url.value) : resolve(yield* Settings.DATA_DIR)
+})
+
+const hash = Effect.fnUntraced(function* (reading: InteractionFile.Reading, beginning: Uint8Array) {
+  const how = JSON.stringify([yield* target, reading])
+  return createHash("sha256").update(how).update(beginning).digest("hex")
+})
+
+/** The first bytes of a file, at most `most`. */
+const beginningOf = Effect.fnUntraced(function* (file: string, most: number) {
+  const files = yield* FileSystem.FileSystem
+  const chunks = yield* Stream.runCollect(files.stream(file, { bytesToRead: most }))
+  return Buffer.concat([...chunks])
+})
+
+/** Where an import that was begun goes on; `None` when it can't, because there is none or the file is another one. */
+const stored = Effect.fnUntraced(function* (
+  file: string,
+  stateFile: string,
+  reading: InteractionFile.Reading,
+) {
+  const files = yield* FileSystem.FileSystem
+  const text = yield* Effect.option(files.readFileString(stateFile))
+  const state = Option.flatMap(text, decodeState)
+  if (Option.isNone(state)) return Option.none<State>()
+  const beginning = yield* beginningOf(file, state.value.fingerprinted_bytes)
+  const isSame =
+    (yield* hash(reading, beginning)) === state.value.fingerprint &&
+    Number((yield* files.stat(file)).size) >= state.value.offset
+  if (isSame) return state
+  yield* Effect.logWarning("import.begins_anew").pipe(
+    Effect.annotateLogs({
+      reason: "the file, the way to read it or the log is another one",
+      state: stateFile,
+    }),
+  )
+  return Option.none<State>()
+})
+
+/** Where the records of a file begin, and the columns of a CSV file. */
+export const beginningOfRecords = Effect.fnUntraced(function* (
+  file: string,
+  reading: InteractionFile.Reading,
+) {
+  const start = { columns: [] as ReadonlyArray<string>, offset: 0, line: 1 }
+  if (reading.format === "jsonl") return start
+  const split = InteractionFile.splitter(reading, start)
+  const [first] = [...split.push(yield* beginningOf(file, fingerprinted)), ...split.end()]
+  if (first === undefined) return yield* new ImportRefused({ message: `${file} has no header` })
+  const columns = InteractionFile.header(first.text, reading.delimiter)
+  for (const [field, column] of Object.entries(reading.map))
+    if (!columns.includes(column))
+      return yield* new ImportRefused({
+        message: `${file} has no column "${column}" for ${field}; its columns are ${columns.join(", ")}`,
+      })
+  return { columns, offset: first.end, line: first.nextLine }
+})
+
+/** The state of an import that begins. */
+const initial = Effect.fnUntraced(function* (file: string, reading: InteractionFile.Reading) {
+  const beginning = yield* beginningOf(file, fingerprinted)
+  return {
+    file,
+    fingerprint: yield* hash(reading, beginning),
+    fingerprinted_bytes: beginning.length,
+    ...(yield* beginningOfRecords(file, reading)),
+    recorded: 0,
+    duplicates: 0,
+    rejected: 0,
+    rejected_bytes: 0,
+  }
+})
+
+/** Replaces a file as a whole. */
+const replace = Effect.fnUntraced(function* (path: string, text: string) {
+  const files = yield* FileSystem.FileSystem
+  yield* files.writeFileString(`${path}.new`, text)
+  yield* files.rename(`${path}.new`, path)
+})
+
+/** The log is away for now: the import waits for it. */
+const passes = ({ reason }: InteractionLogError) => reason === "unavailable" || reason === "timeout"
+
+export const importInteractions = Effect.fn("importInteractions")(function* (
+  path: string,
+  { progress, reading, restart, state: stateOption, strict }: ImportOptions,
+) {
+  const files = yield* FileSystem.FileSystem
+  const log = yield* InteractionLog
+  const file = resolve(path)
+  const began = yield* Clock.currentTimeMillis
+  const total = Number((yield* files.stat(file)).size)
+  const stateFile = Option.isSome(stateOption) ? resolve(stateOption.value) : yield* defaultState(file)
+  const rejectedFile = stateFile.replace(/(\.json)?$/, ".rejected.jsonl")
+  yield* files.makeDirectory(dirname(stateFile), { recursive: true })
+
+  const known = restart ? Option.none<State>() : yield* stored(file, stateFile, reading)
+  let state: State = Option.isSome(known) ? known.value : yield* initial(file, reading)
+  const resumedAt = Option.isSome(known) ? state.line : 1
+  const decode = InteractionFile.decoder(reading, state.columns)
+
+  // What was rejected after the state was written comes again.
+  const rejects = yield* files.open(rejectedFile, { flag: "a+" })
+  yield* rejects.truncate(state.rejected_bytes)
+
+  const append = (entries: ReadonlyArray<NewInteraction>) =>
+    log.append(entries).pipe(
+      Effect.tapError((error) =>
+        passes(error)
+          ? Effect.logWarning("import.append_failed").pipe(Effect.annotateLogs(Telemetry.described(error)))
+          : Effect.void,
+      ),
+      Effect.retry({ schedule: RetryPolicies.reconnectRetry, while: passes }),
+    )
+
+  const importRecords = Effect.fnUntraced(function* (records: ReadonlyArray<InteractionFile.RawRecord>) {
+    const now = yield* Clock.currentTimeMillis
+    const accepted: Array<InteractionFile.RawRecord> = []
+    const entries: Array<NewInteraction> = []
+    const bad: Array<readonly [InteractionFile.RawRecord, string]> = []
+    for (const record of records) {
+      const decoded = record.problem === undefined ? decode(record.text, now) : Either.left(record.problem)
+      if (Either.isLeft(decoded)) bad.push([record, decoded.left])
+      else {
+        accepted.push(record)
+        entries.push({ ...decoded.right, trace: null, recordedAt: now })
+      }
+    }
+    const answers = entries.length === 0 ? [] : yield* append(entries)
+    let recorded = 0
+    let duplicates = 0
+    for (const [index, { _tag }] of answers.entries()) {
+      if (_tag === "Recorded") recorded += 1
+      else if (_tag === "Duplicate") duplicates += 1
+      else bad.push([accepted[index]!, "idempotency_key: came before with another interaction"])
+    }
+    const lines = bad
+      .toSorted(([a], [b]) => a.line - b.line)
+      .map(([{ line, text }, reason]) =>
+        JSON.stringify({ line, reason, text: text.slice(0, longestRejected) }),
+      )
+    const rejected = Buffer.from(lines.map((line) => `${line}\n`).join(""))
+    if (rejected.length > 0) yield* rejects.writeAll(rejected)
+    const last = records.at(-1)!
+    state = {
+      ...state,
+      offset: last.end,
+      line: last.nextLine,
+      recorded: state.recorded + recorded,
+      duplicates: state.duplicates + duplicates,
+      rejected: state.rejected + bad.length,
+      rejected_bytes: state.rejected_bytes + rejected.length,
+    }
+    yield* replace(stateFile, JSON.stringify(state))
+    if (strict && bad.length > 0)
+      return yield* new ImportRefused({ message: `line ${bad[0]![0].line}: ${bad[0]![1]}` })
+    yield* progress({
+      done: state.offset,
+      total,
+      count: state.recorded + state.duplicates + state.rejected,
+    })
+  })
+
+  const split = InteractionFile.splitter(reading, state)
+  yield* progress({ done: state.offset, total, count: state.recorded + state.duplicates + state.rejected })
+  const inBatches = (records: ReadonlyArray<InteractionFile.RawRecord>) =>
+    Effect.forEach(Arr.chunksOf(records, rowsAtOnce), importRecords, { discard: true })
+  yield* files
+    .stream(file, { offset: state.offset, chunkSize: bytesAtOnce, bufferSize: 2 })
+    .pipe(Stream.runForEach((chunk) => inBatches(split.push(chunk))))
+  yield* Effect.suspend(() => inBatches(split.end()))
+
+  const { duplicates, recorded, rejected } = state
+  if (rejected === 0) yield* files.remove(rejectedFile)
+  const report: ImportReport = {
+    file,
+    records: recorded + duplicates + rejected,
+    recorded,
+    duplicates,
+    rejected,
+    rejected_file: rejected > 0 ? rejectedFile : null,
+    state_file: stateFile,
+    resumed_at_line: resumedAt,
+    seconds: ((yield* Clock.currentTimeMillis) - began) / 1_000,
+  }
+  return report
+}, Effect.scoped)

@@ -1,0 +1,27 @@
+/** Parameters that routes of several groups take. */
+import { HttpApiSchema } from "@effect/platform"
+import { Schema } from "effect"
+import { ProductId, UserId } from "../model/Interaction.ts"
+
+export const user = HttpApiSchema.param("userId", Schema.typeSchema(UserId))
+export const product = HttpApiSchema.param("productId", Schema.typeSchema(ProductId))
+
+export const wellFormed = Schema.String.pipe(
+  Schema.filter((text) => text.isWellFormed() || "must not contain lone surrogates"),
+)
+export const refused = (rule: string) => ({ message: () => ({ message: rule, override: true }) })
+export const limitRule = "must be an integer from 1 to 100"
+export const Limit = Schema.optionalWith(
+  Schema.String.pipe(
+    Schema.pattern(/^([1-9][0-9]?|100)$/, refused(limitRule)),
+    Schema.compose(Schema.NumberFromString),
+  ),
+  { default: () => 10 },
+)
+export const Category = Schema.optional(
+  wellFormed.pipe(
+    Schema.filter((text) => (text.length > 0 && text.length <= 255) || "must be 1 to 255 characters"),
+  ),
+)
+export const choice = <const Values extends readonly [string, ...Array<string>]>(...values: Values) =>
+  Schema.Literal(...values).annotations(refused(`must be one of ${values.join(", ")}`))

@@ -1,0 +1,119 @@
+/** The routes of recommendations and of the catalogue's search. */
+import { HttpApiEndpoint, HttpApiGroup } from "@effect/platform"
+import { Schema } from "effect"
+import { EventType, SearchPhrase, UserId } from "../model/Interaction.ts"
+import { Category, choice, Limit, limitRule, product, refused, user } from "./ApiParameters.ts"
+
+const described = {
+  product_id: Schema.String,
+  product_name: Schema.NullOr(Schema.String),
+  category: Schema.NullOr(Schema.String),
+}
+const Recommended = Schema.Struct({
+  user_id: Schema.String,
+  source: Schema.Literal("taste", "popular").annotations({
+    description: "popular: the user has no taste yet; score = popularity, of decayed counts",
+  }),
+  items: Schema.Array(
+    Schema.Struct({
+      ...described,
+      score: Schema.Number.annotations({ description: "similarity + popularity" }),
+      similarity: Schema.Number.annotations({ description: "cosine of taste and product, both centred" }),
+      popularity: Schema.Number.annotations({
+        description:
+          "POPULARITY_WEIGHT · log(1 + n) / log(1 + greatest n); n = interactions with the product",
+      }),
+      because: Schema.Array(
+        Schema.Struct({
+          event_type: EventType,
+          product_id: Schema.optional(Schema.String),
+          search_phrase: Schema.optional(Schema.String),
+          occurred_at: Schema.String,
+          share: Schema.Number,
+        }),
+      ).annotations({ description: "the newest events that speak for the product, largest share first" }),
+      rest: Schema.Number.annotations({ description: "share of all older events; all shares add up to 1" }),
+    }),
+  ),
+}).annotations({ identifier: "Recommendations" })
+const BoughtBefore = Schema.Struct({
+  user_id: Schema.String,
+  items: Schema.Array(
+    Schema.Struct({
+      ...described,
+      score: Schema.Number.annotations({ description: "sum of exp(−λ · days since) over the purchases" }),
+      purchases: Schema.Number,
+      last_purchased_at: Schema.String,
+    }),
+  ),
+}).annotations({ identifier: "BuyAgain" })
+const SimilarProducts = Schema.Struct({
+  product_id: Schema.String,
+  items: Schema.Array(Schema.Struct({ ...described, similarity: Schema.Number })),
+}).annotations({ identifier: "SimilarProducts" })
+const SimilarUsers = Schema.Struct({
+  user_id: Schema.String,
+  compared: Schema.Number.annotations({ description: "users compared with" }),
+  items: Schema.Array(Schema.Struct({ user_id: Schema.String, similarity: Schema.Number })),
+}).annotations({ identifier: "SimilarUsers" })
+/** Asks for the products that a phrase means; nothing is recorded. */
+export const CatalogueSearchBody = Schema.Struct({
+  query: SearchPhrase,
+  user: Schema.optionalWith(UserId, { nullable: true }),
+  category: Schema.optionalWith(Category.from, { nullable: true }),
+  limit: Schema.optionalWith(Schema.Int.pipe(Schema.between(1, 100)).annotations(refused(limitRule)), {
+    default: () => 10,
+    nullable: true,
+  }),
+}).annotations({ identifier: "CatalogueSearchBody" })
+const FoundProducts = Schema.Struct({
+  query: Schema.String,
+  user_id: Schema.NullOr(Schema.String),
+  personalised: Schema.Boolean.annotations({ description: "whether the user's taste took part" }),
+  items: Schema.Array(
+    Schema.Struct({
+      ...described,
+      score: Schema.Number.annotations({ description: "similarity + 0.3 · taste" }),
+      similarity: Schema.Number.annotations({ description: "cosine of phrase and product, both centred" }),
+      taste: Schema.NullOr(Schema.Number).annotations({
+        description: "cosine of the user's taste and product",
+      }),
+    }),
+  ),
+}).annotations({ identifier: "FoundProducts" })
+
+export const recommendations = HttpApiGroup.make("recommendations")
+  .add(
+    HttpApiEndpoint.get("recommend")`/api/user/${user}/recommendations`
+      .setUrlParams(
+        Schema.Struct({
+          limit: Limit,
+          exclude: Schema.optionalWith(choice("purchased", "seen", "none"), {
+            default: () => "purchased" as const,
+          }),
+          category: Category,
+          fallback: Schema.optionalWith(choice("popular", "none"), { default: () => "popular" as const }),
+        }),
+      )
+      .addSuccess(Recommended),
+  )
+  .add(
+    HttpApiEndpoint.get("buyAgain")`/api/user/${user}/buy-again`
+      .setUrlParams(Schema.Struct({ limit: Limit }))
+      .addSuccess(BoughtBefore),
+  )
+  .add(
+    HttpApiEndpoint.get("similarUsers")`/api/user/${user}/similar`
+      .setUrlParams(Schema.Struct({ limit: Limit }))
+      .addSuccess(SimilarUsers),
+  )
+  .add(
+    HttpApiEndpoint.get("similarProducts")`/api/product/${product}/similar`
+      .setUrlParams(Schema.Struct({ limit: Limit, category: Category }))
+      .addSuccess(SimilarProducts),
+  )
+  .add(
+    HttpApiEndpoint.post("searchCatalogue", "/api/search")
+      .setPayload(CatalogueSearchBody)
+      .addSuccess(FoundProducts),
+  )

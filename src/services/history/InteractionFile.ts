@@ -1,0 +1,309 @@
+/**
+ * Interactions in files, JSON Lines or CSV (RFC 4180): pure splitting, decoding and encoding. A file says of each
+ * interaction what an item of the bulk route says, under column names of its own; other columns become metadata.
+ */
+import { Either, Predicate } from "effect"
+import {
+  canonicalTimestamp,
+  type EventType,
+  eventTypes,
+  type Interaction,
+  reference,
+} from "../model/Interaction.ts"
+import type { LoggedInteraction } from "../ports/InteractionLog.ts"
+import type { Submission } from "../record/InteractionRecorder.ts"
+import { ofBulkItem } from "../record/Submission.ts"
+
+export type Format = "jsonl" | "csv"
+
+/** How the records of a file are to be read. */
+export interface Reading {
+  readonly format: Format
+  /** One character between the cells of a CSV file. */
+  readonly delimiter: string
+  /** Field → the column that holds it, where its name is another. */
+  readonly map: Readonly<Record<string, string>>
+  /** Value of the column → event type, beside the event types themselves and `view`, `click`, `purchase`. */
+  readonly types: Readonly<Record<string, string>>
+  /** Field → value for every record. */
+  readonly set: Readonly<Record<string, string>>
+  /** Columns that don't become metadata; `*` = none does. */
+  readonly ignore: ReadonlyArray<string>
+}
+
+/** A record as it stands in the file. */
+export interface RawRecord {
+  /** Line on which it begins, from 1. */
+  readonly line: number
+  readonly text: string
+  /** Offset in bytes behind it, and the line that begins there. */
+  readonly end: number
+  readonly nextLine: number
+  /** Why it can't be read at all. */
+  readonly problem?: string
+}
+
+/** Longest record in bytes; what is longer is no record, but a quote left open or another kind of file. */
+export const maxRecordBytes = 1024 * 1024
+
+const newline = 0x0a
+const quote = 0x22
+
+/**
+ * Splits bytes into records from `start` on; blank lines are none. In CSV a quote opens at the beginning of a cell
+ * only, and lines within quotes belong to one record.
+ */
+export const splitter = (
+  { format, delimiter }: Pick<Reading, "format" | "delimiter">,
+  start: { readonly offset: number; readonly line: number },
+) => {
+  const delimiterByte = delimiter.charCodeAt(0)
+  /** Bytes of the current record; `scanned` of them have been looked at. */
+  let pending: Buffer = Buffer.alloc(0)
+  let scanned = 0
+  let quoted = false
+  /** Where a quote was closed: right behind it another one is a quote of the text. */
+  let closed = -1
+  /** Set while the rest of a record that is too long goes by. */
+  let problem: string | undefined
+  let { offset, line } = start
+  let nextLine = line
+
+  const take = (length: number, records: Array<RawRecord>) => {
+    const text = problem === undefined ? pending.toString("utf8", 0, length).replace(/\r?\n$/, "") : ""
+    offset += length
+    if (problem !== undefined) records.push({ line, text, end: offset, nextLine, problem })
+    else if (text.trim() !== "") records.push({ line, text, end: offset, nextLine })
+    pending = pending.subarray(length)
+    scanned = 0
+    quoted = false
+    closed = -1
+    problem = undefined
+    line = nextLine
+  }
+
+  const scan = (records: Array<RawRecord>) => {
+    while (scanned < pending.length) {
+      const byte = pending[scanned++]
+      if (byte === newline) {
+        nextLine += 1
+        if (!quoted) take(scanned, records)
+      } else if (byte === quote && format === "csv" && problem === undefined) {
+        if (quoted) {
+          quoted = false
+          closed = scanned - 1
+        } else quoted = scanned === 1 || pending[scanned - 2] === delimiterByte || closed === scanned - 2
+      }
+    }
+  }
+
+  const tooLong = `is longer than ${maxRecordBytes} bytes`
+  const push = (chunk: Uint8Array): ReadonlyArray<RawRecord> => {
+    const records: Array<RawRecord> = []
+    pending = pending.length === 0 ? Buffer.from(chunk) : Buffer.concat([pending, chunk])
+    scan(records)
+    while (quoted && pending.length > maxRecordBytes && pending.includes(newline)) {
+      // The line that opened the quote is given up; the next ones are read as if it had not.
+      problem = `${tooLong}; is a quote left open?`
+      nextLine = line + 1
+      take(pending.indexOf(newline) + 1, records)
+      scan(records)
+    }
+    if (pending.length > maxRecordBytes || problem !== undefined) {
+      problem ??= tooLong
+      quoted = false
+      offset += pending.length
+      pending = Buffer.alloc(0)
+      scanned = 0
+    }
+    return records
+  }
+
+  /** What is left when the file ends without a newline. */
+  const end = (): ReadonlyArray<RawRecord> => {
+    const records: Array<RawRecord> = []
+    nextLine += 1
+    take(pending.length, records)
+    return records
+  }
+
+  return { push, end }
+}
+
+/** The cells of one CSV record. */
+export const parseCells = (text: string, delimiter: string): ReadonlyArray<string> => {
+  const cells: Array<string> = []
+  let at = 0
+  while (at <= text.length) {
+    if (text[at] !== '"') {
+      const next = text.indexOf(delimiter, at)
+      const end = next === -1 ? text.length : next
+      cells.push(text.slice(at, end))
+      at = end + 1
+      continue
+    }
+    let cell = ""
+    for (at += 1; at < text.length; ) {
+      const next = text.indexOf('"', at)
+      const end = next === -1 ? text.length : next
+      cell += text.slice(at, end)
+      at = end + 1
+      if (text[at] !== '"') break
+      cell += '"'
+      at += 1
+    }
+    // Whatever stands between the closing quote and the next delimiter belongs to the cell, as spreadsheets read it.
+    const next = text.indexOf(delimiter, at)
+    const end = next === -1 ? text.length : next
+    cells.push(cell + text.slice(at, end))
+    at = end + 1
+  }
+  return cells
+}
+
+/** A cell, quoted where it must be. */
+const toCell = (value: string): string =>
+  /[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value
+
+// ---------------------------------------------------------------------------------------------------------
+// Decoding
+
+const fields = [
+  "user_id",
+  "event_type",
+  "search_phrase",
+  "product_id",
+  "occurred_at",
+  "idempotency_key",
+] as const
+export const mappable: ReadonlyArray<string> = [...fields, "metadata"]
+/** What an export adds and an import finds out by itself. */
+const derived = ["message_id", "recorded_at"]
+
+/** The full names too: what is kept of a record is then no part of its line, which would stay in memory with it. */
+const knownTypes: Readonly<Record<string, EventType>> = {
+  ...Object.fromEntries(eventTypes.map((type) => [type, type])),
+  view: "product_view",
+  click: "product_click",
+  purchase: "product_purchase",
+}
+
+const wallTime =
+  /^(\d{4}-\d{2}-\d{2})(?:[ T](\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?))?(?: ?(Z|UTC|[+-]\d{2}:?\d{2}))?$/
+
+/**
+ * Instants as histories have them, in the form of {@link canonicalTimestamp}: ISO 8601, `2020-01-31 12:34:56`, a day,
+ * Unix seconds or milliseconds. What names no offset is UTC. Anything else is answered as it is, to be refused.
+ */
+export const toTimestamp = (value: unknown): unknown => {
+  const unix =
+    typeof value === "number" ? value : /^\d{9,14}(\.\d+)?$/.test(String(value)) ? Number(value) : Number.NaN
+  if (Number.isFinite(unix) && unix >= 0) {
+    const date = new Date(Math.trunc(unix < 1e11 ? unix * 1_000 : unix))
+    return Number.isNaN(date.getTime()) ? value : date.toISOString()
+  }
+  if (typeof value !== "string") return value
+  const canonical = canonicalTimestamp(value)
+  if (canonical !== undefined) return canonical
+  const match = wallTime.exec(value.trim())
+  if (match === null) return value
+  const [, day, time = "00:00:00", zone = "Z"] = match
+  return canonicalTimestamp(`${day}T${time}${zone === "UTC" ? "Z" : zone}`) ?? value
+}
+
+const parseObject = (text: string): Readonly<Record<string, unknown>> | string => {
+  try {
+    const value: unknown = JSON.parse(text)
+    return Predicate.isRecord(value) && !Array.isArray(value) ? value : "must be a JSON object"
+  } catch {
+    return "is not JSON"
+  }
+}
+
+const toRow = (columns: ReadonlyArray<string>, delimiter: string) => (text: string) => {
+  const cells = parseCells(text, delimiter)
+  if (cells.length !== columns.length) return `has ${cells.length} cells, the header ${columns.length}`
+  const row: Record<string, unknown> = {}
+  for (const [index, cell] of cells.entries()) if (cell !== "") row[columns[index]!] = cell
+  return row
+}
+
+const asMetadata = (value: unknown): unknown => {
+  if (typeof value !== "string") return value ?? {}
+  const parsed = parseObject(value)
+  return typeof parsed === "string" ? value : parsed
+}
+
+/** Decodes the text of records. `columns` is the header of a CSV file. `now` in Unix ms. */
+export const decoder = (reading: Reading, columns: ReadonlyArray<string>) => {
+  const columnOf = (field: string) => reading.map[field] ?? field
+  const consumed = new Set([...mappable.map(columnOf), ...derived, ...reading.ignore])
+  const keepsOthers = !reading.ignore.includes("*")
+  const parse = reading.format === "csv" ? toRow(columns, reading.delimiter) : parseObject
+  const typeOf = (value: unknown) =>
+    typeof value === "string" ? (reading.types[value] ?? knownTypes[value] ?? value) : value
+  const nameOf = (field: string) => {
+    const column = columnOf(field)
+    return column === field ? field : `${field} (${column})`
+  }
+
+  return (text: string, now: number): Either.Either<Submission, string> => {
+    const record = parse(text)
+    if (typeof record === "string") return Either.left(record)
+    const item: Record<string, unknown> = {}
+    for (const field of fields) {
+      const value = reading.set[field] ?? record[columnOf(field)]
+      if (value !== undefined && value !== null && value !== "") item[field] = value
+    }
+    if (item.occurred_at === undefined) return Either.left(`${nameOf("occurred_at")}: is missing`)
+    item.event_type = typeOf(item.event_type)
+    item.occurred_at = toTimestamp(item.occurred_at)
+    let metadata = asMetadata(record[columnOf("metadata")])
+    if (keepsOthers && Predicate.isRecord(metadata)) {
+      const all: Record<string, unknown> = { ...metadata }
+      for (const column in record) if (!consumed.has(column)) all[column] = record[column]
+      metadata = all
+    }
+    item.metadata = metadata
+    return Either.mapLeft(ofBulkItem(item, now), (issues) =>
+      issues.map(({ field, detail }) => (field === "" ? detail : `${nameOf(field)}: ${detail}`)).join("; "),
+    )
+  }
+}
+
+/** Columns of a CSV file, from its first record. */
+export const header = (text: string, delimiter: string): ReadonlyArray<string> =>
+  parseCells(text.replace(/^\uFEFF/, ""), delimiter).map((cell) => cell.trim())
+
+// ---------------------------------------------------------------------------------------------------------
+// Encoding
+
+export const csvHeader =
+  "user_id,event_type,search_phrase,product_id,occurred_at,metadata,message_id,recorded_at"
+
+/** One line without its end; what is written so is read back by {@link decoder} as it was. */
+export const encode = (format: Format, { interaction, recordedAt }: LoggedInteraction): string => {
+  const recorded_at = new Date(recordedAt).toISOString()
+  if (format === "csv") {
+    const { event_type, message_id, metadata, occurred_at, product_id, search_phrase, user_id } = interaction
+    return [
+      user_id,
+      event_type,
+      search_phrase ?? "",
+      product_id ?? "",
+      occurred_at,
+      JSON.stringify(metadata),
+      message_id,
+      recorded_at,
+    ]
+      .map(toCell)
+      .join(",")
+  }
+  return JSON.stringify({ ...about(interaction), recorded_at })
+}
+
+const about = (interaction: Interaction) => {
+  const { event_type, message_id, metadata, occurred_at, user_id } = interaction
+  const what = event_type === "search" ? "search_phrase" : "product_id"
+  return { user_id, event_type, [what]: reference(interaction), occurred_at, metadata, message_id }
+}

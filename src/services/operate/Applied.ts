@@ -1,0 +1,55 @@
+/** Which interactions of the log have been applied: their ids are on the user's record or in the ledger. */
+import { Effect, Stream } from "effect"
+import * as AppliedIds from "../model/AppliedIds.ts"
+import type { MessageId, UserId } from "../model/Interaction.ts"
+import type { UserEmbeddings, UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
+
+/** The bookkeeping of a user, read at one instant. */
+export interface Bookkept extends Pick<UserRecord, "archived"> {
+  readonly onRecord: ReadonlySet<string>
+}
+
+export const bookkept = ({ applied, archived }: Pick<UserRecord, "applied" | "archived">): Bookkept => ({
+  onRecord: AppliedIds.toSet(applied),
+  archived,
+})
+
+/** The prefixes of those interactions that are applied. The ledger is asked for what is not on the record. */
+export const applied = Effect.fnUntraced(function* (
+  users: UserEmbeddings["Type"],
+  interactions: ReadonlyArray<{ readonly user_id: UserId; readonly message_id: MessageId }>,
+  records: ReadonlyMap<UserId, Bookkept>,
+) {
+  const found = new Set<string>()
+  const toLookUp = new Map<UserId, Array<string>>()
+  for (const { message_id, user_id } of interactions) {
+    const id = AppliedIds.prefix(message_id)
+    const record = records.get(user_id)
+    if (record?.onRecord.has(id)) found.add(id)
+    else if (record !== undefined && record.archived > 0) {
+      const ids = toLookUp.get(user_id) ?? []
+      ids.push(id)
+      toLookUp.set(user_id, ids)
+    }
+  }
+  if (toLookUp.size === 0) return found
+  const ledger = yield* users.archived(Array.from(toLookUp, ([user_id, ids]) => ({ user_id, ids })))
+  for (const ids of ledger.values()) for (const id of ids) found.add(id)
+  return found
+})
+
+/** Ids in the ledger; what a lost compare-and-swap put there and is still on the record is left out. */
+export const offRecord = (
+  users: UserEmbeddings["Type"],
+  user: UserId,
+  { archived, onRecord }: Bookkept,
+): Stream.Stream<ReadonlyArray<string>, UserEmbeddingsError> =>
+  archived === 0
+    ? Stream.empty
+    : Stream.map(users.ledger([user]), (entries) =>
+        entries.flatMap(({ ids }) => ids.filter((id) => !onRecord.has(id))),
+      )
+
+/** How many interactions of the user are applied. */
+export const total = (users: UserEmbeddings["Type"], user: UserId, record: Bookkept) =>
+  Stream.runFold(offRecord(users, user, record), record.onRecord.size, (sum, ids) => sum + ids.length)

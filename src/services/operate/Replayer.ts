@@ -1,0 +1,107 @@
+/**
+ * Step: InteractionLog → InteractionQueue, again. Ids and instants stay those of the log, so what was applied is not
+ * applied again, and what was recorded before an erasure does not come back.
+ */
+import { Chunk, Clock, Context, Effect, Layer, Schedule, Schema, Stream } from "effect"
+import * as MessageTraces from "../MessageTraces.ts"
+import {
+  InteractionLog,
+  type InteractionLogError,
+  type LogFilter,
+  type LogRow,
+} from "../ports/InteractionLog.ts"
+import { InteractionQueue, InteractionQueueError } from "../ports/InteractionQueue.ts"
+import * as RetryPolicies from "../RetryPolicies.ts"
+import { roomInQueue, toMessage } from "../record/OutboxRelay.ts"
+
+export interface ReplayReport {
+  /** Rows of the log that the filter leaves. */
+  readonly matched: number
+  /** Messages that the broker has confirmed; none in a dry run. */
+  readonly published: number
+}
+
+/** The broker did not take a page, however often it was offered. */
+export class ReplayStopped extends Schema.TaggedError<ReplayStopped>()("ReplayStopped", {
+  published: Schema.Number,
+  cause: Schema.Defect,
+}) {
+  override get message() {
+    const why = this.cause instanceof Error ? this.cause.message : String(this.cause)
+    return `stopped after ${this.published} messages: ${why}; to start anew does no harm`
+  }
+}
+
+export class Replayer extends Context.Tag("user-embeddings/Replayer")<
+  Replayer,
+  {
+    /** Publishes rows again, page by page; `progress` is told how many. A dry run only counts. */
+    readonly replay: (
+      filter: LogFilter,
+      options?: {
+        readonly dryRun?: boolean
+        readonly progress?: (published: number) => Effect.Effect<void>
+      },
+    ) => Effect.Effect<ReplayReport, InteractionLogError | ReplayStopped>
+  }
+>() {}
+
+/** Rows of one publish: the confirm window. */
+const page = 1_000
+const patience = "1 minute"
+
+const make = Effect.gen(function* () {
+  const log = yield* InteractionLog
+  const queue = yield* InteractionQueue
+
+  const publish = (rows: ReadonlyArray<LogRow>) => {
+    let left = rows
+    return Effect.gen(function* () {
+      const confirmations = yield* queue.publish(left.map(toMessage))
+      left = left.filter((_, index) => confirmations[index] !== "confirmed")
+      if (left.length === 0) return
+      return yield* new InteractionQueueError({
+        reason: "rejected",
+        operation: "publish",
+        cause: `${left.length} messages were not confirmed`,
+      })
+    }).pipe(Effect.retry(RetryPolicies.reconnectRetry.pipe(Schedule.upTo(patience))))
+  }
+
+  const send = (rows: ReadonlyArray<LogRow>) =>
+    Effect.gen(function* () {
+      yield* publish(rows)
+      const waiting = rows.filter((row) => !row.published).map(({ interaction }) => interaction.message_id)
+      if (waiting.length > 0) yield* log.markPublished(waiting, yield* Clock.currentTimeMillis)
+    })
+
+  const replay: Replayer["Type"]["replay"] = Effect.fn("Replayer.replay")(function* (
+    filter,
+    { dryRun = false, progress = () => Effect.void } = {},
+  ) {
+    const rows = log.stream(filter)
+    if (dryRun) return { matched: yield* Stream.runCount(rows), published: 0 }
+    let published = 0
+    const stopped = (cause: InteractionQueueError) => new ReplayStopped({ published, cause })
+    yield* rows.pipe(
+      Stream.grouped(page),
+      Stream.map(Chunk.toReadonlyArray),
+      Stream.runForEach((some) =>
+        Effect.gen(function* () {
+          yield* Effect.mapError(roomInQueue(queue), stopped)
+          yield* send(some).pipe(
+            MessageTraces.together("replay interactions", some.map(MessageTraces.traced)),
+            Effect.catchTag("InteractionQueueError", (cause) => Effect.fail(stopped(cause))),
+          )
+          published += some.length
+          yield* progress(published)
+        }),
+      ),
+    )
+    return { matched: published, published }
+  })
+
+  return { replay }
+})
+
+export const layer = Layer.effect(Replayer, make)

@@ -1,0 +1,124 @@
+/**
+ * How often products were interacted with, counted from the log: read once in slices, then kept up with what is added.
+ * Rows may be committed out of order, so the last of them are counted anew each time. What an erasure removes from the
+ * log counts until the next start.
+ */
+import { Clock, Context, Duration, Effect, Layer } from "effect"
+import { EmbeddingConfig } from "../EmbeddingConfig.ts"
+import type { ProductId } from "../model/Interaction.ts"
+import { InteractionLog, InteractionLogError } from "../ports/InteractionLog.ts"
+import * as Refresher from "./Refresher.ts"
+
+/** Rows counted by one statement: some 20 ms of the server's time. */
+const rowsPerSlice = 10_000
+/** Rows at the end of the log that are not counted for good yet. */
+const unsettledRows = 10_000
+/** How old the counts may be. */
+const freshFor = Duration.seconds(2)
+const dayMillis = 86_400_000
+
+/** A product and its interactions, each weighed by exp(−λ · days since the day on which it occurred). */
+export interface Popular {
+  readonly product_id: ProductId
+  readonly decayed: number
+}
+
+export interface Counts {
+  /** Interactions with the product, ever. */
+  readonly of: (product: ProductId) => number
+  /** The same of the product that has most. */
+  readonly most: number
+}
+
+export class Popularity extends Context.Tag("user-embeddings/Popularity")<
+  Popularity,
+  {
+    readonly counts: Effect.Effect<Counts, InteractionLogError>
+    /** All products with interactions, most popular first by decayed count, ties by product id. */
+    readonly ranking: Effect.Effect<ReadonlyArray<Popular>, InteractionLogError>
+  }
+>() {}
+
+interface Tallied {
+  readonly ever: number
+  readonly decayed: number
+}
+type Tally = Map<ProductId, Tallied>
+const none: Tallied = { ever: 0, decayed: 0 }
+
+const make = Effect.gen(function* () {
+  const log = yield* InteractionLog
+  const { lambda } = yield* EmbeddingConfig
+
+  /** The rows up to `settled`, and those after it. */
+  const old: Tally = new Map()
+  let recent: Tally = new Map()
+  let settled = 0
+  /** `ever` of the most popular product, of the old rows and of all. */
+  let mostOld = 0
+  let most = 0
+  /** The day as of which counts are decayed; later all are scaled alike, so that their order stays. */
+  let asOf = 0
+
+  const tally = Effect.fnUntraced(function* (into: Tally, after: number, upTo: number, today: number) {
+    for (const { day, interactions, product_id } of yield* log.productCounts(after, upTo)) {
+      const { decayed, ever } = into.get(product_id) ?? none
+      const days = Math.max(0, today - Date.parse(day) / dayMillis)
+      into.set(product_id, {
+        ever: ever + interactions,
+        decayed: decayed + interactions * Math.exp(-lambda * days),
+      })
+    }
+  })
+
+  const refresh = Effect.gen(function* () {
+    const today = Math.floor((yield* Clock.currentTimeMillis) / dayMillis)
+    const fading = Math.exp(-lambda * (today - asOf))
+    if (asOf !== today && asOf !== 0)
+      for (const [id, { decayed, ever }] of old) old.set(id, { ever, decayed: decayed * fading })
+    asOf = today
+    const end = yield* log.end
+    const settling = end - unsettledRows
+    while (settled < settling) {
+      const upTo = Math.min(settling, settled + rowsPerSlice)
+      yield* tally(old, settled, upTo, today)
+      settled = upTo
+    }
+    const last: Tally = new Map()
+    for (let after = settled; after < end; after += rowsPerSlice)
+      yield* tally(last, after, Math.min(end, after + rowsPerSlice), today)
+    recent = last
+    for (const { ever } of old.values()) mostOld = Math.max(mostOld, ever)
+    most = mostOld
+    for (const id of recent.keys()) most = Math.max(most, of(id).ever)
+  })
+
+  const of = (id: ProductId): Tallied => {
+    const before = old.get(id) ?? none
+    const since = recent.get(id) ?? none
+    return { ever: before.ever + since.ever, decayed: before.decayed + since.decayed }
+  }
+
+  const { current } = yield* Refresher.make<InteractionLogError, never>({
+    name: "popularity",
+    freshFor,
+    refresh,
+    stillLoading: () =>
+      new InteractionLogError({
+        reason: "unavailable",
+        operation: "count interactions",
+        cause: new Error("the log is still being counted"),
+      }),
+  })
+
+  return Popularity.of({
+    counts: Effect.map(current, () => ({ of: (product) => of(product).ever, most })),
+    ranking: Effect.map(current, () =>
+      [...new Set([...old.keys(), ...recent.keys()])]
+        .map((product_id) => ({ product_id, decayed: of(product_id).decayed }))
+        .sort((a, b) => b.decayed - a.decayed || (a.product_id < b.product_id ? -1 : 1)),
+    ),
+  })
+})
+
+export const layer = Layer.scoped(Popularity, make)

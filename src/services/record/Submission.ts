@@ -1,0 +1,190 @@
+/**
+ * What a client sent → {@link Submission}: pure decoding, shared by every route that records interactions. Path,
+ * header and body are decoded together, so that one answer names every offending field as the client knows it.
+ */
+import { Either, type ParseResult, Predicate, Schema } from "effect"
+import * as Interaction from "../model/Interaction.ts"
+import type { FieldIssue } from "../model/Problem.ts"
+import type { Submission } from "./InteractionRecorder.ts"
+
+export type Decoded = Either.Either<Submission, ReadonlyArray<FieldIssue>>
+
+/** Facts of any kind beside the fields that a route names: they become the metadata. */
+const facts = {
+  key: Schema.String,
+  value: Schema.Unknown.annotations({ jsonSchema: { type: ["string", "number", "boolean", "null"] } }),
+}
+/** `null` says as much as nothing. */
+const optional = <A, I>(schema: Schema.Schema<A, I>) => Schema.optionalWith(schema, { nullable: true })
+
+/** Body of the search route: `{"query", "occurred_at"?, …metadata}`. */
+export const SearchBody = Schema.Struct(
+  { query: Interaction.SearchPhrase, occurred_at: Schema.optional(Interaction.Timestamp) },
+  facts,
+).annotations({ identifier: "SearchBody" })
+
+/** Body of the product routes, optional: `{"occurred_at"?, …metadata}`. */
+export const ProductBody = Schema.Struct(
+  { occurred_at: Schema.optional(Interaction.Timestamp) },
+  facts,
+).annotations({ identifier: "ProductBody" })
+
+const keyPattern = /^[\x20-\x7e]{1,255}$/
+const common = {
+  user_id: Interaction.UserId,
+  occurred_at: optional(Interaction.Timestamp),
+  idempotency_key: optional(
+    Schema.String.pipe(
+      Schema.pattern(keyPattern, {
+        message: () => "must be 1 to 255 printable ASCII characters",
+      }),
+    ),
+  ),
+  metadata: optional(Interaction.Metadata),
+}
+const absent = Schema.optional(
+  Schema.Null.annotations({ message: () => "must not be set for this event_type" }),
+)
+const SearchItem = Schema.Struct({
+  ...common,
+  event_type: Schema.Literal("search"),
+  search_phrase: Interaction.SearchPhrase,
+  product_id: absent,
+})
+const ProductItem = Schema.Struct({
+  ...common,
+  event_type: Schema.Literal("product_view", "product_click", "product_purchase"),
+  search_phrase: absent,
+  product_id: Interaction.ProductId,
+})
+/** One item of the bulk route. */
+export const BulkItem = Schema.Union(SearchItem, ProductItem).annotations({ identifier: "BulkItem" })
+
+const options = { errors: "all", onExcessProperty: "error" } as const
+const decodeSearch = Schema.decodeUnknownEither(SearchItem, options)
+const decodeProduct = Schema.decodeUnknownEither(ProductItem, options)
+const isEventType = Schema.is(Interaction.EventType)
+
+const issue = (field: string, detail: string) => Either.left([{ field, detail }])
+const eventTypeRule = `must be one of ${Interaction.eventTypes.join(", ")}`
+
+const describe = (problem: string): string => {
+  if (problem.startsWith("is unexpected")) return "is not a known field"
+  return problem.endsWith("actual undefined") ? "is missing" : problem
+}
+
+const fields = new Set([...Object.keys(SearchItem.fields), ...Object.keys(ProductItem.fields)])
+const isKey = (value: unknown): value is string => typeof value === "string" && keyPattern.test(value)
+
+interface Sent {
+  readonly made: Interaction.Made
+  readonly idempotencyKey: string | null
+  readonly occurredAtGiven: boolean
+}
+
+/** The usual item as it stands; `undefined` = ask its schema. */
+const asItStands = (item: Readonly<Record<string, unknown>>, instant: string): Sent | undefined => {
+  for (const field in item) if (!fields.has(field)) return undefined
+  const { event_type, idempotency_key = null, product_id, search_phrase, user_id } = item
+  if (idempotency_key !== null && !isKey(idempotency_key)) return undefined
+  const given = item.occurred_at ?? undefined
+  const occurred_at = given ?? instant
+  const metadata = item.metadata ?? {}
+  const made = Interaction.usual({ event_type, metadata, occurred_at, product_id, search_phrase, user_id })
+  return made && { made, idempotencyKey: idempotency_key, occurredAtGiven: given !== undefined }
+}
+
+/** By the schema of its kind, so that the issues are those of the one that was meant. */
+const asDecoded = (
+  item: Readonly<Record<string, unknown>> & { readonly event_type: Interaction.EventType },
+  instant: string,
+): Either.Either<Sent, ReadonlyArray<FieldIssue>> => {
+  const decoded: Either.Either<typeof BulkItem.Type, ParseResult.ParseError> =
+    item.event_type === "search" ? decodeSearch(item) : decodeProduct(item)
+  return Either.mapBoth(decoded, {
+    onLeft: (error) =>
+      Interaction.issues(error).map(({ field, problem }) => ({ field, detail: describe(problem) })),
+    onRight: (sent) => {
+      const { idempotency_key = null, metadata = {}, occurred_at: given, user_id } = sent
+      const facts = { user_id, occurred_at: given ?? instant, metadata }
+      const made =
+        sent.event_type === "search"
+          ? { ...facts, event_type: sent.event_type, search_phrase: sent.search_phrase }
+          : { ...facts, event_type: sent.event_type, product_id: sent.product_id }
+      return { made, idempotencyKey: idempotency_key, occurredAtGiven: given !== undefined }
+    },
+  })
+}
+
+/** `item` is parsed JSON; keys that are not known are refused. `now` in Unix ms. */
+export const ofBulkItem = (item: unknown, now: number): Decoded => {
+  if (!Predicate.isRecord(item)) return issue("", "must be a JSON object")
+  const { event_type } = item
+  if (!isEventType(event_type)) return issue("event_type", eventTypeRule)
+  const instant = new Date(now).toISOString()
+  const usual = asItStands(item, instant)
+  const sent = usual ? Either.right(usual) : asDecoded({ ...item, event_type }, instant)
+  return Either.flatMap(sent, ({ made, ...rest }) =>
+    Date.parse(made.occurred_at) > now + Interaction.maxFutureMillis
+      ? issue("occurred_at", "must not be more than 60 s in the future")
+      : Either.right({ interaction: Interaction.make(made), ...rest }),
+  )
+}
+
+const names: Readonly<Record<string, string>> = {
+  user_id: "userId",
+  product_id: "productId",
+  search_phrase: "query",
+  idempotency_key: "Idempotency-Key",
+}
+/** A route is a bulk item whose parts stand elsewhere. */
+const ofRoute = (
+  body: unknown,
+  item: (body: Readonly<Record<string, unknown>>) => object,
+  now: number,
+): Decoded =>
+  Predicate.isRecord(body)
+    ? Either.mapLeft(ofBulkItem(item(body), now), (issues) =>
+        issues.map(({ field, detail }) => ({
+          field: names[field] ?? field.replace(/^metadata\./, ""),
+          detail,
+        })),
+      )
+    : issue("", "must be a JSON object")
+
+/** `body` is parsed JSON, `key` the header `Idempotency-Key`, if there was one. */
+export const ofSearch = (user_id: string, body: unknown, key: string | undefined, now: number): Decoded =>
+  ofRoute(
+    body,
+    ({ occurred_at, query, ...metadata }) => ({
+      user_id,
+      event_type: "search",
+      search_phrase: query,
+      occurred_at,
+      idempotency_key: key,
+      metadata,
+    }),
+    now,
+  )
+
+/** `body` is parsed JSON, or `{}` where the request had none. */
+export const ofProduct = (
+  user_id: string,
+  product_id: string,
+  event_type: Exclude<Interaction.EventType, "search">,
+  body: unknown,
+  key: string | undefined,
+  now: number,
+): Decoded =>
+  ofRoute(
+    body,
+    ({ occurred_at, ...metadata }) => ({
+      user_id,
+      event_type,
+      product_id,
+      occurred_at,
+      idempotency_key: key,
+      metadata,
+    }),
+    now,
+  )

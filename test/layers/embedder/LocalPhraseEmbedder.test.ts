@@ -1,0 +1,77 @@
+import { expect } from "bun:test"
+import { ConfigError, Effect, Layer } from "effect"
+import * as LocalPhraseEmbedder from "../../../src/layers/embedder/LocalPhraseEmbedder.ts"
+import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
+import * as Vector from "../../../src/services/model/Vector.ts"
+import { PhraseEmbedder } from "../../../src/services/ports/PhraseEmbedder.ts"
+import { suite, vectorsOf } from "../../contracts/PhraseEmbedderContract.ts"
+import { effectTest, layerSuite } from "../../support/effect.ts"
+
+const layerOf = (dimensions: number) =>
+  LocalPhraseEmbedder.layer.pipe(Layer.provide(EmbeddingConfig.layer({ dimensions })))
+
+suite("local", layerOf(1536), { dimensions: 1536, space: "local:minilm-words:1536" })
+
+effectTest(
+  "dimensions that the rows can't be tiled to stop the start with a message that names the way out",
+  () =>
+    Effect.gen(function* () {
+      const error = yield* Effect.flip(Layer.build(layerOf(1000)))
+      expect(ConfigError.isConfigError(error)).toBe(true)
+      expect(String(error)).toContain('EMBEDDING_DIMENSIONS "1000": must be a multiple of 384')
+      expect(String(error)).toContain("EMBEDDING_DIMENSIONS=1536")
+    }),
+)
+
+effectTest("tiling keeps cosines", () =>
+  Effect.gen(function* () {
+    const cosine = (dimensions: number) =>
+      vectorsOf(["wireless headphones", "bluetooth earbuds"]).pipe(
+        Effect.map(([a, b]) => Vector.dot(a!, b!)),
+        Effect.provide(layerOf(dimensions)),
+      )
+    expect(yield* cosine(1536)).toBeCloseTo(yield* cosine(384), 6)
+  }),
+)
+
+layerSuite("local: meaning", layerOf(384), (it) => {
+  const cosine = (one: string, other: string) =>
+    Effect.map(vectorsOf([one, other]), ([a, b]) => Vector.dot(a!, b!))
+
+  it("related words are nearer than unrelated ones", () =>
+    Effect.gen(function* () {
+      const related = [
+        ["wireless headphones", "bluetooth earbuds"],
+        ["dog food", "treats for puppies"],
+        ["cast iron skillet", "frying pan"],
+        ["running shoes", "sneakers"],
+        ["science fiction novel", "fantasy book"],
+      ] as const
+      for (const [phrase, near] of related)
+        for (const [, far] of related.filter(([other]) => other !== phrase))
+          expect(yield* cosine(phrase, near)).toBeGreaterThan(yield* cosine(phrase, far))
+    }))
+
+  it("case, accents and invisible characters change nothing", () =>
+    Effect.gen(function* () {
+      expect(yield* cosine("Café Table", "cafe table")).toBeCloseTo(1, 6)
+      expect(yield* cosine("head\u00adphones", "headphones")).toBeCloseTo(1, 6)
+    }))
+
+  it("a character outside the vocabulary hardly moves words that are known", () =>
+    Effect.gen(function* () {
+      expect(yield* cosine("wireless headphones 🎧", "wireless headphones")).toBeGreaterThan(0.99)
+    }))
+
+  it("words that say little count little", () =>
+    Effect.gen(function* () {
+      const withArticle = yield* cosine("the headphones", "headphones")
+      expect(withArticle).toBeGreaterThan(yield* cosine("orange headphones", "headphones"))
+    }))
+
+  it("a phrase without anything to read still has a vector", () =>
+    Effect.gen(function* () {
+      const { embed } = yield* PhraseEmbedder
+      expect(yield* embed(["\u200d"])).toEqual(yield* embed(["🎧"]))
+    }))
+})

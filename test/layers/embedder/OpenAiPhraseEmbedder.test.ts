@@ -1,0 +1,324 @@
+/** The real client against a server that speaks the protocol and fails as it is told. */
+import { afterAll, beforeEach, describe, expect, test } from "bun:test"
+import { Duration, Effect, Either, Fiber, Layer, Redacted, TestClock, TestContext, Tracer } from "effect"
+import * as OpenAi from "../../../src/layers/embedder/OpenAi.ts"
+import * as OpenAiPhraseEmbedder from "../../../src/layers/embedder/OpenAiPhraseEmbedder.ts"
+import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
+import { PhraseEmbedder, type PhraseEmbedderError } from "../../../src/services/ports/PhraseEmbedder.ts"
+import { suite } from "../../contracts/PhraseEmbedderContract.ts"
+import { effectTest } from "../../support/effect.ts"
+import { type Fault, openAiStandIn, vectorOf } from "../../support/openAiStandIn.ts"
+
+const dimensions = 64
+const key = "sk-test-secret"
+const model = "text-embedding-3-small"
+const server = openAiStandIn({ apiKey: key })
+beforeEach(() => server.mend())
+afterAll(() => server.stop())
+
+const client = (options: Partial<OpenAi.OpenAiOptions> = {}) =>
+  OpenAi.layer({ apiKey: Redacted.make(key), baseUrl: server.url, model, ...options })
+const layerOf = (options: Partial<OpenAi.OpenAiOptions> = {}, length = dimensions) =>
+  OpenAiPhraseEmbedder.layer().pipe(
+    Layer.provide(client(options)),
+    Layer.provide(EmbeddingConfig.layer({ dimensions: length })),
+  )
+
+suite("OpenAI", layerOf(), { dimensions, space: `openai:${model}:${dimensions}` })
+
+const embed = (phrases: ReadonlyArray<string>, layer = layerOf()) =>
+  Effect.flatMap(PhraseEmbedder, (embedder) => embedder.embed(phrases)).pipe(Effect.provide(layer))
+const failureOf = (results: ReadonlyArray<Either.Either<Float32Array, PhraseEmbedderError>>) =>
+  Effect.flip(results[0]!)
+const reasons = (results: ReadonlyArray<Either.Either<Float32Array, PhraseEmbedderError>>) =>
+  results.map(Either.match({ onLeft: ({ reason }) => reason, onRight: () => "ok" as const }))
+/** Waits for what happens in real time, also under a test clock. */
+const until = (happened: () => boolean) =>
+  Effect.promise(async () => {
+    const end = performance.now() + 5000
+    while (!happened()) {
+      if (performance.now() > end) throw new Error("it did not happen within 5 s")
+      await Bun.sleep(2)
+    }
+  })
+
+describe("requests at once", () => {
+  const limited = OpenAiPhraseEmbedder.layer({ requestsAtOnce: 8, phrasesPerRequest: 2 }).pipe(
+    Layer.provide(client()),
+    Layer.provide(EmbeddingConfig.layer({ dimensions })),
+  )
+  const phrases = Array.from({ length: 32 }, (_, i) => `phrase ${i}`)
+
+  effectTest("are halved by refusals for too many, and grow again with answers", () =>
+    Effect.gen(function* () {
+      const embedder = yield* PhraseEmbedder
+      const together = (fault: Fault | undefined) =>
+        Effect.gen(function* () {
+          server.mend()
+          server.fault = fault
+          server.latencyMs = 5
+          const results = yield* embedder.embed(phrases)
+          return { most: server.mostConcurrent, reasons: new Set(reasons(results)) }
+        })
+      expect(yield* together(undefined)).toEqual({ most: 8, reasons: new Set(["ok"]) })
+      expect(yield* together({ status: 429 })).toMatchObject({ reasons: new Set(["rate_limited"]) })
+      // One at a time after so many refusals; 16 answers bring back some.
+      const careful = yield* together(undefined)
+      expect(careful.most).toBeLessThan(8)
+      expect(careful.reasons).toEqual(new Set(["ok"]))
+      for (let i = 0; i < 4; i++) yield* together(undefined)
+      expect((yield* together(undefined)).most).toBe(8)
+      expect(server.received.every(({ input }) => input.length <= 2)).toBe(true)
+    }).pipe(Effect.provide(limited)),
+  )
+})
+
+describe("failures", () => {
+  const inOneMinute = () => new Date(Date.now() + 60_000).toUTCString()
+  type Row = readonly [
+    what: string,
+    fault: Fault,
+    reason: PhraseEmbedderError["reason"],
+    retryAfterMs?: readonly [least: number, most: number],
+  ]
+  const refused = (status: number, more: object = {}): Fault => ({ status, ...more })
+  const waiting = (name: string, value: string, status = 429) =>
+    refused(status, { headers: { [name]: value } })
+  const table: ReadonlyArray<Row> = [
+    ["429", refused(429, { code: "rate_limit_exceeded" }), "rate_limited"],
+    ["429 with Retry-After in seconds", waiting("retry-after", "7"), "rate_limited", [7000, 7000]],
+    [
+      "429 with Retry-After as a date",
+      waiting("retry-after", inOneMinute()),
+      "rate_limited",
+      [20_000, 60_000],
+    ],
+    [
+      "429 with Retry-After in the past",
+      waiting("retry-after", new Date(0).toUTCString()),
+      "rate_limited",
+      [0, 0],
+    ],
+    ["429 with an unreadable Retry-After", waiting("retry-after", "soon"), "rate_limited"],
+    ["429 with retry-after-ms", waiting("retry-after-ms", "250"), "rate_limited", [250, 250]],
+    ["503 with Retry-After", waiting("retry-after", "120", 503), "server_error", [120_000, 120_000]],
+    ["429 insufficient_quota", refused(429, { code: "insufficient_quota" }), "quota_exhausted"],
+    ["429 of type insufficient_quota", refused(429, { type: "insufficient_quota" }), "quota_exhausted"],
+    ["402", refused(402), "quota_exhausted"],
+    ["401", refused(401, { code: "invalid_api_key" }), "unauthorized"],
+    ["403", refused(403), "unauthorized"],
+    ["404", refused(404, { code: "model_not_found" }), "unauthorized"],
+    ["400 about the model", refused(400, { param: "model" }), "unauthorized"],
+    ["400 about the dimensions", refused(400, { param: "dimensions" }), "unauthorized"],
+    ["400", refused(400, { param: "input" }), "invalid_input"],
+    ["413", refused(413), "invalid_input"],
+    ["422", refused(422), "invalid_input"],
+    ["408", refused(408), "timeout"],
+    ["409", refused(409), "server_error"],
+    ["500", refused(500), "server_error"],
+    ["503", refused(503), "server_error"],
+    ["an answer that is not JSON", "not_json", "server_error"],
+    ["an answer without data", "no_data", "server_error"],
+    ["an answer that breaks off", "truncated", "server_error"],
+    ["a connection that breaks", "drop", "unreachable"],
+    ["a vector of another dimension", "wrong_dimension", "bad_vector"],
+    ["a zero vector", "zero", "bad_vector"],
+    ["a vector with NaN", "not_finite", "bad_vector"],
+    ["a missing vector", "missing", "bad_vector"],
+    ["bytes that are no floats", "garbled", "bad_vector"],
+  ]
+  for (const [what, fault, reason, retryAfter] of table)
+    effectTest(`${what} is ${reason}${retryAfter ? ` after ${retryAfter[1]} ms` : ""}`, () =>
+      Effect.gen(function* () {
+        server.fault = fault
+        const error = yield* Effect.flatMap(embed(["wireless headphones"]), failureOf)
+        expect(error.reason).toBe(reason)
+        const wait = error.retryAfter && Duration.toMillis(error.retryAfter)
+        if (retryAfter === undefined) expect(wait).toBeUndefined()
+        else {
+          expect(wait).toBeGreaterThanOrEqual(retryAfter[0])
+          expect(wait).toBeLessThanOrEqual(retryAfter[1])
+        }
+        expect(server.received).toHaveLength(1)
+      }),
+    )
+
+  effectTest("a server that is not there is unreachable, and found again when it is", () =>
+    Effect.gen(function* () {
+      const gone = openAiStandIn()
+      const port = Number(new URL(gone.url).port)
+      yield* Effect.promise(gone.stop)
+      const embedder = yield* Effect.provide(PhraseEmbedder, layerOf({ baseUrl: gone.url }))
+      const error = yield* Effect.flatMap(embedder.embed(["a"]), failureOf)
+      expect(error.reason).toBe("unreachable")
+      expect(String(error.cause)).toContain("Connection error")
+      const back = openAiStandIn({ port })
+      expect(reasons(yield* embedder.embed(["a"]))).toEqual(["ok"])
+      yield* Effect.promise(back.stop)
+    }),
+  )
+
+  effectTest("a server that does not answer is a timeout after 15 s, and its request is aborted", () =>
+    Effect.gen(function* () {
+      server.fault = "hang"
+      const waiting = yield* Effect.fork(Effect.flatMap(embed(["a"]), failureOf))
+      yield* until(() => server.concurrent === 1)
+      yield* TestClock.adjust("14 seconds")
+      expect(yield* Fiber.poll(waiting)).toMatchObject({ _tag: "None" })
+      yield* TestClock.adjust("1 second")
+      expect((yield* waiting).reason).toBe("timeout")
+      yield* until(() => server.aborted === 1)
+    }).pipe(Effect.provide(TestContext.TestContext)),
+  )
+
+  effectTest("interruption aborts the request", () =>
+    Effect.gen(function* () {
+      server.fault = "hang"
+      const waiting = yield* Effect.fork(embed(["a"]))
+      yield* until(() => server.concurrent === 1)
+      yield* Fiber.interrupt(waiting)
+      yield* until(() => server.aborted === 1)
+    }),
+  )
+
+  effectTest("the key appears nowhere in an error, even when the service quotes it", () =>
+    Effect.gen(function* () {
+      for (const fault of [
+        refused(401, { message: `Incorrect key ${key}` }),
+        refused(500, { code: key }),
+        "drop" as const,
+      ]) {
+        server.fault = fault
+        const error = yield* Effect.flatMap(embed(["a"]), failureOf)
+        expect(Bun.inspect(error, { depth: 20 })).not.toContain(key)
+      }
+    }),
+  )
+})
+
+describe("requests", () => {
+  effectTest(
+    "carry many phrases in base64, ask for the dimensions, and never go beyond the service's limits",
+    () =>
+      Effect.gen(function* () {
+        const short = Array.from({ length: 3000 }, (_, i) => `phrase ${i}`)
+        const long = Array.from({ length: 40 }, (_, i) => `${i} ${"long text ".repeat(2000)}`)
+        expect(new Set(reasons(yield* embed([...short, ...long])))).toEqual(new Set(["ok"]))
+        expect(server.received.flatMap(({ input }) => input)).toHaveLength(3040)
+        expect(server.received.length).toBeLessThan(8)
+        for (const { dimensions: asked, encoding } of server.received)
+          expect([asked, encoding]).toEqual([dimensions, "base64"])
+      }),
+  )
+
+  effectTest("older models are not asked for dimensions", () =>
+    Effect.gen(function* () {
+      const layer = layerOf({ model: "text-embedding-ada-002" }, 1536)
+      expect(reasons(yield* embed(["a"], layer))).toEqual(["ok"])
+      expect(server.received).toMatchObject([{ dimensions: undefined }])
+    }),
+  )
+
+  effectTest("vectors are matched by index and read as numbers too", () =>
+    Effect.gen(function* () {
+      const phrases = ["a", "b", "c"]
+      for (const fault of ["shuffled", "floats"] as const) {
+        server.fault = fault
+        const vectors = (yield* embed(phrases)).map(Either.getOrThrow)
+        for (const [index, phrase] of phrases.entries()) {
+          const expected = vectorOf(phrase, dimensions)
+          expect(vectors[index]?.[0]).toBeCloseTo(expected[0]! / 1.001, 6)
+        }
+      }
+    }),
+  )
+
+  effectTest("one refused phrase does not touch the others", () =>
+    Effect.gen(function* () {
+      const phrases = Array.from({ length: 64 }, (_, i) => `phrase ${i}`)
+      server.faults.set("phrase 17", { status: 400, message: "bad input" })
+      server.faults.set("phrase 40", "zero")
+      const found = reasons(yield* embed(phrases))
+      expect(found.filter((reason) => reason === "ok")).toHaveLength(62)
+      expect([found[17], found[40]]).toEqual(["invalid_input", "bad_vector"])
+      expect(server.received.length).toBeLessThanOrEqual(13)
+    }),
+  )
+
+  effectTest("a service that is out is asked once for the whole batch", () =>
+    Effect.gen(function* () {
+      server.fault = { status: 401 }
+      const found = reasons(yield* embed(["a", "b", "c"]))
+      expect(found).toEqual(["unauthorized", "unauthorized", "unauthorized"])
+      expect(server.received).toHaveLength(1)
+    }),
+  )
+
+  test("are split at 2,048 inputs and 300,000 bytes, and a text beyond that stands alone", () => {
+    const sizes = (phrases: ReadonlyArray<string>) =>
+      OpenAiPhraseEmbedder.requests(phrases).map(({ length }) => length)
+    expect(sizes(Array.from({ length: 4097 }, () => "a"))).toEqual([2048, 2048, 1])
+    expect(sizes(["a".repeat(150_000), "é".repeat(75_000), "b"])).toEqual([2, 1])
+    expect(sizes(["a", "b".repeat(400_000), "c"])).toEqual([1, 1, 1])
+    expect(sizes([])).toEqual([])
+  })
+})
+
+effectTest("a request is a client span by the conventions, without the phrase", () =>
+  Effect.gen(function* () {
+    const spans: Array<Tracer.Span> = []
+    const native = yield* Effect.tracer
+    const recording = Tracer.make({
+      context: native.context,
+      span: (...of) => {
+        const span = native.span(...of)
+        spans.push(span)
+        return span
+      },
+    })
+    yield* embed(["my secret phrase"]).pipe(Effect.withTracer(recording))
+    const [span] = spans
+    expect(spans).toHaveLength(1)
+    expect([span?.name, span?.kind]).toEqual([`embeddings ${model}`, "client"])
+    expect(Object.fromEntries(span?.attributes ?? [])).toEqual({
+      "gen_ai.operation.name": "embeddings",
+      "gen_ai.provider.name": "openai",
+      "gen_ai.request.model": model,
+      "gen_ai.usage.input_tokens": 4,
+    })
+  }),
+)
+
+describe("dependency", () => {
+  const ping = (options: Partial<OpenAi.OpenAiOptions> = {}) =>
+    Effect.flatMap(OpenAi.dependency, (dependency) => dependency.ping).pipe(Effect.provide(client(options)))
+
+  effectTest("answers with the model, without paying for an embedding", () =>
+    Effect.gen(function* () {
+      expect(yield* ping()).toBe(model)
+      expect(server.received).toHaveLength(0)
+    }),
+  )
+
+  effectTest("says what is wrong and how to mend it", () =>
+    Effect.gen(function* () {
+      const wrongKey = yield* Effect.flip(ping({ apiKey: Redacted.make("sk-wrong") }))
+      expect(wrongKey.message).toBe("openai: unauthorized: 401 Incorrect API key provided")
+      expect(wrongKey.remedy).toContain("OPENAI_API_KEY")
+      const wrongModel = yield* Effect.flip(ping({ model: "text-embedding-9" }))
+      expect(wrongModel.remedy).toContain("OPENAI_EMBEDDING_MODEL")
+      const wrongAddress = yield* Effect.flip(ping({ baseUrl: "http://127.0.0.1:1/v1" }))
+      expect(wrongAddress.remedy).toContain("OPENAI_BASE_URL")
+    }),
+  )
+
+  effectTest("gives up after 5 s", () =>
+    Effect.gen(function* () {
+      server.fault = "hang"
+      const waiting = yield* Effect.fork(Effect.flip(ping()))
+      yield* until(() => server.concurrent === 1)
+      yield* TestClock.adjust("5 seconds")
+      expect((yield* waiting).detail).toContain("timeout")
+    }).pipe(Effect.provide(TestContext.TestContext)),
+  )
+})

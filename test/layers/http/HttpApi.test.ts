@@ -1,0 +1,474 @@
+/** The HTTP API over a listening server on the embedded stack. */
+import { expect } from "bun:test"
+import { connect } from "node:net"
+import { HttpServer } from "@effect/platform"
+import { Deferred, Effect, Exit, Fiber, Layer, Schedule, Scope } from "effect"
+import * as Api from "../../../src/programs/Api.ts"
+import { InteractionLog, InteractionLogError } from "../../../src/services/ports/InteractionLog.ts"
+import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
+import { effectTest, layerSuite } from "../../support/effect.ts"
+import { parsePrometheus } from "../../support/prometheus.ts"
+import { embedded } from "../../support/stacks.ts"
+
+const api = (extra: Readonly<Record<string, string>> = {}) =>
+  Api.layer.pipe(Layer.provideMerge(embedded({ API_PORT: "0", ...extra })))
+
+interface Answer {
+  readonly status: number
+  readonly headers: Headers
+  readonly text: string
+  readonly body: Record<string, unknown>
+}
+
+const call = (
+  method: string,
+  path: string,
+  body?: string | Buffer<ArrayBuffer>,
+  headers: Record<string, string> = {},
+) =>
+  Effect.gen(function* () {
+    const { address } = yield* HttpServer.HttpServer
+    const port = address._tag === "TcpAddress" ? address.port : 0
+    return yield* Effect.promise(async (): Promise<Answer> => {
+      const response = await fetch(`http://127.0.0.1:${port}${path}`, {
+        method,
+        headers,
+        ...(body === undefined ? {} : { body }),
+      })
+      const text = await response.text()
+      return {
+        status: response.status,
+        headers: response.headers,
+        text,
+        body: text.startsWith("{") ? JSON.parse(text) : {},
+      }
+    })
+  })
+/** Sends bytes as they are; all that came back until the server closed the connection. */
+const exchange = (request: string) =>
+  Effect.gen(function* () {
+    const { address } = yield* HttpServer.HttpServer
+    const port = address._tag === "TcpAddress" ? address.port : 0
+    return yield* Effect.async<string>((resume) => {
+      let received = ""
+      const socket = connect(port, "127.0.0.1", () => socket.write(request))
+      socket.on("data", (bytes) => {
+        received += bytes
+      })
+      socket.on("error", () => {})
+      socket.on("close", () => resume(Effect.succeed(received)))
+      return Effect.sync(() => socket.destroy())
+    }).pipe(Effect.timeout("5 seconds"))
+  })
+const json = { "content-type": "application/json" }
+const post = (path: string, body: unknown, headers: Record<string, string> = {}) =>
+  call("POST", path, JSON.stringify(body), { ...json, ...headers })
+const total = Effect.flatMap(InteractionLog, ({ backlog }) => Effect.map(backlog, ({ total }) => total))
+
+const at = "2026-02-10T12:34:56.789Z"
+const future = new Date(Date.now() + 120_000).toISOString()
+const search = "/api/user/u-42/search"
+const view = "/api/user/u-42/product/456/view"
+const bulk = "/api/interactions"
+const vector = "/api/product/456/embedding"
+
+/** Method, path, body, headers → status and the field that the problem names. */
+const bad: ReadonlyArray<
+  readonly [string, string, string | Uint8Array | undefined, Record<string, string>, number, string?]
+> = [
+  ["POST", search, '{"query": "a"', json, 400],
+  ["POST", search, "plain words", json, 400],
+  ["POST", search, Uint8Array.of(0x22, 0xff, 0x22), json, 400],
+  ["POST", search, '{"query": "a"}', { "content-type": "text/plain" }, 415],
+  ["POST", search, '{"query": "a"}', { "content-type": "application/x-www-form-urlencoded" }, 415],
+  ["POST", view, "x=1", { "content-type": "text/plain" }, 415],
+  ["POST", search, '{"query": "a"}', { "content-type": "application/json; charset=iso-8859-1" }, 415],
+  ["POST", search, '{"query": "a"}', { ...json, "content-encoding": "gzip" }, 415],
+  ["POST", search, undefined, {}, 422, "query"],
+  ["POST", search, "{}", json, 422, "query"],
+  ["POST", search, "[]", json, 422, ""],
+  ["POST", search, "null", json, 422],
+  ["POST", search, '"words"', json, 422, ""],
+  ["POST", search, '{"query": 5}', json, 422, "query"],
+  ["POST", search, '{"query": null}', json, 422, "query"],
+  ["POST", search, '{"query": ""}', json, 422, "query"],
+  ["POST", search, '{"query": "   "}', json, 422, "query"],
+  ["POST", search, `{"query": "${"x".repeat(256)}"}`, json, 422, "query"],
+  ["POST", search, '{"query": "a\\u0000b"}', json, 422, "query"],
+  ["POST", search, '{"query": "a\\u0085b"}', json, 422, "query"],
+  ["POST", search, '{"query": "a\\ud800"}', json, 422, "query"],
+  ["POST", search, '{"query": "a", "occurred_at": "yesterday"}', json, 422, "occurred_at"],
+  ["POST", search, '{"query": "a", "occurred_at": "2026-02-10T12:00:00"}', json, 422, "occurred_at"],
+  ["POST", search, '{"query": "a", "occurred_at": "2026-02-30T12:00:00Z"}', json, 422, "occurred_at"],
+  ["POST", search, '{"query": "a", "occurred_at": 1770000000}', json, 422, "occurred_at"],
+  ["POST", search, `{"query": "a", "occurred_at": "${future}"}`, json, 422, "occurred_at"],
+  ["POST", search, '{"query": "a", "device": {"os": "ios"}}', json, 422, "device"],
+  ["POST", search, '{"query": "a", "tags": ["x"]}', json, 422, "tags"],
+  ["POST", search, `{"query": "a", "note": "${"x".repeat(4096)}"}`, json, 422],
+  ["POST", search, `{"query": "a", "note": "${"x".repeat(70_000)}"}`, json, 413],
+  ["POST", search, '{"query": "a"}', { ...json, "idempotency-key": "x".repeat(256) }, 422, "Idempotency-Key"],
+  ["POST", search, '{"query": "a"}', { ...json, "idempotency-key": "schlüssel" }, 422, "Idempotency-Key"],
+  ["POST", "/api/user/two%20words/search", '{"query": "a"}', json, 422, "userId"],
+  ["POST", `/api/user/${"x".repeat(65)}/search`, '{"query": "a"}', json, 422, "userId"],
+  ["POST", `/api/user/${"x".repeat(1_000)}/search`, '{"query": "a"}', json, 422, "userId"],
+  ["POST", "/api/user/a%zz/search", '{"query": "a"}', json, 422, "userId"],
+  ["POST", "/api/user/a;b/search", '{"query": "a"}', json, 422, "userId"],
+  ["POST", "/api/user//search", '{"query": "a"}', json, 422, "userId"],
+  ["POST", search, '{"query": "a", "k\\ud800": 1}', json, 422, "metadata"],
+  ["POST", "/api/user/%E2%82%AC/search", '{"query": "a"}', json, 422, "userId"],
+  ["POST", "/api/user/u/product/a%2Fb/view", undefined, {}, 422, "productId"],
+  ["POST", "/api/user/u/product/a+b/purchase", undefined, {}, 422, "productId"],
+  ["POST", view, '{"occurred_at": "never"}', json, 422, "occurred_at"],
+  ["POST", view, "[1]", json, 422, ""],
+  ["POST", "/api/user/u/product/456/wish", undefined, {}, 404],
+  ["GET", "/api/nothing", undefined, {}, 404],
+  ["GET", search, undefined, {}, 405],
+  ["DELETE", bulk, undefined, {}, 405],
+  ["PUT", view, undefined, {}, 405],
+  ["GET", "/api/user/nobody/embedding", undefined, {}, 404],
+  ["GET", "/api/user/nobody/embedding?vector=maybe", undefined, {}, 422, "vector"],
+  ["POST", bulk, undefined, {}, 422, ""],
+  ["POST", bulk, "{}", json, 422, ""],
+  ["POST", bulk, "[]", json, 422, ""],
+  ["POST", bulk, JSON.stringify(Array.from({ length: 1_001 }, () => ({}))), json, 422, ""],
+  ["POST", bulk, `["${"x".repeat(1_100_000)}"]`, json, 413],
+  ["PUT", vector, "{}", json, 422],
+  ["PUT", vector, '{"text": "a", "vector": [1]}', json, 422],
+  ["PUT", vector, '{"vector": [1, 2]}', json, 422, "vector"],
+  ["PUT", vector, `{"vector": [${Array.from({ length: 1536 }, () => 0)}]}`, json, 422, "vector"],
+  ["PUT", vector, '{"vector": ["x"]}', json, 422, "vector.0"],
+  ["PUT", vector, '{"text": "  "}', json, 422, "text"],
+  ["PUT", vector, '{"text": "a", "colour": "red"}', json, 422, "colour"],
+  ["PUT", vector, '{"text": "a\\ud800"}', json, 422, "text"],
+  ["PUT", vector, '{"text": "a", "category": "a\\ud800"}', json, 422, "category"],
+  ["PUT", vector, "[1]", json, 422, ""],
+]
+
+layerSuite("HTTP API", api(), (it) => {
+  for (const [index, [method, path, body, headers, status, field]] of bad.entries())
+    it(`bad request ${index}: ${method} ${path.slice(0, 60)} → ${status}${field ? ` ${field}` : ""}`, () =>
+      Effect.gen(function* () {
+        const before = yield* total
+        const answer = yield* call(method, path, typeof body === "object" ? Buffer.from(body) : body, headers)
+        expect([answer.status, answer.headers.get("content-type")]).toEqual([
+          status,
+          "application/problem+json",
+        ])
+        expect(answer.body).toMatchObject({ type: "about:blank", status })
+        if (field !== undefined) {
+          const errors = answer.body.errors as ReadonlyArray<{ readonly field: string }>
+          expect(errors.map((error) => error.field)).toContain(field)
+        }
+        expect(yield* total).toBe(before)
+      }))
+
+  it("one answer names every offending field, each once", () =>
+    Effect.gen(function* () {
+      const answer = yield* post(
+        "/api/user/a%20b/search",
+        { query: "", occurred_at: "x", device: {} },
+        { "idempotency-key": "" },
+      )
+      const errors = answer.body.errors as ReadonlyArray<{ readonly field: string }>
+      expect(errors.map(({ field }) => field).sort()).toEqual([
+        "Idempotency-Key",
+        "device",
+        "occurred_at",
+        "query",
+        "userId",
+      ])
+    }))
+
+  it("a body that is too large is refused as a problem, whether its length is announced or not", () =>
+    Effect.gen(function* () {
+      const before = yield* total
+      const head = `POST ${search} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n`
+      const chunk = `11000\r\n${"y".repeat(0x11000)}\r\n`
+      for (const request of [
+        `${head}content-length: 200000000\r\n\r\n{`,
+        `${head}transfer-encoding: chunked\r\n\r\n${chunk}`,
+      ]) {
+        const answer = yield* exchange(request)
+        expect(answer).toStartWith("HTTP/1.1 413 ")
+        expect(answer.toLowerCase()).toContain("content-type: application/problem+json")
+      }
+      expect(yield* total).toBe(before)
+    }))
+
+  it("trace ids are only taken from a valid traceparent", () =>
+    Effect.gen(function* () {
+      const zero = `00-${"0".repeat(32)}-${"0".repeat(16)}-01`
+      for (const headers of [
+        { traceparent: zero },
+        { traceparent: "junk" },
+        { b3: `${"x".repeat(300)}-y` },
+      ]) {
+        const answer = yield* post(search, { query: "traced" }, headers as Record<string, string>)
+        expect(answer.status).toBe(201)
+        expect(answer.headers.get("traceparent")).toMatch(/^00-(?!0{32})[0-9a-f]{32}-[0-9a-f]{16}-0[01]$/)
+      }
+    }))
+
+  it("/metrics is well-formed for Prometheus, and counts requests by route but not by who asks for what", () =>
+    Effect.gen(function* () {
+      yield* post("/api/user/counted-user/search", { query: "counted" })
+      yield* call("GET", "/api/nothing/at/all")
+      const { headers, text } = yield* call("GET", "/metrics")
+      expect(headers.get("content-type")).toStartWith("text/plain; version=0.0.4")
+      const families = parsePrometheus(text)
+      const ours = [...families].filter(([name]) => /^(user_embeddings|messaging|http|process)_/.test(name))
+      expect(ours.length).toBeGreaterThan(5)
+      expect(ours.filter(([, { help }]) => help === undefined)).toEqual([])
+      const requests = families.get("http_server_request_duration_seconds")?.samples
+      const series = `http_server_request_duration_seconds_count{http_request_method="POST",http_response_status_code="201",http_route="/api/user/{userId}/search"}`
+      expect(requests?.get(series)).toBeGreaterThan(0)
+      expect(text).not.toContain("counted-user")
+      expect(text).not.toContain("/api/nothing")
+    }))
+
+  it("another method is told which ones there are", () =>
+    Effect.gen(function* () {
+      const put = yield* call("PUT", search)
+      expect([put.status, put.headers.get("allow")]).toEqual([405, "POST, OPTIONS"])
+      const options = yield* call("OPTIONS", "/api/user/u/embedding")
+      expect([options.status, options.headers.get("allow")]).toEqual([204, "GET, HEAD, OPTIONS"])
+      expect((yield* call("HEAD", "/livez")).status).toBe(200)
+    }))
+
+  it("null is as good as nothing where a field may be left out", () =>
+    Effect.gen(function* () {
+      expect((yield* post(search, { query: "null", occurred_at: null, device: null })).status).toBe(201)
+      const item = { user_id: "u", event_type: "search", search_phrase: "null", product_id: null }
+      const answer = yield* post(bulk, [
+        { ...item, occurred_at: null, idempotency_key: null, metadata: null },
+      ])
+      expect(answer.body).toMatchObject({ accepted: 1 })
+    }))
+
+  it("a search is recorded once, with its message id, and a trace to follow", () =>
+    Effect.gen(function* () {
+      const body = {
+        query: " wireless headphones ",
+        occurred_at: "2026-02-10T13:34:56.7899+01:00",
+        device: "ios",
+      }
+      const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+      const first = yield* post(search, body, { traceparent })
+      expect(first.status).toBe(201)
+      expect(first.body).toEqual({
+        message_id: "0e9e47f25f104f99fec6a93759cce98711e0abd4add39cc47d17201048ad1db4",
+        user_id: "u-42",
+        event_type: "search",
+        occurred_at: at,
+        duplicate: false,
+      })
+      expect(first.headers.get("traceparent")).toMatch(
+        /^00-0af7651916cd43dd8448eb211c80319c-[0-9a-f]{16}-01$/,
+      )
+      const second = yield* post(search, body)
+      expect([second.status, second.body.duplicate]).toEqual([200, true])
+    }))
+
+  it("a product event needs no body", () =>
+    Effect.gen(function* () {
+      for (const event of ["view", "click", "purchase"]) {
+        const answer = yield* call("POST", `/api/user/7/product/456/${event}`)
+        expect([answer.status, answer.body.user_id, answer.body.event_type]).toEqual([
+          201,
+          "7",
+          `product_${event}`,
+        ])
+      }
+    }))
+
+  it("an idempotency key gives the first result again, and 422 for anything else", () =>
+    Effect.gen(function* () {
+      const key = { "idempotency-key": "k-1" }
+      const first = yield* post("/api/user/keyed/search", { query: "tent" }, key)
+      const again = yield* post("/api/user/keyed/search", { query: "tent" }, key)
+      expect([again.status, again.body]).toEqual([200, { ...first.body, duplicate: true }])
+      expect((yield* post("/api/user/keyed/search", { query: "stove" }, key)).status).toBe(422)
+      expect((yield* post("/api/user/keyed/product/456/view", {}, key)).status).toBe(422)
+      expect((yield* post("/api/user/other/search", { query: "tent" }, key)).status).toBe(201)
+    }))
+
+  it("the bulk route answers per item, 207 when some are rejected", () =>
+    Effect.gen(function* () {
+      const good = { user_id: 9, event_type: "product_view", product_id: 456, occurred_at: at }
+      const answer = yield* post(bulk, [
+        good,
+        good,
+        { ...good, event_type: "search" },
+        { ...good, colour: "red" },
+        {
+          user_id: 9,
+          event_type: "search",
+          search_phrase: "tent",
+          idempotency_key: "b-1",
+          metadata: { a: 1 },
+        },
+      ])
+      expect(answer.status).toBe(207)
+      expect(answer.body).toMatchObject({ accepted: 2, duplicates: 1, rejected: 2 })
+      const results = answer.body.results as ReadonlyArray<{ readonly status: number }>
+      expect(results.map(({ status }) => status)).toEqual([201, 200, 422, 422, 201])
+      expect((yield* post(bulk, [good])).status).toBe(200)
+    }))
+
+  it("a product is stored from a text, replaced by a vector", () =>
+    Effect.gen(function* () {
+      const put = (body: unknown) => call("PUT", "/api/product/p-1/embedding", JSON.stringify(body), json)
+      expect((yield* put({ text: "a garden hose", product_name: "Hose" })).status).toBe(201)
+      expect((yield* put({ vector: Array.from({ length: 1536 }, (_, i) => i) })).status).toBe(200)
+    }))
+
+  it("a user is erased, as often as asked for, and starts anew", () =>
+    Effect.gen(function* () {
+      const erased = { query: "erased", occurred_at: at }
+      expect((yield* post("/api/user/u-erased/search", erased)).status).toBe(201)
+      expect((yield* post("/api/user/u-erased/search", erased)).status).toBe(200)
+      const before = yield* total
+      const answer = yield* call("DELETE", "/api/user/u-erased")
+      expect([answer.status, answer.body]).toEqual([204, {}])
+      expect(yield* total).toBe(before - 1)
+      expect((yield* call("DELETE", "/api/user/u-erased")).status).toBe(204)
+      expect((yield* call("DELETE", "/api/user/u-erased/search")).status).toBe(405)
+      expect((yield* call("DELETE", "/api/user/two%20words")).status).toBe(422)
+      expect((yield* post("/api/user/u-erased/search", erased)).status).toBe(201)
+      const { paths } = (yield* call("GET", "/openapi.json")).body as {
+        readonly paths: Record<string, { readonly delete?: { readonly responses: object } }>
+      }
+      expect(Object.keys(paths["/api/user/{userId}"]?.delete?.responses ?? {}).toSorted()).toEqual([
+        "204",
+        "401",
+        "422",
+        "503",
+      ])
+    }))
+
+  it("health, documents and the contract are open", () =>
+    Effect.gen(function* () {
+      expect((yield* call("GET", "/livez")).body).toEqual({ status: "ok" })
+      expect((yield* call("GET", "/readyz")).body).toMatchObject({
+        status: "ok",
+        dependencies: { sqlite: { status: "up" } },
+      })
+      const verbose = (yield* call("GET", "/readyz?verbose")).body as {
+        readonly dependencies: { readonly sqlite: { readonly version: string; readonly latency_ms: number } }
+      }
+      expect(verbose.dependencies.sqlite.version).toMatch(/^3\.\d+/)
+      expect(verbose.dependencies.sqlite.latency_ms).toBeGreaterThanOrEqual(0)
+      expect((yield* call("GET", "/readyz?verbose=false")).body.dependencies).toMatchObject({
+        sqlite: { status: "up" },
+      })
+      expect(JSON.stringify((yield* call("GET", "/readyz?verbose=false")).body)).not.toContain("version")
+      expect((yield* call("GET", "/docs")).status).toBe(200)
+      const { paths } = (yield* call("GET", "/openapi.json")).body as { readonly paths: object }
+      expect(Object.keys(paths)).toContain("/api/user/{userId}/product/{productId}/purchase")
+      expect(JSON.stringify(paths)).toContain("application/problem+json")
+    }))
+
+  it("the contract refers to nothing that it lacks", () =>
+    Effect.gen(function* () {
+      const { body } = yield* call("GET", "/openapi.json")
+      const { schemas } = body.components as { readonly schemas: object }
+      const references = [...JSON.stringify(body).matchAll(/#\/components\/schemas\/(\w+)/g)].map(
+        ([, name]) => name,
+      )
+      expect(references.length).toBeGreaterThan(0)
+      expect(references.filter((name) => !Object.keys(schemas).includes(name ?? ""))).toEqual([])
+    }))
+})
+
+const failing = (reason: InteractionLogError["reason"]) =>
+  Layer.effect(
+    InteractionLog,
+    Effect.map(InteractionLog, (log) => ({
+      ...log,
+      append: () => Effect.fail(new InteractionLogError({ reason, operation: "append", cause: "a secret" })),
+    })),
+  )
+
+for (const reason of ["unavailable", "timeout"] as const)
+  layerSuite(
+    `HTTP API, log ${reason}`,
+    Api.layer.pipe(Layer.provide(failing(reason)), Layer.provideMerge(embedded({ API_PORT: "0" }))),
+    (it) => {
+      it("answers 503 with Retry-After, and nothing of the cause", () =>
+        Effect.gen(function* () {
+          for (const answer of [
+            yield* post(search, { query: "a" }),
+            yield* post(bulk, [{ user_id: "u", event_type: "product_view", product_id: "p" }]),
+          ]) {
+            expect([answer.status, answer.headers.get("retry-after")]).toEqual([503, "1"])
+            expect(JSON.stringify(answer.body)).not.toContain("a secret")
+          }
+        }))
+    },
+  )
+
+/** Loading an embedding takes this long, from the moment that `begun` tells. */
+const slow = (begun: Deferred.Deferred<void>) =>
+  Layer.effect(
+    UserEmbeddings,
+    Effect.map(UserEmbeddings, (users) => ({
+      ...users,
+      load: (ids: ReadonlyArray<string>) =>
+        Effect.zipRight(Deferred.succeed(begun, undefined), Effect.delay(users.load(ids), "700 millis")),
+    })),
+  )
+
+effectTest("a closing server finishes open requests and refuses new connections", () =>
+  Effect.gen(function* () {
+    const begun = yield* Deferred.make<void>()
+    const scope = yield* Scope.make()
+    const context = yield* Layer.buildWithScope(
+      Api.layer.pipe(Layer.provide(slow(begun)), Layer.provideMerge(embedded({ API_PORT: "0" }))),
+      scope,
+    )
+    const ask = (path: string) => Effect.provide(call("GET", path), context)
+    const idle = yield* Effect.provide(exchange(""), context).pipe(Effect.fork)
+    const open = yield* Effect.fork(ask("/api/user/nobody/embedding"))
+    yield* Deferred.await(begun)
+    const closed = yield* Effect.fork(Scope.close(scope, Exit.void))
+    const refused = ask("/livez").pipe(Effect.sandbox, Effect.flip)
+    yield* Effect.retry(refused, { schedule: Schedule.spaced("5 millis"), times: 60 })
+    expect((yield* Fiber.join(open)).status).toBe(404)
+    yield* Fiber.join(closed)
+    yield* Fiber.interrupt(idle)
+  }),
+)
+
+layerSuite(
+  "HTTP API with tokens and a limit",
+  api({ API_TOKENS: "one, two", RATE_LIMIT_PER_USER: "3", API_HOST: "127.0.0.1" }),
+  (it) => {
+    it("asks for a token, but not for health", () =>
+      Effect.gen(function* () {
+        const none = yield* post(search, { query: "a" })
+        expect([none.status, none.headers.get("www-authenticate")]).toEqual([401, "Bearer"])
+        expect((yield* post(search, { query: "a" }, { authorization: "Bearer three" })).status).toBe(401)
+        expect((yield* call("DELETE", "/api/user/u-42")).status).toBe(401)
+        expect((yield* post(search, { query: "a" }, { authorization: "Bearer two" })).status).toBe(201)
+        expect((yield* call("GET", "/readyz")).status).toBe(200)
+        expect((yield* call("GET", "/readyz?verbose")).status).toBe(401)
+        expect((yield* call("GET", "/livez")).status).toBe(200)
+        expect((yield* call("GET", "/metrics")).status).toBe(401)
+      }))
+
+    it("limits each user, item by item, and lets others pass", () =>
+      Effect.gen(function* () {
+        const token = { authorization: "Bearer one" }
+        const items = Array.from({ length: 5 }, (_, i) => ({
+          user_id: "fast",
+          event_type: "search",
+          search_phrase: `q${i}`,
+        }))
+        const answer = yield* post(bulk, items, token)
+        expect([answer.status, answer.body.accepted]).toEqual([207, 3])
+        const refused = yield* post("/api/user/fast/search", { query: "more" }, token)
+        expect([refused.status, refused.headers.get("retry-after")]).toEqual([429, "1"])
+        expect((yield* post("/api/user/slow/search", { query: "more" }, token)).status).toBe(201)
+      }))
+  },
+)

@@ -1,0 +1,119 @@
+/** The routes behind the page, over a listening server on the embedded stack. */
+import { describe, expect } from "bun:test"
+import { HttpServer } from "@effect/platform"
+import { Context, Duration, Effect, Exit, Layer, Scope } from "effect"
+import * as Api from "../../../src/programs/Api.ts"
+import { effectTest, layerSuite } from "../../support/effect.ts"
+import { embedded } from "../../support/stacks.ts"
+
+const api = (extra: Readonly<Record<string, string>> = {}) =>
+  Api.layer.pipe(Layer.provideMerge(embedded({ API_PORT: "0", ...extra })))
+const address = Effect.map(HttpServer.HttpServer, ({ address }) =>
+  address._tag === "TcpAddress" ? `http://127.0.0.1:${address.port}` : "",
+)
+const call = (path: string, init: RequestInit = {}) =>
+  Effect.flatMap(address, (base) =>
+    Effect.promise(async () => {
+      const response = await fetch(`${base}${path}`, init)
+      return { status: response.status, headers: response.headers, text: await response.text() }
+    }),
+  )
+const act = (what: "retry" | "remove", body: string) =>
+  call(`/api/dead-letters/${what}`, {
+    method: "POST",
+    body,
+    headers: { "content-type": "application/json", authorization: "Bearer t" },
+  })
+const events = (base: string) =>
+  fetch(`${base}/api/system/events`, { headers: { authorization: "Bearer t" } })
+
+layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
+  it("the page is open, its figures are not", () =>
+    Effect.gen(function* () {
+      const page = yield* call("/")
+      expect([page.status, page.headers.get("content-type")]).toEqual([200, "text/html; charset=utf-8"])
+      expect(page.headers.get("content-security-policy")).toContain("default-src 'none'")
+      const etag = page.headers.get("etag") ?? ""
+      expect((yield* call("/", { headers: { "if-none-match": etag } })).status).toBe(304)
+      for (const [, path] of page.text.matchAll(/(?:src|href)="(\/page\/[^"]+)"/g))
+        expect((yield* call(path!)).status).toBe(200)
+      for (const path of ["/api/system", "/api/system/events", "/api/dead-letters", "/api/user/1/profile"])
+        expect((yield* call(path)).status).toBe(401)
+      expect((yield* call("/page/other.js")).status).toBe(401)
+    }))
+
+  it(
+    "the system comes as events, one look for all who watch",
+    () =>
+      Effect.gen(function* () {
+        const base = yield* address
+        const read = Effect.promise(async () => {
+          const response = await events(base)
+          expect(response.headers.get("content-type")).toBe("text/event-stream")
+          const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader()
+          let text = ""
+          while (text.split("\n\n").length < 3) text += (await reader.read()).value ?? ""
+          await reader.cancel()
+          return text.split("\n\n").slice(0, 2)
+        })
+        for (const looks of yield* Effect.all([read, read], { concurrency: 2 }))
+          for (const look of looks) {
+            expect(look).toStartWith("data: ")
+            expect(JSON.parse(look.slice(6))).toMatchObject({
+              queues: { failed: 0, user_embedding_updates: { ready: 0 } },
+              log: { total: 0 },
+            })
+          }
+      }),
+    20_000,
+  )
+
+  for (const body of [
+    "{}",
+    "[]",
+    '{"ids": []}',
+    '{"all": false}',
+    '{"error": ""}',
+    '{"ids": ["a b"]}',
+    '{"all": true, "x": 1}',
+  ])
+    it(`letters picked by ${body} are refused`, () =>
+      Effect.gen(function* () {
+        for (const what of ["retry", "remove"] as const) expect((yield* act(what, body)).status).toBe(422)
+      }))
+
+  it("who isn't there is said to be missing, who is picked by nothing is none", () =>
+    Effect.gen(function* () {
+      const headers = { authorization: "Bearer t" }
+      expect((yield* call("/api/user/nobody/profile", { headers })).status).toBe(404)
+      expect((yield* call("/api/dead-letters/none", { headers })).status).toBe(404)
+      expect((yield* act("remove", '{"ids": ["none"]}')).status).toBe(404)
+      expect((yield* act("remove", '{"all": true}')).text).toBe('{"removed":0}')
+      expect((yield* act("retry", '{"error": "not_json"}')).text).toBe('{"picked":0,"retried":0}')
+    }))
+})
+
+describe("operations over HTTP", () => {
+  effectTest("where no token is configured nothing is retried or removed", () =>
+    Effect.gen(function* () {
+      const answer = yield* act("remove", '{"all": true}')
+      expect([answer.status, JSON.parse(answer.text).detail]).toEqual([
+        403,
+        expect.stringContaining("API_TOKENS"),
+      ])
+    }).pipe(Effect.provide(api())),
+  )
+
+  effectTest("somebody who watches does not keep the server from closing", () =>
+    Effect.gen(function* () {
+      const scope = yield* Scope.make()
+      const context = yield* Layer.buildWithScope(api({ API_TOKENS: "t" }), scope)
+      const base = yield* Effect.provide(address, Context.pick(HttpServer.HttpServer)(context))
+      const response = yield* Effect.promise(() => events(base))
+      const reader = response.body!.getReader()
+      yield* Effect.promise(() => reader.read())
+      const [took] = yield* Effect.timed(Scope.close(scope, Exit.void))
+      expect(Duration.toSeconds(took)).toBeLessThan(5)
+    }),
+  )
+})

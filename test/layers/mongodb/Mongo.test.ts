@@ -1,0 +1,191 @@
+import { expect } from "bun:test"
+import { Cause, ConfigError, ConfigProvider, Duration, Effect, Exit, Layer, Redacted, Scope } from "effect"
+import * as Mongo from "../../../src/layers/mongodb/Mongo.ts"
+import * as MongoUserEmbeddings from "../../../src/layers/mongodb/MongoUserEmbeddings.ts"
+import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
+import { effectTest, layerSuite } from "../../support/effect.ts"
+import { emptyMongo } from "../../support/mongo.ts"
+import { urlOf, withServers } from "../../support/servers.ts"
+import { tcpProxy } from "../../support/tcpProxy.ts"
+
+const usersAt = (url: string) =>
+  Layer.build(
+    MongoUserEmbeddings.layer({ storage: "vector" }).pipe(
+      Layer.provideMerge(Mongo.layer({ url: Redacted.make(url), database: "outage" })),
+    ),
+  )
+
+/** A proxy to the server; its URL keeps the driver from going to the addresses that a replica set names. */
+const mongoProxy = Effect.suspend(() => {
+  const url = new URL(urlOf("mongodb"))
+  url.pathname ||= "/"
+  url.searchParams.set("directConnection", "true")
+  return tcpProxy(url.href)
+})
+
+/** The failure of a call, and how many seconds it took. */
+const failureOf = <A, E, R>(call: Effect.Effect<A, E, R>) =>
+  Effect.map(Effect.timed(Effect.flip(call)), ([took, failure]) => ({
+    failure,
+    seconds: Duration.toSeconds(took),
+  }))
+
+effectTest("a malformed URL stops the start without showing the password", () =>
+  Effect.gen(function* () {
+    const exit = yield* Effect.exit(usersAt("mongodb://me:s3cret@/nowhere"))
+    expect(Exit.isFailure(exit)).toBe(true)
+    const text = Exit.isFailure(exit) ? Cause.pretty(exit.cause) : ""
+    expect(text).toContain("MONGODB_URL")
+    expect(text).not.toContain("s3cret")
+  }),
+)
+
+effectTest("a missing MONGODB_URL is named", () =>
+  Effect.gen(function* () {
+    const error = yield* Layer.build(Mongo.layerConfig).pipe(
+      Effect.withConfigProvider(ConfigProvider.fromMap(new Map())),
+      Effect.flip,
+    )
+    expect(ConfigError.isMissingData(error) && error.path).toEqual(["MONGODB_URL"])
+  }),
+)
+
+effectTest(
+  "nobody listening: the layer is there, its calls fail as unavailable within 6 s, again and again",
+  () =>
+    Effect.gen(function* () {
+      const context = yield* usersAt("mongodb://me:s3cret@127.0.0.1:1")
+      const { load, save } = yield* Effect.provide(UserEmbeddings, context)
+      const { ping } = yield* Effect.provide(Mongo.dependency, context)
+      yield* failureOf(load(["u"]))
+      const [{ failure, seconds }, { failure: down }] = yield* Effect.all(
+        [failureOf(load(["u"])), failureOf(ping)],
+        { concurrency: "unbounded" },
+      )
+      expect(failure).toMatchObject({ reason: "unavailable", operation: "find user_embeddings" })
+      expect(String(failure)).not.toContain("s3cret")
+      expect(seconds).toBeLessThan(6)
+      expect(yield* save([])).toEqual([])
+      expect(down).toMatchObject({ _tag: "DependencyDown", dependency: "mongodb" })
+      expect(JSON.stringify(down)).not.toContain("s3cret")
+    }),
+  30_000,
+)
+
+withServers(["mongodb"], "MongoDB", () => {
+  effectTest(
+    "calls recover by themselves from a server that was away at the start, and from one that went away",
+    () =>
+      Effect.gen(function* () {
+        const proxy = yield* mongoProxy
+        proxy.cut()
+        const users = yield* Effect.provide(UserEmbeddings, yield* usersAt(proxy.url))
+        for (const _ of ["at the start", "later"]) {
+          proxy.cut()
+          const { failure, seconds } = yield* failureOf(users.load(["u"]))
+          expect(failure.reason).toBe("unavailable")
+          expect(seconds).toBeLessThan(6)
+          proxy.restore()
+          const [took] = yield* Effect.timed(users.load(["u"]))
+          expect(Duration.toSeconds(took)).toBeLessThan(5)
+        }
+        // A call under way when the server comes back succeeds.
+        proxy.cut()
+        const waiting = yield* Effect.fork(users.load(["u"]))
+        yield* Effect.sleep("1 second")
+        proxy.restore()
+        expect((yield* waiting).size).toBe(0)
+      }),
+    60_000,
+  )
+
+  effectTest(
+    "a server that falls silent is a timeout, for a write too, and calls recover",
+    () =>
+      Effect.gen(function* () {
+        const proxy = yield* mongoProxy
+        const context = yield* usersAt(proxy.url)
+        const users = yield* Effect.provide(UserEmbeddings, context)
+        const { ping } = yield* Effect.provide(Mongo.dependency, context)
+        yield* users.settled
+        proxy.freeze()
+        const [write, look] = yield* Effect.all(
+          [failureOf(users.archive([{ user_id: "u", ids: ["00".repeat(16)] }])), failureOf(ping)],
+          { concurrency: "unbounded" },
+        )
+        expect(write.failure.reason).toBe("timeout")
+        expect(write.seconds).toBeLessThan(16)
+        expect(look.seconds).toBeLessThan(7)
+        proxy.restore()
+        yield* users.load(["u"])
+      }),
+    60_000,
+  )
+
+  effectTest("closing does not wait for a silent server", () =>
+    Effect.gen(function* () {
+      const proxy = yield* mongoProxy
+      const scope = yield* Scope.make()
+      const users = yield* Effect.provide(UserEmbeddings, yield* Scope.extend(usersAt(proxy.url), scope))
+      yield* users.settled
+      proxy.freeze()
+      const [took] = yield* Effect.timed(Scope.close(scope, Exit.void))
+      expect(Duration.toSeconds(took)).toBeLessThan(4)
+    }),
+  )
+
+  layerSuite("MongoDB: setting up", emptyMongo(), (it) => {
+    it("looks without creating, creates what is missing, and then nothing is", () =>
+      Effect.gen(function* () {
+        const { database } = yield* Mongo.Mongo
+        const { missing, setup, ping } = yield* Mongo.dependency
+        const all = yield* missing
+        expect(all).toEqual([
+          "user_embeddings: collection with validator",
+          "user_embeddings: unique index on user_id",
+          "user_embeddings: index on last_updated",
+          "user_embeddings: index on space",
+          "user_embedding_ledger: collection with validator",
+          "product_embeddings: collection",
+          "product_embeddings: unique index on product_id",
+          "product_embeddings: index on space",
+          "product_embeddings: index on updated_at",
+          "phrase_embeddings: collection",
+          "phrase_embeddings: index on last_used, expiring after 30 days",
+        ])
+        expect(yield* Effect.promise(() => database.listCollections().toArray())).toEqual([])
+        const done = yield* Effect.all([setup, setup, setup], { concurrency: "unbounded" })
+        expect(new Set(done.flat())).toEqual(new Set(all))
+        expect(yield* missing).toEqual([])
+        expect(yield* setup).toEqual([])
+        expect(yield* ping).toMatch(/^\d+\.\d+\.\d+/)
+        const indexes = yield* Effect.promise(() => database.collection("phrase_embeddings").indexes())
+        expect(indexes.find(({ name }) => name === "last_used_1")?.expireAfterSeconds).toBe(30 * 86_400)
+      }))
+
+    it("mends a validator and an expiry that differ, and keeps the documents", () =>
+      Effect.gen(function* () {
+        const { database } = yield* Mongo.Mongo
+        const { setup } = yield* Mongo.dependency
+        yield* setup
+        yield* Effect.promise(async () => {
+          await database.command({ collMod: "user_embeddings", validator: {}, validationLevel: "off" })
+          await database.collection("user_embeddings").insertOne({ user_id: "kept" })
+          await database.collection("user_embeddings").dropIndex("last_updated_1")
+        })
+        const later = yield* Mongo.dependency.pipe(
+          Effect.withConfigProvider(ConfigProvider.fromMap(new Map([["PHRASE_TTL_DAYS", "7"]]))),
+        )
+        const wanted = [
+          "user_embeddings: validator",
+          "user_embeddings: index on last_updated",
+          "phrase_embeddings: index on last_used, expiring after 7 days",
+        ]
+        expect(yield* later.missing).toEqual(wanted)
+        expect(yield* later.setup).toEqual(wanted)
+        expect(yield* later.missing).toEqual([])
+        const kept = yield* Effect.promise(() => database.collection("user_embeddings").countDocuments())
+        expect(kept).toBe(1)
+      }))
+  })
+})

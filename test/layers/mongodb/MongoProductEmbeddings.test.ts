@@ -1,0 +1,101 @@
+import { expect } from "bun:test"
+import { Effect, Layer } from "effect"
+import { Binary, Double } from "mongodb"
+import { Mongo } from "../../../src/layers/mongodb/Mongo.ts"
+import * as MongoProductEmbeddings from "../../../src/layers/mongodb/MongoProductEmbeddings.ts"
+import { ProductEmbeddings } from "../../../src/services/ports/ProductEmbeddings.ts"
+import * as ProductEmbeddingsContract from "../../contracts/ProductEmbeddingsContract.ts"
+import { layerSuite } from "../../support/effect.ts"
+import { preparedMongo } from "../../support/mongo.ts"
+import { withServers } from "../../support/servers.ts"
+
+const boot = {
+  product_id: "boot",
+  embedding: Float32Array.of(3, 4),
+  product_name: null,
+  category: "shoes",
+  space: "test:2",
+  text: null,
+}
+
+withServers(["mongodb"], "MongoDB", () => {
+  ProductEmbeddingsContract.suite(
+    "MongoDB",
+    MongoProductEmbeddings.layer({ storage: "vector" }).pipe(Layer.provide(preparedMongo())),
+  )
+
+  layerSuite(
+    "MongoDB: documents of products",
+    MongoProductEmbeddings.layer({ storage: "vector" }).pipe(Layer.provideMerge(preparedMongo())),
+    (it) => {
+      const raw = (product_id: string) =>
+        Effect.flatMap(Mongo, ({ database }) =>
+          Effect.promise(() =>
+            database
+              .collection("product_embeddings")
+              .findOne<Record<string, unknown> & { created_at: Date; updated_at: Date }>(
+                { product_id },
+                { projection: { _id: 0 } },
+              ),
+          ),
+        )
+
+      it("stores the documented fields, and when a product was created and last changed", () =>
+        Effect.gen(function* () {
+          const store = yield* ProductEmbeddings
+          yield* store.upsert([boot])
+          const first = yield* raw("boot")
+          expect(first).toEqual({
+            product_id: "boot",
+            embedding: Binary.fromFloat32Array(Float32Array.of(3, 4)),
+            dimension_count: 2,
+            product_name: null,
+            category: "shoes",
+            space: "test:2",
+            text: null,
+            created_at: expect.any(Date),
+            updated_at: expect.any(Date),
+          })
+          yield* Effect.sleep("5 millis")
+          yield* store.upsert([{ ...boot, product_name: "Boot" }])
+          const second = yield* raw("boot")
+          expect(second?.created_at).toEqual(first?.created_at)
+          expect(second?.updated_at.getTime() ?? 0).toBeGreaterThan(first?.updated_at.getTime() ?? 0)
+        }))
+
+      it("stores arrays when asked to, and reads what other programs wrote", () =>
+        Effect.gen(function* () {
+          const store = yield* ProductEmbeddings
+          const { database } = yield* Mongo
+          const inArrays = yield* MongoProductEmbeddings.make({ storage: "array" })
+          yield* inArrays.upsert([{ ...boot, product_id: "ours" }])
+          expect((yield* raw("ours"))?.embedding).toEqual([3, 4])
+          yield* Effect.promise(() =>
+            database
+              .collection("product_embeddings")
+              .insertOne({ product_id: "theirs", embedding: [1, new Double(0.5)], space: "test:2" }),
+          )
+          const found = yield* store.load(["ours", "theirs"], "test:2")
+          expect(found.get("ours")).toEqual(Float32Array.of(3, 4))
+          expect(found.get("theirs")).toEqual(Float32Array.of(1, 0.5))
+        }))
+
+      it("passes over vectors of another length in a search", () =>
+        Effect.gen(function* () {
+          const store = yield* ProductEmbeddings
+          yield* store.upsert(
+            [Float32Array.of(1, 0), Float32Array.of(1, 0, 0)].map((embedding, i) => ({
+              ...boot,
+              product_id: `mixed-${i}`,
+              space: "mixed",
+              embedding,
+            })),
+          )
+          const found = yield* store.nearest(Float32Array.of(2, 0), { space: "mixed", limit: 5 })
+          expect(found).toEqual([
+            { product_id: "mixed-0", product_name: null, category: "shoes", similarity: 1 },
+          ])
+        }))
+    },
+  )
+})

@@ -1,0 +1,237 @@
+import { expect } from "bun:test"
+import { Effect, Layer } from "effect"
+import { Binary, Double, Int32 } from "mongodb"
+import { Mongo } from "../../../src/layers/mongodb/Mongo.ts"
+import * as MongoUserEmbeddings from "../../../src/layers/mongodb/MongoUserEmbeddings.ts"
+import { UserEmbeddings, type Write } from "../../../src/services/ports/UserEmbeddings.ts"
+import * as UserEmbeddingsContract from "../../contracts/UserEmbeddingsContract.ts"
+import { layerSuite } from "../../support/effect.ts"
+import { preparedMongo } from "../../support/mongo.ts"
+import { withServers } from "../../support/servers.ts"
+
+const at = (second: number) => Date.UTC(2026, 1, 10, 12, 34, second)
+const record = (user_id: string): Write["record"] => ({
+  user_id,
+  embedding: {
+    user_id,
+    embedding: Float32Array.of(0, 1, 0, 0),
+    last_updated: at(2),
+    event_count: 2,
+    last_event_type: "product_view",
+    last_event_id: "ab".repeat(32),
+    mass: 1,
+    total_weight: 2,
+    space: "test:4",
+    history: "cumulative",
+    created_at: at(3),
+    updated_at: at(4),
+    recent: [
+      {
+        event_type: "product_view",
+        search_phrase: null,
+        product_id: "p-1",
+        occurred_at: "2026-02-10T12:34:02.000Z",
+        message_id: "ab".repeat(32),
+      },
+      {
+        event_type: "search",
+        search_phrase: "wireless headphones",
+        product_id: null,
+        occurred_at: "2026-02-10T12:34:01.000Z",
+        message_id: "cd".repeat(32),
+      },
+    ],
+    metadata: {
+      search_count: 1,
+      view_count: 1,
+      click_count: 0,
+      purchase_count: 0,
+      decay_lambda: 0,
+      last_recalculation: at(3),
+    },
+  },
+  version: 1,
+  applied: new Uint8Array(32).fill(7),
+  archived: 0,
+  erased_at: 0,
+})
+
+withServers(["mongodb"], "MongoDB", () => {
+  for (const storage of ["vector", "array"] as const)
+    UserEmbeddingsContract.suite(
+      `MongoDB (${storage})`,
+      MongoUserEmbeddings.layer({ storage }).pipe(Layer.provide(preparedMongo())),
+    )
+
+  layerSuite(
+    "MongoDB: documents of users",
+    MongoUserEmbeddings.layer({ storage: "vector" }).pipe(Layer.provideMerge(preparedMongo())),
+    (it) => {
+      const collection = Effect.map(Mongo, ({ database }) =>
+        database.collection<{ readonly _id: string; readonly [field: string]: unknown }>("user_embeddings"),
+      )
+      /** The document with the types it is stored in. */
+      const raw = (user_id: string) =>
+        Effect.flatMap(collection, (users) =>
+          Effect.promise(() => users.findOne({ user_id }, { promoteValues: false })),
+        )
+      const int = (value: number) => new Int32(value)
+      const double = (value: number) => new Double(value)
+
+      it("stores the documented fields with their BSON types", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          yield* users.save([{ record: record("typed"), expected: undefined }])
+          expect(yield* raw("typed")).toStrictEqual({
+            _id: "typed",
+            user_id: "typed",
+            embedding: Binary.fromFloat32Array(Float32Array.of(0, 1, 0, 0)),
+            dimension_count: int(4),
+            last_updated: new Date(at(2)),
+            event_count: int(2),
+            last_event_type: "product_view",
+            last_event_id: "ab".repeat(32),
+            mass: double(1),
+            total_weight: double(2),
+            space: "test:4",
+            history: "cumulative",
+            created_at: new Date(at(3)),
+            updated_at: new Date(at(4)),
+            version: int(1),
+            recent: [
+              {
+                event_type: "product_view",
+                product_id: "p-1",
+                occurred_at: new Date(at(2)),
+                message_id: "ab".repeat(32),
+              },
+              {
+                event_type: "search",
+                search_phrase: "wireless headphones",
+                occurred_at: new Date(at(1)),
+                message_id: "cd".repeat(32),
+              },
+            ],
+            metadata: {
+              search_count: int(1),
+              view_count: int(1),
+              click_count: int(0),
+              purchase_count: int(0),
+              decay_lambda: double(0),
+              last_recalculation: new Date(at(3)),
+            },
+            applied: new Binary(new Uint8Array(32).fill(7)),
+            archived: int(0),
+            erased_at: null,
+          })
+        }))
+
+      it("leaves a tombstone of three fields, and nothing of the user's in the ledger", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const { database } = yield* Mongo
+          yield* users.save([{ record: record("erased"), expected: undefined }])
+          yield* users.archive([{ user_id: "erased", ids: ["01".repeat(16), "fe".repeat(16)] }])
+          yield* users.erase("erased", at(9))
+          expect(yield* raw("erased")).toStrictEqual({
+            _id: "erased",
+            user_id: "erased",
+            erased_at: new Date(at(9)),
+            version: int(2),
+          })
+          const left = yield* Effect.promise(() =>
+            database.collection("user_embedding_ledger").countDocuments(),
+          )
+          expect(left).toBe(0)
+        }))
+
+      it("reads vectors and arrays alike, whichever it writes", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const inArrays = yield* MongoUserEmbeddings.make({ storage: "array" })
+          yield* inArrays.save([{ record: record("array"), expected: undefined }])
+          yield* users.save([{ record: record("vector"), expected: undefined }])
+          const stored = yield* raw("array")
+          expect(stored?.embedding).toStrictEqual([0, 1, 0, 0].map(double))
+          for (const reader of [users, inArrays]) {
+            const found = yield* reader.load(["array", "vector"])
+            for (const user of ["array", "vector"])
+              expect(found.get(user)?.embedding?.embedding).toEqual(Float32Array.of(0, 1, 0, 0))
+          }
+          // The next write of the other kind converts the document.
+          yield* users.save([{ record: { ...record("array"), version: 2 }, expected: 1 }])
+          expect((yield* raw("array"))?.embedding).toEqual(
+            Binary.fromFloat32Array(Float32Array.of(0, 1, 0, 0)),
+          )
+        }))
+
+      it("the validator refuses what is no user document", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const documents = yield* collection
+          yield* users.save([{ record: record("strict"), expected: undefined }])
+          const change = (update: object) =>
+            Effect.promise(() =>
+              documents.updateOne({ user_id: "strict" }, update).then(
+                () => "accepted",
+                (error) => error.code,
+              ),
+            )
+          const documentValidationFailure = 121
+          for (const update of [
+            { $set: { mass: int(1) } },
+            { $set: { mass: double(-1) } },
+            { $set: { event_count: double(1.5) } },
+            { $set: { last_updated: "2026-02-10T12:34:56.789Z" } },
+            { $set: { last_event_type: "wished" } },
+            { $set: { embedding: "none" } },
+            { $set: { embedding: [int(1)] } },
+            { $set: { "recent.0.search_phrase": "both" } },
+            { $set: { "metadata.note": "unknown" } },
+            { $set: { unknown: true } },
+            { $set: { version: int(0) } },
+            { $unset: { space: "" } },
+            { $unset: { embedding: "" } },
+          ])
+            expect([update, yield* change(update)]).toEqual([update, documentValidationFailure])
+          expect(yield* change({ $set: { mass: double(1) } })).toBe("accepted")
+        }))
+
+      it("a write that the validator refuses fails, and none of its batch is taken for a lost race", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const good = record("beside")
+          const bad = { ...record("bad"), archived: -1 }
+          const failure = yield* Effect.flip(
+            users.save([good, bad].map((record) => ({ record, expected: undefined }))),
+          )
+          expect(failure).toMatchObject({ reason: "rejected", operation: "bulkWrite user_embeddings" })
+          expect([...(yield* users.load(["beside", "bad"])).keys()]).toEqual(["beside"])
+        }))
+
+      it("settling flushes the journal", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const { database } = yield* Mongo
+          const documents = yield* collection
+          yield* users.save([{ record: record("settled"), expected: undefined }])
+          const flushes = Effect.promise(async () => {
+            const status = await database.admin().command({ serverStatus: 1 })
+            return Number(status.wiredTiger.log["log sync operations"])
+          })
+          const before = yield* flushes
+          for (let i = 1; i <= 20; i++) {
+            yield* Effect.promise(() =>
+              documents.updateOne(
+                { user_id: "settled" },
+                { $set: { archived: int(i) } },
+                { writeConcern: { w: 1, journal: false } },
+              ),
+            )
+            yield* users.settled
+          }
+          expect((yield* flushes) - before).toBeGreaterThanOrEqual(20)
+        }))
+    },
+  )
+})

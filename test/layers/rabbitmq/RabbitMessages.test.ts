@@ -1,0 +1,237 @@
+/** Packs on the wire, and what becomes of the interactions in them. */
+import { expect } from "bun:test"
+import { Effect } from "effect"
+import { headerSchemas } from "../../../scripts/contracts/documents.ts"
+import { eventTypes } from "../../../src/services/model/Interaction.ts"
+import {
+  Ack,
+  DeadLetter,
+  type Delivery,
+  InteractionQueue,
+  Isolate,
+  type Message,
+  Retry,
+  routingKey,
+} from "../../../src/services/ports/InteractionQueue.ts"
+import {
+  acknowledge,
+  consume,
+  eventually,
+  failure,
+  ids,
+  messages,
+  publish,
+  recordedAt,
+  takeAll,
+  takeOne,
+} from "../../contracts/InteractionQueueContract.ts"
+import { client, get, headersOf, onRabbit } from "../../support/rabbit.ts"
+import { withServers } from "../../support/servers.ts"
+
+const it = onRabbit({ eventsPerMessage: 10 })
+
+/** New messages of one type. */
+const views = (count: number): ReadonlyArray<Message> =>
+  messages(count).map((message) => ({ ...message, eventType: "product_view" as const }))
+const text = ({ body }: { readonly body: Uint8Array }) => Buffer.from(body).toString()
+const depths = Effect.flatMap(InteractionQueue, ({ depths }) => depths)
+const settled = eventually(depths, ({ main }) => main.ready + main.unacked === 0)
+
+withServers(["rabbitmq"], "RabbitMQ", () => {
+  it("a pack has the interactions of one type as lines, their traces and instants in its headers", ({
+    dsn,
+  }) =>
+    Effect.gen(function* () {
+      const [first, bare, last] = views(3)
+      const sent = [
+        first!,
+        { ...bare!, trace: null, recordedAt: 7 },
+        { ...last!, trace: { traceparent: last!.trace!.traceparent, tracestate: null } },
+      ]
+      expect(yield* publish(sent)).toEqual(sent.map(() => "confirmed"))
+      const { content, fields, properties } = yield* get(yield* client(dsn), "user_embedding_updates")
+      expect(content.toString()).toBe(sent.map(text).join("\n"))
+      expect(fields).toMatchObject({ exchange: "user_events", routingKey: "user.embedding.product_view" })
+      expect(properties).toMatchObject({
+        contentType: "application/x-ndjson",
+        deliveryMode: 2,
+        messageId: undefined,
+        appId: "user-embeddings",
+        type: "product_view",
+      })
+      expect(Object.keys(headersOf(properties)).toSorted()).toEqual(
+        Object.keys(headerSchemas.pack.properties).toSorted(),
+      )
+      expect(headersOf(properties)).toEqual({
+        "x-retry-count": 0,
+        "x-published-at": expect.any(Number),
+        "x-recorded-at": `${recordedAt}\n7\n${recordedAt}`,
+        "x-traces": `${first!.trace!.traceparent} ${first!.trace!.tracestate}\n\n${last!.trace!.traceparent}`,
+      })
+    }))
+
+  it("one interaction is a message like any other; a pack holds no more than told, one type, and not too many bytes", ({
+    dsn,
+  }) =>
+    Effect.gen(function* () {
+      const channel = yield* client(dsn)
+      const packs = Effect.gen(function* () {
+        const counts: Array<number> = []
+        while ((yield* depths).main.ready > 0) {
+          const { content, properties } = yield* get(channel, "user_embedding_updates")
+          const isPack = properties.contentType === "application/x-ndjson"
+          const lines = isPack ? content.toString("latin1").split("\n").length : 1
+          expect(isPack).toBe(lines > 1)
+          expect(content.length).toBeLessThan(160_000)
+          counts.push(lines)
+        }
+        return counts
+      })
+      yield* publish(views(1))
+      expect(yield* packs).toEqual([1])
+      yield* publish(views(21))
+      expect(yield* packs).toEqual([10, 10, 1])
+      yield* publish(messages(8))
+      expect(yield* packs).toEqual(eventTypes.map(() => 2))
+      const large = (one: Message) => ({ ...one, body: Buffer.alloc(50_000, "x") })
+      yield* publish(views(5).map(large))
+      expect(yield* packs).toEqual([2, 2, 1])
+      const tracestate = `vendor=${"x".repeat(5000)}`
+      const talkative = ({ trace, ...one }: Message) => ({ ...one, trace: { ...trace!, tracestate } })
+      yield* publish(views(10).map(talkative))
+      expect(yield* packs).toEqual([6, 4])
+    }))
+
+  it("what comes out of packs is what went in, in the order of its type, and can be settled one by one", () =>
+    Effect.gen(function* () {
+      const binary: Message = { ...messages(1)[0]!, body: Uint8Array.of(10, 0, 255, 10), trace: null }
+      const sent = [...messages(250), binary]
+      expect(yield* publish(sent)).toEqual(sent.map(() => "confirmed"))
+      const consumer = yield* consume(1_000)
+      const got = yield* takeAll(consumer, sent.length)
+      const idOf = (one: Delivery) => (one.messageId === null ? binary.messageId : one.messageId)
+      const byId = new Map(got.map((one) => [idOf(one), one]))
+      for (const one of sent) {
+        const { body, messageId, recordedAt, trace } = one
+        const arrived = byId.get(messageId)!
+        expect(Buffer.from(arrived.body).equals(Buffer.from(body))).toBe(true)
+        expect(arrived).toMatchObject({
+          messageId,
+          trace,
+          recordedAt,
+          routingKey: routingKey(one.eventType),
+          retryCount: 0,
+          isolatedAttempts: 0,
+          redeliveries: 0,
+        })
+        expect(arrived.publishedAt).toBeGreaterThan(recordedAt)
+      }
+      for (const type of eventTypes)
+        expect(ids(got.filter(({ routingKey: key }) => key === routingKey(type)))).toEqual(
+          ids(sent.filter(({ eventType }) => eventType === type)),
+        )
+      const odd = got.filter((_, index) => index % 2 === 1)
+      yield* acknowledge(consumer, odd.toReversed())
+      // Twice is once.
+      yield* acknowledge(consumer, odd)
+      expect(got.filter(consumer.holds)).toEqual(got.filter((_, index) => index % 2 === 0))
+      expect((yield* depths).main.unacked).toBe(got.length - odd.length)
+      yield* acknowledge(consumer, got)
+      yield* settled
+    }))
+
+  it("a pack is acknowledged with the last of its interactions; until then all of it comes again", () =>
+    Effect.gen(function* () {
+      const sent = views(20)
+      yield* publish(sent)
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const consumer = yield* consume(100)
+          const got = yield* takeAll(consumer, 20)
+          yield* acknowledge(consumer, [...got.slice(0, 9), ...got.slice(10)])
+        }),
+      )
+      const consumer = yield* consume(100)
+      const again = yield* takeAll(consumer, 10)
+      expect(ids(again)).toEqual(ids(sent.slice(0, 10)))
+      expect(again.every(({ redeliveries }) => redeliveries === 1)).toBe(true)
+      yield* acknowledge(consumer, again)
+      yield* settled
+    }))
+
+  it("what fails leaves its pack as a message of its own", ({ dsn }) =>
+    Effect.gen(function* () {
+      const [good, retried, dead, suspect] = views(4)
+      yield* publish([good!, retried!, { ...dead!, trace: null }, suspect!])
+      const consumer = yield* consume(100)
+      const got = yield* takeAll(consumer, 4)
+      yield* consumer.settle([
+        [got[0]!, Ack],
+        [got[1]!, Retry(200, failure)],
+        [got[2]!, DeadLetter(failure)],
+        [got[3]!, Isolate],
+      ])
+      const back = [yield* takeOne(consumer)]
+      yield* acknowledge(consumer, back)
+      back.push(yield* takeOne(consumer))
+      yield* acknowledge(consumer, back)
+      const [alone, climbed] = back.toSorted((a, b) => a.retryCount - b.retryCount)
+      const same = { recordedAt, publishedAt: got[0]!.publishedAt, routingKey: "user.embedding.product_view" }
+      expect(alone).toMatchObject({ ...same, messageId: suspect!.messageId, isolated: true, retryCount: 0 })
+      expect(climbed).toMatchObject({ ...same, messageId: retried!.messageId, retryCount: 1 })
+      expect(climbed!.trace).toEqual(retried!.trace)
+      expect(text(climbed!)).toBe(text(retried!))
+      const { content, properties } = yield* get(yield* client(dsn), "failed")
+      expect(content.toString()).toBe(text(dead!))
+      expect(properties).toMatchObject({
+        contentType: "application/json",
+        messageId: dead!.messageId,
+        type: "product_view",
+      })
+      expect(headersOf(properties)).toMatchObject({
+        "x-recorded-at": recordedAt,
+        "x-original-routing-key": "user.embedding.product_view",
+        "x-attempts": 1,
+      })
+      for (const name of ["traceparent", "tracestate", "x-traces"])
+        expect(properties.headers).not.toHaveProperty(name)
+      yield* settled
+    }))
+
+  it("takes packs of others as they come: without headers, with a line break at the end, empty, with garbage", ({
+    dsn,
+  }) =>
+    Effect.gen(function* () {
+      const channel = yield* client(dsn)
+      const sendForeign = (body: string, headers: Record<string, unknown> = {}) =>
+        Effect.promise(async () => {
+          const contentType = "application/x-ndjson"
+          channel.publish("user_events", "user.embedding.search", Buffer.from(body), { contentType, headers })
+          await channel.waitForConfirms()
+        })
+      yield* sendForeign('{"message_id":"a"}\n{"message_id":"b"}\n')
+      yield* sendForeign("")
+      yield* sendForeign('\n[1]\n{"message_id":7}', {
+        "x-recorded-at": "yesterday\n\n5\n6",
+        "x-traces": { traceparent: "no text" },
+      })
+      const consumer = yield* consume(100)
+      const got = yield* takeAll(consumer, 6)
+      expect(got.map(text)).toEqual([
+        '{"message_id":"a"}',
+        '{"message_id":"b"}',
+        "",
+        "",
+        "[1]",
+        '{"message_id":7}',
+      ])
+      expect(ids(got)).toEqual(["a", "b", null, null, null, null])
+      expect(got.map(({ recordedAt }) => recordedAt)).toEqual([null, null, null, null, null, 5])
+      expect(got.every(({ trace }) => trace === null)).toBe(true)
+      yield* consumer.settle([
+        ...got.slice(0, 4).map((one) => [one, Ack] as const),
+        ...got.slice(4).map((one) => [one, DeadLetter(failure)] as const),
+      ])
+      yield* eventually(depths, ({ failed, main }) => failed === 2 && main.ready + main.unacked === 0)
+    }))
+})

@@ -1,0 +1,437 @@
+import { afterAll, beforeAll, describe, expect } from "bun:test"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import * as SqlClient from "@effect/sql/SqlClient"
+import { Clock, Context, Deferred, Duration, Effect, Fiber, Layer, Redacted, Schedule } from "effect"
+import { createConnection, type RowDataPacket } from "mysql2/promise"
+import * as Mysql from "../../../src/layers/sql/Mysql.ts"
+import * as SqlInteractionLog from "../../../src/layers/sql/SqlInteractionLog.ts"
+import * as Sqlite from "../../../src/layers/sqlite/Sqlite.ts"
+import { type Dependency, DependencyDown } from "../../../src/services/ports/Dependencies.ts"
+import { InteractionLog, type NewInteraction } from "../../../src/services/ports/InteractionLog.ts"
+import { search, suite, view } from "../../contracts/InteractionLogContract.ts"
+import { effectTest } from "../../support/effect.ts"
+import { freshMysql, urlOf, withServers } from "../../support/servers.ts"
+import { tcpProxy } from "../../support/tcpProxy.ts"
+
+const withSetup = <E>(
+  client: Layer.Layer<SqlClient.SqlClient, E>,
+  dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient>,
+) =>
+  SqlInteractionLog.layer.pipe(
+    Layer.provideMerge(Layer.effectDiscard(Effect.flatMap(dependency, ({ setup }) => setup))),
+    Layer.provideMerge(client),
+  )
+
+const temporary = (): string => mkdtempSync(join(tmpdir(), "user-embeddings-"))
+const temporaryFolder = Effect.acquireRelease(Effect.sync(temporary), (folder) =>
+  Effect.sync(() => rmSync(folder, { recursive: true })),
+)
+/** A new database for the scope. */
+const mysqlDatabase = Effect.map(
+  Effect.acquireRelease(Effect.promise(freshMysql), ({ drop }) => Effect.promise(drop)),
+  ({ url }) => url,
+)
+const query = (url: string, statement: string) =>
+  Effect.promise(async () => {
+    const connection = await createConnection({ uri: url, dateStrings: true })
+    const [rows] = await connection.query<RowDataPacket[]>(statement)
+    await connection.end()
+    return rows.map((row): Record<string, unknown> => ({ ...row }))
+  })
+const mysqlLog = (url: string) => withSetup(Mysql.layer({ url: Redacted.make(url) }), Mysql.dependency)
+const sqliteLog = (directory: string) => withSetup(Sqlite.layer({ directory }), Sqlite.dependency)
+
+/** An instance of its own: another process, as far as the server can tell. */
+const open = <E>(layer: Layer.Layer<InteractionLog, E>) =>
+  Effect.map(Layer.build(Layer.fresh(layer)), (context) => Context.get(context, InteractionLog))
+const dependencyOf = (
+  layer: Layer.Layer<SqlClient.SqlClient, DependencyDown>,
+  dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient>,
+) => Effect.flatMap(Layer.build(Layer.fresh(layer)), (context) => Effect.provide(dependency, context))
+
+/** Why an effect fails, and after how many ms. */
+const failure = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.map(Effect.timed(Effect.flip(effect)), ([took, error]) => ({
+    error,
+    millis: Duration.toMillis(took),
+  }))
+
+{
+  const directory = temporary()
+  const log = sqliteLog(directory)
+  afterAll(() => rmSync(directory, { recursive: true }))
+  suite("InteractionLog on SQLite", log, Layer.fresh(log))
+}
+
+describe("the SQLite file", () => {
+  effectTest("survives being closed and opened again", () =>
+    Effect.gen(function* () {
+      const directory = join(yield* temporaryFolder, "new", "folder")
+      const entry = search("u", "shoes")
+      yield* Effect.scoped(Effect.flatMap(open(sqliteLog(directory)), (log) => log.append([entry])))
+      const log = yield* open(sqliteLog(directory))
+      expect(yield* log.append([entry])).toEqual([{ _tag: "Duplicate", interaction: entry.interaction }])
+    }),
+  )
+
+  effectTest("that can't be opened is named, with what to do about it", () =>
+    Effect.gen(function* () {
+      const occupied = join(yield* temporaryFolder, "file")
+      writeFileSync(occupied, "")
+      const { error } = yield* failure(Layer.build(Sqlite.layer({ directory: occupied })))
+      expect(error).toBeInstanceOf(DependencyDown)
+      expect(error.detail).toContain(join(occupied, Sqlite.fileName))
+      expect(error.remedy).toContain("DATA_DIR")
+    }),
+  )
+
+  effectTest("without tables says that setup is missing", () =>
+    Effect.gen(function* () {
+      const directory = yield* temporaryFolder
+      const log = yield* open(SqlInteractionLog.layer.pipe(Layer.provide(Sqlite.layer({ directory }))))
+      const { error } = yield* failure(log.append([search("u", "shoes")]))
+      expect(error).toMatchObject({ reason: "not_set_up", operation: "append" })
+      expect(error.message).toContain("user-embeddings setup")
+    }),
+  )
+
+  effectTest("is migrated once by many that start together", () =>
+    Effect.gen(function* () {
+      const client = Sqlite.layer({ directory: yield* temporaryFolder })
+      const instances = yield* Effect.replicateEffect(dependencyOf(client, Sqlite.dependency), 4)
+      expect(yield* instances[0]!.missing).toContain("migration 0001_user_interactions")
+      const done = yield* Effect.forEach(instances, ({ setup }) => setup, { concurrency: "unbounded" })
+      expect(done.flat().filter((line) => line === "ran migration 0001_user_interactions")).toHaveLength(1)
+      expect(yield* Effect.forEach(instances, ({ setup }) => setup)).toEqual([[], [], [], []])
+      expect(yield* instances[0]!.missing).toEqual([])
+    }),
+  )
+
+  effectTest("keeps the transactions of concurrent fibers apart", () =>
+    Effect.gen(function* () {
+      const context = yield* Layer.build(Sqlite.layer({ directory: yield* temporaryFolder }))
+      const sql = Context.get(context, SqlClient.SqlClient)
+      const sqlite = Context.get(context, Sqlite.Sqlite)
+      yield* sql`CREATE TABLE t (n INTEGER PRIMARY KEY)`
+      const insert = (n: number) => sql`INSERT INTO t VALUES (${n})`
+      const refused = Effect.flip(
+        sql.withTransaction(Effect.zipRight(Effect.zip(insert(1), Effect.yieldNow()), Effect.fail("no"))),
+      )
+      const kept = sql.withTransaction(Effect.zip(Effect.zip(insert(2), Effect.yieldNow()), insert(3)))
+      const direct = sqlite.use((database) => void database.run("INSERT INTO t VALUES (4)"))
+      const failing = Effect.flip(
+        sqlite.transaction((database) => {
+          database.run("INSERT INTO t VALUES (5)")
+          database.run("INSERT INTO t VALUES (5)")
+        }),
+      )
+      yield* Effect.all([refused, kept, insert(6), direct, failing], { concurrency: "unbounded" })
+      expect(yield* sql`SELECT n FROM t ORDER BY n`).toEqual([2, 3, 4, 6].map((n) => ({ n })))
+    }),
+  )
+
+  effectTest("elects a relay again once a dead one's lease has run out", () =>
+    Effect.gen(function* () {
+      const directory = yield* temporaryFolder
+      const context = yield* Layer.build(sqliteLog(directory))
+      const log = Context.get(context, InteractionLog)
+      const sql = Context.get(context, SqlClient.SqlClient)
+      const now = yield* Clock.currentTimeMillis
+      yield* sql`INSERT INTO leases VALUES ('relay', 'a dead process', ${now + 60_000})`
+      expect(yield* log.whileElected(Effect.void)).toBe(false)
+      yield* sql`UPDATE leases SET expires_at = ${now}`
+      expect(yield* log.whileElected(Effect.void)).toBe(true)
+    }),
+  )
+})
+
+withServers(["mysql"], "MySQL", () => {
+  {
+    let database: Awaited<ReturnType<typeof freshMysql>>
+    beforeAll(async () => {
+      database = await freshMysql()
+    })
+    afterAll(() => database.drop())
+    const log = Layer.suspend(() => mysqlLog(database.url))
+    suite("InteractionLog on MySQL", log, Layer.fresh(log))
+  }
+
+  effectTest("rows read as the table promises them", () =>
+    Effect.gen(function* () {
+      const url = yield* mysqlDatabase
+      const log = yield* open(mysqlLog(url))
+      const facts = {
+        occurred_at: "2026-02-10T12:34:56.789Z",
+        metadata: { device: "mobile" },
+        idempotencyKey: "key-1",
+        recordedAt: Date.UTC(2026, 1, 10, 12, 34, 57, 1),
+      }
+      const trace = {
+        traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        tracestate: null,
+      }
+      const found = search("u-42", "wireless headphones 🎧", facts)
+      yield* log.append([found, view("u-42", "p-1", { ...facts, idempotencyKey: null, trace })])
+      const rows = yield* query(url, "SELECT * FROM user_interactions ORDER BY event_type DESC")
+      expect(rows).toEqual([
+        {
+          id: expect.any(Number),
+          message_id: found.interaction.message_id,
+          user_id: "u-42",
+          event_type: "search",
+          search_phrase: "wireless headphones 🎧",
+          product_id: null,
+          occurred_at: "2026-02-10 12:34:56.789",
+          metadata: facts.metadata,
+          traceparent: null,
+          tracestate: null,
+          created_at: "2026-02-10 12:34:57.001",
+          processed_to_queue: 0,
+          published_at: null,
+          idempotency_key: "key-1",
+        },
+        expect.objectContaining({
+          event_type: "product_view",
+          search_phrase: null,
+          product_id: "p-1",
+          traceparent: trace.traceparent,
+          idempotency_key: null,
+        }),
+      ])
+      const metadata = yield* query(
+        url,
+        "SELECT JSON_UNQUOTE(JSON_EXTRACT(metadata, '$.device')) AS device FROM user_interactions",
+      )
+      expect(metadata).toEqual([{ device: "mobile" }, { device: "mobile" }])
+      yield* log.markPublished([found.interaction.message_id], Date.UTC(2026, 1, 10, 12, 35))
+      expect(
+        yield* query(url, "SELECT user_id, published_at FROM user_interactions WHERE processed_to_queue"),
+      ).toEqual([{ user_id: "u-42", published_at: "2026-02-10 12:35:00.000" }])
+    }),
+  )
+
+  effectTest("the table refuses a row whose reference doesn't fit its type", () =>
+    Effect.gen(function* () {
+      const url = yield* mysqlDatabase
+      yield* open(mysqlLog(url))
+      const refusal = (type: string, phrase: string, product: string) =>
+        Effect.promise(async () => {
+          const connection = await createConnection(url)
+          const answer = await connection
+            .query(
+              `INSERT INTO user_interactions (message_id, user_id, event_type, search_phrase, product_id,
+                occurred_at, metadata, created_at)
+              VALUES ('m', 'u', '${type}', ${phrase}, ${product}, NOW(), '{}', NOW())`,
+            )
+            .then(() => "accepted", String)
+          await connection.end()
+          return answer
+        })
+      expect(yield* refusal("search", "NULL", "NULL")).toContain("user_interactions_search_phrase")
+      expect(yield* refusal("product_view", "'shoes'", "'p'")).toContain("user_interactions_search_phrase")
+      expect(yield* refusal("product_view", "NULL", "NULL")).toContain("user_interactions_product_id")
+      expect(yield* refusal("search", "'shoes'", "'p'")).toContain("user_interactions_product_id")
+      expect(yield* refusal("search", "'shoes'", "NULL")).toBe("accepted")
+    }),
+  )
+
+  effectTest("has exactly the indexes that its queries use", () =>
+    Effect.gen(function* () {
+      const url = yield* mysqlDatabase
+      yield* open(mysqlLog(url))
+      const indexes = yield* query(
+        url,
+        `SELECT GROUP_CONCAT(column_name ORDER BY seq_in_index) AS columns, MIN(non_unique) AS many
+        FROM information_schema.statistics
+        WHERE table_schema = DATABASE() AND table_name = 'user_interactions' GROUP BY index_name`,
+      )
+      expect(
+        indexes.map(({ columns, many }) => `${columns} ${many ? "index" : "unique"}`).toSorted(),
+      ).toEqual([
+        "id unique",
+        "message_id unique",
+        "processed_to_queue,id index",
+        "user_id,idempotency_key unique",
+        "user_id,occurred_at index",
+      ])
+    }),
+  )
+
+  effectTest("is migrated once by many that start together", () =>
+    Effect.gen(function* () {
+      const client = Mysql.layer({ url: Redacted.make(yield* mysqlDatabase) })
+      const instances = yield* Effect.replicateEffect(dependencyOf(client, Mysql.dependency), 4)
+      expect(yield* instances[0]!.missing).toEqual(["migration 0001_user_interactions"])
+      const done = yield* Effect.forEach(instances, ({ setup }) => setup, { concurrency: "unbounded" })
+      expect(done.flat()).toEqual(["ran migration 0001_user_interactions"])
+      expect(yield* Effect.forEach(instances, ({ setup }) => setup)).toEqual([[], [], [], []])
+      expect(yield* instances[0]!.missing).toEqual([])
+      expect(yield* instances[0]!.ping).toMatch(/^\d+\.\d+/)
+    }),
+  )
+
+  effectTest("without tables says that setup is missing", () =>
+    Effect.gen(function* () {
+      const client = Mysql.layer({ url: Redacted.make(yield* mysqlDatabase) })
+      const log = yield* open(SqlInteractionLog.layer.pipe(Layer.provide(client)))
+      const { error } = yield* failure(log.append([search("u", "shoes")]))
+      expect(error).toMatchObject({ reason: "not_set_up", operation: "append" })
+      expect(error.message).toContain("user-embeddings setup")
+    }),
+  )
+
+  effectTest("a database that is missing, or a wrong password, is told apart from an outage", () =>
+    Effect.gen(function* () {
+      const url = new URL(urlOf("mysql"))
+      url.pathname = "/user_embeddings_nowhere"
+      const missing = yield* dependencyOf(Mysql.layer({ url: Redacted.make(url.href) }), Mysql.dependency)
+      expect((yield* failure(missing.ping)).error.remedy).toContain("create the database")
+      url.password = "not-the-password"
+      const locked = yield* dependencyOf(Mysql.layer({ url: Redacted.make(url.href) }), Mysql.dependency)
+      const { error } = yield* failure(locked.ping)
+      expect(error.remedy).toContain("check user, password")
+      expect(JSON.stringify(error) + error.message).not.toContain("not-the-password")
+    }),
+  )
+
+  effectTest("waits for another process's open transaction, then answers by its outcome", () =>
+    Effect.gen(function* () {
+      const url = yield* mysqlDatabase
+      const log = yield* open(mysqlLog(url))
+      const insertOpenly = (entry: NewInteraction) =>
+        Effect.promise(async () => {
+          const connection = await createConnection(url)
+          await connection.beginTransaction()
+          await connection.query(
+            `INSERT INTO user_interactions (message_id, user_id, event_type, product_id, occurred_at, metadata,
+              created_at) VALUES (?, ?, ?, ?, ?, '{}', NOW())`,
+            [
+              entry.interaction.message_id,
+              entry.interaction.user_id,
+              entry.interaction.event_type,
+              entry.interaction.product_id,
+              "2026-02-10 12:34:56.789",
+            ],
+          )
+          return connection
+        })
+      for (const outcome of ["commit", "rollback"] as const) {
+        const entry = view("u", outcome, { occurred_at: "2026-02-10T12:34:56.789Z" })
+        const connection = yield* insertOpenly(entry)
+        const appending = yield* Effect.fork(log.append([entry]))
+        const waiting = query(
+          url,
+          "SELECT info FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE 'INSERT %'",
+        )
+        yield* Effect.repeat(waiting, { until: (rows) => rows.length > 0 }).pipe(Effect.timeout("2 seconds"))
+        yield* Effect.promise(() => connection[outcome]())
+        const [answer] = yield* Fiber.join(appending)
+        expect(answer?._tag).toBe(outcome === "commit" ? "Duplicate" : "Recorded")
+        yield* Effect.promise(() => connection.end())
+      }
+    }),
+  )
+
+  effectTest("callers that give up leave no connection behind", () =>
+    Effect.gen(function* () {
+      const log = yield* open(mysqlLog(yield* mysqlDatabase))
+      for (let round = 0; round < 20; round++) {
+        const callers = Array.from({ length: 20 }, (_, index) => log.newest(`u-${index}`, 1))
+        yield* Effect.all(callers, { concurrency: "unbounded" }).pipe(Effect.timeoutOption(round % 5))
+      }
+      const appended = Array.from({ length: 20 }, (_, index) => log.append([view("u", `p-${index}`)]))
+      const { length } = yield* Effect.all(appended, { concurrency: "unbounded" })
+      expect(length).toBe(20)
+    }),
+  )
+})
+
+describe("MySQL that nobody runs", () => {
+  effectTest("is no reason not to start, and calls say so at once", () =>
+    Effect.gen(function* () {
+      const client = Mysql.layer({ url: Redacted.make("mysql://ue:hidden@127.0.0.1:1/user_embeddings") })
+      const log = yield* open(SqlInteractionLog.layer.pipe(Layer.provide(client)))
+      const { error, millis } = yield* failure(log.append([search("u", "shoes")]))
+      expect(error).toMatchObject({ reason: "unavailable", operation: "append" })
+      expect(millis).toBeLessThan(2_000)
+      expect(JSON.stringify(error) + error.message).not.toContain("hidden")
+      const dependency = yield* dependencyOf(client, Mysql.dependency)
+      expect((yield* failure(dependency.ping)).error.detail).toContain("ECONNREFUSED")
+    }),
+  )
+})
+
+withServers(["mysql"], "MySQL in an outage", () => {
+  const proxied = Effect.gen(function* () {
+    const url = yield* mysqlDatabase
+    const proxy = yield* tcpProxy(url)
+    return { url, proxy, log: yield* open(mysqlLog(proxy.url)) }
+  })
+
+  effectTest("fails fast while it is gone and works again when it is back", () =>
+    Effect.gen(function* () {
+      const { proxy, log } = yield* proxied
+      yield* log.append([view("u", "before")])
+      proxy.cut()
+      const { error, millis } = yield* failure(log.append([view("u", "during")]))
+      expect(error.reason).toBe("unavailable")
+      expect(millis).toBeLessThan(2_000)
+      proxy.restore()
+      const [answer] = yield* Effect.retry(
+        log.append([view("u", "after")]),
+        Schedule.spaced("50 millis"),
+      ).pipe(Effect.timeout("3 seconds"))
+      expect(answer?._tag).toBe("Recorded")
+    }),
+  )
+
+  effectTest(
+    "gives up a silent server in time and keeps no connection to it",
+    () =>
+      Effect.gen(function* () {
+        const { proxy, log } = yield* proxied
+        const client = Mysql.layer({ url: Redacted.make(proxy.url) })
+        const newcomer = yield* open(SqlInteractionLog.layer.pipe(Layer.provide(client)))
+        yield* log.append([view("u", "before")])
+        proxy.freeze()
+        const [asked, connecting] = yield* Effect.all(
+          [failure(log.append([view("u", "p")])), failure(newcomer.append([view("u", "p")]))],
+          { concurrency: "unbounded" },
+        )
+        expect(asked.error.reason).toBe("timeout")
+        expect(asked.millis).toBeLessThan(11_000)
+        expect(connecting.error.reason).toBe("unavailable")
+        expect(connecting.millis).toBeLessThan(7_000)
+        proxy.restore()
+        const [answer] = yield* log.append([view("u", "after")])
+        expect(answer?._tag).toBe("Recorded")
+      }),
+    30_000,
+  )
+
+  effectTest(
+    "ends the election of a relay that has lost its connection, and elects another one",
+    () =>
+      Effect.gen(function* () {
+        const { url, proxy, log } = yield* proxied
+        const other = yield* open(mysqlLog(url))
+        const elected = yield* Deferred.make<void>()
+        const relay = yield* Effect.fork(
+          failure(log.whileElected(Effect.zipRight(Deferred.succeed(elected, undefined), Effect.never))),
+        )
+        yield* Deferred.await(elected)
+        expect(yield* other.whileElected(Effect.void)).toBe(false)
+        proxy.cut()
+        const { error } = yield* Fiber.join(relay).pipe(Effect.timeout("5 seconds"))
+        expect(error).toMatchObject({ reason: "unavailable", operation: "whileElected" })
+        const next = Effect.repeat(other.whileElected(Effect.void), {
+          until: (ran) => ran,
+          schedule: Schedule.spaced("50 millis"),
+        })
+        yield* Effect.timeout(next, "3 seconds")
+      }),
+    15_000,
+  )
+})

@@ -1,0 +1,150 @@
+/** The operator's commands as they are typed: exit codes, stdout for programs, nothing done without a yes. */
+import { expect } from "bun:test"
+import { resolve } from "node:path"
+import { Effect } from "effect"
+import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
+import { InteractionQueue } from "../../../src/services/ports/InteractionQueue.ts"
+import * as Settings from "../../../src/services/Settings.ts"
+import { layerSuite } from "../../support/effect.ts"
+import { embeddingOf, message, record, recording, search, workedOff } from "../../support/pipeline.ts"
+import { embedded } from "../../support/stacks.ts"
+
+const at = (second: number) => new Date(Date.UTC(2026, 0, 1, 0, 0, second)).toISOString()
+
+/** Runs the program in the data folder of the suite, with nobody to ask. */
+const run = (...args: ReadonlyArray<string>) =>
+  Effect.flatMap(Settings.DATA_DIR, (folder) =>
+    Effect.promise(async () => {
+      const child = Bun.spawn(["bun", resolve(import.meta.dir, "../../../src/programs/main.ts"), ...args], {
+        env: { PATH: process.env.PATH ?? "", DATA_DIR: folder, LOG_LEVEL: "error" },
+        stdin: "ignore",
+        stdout: "pipe",
+        stderr: "pipe",
+      })
+      const [code, out, err] = await Promise.all([
+        child.exited,
+        new Response(child.stdout).text(),
+        new Response(child.stderr).text(),
+      ])
+      return { code, out, err }
+    }),
+  )
+
+layerSuite("operator's commands", recording(embedded()), (it) => {
+  it(
+    "bad usage is told and ends with 2, whatever the command",
+    () =>
+      Effect.gen(function* () {
+        const bad = yield* Effect.forEach(
+          [
+            ["failed", "retry"],
+            ["failed", "remove", "--all"],
+            ["failed", "list", "--since", "yesterday"],
+            ["replay"],
+            ["rebuild", "--all", "--user", "u"],
+            ["user", "erase", "u"],
+          ],
+          (args) =>
+            Effect.map(run(...args), ({ code, err, out }) => ({ args, code, told: err + out !== "" })),
+          { concurrency: 4 },
+        )
+        expect(bad.filter(({ code, told }) => code !== 2 || !told)).toEqual([])
+      }),
+    120_000,
+  )
+
+  it(
+    "the audit's exit code is its verdict, and its JSON has the promised fields",
+    () =>
+      Effect.gen(function* () {
+        const [lost, ...others] = [1, 2, 3].map((second) => search("u", "tent", at(second)))
+        yield* record(...others)
+        yield* workedOff
+        const good = yield* run("audit", "--json")
+        expect([good.code, JSON.parse(good.out)]).toEqual([
+          0,
+          { users: 1, consistent: 1, missing: 0, extra: 0, in_flight: 0, dead: 0, skipped: 0 },
+        ])
+        const log = yield* InteractionLog
+        yield* log.append([
+          {
+            interaction: lost!,
+            idempotencyKey: null,
+            occurredAtGiven: true,
+            trace: null,
+            recordedAt: Date.now(),
+          },
+        ])
+        yield* log.markPublished([lost!.message_id], Date.now())
+        const bad = yield* run("audit", "--user", "u", "--details", "--json")
+        expect(bad.code).toBe(1)
+        expect(JSON.parse(bad.out)).toMatchObject({
+          missing: 1,
+          details: [{ state: "missing", message_id: lost!.message_id }],
+        })
+        const replayed = yield* run("replay", "--user", "u", "--json")
+        expect([replayed.code, JSON.parse(replayed.out)]).toEqual([0, { matched: 3, published: 3 }])
+        yield* workedOff
+        expect((yield* run("audit")).code).toBe(0)
+        const rebuilt = yield* run("rebuild", "--all", "--json")
+        expect([rebuilt.code, JSON.parse(rebuilt.out)]).toEqual([0, { rebuilt: 1, failed: 0, failures: [] }])
+        expect((yield* run("rebuild", "--user", "nobody")).code).toBe(1)
+      }),
+    120_000,
+  )
+
+  it(
+    "dead letters go and come back as told, and an unknown id ends with 1",
+    () =>
+      Effect.gen(function* () {
+        const queue = yield* InteractionQueue
+        yield* queue.publish([message(search("v", "tent", at(1)), Buffer.from("{}"))])
+        yield* workedOff
+        const list = Effect.map(run("failed", "list", "--json"), ({ out }) => JSON.parse(out))
+        const [letter] = yield* list
+        expect((yield* run("failed", "show", letter.id)).out).toContain("schema_violation")
+        expect((yield* run("failed", "show", "nobody")).code).toBe(1)
+        expect((yield* run("failed", "retry", letter.id, "nobody")).code).toBe(1)
+        expect((yield* run("failed", "remove", letter.id, "--dry-run")).code).toBe(0)
+        expect(yield* list).toEqual([letter])
+        const retried = yield* run("failed", "retry", "--all", "--json")
+        expect([retried.code, JSON.parse(retried.out)]).toEqual([0, { picked: 1, retried: 1 }])
+        yield* workedOff
+        const removed = yield* run(
+          "failed",
+          "remove",
+          "--all",
+          "--error",
+          "schema_violation",
+          "--yes",
+          "--json",
+        )
+        expect([removed.code, JSON.parse(removed.out)]).toEqual([0, { removed: 1 }])
+        expect(yield* list).toEqual([])
+      }),
+    120_000,
+  )
+
+  it(
+    "an erasure reports what it removed",
+    () =>
+      Effect.gen(function* () {
+        yield* record(search("w", "a tent for w", at(1)))
+        yield* workedOff
+        const { code, out } = yield* run("user", "erase", "w", "--yes", "--json")
+        expect([code, JSON.parse(out)]).toEqual([
+          0,
+          {
+            user_id: "w",
+            erased_at: expect.any(String),
+            interactions: 1,
+            embedding: true,
+            phrases: 1,
+            dead_letters: 0,
+          },
+        ])
+        expect(yield* embeddingOf("w")).toBeUndefined()
+      }),
+    120_000,
+  )
+})

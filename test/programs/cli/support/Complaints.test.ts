@@ -1,0 +1,116 @@
+/** What somebody meets who types something wrong or has something down: one line, the next step, 1 or 2. */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { createServer } from "node:net"
+import { tmpdir } from "node:os"
+import { join, resolve } from "node:path"
+
+const main = resolve(import.meta.dir, "../../../../src/programs/main.ts")
+const folder = mkdtempSync(join(tmpdir(), "complaints-"))
+const badLines = join(folder, "bad.jsonl")
+const embedded = { DATA_DIR: join(folder, "data") }
+const nowhere = {
+  RABBITMQ_DSN: "amqp://guest:sekret@127.0.0.1:1",
+  MYSQL_URL: "mysql://root:sekret@127.0.0.1:1/shop",
+  MONGODB_URL: "mongodb://127.0.0.1:1",
+}
+
+const run = async (line: string, env: Readonly<Record<string, string>>) => {
+  const child = Bun.spawn([process.execPath, main, ...line.split(" ")], {
+    env: { PATH: process.env.PATH, LOG_LEVEL: "error", ...env },
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+  })
+  const [code, out, err] = await Promise.all([
+    child.exited,
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+  ])
+  return { code, out, err }
+}
+
+const busy = createServer()
+let busyPort = 0
+
+beforeAll(async () => {
+  writeFileSync(badLines, "no json\n")
+  await new Promise<void>((done) => busy.listen(0, "127.0.0.1", done))
+  const address = busy.address()
+  if (typeof address === "object" && address !== null) busyPort = address.port
+  expect(await run("setup", embedded)).toMatchObject({ code: 0 })
+}, 60_000)
+afterAll(() => {
+  busy.close()
+  rmSync(folder, { recursive: true, force: true })
+})
+
+interface Case {
+  readonly line: string
+  readonly env?: Readonly<Record<string, string>>
+  readonly code: 1 | 2
+  readonly says: string
+  /** The last line. */
+  readonly next: string
+}
+const cases: ReadonlyArray<Case> = [
+  { line: "bogus", code: 2, says: "Invalid subcommand", next: "user-embeddings --help" },
+  { line: "stats --bogus", code: 2, says: "--bogus", next: "user-embeddings stats --help" },
+  { line: "failed retry", code: 2, says: "name letters by id", next: "user-embeddings failed retry --help" },
+  { line: "user erase 1", code: 2, says: "--yes", next: "user-embeddings user erase --help" },
+  {
+    line: "products import /no/such/file",
+    code: 2,
+    says: "must exist",
+    next: "user-embeddings products import --help",
+  },
+  {
+    line: "audit",
+    env: { ...nowhere, MYSQL_URL: "htp://root:sekret@x" },
+    code: 1,
+    says: "MYSQL_URL: must be a URL that starts with mysql://",
+    next: ".env.example",
+  },
+  {
+    line: "audit",
+    env: { MYSQL_URL: nowhere.MYSQL_URL },
+    code: 1,
+    says: "RABBITMQ_DSN and MONGODB_URL must be set too",
+    next: ".env.example",
+  },
+  { line: "audit", env: nowhere, code: 1, says: "ECONNREFUSED", next: "user-embeddings doctor" },
+  { line: "failed list", env: nowhere, code: 1, says: "ECONNREFUSED", next: "user-embeddings doctor" },
+  { line: "user show 1", env: nowhere, code: 1, says: "ECONNREFUSED", next: "user-embeddings doctor" },
+  {
+    line: "audit",
+    env: { DATA_DIR: join(folder, "new") },
+    code: 1,
+    says: "not_set_up",
+    next: "user-embeddings setup",
+  },
+  { line: "user show 1", code: 1, says: "user 1 has no embedding", next: "user-embeddings audit" },
+  { line: "failed show x", code: 1, says: "no dead letter", next: "user-embeddings failed list" },
+  { line: `products import ${badLines} --strict`, code: 1, says: "line 1", next: "correct the line" },
+  { line: `import interactions ${badLines} --strict`, code: 1, says: "line 1", next: "--help" },
+]
+
+describe("a command that fails says why and what to do", () => {
+  for (const { code, env, line, next, says } of cases)
+    test(`${line.replaceAll(folder, "")}: ${says}`, async () => {
+      const { err, out, ...ended } = await run(line, env ?? embedded)
+      expect({ ...ended, out }).toEqual({ code, out: "" })
+      expect(err).toContain(says)
+      expect(err.trimEnd().split("\n").at(-1)).toStartWith("  → ")
+      expect(err.trimEnd().split("\n").at(-1)).toContain(next)
+      expect(err).toBe(Bun.stripANSI(err))
+      expect(err).not.toContain("sekret")
+      expect(err).not.toMatch(/^ +at /m)
+    }, 60_000)
+
+  test("a busy port", async () => {
+    const { code, err } = await run("api", { ...embedded, API_PORT: String(busyPort) })
+    expect(code).toBe(1)
+    expect(err).toContain(String(busyPort))
+    expect(err.trimEnd().split("\n").at(-1)).toContain("API_PORT")
+  }, 60_000)
+})

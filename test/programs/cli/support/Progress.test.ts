@@ -1,0 +1,50 @@
+/** What a long command tells where nobody draws: a log entry every ten seconds. */
+import { afterAll, beforeAll, expect } from "bun:test"
+import { ConfigProvider, Effect, HashMap, Logger, LogLevel, TestClock, TestContext } from "effect"
+import { measured } from "../../../../src/programs/cli/support/Progress.ts"
+import { effectTest } from "../../../support/effect.ts"
+
+const terminal = process.stderr.isTTY
+beforeAll(() => {
+  process.stderr.isTTY = false
+})
+afterAll(() => {
+  process.stderr.isTTY = terminal
+})
+
+/** Entries of a run of 100 rows a second, of 6,000, told every second for 25 s. */
+const entries = (env: Readonly<Record<string, string>>) =>
+  Effect.gen(function* () {
+    const logged: Array<unknown> = []
+    const logger = Logger.make<unknown, void>(({ annotations, message }) => {
+      logged.push([...[message].flat(), Object.fromEntries(HashMap.toEntries(annotations))])
+    })
+    const run = measured("rows", (progress) =>
+      Effect.forEach(
+        Array.from({ length: 26 }, (_, second) => second * 100),
+        (count) =>
+          Effect.zipRight(progress({ count, done: count, total: 6_000 }), TestClock.adjust("1 second")),
+      ),
+    )
+    yield* run.pipe(
+      Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
+      Logger.withMinimumLogLevel(LogLevel.Warning),
+      Effect.withConfigProvider(ConfigProvider.fromMap(new Map(Object.entries(env)))),
+    )
+    return logged
+  }).pipe(Effect.provide(TestContext.TestContext))
+
+effectTest("a command that logs warnings only tells how far it is, with rate and time left", () =>
+  Effect.gen(function* () {
+    expect(yield* entries({})).toEqual([
+      ["progress", { rows: 1_000, per_second: 100, percent: 17, seconds_left: 50 }],
+      ["progress", { rows: 2_000, per_second: 100, percent: 33, seconds_left: 40 }],
+    ])
+  }),
+)
+
+effectTest("LOG_LEVEL=warn keeps it quiet", () =>
+  Effect.gen(function* () {
+    expect(yield* entries({ LOG_LEVEL: "warn" })).toEqual([])
+  }),
+)

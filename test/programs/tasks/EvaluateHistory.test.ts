@@ -1,0 +1,124 @@
+/** `evaluate` as a command: a file of history and a file of products in, a table and a plain sentence out. */
+import { afterAll, expect, test } from "bun:test"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { randomOf, simple } from "../../../src/services/history/Evaluation.ts"
+
+const folder = mkdtempSync(join(tmpdir(), "evaluate-"))
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
+const main = join(import.meta.dir, "../../../src/programs/main.ts")
+
+const run = async (...args: ReadonlyArray<string>) => {
+  const child = Bun.spawn([process.execPath, main, "evaluate", ...args], {
+    cwd: folder,
+    env: { PATH: process.env.PATH ?? "", EMBEDDING_DIMENSIONS: "8", OPENAI_API_KEY: "never-asked" },
+    stdout: "pipe",
+    stderr: "pipe",
+  })
+  const [stdout, stderr, code] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+    child.exited,
+  ])
+  return { code, stderr, stdout }
+}
+
+const random = randomOf(1)
+const products = join(folder, "products.jsonl")
+writeFileSync(
+  products,
+  Array.from({ length: 100 }, (_, p) =>
+    JSON.stringify({
+      product_id: `p-${p}`,
+      product_name: `Product ${p}`,
+      category: "all",
+      vector: Array.from({ length: 8 }, () => random() - 0.5),
+    }),
+  ).join("\n"),
+)
+const history = join(folder, "history.csv")
+const records = Array.from(
+  { length: 3_000 },
+  (_, n) =>
+    `u-${Math.floor(random() * 60)},p-${Math.floor(random() ** 4 * 100)},${1_700_000_000 + n * 3_600}`,
+)
+// One is there twice.
+writeFileSync(history, ["who,what,when", ...records, "broken", records[7], ""].join("\n"))
+const reading = ["--map", "user_id=who,product_id=what,occurred_at=when", "--set", "event_type=purchase"]
+
+test("where everybody buys what is popular, it says so; the present configuration is among the rows", async () => {
+  const { code, stdout } = await run(history, "--products", products, ...reading, "--most", "200")
+  expect(code).toBe(0)
+  expect(stdout).toStartWith("3,000 interactions (1 unreadable), 100 products; foretold: 200 of ")
+  expect(stdout).toContain("Something simpler wins: popular.")
+  expect(stdout).toMatch(/\(configured\) +0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]/)
+  const lines = stdout.split("\n")
+  const best = /The best vectors \((.*)\) are behind/.exec(stdout)?.[1]
+  expect(lines.some((line) => best !== undefined && line.startsWith(best))).toBe(true)
+  const first = lines.find((line) => line.includes("["))
+  expect(first).toMatch(/^popular|popularity 0\.2/)
+}, 60_000)
+
+test("--json: every way of the grid with its intervals, and the verdict", async () => {
+  const { stdout } = await run(history, "--products", products, ...reading, "--most", "100", "--json")
+  const { foretold, rows, verdict } = JSON.parse(stdout)
+  expect(foretold).toBe(100)
+  expect(rows.length).toBe(simple.length + 4 * 2 * 2 * 2 * 2)
+  for (const { hit_rate, mrr, ndcg } of rows)
+    for (const { high, low, mean } of [hit_rate, mrr, ndcg])
+      expect(low <= mean && mean <= high && low >= 0 && high <= 1).toBe(true)
+  expect(["simple", "undecided"]).toContain(verdict.says)
+}, 60_000)
+
+test("nothing to foretell is told, exit 1", async () => {
+  const { code, stderr } = await run(history, "--products", products, ...reading, "--target", "product_view")
+  expect([code, stderr.split("\n").find((line) => line.startsWith("user-embeddings:"))]).toEqual([
+    1,
+    "user-embeddings: nothing to foretell: the last fifth of 3000 interactions has no product_view of a product with a vector by a user who was there before",
+  ])
+}, 60_000)
+
+test("where taste foretells, the variables to set are named, weights included", async () => {
+  const kinds = 12
+  const centres = Array.from({ length: kinds }, () => Array.from({ length: 8 }, () => random() - 0.5))
+  const things = join(folder, "things.jsonl")
+  writeFileSync(
+    things,
+    Array.from({ length: 240 }, (_, p) =>
+      JSON.stringify({
+        product_id: `t-${p}`,
+        product_name: `Thing ${p}`,
+        category: "all",
+        vector: centres[p % kinds]!.map((x) => x + 0.1 * (random() - 0.5)),
+      }),
+    ).join("\n"),
+  )
+  // Each user buys from one kind, which changes now and then, and looks at anything.
+  const tastes = join(folder, "tastes.jsonl")
+  writeFileSync(
+    tastes,
+    Array.from({ length: 12_000 }, (_, n) => {
+      const user = n % 200
+      const kind = (user + Math.floor(n / 4_000) * 5) % kinds
+      const buys = Math.floor(n / 200) % 3 === 2
+      const thing = buys ? kind + kinds * Math.floor(random() * 20) : Math.floor(random() * 240)
+      return JSON.stringify({
+        user_id: `u-${user}`,
+        event_type: buys ? "purchase" : "view",
+        product_id: `t-${thing}`,
+        occurred_at: 1_700_000_000 + n * 300,
+      })
+    }).join("\n"),
+  )
+  const { stdout } = await run(tastes, "--products", things, "--target", "product_purchase", "--most", "800")
+  const [, lambda, weights, history, popularity] =
+    /^Vectors win: taste λ (\S+), (\w+) weights, (\w+), \w+, popularity (\S+),/m.exec(stdout) ?? []
+  expect(stdout).toContain(
+    `\nEMBEDDING_DECAY_LAMBDA=${lambda} EMBEDDING_HISTORY=${history} POPULARITY_WEIGHT=${popularity}\n`,
+  )
+  const [purchase, search, click, view] = weights === "equal" ? [1, 1, 1, 1] : [1, 0.7, 0.5, 0.3]
+  expect(stdout).toContain(
+    `\nEMBEDDING_WEIGHT_PURCHASE=${purchase} EMBEDDING_WEIGHT_SEARCH=${search} EMBEDDING_WEIGHT_CLICK=${click} EMBEDDING_WEIGHT_VIEW=${view}\n`,
+  )
+}, 60_000)

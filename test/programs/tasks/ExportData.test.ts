@@ -1,0 +1,208 @@
+/** Exports on both stacks, read back by other hands: every vector to the bit, and only what was asked for. */
+import { afterAll, expect } from "bun:test"
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { BunContext } from "@effect/platform-bun"
+import { Effect, Either, Layer, Option } from "effect"
+import { asyncBufferFromFile, parquetReadObjects } from "hyparquet"
+import { exportEmbeddings, exportInteractions } from "../../../src/programs/tasks/ExportData.ts"
+import { importInteractions } from "../../../src/programs/tasks/ImportInteractions.ts"
+import { fold, type UserEmbedding } from "../../../src/services/model/UserEmbedding.ts"
+import * as Vector from "../../../src/services/model/Vector.ts"
+import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
+import { PhraseEmbedder } from "../../../src/services/ports/PhraseEmbedder.ts"
+import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
+import { layerSuite } from "../../support/effect.ts"
+import { product, search } from "../../support/pipeline.ts"
+import { withServers } from "../../support/servers.ts"
+import { embedded, external } from "../../support/stacks.ts"
+
+const folder = mkdtempSync(join(tmpdir(), "export-"))
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
+let files = 0
+const fresh = (ending: string) => join(folder, `${files++}.${ending}`)
+
+const dimensions = 24
+const noon = Date.parse("2026-03-01T12:00:00.000Z")
+const minutes = (n: number) => noon + n * 60_000
+
+/** Embedding of a user, last written at minute `n`, in no particular direction. */
+const embeddingOf = (user: string, n: number, space: string): UserEmbedding => {
+  const vector = Vector.normalise(
+    Float32Array.from({ length: dimensions }, (_, i) => Math.sin(n * 31 + i * i)),
+  )
+  const interaction = product(user, "product_view", `p-${n}`, new Date(minutes(n)).toISOString())
+  const weights = { search: 0.7, product_view: 0.3, product_click: 0.5, product_purchase: 1 }
+  return Either.getOrThrow(
+    fold(
+      undefined,
+      [{ interaction, vector }],
+      { lambda: 0.023, weights, history: "cumulative", space },
+      minutes(n),
+    ),
+  )
+}
+
+const stored = 620
+const fill = Effect.gen(function* () {
+  const users = yield* UserEmbeddings
+  const { space } = yield* PhraseEmbedder
+  const embeddings = Array.from({ length: stored }, (_, n) => embeddingOf(`u-${1_000 + n}`, n, space))
+  yield* users.save(
+    [...embeddings, embeddingOf("u-elsewhere", 5_000, "openai:other:24")].map((embedding) => ({
+      record: {
+        user_id: embedding.user_id,
+        embedding,
+        version: 1,
+        applied: new Uint8Array(0),
+        archived: 0,
+        erased_at: 0,
+      },
+      expected: undefined,
+    })),
+  )
+  yield* users.erase("u-gone", minutes(6_000))
+  return embeddings
+})
+
+const options = (format: "jsonl" | "npy" | "parquet", out: string, since?: number) => ({
+  format,
+  out: Option.some(out),
+  since,
+  progress: () => Effect.void,
+})
+const bits = (vector: ArrayLike<number>) => Buffer.from(Float32Array.from(vector).buffer).toString("hex")
+const readLines = (file: string) =>
+  readFileSync(file, "utf8")
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line))
+
+const suite = (name: string, stack: ReturnType<typeof embedded>) =>
+  layerSuite(name, Layer.merge(stack, BunContext.layer), (it) => {
+    let all: ReadonlyArray<UserEmbedding> = []
+
+    it("JSON Lines hold each user's document and vector; users of another space are counted, not mixed in", () =>
+      Effect.gen(function* () {
+        all = yield* fill
+        const file = fresh("jsonl")
+        const done = yield* exportEmbeddings(options("jsonl", file))
+        expect(done).toMatchObject({ exported: stored, erased: 0, other_space: 1, files: [file] })
+        const lines = readLines(file)
+        expect(lines.map(({ user_id }) => user_id)).toEqual(all.map(({ user_id }) => user_id))
+        for (const [index, line] of lines.entries())
+          expect(bits(line.embedding)).toBe(bits(all[index]!.embedding))
+        expect(lines[3]).toMatchObject({
+          event_count: 1,
+          last_updated: new Date(minutes(3)).toISOString(),
+          version: 1,
+          metadata: { view_count: 1 },
+          recent: [{ product_id: "p-3" }],
+        })
+      }))
+
+    it("since takes what was written since, and tells who was erased", () =>
+      Effect.gen(function* () {
+        const file = fresh("jsonl")
+        const done = yield* exportEmbeddings(options("jsonl", file, minutes(stored - 2)))
+        expect(done).toMatchObject({ exported: 2, erased: 1, other_space: 1 })
+        expect(
+          new Set(readLines(file).map(({ erased_at, user_id }) => [user_id, erased_at ?? null].join())),
+        ).toEqual(
+          new Set([
+            `u-${1_000 + stored - 2},`,
+            `u-${1_000 + stored - 1},`,
+            `u-gone,${new Date(minutes(6_000)).toISOString()}`,
+          ]),
+        )
+      }))
+
+    it("NumPy: a matrix of float32 with the ids of its rows beside it", () =>
+      Effect.gen(function* () {
+        const file = fresh("npy")
+        const done = yield* exportEmbeddings(options("npy", file))
+        const [, ids] = done.files
+        const bytes = readFileSync(file)
+        expect(bytes.subarray(0, 128).toString("latin1")).toStartWith(
+          `\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (${stored}, ${dimensions}), }`,
+        )
+        expect(bytes[127]).toBe(10)
+        expect(bytes.length).toBe(128 + stored * dimensions * 4)
+        expect(readFileSync(ids!, "utf8")).toBe(all.map(({ user_id }) => `${user_id}\n`).join(""))
+        const matrix = Vector.fromBytes(bytes.subarray(128))
+        for (const [row, { embedding }] of all.entries())
+          expect(bits(matrix.subarray(row * dimensions, (row + 1) * dimensions))).toBe(bits(embedding))
+      }))
+
+    it("Parquet: the same rows, the vector as a list of floats", () =>
+      Effect.gen(function* () {
+        const file = fresh("parquet")
+        yield* exportEmbeddings(options("parquet", file))
+        const rows = yield* Effect.promise(async () =>
+          parquetReadObjects({ file: await asyncBufferFromFile(file) }),
+        )
+        expect(rows.length).toBe(stored)
+        for (const [index, row] of rows.entries()) {
+          expect(row.user_id).toBe(all[index]!.user_id)
+          expect(bits(row.embedding)).toBe(bits(all[index]!.embedding))
+        }
+        expect(rows[5]).toMatchObject({
+          event_count: 1,
+          last_event_type: "product_view",
+          mass: all[5]!.mass,
+          last_updated: new Date(minutes(5)),
+          history: "cumulative",
+        })
+      }))
+
+    it("an export that fails leaves nothing under the file's name", () =>
+      Effect.gen(function* () {
+        const file = fresh("npy")
+        const failed = yield* Effect.exit(
+          exportEmbeddings({ ...options("npy", file), progress: () => Effect.die("stopped") }),
+        )
+        expect([failed._tag, existsSync(file)]).toEqual(["Failure", false])
+      }))
+
+    it("interactions go out and come back: nothing is new", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const interactions = Array.from({ length: 700 }, (_, n) =>
+          n % 2 === 0
+            ? search(`r-${n % 9}`, `a "quoted", phrase ${n}`, new Date(minutes(n)).toISOString())
+            : product(`r-${n % 9}`, "product_click", `p-${n}`, new Date(minutes(n)).toISOString()),
+        )
+        yield* log.append(
+          interactions.map((interaction) => ({
+            interaction,
+            idempotencyKey: null,
+            occurredAtGiven: true,
+            trace: null,
+            recordedAt: minutes(10_000),
+          })),
+        )
+        for (const format of ["jsonl", "csv"] as const) {
+          const file = fresh(format)
+          const filter = { recordedSince: new Date(minutes(10_000)).toISOString() }
+          const out = Option.some(file)
+          const done = yield* exportInteractions({ format, out, filter, progress: () => Effect.void })
+          expect(done).toEqual({ exported: 700, files: [file] })
+          const reading = { format, delimiter: ",", map: {}, types: {}, set: {}, ignore: [] }
+          const back = yield* importInteractions(file, {
+            reading,
+            state: Option.some(`${file}.state.json`),
+            restart: false,
+            strict: true,
+            progress: () => Effect.void,
+          })
+          expect(back).toMatchObject({ records: 700, duplicates: 700 })
+        }
+      }))
+  })
+
+const small = { EMBEDDING_DIMENSIONS: String(dimensions), OPENAI_API_KEY: "never-asked" }
+suite("exports of the embedded stack", embedded(small))
+withServers(["rabbitmq", "mysql", "mongodb"], "exports of real servers", () =>
+  suite("MongoDB and MySQL", external(small)),
+)

@@ -1,0 +1,205 @@
+/** The evaluation on histories whose winner is known, because they were made so. */
+import { describe, expect, test } from "bun:test"
+import * as Evaluation from "../../../src/services/history/Evaluation.ts"
+import * as Interaction from "../../../src/services/model/Interaction.ts"
+import * as Vector from "../../../src/services/model/Vector.ts"
+
+const dimensions = 16
+const weights = { search: 0.7, product_view: 0.3, product_click: 0.5, product_purchase: 1 }
+const equal = { search: 1, product_view: 1, product_click: 1, product_purchase: 1 }
+const setting = { lambda: 0.023, weights, history: "cumulative", mix: "mixed", popularity: 0.2 } as const
+const settings: ReadonlyArray<Evaluation.Setting> = [
+  setting,
+  { ...setting, popularity: 0 },
+  { ...setting, lambda: 0.3, popularity: 0 },
+  { ...setting, weights: equal },
+  { ...setting, mix: "long" },
+  { ...setting, history: "recency" },
+]
+
+interface Event {
+  readonly user: number
+  readonly product: number
+  readonly type: "product_view" | "product_purchase"
+  readonly hour: number
+}
+
+/** Products around `clusters` directions; product p belongs to cluster p % clusters. */
+const catalogue = (count: number, clusters: number) => {
+  const random = Evaluation.randomOf(7)
+  const noise = () => random() + random() + random() - 1.5
+  const centres = Array.from({ length: clusters }, () => Float32Array.from({ length: dimensions }, noise))
+  return Array.from({ length: count }, (_, p) => ({
+    product_id: `p-${p}`,
+    vector: Vector.normalise(centres[p % clusters]!.map((x) => x + 0.25 * noise())),
+  }))
+}
+
+const report = (
+  events: ReadonlyArray<Event>,
+  products: ReturnType<typeof catalogue>,
+  more: { readonly unseenOnly?: boolean; readonly types?: ReadonlyArray<Interaction.EventType> } = {},
+) => {
+  const { types = ["product_purchase"], unseenOnly = false } = more
+  const vectors = new Map(products.map(({ product_id, vector }) => [product_id, vector]))
+  const interactions = events.map(({ hour, product, type, user }) =>
+    Interaction.make({
+      user_id: `u-${user}`,
+      event_type: type,
+      product_id: `p-${product}`,
+      occurred_at: new Date(Date.UTC(2026, 0, 1) + hour * 3_600_000).toISOString(),
+      metadata: {},
+    }),
+  )
+  const plan = Evaluation.plan(interactions, { types, most: 400, unseenOnly, known: (id) => vectors.has(id) })
+  const foretold = [
+    ...Evaluation.foretell(plan, {
+      products,
+      vectorOf: ({ product_id }) => vectors.get(product_id ?? ""),
+      space: "test",
+      settings,
+      lambda: 0.023,
+      unseenOnly,
+    }),
+  ]
+  const ndcg = (way: number) => Evaluation.estimate(foretold, (ranks) => Evaluation.worth.ndcg(ranks[way]!))
+  return {
+    foretold,
+    targets: plan.targets.size,
+    simple: Object.fromEntries(Evaluation.simple.map((name, way) => [name, ndcg(way).mean])),
+    settings: settings.map((_, index) => ndcg(Evaluation.simple.length + index)),
+    verdict: Evaluation.judge(foretold, settings.length),
+  }
+}
+
+const users = 120
+const each = (perUser: number, event: (user: number, n: number) => Omit<Event, "user" | "hour">) =>
+  Array.from({ length: perUser }, (_, n) =>
+    Array.from({ length: users }, (_, user) => ({ user, hour: n * 12 + user / users, ...event(user, n) })),
+  ).flat()
+
+describe("the winner of a history that was made for it", () => {
+  test("taste that moves, among views that mean little: the taste of two horizons", () => {
+    const random = Evaluation.randomOf(3)
+    const pick = (n: number) => Math.floor(random() * n)
+    // Each user's purchases come from one cluster, which changes every ten events; two of three events are random views.
+    const events = each(60, (user, n) => {
+      const cluster = (user + Math.floor(n / 20) * 5) % 12
+      return n % 3 === 2
+        ? { type: "product_purchase", product: cluster + 12 * pick(50) }
+        : { type: "product_view", product: pick(600) }
+    })
+    const { simple, verdict, targets } = report(events, catalogue(600, 12))
+    expect(targets).toBe(400)
+    expect(verdict.says).toBe("taste")
+    expect(verdict.difference.low).toBeGreaterThan(0)
+    expect(simple["plain mean"]).toBeGreaterThan(simple.popular!)
+  }, 60_000)
+
+  test("everybody buys what is popular: popularity, said plainly", () => {
+    const random = Evaluation.randomOf(4)
+    const zipf = () => Math.min(199, Math.floor(random() ** 3 * 200))
+    const events = each(30, () => ({ type: "product_purchase", product: zipf() }))
+    const { simple, verdict } = report(events, catalogue(200, 12))
+    expect([verdict.says, verdict.simple]).toEqual(["simple", "popular"])
+    expect(verdict.difference.high).toBeLessThan(0)
+    expect(simple.popular).toBeGreaterThan(0.2)
+  }, 60_000)
+
+  test("groceries, the same few things again: buying again", () => {
+    const random = Evaluation.randomOf(5)
+    const events = each(30, (user) => ({
+      type: "product_purchase",
+      product: (user * 31 + [0, 7, 113, 200][Math.floor(random() * 4)]!) % 300,
+    }))
+    const { verdict } = report(events, catalogue(300, 12))
+    expect([verdict.says, verdict.simple]).toEqual(["simple", "buy again"])
+  }, 60_000)
+
+  test("one thing leads to another, whatever they look like: item kNN", () => {
+    const random = Evaluation.randomOf(6)
+    const start = Array.from({ length: users }, () => 0)
+    // Pairs (2k, 2k + 1) lie in different clusters.
+    const events = each(30, (user, n) => {
+      if (n % 2 === 0) start[user] = 2 * Math.floor(random() * 100)
+      return { type: "product_view", product: start[user]! + (n % 2) }
+    })
+    const { verdict } = report(events, catalogue(200, 12), { types: ["product_view"] })
+    expect([verdict.says, verdict.simple]).toEqual(["simple", "item kNN"])
+  }, 60_000)
+
+  test("chance: nothing is claimed", () => {
+    const random = Evaluation.randomOf(8)
+    const events = each(20, () => ({ type: "product_purchase", product: Math.floor(random() * 200) }))
+    const { verdict, simple } = report(events, catalogue(200, 12))
+    expect(verdict.says).toBe("undecided")
+    expect(simple.popular).toBeLessThan(0.06)
+  }, 60_000)
+})
+
+describe("no look ahead", () => {
+  test("what comes after a target changes no rank", () => {
+    const random = Evaluation.randomOf(9)
+    const products = catalogue(50, 5)
+    const early = each(10, () => ({ type: "product_purchase", product: Math.floor(random() * 50) }))
+    const ranks = ({ foretold }: ReturnType<typeof report>) => foretold.map(({ ranks }) => ranks)
+    const vectors = new Map(products.map(({ product_id, vector }) => [product_id, vector]))
+    const world = {
+      products,
+      vectorOf: ({ product_id }: Interaction.Interaction) => vectors.get(product_id ?? ""),
+      space: "test",
+      settings,
+      lambda: 0.023,
+      unseenOnly: false,
+    }
+    const full = report(early, products)
+    const { interactions, targets } = Evaluation.plan(
+      early.map(({ hour, product, type, user }) =>
+        Interaction.make({
+          user_id: `u-${user}`,
+          event_type: type,
+          product_id: `p-${product}`,
+          occurred_at: new Date(Date.UTC(2026, 0, 1) + hour * 3_600_000).toISOString(),
+          metadata: {},
+        }),
+      ),
+      { types: ["product_purchase"], most: 400, unseenOnly: false, known: () => true },
+    )
+    const cut = interactions.findLastIndex(({ message_id }) => targets.has(message_id))
+    const shortened = [
+      ...Evaluation.foretell({ interactions: interactions.slice(0, cut + 1), targets }, world),
+    ]
+    expect(shortened.map(({ ranks }) => ranks)).toEqual(ranks(full))
+  }, 60_000)
+
+  test("with unseen products only, neither targets nor candidates are known to the user", () => {
+    const random = Evaluation.randomOf(10)
+    const events = each(20, () => ({ type: "product_purchase", product: Math.floor(random() * 40) }))
+    const { foretold, targets } = report(events, catalogue(40, 4), { unseenOnly: true })
+    expect(foretold.length).toBe(targets)
+    // 16 to 19 of 40 products are known by then: no rank can be as low as 35.
+    expect(Math.max(...foretold.flatMap(({ ranks }) => ranks))).toBeLessThan(35)
+  }, 60_000)
+})
+
+describe("figures", () => {
+  test("worth at 10", () => {
+    const { hit_rate, mrr, ndcg } = Evaluation.worth
+    expect([0, 1, 9, 10].map(hit_rate)).toEqual([1, 1, 1, 0])
+    expect([0, 1, 9, 10].map(mrr)).toEqual([1, 0.5, 0.1, 0])
+    expect([0, 2, 10].map(ndcg)).toEqual([1, 0.5, 0])
+  })
+
+  test("the interval of a mean over equal users is as wide as theory says", () => {
+    const random = Evaluation.randomOf(11)
+    const foretold = Array.from({ length: 400 }, (_, user) => ({
+      user: `u-${user}`,
+      ranks: [random() < 0.3 ? 0 : 99],
+    }))
+    const { high, low, mean } = Evaluation.estimate(foretold, ([rank]) => Evaluation.worth.hit_rate(rank!))
+    const half = 1.96 * Math.sqrt((mean * (1 - mean)) / 400)
+    expect(mean - low).toBeCloseTo(half, 1)
+    expect(high - mean).toBeCloseTo(half, 1)
+    expect(Math.abs(high - low - 2 * half)).toBeLessThan(0.01)
+  })
+})

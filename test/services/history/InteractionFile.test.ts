@@ -1,0 +1,262 @@
+/** Files of interactions: split anywhere, quoted in any way, under other names; and back. */
+import { describe, expect, test } from "bun:test"
+import { Either } from "effect"
+import fc from "fast-check"
+import * as InteractionFile from "../../../src/services/history/InteractionFile.ts"
+import * as Interaction from "../../../src/services/model/Interaction.ts"
+
+const plain: InteractionFile.Reading = {
+  format: "jsonl",
+  delimiter: ",",
+  map: {},
+  types: {},
+  set: {},
+  ignore: [],
+}
+const now = Date.parse("2026-11-24T00:00:00.000Z")
+const begin = { offset: 0, line: 1 }
+
+/** Splits the text in chunks of these sizes. */
+const splitIn = (
+  text: string,
+  sizes: ReadonlyArray<number>,
+  reading: Pick<InteractionFile.Reading, "format" | "delimiter">,
+  start = begin,
+) => {
+  const split = InteractionFile.splitter(reading, start)
+  const bytes = Buffer.from(text)
+  const records: Array<InteractionFile.RawRecord> = []
+  let at = 0
+  for (const size of sizes) {
+    records.push(...split.push(bytes.subarray(at, at + size)))
+    at += size
+  }
+  records.push(...split.push(bytes.subarray(at)), ...split.end())
+  return records
+}
+
+const csv = { format: "csv", delimiter: "," } as const
+const quoteCell = (cell: string) => `"${cell.replaceAll('"', '""')}"`
+
+describe("splitting", () => {
+  const cells = fc.array(fc.string({ unit: fc.constantFrom("a", "é", "😀", ",", '"', "\n", "\r", " ") }), {
+    minLength: 1,
+    maxLength: 4,
+  })
+
+  test("CSV records come out whole, wherever the chunks are cut, with cells as they were written", () => {
+    fc.assert(
+      fc.property(
+        fc.array(cells, { maxLength: 6 }),
+        fc.array(fc.nat(9), { maxLength: 40 }),
+        (rows, sizes) => {
+          const text = rows.map((row) => `${row.map(quoteCell).join(",")}\n`).join("")
+          const records = splitIn(text, sizes, csv)
+          expect(records.map((record) => [...InteractionFile.parseCells(record.text, ",")])).toEqual(rows)
+          expect(records.at(-1)?.end ?? 0).toBe(Buffer.byteLength(text))
+        },
+      ),
+    )
+  })
+
+  test("going on behind any record gives the rest, with the same lines", () => {
+    fc.assert(
+      fc.property(fc.array(cells, { minLength: 1, maxLength: 6 }), (rows) => {
+        const text = rows.map((row) => `${row.map(quoteCell).join(",")}\r\n`).join("\n")
+        const all = splitIn(text, [], csv)
+        for (const [index, { end, nextLine }] of all.entries()) {
+          const rest = Buffer.from(text).subarray(end).toString()
+          expect(splitIn(rest, [], csv, { offset: end, line: nextLine }).map(({ text }) => text)).toEqual(
+            all.slice(index + 1).map(({ text }) => text),
+          )
+        }
+      }),
+    )
+  })
+
+  test("a quote in the middle of a cell opens nothing", () => {
+    const records = splitIn('a,5" pipe\nb,6""\nc,"x"" ""y"\n', [], csv)
+    expect(records.map(({ text }) => InteractionFile.parseCells(text, ","))).toEqual([
+      ["a", '5" pipe'],
+      ["b", '6""'],
+      ["c", 'x" "y'],
+    ])
+  })
+
+  test("blank lines count as lines and are no records", () => {
+    expect(splitIn('\n{"a":1}\r\n\n\n{"b":2}', [3, 4], plain).map(({ line, text }) => [line, text])).toEqual([
+      [2, '{"a":1}'],
+      [5, '{"b":2}'],
+    ])
+  })
+
+  test("a quote left open costs its line, not the file", () => {
+    const good = Array.from({ length: 200_000 }, (_, index) => `u-${index},p\n`)
+    const text = `a,b\n"open,1\n${good.join("")}`
+    const chunks = Array.from({ length: 40 }, () => 64 * 1024)
+    const records = splitIn(text, chunks, csv)
+    expect(records.slice(0, 3).map(({ line, problem }) => [line, problem?.replace(/\d+/, "N")])).toEqual([
+      [1, undefined],
+      [2, "is longer than N bytes; is a quote left open?"],
+      [3, undefined],
+    ])
+    expect(records.length).toBe(200_002)
+    expect(records.at(-1)).toMatchObject({ text: "u-199999,p", line: 200_002, end: text.length })
+  })
+
+  test("a line without end is one bad record", () => {
+    const text = `{"a":1}\n${"x".repeat(3_000_000)}\n{"b":2}\n`
+    const records = splitIn(text, [500_000, 500_000, 500_000, 500_000], plain)
+    expect(records.map(({ line, problem }) => [line, problem])).toEqual([
+      [1, undefined],
+      [2, `is longer than ${InteractionFile.maxRecordBytes} bytes`],
+      [3, undefined],
+    ])
+    expect(records.at(-1)?.end).toBe(text.length)
+  })
+})
+
+describe("decoding", () => {
+  const decode = (record: object, more: Partial<InteractionFile.Reading> = {}) =>
+    InteractionFile.decoder({ ...plain, ...more }, [])(JSON.stringify(record), now)
+  const view = { user_id: 7, event_type: "view", product_id: 9, occurred_at: "2020-01-31T12:34:56Z" }
+
+  test("a record becomes the interaction that the API would make of it", () => {
+    const decoded = Either.getOrThrow(decode({ ...view, price: 3.5, session_id: "s" }))
+    expect(decoded.interaction).toEqual(
+      Interaction.make({
+        user_id: "7",
+        event_type: "product_view",
+        product_id: "9",
+        occurred_at: "2020-01-31T12:34:56.000Z",
+        metadata: { price: 3.5, session_id: "s" },
+      }),
+    )
+    expect(decoded.occurredAtGiven).toBe(true)
+  })
+
+  test("columns, event types and constants as the file has them", () => {
+    const reading = {
+      ...plain,
+      format: "csv",
+      delimiter: ";",
+      map: { user_id: "customer", product_id: "sku", occurred_at: "at" },
+      types: { buy: "product_purchase" },
+      set: { event_type: "buy" },
+      ignore: ["internal"],
+    } as const
+    const columns = InteractionFile.header("\uFEFFcustomer;sku;at;note;internal;empty", ";")
+    const decoded = InteractionFile.decoder(reading, columns)('u-1;"p;1";1580474096;"said ""yes""";9;', now)
+    expect(decoded).toEqual(
+      Either.left(
+        "product_id (sku): must be 1 to 64 characters of A-Z a-z 0-9 . _ : - (an integer is accepted too)",
+      ),
+    )
+    const good = Either.getOrThrow(
+      InteractionFile.decoder(reading, columns)('u-1;p-1;1580474096;"said ""yes""";9;', now),
+    )
+    expect(good.interaction).toMatchObject({
+      user_id: "u-1",
+      event_type: "product_purchase",
+      product_id: "p-1",
+      occurred_at: "2020-01-31T12:34:56.000Z",
+      metadata: { note: 'said "yes"' },
+    })
+  })
+
+  test.each([
+    ["2020-01-31T13:34:56+01:00"],
+    ["2020-01-31 12:34:56"],
+    ["2020-01-31 12:34:56 UTC"],
+    ["2020-01-31 13:34:56+0100"],
+    ["2020-01-31 12:34:56.0009"],
+    ["1580474096"],
+    [1580474096],
+    [1580474096000],
+  ])("%p is an instant", (occurred_at) => {
+    expect(Either.getOrThrow(decode({ ...view, occurred_at })).interaction.occurred_at).toBe(
+      "2020-01-31T12:34:56.000Z",
+    )
+  })
+
+  test("a day begins in UTC", () => {
+    expect(InteractionFile.toTimestamp("2020-02-29")).toBe("2020-02-29T00:00:00.000Z")
+  })
+
+  test.each<[string, object | string, string]>([
+    ["no JSON", "{", "is not JSON"],
+    ["an array", "[]", "must be a JSON object"],
+    ["no time", { ...view, occurred_at: undefined }, "occurred_at: is missing"],
+    ["a day that is none", { ...view, occurred_at: "2021-02-29" }, "occurred_at: must be an ISO 8601"],
+    ["a time to come", { ...view, occurred_at: "2030-01-01" }, "occurred_at: must not be more than 60 s"],
+    ["an unknown type", { ...view, event_type: "cart" }, "event_type: must be one of search,"],
+    ["both kinds", { ...view, search_phrase: "tent" }, "search_phrase: must not be set"],
+    ["nested facts", { ...view, tags: ["a"] }, "metadata.tags: must be a string, a number or a boolean"],
+  ])("refused with the reason: %s", (_, record, reason) => {
+    const decoded =
+      typeof record === "string" ? InteractionFile.decoder(plain, [])(record, now) : decode(record)
+    expect(Either.getOrThrow(Either.flip(decoded))).toStartWith(reason)
+  })
+
+  test("a row with too few cells is refused, not shifted", () => {
+    const decoded = InteractionFile.decoder({ ...plain, format: "csv" }, ["a", "b", "c"])("1,2", now)
+    expect(decoded).toEqual(Either.left("has 2 cells, the header 3"))
+  })
+})
+
+describe("encoding", () => {
+  const metadata = fc.dictionary(
+    fc.string({ minLength: 1, maxLength: 8 }),
+    fc.oneof(
+      fc.string({ unit: "grapheme", maxLength: 12 }),
+      fc.double({ noDefaultInfinity: true, noNaN: true }),
+      fc.boolean(),
+    ),
+    { maxKeys: 4, noNullPrototype: true },
+  )
+  const phrase = fc
+    .string({ unit: "grapheme", minLength: 1, maxLength: 40 })
+    .map((text) =>
+      text
+        .replace(/\p{Cc}/gu, " ")
+        .trim()
+        .normalize("NFC"),
+    )
+    .filter((text) => text !== "" && [...text].length <= 255)
+  const interaction = fc
+    .record({
+      user_id: fc.stringMatching(/^[A-Za-z0-9._:-]{1,20}$/),
+      occurred_at: fc.date({ min: new Date(0), max: new Date(now), noInvalidDate: true }),
+      metadata,
+      phrase,
+      product_id: fc.stringMatching(/^[A-Za-z0-9._:-]{1,20}$/),
+      event_type: fc.constantFrom(...Interaction.eventTypes),
+    })
+    .map(({ event_type, metadata, occurred_at, phrase, product_id, user_id }) => {
+      const facts = { user_id, occurred_at: occurred_at.toISOString(), metadata: { ...metadata } }
+      return event_type === "search"
+        ? Interaction.make({ ...facts, event_type, search_phrase: phrase })
+        : Interaction.make({ ...facts, event_type, product_id })
+    })
+
+  test.each(["jsonl", "csv"] as const)("what is exported as %s is imported as it was", (format) => {
+    const columns = InteractionFile.header(InteractionFile.csvHeader, ",")
+    const decode = InteractionFile.decoder({ ...plain, format }, columns)
+    fc.assert(
+      fc.property(fc.array(interaction, { maxLength: 5 }), (interactions) => {
+        const text = interactions
+          .map(
+            (interaction) =>
+              `${InteractionFile.encode(format, { interaction, trace: null, recordedAt: now })}\n`,
+          )
+          .join("")
+        const back = splitIn(text, [], { format, delimiter: "," }).map(({ text }) =>
+          Either.getOrThrow(decode(text, now)),
+        )
+        expect(back.map(({ interaction }) => interaction)).toEqual(
+          interactions.map((one) => ({ ...one, metadata: JSON.parse(JSON.stringify(one.metadata)) })),
+        )
+      }),
+    )
+  })
+})

@@ -1,0 +1,56 @@
+/** Made-up interactions: repeatable, mixed as a shop's, skewed, each once. */
+import { expect, test } from "bun:test"
+import { interactions, mix } from "../../../src/services/history/LoadModel.ts"
+import { eventTypes, type Interaction } from "../../../src/services/model/Interaction.ts"
+
+const products = Array.from({ length: 50 }, (_, index) => `p-${index}`)
+const model = { users: 100, eventsPerUser: 50, seed: 1, products, start: 1_770_000_000_000 }
+const made = interactions(model)
+const counts = (of: (one: Interaction) => string | null) =>
+  [
+    ...Map.groupBy(
+      made.filter((one) => of(one) !== null),
+      of,
+    ).values(),
+  ]
+    .map(({ length }) => length)
+    .toSorted((a, b) => b - a)
+
+test("the same model makes the same interactions; another seed or start others", () => {
+  const ids = (change: Partial<typeof model>) =>
+    new Set(interactions({ ...model, ...change }).map(({ message_id }) => message_id))
+  const first = ids({})
+  expect(first.size).toBe(5_000)
+  expect(ids({}).isSubsetOf(first)).toBe(true)
+  expect(ids({ products: products.toReversed() }).isSubsetOf(first)).toBe(true)
+  expect(ids({ seed: 2 }).intersection(first).size).toBeLessThan(100)
+  expect(ids({ start: model.start + 3_600_000 }).isDisjointFrom(first)).toBe(true)
+})
+
+test("the kinds come in their shares", () => {
+  expect(Object.values(mix).reduce((sum, share) => sum + share, 0)).toBeCloseTo(1, 9)
+  for (const type of eventTypes) {
+    const share = made.filter(({ event_type }) => event_type === type).length / made.length
+    expect(Math.abs(share - mix[type])).toBeLessThan(0.02)
+  }
+})
+
+test("few users, products and phrases make up most, and all of them come up", () => {
+  for (const [of, size] of [
+    [(one: Interaction) => one.user_id, 100],
+    [(one: Interaction) => one.product_id, 50],
+  ] as const) {
+    const sizes = counts(of)
+    expect(sizes.length).toBe(size)
+    // Zipf: the first of 100 has 1/5.19 of all, ten times as much as the tenth.
+    expect(sizes[0]! / sizes[9]!).toBeGreaterThan(7)
+    expect(sizes[0]! / sizes[9]!).toBeLessThan(13)
+  }
+  expect(made.some(({ product_id }) => product_id !== null && !products.includes(product_id))).toBe(false)
+})
+
+test("they occur one after the other", () => {
+  expect(made.map(({ occurred_at }) => Date.parse(occurred_at))).toEqual(
+    made.map((_, index) => model.start + index),
+  )
+})

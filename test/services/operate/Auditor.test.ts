@@ -1,0 +1,299 @@
+/** The audit on both stacks: each way in which log and embedding may differ, by name. */
+import { expect } from "bun:test"
+import amqp from "amqplib"
+import { Effect, Layer, Option, Redacted } from "effect"
+import type { Interaction } from "../../../src/services/model/Interaction.ts"
+import {
+  Auditor,
+  type AuditReport,
+  layer as auditor,
+  type Finding,
+} from "../../../src/services/operate/Auditor.ts"
+import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
+import { DeadLetter, InteractionQueue } from "../../../src/services/ports/InteractionQueue.ts"
+import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
+import * as Settings from "../../../src/services/Settings.ts"
+import { layerSuite } from "../../support/effect.ts"
+import {
+  drained,
+  eventually,
+  message,
+  product,
+  record,
+  recording,
+  search,
+  storeProduct,
+  workedOff,
+} from "../../support/pipeline.ts"
+import { withServers } from "../../support/servers.ts"
+import { embedded, external } from "../../support/stacks.ts"
+
+const none: AuditReport = { users: 0, consistent: 0, missing: 0, extra: 0, in_flight: 0, dead: 0, skipped: 0 }
+const day = (n: number) => new Date(Date.UTC(2026, 0, 1, 0, 0, n)).toISOString()
+const searches = (user: string, count: number) =>
+  Array.from({ length: count }, (_, index) => search(user, `phrase ${index % 7}`, day(index)))
+
+const audit = (user?: string) =>
+  Effect.flatMap(Auditor, (auditor) => auditor.audit(user === undefined ? {} : { user }))
+const detailed = (user: string) =>
+  Effect.map(
+    Effect.flatMap(Auditor, (auditor) => auditor.audit({ user, details: true })),
+    ({ details = [] }) => details,
+  )
+const ids = (details: ReadonlyArray<Finding>, state: Finding["state"]) =>
+  details.flatMap((finding) => (finding.state === state ? [finding.message_id] : [])).toSorted()
+
+/** Into the log alone, as if the process had died right after. */
+const append = (...interactions: ReadonlyArray<Interaction>) =>
+  Effect.flatMap(InteractionLog, (log) =>
+    log.append(
+      interactions.map((interaction) => ({
+        interaction,
+        idempotencyKey: null,
+        occurredAtGiven: true,
+        trace: null,
+        recordedAt: Date.now(),
+      })),
+    ),
+  )
+const markPublished = (...interactions: ReadonlyArray<Interaction>) =>
+  Effect.flatMap(InteractionLog, (log) =>
+    log.markPublished(
+      interactions.map(({ message_id }) => message_id),
+      Date.now(),
+    ),
+  )
+/** Marked as published, and in no queue: what no bug may ever do. */
+const lose = (...interactions: ReadonlyArray<Interaction>) =>
+  Effect.zipRight(append(...interactions), markPublished(...interactions))
+
+const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
+  layerSuite(name, Layer.provideMerge(auditor, recording(stack)), (it) => {
+    it("nothing is consistent with nothing", () =>
+      Effect.gen(function* () {
+        expect(yield* audit()).toEqual(none)
+      }))
+
+    it("waiting in the outbox and waiting in the queue is in flight, applied is consistent", () =>
+      Effect.gen(function* () {
+        yield* append(...searches("outbox", 3))
+        expect(yield* audit("outbox")).toEqual({ ...none, users: 1, consistent: 1, in_flight: 3 })
+        yield* record(...searches("queued", 20))
+        const log = yield* InteractionLog
+        yield* eventually(
+          Effect.map(log.backlog, ({ unpublished }) => (unpublished === 3 ? true : undefined)),
+        )
+        expect(yield* audit("queued")).toEqual({ ...none, users: 1, consistent: 1, in_flight: 20 })
+        const queue = yield* InteractionQueue
+        yield* queue.publish(searches("outbox", 3).map((one) => message(one)))
+        yield* markPublished(...searches("outbox", 3))
+        yield* workedOff
+        expect(yield* audit("queued")).toEqual({ ...none, users: 1, consistent: 1 })
+        expect(yield* audit()).toEqual({ ...none, users: 2, consistent: 2 })
+      }))
+
+    it("ids on the record and in the ledger count alike, and once where they are in both", () =>
+      Effect.gen(function* () {
+        const many = searches("ledger", 900)
+        for (const part of [many.slice(0, 400), many.slice(400)]) {
+          yield* record(...part)
+          yield* workedOff
+        }
+        const users = yield* UserEmbeddings
+        const found = (yield* users.load(["ledger"])).get("ledger")
+        expect(found?.archived).toBeGreaterThan(0)
+        expect(yield* audit("ledger")).toEqual({ ...none, users: 1, consistent: 1 })
+        // As a lost compare-and-swap leaves it.
+        yield* users.archive([
+          { user_id: "ledger", ids: many.slice(-300).map(({ message_id }) => message_id.slice(0, 32)) },
+        ])
+        expect(yield* audit("ledger")).toEqual({ ...none, users: 1, consistent: 1 })
+        expect(yield* audit()).toMatchObject({ missing: 0, extra: 0 })
+      }))
+
+    it(
+      "what was marked as published and is in no queue is missing, and named",
+      () =>
+        Effect.gen(function* () {
+          const [lost, ...rest] = searches("lost", 5)
+          yield* record(...rest)
+          yield* workedOff
+          yield* lose(lost!)
+          const details = yield* detailed("lost")
+          expect(details).toEqual([
+            {
+              user_id: "lost",
+              message_id: lost!.message_id,
+              state: "missing",
+              event_type: "search",
+              product_id: null,
+              occurred_at: lost!.occurred_at,
+            },
+          ])
+          expect(yield* audit("lost")).toEqual({ ...none, users: 1, missing: 1 })
+          // A message of somebody else in the queue may be the one: so many are in flight, and no more.
+          yield* lose(search("lost", "another", day(9)))
+          const queue = yield* InteractionQueue
+          yield* queue.publish([message(search("stranger", "tent", day(1)))])
+          expect(yield* audit("lost")).toMatchObject({ missing: 1, in_flight: 1 })
+          yield* append(search("stranger", "tent", day(1)))
+          yield* markPublished(search("stranger", "tent", day(1)))
+          yield* workedOff
+          expect(yield* audit("lost")).toMatchObject({ missing: 2, in_flight: 0 })
+          yield* queue.publish([lost!, search("lost", "another", day(9))].map((one) => message(one)))
+          yield* workedOff
+          expect(yield* audit("lost")).toEqual({ ...none, users: 1, consistent: 1 })
+        }),
+      60_000,
+    )
+
+    it("what is applied and not in the log is extra, and named by the half of its id that is kept", () =>
+      Effect.gen(function* () {
+        const known = searches("more", 3)
+        const unknown = searches("more", 5).slice(3)
+        yield* record(...known)
+        const queue = yield* InteractionQueue
+        yield* queue.publish(unknown.map((one) => message(one)))
+        yield* workedOff
+        const details = yield* detailed("more")
+        expect(ids(details, "extra")).toEqual(
+          unknown.map(({ message_id }) => message_id.slice(0, 32)).toSorted(),
+        )
+        expect(yield* audit("more")).toEqual({ ...none, users: 1, extra: 2 })
+        yield* append(...unknown)
+        yield* markPublished(...unknown)
+        expect(yield* audit("more")).toEqual({ ...none, users: 1, consistent: 1 })
+      }))
+
+    it("a count that is not the number of ids is extra", () =>
+      Effect.gen(function* () {
+        yield* record(...searches("count", 4))
+        yield* workedOff
+        const users = yield* UserEmbeddings
+        const counted = (event_count: number) =>
+          Effect.gen(function* () {
+            const found = (yield* users.load(["count"])).get("count")!
+            const embedding = { ...found.embedding!, event_count }
+            const next = { ...found, embedding, version: found.version + 1 }
+            expect(yield* users.save([{ record: next, expected: found.version }])).toEqual([true])
+          })
+        yield* counted(6)
+        expect(yield* audit("count")).toEqual({ ...none, users: 1, extra: 2 })
+        yield* counted(4)
+        expect(yield* audit("count")).toEqual({ ...none, users: 1, consistent: 1 })
+      }))
+
+    it("products without embedding are skipped, also those that came too late; a replay applies them", () =>
+      Effect.gen(function* () {
+        const clicked = product("skipper", "product_click", "p-none", day(1))
+        yield* record(clicked, search("skipper", "tent", day(2)))
+        yield* workedOff
+        const skipped = { ...none, users: 1, consistent: 1, skipped: 1 }
+        expect(yield* audit("skipper")).toEqual(skipped)
+        yield* storeProduct("p-none", "a two-person tent")
+        expect(yield* audit("skipper")).toEqual(skipped)
+        expect(ids(yield* detailed("skipper"), "skipped")).toEqual([clicked.message_id])
+        const queue = yield* InteractionQueue
+        yield* queue.publish([message(clicked)])
+        yield* workedOff
+        expect(yield* audit("skipper")).toEqual({ ...none, users: 1, consistent: 1 })
+      }))
+
+    it("dead letters explain what is not applied", () =>
+      Effect.gen(function* () {
+        const dying = searches("dead", 2)
+        yield* record(...dying)
+        yield* Effect.scoped(
+          Effect.gen(function* () {
+            const queue = yield* InteractionQueue
+            const consumer = yield* queue.consume(10)
+            let left = dying.length
+            while (left > 0) {
+              const taken = yield* consumer.take(10)
+              left -= taken.length
+              yield* consumer.settle(
+                taken.map((delivery) => [delivery, DeadLetter({ error: "test", message: "" })]),
+              )
+            }
+          }),
+        )
+        yield* drained
+        expect(ids(yield* detailed("dead"), "dead")).toEqual(
+          dying.map(({ message_id }) => message_id).toSorted(),
+        )
+        expect(yield* audit("dead")).toEqual({ ...none, users: 1, consistent: 1, dead: 2 })
+      }))
+
+    it("an erased user is consistent, also with a row that was recorded before", () =>
+      Effect.gen(function* () {
+        yield* record(...searches("erased", 3))
+        yield* workedOff
+        const users = yield* UserEmbeddings
+        const log = yield* InteractionLog
+        const late = search("erased", "late", day(8))
+        yield* lose(late)
+        yield* users.erase("erased", Date.now())
+        expect(yield* audit("erased")).toEqual({ ...none, users: 1, consistent: 1 })
+        yield* log.erase("erased", Date.now())
+        expect(yield* audit("erased")).toEqual({ ...none, users: 1, consistent: 1 })
+      }))
+
+    it(
+      "adds up over all users, and tells how many rows it has read",
+      () =>
+        Effect.gen(function* () {
+          yield* lose(search("aa-lost", "x", day(1)))
+          yield* lose(search("zz-lost", "x", day(1)))
+          const queue = yield* InteractionQueue
+          yield* queue.publish([message(search("mm-extra", "x", day(1)))])
+          yield* workedOff
+          let rows = 0
+          const auditor = yield* Auditor
+          const report = yield* auditor.audit({
+            progress: (read) =>
+              Effect.sync(() => {
+                rows = read
+              }),
+          })
+          const { total } = yield* (yield* InteractionLog).backlog
+          expect(rows).toBe(total)
+          expect(report).toMatchObject({ missing: 2, extra: 1, in_flight: 0, dead: 2, skipped: 0 })
+          expect(report.users - report.consistent).toBe(3)
+        }),
+      60_000,
+    )
+  })
+
+suite("the audit on the embedded stack", embedded())
+withServers(["rabbitmq", "mysql", "mongodb"], "the audit on real servers", () => {
+  suite("with nobody else at work", external())
+
+  const management = process.env.RABBITMQ_MANAGEMENT_URL ?? ""
+  layerSuite(
+    "beside somebody who holds messages",
+    Layer.provideMerge(auditor, recording(external({ RABBITMQ_MANAGEMENT_URL: management }))),
+    (it) => {
+      it(
+        "what another process holds is in flight: the management API tells",
+        () =>
+          Effect.gen(function* () {
+            const dsn = Option.getOrThrow(yield* Settings.RABBITMQ_DSN)
+            const holder = yield* Effect.acquireRelease(
+              Effect.promise(() => amqp.connect(Redacted.value(dsn))),
+              (connection) => Effect.promise(() => connection.close()),
+            )
+            const channel = yield* Effect.promise(() => holder.createChannel())
+            let held = 0
+            yield* Effect.promise(() => channel.consume("user_embedding_updates", () => void held++))
+            yield* record(...searches("held", 7))
+            yield* eventually(Effect.sync(() => (held === 7 ? true : undefined)))
+            // The broker gathers its statistics every few seconds.
+            const { traffic } = yield* InteractionQueue
+            yield* eventually(Effect.map(traffic, (now) => (now?.unacked === 7 ? true : undefined)))
+            expect(yield* audit("held")).toEqual({ ...none, users: 1, consistent: 1, in_flight: 7 })
+          }),
+        60_000,
+      )
+    },
+  )
+})

@@ -1,0 +1,199 @@
+/** `failed …` on both stacks: what is shown, what is meant by a filter, and what happens to it. */
+import { expect } from "bun:test"
+import { Effect } from "effect"
+import type { Interaction } from "../../../src/services/model/Interaction.ts"
+import {
+  groupFailed,
+  listFailed,
+  NoSuchLetter,
+  pickFailed,
+  removeFailed,
+  retryFailed,
+  showFailed,
+} from "../../../src/services/operate/FailedLetters.ts"
+import { DeadLetters } from "../../../src/services/ports/DeadLetters.ts"
+import { DeadLetter, InteractionQueue } from "../../../src/services/ports/InteractionQueue.ts"
+import { layerSuite } from "../../support/effect.ts"
+import { eventually, message, product, recording, search, workedOff } from "../../support/pipeline.ts"
+import { withServers } from "../../support/servers.ts"
+import { embedded, external } from "../../support/stacks.ts"
+
+const at = (second: number) => new Date(Date.UTC(2026, 0, 1, 0, 0, second)).toISOString()
+
+/** Lets messages die of an error; their bodies may be anything. */
+const bury = (error: string, ...dying: ReadonlyArray<readonly [Interaction, (Uint8Array | string)?]>) =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const queue = yield* InteractionQueue
+      const letters = yield* DeadLetters
+      const before = yield* letters.count
+      yield* queue.publish(
+        dying.map(([one, body]) => (body === undefined ? message(one) : message(one, Buffer.from(body)))),
+      )
+      const consumer = yield* queue.consume(dying.length)
+      for (let left = dying.length; left > 0; ) {
+        const taken = yield* consumer.take(left)
+        left -= taken.length
+        yield* consumer.settle(
+          taken.map((delivery) => [delivery, DeadLetter({ error, message: `died of ${error}` })]),
+        )
+      }
+      yield* eventually(
+        Effect.map(letters.count, (found) => (found === before + dying.length ? true : undefined)),
+      )
+    }),
+  )
+
+const clear = Effect.flatMap(DeadLetters, ({ remove }) => remove(() => true))
+const messageIds = (letters: ReadonlyArray<{ readonly message_id: string | null }>) =>
+  letters.map(({ message_id }) => message_id)
+
+const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
+  layerSuite(name, recording(stack), (it) => {
+    it("lists letters in the promised shape, with null for what can't be read", () =>
+      Effect.gen(function* () {
+        const good = search("u-1", "tent", at(1))
+        yield* bury("not_json", [search("u-2", "tent", at(2)), Buffer.from([0xff, 0xfe])])
+        yield* bury("some_error", [good])
+        const [unreadable, readable] = yield* listFailed({})
+        expect(Object.keys(readable!)).toEqual([
+          "id",
+          "message_id",
+          "user_id",
+          "event_type",
+          "error",
+          "message",
+          "attempts",
+          "first_failed_at",
+          "last_failed_at",
+        ])
+        expect(readable).toMatchObject({
+          message_id: good.message_id,
+          user_id: "u-1",
+          event_type: "search",
+          error: "some_error",
+          message: "died of some_error",
+          attempts: 1,
+        })
+        expect(unreadable).toMatchObject({ user_id: null, event_type: null, error: "not_json" })
+        const [shown] = yield* showFailed(unreadable!.id!)
+        expect(shown).toMatchObject({
+          ...unreadable,
+          retried_from: null,
+          original_exchange: "user_events",
+          original_routing_key: "user.embedding.search",
+          body: null,
+          body_base64: "//4=",
+        })
+        expect((yield* showFailed(good.message_id))[0]?.body).toBe(
+          JSON.stringify({ ...good, version: "1.0" }),
+        )
+        expect(yield* Effect.flip(showFailed("nobody"))).toEqual(new NoSuchLetter({ ids: ["nobody"] }))
+        expect((yield* listFailed({})).length).toBe(2)
+        yield* clear
+      }))
+
+    it("filters by error, type, user and time, and groups by error", () =>
+      Effect.gen(function* () {
+        const [a, b, c] = [
+          search("filter-1", "tent", at(1)),
+          product("filter-1", "product_click", "p", at(2)),
+          search("filter-2", "tent", at(3)),
+        ]
+        yield* bury("first", [a], [b])
+        const between = new Date().toISOString()
+        yield* Effect.sleep("5 millis")
+        yield* bury("second", [c])
+        const found = (filter: Parameters<typeof listFailed>[0]) => Effect.map(listFailed(filter), messageIds)
+        expect(yield* found({})).toEqual([a.message_id, b.message_id, c.message_id])
+        expect(yield* found({ error: "first" })).toEqual([a.message_id, b.message_id])
+        expect(yield* found({ type: "product_click" })).toEqual([b.message_id])
+        expect(yield* found({ user: "filter-1", type: "search" })).toEqual([a.message_id])
+        expect(yield* found({ since: between })).toEqual([c.message_id])
+        const [, second] = yield* listFailed({ error: "first" })
+        expect(yield* groupFailed({})).toEqual([
+          {
+            error: "first",
+            count: 2,
+            first_failed_at: (yield* listFailed({ error: "first" }))[0]!.first_failed_at,
+            last_failed_at: second!.last_failed_at,
+            example: { id: second!.id, message_id: b.message_id, message: "died of first" },
+          },
+          {
+            error: "second",
+            count: 1,
+            first_failed_at: expect.any(String),
+            last_failed_at: expect.any(String),
+            example: { id: expect.any(String), message_id: c.message_id, message: "died of second" },
+          },
+        ])
+        yield* clear
+      }))
+
+    it("retries by either id, applies what can be, and marks what dies again", () =>
+      Effect.gen(function* () {
+        const good = search("retried", "tent", at(1))
+        const bad = search("retried", "boat", at(2))
+        yield* bury("outage", [good], [bad, "{}"])
+        const [first, second] = yield* listFailed({})
+        expect(yield* retryFailed({ ids: new Set([first!.id!, bad.message_id]) })).toEqual({
+          picked: 2,
+          retried: 2,
+        })
+        yield* workedOff
+        const [again, ...others] = yield* showFailed(bad.message_id)
+        expect(others).toEqual([])
+        expect(again).toMatchObject({
+          error: "schema_violation",
+          attempts: 1,
+          retried_from: second!.id,
+          body: "{}",
+        })
+        expect(again!.id).not.toBe(second!.id)
+        expect(messageIds(yield* listFailed({}))).toEqual([bad.message_id])
+        yield* clear
+      }))
+
+    it("acts on nothing when one of the ids is unknown, and removes no more than was picked", () =>
+      Effect.gen(function* () {
+        const dying = Array.from({ length: 3 }, (_, index) => search("removed", "tent", at(index)))
+        yield* bury("error", ...dying.map((one) => [one] as const))
+        const [first] = yield* listFailed({})
+        expect(yield* Effect.flip(pickFailed({ ids: new Set([first!.id!, "nobody"]) }))).toEqual(
+          new NoSuchLetter({ ids: ["nobody"] }),
+        )
+        const picked = yield* pickFailed({ user: "removed" })
+        yield* bury("error", [search("removed", "later", at(9))])
+        expect(yield* removeFailed(picked)).toBe(3)
+        expect((yield* listFailed({})).length).toBe(1)
+        yield* clear
+      }))
+
+    it(
+      "10,000 letters are listed, retried and removed in seconds",
+      () =>
+        Effect.gen(function* () {
+          const dying = Array.from({ length: 10_000 }, (_, index) =>
+            search(`many-${index}`, "tent", at(index)),
+          )
+          yield* bury("error", ...dying.map((one) => [one] as const))
+          const started = performance.now()
+          expect((yield* groupFailed({}))[0]?.count).toBe(10_000)
+          expect((yield* listFailed({ user: "many-5" })).length).toBe(1)
+          expect(
+            yield* retryFailed({ ids: new Set(dying.slice(0, 10).map(({ message_id }) => message_id)) }),
+          ).toEqual({
+            picked: 10,
+            retried: 10,
+          })
+          expect(yield* removeFailed(yield* pickFailed({ error: "error" }))).toBe(9_990)
+          expect(performance.now() - started).toBeLessThan(20_000)
+        }),
+      60_000,
+    )
+  })
+
+suite("dead letters on the embedded stack", embedded())
+withServers(["rabbitmq", "mysql", "mongodb"], "dead letters on real servers", () =>
+  suite("in the queue failed", external()),
+)

@@ -1,0 +1,188 @@
+/** The system in figures, on both stacks. */
+import { expect, test } from "bun:test"
+import { Duration, Effect, Fiber, Layer, Schedule } from "effect"
+import { target } from "../../../src/layers/rabbitmq/RabbitManagement.ts"
+import * as Worker from "../../../src/programs/Worker.ts"
+import * as SystemStats from "../../../src/services/operate/SystemStats.ts"
+import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
+import {
+  DeadLetter,
+  InteractionQueue,
+  InteractionQueueError,
+  Retry,
+} from "../../../src/services/ports/InteractionQueue.ts"
+import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
+import { takeAll } from "../../contracts/InteractionQueueContract.ts"
+import { layerSuite } from "../../support/effect.ts"
+import { drained, eventually, record, recording, search } from "../../support/pipeline.ts"
+import { withServers } from "../../support/servers.ts"
+import { embedded, external } from "../../support/stacks.ts"
+
+const searches = (user: string, from: number, count: number) =>
+  Array.from({ length: count }, (_, index) =>
+    search(user, "red wine", new Date(1_770_000_000_000 + from + index).toISOString()),
+  )
+const rungs = { "5000": 0, "10000": 0, "20000": 0, "40000": 0, "60000": 0 }
+const nothing = {
+  queues: {
+    user_embedding_updates: { ready: 0, unacked: 0, consumers: 0 },
+    isolated: 0,
+    retry: rungs,
+    failed: 0,
+  },
+  rates: { publish: 0, deliver: 0, ack: 0 },
+  log: { total: 0, unpublished: 0, oldest_unpublished_s: null },
+  users: 0,
+  event_to_embedding_s: null,
+  unavailable: [],
+}
+
+const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
+  layerSuite(name, recording(stack), (it) => {
+    it(
+      "has all figures of an empty system",
+      () =>
+        Effect.gen(function* () {
+          // The management API hears of a new queue a moment later.
+          const stats = yield* eventually(
+            Effect.map(SystemStats.look, (stats) => (stats.rates === null ? undefined : stats)),
+          )
+          expect(stats).toEqual(nothing)
+        }),
+      30_000,
+    )
+
+    it(
+      "measures how long events waited for their embedding, and sees traffic",
+      () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const waiting = Array.from({ length: 20 }, (_, index) => `waited-${index}`)
+          yield* record(...waiting.flatMap((user) => searches(user, 0, 2)))
+          yield* Effect.sleep("1 second")
+          yield* Layer.build(Layer.fresh(Worker.layer))
+          yield* eventually(Effect.map(users.count, (count) => (count === 20 ? true : undefined)))
+          const waited = yield* SystemStats.eventToEmbedding
+          expect(waited!.p50).toBeGreaterThanOrEqual(1)
+          expect(waited!.p99).toBeLessThan(15)
+
+          // What was not written by an event among the newest of the log is not measured.
+          const { embedding, ...facts } = (yield* users.load(["waited-0"])).get("waited-0")!
+          const changed = {
+            ...facts,
+            embedding: { ...embedding!, updated_at: Date.now() + 1e9 },
+            version: facts.version + 1,
+            applied: new Uint8Array(16).fill(7),
+          }
+          expect(yield* users.save([{ record: changed, expected: facts.version }])).toEqual([true])
+          expect((yield* SystemStats.eventToEmbedding)!.p99).toBeLessThan(15)
+
+          let n = 10
+          const steady = yield* Effect.suspend(() => record(...searches("steady", n++, 1))).pipe(
+            Effect.repeat(Schedule.fixed("100 millis")),
+            Effect.fork,
+          )
+          const rates = yield* eventually(
+            Effect.map(SystemStats.look, ({ rates }) =>
+              rates !== null && Math.min(rates.publish, rates.deliver, rates.ack) > 5 ? rates : undefined,
+            ),
+            Duration.seconds(30),
+          )
+          expect(Math.max(rates.publish, rates.deliver, rates.ack)).toBeLessThan(20)
+          yield* Fiber.interrupt(steady)
+          yield* drained
+        }),
+      60_000,
+    )
+
+    it(
+      "tells where messages are: waiting, held, on a rung, failed",
+      () =>
+        Effect.gen(function* () {
+          const queue = yield* InteractionQueue
+          const log = yield* InteractionLog
+          const { total } = yield* log.backlog
+          const interaction = search("u", "not published", "2026-02-10T12:00:00.000Z")
+          const recordedAt = Date.now() - 90_000
+          yield* log.append([
+            { interaction, idempotencyKey: null, occurredAtGiven: true, trace: null, recordedAt },
+          ])
+          yield* record(...searches("u", 0, 10))
+          const consumer = yield* queue.consume(4)
+          const [retried, dead, ...held] = yield* takeAll(consumer, 4)
+          const failure = { error: "test", message: "" }
+          yield* consumer.settle([
+            [retried!, Retry(60_000, failure)],
+            [dead!, DeadLetter(failure)],
+          ])
+          held.push(...(yield* takeAll(consumer, 2)))
+          const stats = yield* eventually(
+            Effect.map(SystemStats.look, (stats) => {
+              const { retry, user_embedding_updates: main } = stats.queues!
+              return main.ready === 4 && main.unacked === held.length && retry["60000"] === 1
+                ? stats
+                : undefined
+            }),
+          )
+          expect(stats.queues).toMatchObject({ user_embedding_updates: { consumers: 1 }, failed: 1 })
+          expect(stats.log).toMatchObject({ total: total + 11, unpublished: 1 })
+          expect(stats.log?.oldest_unpublished_s).toBeGreaterThanOrEqual(90)
+          expect(stats.log?.oldest_unpublished_s).toBeLessThan(120)
+          expect(stats.unavailable).toEqual([])
+        }),
+      30_000,
+    )
+
+    it("says what it could not find out, and tells the rest", () =>
+      Effect.gen(function* () {
+        const queue = yield* InteractionQueue
+        const away = new InteractionQueueError({
+          reason: "unavailable",
+          operation: "depths",
+          cause: new Error("away"),
+        })
+        const stats = yield* Effect.provide(
+          SystemStats.look,
+          Layer.succeed(InteractionQueue, {
+            ...queue,
+            depths: Effect.fail(away),
+            traffic: Effect.succeed(null),
+          }),
+        )
+        expect(stats).toMatchObject({ queues: null, rates: null, users: 21 })
+        expect(stats.unavailable).toEqual(["interaction queue: depths: unavailable: away"])
+      }))
+  })
+
+suite("stats on the embedded stack", embedded())
+withServers(["rabbitmq", "mysql", "mongodb"], "stats on real servers", () =>
+  suite("with the management API", external()),
+)
+
+test("a percentile is the nearest rank; what never came counts", () => {
+  const hundred = Array.from({ length: 100 }, (_, index) => 100 - index)
+  expect(SystemStats.percentiles(hundred)).toEqual({ p50: 50, p95: 95, p99: 99 })
+  expect(SystemStats.percentiles([0.12345])).toEqual({ p50: 0.123, p95: 0.123, p99: 0.123 })
+  expect(SystemStats.percentiles([1, 2, 3, Number.POSITIVE_INFINITY])).toEqual({
+    p50: 2,
+    p95: null,
+    p99: null,
+  })
+  expect(SystemStats.percentiles([])).toEqual({ p50: null, p95: null, p99: null })
+})
+
+test("the management API is asked on the broker's host as the broker's user, unless told otherwise", () => {
+  const basic = (user: string) => `Basic ${btoa(user)}`
+  expect(target("amqp://shop:p%40ss@rabbit:5672", undefined)).toEqual({
+    url: "http://rabbit:15672/api/queues/%2F/user_embedding_updates",
+    authorization: basic("shop:p@ss"),
+  })
+  expect(target("amqps://rabbit/shop", undefined)).toEqual({
+    url: "https://rabbit:15671/api/queues/shop/user_embedding_updates",
+    authorization: basic("guest:guest"),
+  })
+  expect(target("amqp://a:b@rabbit/%2Fshop", "https://monitor:secret@proxy/rabbitmq/")).toEqual({
+    url: "https://proxy/rabbitmq/api/queues/%2Fshop/user_embedding_updates",
+    authorization: basic("monitor:secret"),
+  })
+})

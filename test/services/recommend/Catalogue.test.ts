@@ -1,0 +1,306 @@
+/** The catalogue in memory over a store of its own, with a clock that is set. */
+import { expect } from "bun:test"
+import {
+  Duration,
+  Effect,
+  Either,
+  Fiber,
+  Layer,
+  Logger,
+  LogLevel,
+  Stream,
+  TestClock,
+  TestContext,
+} from "effect"
+import fc from "fast-check"
+import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
+import { PhraseEmbedder } from "../../../src/services/ports/PhraseEmbedder.ts"
+import {
+  NoVectorIndex,
+  type ProductEmbedding,
+  ProductEmbeddings,
+  ProductEmbeddingsError,
+} from "../../../src/services/ports/ProductEmbeddings.ts"
+import { Catalogue, CatalogueTooLarge, layerOf } from "../../../src/services/recommend/Catalogue.ts"
+import { effectTest } from "../../support/effect.ts"
+
+const dimensions = 8
+const space = "test"
+
+type Stored = ProductEmbedding & { readonly updated_at: number }
+
+/** A store in memory that counts how often all of it is read. */
+const world = () => {
+  const state = { stored: new Map<string, Stored>(), sweeps: 0, down: false, hasIndex: false }
+  const all = () => [...state.stored.values()].toSorted((a, b) => (a.product_id < b.product_id ? -1 : 1))
+  const reading = <A>(items: () => ReadonlyArray<A>) =>
+    Stream.suspend(() =>
+      state.down
+        ? Stream.fail(
+            new ProductEmbeddingsError({
+              reason: "unavailable",
+              operation: "read",
+              cause: new Error("down"),
+            }),
+          )
+        : Stream.fromIterable(items()),
+    )
+  const store = Layer.succeed(ProductEmbeddings, {
+    load: (ids) =>
+      Effect.sync(
+        () =>
+          new Map(all().flatMap((p) => (ids.includes(p.product_id) ? [[p.product_id, p.embedding]] : []))),
+      ),
+    upsert: () => Effect.succeed([]),
+    nearest: () => Effect.succeed([]),
+    knownSince: () => Effect.succeed(new Map()),
+    count: Effect.sync(() => state.stored.size),
+    elsewhere: () => Effect.succeed(0),
+    indexed: (_, { category, limit }) =>
+      Effect.suspend(() =>
+        state.hasIndex
+          ? Effect.succeed(
+              all()
+                .filter((p) => category === undefined || p.category === category)
+                .slice(0, limit),
+            )
+          : Effect.fail(new NoVectorIndex({ detail: "there is no index" })),
+      ),
+    describe: (ids) =>
+      Effect.sync(
+        () => new Map(all().flatMap((p) => (ids.includes(p.product_id) ? [[p.product_id, p]] : []))),
+      ),
+    changed: (after) => reading(() => all().filter(({ updated_at }) => updated_at > after)),
+    stream: (wanted) => {
+      state.sweeps += 1
+      return reading(() => all().filter((p) => p.space === wanted))
+    },
+  })
+  const put = (product: ProductEmbedding) =>
+    TestClock.currentTimeMillis.pipe(
+      Effect.map((now) => state.stored.set(product.product_id, { ...product, updated_at: now })),
+    )
+  const layer = (most: number) =>
+    layerOf(most).pipe(
+      Layer.provide([
+        store,
+        Layer.succeed(PhraseEmbedder, { space, embed: () => Effect.succeed([]) }),
+        EmbeddingConfig.layer({ dimensions }),
+      ]),
+      Layer.provideMerge(Layer.merge(TestContext.TestContext, Logger.minimumLogLevel(LogLevel.None))),
+    )
+  return { state, put, layer }
+}
+
+const product = (id: number, values: ReadonlyArray<number>): ProductEmbedding => ({
+  product_id: `p-${String(id).padStart(3, "0")}`,
+  product_name: `Product ${id}`,
+  category: id % 2 === 0 ? "even" : "odd",
+  embedding: Float32Array.from(values),
+  space,
+  text: null,
+})
+const values = fc
+  .array(fc.double({ min: -1, max: 1, noNaN: true }), { minLength: dimensions, maxLength: dimensions })
+  .filter((v) => Math.hypot(...v) > 0.1)
+const some = (count: number, seed = 1) =>
+  fc.sample(values, { numRuns: count, seed }).map((v, id) => product(id, v))
+
+const unit = (v: ReadonlyArray<number>) => v.map((x) => x / Math.hypot(...v))
+/** The same by plain arithmetic. */
+const expected = (catalogue: ReadonlyArray<ProductEmbedding>, direction: Float32Array) => {
+  const units = catalogue.map(({ embedding }) => unit([...embedding]))
+  const mean = units.reduce(
+    (sum, v) => sum.map((x, i) => x + v[i]! / units.length),
+    Array<number>(dimensions).fill(0),
+  )
+  return catalogue
+    .map(({ product_id }, row) => {
+      const centred = unit(units[row]!.map((x, i) => x - mean[i]!))
+      return { product_id, similarity: centred.reduce((sum, x, i) => sum + x * direction[i]!, 0) }
+    })
+    .sort((a, b) => b.similarity - a.similarity)
+}
+const direction = Float32Array.from(unit([1, -2, 3, -4, 5, -6, 7, -8]))
+
+const compared = Effect.gen(function* () {
+  const catalogue = yield* Catalogue
+  return (yield* catalogue.search(direction, { limit: 1_000 })).map(({ product_id, similarity }) => ({
+    product_id,
+    similarity,
+  }))
+})
+const agrees = (
+  found: ReadonlyArray<{ product_id: string; similarity: number }>,
+  catalogue: ReadonlyArray<ProductEmbedding>,
+) => {
+  const wanted = expected(catalogue, direction)
+  expect(found.map(({ product_id }) => product_id)).toEqual(wanted.map(({ product_id }) => product_id))
+  for (const [i, { similarity }] of found.entries()) expect(similarity).toBeCloseTo(wanted[i]!.similarity, 5)
+}
+
+effectTest("a search sees every product, whatever was put, moved to another space or removed before", () => {
+  const { layer, put, state } = world()
+  return Effect.gen(function* () {
+    const first = some(300)
+    yield* Effect.forEach(first, put)
+    agrees(yield* compared, first)
+
+    yield* TestClock.adjust("2 seconds")
+    const replaced = some(10, 2)
+    yield* Effect.forEach(replaced, put)
+    yield* put({ ...first[20]!, space: "another" })
+    yield* put(product(500, [1, 0, 0, 0, 0, 0, 0, 1]))
+    yield* TestClock.adjust("2 seconds")
+    const now = [...state.stored.values()].filter((p) => p.space === space)
+    expect(now).toHaveLength(300)
+    agrees(yield* compared, now)
+
+    for (const id of ["p-000", "p-001", "p-299"]) state.stored.delete(id)
+    yield* TestClock.adjust("11 minutes")
+    agrees(
+      yield* compared,
+      [...state.stored.values()].filter((p) => p.space === space),
+    )
+    expect(state.sweeps).toBe(2)
+    // A place that was left is taken again. One product of so many moves the mean a minute later.
+    yield* put(product(501, [0, 1, 0, 0, 0, 0, 1, 1]))
+    yield* TestClock.adjust("2 seconds")
+    expect((yield* compared).map(({ product_id }) => product_id)).toContain("p-501")
+    yield* TestClock.adjust("2 minutes")
+    agrees(
+      yield* compared,
+      [...state.stored.values()].filter((p) => p.space === space),
+    )
+  }).pipe(Effect.provide(layer(1_000)))
+})
+
+effectTest(
+  "of equals the one with the smaller id comes first, and no product is left out by the limit",
+  () => {
+    const { layer, put } = world()
+    return Effect.gen(function* () {
+      const twins = [3, 1, 2].map((id) => product(id, [1, 0, 0, 0, 0, 0, 0, 0]))
+      yield* Effect.forEach([...twins, product(9, [0, 1, 0, 0, 0, 0, 0, 0])], put)
+      const catalogue = yield* Catalogue
+      const asked = Float32Array.from([1, 0, 0, 0, 0, 0, 0, 0])
+      const found = yield* catalogue.search(asked, { limit: 2 })
+      expect(found.map(({ product_id }) => product_id)).toEqual(["p-001", "p-002"])
+      const bonus = { most: 2, of: (id: string) => (id === "p-009" ? 2 : 0) }
+      const [best] = yield* catalogue.search(asked, { limit: 1, bonus })
+      expect(best).toMatchObject({ product_id: "p-009", bonus: 2 })
+      expect(best!.score).toBe(best!.similarity + 2)
+    }).pipe(Effect.provide(layer(1_000)))
+  },
+)
+
+effectTest(
+  "what is there is answered from while the store is down, and nothing before it was ever read",
+  () => {
+    const { layer, put, state } = world()
+    return Effect.gen(function* () {
+      yield* Effect.forEach(some(5), put)
+      state.down = true
+      expect(Either.isLeft(yield* Effect.either(compared))).toBe(true)
+      state.down = false
+      expect(yield* compared).toHaveLength(5)
+      state.down = true
+      yield* TestClock.adjust("1 hour")
+      expect(yield* compared).toHaveLength(5)
+    }).pipe(Effect.provide(layer(1_000)))
+  },
+)
+
+effectTest("too many products are an error by name, unless the store has an index to ask", () => {
+  const { layer, put, state } = world()
+  return Effect.gen(function* () {
+    const catalogue = yield* Catalogue
+    const many = some(60)
+    yield* Effect.forEach(many, put)
+    yield* TestClock.adjust("11 minutes")
+    const refused = yield* Effect.flip(compared)
+    expect(refused).toBeInstanceOf(CatalogueTooLarge)
+    expect(refused.message).toBe(
+      "there are more than 50 products, too many to be compared in memory, and there is no index",
+    )
+    state.hasIndex = true
+    const without = new Set(["p-000", "p-002"])
+    const found = yield* catalogue.search(direction, { limit: 5, category: "even", without })
+    expect(found).toHaveLength(5)
+    expect(found.map(({ score }) => score)).toEqual(found.map(({ score }) => score).toSorted((a, b) => b - a))
+    for (const { category, centred, product_id, similarity } of found) {
+      expect([category, without.has(product_id)]).toEqual(["even", false])
+      expect(similarity).toBeCloseTo(
+        centred.reduce((sum, x, i) => sum + x * direction[i]!, 0),
+        6,
+      )
+    }
+    expect((yield* catalogue.describe(["p-003", "nowhere"])).get("p-003")?.product_name).toBe("Product 3")
+    expect(Math.hypot(...(yield* catalogue.centred("p-003"))!)).toBeCloseTo(1, 6)
+    expect(yield* catalogue.centred("nowhere")).toBeUndefined()
+
+    // Back under the limit it is held again.
+    for (const { product_id } of many.slice(40)) state.stored.delete(product_id)
+    state.hasIndex = false
+    yield* TestClock.adjust("11 minutes")
+    agrees(yield* compared, many.slice(0, 40))
+  }).pipe(Effect.provide(layer(50)))
+})
+
+effectTest("vectors that can't be used are left out", () => {
+  const { layer, put } = world()
+  return Effect.gen(function* () {
+    const good = some(20)
+    yield* Effect.forEach(good, put)
+    yield* put(product(900, [1, 2, 3]))
+    yield* put(product(901, Array<number>(dimensions).fill(0)))
+    yield* put(product(902, [Number.NaN, 1, 1, 1, 1, 1, 1, 1]))
+    agrees(yield* compared, good)
+    yield* TestClock.adjust(Duration.minutes(2))
+    yield* put(product(3, [1, 2]))
+    yield* TestClock.adjust(Duration.minutes(2))
+    agrees(
+      yield* compared,
+      good.filter(({ product_id }) => product_id !== "p-003"),
+    )
+  }).pipe(Effect.provide(layer(1_000)))
+})
+
+effectTest("searches side by side get the answers they would get alone, in the order they were asked", () => {
+  const { layer, put } = world()
+  return Effect.gen(function* () {
+    const catalogue = yield* Catalogue
+    yield* Effect.forEach(some(300), put)
+    const directions = fc.sample(values, { numRuns: 30, seed: 7 }).map((v) => Float32Array.from(unit([...v])))
+    const search = (direction: Float32Array, index: number) =>
+      catalogue.search(direction, { limit: 5 + index, category: index % 2 === 0 ? "even" : undefined })
+    const alone = yield* Effect.forEach(directions, search)
+    const order: Array<number> = []
+    const givenUp = yield* Effect.fork(search(directions[0]!, 0))
+    const broken = yield* Effect.fork(
+      catalogue.search(directions[0]!, {
+        limit: 5,
+        bonus: {
+          most: 1,
+          of: () => {
+            throw new Error("a bug")
+          },
+        },
+      }),
+    )
+    const asked = yield* Effect.fork(
+      Effect.forEach(
+        directions,
+        (direction, index) => Effect.tap(search(direction, index), () => order.push(index)),
+        { concurrency: "unbounded" },
+      ),
+    )
+    yield* Effect.yieldNow()
+    yield* Fiber.interrupt(givenUp)
+    expect(yield* Fiber.join(asked)).toEqual(alone)
+    expect((yield* Fiber.await(broken))._tag).toBe("Failure")
+    expect(order).toHaveLength(30)
+    // Eight go over the rows together; nobody is overtaken by more than that.
+    expect(order.every((index, place) => Math.abs(index - place) < 16)).toBe(true)
+  }).pipe(Effect.provide(layer(1_000)))
+})

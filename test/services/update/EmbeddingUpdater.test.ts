@@ -1,0 +1,351 @@
+/** The updater over stores in memory that can be told to fail, lose and race. */
+import { describe, expect, test } from "bun:test"
+import { ConfigProvider, Duration, Effect, Either, Layer, Stream } from "effect"
+import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
+import * as AppliedIds from "../../../src/services/model/AppliedIds.ts"
+import * as Interaction from "../../../src/services/model/Interaction.ts"
+import type { Delivery } from "../../../src/services/ports/InteractionQueue.ts"
+import { PhraseEmbedderError } from "../../../src/services/ports/PhraseEmbedder.ts"
+import {
+  UserEmbeddings,
+  UserEmbeddingsError,
+  type UserRecord,
+  type Write,
+} from "../../../src/services/ports/UserEmbeddings.ts"
+import * as EmbeddingUpdater from "../../../src/services/update/EmbeddingUpdater.ts"
+import {
+  type EventVectorError,
+  EventVectors,
+  ProductMissing,
+} from "../../../src/services/update/EventVectors.ts"
+import { delivery } from "../../support/delivery.ts"
+
+const dimensions = 4
+const axis = (i: number) =>
+  Float32Array.from({ length: dimensions }, (_, k) => (k === i % dimensions ? 1 : 0))
+
+const search = (user_id: string, search_phrase: string, second = 0) =>
+  Interaction.make({
+    user_id,
+    event_type: "search",
+    search_phrase,
+    occurred_at: new Date(Date.UTC(2026, 1, 10, 0, 0, second)).toISOString(),
+    metadata: {},
+  })
+
+const of = (interaction: Interaction.Interaction, more: Partial<Delivery> = {}) =>
+  delivery(Interaction.encodeMessage(interaction), more)
+
+/** A store in memory; `before` runs ahead of every save and may change what is stored. */
+const store = () => {
+  const records = new Map<string, UserRecord>()
+  const ledger = new Set<string>()
+  const state = {
+    records,
+    ledger,
+    saves: 0,
+    /** Users read, call by call. */
+    reads: [] as Array<ReadonlyArray<string>>,
+    confirmations: 0,
+    before: (_writes: ReadonlyArray<Write>): void => {},
+    failure: undefined as UserEmbeddingsError | undefined,
+  }
+  const guard = <A>(run: () => A) =>
+    Effect.suspend(() => (state.failure ? Effect.fail(state.failure) : Effect.succeed(run())))
+  const key = (user: string, id: string) => `${user}|${id}`
+  const layer = Layer.succeed(UserEmbeddings, {
+    load: (users) => {
+      if (users.length > 0) state.reads.push(users)
+      return guard(
+        () => new Map(users.flatMap((user) => (records.has(user) ? [[user, records.get(user)!]] : []))),
+      )
+    },
+    save: (writes) =>
+      guard(() => {
+        state.before(writes)
+        state.saves += 1
+        return writes.map(({ expected, record }) => {
+          if (records.get(record.user_id)?.version !== expected) return false
+          records.set(record.user_id, record)
+          return true
+        })
+      }),
+    archive: (entries) =>
+      guard(() => {
+        for (const { ids, user_id } of entries) for (const id of ids) ledger.add(key(user_id, id))
+      }),
+    archived: (entries) =>
+      guard(
+        () =>
+          new Map(
+            entries.map(({ ids, user_id }) => [
+              user_id,
+              new Set(ids.filter((id) => ledger.has(key(user_id, id)))),
+            ]),
+          ),
+      ),
+    settled: guard(() => {
+      state.confirmations += 1
+    }),
+    erase: () => Effect.succeed(false),
+    count: Effect.succeed(0),
+    elsewhere: () => Effect.succeed(0),
+    stream: Stream.empty,
+    bookkeeping: Stream.empty,
+    ledger: () => Stream.empty,
+    lastWrites: () => Effect.succeed(new Map()),
+  })
+  return { state, layer }
+}
+
+/** Phrases `fail:…` fail with what the table says; the others lie on the axis of their length. */
+const failures: Record<string, EventVectorError> = {
+  "fail:missing": new ProductMissing({ product_id: "p", space: "test" }),
+  "fail:429": new PhraseEmbedderError({
+    reason: "rate_limited",
+    detail: "slow down",
+    retryAfter: Duration.seconds(30),
+  }),
+  "fail:429 long": new PhraseEmbedderError({
+    reason: "rate_limited",
+    detail: "later",
+    retryAfter: Duration.minutes(5),
+  }),
+  "fail:500": new PhraseEmbedderError({ reason: "server_error", detail: "500" }),
+  "fail:401": new PhraseEmbedderError({ reason: "unauthorized", detail: "401" }),
+  "fail:quota": new PhraseEmbedderError({ reason: "quota_exhausted", detail: "quota" }),
+  "fail:400": new PhraseEmbedderError({ reason: "invalid_input", detail: "400" }),
+  "fail:zero": new PhraseEmbedderError({ reason: "bad_vector", detail: "zero" }),
+}
+const vectors = Layer.succeed(EventVectors, {
+  space: "test",
+  resolve: (interactions) =>
+    Effect.succeed(
+      interactions.map(({ search_phrase }) => {
+        const failure = failures[search_phrase ?? ""]
+        return failure ? Either.left(failure) : Either.right(axis((search_phrase ?? "").length))
+      }),
+    ),
+  remembers: () => true,
+  forget: () => Effect.succeed(0),
+  ofTexts: () => Effect.succeed([]),
+})
+
+const config = EmbeddingConfig.layer({ dimensions }).pipe(
+  Layer.provide(Layer.setConfigProvider(ConfigProvider.fromMap(new Map()))),
+)
+type Batch = ReadonlyArray<Delivery>
+/** Batches one after the other through one worker; a function is called when it is the batch's turn. */
+const run = (layer: Layer.Layer<UserEmbeddings>, ...batches: ReadonlyArray<Batch | (() => Batch)>) =>
+  Effect.gen(function* () {
+    const updater = yield* EmbeddingUpdater.EmbeddingUpdater
+    return yield* Effect.forEach(batches, (batch) =>
+      updater.update(typeof batch === "function" ? batch() : batch),
+    )
+  }).pipe(
+    Effect.provide(EmbeddingUpdater.layer.pipe(Layer.provide([layer, vectors, config]))),
+    Effect.runPromise,
+  )
+const tags = (outcomes: ReadonlyArray<EmbeddingUpdater.Outcome>) =>
+  outcomes.map((outcome) => (outcome._tag === "Outage" ? "Outage" : outcome.settlement._tag))
+
+describe("exactly once", () => {
+  test("copies in one batch, in later batches and after 1,000 other events change nothing", async () => {
+    const { layer, state } = store()
+    const first = search("u", "a")
+    const others = Array.from({ length: 1_000 }, (_, i) => search("u", "b".repeat((i % 7) + 1), i + 1))
+    const batches = [
+      [of(first), of(first)],
+      ...others.map((other) => [of(other)]),
+      [of(first)],
+      [of(others[0]!)],
+    ]
+    const answers = await run(layer, ...batches)
+    expect(new Set(answers.flatMap(tags))).toEqual(new Set(["Ack"]))
+    const record = state.records.get("u")!
+    expect(record.embedding?.event_count).toBe(1_001)
+    expect(record.version).toBe(1_001)
+    expect(AppliedIds.count(record.applied)).toBeLessThanOrEqual(AppliedIds.keptIds + 64)
+    expect(record.archived + AppliedIds.count(record.applied)).toBe(1_001)
+    expect(state.ledger.size).toBe(record.archived)
+  })
+
+  test("a user id that names a part of every object is a user like any other", async () => {
+    const { layer, state } = store()
+    await run(layer, [of(search("__proto__", "a")), of(search("constructor", "bb", 1))])
+    expect([...state.records.keys()].toSorted()).toEqual(["__proto__", "constructor"])
+  })
+
+  test("a duplicate is acknowledged only after the store confirmed that its write is durable", async () => {
+    const { layer, state } = store()
+    await run(layer, [of(search("u", "a"))], [of(search("u", "a"))])
+    expect(state.saves).toBe(1)
+    expect(state.confirmations).toBe(1)
+  })
+
+  test("a duplicate beside a write that fails is not acknowledged either", async () => {
+    const { layer } = store()
+    await run(layer, [of(search("u", "a"))])
+    const failing = Layer.effect(
+      UserEmbeddings,
+      Effect.map(UserEmbeddings, (users) => ({
+        ...users,
+        save: () =>
+          Effect.fail(
+            new UserEmbeddingsError({ reason: "timeout", operation: "save", cause: new Error("late") }),
+          ),
+      })),
+    ).pipe(Layer.provide(layer))
+    const [answer] = await run(failing, [of(search("u", "a")), of(search("v", "bb", 1))])
+    expect(tags(answer!)).toEqual(["Outage", "Outage"])
+  })
+
+  test("of two copies, one from before the erasure, the one posted anew counts", async () => {
+    const { layer, state } = store()
+    const erased_at = Date.UTC(2026, 1, 11)
+    state.records.set("u", {
+      user_id: "u",
+      embedding: undefined,
+      version: 1,
+      applied: AppliedIds.none,
+      archived: 0,
+      erased_at,
+    })
+    const same = search("u", "a")
+    const [answer] = await run(layer, [
+      of(same, { recordedAt: erased_at - 1 }),
+      of(same, { recordedAt: erased_at + 1 }),
+    ])
+    expect(tags(answer!)).toEqual(["Ack", "Ack"])
+    expect(state.records.get("u")?.embedding?.event_count).toBe(1)
+  })
+
+  test("a lost compare-and-swap is read again and folded on top of the winner", async () => {
+    const { layer, state } = store()
+    let losses = 5
+    state.before = ([write]) => {
+      const stored = state.records.get("u")
+      if (losses-- > 0 && write)
+        state.records.set("u", { ...(stored ?? write.record), version: (stored?.version ?? 0) + 1 })
+    }
+    const [answer] = await run(layer, [of(search("u", "a")), of(search("u", "bb", 1))])
+    expect(tags(answer!)).toEqual(["Ack", "Ack"])
+    expect(state.records.get("u")?.embedding?.event_count).toBe(2)
+  })
+
+  test("what it has written itself is not read again, until another worker turns out to write the same users", async () => {
+    const { layer, state } = store()
+    const batch = (second: number) => [of(search("u", "a", second)), of(search("v", "aa", second))]
+    state.before = (writes) => {
+      const u = state.records.get("u")
+      if (state.saves !== 2 || u === undefined) return
+      // Another worker is faster, with an event that comes here again.
+      state.before = () => {}
+      const { kept } = AppliedIds.append(u.applied, [search("u", "a", 2).message_id])
+      const embedding = { ...u.embedding!, event_count: u.embedding!.event_count + 1 }
+      state.records.set("u", { ...u, embedding, applied: kept, version: u.version + 1 })
+      expect(writes.map(({ record }) => record.user_id)).toEqual(["u", "v"])
+    }
+    const outcomes = await run(layer, batch(0), batch(1), batch(2), batch(3))
+    expect(outcomes.flatMap(tags)).toEqual(Array.from({ length: 8 }, () => "Ack"))
+    // Not in the second batch and in the third; then what was lost, and after it everybody.
+    expect(state.reads).toEqual([["u", "v"], ["u"], ["u", "v"]])
+    for (const user of ["u", "v"]) {
+      expect(state.records.get(user)?.embedding?.event_count).toBe(4)
+      expect(AppliedIds.count(state.records.get(user)!.applied)).toBe(4)
+    }
+  })
+
+  test("what is posted anew after an erasure counts, also for the worker that wrote the embedding before it", async () => {
+    const { layer, state } = store()
+    const same = search("u", "a")
+    const erasing = () => {
+      const version = state.records.get("u")!.version + 1
+      const nothing = { embedding: undefined, applied: AppliedIds.none, archived: 0 }
+      state.records.set("u", { user_id: "u", ...nothing, version, erased_at: 10 })
+      return [of(same, { recordedAt: 11 })]
+    }
+    const outcomes = await run(layer, [of(same, { recordedAt: 9 })], erasing)
+    expect(outcomes.map(tags)).toEqual([["Ack"], ["Ack"]])
+    expect(state.records.get("u")).toMatchObject({ erased_at: 10, embedding: { event_count: 1 } })
+  })
+
+  test("endless conflicts end on the ladder, not in a loop", async () => {
+    const { layer, state } = store()
+    state.before = () => {
+      const stored = state.records.get("u")
+      if (stored) state.records.set("u", { ...stored, version: stored.version + 1 })
+    }
+    await run(layer, [of(search("u", "a"))])
+    const [answer] = await run(layer, [of(search("u", "bb", 1))])
+    expect(answer).toMatchObject([
+      { settlement: { _tag: "Retry", delayMillis: 5_000, failure: { error: "lock_conflict" } } },
+    ])
+  })
+
+  test("what was recorded before the erasure does not count, what comes after does", async () => {
+    const { layer, state } = store()
+    const erased_at = Date.UTC(2026, 1, 10, 0, 0, 5)
+    state.records.set("u", {
+      user_id: "u",
+      embedding: undefined,
+      version: 3,
+      applied: AppliedIds.none,
+      archived: 0,
+      erased_at,
+    })
+    await run(layer, [
+      of(search("u", "a"), { recordedAt: erased_at }),
+      of(search("u", "bb", 9), { recordedAt: erased_at + 1 }),
+    ])
+    expect(state.records.get("u")).toMatchObject({ version: 4, erased_at, embedding: { event_count: 1 } })
+  })
+})
+
+describe("what a failure means", () => {
+  const table: ReadonlyArray<readonly [string, number, unknown]> = [
+    ["fail:missing", 0, { _tag: "Settle", settlement: { _tag: "Ack" } }],
+    ["fail:429", 0, { _tag: "Settle", settlement: { _tag: "Retry", delayMillis: 40_000 } }],
+    ["fail:429 long", 0, { _tag: "Outage", settlement: { _tag: "Retry", delayMillis: 5_000 } }],
+    ["fail:500", 0, { _tag: "Settle", settlement: { _tag: "Retry", delayMillis: 5_000 } }],
+    ["fail:500", 4, { _tag: "Settle", settlement: { _tag: "Retry", delayMillis: 60_000 } }],
+    [
+      "fail:500",
+      5,
+      { settlement: { _tag: "DeadLetter", failure: { error: "phrase_embedder_server_error" } } },
+    ],
+    ["fail:401", 0, { _tag: "Outage", settlement: { _tag: "Retry" } }],
+    ["fail:401", 5, { _tag: "Outage", settlement: { _tag: "DeadLetter" } }],
+    ["fail:quota", 0, { _tag: "Outage" }],
+    ["fail:400", 0, { _tag: "Settle", settlement: { _tag: "DeadLetter" } }],
+    ["fail:zero", 0, { _tag: "Settle", settlement: { _tag: "DeadLetter" } }],
+  ]
+  for (const [phrase, retryCount, expected] of table)
+    test(`${phrase} at its ${retryCount + 1}. attempt, and a good message beside it counts`, async () => {
+      const { layer, state } = store()
+      const [answer] = await run(layer, [of(search("bad", phrase), { retryCount }), of(search("good", "a"))])
+      expect(answer?.[0]).toMatchObject(expected as object)
+      expect(tags(answer!)[1]).toBe("Ack")
+      expect([...state.records.keys()]).toEqual(["good"])
+    })
+
+  for (const reason of ["unavailable", "timeout", "rejected"] as const)
+    test(`a store that is ${reason} ${reason === "rejected" ? "is tried again" : "is an outage"}`, async () => {
+      const { layer, state } = store()
+      state.failure = new UserEmbeddingsError({ reason, operation: "load", cause: new Error("no") })
+      const [answer] = await run(layer, [of(search("u", "a"))])
+      expect(tags(answer!)).toEqual([reason === "rejected" ? "Retry" : "Outage"])
+    })
+
+  test("an embedding of another space is a dead letter that says rebuild", async () => {
+    const { layer, state } = store()
+    await run(layer, [of(search("u", "a"))])
+    const record = state.records.get("u")!
+    state.records.set("u", { ...record, embedding: { ...record.embedding!, space: "other" } })
+    const [answer] = await run(layer, [of(search("u", "bb", 1))])
+    expect(answer).toMatchObject([
+      { settlement: { _tag: "DeadLetter", failure: { error: "space_mismatch" } } },
+    ])
+    expect(JSON.stringify(answer)).toContain("rebuild")
+  })
+})
