@@ -12,12 +12,12 @@ import {
 import {
   exchange,
   failedQueue,
-  isolatedQueue,
+  quarantineQueue,
   queue,
   retryQueue,
   routingKey,
 } from "../../src/services/ports/InteractionQueue.ts"
-import { ladderDelays } from "../../src/services/RetryPolicies.ts"
+import { retryDelays } from "../../src/services/RetryPolicies.ts"
 
 const dialect = "https://json-schema.org/draft/2020-12/schema"
 
@@ -141,7 +141,7 @@ const queueChannel = (
   },
 })
 
-const rungs = [...new Set(ladderDelays(Duration.seconds(5), 5))]
+const rungs = [...new Set(retryDelays(Duration.seconds(5), 5))]
 
 const asyncApi = {
   asyncapi: "3.0.0",
@@ -166,7 +166,7 @@ const asyncApi = {
       },
     },
     updates: queueChannel(queue, "What workers consume: a quorum queue", "update", "pack"),
-    isolated: queueChannel(isolatedQueue, "Messages that are handled alone, one at a time", "update"),
+    isolated: queueChannel(quarantineQueue, "Messages that are handled alone, one at a time", "update"),
     ...Object.fromEntries(
       rungs.map((delay) => [
         `retry${delay}`,

@@ -1,7 +1,7 @@
 /** The page: starts its parts and keeps theme, token, keyboard and address. */
 import { follow, readiness, setToken, token } from "./api.js"
+import * as deadLetters from "./deadLetters.js"
 import { ask, byId, h, notify } from "./dom.js"
-import * as letters from "./letters.js"
 import { system } from "./system.js"
 import * as user from "./user.js"
 
@@ -35,10 +35,10 @@ const start = () => {
   stop = follow(
     "/api/system/events",
     (stats) => {
-      if (stats.queues && letters.looking()) stats.queues.failed = Math.max(failed, stats.queues.failed)
+      if (stats.queues && deadLetters.looking()) stats.queues.failed = Math.max(failed, stats.queues.failed)
       failed = stats.queues?.failed ?? failed
       parts.show(stats)
-      letters.noticed(stats.queues?.failed)
+      deadLetters.noticed(stats.queues?.failed)
     },
     (state) => {
       connection.textContent = { live: "live", lost: "reconnecting…", refused: "token needed" }[state]
@@ -62,7 +62,7 @@ const askToken = async (why) => {
   setToken(input.value.trim())
   notify("The token is kept until this tab is closed")
   start()
-  letters.refresh()
+  deadLetters.refresh()
   showUser()
 }
 byId("token").addEventListener("click", () =>

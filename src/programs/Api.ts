@@ -1,11 +1,11 @@
 /** The HTTP API. It records, publishes right after the commit, and sweeps what is left in the outbox. */
 import { HttpApiBuilder, HttpApiSwagger, HttpMiddleware, HttpServer } from "@effect/platform"
 import { Effect, Layer, Option } from "effect"
-import * as HttpGate from "../layers/http/HttpGate.ts"
 import * as HttpHandlers from "../layers/http/HttpHandlers.ts"
-import * as HttpIngest from "../layers/http/HttpIngest.ts"
+import * as ApiMiddleware from "../layers/http/HttpMiddleware.ts"
 import * as HttpPage from "../layers/http/HttpPage.ts"
 import * as BunServer from "../layers/http/HttpServer.ts"
+import * as RecordingRoutes from "../layers/http/RecordingRoutes.ts"
 import * as Eraser from "../services/operate/Eraser.ts"
 import * as Gauges from "../services/operate/Gauges.ts"
 import * as Catalogue from "../services/recommend/Catalogue.ts"
@@ -49,9 +49,9 @@ const greeting = HttpServer.addressWith((address) =>
 
 const serving = Layer.effectDiscard(greeting).pipe(
   Layer.provideMerge(HttpApiBuilder.serve()),
-  Layer.provide(HttpIngest.shortcut),
-  Layer.provide([HttpGate.layer, HttpGate.routerConfig]),
-  // The gate makes the server spans.
+  Layer.provide(RecordingRoutes.recordingHandler),
+  Layer.provide([ApiMiddleware.layer, ApiMiddleware.routerConfig]),
+  // ApiMiddleware makes the server spans.
   HttpMiddleware.withTracerDisabledWhen(() => true),
 )
 
@@ -62,7 +62,7 @@ export const layer = serving.pipe(
     HttpPage.layer,
   ]),
   Layer.provide(HttpHandlers.layer),
-  Layer.provide(HttpIngest.layer),
+  Layer.provide(RecordingRoutes.layer),
   Layer.provide(steps),
   Layer.provide(HttpServer.layerContext),
   Layer.provideMerge(server),

@@ -206,7 +206,7 @@ const putProducts = Effect.fn("putProducts")(function* (products: ReadonlyArray<
     rows.push({ product_id, product_name, category, text, space: vectors.space, embedding })
   }
   const created = yield* store.upsert(rows)
-  yield* (yield* Catalogue.Catalogue).outdate
+  yield* (yield* Catalogue.Catalogue).invalidate
   return created
 })
 

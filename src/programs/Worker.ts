@@ -12,7 +12,7 @@ export const layer = EmbeddingWorker.layer.pipe(
 )
 
 /** Lets everything else on the machine go first: while a worker waits its batches grow, and cost less an event. */
-export const yielding = Layer.effectDiscard(
+export const lowerPriority = Layer.effectDiscard(
   Effect.flatMap(Settings.WORKER_NICENESS, (niceness) =>
     Effect.sync(() => setPriority(Math.max(getPriority(), niceness))),
   ),

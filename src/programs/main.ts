@@ -8,7 +8,7 @@ import manifest from "../../package.json" with { type: "json" }
 import * as Logging from "../layers/telemetry/Logging.ts"
 import * as OpenTelemetry from "../layers/telemetry/OpenTelemetry.ts"
 import { program } from "./cli/Program.ts"
-import { complaint } from "./cli/support/Complaint.ts"
+import { renderError } from "./cli/support/ErrorReport.ts"
 import * as Help from "./cli/support/Help.ts"
 import * as Output from "./cli/support/Output.ts"
 import { BadUsage } from "./cli/support/Usage.ts"
@@ -21,7 +21,7 @@ const wantsHelp = words.some((word) => word === "--help" || word === "-h")
 const report = (cause: Cause.Cause<unknown>) =>
   Option.match(Cause.failureOption(cause), {
     onNone: () => (Cause.isInterruptedOnly(cause) ? Effect.void : Console.error(Cause.pretty(cause))),
-    onSome: (error) => Console.error(complaint(error, asked)),
+    onSome: (error) => Console.error(renderError(error, asked)),
   })
 
 /** 0 done or stopped by a signal, 1 failed, 2 bad usage. */

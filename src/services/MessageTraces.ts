@@ -35,26 +35,26 @@ export const traced = ({
 }): Traced => ({ messageId: interaction.message_id, trace })
 
 /** A message in whose trace the batch's spans are repeated, under `span`. */
-export interface Member {
+export interface BatchTrace {
   readonly messageId: string | null
   readonly span: Tracer.AnySpan
 }
 
 /** The messages on whose behalf the current effect runs, when they are several. */
-export class Members extends Context.Reference<Members>()("user-embeddings/Members", {
-  defaultValue: (): ReadonlyArray<Member> => [],
+export class BatchTraces extends Context.Reference<BatchTraces>()("user-embeddings/Members", {
+  defaultValue: (): ReadonlyArray<BatchTrace> => [],
 }) {}
 
 /** Runs the effect on behalf of some of the current messages only. */
-export const onBehalfOf =
+export const forMessages =
   (messages: ReadonlyArray<{ readonly message_id: string }>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.flatMap(Members, (members) => {
+    Effect.flatMap(BatchTraces, (members) => {
       if (members.length === 0) return effect
       const ids = new Set<string | null>(messages.map(({ message_id }) => message_id))
       return Effect.provideService(
         effect,
-        Members,
+        BatchTraces,
         members.filter(({ messageId }) => ids.has(messageId)),
       )
     })
@@ -101,9 +101,9 @@ const asBatch =
 
 /** The same, with what the batch does repeated for each member. */
 const asBatchOf =
-  (name: string, options: BatchOptions, members: ReadonlyArray<Member>) =>
+  (name: string, options: BatchOptions, members: ReadonlyArray<BatchTrace>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-    Effect.provideService(effect, Members, members).pipe(
+    Effect.provideService(effect, BatchTraces, members).pipe(
       asBatch(
         name,
         options,
@@ -112,7 +112,7 @@ const asBatchOf =
     )
 
 /** Runs what is done for messages: in their trace if they share one, else in a span `name` of the batch. */
-export const together =
+export const withBatchSpan =
   (name: string, messages: ReadonlyArray<Traced>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.flatMap(isTracing, (tracing) => {
@@ -123,7 +123,7 @@ export const together =
         const parent = externalSpan(shared)
         return parent === undefined ? effect : Effect.withParentSpan(effect, parent)
       }
-      const members = messages.flatMap((message): ReadonlyArray<Member> => {
+      const members = messages.flatMap((message): ReadonlyArray<BatchTrace> => {
         const span = sampledSpan(message)
         return span === undefined ? [] : [{ messageId: message.messageId, span }]
       })
@@ -224,7 +224,7 @@ export const publishing = <A extends string, E, R>(
   })
 
 /** Runs what concerns one delivery in its span: its log lines tell the trace. */
-export const within =
+export const inMessageSpan =
   (delivery: Traced) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
     const span = spanOf(delivery) ?? externalSpan(delivery.trace)
@@ -238,7 +238,7 @@ export interface Incoming extends Traced {
 }
 
 /** What became of a delivery, for its span. */
-export interface Verdict {
+export interface MessageOutcome {
   readonly settlement: string
   /** The tag of the error that it failed with. */
   readonly error?: string
@@ -257,7 +257,7 @@ export const spanOf = (delivery: object): Tracer.Span | undefined => inProcess.g
 export const processing = <A, E, R>(
   system: string,
   deliveries: ReadonlyArray<Incoming>,
-  judge: (result: A, index: number) => Verdict,
+  outcomeOf: (result: A, index: number) => MessageOutcome,
   process: Effect.Effect<A, E, R>,
 ): Effect.Effect<A, E, R> =>
   Effect.gen(function* () {
@@ -289,7 +289,7 @@ export const processing = <A, E, R>(
       return span
     })
     const [only] = spans
-    const members = deliveries.flatMap(({ messageId }, index): ReadonlyArray<Member> => {
+    const members = deliveries.flatMap(({ messageId }, index): ReadonlyArray<BatchTrace> => {
       const span = spans[index]
       return span?.sampled ? [{ messageId, span }] : []
     })
@@ -320,7 +320,7 @@ export const processing = <A, E, R>(
             span.end(ended, exit)
             continue
           }
-          const verdict = judge(exit.value, index)
+          const verdict = outcomeOf(exit.value, index)
           span.attribute(attribute.settlement, verdict.settlement)
           span.end(ended, verdict.error === undefined ? Exit.void : failed(verdict.error))
         }
@@ -345,7 +345,7 @@ export const acknowledging =
               ...(deliveries.length > 1 && { [attribute.messagingBatchCount]: deliveries.length }),
             },
           }).pipe(
-            onBehalfOf(
+            forMessages(
               deliveries.flatMap(({ messageId }) => (messageId === null ? [] : { message_id: messageId })),
             ),
           )

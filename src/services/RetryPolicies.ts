@@ -7,7 +7,7 @@ import {
   DeadLetter,
   type Delivery,
   type Failure,
-  Isolate,
+  Quarantine,
   Retry,
   type Settlement,
 } from "./ports/InteractionQueue.ts"
@@ -15,20 +15,20 @@ import type { LockConflict, UserEmbeddingsError } from "./ports/UserEmbeddings.t
 import type { EventVectorError } from "./update/EventVectors.ts"
 
 /** Greatest delay of a rung, and the longest Retry-After that the ladder waits for. */
-export const longestDelay = Duration.seconds(60)
+export const maxRetryDelay = Duration.seconds(60)
 
 /** The retry ladder: exponential, ×2 from `first`, capped at 60 s, `retries` rungs. */
-export const ladderSchedule = (first: Duration.Duration, retries: number) =>
+export const retrySchedule = (first: Duration.Duration, retries: number) =>
   Schedule.exponential(first, 2).pipe(
-    Schedule.modifyDelay((_, delay) => Duration.min(delay, longestDelay)),
+    Schedule.modifyDelay((_, delay) => Duration.min(delay, maxRetryDelay)),
     Schedule.intersect(Schedule.recurs(retries)),
   )
 
 /** The delays of the ladder in ms, in the order of attempts; the rungs are its distinct values. The schedule is pure. */
-export const ladderDelays = (first: Duration.Duration, retries: number): ReadonlyArray<number> =>
+export const retryDelays = (first: Duration.Duration, retries: number): ReadonlyArray<number> =>
   Effect.runSync(
     Schedule.run(
-      Schedule.delays(ladderSchedule(first, retries)),
+      Schedule.delays(retrySchedule(first, retries)),
       0,
       Array.from({ length: retries }, () => undefined),
     ),
@@ -63,23 +63,24 @@ export const sweepInterval = Schedule.spaced("1 second")
 export const sweepGrace = Duration.seconds(2)
 
 /** Redeliveries without an answer from which on a message is suspected of killing its worker. */
-export const suspectRedeliveries = 3
+export const quarantineAfterRedeliveries = 3
 /** Times a suspect is handled alone before it is a dead letter `crash_loop`. */
-export const mostIsolatedAttempts = 10
+export const maxQuarantineAttempts = 10
 
 /**
  * What is to become of a message that may kill its worker, before anything is done with it, or when its batch threw
  * what nobody expected: then `redeliveries` are enough for suspicion.
  */
-export const suspicion = (
-  delivery: Pick<Delivery, "isolated" | "isolatedAttempts" | "redeliveries">,
+export const quarantineDecision = (
+  delivery: Pick<Delivery, "quarantined" | "quarantineAttempts" | "redeliveries">,
   redeliveries = delivery.redeliveries,
 ): Settlement | undefined => {
-  const { isolated, isolatedAttempts } = delivery
+  const { quarantined: isolated, quarantineAttempts: isolatedAttempts } = delivery
   // The ladder brings everything back to the main queue; a suspect goes on to where it is alone.
-  if (!isolated) return redeliveries >= suspectRedeliveries || isolatedAttempts > 0 ? Isolate : undefined
+  if (!isolated)
+    return redeliveries >= quarantineAfterRedeliveries || isolatedAttempts > 0 ? Quarantine : undefined
   if (redeliveries === 0) return undefined
-  if (isolatedAttempts < mostIsolatedAttempts) return Isolate
+  if (isolatedAttempts < maxQuarantineAttempts) return Quarantine
   return DeadLetter({
     error: "crash_loop",
     message: `its worker died ${isolatedAttempts} times while handling it alone`,
@@ -94,7 +95,7 @@ export type UpdateError =
   | LockConflict
 
 /** What a failure means for its message. */
-export type Verdict =
+export type FailureClass =
   /** Not an error of the message: acknowledged, counted. */
   | { readonly _tag: "Skip" }
   | { readonly _tag: "Unrecoverable" }
@@ -102,11 +103,11 @@ export type Verdict =
   /** The dependency itself is out: messages wait while it is probed. */
   | { readonly _tag: "Outage" }
 
-const verdictOfStore = (reason: UserEmbeddingsError["reason"]): Verdict =>
+const classifyStoreFailure = (reason: UserEmbeddingsError["reason"]): FailureClass =>
   reason === "rejected" ? { _tag: "Retryable" } : { _tag: "Outage" }
 
 /** The table of spec "Guarantees": error → class. */
-export const verdict = (error: UpdateError): Verdict => {
+export const classify = (error: UpdateError): FailureClass => {
   switch (error._tag) {
     case "InvalidMessage":
     case "SpaceMismatch":
@@ -118,7 +119,7 @@ export const verdict = (error: UpdateError): Verdict => {
       return { _tag: "Retryable" }
     case "UserEmbeddingsError":
     case "ProductEmbeddingsError":
-      return verdictOfStore(error.reason)
+      return classifyStoreFailure(error.reason)
     case "PhraseEmbedderError":
       switch (error.reason) {
         case "invalid_input":
@@ -129,7 +130,7 @@ export const verdict = (error: UpdateError): Verdict => {
           return { _tag: "Outage" }
         default:
           if (error.retryAfter === undefined) return { _tag: "Retryable" }
-          return Duration.greaterThan(error.retryAfter, longestDelay)
+          return Duration.greaterThan(error.retryAfter, maxRetryDelay)
             ? { _tag: "Outage" }
             : { _tag: "Retryable", notBefore: error.retryAfter }
       }
@@ -149,21 +150,21 @@ export const failureOf = (error: UpdateError): Failure => {
 
 /**
  * The settlement of a failed message that has failed `retryCount` times before: the next rung (a longer one when
- * the service asked for it), or `failed` when the ladder is climbed. `delays` = {@link ladderDelays}.
+ * the service asked for it), or `failed` when the ladder is climbed. `delays` = {@link retryDelays}.
  */
 export const settlementOf = (
   error: UpdateError,
   retryCount: number,
   delays: ReadonlyArray<number>,
 ): Settlement => {
-  const judged = verdict(error)
+  const judged = classify(error)
   const failure = failureOf(error)
   if (judged._tag === "Skip") return Ack
-  const rung = delays[retryCount]
-  if (judged._tag === "Unrecoverable" || rung === undefined) return DeadLetter(failure)
+  const delay = delays[retryCount]
+  if (judged._tag === "Unrecoverable" || delay === undefined) return DeadLetter(failure)
   const least = judged._tag === "Retryable" && judged.notBefore ? Duration.toMillis(judged.notBefore) : 0
   return Retry(
-    rung >= least ? rung : (delays.find((delay) => delay >= least) ?? Math.max(...delays)),
+    delay >= least ? delay : (delays.find((delay) => delay >= least) ?? Math.max(...delays)),
     failure,
   )
 }

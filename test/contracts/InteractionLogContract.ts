@@ -413,7 +413,7 @@ export const suite = <E>(
         )
         const entries = [...many, view(owned[2], "q"), view(owned[0], "q"), search(owned[0], "q")]
         for (let i = 0; i < entries.length; i += 1_000) yield* log.append(entries.slice(i, i + 1_000))
-        const all = [...(yield* Stream.runCollect(log.identities))].flat()
+        const all = [...(yield* Stream.runCollect(log.messageIds))].flat()
         const ids = all.map(({ user_id }) => user_id)
         expect(ids).toEqual(ids.toSorted((a, b) => (a < b ? -1 : a > b ? 1 : 0)))
         for (const user of owned)
@@ -434,8 +434,8 @@ export const suite = <E>(
         yield* append(...entries)
         const halves = entries.map(({ interaction }) => interaction.message_id.slice(0, 32))
         const strangers = halves.map((half) => [...half].toReversed().join(""))
-        expect(yield* log.known([...strangers, ...halves])).toEqual(new Set(halves))
-        expect(yield* log.known([])).toEqual(new Set())
+        expect(yield* log.existingIds([...strangers, ...halves])).toEqual(new Set(halves))
+        expect(yield* log.existingIds([])).toEqual(new Set())
       }))
 
     it("tells what has been published", () =>
@@ -476,7 +476,7 @@ export const suite = <E>(
         )
         for (const entry of entries) yield* append(entry)
         expect(
-          (yield* log.latest(2)).map(({ interaction, recordedAt }) => ({ interaction, recordedAt })),
+          (yield* log.lastRecorded(2)).map(({ interaction, recordedAt }) => ({ interaction, recordedAt })),
         ).toEqual(
           [2, 1].map((index) => ({
             interaction: entries[index]!.interaction,
@@ -522,17 +522,17 @@ export const suite = <E>(
         const elected = yield* Deferred.make<void>()
         const done = yield* Deferred.make<void>()
         const relay = yield* Effect.fork(
-          first.whileElected(Effect.zipRight(Deferred.succeed(elected, undefined), Deferred.await(done))),
+          first.withLeaderLock(Effect.zipRight(Deferred.succeed(elected, undefined), Deferred.await(done))),
         )
         yield* Deferred.await(elected)
         let ran = 0
         const run = Effect.sync(() => void ran++)
-        expect(yield* second.whileElected(run)).toBe(false)
-        expect(yield* first.whileElected(run)).toBe(false)
+        expect(yield* second.withLeaderLock(run)).toBe(false)
+        expect(yield* first.withLeaderLock(run)).toBe(false)
         expect(ran).toBe(0)
         yield* Deferred.succeed(done, undefined)
         expect(yield* Fiber.join(relay)).toBe(true)
-        expect(yield* second.whileElected(run)).toBe(true)
+        expect(yield* second.withLeaderLock(run)).toBe(true)
         expect(ran).toBe(1)
       }))
 
@@ -541,23 +541,23 @@ export const suite = <E>(
         const second = Context.get(yield* Layer.build(other), InteractionLog)
         const first = yield* InteractionLog
         for (let round = 0; round < 20; round++)
-          expect(yield* (round % 2 === 0 ? first : second).whileElected(Effect.void)).toBe(true)
+          expect(yield* (round % 2 === 0 ? first : second).withLeaderLock(Effect.void)).toBe(true)
       }))
 
     it("ends an election with the effect's failure or interruption", () =>
       Effect.gen(function* () {
         const second = Context.get(yield* Layer.build(other), InteractionLog)
         const first = yield* InteractionLog
-        expect(yield* Effect.exit(first.whileElected(Effect.fail("no broker")))).toEqual(
+        expect(yield* Effect.exit(first.withLeaderLock(Effect.fail("no broker")))).toEqual(
           Exit.fail("no broker"),
         )
         const elected = yield* Deferred.make<void>()
         const relay = yield* Effect.fork(
-          first.whileElected(Effect.zipRight(Deferred.succeed(elected, undefined), Effect.never)),
+          first.withLeaderLock(Effect.zipRight(Deferred.succeed(elected, undefined), Effect.never)),
         )
         yield* Deferred.await(elected)
         yield* Fiber.interrupt(relay)
-        expect(yield* second.whileElected(Effect.void)).toBe(true)
+        expect(yield* second.withLeaderLock(Effect.void)).toBe(true)
       }))
 
     it("tells the products that a user bought or saw, however long ago", () =>
@@ -588,23 +588,23 @@ export const suite = <E>(
         const log = yield* InteractionLog
         const user = newUser()
         const day = (iso: string) => ({ occurred_at: iso })
-        const before = yield* log.end
+        const before = yield* log.maxId
         yield* append(
           view(user, "counted", day("2026-02-10T00:00:00.000Z")),
           view(user, "counted", day("2026-02-10T23:59:59.999Z")),
           view(user, "counted", day("2026-02-11T00:00:00.000Z")),
           search(user, "shoes"),
         )
-        const between = yield* log.end
+        const between = yield* log.maxId
         yield* append(view(user, "other", day("2026-02-10T12:00:00.000Z")))
         const counts = yield* log.productCounts(before, between)
         expect(counts.toSorted((a, b) => (a.day < b.day ? -1 : 1))).toEqual([
           { product_id: "counted", day: "2026-02-10", interactions: 2 },
           { product_id: "counted", day: "2026-02-11", interactions: 1 },
         ])
-        expect(yield* log.productCounts(between, yield* log.end)).toEqual([
+        expect(yield* log.productCounts(between, yield* log.maxId)).toEqual([
           { product_id: "other", day: "2026-02-10", interactions: 1 },
         ])
-        expect(yield* log.productCounts(yield* log.end, (yield* log.end) + 1_000)).toEqual([])
+        expect(yield* log.productCounts(yield* log.maxId, (yield* log.maxId) + 1_000)).toEqual([])
       }))
   })

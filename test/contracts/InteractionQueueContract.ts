@@ -11,8 +11,8 @@ import {
   DeadLetter,
   type Delivery,
   InteractionQueue,
-  Isolate,
   type Message,
+  Quarantine,
   Retry,
   routingKey,
 } from "../../src/services/ports/InteractionQueue.ts"
@@ -280,7 +280,7 @@ export const suite = <R extends InteractionQueue, E>(
         const [sent] = messages(1)
         yield* publish([sent!])
         const consumer = yield* consume(10)
-        yield* consumer.settle([[yield* takeOne(consumer), Isolate]])
+        yield* consumer.settle([[yield* takeOne(consumer), Quarantine]])
         const again = yield* takeOne(consumer)
         expect(again).toMatchObject({
           messageId: sent!.messageId,
@@ -291,14 +291,14 @@ export const suite = <R extends InteractionQueue, E>(
           redeliveries: 0,
           retryCount: 0,
         })
-        yield* consumer.settle([[again, Isolate]])
+        yield* consumer.settle([[again, Quarantine]])
         const last = yield* takeOne(consumer)
-        expect(last.isolatedAttempts).toBe(2)
+        expect(last.quarantineAttempts).toBe(2)
         // The ladder brings it back among the others; from there it goes on where it was.
         yield* consumer.settle([[last, Retry(200, failure)]])
         const retried = yield* takeOne(consumer)
         expect(retried).toMatchObject({ isolated: false, isolatedAttempts: 2, retryCount: 1 })
-        yield* consumer.settle([[retried, Isolate]])
+        yield* consumer.settle([[retried, Quarantine]])
         const end = yield* takeOne(consumer)
         expect(end).toMatchObject({ isolated: true, isolatedAttempts: 2, retryCount: 1, trace: sent!.trace })
         yield* acknowledge(consumer, [end])
@@ -311,10 +311,10 @@ export const suite = <R extends InteractionQueue, E>(
         const consumer = yield* consume(4)
         const held = yield* takeAll(consumer, 4)
         yield* consumer.settle([
-          [held[0]!, Isolate],
-          [held[1]!, Isolate],
+          [held[0]!, Quarantine],
+          [held[1]!, Quarantine],
         ])
-        yield* eventually(depths, ({ isolated }) => isolated === 2)
+        yield* eventually(depths, ({ quarantined: isolated }) => isolated === 2)
         // What came in before the suspects did belongs to the consumer; it takes in no more.
         const others = [...held.slice(2)]
         while (true) {
@@ -322,12 +322,12 @@ export const suite = <R extends InteractionQueue, E>(
           if (more._tag === "None") break
           others.push(...more.value)
         }
-        expect(others.every(({ isolated }) => !isolated)).toBe(true)
+        expect(others.every(({ quarantined: isolated }) => !isolated)).toBe(true)
         yield* acknowledge(consumer, others)
         const came: Array<Delivery> = []
         for (let left = 6 - others.length; left > 0; left--) {
           const some = yield* Effect.timeout(consumer.take(10), "10 seconds")
-          if (some[0]!.isolated) {
+          if (some[0]!.quarantined) {
             expect(some).toHaveLength(1)
             yield* nothingComes(consumer)
           }
@@ -336,11 +336,14 @@ export const suite = <R extends InteractionQueue, E>(
           left -= some.length - 1
         }
         expect(ids(came.slice(0, 2))).toEqual(ids(sent.slice(0, 2)))
-        expect(came.slice(0, 2).every(({ isolated, redeliveries }) => isolated && redeliveries === 0)).toBe(
-          true,
-        )
+        expect(
+          came.slice(0, 2).every(({ quarantined: isolated, redeliveries }) => isolated && redeliveries === 0),
+        ).toBe(true)
         expect(ids([...others, ...came]).toSorted()).toEqual(ids(sent))
-        yield* eventually(depths, ({ isolated, main }) => isolated + main.ready + main.unacked === 0)
+        yield* eventually(
+          depths,
+          ({ quarantined: isolated, main }) => isolated + main.ready + main.unacked === 0,
+        )
       }))
 
     it("settles a batch of all kinds, and tells where everything is", () =>
@@ -359,7 +362,7 @@ export const suite = <R extends InteractionQueue, E>(
           [got[0]!, Ack],
           [got[1]!, Retry(800, failure)],
           [got[2]!, DeadLetter(failure)],
-          [got[3]!, Isolate],
+          [got[3]!, Quarantine],
         ])
         yield* eventually(depths, ({ failed, retry }) => failed === before.failed + 1 && retry["800"] === 1)
         const back: Array<Delivery> = []
@@ -369,10 +372,13 @@ export const suite = <R extends InteractionQueue, E>(
           back.push(...some)
         }
         expect(back.map(({ retryCount }) => retryCount).toSorted()).toEqual([0, 0, 0, 1])
-        expect(back.map(({ isolatedAttempts }) => isolatedAttempts).toSorted()).toEqual([0, 0, 0, 1])
+        expect(back.map(({ quarantineAttempts: isolatedAttempts }) => isolatedAttempts).toSorted()).toEqual([
+          0, 0, 0, 1,
+        ])
         yield* eventually(
           depths,
-          ({ isolated, main, retry }) => isolated + main.ready + main.unacked === 0 && !retry["800"],
+          ({ quarantined: isolated, main, retry }) =>
+            isolated + main.ready + main.unacked === 0 && !retry["800"],
         )
       }))
   })

@@ -5,7 +5,7 @@ import fc from "fast-check"
 import { eventTypes } from "../../src/services/model/Interaction.ts"
 import type { RecentEvent, UserEmbedding } from "../../src/services/model/UserEmbedding.ts"
 import { toBytes } from "../../src/services/model/Vector.ts"
-import { type LedgerEntry, UserEmbeddings, type Write } from "../../src/services/ports/UserEmbeddings.ts"
+import { type OverflowEntry, UserEmbeddings, type Write } from "../../src/services/ports/UserEmbeddings.ts"
 import { layerSuite } from "../support/effect.ts"
 
 type Stored = Write["record"]
@@ -248,12 +248,12 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         const users = yield* UserEmbeddings
         const [a, b, c, d] = fc.sample(messageId, { numRuns: 4, seed: 1 }).map((full) => full.slice(0, 32))
         if (!a || !b || !c || !d) throw new Error("four ids")
-        yield* users.archive([])
-        yield* users.archive([
+        yield* users.saveOverflow([])
+        yield* users.saveOverflow([
           { user_id: "ledger", ids: [a, b] },
           { user_id: "ledger-2", ids: [c] },
         ])
-        yield* Effect.forEach([1, 2, 3], () => users.archive([{ user_id: "ledger", ids: [b, c] }]), {
+        yield* Effect.forEach([1, 2, 3], () => users.saveOverflow([{ user_id: "ledger", ids: [b, c] }]), {
           concurrency: "unbounded",
         })
         const found = yield* users.archived([
@@ -274,7 +274,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         const neighbour = one("erased.neighbour")
         yield* users.save([insert(record), insert(neighbour)])
         const ledgerId = "0123456789abcdef".repeat(2)
-        yield* users.archive([record, neighbour].map(({ user_id }) => ({ user_id, ids: [ledgerId] })))
+        yield* users.saveOverflow([record, neighbour].map(({ user_id }) => ({ user_id, ids: [ledgerId] })))
 
         expect(yield* users.erase(record.user_id, 1000)).toBe(true)
         const tombstone = { user_id: record.user_id, version: 2, archived: 0, erased_at: 1000 }
@@ -355,7 +355,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
     it("counts users whose embedding is in another space, and no tombstones", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
-        const before = yield* users.elsewhere("this-space")
+        const before = yield* users.countInOtherSpaces("this-space")
         const [here, there, gone] = records("elsewhere", 3)
         const inSpace = (record: Stored, space: string): Stored => ({
           ...record,
@@ -367,7 +367,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
           ),
         )
         yield* users.erase(gone!.user_id, Date.now())
-        expect(yield* users.elsewhere("this-space")).toBe(before + 1)
+        expect(yield* users.countInOtherSpaces("this-space")).toBe(before + 1)
       }))
 
     it("tells the last writes of those who have an embedding", () =>
@@ -421,14 +421,14 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         const ids = Array.from({ length: 650 }, (_, index) => index.toString(16).padStart(32, "0"))
         // Ids that begin with others, with all characters that sort before and after the bar of a key or mean something.
         const few = ["liste", "listed.", "listed.not", "listed_", "listed-:x", "listedz", "Listed"]
-        yield* users.archive([
+        yield* users.saveOverflow([
           { user_id: "listed", ids },
           ...few.map((user_id, index) => ({ user_id, ids: ids.slice(0, index + 1) })),
         ])
         const list = (...wanted: ReadonlyArray<string>) =>
-          Effect.map(Stream.runCollect(users.ledger(wanted)), (pages) => {
+          Effect.map(Stream.runCollect(users.overflow(wanted)), (pages) => {
             const entries = Map.groupBy([...pages].flat(), ({ user_id }) => user_id)
-            const idsOf = (own: ReadonlyArray<LedgerEntry>) => own.flatMap(({ ids }) => ids).toSorted()
+            const idsOf = (own: ReadonlyArray<OverflowEntry>) => own.flatMap(({ ids }) => ids).toSorted()
             return Object.fromEntries(Array.from(entries, ([user, own]) => [user, idsOf(own)]))
           })
         expect(yield* list("listed")).toEqual({ listed: ids })
@@ -448,8 +448,8 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         const users = yield* UserEmbeddings
         const record = one("settled")
         yield* users.save([insert(record)])
-        yield* users.settled
-        yield* Effect.all([users.settled, users.settled], { concurrency: "unbounded" })
+        yield* users.awaitDurable
+        yield* Effect.all([users.awaitDurable, users.awaitDurable], { concurrency: "unbounded" })
         expect((yield* load(record.user_id))?.version).toBe(1)
       }))
   })

@@ -1,5 +1,5 @@
 /** What may break, broken: in one file, so that scenarios run side by side; those that break servers come last. */
-import "./Ladder.ts"
+import "./RetryQueues.ts"
 import "./Embedder.ts"
 import "./Workers.ts"
 import "./Api.ts"

@@ -14,7 +14,7 @@ import * as Provision from "../../src/programs/tasks/ProvisionServers.ts"
 import {
   exchange,
   failedQueue,
-  isolatedQueue,
+  quarantineQueue,
   queue,
   retryQueue,
   routingKey,
@@ -306,7 +306,7 @@ export class System {
       )
       for (const delay of new Set(rungs)) retry += await count(retryQueue(delay))
       return {
-        main: (await count(queue)) + (await count(isolatedQueue)),
+        main: (await count(queue)) + (await count(quarantineQueue)),
         retry,
         failed: await count(failedQueue),
       }

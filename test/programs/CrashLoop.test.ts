@@ -98,7 +98,7 @@ const suite = (
           const seen = yield* workers(workerCount, env, endLeases)
 
           yield* eventually(
-            Effect.map(queue.depths, ({ isolated }) => (isolated > 0 ? true : undefined)),
+            Effect.map(queue.depths, ({ quarantined: isolated }) => (isolated > 0 ? true : undefined)),
             Duration.seconds(60),
           )
           const meanwhile: Array<string> = []

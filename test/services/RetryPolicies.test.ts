@@ -14,7 +14,7 @@ import { effectTest } from "../support/effect.ts"
 
 describe("the ladder", () => {
   const delays = (millis: number, retries: number) =>
-    RetryPolicies.ladderDelays(Duration.millis(millis), retries)
+    RetryPolicies.retryDelays(Duration.millis(millis), retries)
 
   test("doubles from the first delay and stops at 60 s", () => {
     expect(delays(5000, 5)).toEqual([5000, 10_000, 20_000, 40_000, 60_000])
@@ -98,7 +98,9 @@ describe("what becomes of a failed message", () => {
   const unusable = new UnusableVector({ product_id: "p", detail: "is a zero vector" })
   const conflict = new LockConflict({ user_id: "u", tries: 20 })
 
-  const table: ReadonlyArray<readonly [RetryPolicies.UpdateError, RetryPolicies.Verdict["_tag"], string]> = [
+  const table: ReadonlyArray<
+    readonly [RetryPolicies.UpdateError, RetryPolicies.FailureClass["_tag"], string]
+  > = [
     [invalid, "Unrecoverable", "message_id_mismatch"],
     [mismatch, "Unrecoverable", "space_mismatch"],
     [unusable, "Unrecoverable", "unusable_vector"],
@@ -123,7 +125,7 @@ describe("what becomes of a failed message", () => {
   ]
   for (const [error, verdict, word] of table)
     test(`${word} is ${verdict}`, () => {
-      expect(RetryPolicies.verdict(error)._tag).toBe(verdict)
+      expect(RetryPolicies.classify(error)._tag).toBe(verdict)
       expect(RetryPolicies.failureOf(error)).toEqual({ error: word, message: error.message })
       const failure = { error: word, message: error.message }
       const settled = (retryCount: number) => RetryPolicies.settlementOf(error, retryCount, delays)
@@ -161,12 +163,16 @@ describe("what becomes of a failed message", () => {
 
 test("a suspect is isolated; alone it is counted by each death of its worker, and given up after the tenth", () => {
   const judge = (isolated: boolean, isolatedAttempts: number, redeliveries: number) =>
-    RetryPolicies.suspicion({ isolated, isolatedAttempts, redeliveries })
+    RetryPolicies.quarantineDecision({
+      quarantined: isolated,
+      quarantineAttempts: isolatedAttempts,
+      redeliveries,
+    })
   expect([judge(false, 0, 0), judge(false, 0, 2), judge(true, 1, 0), judge(true, 10, 0)]).toEqual(
     Array.from({ length: 4 }, () => undefined),
   )
   expect([judge(false, 0, 3), judge(false, 4, 0), judge(true, 1, 1), judge(true, 9, 2)]).toEqual(
-    Array.from({ length: 4 }, () => ({ _tag: "Isolate" })),
+    Array.from({ length: 4 }, () => ({ _tag: "Quarantine" })),
   )
   expect(judge(true, 10, 1)).toMatchObject({ _tag: "DeadLetter", failure: { error: "crash_loop" } })
 })

@@ -11,8 +11,8 @@ import * as EventVectors from "../../src/services/update/EventVectors.ts"
 
 const updater = Layer.effect(
   EmbeddingUpdater.EmbeddingUpdater,
-  Effect.map(EmbeddingUpdater.EmbeddingUpdater, ({ isSlow, update }) => ({
-    isSlow,
+  Effect.map(EmbeddingUpdater.EmbeddingUpdater, ({ needsEmbedder, update }) => ({
+    needsEmbedder,
     update: (deliveries) => {
       if (deliveries.some(({ body }) => Buffer.from(body).includes("lethal"))) process.exit(139)
       return update(deliveries)

@@ -11,8 +11,8 @@ import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
 import { Catalogue } from "../../services/recommend/Catalogue.ts"
 import { EventVectors } from "../../services/update/EventVectors.ts"
-import { answer, notNow } from "./HttpAnswer.ts"
 import { readJson } from "./HttpBody.ts"
+import { answer, serviceUnavailable } from "./HttpProblems.ts"
 
 type Request = HttpServerRequest.HttpServerRequest
 
@@ -31,7 +31,7 @@ export const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
     const { dimensions } = yield* EmbeddingConfig
 
     const show = Effect.fnUntraced(function* (user: string, withVector: boolean) {
-      const records = yield* Effect.mapError(users.load([user]), notNow("user embeddings"))
+      const records = yield* Effect.mapError(users.load([user]), serviceUnavailable("user embeddings"))
       const record = records.get(user)
       if (record?.embedding === undefined)
         return yield* new Problem({ status: 404, detail: `user ${user} has no embedding` })
@@ -64,7 +64,7 @@ export const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
       return yield* Either.mapLeft(embedded!, (error) =>
         error.reason === "invalid_input" || error.reason === "bad_vector"
           ? unprocessable([{ field: "text", detail: error.message }])
-          : notNow("embeddings of texts")(),
+          : serviceUnavailable("embeddings of texts")(),
       )
     })
 
@@ -85,9 +85,9 @@ export const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
       const product = { product_id, embedding, product_name, category, space: vectors.space, text }
       const [created = false] = yield* Effect.mapError(
         products.upsert([product]),
-        notNow("product embeddings"),
+        serviceUnavailable("product embeddings"),
       )
-      yield* catalogue.outdate
+      yield* catalogue.invalidate
       return yield* HttpServerResponse.json(
         { product_id, space: vectors.space, dimension_count: embedding.length, created },
         { status: created ? 201 : 200 },
@@ -99,7 +99,7 @@ export const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
         Effect.tapError((error) =>
           Effect.logWarning("erasure.unfinished").pipe(Effect.annotateLogs({ error: error.message })),
         ),
-        Effect.mapError(notNow("parts of what is stored of the user")),
+        Effect.mapError(serviceUnavailable("parts of what is stored of the user")),
         Effect.zipRight(HttpServerResponse.empty({ status: 204 })),
       )
 

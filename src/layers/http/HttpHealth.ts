@@ -4,7 +4,7 @@ import { Effect } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import * as Health from "../../services/operate/Health.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
-import { answer } from "./HttpAnswer.ts"
+import { answer } from "./HttpProblems.ts"
 
 export const health = HttpApiBuilder.group(api, "health", (handlers) =>
   Effect.gen(function* () {

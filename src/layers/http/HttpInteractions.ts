@@ -3,7 +3,7 @@ import { HttpApiBuilder, type HttpServerRequest, HttpServerResponse } from "@eff
 import { Effect } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
-import { HttpIngest, type ProductEvent } from "./HttpIngest.ts"
+import { type ProductEvent, RecordingRoutes } from "./RecordingRoutes.ts"
 
 interface Asked {
   readonly path: { readonly userId: string; readonly productId: string }
@@ -24,7 +24,7 @@ const answer = (
   )
 
 export const interactions = HttpApiBuilder.group(api, "interactions", (handlers) =>
-  Effect.map(HttpIngest, (ingest) => {
+  Effect.map(RecordingRoutes, (ingest) => {
     const product =
       (type: ProductEvent) =>
       ({ path, request }: Asked) =>

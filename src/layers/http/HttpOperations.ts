@@ -5,10 +5,10 @@
 import { HttpApiBuilder, type HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { Duration, Effect, Either, Option, Schema, Stream } from "effect"
 import { api, bodyBytes } from "../../services/api/InteractionApi.ts"
-import { PickedLetters } from "../../services/api/OperationsApi.ts"
+import { DeadLetterIds } from "../../services/api/OperationsApi.ts"
 import type { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import { Problem, unprocessable } from "../../services/model/Problem.ts"
-import * as FailedLetters from "../../services/operate/FailedLetters.ts"
+import * as DeadLetterAdmin from "../../services/operate/DeadLetterAdmin.ts"
 import { userInFigures } from "../../services/operate/ShowUser.ts"
 import * as SystemStats from "../../services/operate/SystemStats.ts"
 import type { DeadLetters } from "../../services/ports/DeadLetters.ts"
@@ -17,8 +17,8 @@ import type { InteractionQueue } from "../../services/ports/InteractionQueue.ts"
 import type { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import type { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
 import * as Settings from "../../services/Settings.ts"
-import { answer, notNow } from "./HttpAnswer.ts"
 import { readJson } from "./HttpBody.ts"
+import { answer, serviceUnavailable } from "./HttpProblems.ts"
 import { Closing } from "./HttpServer.ts"
 
 type Ports =
@@ -33,24 +33,24 @@ type Ports =
 const lookEvery = Duration.seconds(1)
 const restPerLook = 1
 
-const decodePicked = Schema.decodeUnknownEither(PickedLetters, { onExcessProperty: "error" })
+const decodePicked = Schema.decodeUnknownEither(DeadLetterIds, { onExcessProperty: "error" })
 const pickedRule = 'must be {"ids": […]}, {"error": "…"} or {"all": true}'
 
 /** What a failure means to a client. */
 const problem = (error: { readonly _tag: string; readonly message: string }): Problem => {
   switch (error._tag) {
-    case "NoSuchUser":
-    case "NoSuchLetter":
+    case "UserNotFound":
+    case "DeadLetterNotFound":
       return new Problem({ status: 404, detail: error.message })
     case "DeadLettersError":
-      return notNow("dead letters")()
+      return serviceUnavailable("dead letters")()
     case "InteractionLogError":
-      return notNow("interactions")()
+      return serviceUnavailable("interactions")()
     default:
-      return notNow("user embeddings")()
+      return serviceUnavailable("user embeddings")()
   }
 }
-const worded = Effect.mapError(problem)
+const toProblem = Effect.mapError(problem)
 
 const tokenNeeded = new Problem({
   status: 403,
@@ -66,7 +66,9 @@ export const operations = HttpApiBuilder.group(api, "operations", (handlers) =>
     const reply = <A, E extends { readonly _tag: string; readonly message: string }>(
       effect: Effect.Effect<A, E, Ports>,
     ) =>
-      answer(Effect.flatMap(worded(Effect.provide(effect, ports)), (found) => HttpServerResponse.json(found)))
+      answer(
+        Effect.flatMap(toProblem(Effect.provide(effect, ports)), (found) => HttpServerResponse.json(found)),
+      )
 
     const look = Effect.gen(function* () {
       const [took, stats] = yield* Effect.timed(SystemStats.look)
@@ -92,7 +94,7 @@ export const operations = HttpApiBuilder.group(api, "operations", (handlers) =>
     )
 
     const listed = ({ error, limit }: { readonly error?: string | undefined; readonly limit: number }) =>
-      Effect.map(FailedLetters.listFailed({ error }), (letters) => ({
+      Effect.map(DeadLetterAdmin.listDeadLetters({ error }), (letters) => ({
         total: letters.length,
         items: letters.slice(-limit).toReversed(),
       }))
@@ -100,7 +102,7 @@ export const operations = HttpApiBuilder.group(api, "operations", (handlers) =>
     /** Runs an action on the letters that the body names. */
     const act = <A extends object, E extends { readonly _tag: string; readonly message: string }>(
       request: HttpServerRequest.HttpServerRequest,
-      action: (filter: FailedLetters.LetterFilter) => Effect.Effect<A, E, Ports>,
+      action: (filter: DeadLetterAdmin.DeadLetterFilter) => Effect.Effect<A, E, Ports>,
     ) =>
       answer(
         Effect.gen(function* () {
@@ -112,7 +114,7 @@ export const operations = HttpApiBuilder.group(api, "operations", (handlers) =>
             "ids" in picked
               ? { ids: new Set(picked.ids) }
               : { error: "error" in picked ? picked.error : undefined }
-          const done = yield* worded(Effect.provide(action(filter), ports))
+          const done = yield* toProblem(Effect.provide(action(filter), ports))
           return yield* HttpServerResponse.json(done)
         }),
       )
@@ -122,16 +124,16 @@ export const operations = HttpApiBuilder.group(api, "operations", (handlers) =>
       .handleRaw("systemEvents", () => Effect.succeed(events))
       .handleRaw("deadLetters", ({ urlParams }) => reply(listed(urlParams)))
       .handleRaw("deadLetterGroups", () =>
-        reply(Effect.map(FailedLetters.groupFailed({}), (groups) => ({ groups }))),
+        reply(Effect.map(DeadLetterAdmin.groupDeadLetters({}), (groups) => ({ groups }))),
       )
       .handleRaw("deadLetter", ({ path }) =>
-        reply(Effect.map(FailedLetters.showFailed(path.letterId), (items) => ({ items }))),
+        reply(Effect.map(DeadLetterAdmin.showDeadLetter(path.letterId), (items) => ({ items }))),
       )
-      .handleRaw("retryDeadLetters", ({ request }) => act(request, FailedLetters.retryFailed))
+      .handleRaw("retryDeadLetters", ({ request }) => act(request, DeadLetterAdmin.retryDeadLetters))
       .handleRaw("removeDeadLetters", ({ request }) =>
         act(request, (filter) =>
-          FailedLetters.pickFailed(filter).pipe(
-            Effect.flatMap(FailedLetters.removeFailed),
+          DeadLetterAdmin.pickDeadLetters(filter).pipe(
+            Effect.flatMap(DeadLetterAdmin.removeDeadLetters),
             Effect.map((removed) => ({ removed })),
           ),
         ),

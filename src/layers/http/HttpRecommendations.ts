@@ -7,8 +7,8 @@ import { issues } from "../../services/model/Interaction.ts"
 import { Problem, unprocessable } from "../../services/model/Problem.ts"
 import type { Reason } from "../../services/model/Taste.ts"
 import { Recommender } from "../../services/recommend/Recommender.ts"
-import { answer, notNow } from "./HttpAnswer.ts"
 import { readJson } from "./HttpBody.ts"
+import { answer, serviceUnavailable } from "./HttpProblems.ts"
 
 const decodeSearch = Schema.decodeUnknownEither(CatalogueSearchBody, {
   errors: "all",
@@ -24,22 +24,22 @@ const reason = ({ event, share }: Reason) => {
 const problem = (error: { readonly _tag: string; readonly message: string }): Problem => {
   switch (error._tag) {
     case "NoTaste":
-    case "NoSuchProduct":
+    case "ProductNotFound":
       return new Problem({ status: 404, detail: error.message })
     case "CatalogueTooLarge":
     case "TooManyUsers":
       return new Problem({ status: 501, detail: error.message })
     case "UserEmbeddingsError":
-      return notNow("user embeddings")()
+      return serviceUnavailable("user embeddings")()
     case "InteractionLogError":
-      return notNow("interactions")()
+      return serviceUnavailable("interactions")()
     case "PhraseEmbedderError":
-      return notNow("embeddings of phrases")()
+      return serviceUnavailable("embeddings of phrases")()
     default:
-      return notNow("product embeddings")()
+      return serviceUnavailable("product embeddings")()
   }
 }
-const worded = Effect.mapError(problem)
+const toProblem = Effect.mapError(problem)
 
 export const recommendations = HttpApiBuilder.group(api, "recommendations", (handlers) =>
   Effect.gen(function* () {
@@ -61,14 +61,14 @@ export const recommendations = HttpApiBuilder.group(api, "recommendations", (han
             })),
           ),
       )
-      const found = yield* worded(recommender.search(query, { limit, category, user }))
+      const found = yield* toProblem(recommender.search(query, { limit, category, user }))
       return yield* json({ query, user_id: user ?? null, ...found })
     })
 
     return handlers
       .handleRaw("recommend", ({ path: { userId }, urlParams }) =>
         recommender.recommend(userId, urlParams).pipe(
-          worded,
+          toProblem,
           Effect.flatMap(({ items, source }) => {
             const explained = items.map((item) => ({ ...item, because: item.because.map(reason) }))
             return json({ user_id: userId, source, items: explained })
@@ -78,21 +78,21 @@ export const recommendations = HttpApiBuilder.group(api, "recommendations", (han
       )
       .handleRaw("buyAgain", ({ path: { userId }, urlParams: { limit } }) =>
         recommender.buyAgain(userId, limit).pipe(
-          worded,
+          toProblem,
           Effect.flatMap((items) => json({ user_id: userId, items })),
           answer,
         ),
       )
       .handleRaw("similarUsers", ({ path: { userId }, urlParams: { limit } }) =>
         recommender.similarUsers(userId, limit).pipe(
-          worded,
+          toProblem,
           Effect.flatMap(({ compared, users }) => json({ user_id: userId, compared, items: users })),
           answer,
         ),
       )
       .handleRaw("similarProducts", ({ path: { productId }, urlParams }) =>
         recommender.similarProducts(productId, urlParams).pipe(
-          worded,
+          toProblem,
           Effect.flatMap((items) => json({ product_id: productId, items })),
           answer,
         ),

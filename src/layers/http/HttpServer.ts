@@ -21,8 +21,8 @@ const drainDeadline = Duration.seconds(10)
 const idleSeconds = 60
 
 /** Answers some requests before the application sees them; `undefined` = it shall. */
-export class Shortcut extends Context.Tag("user-embeddings/Shortcut")<
-  Shortcut,
+export class DirectHandler extends Context.Tag("user-embeddings/Shortcut")<
+  DirectHandler,
   (request: Request) => Promise<Response> | undefined
 >() {}
 
@@ -59,7 +59,7 @@ export const make = ({ hostname, port }: Options) =>
       address: { _tag: "TcpAddress", hostname: server.hostname ?? hostname, port: server.port ?? port },
       serve: (app, middleware) =>
         Effect.gen(function* () {
-          const shortcut = Option.getOrElse(yield* Effect.serviceOption(Shortcut), () => () => undefined)
+          const shortcut = Option.getOrElse(yield* Effect.serviceOption(DirectHandler), () => () => undefined)
           const handle = HttpApp.toWebHandlerRuntime(yield* Effect.runtime<never>())(app, middleware)
           yield* Effect.acquireRelease(
             Effect.sync(() => server.reload({ fetch: (request) => shortcut(request) ?? handle(request) })),

@@ -39,7 +39,7 @@ import { clockFindings, type Dependency, DependencyDown } from "../../services/p
 import * as Settings from "../../services/Settings.ts"
 import { databaseSpan } from "../../services/Telemetry.ts"
 import { within } from "../Deadline.ts"
-import { type Gap, gaps } from "./MongoCollections.ts"
+import { type MissingObject, missingObjects } from "./MongoCollections.ts"
 
 export interface MongoOptions {
   readonly url: Redacted.Redacted
@@ -260,8 +260,8 @@ export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mong
       }),
   )
   const target = database.databaseName
-  const found = call("listCollections", target, () => gaps(database, phraseTtlDays))
-  const inWords = (all: ReadonlyArray<Gap>) => all.map(({ what }) => what)
+  const found = call("listCollections", target, () => missingObjects(database, phraseTtlDays))
+  const inWords = (all: ReadonlyArray<MissingObject>) => all.map(({ what }) => what)
   return {
     name: "mongodb",
     essentialFor: ["worker"],
@@ -282,7 +282,7 @@ export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mong
     ),
     setup: Effect.gen(function* () {
       const missing = yield* found
-      for (const { what, mend } of missing) yield* call("set up", what, mend)
+      for (const { what, create } of missing) yield* call("set up", what, create)
       return inWords(missing)
     }),
   }

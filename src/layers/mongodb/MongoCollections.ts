@@ -109,9 +109,9 @@ const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
 ]
 
 /** Something that a database lacks, in words, and how to mend it. */
-export interface Gap {
+export interface MissingObject {
   readonly what: string
-  readonly mend: () => Promise<unknown>
+  readonly create: () => Promise<unknown>
 }
 
 const unlessCode = (code: number) => (error: unknown) => {
@@ -128,50 +128,56 @@ const indexGaps = (
   db: Db,
   { name, indexes }: Definition,
   existing: ReadonlyArray<IndexDescriptionInfo>,
-): ReadonlyArray<Gap> =>
-  indexes.flatMap((index): ReadonlyArray<Gap> => {
+): ReadonlyArray<MissingObject> =>
+  indexes.flatMap((index): ReadonlyArray<MissingObject> => {
     const { field, ...options } = index
     const found = existing.find(({ key }) => isDeepStrictEqual({ ...key }, { [field]: 1 }))
     const create = () => db.collection(name).createIndex({ [field]: 1 }, options)
     const what = `${name}: ${describe(index)}`
-    if (found === undefined) return [{ what, mend: create }]
+    if (found === undefined) return [{ what, create: create }]
     if (found.expireAfterSeconds !== index.expireAfterSeconds)
       return [
         {
           what,
-          mend: () => db.command({ collMod: name, index: { keyPattern: { [field]: 1 }, ...options } }),
+          create: () => db.command({ collMod: name, index: { keyPattern: { [field]: 1 }, ...options } }),
         },
       ]
     // The server refuses to create it beside the other one: whoever made that has to say whether it may go.
-    return (found.unique ?? false) === (index.unique ?? false) ? [] : [{ what, mend: create }]
+    return (found.unique ?? false) === (index.unique ?? false) ? [] : [{ what, create: create }]
   })
 
 /** What a database lacks. Mending is safe to do twice and side by side. */
-export const gaps = async (db: Db, phraseTtlDays: number): Promise<ReadonlyArray<Gap>> => {
+export const missingObjects = async (
+  db: Db,
+  phraseTtlDays: number,
+): Promise<ReadonlyArray<MissingObject>> => {
   const existing = new Map(
     (await db.listCollections({}, { nameOnly: false }).toArray()).map((found) => [found.name, found]),
   )
-  const perCollection = definitions(phraseTtlDays).map(async (definition): Promise<ReadonlyArray<Gap>> => {
-    const { name, schema } = definition
-    const validator = schema && { $jsonSchema: schema }
-    const rules = validator && { validator, validationLevel: "strict", validationAction: "error" }
-    const found = existing.get(name)
-    if (found === undefined)
+  const perCollection = definitions(phraseTtlDays).map(
+    async (definition): Promise<ReadonlyArray<MissingObject>> => {
+      const { name, schema } = definition
+      const validator = schema && { $jsonSchema: schema }
+      const rules = validator && { validator, validationLevel: "strict", validationAction: "error" }
+      const found = existing.get(name)
+      if (found === undefined)
+        return [
+          {
+            what: `${name}: collection${schema ? " with validator" : ""}`,
+            create: () => db.createCollection(name, rules).catch(unlessCode(namespaceExists)),
+          },
+          ...indexGaps(db, definition, []),
+        ]
+      const { validator: set, validationLevel = "strict", validationAction = "error" } = found.options ?? {}
+      const differs =
+        rules && !isDeepStrictEqual({ validator: set, validationLevel, validationAction }, rules)
       return [
-        {
-          what: `${name}: collection${schema ? " with validator" : ""}`,
-          mend: () => db.createCollection(name, rules).catch(unlessCode(namespaceExists)),
-        },
-        ...indexGaps(db, definition, []),
+        ...(differs
+          ? [{ what: `${name}: validator`, create: () => db.command({ collMod: name, ...rules }) }]
+          : []),
+        ...indexGaps(db, definition, await db.collection(name).indexes()),
       ]
-    const { validator: set, validationLevel = "strict", validationAction = "error" } = found.options ?? {}
-    const differs = rules && !isDeepStrictEqual({ validator: set, validationLevel, validationAction }, rules)
-    return [
-      ...(differs
-        ? [{ what: `${name}: validator`, mend: () => db.command({ collMod: name, ...rules }) }]
-        : []),
-      ...indexGaps(db, definition, await db.collection(name).indexes()),
-    ]
-  })
+    },
+  )
   return (await Promise.all(perCollection)).flat()
 }

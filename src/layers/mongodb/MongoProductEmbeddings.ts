@@ -10,7 +10,7 @@ import {
   ProductEmbeddings,
   ProductEmbeddingsError,
 } from "../../services/ports/ProductEmbeddings.ts"
-import { keepBest, nearer } from "../../services/recommend/Nearest.ts"
+import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
 import * as Settings from "../../services/Settings.ts"
 import { fromStored, Mongo, type Storage, type StoredVector, toDouble, toStored } from "./Mongo.ts"
 import { names } from "./MongoCollections.ts"
@@ -148,7 +148,7 @@ export const make = (options: { readonly storage: Storage }) =>
                   if (embedding.length !== vector.length) continue
                   const lengths = asked * Vector.norm(embedding)
                   const similarity = lengths === 0 ? 0 : Vector.dot(vector, embedding) / lengths
-                  keepBest(best, limit, { product_id: document.product_id, similarity }, nearer)
+                  insertTopK(best, limit, { product_id: document.product_id, similarity }, moreSimilar)
                 }
               }),
             ),

@@ -9,7 +9,7 @@ import type { UserId } from "../../services/model/Interaction.ts"
 import type { RecentEvent, UserEmbedding } from "../../services/model/UserEmbedding.ts"
 import {
   type Bookkeeping,
-  type LedgerEntry,
+  type OverflowEntry,
   UserEmbeddings,
   UserEmbeddingsError,
   type UserRecord,
@@ -192,10 +192,10 @@ const compareAndSwap = (
 
 /** User ids can't contain `|`, so the ledger's keys of one user are a range of their own. */
 const ledgerKey = (user: UserId, id: string): string => `${user}|${id}`
-const ledgerKeys = (entries: ReadonlyArray<LedgerEntry>): Array<string> =>
+const ledgerKeys = (entries: ReadonlyArray<OverflowEntry>): Array<string> =>
   entries.flatMap(({ user_id, ids }) => ids.map((id) => ledgerKey(user_id, id)))
 const afterBar = "}"
-const ledgerEntries = (documents: Iterable<{ readonly _id: string }>): ReadonlyArray<LedgerEntry> =>
+const ledgerEntries = (documents: Iterable<{ readonly _id: string }>): ReadonlyArray<OverflowEntry> =>
   Array.from(
     Map.groupBy(documents, ({ _id }) => _id.slice(0, _id.indexOf("|"))),
     ([user_id, own]) => ({ user_id, ids: own.map(({ _id }) => _id.slice(user_id.length + 1)) }),
@@ -248,7 +248,7 @@ export const make = (options: { readonly storage: Storage }) =>
           Arr.flatten,
         ),
 
-      archive: (entries) => {
+      saveOverflow: (entries) => {
         const documents = ledgerKeys(entries).map((_id) => ({ _id }))
         return documents.length === 0
           ? Effect.void
@@ -273,7 +273,7 @@ export const make = (options: { readonly storage: Storage }) =>
 
       // A write that matches nothing waits for all writes before it like one that does: for the majority in a replica
       // set, for the journal in a server of its own, where a reader may see what isn't journaled yet.
-      settled: call("update", names.userEmbeddings, () =>
+      awaitDurable: call("update", names.userEmbeddings, () =>
         users.updateOne({ user_id: "|" }, { $set: { user_id: "|" } }),
       ).pipe(Effect.asVoid),
 
@@ -325,7 +325,7 @@ export const make = (options: { readonly storage: Storage }) =>
       ),
 
       // A tombstone has no space.
-      elsewhere: (space) =>
+      countInOtherSpaces: (space) =>
         call("count", names.userEmbeddings, () =>
           users.countDocuments({ space: { $type: "string", $ne: space } }),
         ),
@@ -340,7 +340,7 @@ export const make = (options: { readonly storage: Storage }) =>
           .sort({ user_id: 1 }),
       ).pipe(Stream.map(toBookkeeping)),
 
-      ledger: (wanted) =>
+      overflow: (wanted) =>
         wanted.length === 0
           ? Stream.empty
           : stream(names.userEmbeddingLedger, () =>

@@ -50,7 +50,7 @@ export class Rabbit extends Context.Tag("user-embeddings/Rabbit")<
       open: (connection: ChannelModel, lost: Lost) => Effect.Effect<A, RabbitError, Scope.Scope>,
     ) => Effect.Effect<Session<A>, never, Scope.Scope>
     /** For looking and declaring on channels that live as long as one call; nothing is published on it. */
-    readonly inspection: Session<ChannelModel>
+    readonly adminConnection: Session<ChannelModel>
   }
 >() {}
 
@@ -180,7 +180,7 @@ const make = ({ dsn }: { readonly dsn: Redacted.Redacted }) =>
     })
 
     const inspection = yield* supervise("inspector", (connection) => Effect.succeed(connection))
-    return Rabbit.of({ supervise, inspection })
+    return Rabbit.of({ supervise, adminConnection: inspection })
   })
 
 export const layer = (options: { readonly dsn: Redacted.Redacted }) => Layer.scoped(Rabbit, make(options))

@@ -88,8 +88,8 @@ interface Look {
 
 const make = Effect.gen(function* () {
   const rabbit = yield* Rabbit
-  const rungs = yield* RabbitTopology.rungs
-  const { current } = rabbit.inspection
+  const delays = yield* RabbitTopology.retryDelays
+  const { current } = rabbit.adminConnection
   const counted = Effect.scoped(
     Effect.flatMap(
       Effect.flatMap(current, (connection) => channel(connection)),
@@ -178,7 +178,7 @@ const make = Effect.gen(function* () {
     retry: (pick) =>
       Effect.gen(function* () {
         const publisher = yield* makePublisher("dead letters", (channel) =>
-          RabbitTopology.declare(channel, rungs),
+          RabbitTopology.declare(channel, delays),
         )
         return yield* removing(pick, (messages) =>
           Effect.map(publishTraced(publisher, messages.map(toRetry)), (answers) =>

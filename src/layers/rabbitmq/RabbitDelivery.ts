@@ -1,28 +1,28 @@
 /** An interaction that came from RabbitMQ, and the channel on which it is to be acknowledged. */
 import type { Channel, ConsumeMessage } from "amqplib"
-import { type Delivery, isolatedQueue } from "../../services/ports/InteractionQueue.ts"
+import { type Delivery, quarantineQueue } from "../../services/ports/InteractionQueue.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
-import { type Headers, instant, type Line, linesOf, messageIdOf, text } from "./RabbitMessages.ts"
+import { type BatchEntry, entriesOf, type Headers, instant, messageIdOf, text } from "./RabbitMessages.ts"
 
 const count = (value: unknown): number =>
   typeof value === "number" && Number.isSafeInteger(value) && value > 0 ? value : 0
 
 /** An interaction held; anyone may have written the headers of its message, so garbage in them counts as absent. */
 export class RabbitDelivery implements Delivery {
-  readonly subscription: Subscription
+  readonly subscription: AckTracker
   readonly message: ConsumeMessage
   readonly body: Uint8Array
   readonly routingKey: string
   readonly trace: TraceContext | null
   readonly retryCount: number
-  readonly isolatedAttempts: number
+  readonly quarantineAttempts: number
   readonly redeliveries: number
-  readonly isolated: boolean
+  readonly quarantined: boolean
   readonly publishedAt: number | null
   readonly recordedAt: number | null
   settled = false
 
-  constructor(subscription: Subscription, message: ConsumeMessage, { body, recordedAt, trace }: Line) {
+  constructor(subscription: AckTracker, message: ConsumeMessage, { body, recordedAt, trace }: BatchEntry) {
     const { fields, properties } = message
     const headers: Headers = properties.headers ?? {}
     this.subscription = subscription
@@ -31,9 +31,9 @@ export class RabbitDelivery implements Delivery {
     this.routingKey = text(headers["x-original-routing-key"]) ?? fields.routingKey
     this.trace = trace
     this.retryCount = count(headers["x-retry-count"])
-    this.isolatedAttempts = count(headers["x-isolated-attempts"])
+    this.quarantineAttempts = count(headers["x-isolated-attempts"])
     this.redeliveries = count(headers["x-delivery-count"])
-    this.isolated = subscription.queue === isolatedQueue
+    this.quarantined = subscription.queue === quarantineQueue
     this.publishedAt = instant(headers["x-published-at"])
     this.recordedAt = recordedAt
   }
@@ -48,7 +48,7 @@ export class RabbitDelivery implements Delivery {
 }
 
 /** One consuming channel and what is not settled on it. */
-export class Subscription {
+export class AckTracker {
   readonly queue: string
   /** Interactions not settled. */
   unsettled = 0
@@ -69,7 +69,7 @@ export class Subscription {
   }
 
   receive(message: ConsumeMessage): ReadonlyArray<RabbitDelivery> {
-    const held = linesOf(message).map((line) => new RabbitDelivery(this, message, line))
+    const held = entriesOf(message).map((line) => new RabbitDelivery(this, message, line))
     this.outstanding.set(message.fields.deliveryTag, held.length)
     this.unsettled += held.length
     return held

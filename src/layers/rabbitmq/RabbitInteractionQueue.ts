@@ -12,9 +12,9 @@ import {
   failedQueue,
   InteractionQueue,
   InteractionQueueError,
-  isolatedQueue,
   type Message,
-  type Onward,
+  type NotAcked,
+  quarantineQueue,
   queue,
   retryQueue,
   type Settled,
@@ -22,11 +22,11 @@ import {
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
 import { described } from "../../services/Telemetry.ts"
 import { call, channel, type Lost, Rabbit, type RabbitError } from "./Rabbit.ts"
-import { copyOf } from "./RabbitCopies.ts"
-import { RabbitDelivery, Subscription } from "./RabbitDelivery.ts"
+import { AckTracker, RabbitDelivery } from "./RabbitDelivery.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
-import { answers, packed } from "./RabbitMessages.ts"
+import { answers, batchMessages } from "./RabbitMessages.ts"
 import { make as makePublisher, type Outgoing, publishTraced, system } from "./RabbitPublisher.ts"
+import { republish } from "./RabbitRepublish.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
 
 const failing = <A>(effect: Effect.Effect<A, RabbitError>): Effect.Effect<A, InteractionQueueError> =>
@@ -45,11 +45,11 @@ interface Copied {
 const nextSuspectWithin = "100 millis"
 
 const make = Effect.gen(function* () {
-  const { inspection, supervise } = yield* Rabbit
+  const { adminConnection: inspection, supervise } = yield* Rabbit
   const { eventsPerMessage } = yield* EmbeddingConfig
-  const rungs = yield* RabbitTopology.rungs
-  const subscriptions = new Set<Subscription>()
-  const declare = (channel: Channel) => RabbitTopology.declare(channel, rungs)
+  const delays = yield* RabbitTopology.retryDelays
+  const subscriptions = new Set<AckTracker>()
+  const declare = (channel: Channel) => RabbitTopology.declare(channel, delays)
   const publisher = yield* makePublisher("publisher", declare)
 
   const publish = Effect.fnUntraced(function* (messages: ReadonlyArray<Message>) {
@@ -57,7 +57,7 @@ const make = Effect.gen(function* () {
     return yield* MessageTraces.publishing(system, messages.map(MessageTraces.update), (traces) =>
       failing(
         Effect.suspend(() => {
-          const packs = packed(messages, traces, eventsPerMessage, now)
+          const packs = batchMessages(messages, traces, eventsPerMessage, now)
           return Effect.map(publisher.publish(packs.map(({ outgoing }) => outgoing)), (confirmations) =>
             answers(packs, confirmations),
           )
@@ -79,7 +79,7 @@ const make = Effect.gen(function* () {
     let stopping = false
     const stopped = yield* Effect.makeLatch(false)
     let buffer: Array<RabbitDelivery> = []
-    let main: Subscription | undefined
+    let main: AckTracker | undefined
     const handOver = (delivery: RabbitDelivery) => {
       buffer.push(delivery)
       arrival.unsafeOpen()
@@ -87,7 +87,7 @@ const make = Effect.gen(function* () {
 
     /** Copies that found no way yet; their originals are unacknowledged, so the prefetch bounds them. */
     let stuck: ReadonlyArray<Copied> = []
-    const inHand = (subscription: Subscription): number =>
+    const inHand = (subscription: AckTracker): number =>
       stuck.reduce(
         (count, { delivery }) => (subscription.holds(delivery) ? count - 1 : count),
         subscription.unsettled,
@@ -107,7 +107,7 @@ const make = Effect.gen(function* () {
           })
           const subscription = yield* Effect.acquireRelease(
             Effect.sync(() => {
-              const subscription = new Subscription(from, consuming, prefetch)
+              const subscription = new AckTracker(from, consuming, prefetch)
               subscriptions.add(subscription)
               return subscription
             }),
@@ -132,7 +132,7 @@ const make = Effect.gen(function* () {
 
         yield* Effect.scoped(Effect.flatMap(channel(connection), declare))
         const suspects: Array<RabbitDelivery> = []
-        const { subscription: isolated } = yield* subscribe(isolatedQueue, 1, (delivery) => {
+        const { subscription: quarantine } = yield* subscribe(quarantineQueue, 1, (delivery) => {
           suspects.push(delivery)
           progress.unsafeOpen()
         })
@@ -151,7 +151,7 @@ const make = Effect.gen(function* () {
           yield* until(() => inHand(subscription) === 0)
           while (suspects.length > 0) {
             handOver(suspects.shift()!)
-            yield* until(() => inHand(isolated) === 0 || suspects.length > 0)
+            yield* until(() => inHand(quarantine) === 0 || suspects.length > 0)
             yield* Effect.timeoutOption(
               until(() => suspects.length > 0),
               nextSuspectWithin,
@@ -218,12 +218,12 @@ const make = Effect.gen(function* () {
     })
     yield* Effect.forkScoped(Effect.forever(passStuck))
 
-    const passOn = Effect.fnUntraced(function* (onward: ReadonlyArray<readonly [RabbitDelivery, Onward]>) {
+    const passOn = Effect.fnUntraced(function* (onward: ReadonlyArray<readonly [RabbitDelivery, NotAcked]>) {
       const now = yield* Clock.currentTimeMillis
       const copies = yield* Effect.forEach(onward, ([delivery, settlement]) =>
         Effect.map(Random.nextRange(0.9, 1), (share) => ({
           delivery,
-          copy: copyOf(delivery, settlement, now, share),
+          copy: republish(delivery, settlement, now, share),
         })),
       )
       const left = yield* pass(copies)
@@ -236,7 +236,7 @@ const make = Effect.gen(function* () {
     const settle = (settled: ReadonlyArray<Settled>) =>
       Effect.suspend(() => {
         const done: Array<RabbitDelivery> = []
-        const onward: Array<readonly [RabbitDelivery, Onward]> = []
+        const onward: Array<readonly [RabbitDelivery, NotAcked]> = []
         for (const [delivery, settlement] of settled)
           if (!(delivery instanceof RabbitDelivery)) continue
           else if (settlement._tag === "Ack") done.push(delivery)
@@ -270,16 +270,16 @@ const make = Effect.gen(function* () {
         const looking = yield* channel(yield* inspection.current)
         const look = (name: string) => call(`look at ${name}`, () => looking.checkQueue(name))
         const { consumerCount: consumers, messageCount: ready } = yield* look(queue)
-        let isolated = (yield* look(isolatedQueue)).messageCount
+        let quarantined = (yield* look(quarantineQueue)).messageCount
         const retry: Record<string, number> = {}
-        for (const delay of rungs) retry[delay] = (yield* look(retryQueue(delay))).messageCount
+        for (const delay of delays) retry[delay] = (yield* look(retryQueue(delay))).messageCount
         const { messageCount: failed } = yield* look(failedQueue)
         // AMQP tells what is ready; of what is held, this process knows its own consumers' part.
         let unacked = 0
         for (const { queue: from, unsettled } of subscriptions)
-          if (from === isolatedQueue) isolated += unsettled
+          if (from === quarantineQueue) quarantined += unsettled
           else unacked += unsettled
-        return { main: { ready, unacked, consumers }, isolated, retry, failed }
+        return { main: { ready, unacked, consumers }, quarantined, retry, failed }
       }),
     ),
   )
@@ -287,7 +287,7 @@ const make = Effect.gen(function* () {
   return InteractionQueue.of({
     system,
     eventsPerMessage,
-    busyBatch: Number.POSITIVE_INFINITY,
+    pauseAbove: Number.POSITIVE_INFINITY,
     publish,
     consume,
     depths,

@@ -14,8 +14,8 @@ import {
 import type { TraceContext } from "../../services/Telemetry.ts"
 import type { Outgoing } from "./RabbitPublisher.ts"
 
-const single = "application/json"
-const pack = "application/x-ndjson"
+const singleContentType = "application/json"
+const batchContentType = "application/x-ndjson"
 const newline = 0x0a
 
 /** Body and headers of a pack; a client refuses to write headers of 64 KiB. */
@@ -29,7 +29,7 @@ export const instant = (value: unknown): number | null =>
   typeof value === "number" && Number.isFinite(value) ? value : null
 
 /** One message to publish, and the places of its interactions among those that were handed over. */
-export interface Packed {
+export interface MessageBatch {
   readonly outgoing: Outgoing
   readonly indices: ReadonlyArray<number>
 }
@@ -72,12 +72,12 @@ const outgoing = (
 
 const toSingle = (message: Message, trace: TraceContext | null, now: number): Outgoing =>
   outgoing(message, now, message.body, {
-    contentType: single,
+    contentType: singleContentType,
     messageId: message.messageId,
     headers: { ...traceHeaders(trace), "x-recorded-at": message.recordedAt },
   })
 
-const toPack = (
+const toBatch = (
   first: Message,
   messages: ReadonlyArray<Message>,
   traces: ReadonlyArray<TraceContext | null>,
@@ -88,7 +88,7 @@ const toPack = (
     now,
     Buffer.concat(messages.flatMap(({ body }, index) => (index === 0 ? [body] : [Buffer.of(newline), body]))),
     {
-      contentType: pack,
+      contentType: batchContentType,
       headers: {
         "x-recorded-at": messages.map(({ recordedAt }) => recordedAt).join("\n"),
         ...(traces.some((trace) => trace !== null) && { "x-traces": traces.map(toTraceLine).join("\n") }),
@@ -99,12 +99,12 @@ const toPack = (
 /**
  * Messages for interactions, at `now` in Unix ms: at most `most` in each. Bytes that hold a line break go by themselves.
  */
-export const packed = (
+export const batchMessages = (
   messages: ReadonlyArray<Message>,
   traces: ReadonlyArray<TraceContext | null>,
   most: number,
   now: number,
-): ReadonlyArray<Packed> => {
+): ReadonlyArray<MessageBatch> => {
   interface Open {
     readonly indices: Array<number>
     bytes: number
@@ -140,14 +140,14 @@ export const packed = (
       outgoing:
         indices.length === 1
           ? toSingle(message(index), trace(index), now)
-          : toPack(message(index), indices.map(message), indices.map(trace), now),
+          : toBatch(message(index), indices.map(message), indices.map(trace), now),
     }
   })
 }
 
 /** What the broker answered to each interaction. */
 export const answers = (
-  packs: ReadonlyArray<Packed>,
+  packs: ReadonlyArray<MessageBatch>,
   confirmations: ReadonlyArray<Confirmation>,
 ): ReadonlyArray<Confirmation> => {
   const all: Array<Confirmation> = []
@@ -157,7 +157,7 @@ export const answers = (
 }
 
 /** One interaction of a message. */
-export interface Line {
+export interface BatchEntry {
   readonly body: Uint8Array
   readonly trace: TraceContext | null
   readonly recordedAt: number | null
@@ -166,18 +166,18 @@ export interface Line {
 const traceIn = ({ traceparent, tracestate }: Headers): TraceContext | null =>
   typeof traceparent === "string" ? { traceparent, tracestate: text(tracestate) } : null
 
-const isPack = ({ properties }: Pick<ConsumeMessage, "properties">): boolean =>
-  properties.contentType === pack
+const isBatch = ({ properties }: Pick<ConsumeMessage, "properties">): boolean =>
+  properties.contentType === batchContentType
 
 /** The interactions of a message: at least one, so that whatever came is settled. */
-export const linesOf = (message: ConsumeMessage): ReadonlyArray<Line> => {
+export const entriesOf = (message: ConsumeMessage): ReadonlyArray<BatchEntry> => {
   const { content, properties } = message
   const headers: Headers = properties.headers ?? {}
-  if (!isPack(message))
+  if (!isBatch(message))
     return [{ body: content, trace: traceIn(headers), recordedAt: instant(headers["x-recorded-at"]) }]
   const recordedAt = text(headers["x-recorded-at"])?.split("\n") ?? []
   const traces = text(headers["x-traces"])?.split("\n") ?? []
-  const lines: Array<Line> = []
+  const lines: Array<BatchEntry> = []
   for (let start = 0; start < content.length || lines.length === 0; ) {
     const place = content.indexOf(newline, start)
     const end = place < 0 ? content.length : place
@@ -195,20 +195,20 @@ export const linesOf = (message: ConsumeMessage): ReadonlyArray<Line> => {
 const parse = Option.liftThrowable((body: Uint8Array): unknown => JSON.parse(new TextDecoder().decode(body)))
 
 /** The id of an interaction: the property of its message, or what its line says. */
-export const messageIdOf = (message: ConsumeMessage, { body }: Pick<Line, "body">): string | null => {
-  if (!isPack(message)) return text(message.properties.messageId)
+export const messageIdOf = (message: ConsumeMessage, { body }: Pick<BatchEntry, "body">): string | null => {
+  if (!isBatch(message)) return text(message.properties.messageId)
   const { message_id }: { message_id?: unknown } = Object(Option.getOrNull(parse(body)))
   return text(message_id)
 }
 
 /** The properties of an interaction as a message of its own. */
-export const propertiesOf = (message: ConsumeMessage, line: Line): MessageProperties => {
+export const propertiesOf = (message: ConsumeMessage, line: BatchEntry): MessageProperties => {
   const { properties } = message
-  if (!isPack(message)) return properties
+  if (!isBatch(message)) return properties
   const { "x-recorded-at": _, "x-traces": __, ...headers }: Headers = properties.headers ?? {}
   return {
     ...properties,
-    contentType: single,
+    contentType: singleContentType,
     messageId: messageIdOf(message, line) ?? undefined,
     headers: {
       ...headers,

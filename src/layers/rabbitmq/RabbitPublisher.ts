@@ -51,7 +51,7 @@ interface Sent {
 const toBuffer = (body: Uint8Array): Buffer => Buffer.from(body.buffer, body.byteOffset, body.byteLength)
 
 /** The window of one channel. Synchronous: one Effect per batch, none per message. */
-class Window {
+class ConfirmWindow {
   /** Why nothing can be published: the broker blocks the connection, or the channel is gone. */
   refusal: unknown
   private readonly channel: ConfirmChannel
@@ -160,7 +160,7 @@ class Window {
   }
 }
 
-const publishOn = (window: Window, messages: ReadonlyArray<Outgoing>) =>
+const publishOn = (window: ConfirmWindow, messages: ReadonlyArray<Outgoing>) =>
   Effect.suspend(() => {
     if (window.refusal !== undefined) return Effect.fail(failed("publish")(window.refusal))
     const confirmations = messages.map((): Confirmation => "nacked")
@@ -196,7 +196,7 @@ export const make = Effect.fnUntraced(function* (
   const session = yield* rabbit.supervise(name, (connection, lost) =>
     Effect.gen(function* () {
       yield* Effect.scoped(Effect.flatMap(channel(connection), prepare))
-      return new Window(connection, yield* confirmChannel(connection, lost), lost)
+      return new ConfirmWindow(connection, yield* confirmChannel(connection, lost), lost)
     }),
   )
   const publisher: Publisher = {

@@ -6,11 +6,11 @@ import { type Dependency, DependencyDown, type Finding } from "../../services/po
 import {
   exchange,
   failedQueue,
-  isolatedQueue,
+  quarantineQueue,
   queue,
   retryQueue,
 } from "../../services/ports/InteractionQueue.ts"
-import { ladderDelays } from "../../services/RetryPolicies.ts"
+import * as RetryPolicies from "../../services/RetryPolicies.ts"
 import { call, channel, Rabbit, type RabbitError, version } from "./Rabbit.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
 
@@ -55,23 +55,26 @@ const bindings: ReadonlyArray<RabbitManagement.Binding> = [
   { to: queue, from: exchange, key: "user.embedding.*" },
   { to: failedQueue, from: failedQueue, key: failedQueue },
 ]
-const queues = (rungs: ReadonlyArray<number>) => [
+const queues = (retryDelays: ReadonlyArray<number>) => [
   lasting(queue),
-  lasting(isolatedQueue, { [oneConsumer]: true }),
+  lasting(quarantineQueue, { [oneConsumer]: true }),
   lasting(failedQueue),
-  ...rungs.map(rung),
+  ...retryDelays.map(rung),
 ]
 
 /** The delays of the configured ladder in ms, each once. */
-export const rungs = Effect.map(EmbeddingConfig, ({ maxRetries, retryDelay }) =>
-  Array.dedupe(ladderDelays(retryDelay, maxRetries)),
+export const retryDelays = Effect.map(EmbeddingConfig, ({ maxRetries, retryDelay }) =>
+  Array.dedupe(RetryPolicies.retryDelays(retryDelay, maxRetries)),
 )
 
 /** Declares and binds everything; safe to repeat. Fails when something exists with other arguments. */
-export const declare = (channel: Channel, rungs: ReadonlyArray<number>): Effect.Effect<void, RabbitError> =>
+export const declare = (
+  channel: Channel,
+  retryDelays: ReadonlyArray<number>,
+): Effect.Effect<void, RabbitError> =>
   call("declare topology", async () => {
     for (const { name, type } of exchanges) await channel.assertExchange(name, type, { durable: true })
-    for (const { name, options } of queues(rungs)) await channel.assertQueue(name, options)
+    for (const { name, options } of queues(retryDelays)) await channel.assertQueue(name, options)
     for (const { from, key, to } of bindings) await channel.bindQueue(to, from, key)
   })
 
@@ -102,8 +105,8 @@ const lookAtQueue =
   }
 
 export const dependency = Effect.gen(function* () {
-  const { inspection } = yield* Rabbit
-  const delays = yield* rungs
+  const { adminConnection: inspection } = yield* Rabbit
+  const delays = yield* retryDelays
   const bound = yield* RabbitManagement.bindings
   const parts = [
     ...exchanges.map((declared) => ({ part: `exchange ${declared.name}`, look: lookAtExchange(declared) })),

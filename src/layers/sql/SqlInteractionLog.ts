@@ -16,7 +16,7 @@ import {
 import { deadlockRetry } from "../../services/RetryPolicies.ts"
 import { databaseSpan, untraced } from "../../services/Telemetry.ts"
 import * as Sqlite from "../sqlite/Sqlite.ts"
-import { type Known, plan } from "./AppendPlan.ts"
+import { type ExistingRow, plan } from "./IdempotencyPlan.ts"
 import {
   columnOfMillis,
   columns,
@@ -40,7 +40,7 @@ const isPrepared = (rows: number): boolean =>
 /** Rows read or marked by one statement. */
 const page = 500
 /** Identities read by one statement. */
-const identitiesPerPage = 2_500
+const idsPerPage = 2_500
 /** Ids looked through by one statement of a stream of all users, whatever its filter leaves of them. */
 const idsPerStatement = 50_000
 /** How often an append plans anew, because others write the same interactions at the same time. */
@@ -119,7 +119,9 @@ const make = Effect.gen(function* () {
     const rows = yield* Effect.forEach(conditions, (condition) =>
       statement("SELECT")(sql<StoredRow>`SELECT ${fields} FROM ${log} WHERE ${condition}`.unprepared),
     )
-    return rows.flat().map((row): Known => ({ ...fromRow(row), row: undefined, key: row.idempotency_key }))
+    return rows
+      .flat()
+      .map((row): ExistingRow => ({ ...fromRow(row), row: undefined, key: row.idempotency_key }))
   })
 
   /**
@@ -128,7 +130,7 @@ const make = Effect.gen(function* () {
    */
   const appendPart = (
     entries: ReadonlyArray<NewInteraction>,
-    stored: ReadonlyArray<Known> = [],
+    stored: ReadonlyArray<ExistingRow> = [],
     rounds = 1,
   ): Effect.Effect<ReadonlyArray<Appended>, SqlError> => {
     const { answers, bindings, inserts } = plan(entries, stored)
@@ -232,31 +234,31 @@ const make = Effect.gen(function* () {
   const identitiesWhere = (condition: Fragment) =>
     sql<Identity>`
       SELECT user_id, message_id, occurred_at, id FROM ${log} ${dialect.force("user_interactions_history")}
-      WHERE ${condition} ORDER BY user_id, occurred_at, id LIMIT ${identitiesPerPage}`.unprepared.pipe(
+      WHERE ${condition} ORDER BY user_id, occurred_at, id LIMIT ${idsPerPage}`.unprepared.pipe(
       statement("SELECT"),
-      Effect.mapError(toLogError("identities")),
+      Effect.mapError(toLogError("messageIds")),
     )
   // The rest of the user at whom the last page ended, else the users after him: two seeks that any planner finds.
-  const identities = Stream.paginateEffect({ within: false, user_id: "", occurred_at: "", id: 0 }, (place) =>
+  const messageIds = Stream.paginateEffect({ within: false, user_id: "", occurred_at: "", id: 0 }, (place) =>
     Effect.map(
       identitiesWhere(place.within ? after(place) : sql`user_id > ${place.user_id}`),
       (rows): readonly [ReadonlyArray<Identity>, Option.Option<typeof place>] => {
         const last = rows.at(-1)
-        if (rows.length === identitiesPerPage && last !== undefined)
+        if (rows.length === idsPerPage && last !== undefined)
           return [rows, Option.some({ ...last, within: true })]
         return [rows, place.within ? Option.some({ ...place, within: false }) : Option.none()]
       },
     ),
   )
 
-  const known = Effect.fnUntraced(function* (prefixes: ReadonlyArray<string>) {
+  const existingIds = Effect.fnUntraced(function* (prefixes: ReadonlyArray<string>) {
     const found = new Set<string>()
     for (const some of Arr.chunksOf(prefixes, 100)) {
       const ranges = some.map((prefix) => sql`message_id BETWEEN ${prefix} AND ${`${prefix}g`}`)
       const rows = yield* sql<{ message_id: string }>`
         SELECT message_id FROM ${log} WHERE ${sql.or(ranges)}`.unprepared.pipe(
         statement("SELECT"),
-        Effect.mapError(toLogError("known")),
+        Effect.mapError(toLogError("existingIds")),
       )
       for (const { message_id } of rows) found.add(prefix(message_id))
     }
@@ -272,11 +274,11 @@ const make = Effect.gen(function* () {
       Effect.mapError(toLogError("newest")),
     )
 
-  const latest = (limit: number) =>
+  const lastRecorded = (limit: number) =>
     sql<StoredRow>`SELECT ${fields} FROM ${log} ORDER BY id DESC LIMIT ${limit}`.unprepared.pipe(
       statement("SELECT"),
       Effect.map(Arr.map(fromRow)),
-      Effect.mapError(toLogError("latest")),
+      Effect.mapError(toLogError("lastRecorded")),
     )
 
   const products = (user: string, types: ReadonlyArray<EventType>) =>
@@ -288,10 +290,10 @@ const make = Effect.gen(function* () {
       Effect.mapError(toLogError("products")),
     )
 
-  const end = sql<{ id: number | null }>`SELECT MAX(id) AS id FROM ${log}`.pipe(
+  const maxId = sql<{ id: number | null }>`SELECT MAX(id) AS id FROM ${log}`.pipe(
     statement("SELECT"),
     Effect.map(([row]) => row?.id ?? 0),
-    Effect.mapError(toLogError("end")),
+    Effect.mapError(toLogError("maxId")),
   )
 
   const productCounts = (after: number, upTo: number) =>
@@ -351,11 +353,11 @@ const make = Effect.gen(function* () {
       }
     }).pipe(Effect.mapError(toLogError("erase")))
 
-  const whileElected = <E, R>(effect: Effect.Effect<void, E, R>) =>
+  const withLeaderLock = <E, R>(effect: Effect.Effect<void, E, R>) =>
     Effect.exit(effect).pipe(
       dialect.exclusively("relay"),
       Effect.provideService(SqlClient.SqlClient, sql),
-      Effect.mapError(toLogError("whileElected")),
+      Effect.mapError(toLogError("withLeaderLock")),
       Effect.flatMap(Option.match({ onNone: () => Effect.succeed(false), onSome: Effect.as(true) })),
     )
 
@@ -364,18 +366,18 @@ const make = Effect.gen(function* () {
     unpublished,
     markPublished,
     stream,
-    identities,
-    known,
+    messageIds,
+    existingIds,
     newest,
-    latest,
+    lastRecorded,
     products,
-    end,
+    maxId,
     productCounts,
     outbox,
     backlog,
     newestRecordedAt,
     erase,
-    whileElected,
+    withLeaderLock,
   }
 })
 

@@ -108,7 +108,7 @@ const turnMillis = 10
  * Statements are synchronous, and fibers go on in microtasks: a worker with a backlog would keep the event loop for
  * thousands of them, and the HTTP server beside it would answer nobody.
  */
-const makeBreathing = () => {
+const makeYielding = () => {
   let since = 0
   const turn = Effect.async<void>((resume) => {
     const immediate = setImmediate(() => resume(Effect.void))
@@ -129,7 +129,7 @@ export const make = Effect.fnUntraced(function* (options: { readonly directory: 
   )
   const permit = yield* Effect.makeSemaphore(1)
   const connection = makeConnection(database)
-  const breathe = makeBreathing()
+  const yieldToEventLoop = makeYielding()
   const hold = Effect.uninterruptibleMask((restore) =>
     Effect.zipRight(
       restore(permit.take(1)),
@@ -137,13 +137,13 @@ export const make = Effect.fnUntraced(function* (options: { readonly directory: 
     ),
   )
   const client = yield* SqlClient.make({
-    acquirer: Effect.zipRight(breathe, Effect.as(hold, connection)),
+    acquirer: Effect.zipRight(yieldToEventLoop, Effect.as(hold, connection)),
     beginTransaction: "BEGIN IMMEDIATE",
     compiler: Statement.makeCompilerSqlite(),
     spanAttributes: [[attribute.dbSystem, "sqlite"]],
   })
   const use = <A>(statements: (database: Database) => A) =>
-    Effect.zipRight(breathe, permit.withPermits(1)(attempt(() => statements(database))))
+    Effect.zipRight(yieldToEventLoop, permit.withPermits(1)(attempt(() => statements(database))))
   const sqlite = Sqlite.of({
     use,
     transaction: (statements) => use(() => database.transaction(() => statements(database)).immediate()),

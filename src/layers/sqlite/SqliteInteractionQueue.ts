@@ -15,16 +15,16 @@ import {
   failedQueue,
   InteractionQueue,
   InteractionQueueError,
-  isolatedQueue,
   type Message,
-  nextIsolatedAttempt,
-  type Onward,
+  type NotAcked,
+  nextQuarantineAttempt,
+  quarantineQueue,
   queue,
   retryQueue,
   routingKey,
   type Settled,
 } from "../../services/ports/InteractionQueue.ts"
-import { ladderDelays } from "../../services/RetryPolicies.ts"
+import { retryDelays } from "../../services/RetryPolicies.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
 import { type RecordedFailure, recorded } from "../RecordedFailure.ts"
 import { failingWith, Sqlite } from "./Sqlite.ts"
@@ -65,7 +65,7 @@ const pollMillis = 200
 /** How soon a failed statement is tried again. */
 const nextTryMillis = 1_000
 /** Statements and the API share a thread. At half of its greatest rate no batch is as large. */
-const busyBatch = 200
+const pauseAbove = 200
 const system = "sqlite"
 
 class SqliteDelivery implements Delivery {
@@ -73,10 +73,10 @@ class SqliteDelivery implements Delivery {
   readonly headers: Headers
   readonly body: Uint8Array
   readonly redeliveries: number
-  readonly isolated: boolean
+  readonly quarantined: boolean
   constructor({ body, deliveries, headers, id, queue }: Row) {
     this.id = id
-    this.isolated = queue === isolatedQueue
+    this.quarantined = queue === quarantineQueue
     this.headers = JSON.parse(headers)
     this.body = body
     this.redeliveries = deliveries - 1
@@ -93,7 +93,7 @@ class SqliteDelivery implements Delivery {
   get retryCount() {
     return this.headers.retryCount
   }
-  get isolatedAttempts() {
+  get quarantineAttempts() {
     return this.headers.isolatedAttempts
   }
   get publishedAt() {
@@ -112,11 +112,11 @@ interface Move {
   readonly availableAt: number
 }
 
-const moveOf = (delivery: SqliteDelivery, settlement: Onward, now: number, jitter: number): Move => {
+const moveOf = (delivery: SqliteDelivery, settlement: NotAcked, now: number, jitter: number): Move => {
   const { headers } = delivery
-  if (settlement._tag === "Isolate") {
-    const isolated = { ...headers, isolatedAttempts: nextIsolatedAttempt(delivery) }
-    return { queue: isolatedQueue, headers: isolated, rung: 0, availableAt: now }
+  if (settlement._tag === "Quarantine") {
+    const changed = { ...headers, isolatedAttempts: nextQuarantineAttempt(delivery) }
+    return { queue: quarantineQueue, headers: changed, rung: 0, availableAt: now }
   }
   const failed = recorded(settlement.failure, headers.failed?.firstFailedAt, now)
   const attempts = headers.retryCount + 1
@@ -176,7 +176,7 @@ const suspectWaits = (database: Database): boolean => {
       .query<unknown, [string]>(
         `SELECT 1 FROM queue_messages WHERE queue = ? AND holder ${held} NULL LIMIT 1`,
       )
-      .get(isolatedQueue) !== null
+      .get(quarantineQueue) !== null
   return one("IS") && !one("IS NOT")
 }
 
@@ -212,7 +212,7 @@ const claim = (
 const make = Effect.gen(function* () {
   const sqlite = yield* Sqlite
   const { maxRetries, retryDelay } = yield* EmbeddingConfig
-  const rungs = ladderDelays(retryDelay, maxRetries)
+  const delays = retryDelays(retryDelay, maxRetries)
   /** The latches of this process's consumers: opened when there may be something to take. */
   const arrivals = new Set<Effect.Latch>()
   const wake = Effect.sync(() => {
@@ -265,7 +265,7 @@ const make = Effect.gen(function* () {
     const look = Effect.fnUntraced(function* (most: number) {
       const room = Math.min(most, prefetch - held.size)
       const [first] = held
-      if (room <= 0 || first?.isolated) return pollMillis
+      if (room <= 0 || first?.quarantined) return pollMillis
       const now = yield* Clock.currentTimeMillis
       const alone = yield* sqlite.use(suspectWaits)
       if (alone && held.size > 0) return pollMillis
@@ -276,7 +276,7 @@ const make = Effect.gen(function* () {
       }
       const rows = yield* sqlite.transaction((database) => {
         // Another consumer may have been faster.
-        if (alone) return suspectWaits(database) ? claim(database, isolatedQueue, holder, now, 1) : []
+        if (alone) return suspectWaits(database) ? claim(database, quarantineQueue, holder, now, 1) : []
         return claim(database, queue, holder, now, room)
       })
       const deliveries = rows.map((row) => new SqliteDelivery(row))
@@ -373,9 +373,9 @@ const make = Effect.gen(function* () {
   const depths = Effect.flatMap(Clock.currentTimeMillis, (now) =>
     sqlite
       .use((database) => {
-        const retry: Record<string, number> = Object.fromEntries(rungs.map((delay) => [delay, 0]))
+        const retry: Record<string, number> = Object.fromEntries(delays.map((delay) => [delay, 0]))
         const main = { ready: 0, unacked: 0, consumers: 0 }
-        let isolated = 0
+        let quarantined = 0
         let failed = 0
         const groups = database
           .query<{ queue: string; held: number; rung: number; n: number }, [number]>(
@@ -385,7 +385,7 @@ const make = Effect.gen(function* () {
           .all(now)
         for (const { held, n, queue: name, rung } of groups)
           if (name === failedQueue) failed += n
-          else if (name === isolatedQueue) isolated += n
+          else if (name === quarantineQueue) quarantined += n
           else if (held === 1) main.unacked += n
           else if (rung > 0) retry[rung] = n
           else main.ready += n
@@ -393,7 +393,7 @@ const make = Effect.gen(function* () {
           database
             .query<{ n: number }, [number]>("SELECT COUNT(*) AS n FROM queue_consumers WHERE lease_until > ?")
             .get(now)?.n ?? 0
-        return { main, isolated, retry, failed }
+        return { main, quarantined, retry, failed }
       })
       .pipe(failing("depths")),
   )
@@ -424,7 +424,7 @@ const make = Effect.gen(function* () {
     }
   })
 
-  return { system, eventsPerMessage: 1, busyBatch, publish, consume, depths, traffic }
+  return { system, eventsPerMessage: 1, pauseAbove, publish, consume, depths, traffic }
 })
 
 export const layer = Layer.effect(InteractionQueue, make)

@@ -8,7 +8,7 @@ import {
   ProductEmbeddings,
   ProductEmbeddingsError,
 } from "../../services/ports/ProductEmbeddings.ts"
-import { keepBest, nearer } from "../../services/recommend/Nearest.ts"
+import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
 import { failingWith, Sqlite } from "./Sqlite.ts"
 
 /** A product's row without what is not looked at. */
@@ -135,7 +135,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
                 if (embedding.length !== vector.length) continue
                 const lengths = asked * Vector.norm(embedding)
                 const similarity = lengths === 0 ? 0 : Vector.dot(vector, embedding) / lengths
-                keepBest(best, limit, { ...product, similarity }, nearer)
+                insertTopK(best, limit, { ...product, similarity }, moreSimilar)
               }
             }),
           ),

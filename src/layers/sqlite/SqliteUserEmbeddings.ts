@@ -107,7 +107,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
         }),
       ),
 
-    archive: (entries) =>
+    saveOverflow: (entries) =>
       failing("archive")(
         sqlite.transaction((database) => {
           const insert = database.query(
@@ -131,7 +131,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
       ),
 
     // What can be read is committed, and every commit is synced.
-    settled: Effect.void,
+    awaitDurable: Effect.void,
 
     erase: (user, at) =>
       failing("erase")(
@@ -178,7 +178,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
       ),
     ),
 
-    elsewhere: (space) =>
+    countInOtherSpaces: (space) =>
       failing("count")(
         sqlite.use(
           (database) =>
@@ -208,7 +208,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
       Chunk.unsafeFromArray,
     ),
 
-    ledger: (wanted) =>
+    overflow: (wanted) =>
       paged(
         idsPerPage,
         { user_id: "", id: "" },

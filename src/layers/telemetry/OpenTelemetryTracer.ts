@@ -25,7 +25,7 @@ import {
 } from "@opentelemetry/sdk-trace-base"
 import { Cause, Context, Exit, Fiber, FiberRef, Option, Tracer } from "effect"
 import manifest from "../../../package.json" with { type: "json" }
-import { type Member, Members } from "../../services/MessageTraces.ts"
+import { type BatchTrace, BatchTraces } from "../../services/MessageTraces.ts"
 import type { TracesSampler } from "../../services/Settings.ts"
 import { attribute, errorType, randomHex, TraceState } from "../../services/Telemetry.ts"
 
@@ -138,7 +138,7 @@ class Span implements Tracer.Span {
   readonly context: Context.Context<never>
   readonly kind: Tracer.SpanKind
   readonly own: SpanContext
-  readonly members: ReadonlyArray<Member>
+  readonly members: ReadonlyArray<BatchTrace>
   links: ReadonlyArray<Tracer.SpanLink>
   status: Tracer.SpanStatus
   private readonly destination: Destination
@@ -148,7 +148,7 @@ class Span implements Tracer.Span {
     destination: Destination,
     [name, parent, context, links, startTime, kind]: Parameters<Tracer.Tracer["span"]>,
     own: SpanContext,
-    members: ReadonlyArray<Member>,
+    members: ReadonlyArray<BatchTrace>,
   ) {
     this.destination = destination
     this.name = name
@@ -214,9 +214,9 @@ class Span implements Tracer.Span {
 }
 
 /** The messages on whose behalf the current fiber runs. */
-const currentMembers = (): ReadonlyArray<Member> => {
+const currentMembers = (): ReadonlyArray<BatchTrace> => {
   const fiber = Option.getOrUndefined(Fiber.getCurrentFiber())
-  return fiber === undefined ? none : Context.get(fiber.getFiberRef(FiberRef.currentContext), Members)
+  return fiber === undefined ? none : Context.get(fiber.getFiberRef(FiberRef.currentContext), BatchTraces)
 }
 
 export const make = (destination: Destination, sampler: Sampler): Tracer.Tracer => {

@@ -23,18 +23,18 @@ const conclusion = ({
   difference,
   says,
   setting,
-  simple,
+  baselines,
 }: Report["verdict"]): ReadonlyArray<string> => {
   const by = `NDCG ${difference.mean >= 0 ? "+" : ""}${difference.mean.toFixed(3)} [${difference.low.toFixed(3)}, ${difference.high.toFixed(3)}] on users it was not chosen on`
   if (says === "simple")
-    return [`Something simpler wins: ${simple}. The best vectors (${setting}) are behind it: ${by}.`]
+    return [`Something simpler wins: ${baselines}. The best vectors (${setting}) are behind it: ${by}.`]
   if (says === "undecided")
     return [
-      `This history can't tell ${setting} from ${simple}: ${by}. Take the simpler one, or try more history (--most).`,
+      `This history can't tell ${setting} from ${baselines}: ${by}. Take the simpler one, or try more history (--most).`,
     ]
   const { history, lambda, mix, popularity, weights } = best
   return [
-    `Vectors win: ${setting}, ahead of the best simple way, ${simple}: ${by}.`,
+    `Vectors win: ${setting}, ahead of the best simple way, ${baselines}: ${by}.`,
     `EMBEDDING_DECAY_LAMBDA=${lambda} EMBEDDING_HISTORY=${history} POPULARITY_WEIGHT=${popularity}`,
     `EMBEDDING_WEIGHT_PURCHASE=${weights.product_purchase} EMBEDDING_WEIGHT_SEARCH=${weights.search} EMBEDDING_WEIGHT_CLICK=${weights.product_click} EMBEDDING_WEIGHT_VIEW=${weights.product_view}`,
     ...(mix === "long"

@@ -4,16 +4,16 @@ import { Console, Effect, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import { eventTypes } from "../../services/model/Interaction.ts"
 import {
-  groupFailed,
-  type LetterFilter,
-  listFailed,
+  type DeadLetterFilter,
+  groupDeadLetters,
+  listDeadLetters,
   NotRetried,
-  pickFailed,
-  removeFailed,
-  retryFailed,
+  pickDeadLetters,
+  removeDeadLetters,
+  retryDeadLetters,
   type Summary,
-  showFailed,
-} from "../../services/operate/FailedLetters.ts"
+  showDeadLetter,
+} from "../../services/operate/DeadLetterAdmin.ts"
 import { json, print, table } from "./support/Output.ts"
 import { waiting } from "./support/Progress.ts"
 import { BadUsage, confirm, instant, yes } from "./support/Usage.ts"
@@ -29,7 +29,7 @@ const filters = {
 }
 type Filters = { readonly [Name in keyof typeof filters]: Option.Option<string> }
 
-const toFilter = ({ error, since, type, user }: Filters): LetterFilter => ({
+const toFilter = ({ error, since, type, user }: Filters): DeadLetterFilter => ({
   error: Option.getOrUndefined(error),
   since: Option.getOrUndefined(since),
   type: Option.getOrUndefined(type),
@@ -56,11 +56,11 @@ const found = <A, E, R>(look: Effect.Effect<A, E, R>) =>
   waiting("looking at the dead letters")(Effect.provide(look, Stack.layer))
 
 const list = Command.make("list", { ...filters, json }, ({ json, ...given }) =>
-  Effect.flatMap(found(listFailed(toFilter(given))), (letters) => print(json, letters, letterTable)),
+  Effect.flatMap(found(listDeadLetters(toFilter(given))), (letters) => print(json, letters, letterTable)),
 ).pipe(Command.withDescription("Dead letters, oldest first; looking consumes nothing"))
 
 const groups = Command.make("groups", { ...filters, json }, ({ json, ...given }) =>
-  Effect.flatMap(found(groupFailed(toFilter(given))), (groups) =>
+  Effect.flatMap(found(groupDeadLetters(toFilter(given))), (groups) =>
     print(json, groups, (groups) =>
       groups.length === 0
         ? "no dead letters"
@@ -84,7 +84,7 @@ const show = Command.make(
   "show",
   { id: Args.text({ name: idName }).pipe(Args.withDescription("x-dead-letter-id or message_id")), json },
   ({ id, json }) =>
-    Effect.flatMap(found(showFailed(id)), (letters) =>
+    Effect.flatMap(found(showDeadLetter(id)), (letters) =>
       print(json, letters, (letters) =>
         letters
           .map((letter) =>
@@ -116,7 +116,7 @@ const target = (
   ids: ReadonlyArray<string>,
   all: boolean,
   given: Filters,
-): Effect.Effect<LetterFilter, BadUsage> => {
+): Effect.Effect<DeadLetterFilter, BadUsage> => {
   const filter = toFilter(given)
   const filtered = Object.values(filter).some((value) => value !== undefined)
   if (all) return ids.length === 0 ? Effect.succeed(filter) : new BadUsage({ message: "either ids or --all" })
@@ -136,9 +136,9 @@ const tell = (json: boolean, would: string, picked: ReadonlyArray<Summary>) =>
 const retry = Command.make("retry", targets, ({ all, dryRun, ids, json, ...given }) =>
   Effect.gen(function* () {
     const filter = yield* target(ids, all, given)
-    if (dryRun) return yield* tell(json, "retried", yield* pickFailed(filter))
-    if (!all) yield* pickFailed(filter)
-    const report = yield* retryFailed(filter)
+    if (dryRun) return yield* tell(json, "retried", yield* pickDeadLetters(filter))
+    if (!all) yield* pickDeadLetters(filter)
+    const report = yield* retryDeadLetters(filter)
     yield* print(json, report, ({ retried }) => `${retried} dead letters published again`)
     const left = report.picked - report.retried
     if (left > 0) return yield* new NotRetried({ left })
@@ -152,10 +152,10 @@ const retry = Command.make("retry", targets, ({ all, dryRun, ids, json, ...given
 const remove = Command.make("remove", { ...targets, yes }, ({ all, dryRun, ids, json, yes, ...given }) =>
   Effect.gen(function* () {
     const filter = yield* target(ids, all, given)
-    const picked = yield* pickFailed(filter)
+    const picked = yield* pickDeadLetters(filter)
     if (dryRun) return yield* tell(json, "removed", picked)
     yield* confirm(`Remove ${picked.length} dead letters for good?`, yes)
-    const removed = yield* removeFailed(picked)
+    const removed = yield* removeDeadLetters(picked)
     yield* print(json, { removed }, ({ removed }) => `${removed} dead letters removed`)
   }).pipe(Effect.provide(Stack.layer)),
 ).pipe(Command.withDescription("Removes dead letters for good; asks unless --yes"))

@@ -5,7 +5,7 @@ import * as Stack from "../../layers/Stack.ts"
 import * as Auditor from "../../services/operate/Auditor.ts"
 import * as Settings from "../../services/Settings.ts"
 import { generateLoad, type LoadReport, limits, type Progress } from "../tasks/GenerateLoad.ts"
-import { Unhealthy } from "../tasks/ProvisionServers.ts"
+import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print } from "./support/Output.ts"
 import { instant } from "./support/Usage.ts"
 
@@ -103,7 +103,7 @@ export const generate = Command.make(
         progress: terminal ? drawing : () => Effect.void,
       }).pipe(Effect.ensuring(terminal ? Console.error("") : Effect.void))
       yield* print(json, report, inWords)
-      if (!report.pass) return yield* new Unhealthy({ message: "the limits were not kept" })
+      if (!report.pass) return yield* new CommandFailed({ message: "the limits were not kept" })
     }).pipe(Effect.provide(Layer.provideMerge(Auditor.layer, Stack.layer))),
 ).pipe(
   Command.withDescription(

@@ -5,7 +5,7 @@ import { Effect, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import { type Format, mappable, type Reading } from "../../services/history/InteractionFile.ts"
 import { importInteractions } from "../tasks/ImportInteractions.ts"
-import { Unhealthy } from "../tasks/ProvisionServers.ts"
+import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print } from "./support/Output.ts"
 import { duration, figure, measured } from "./support/Progress.ts"
 
@@ -122,7 +122,7 @@ const importInteractionsCommand = Command.make(
         ].join("\n"),
       )
       if (report.rejected > 0)
-        return yield* new Unhealthy({ message: `${report.rejected} records were rejected` })
+        return yield* new CommandFailed({ message: `${report.rejected} records were rejected` })
     }).pipe(Effect.provide(Stack.layer)),
 ).pipe(
   Command.withDescription(

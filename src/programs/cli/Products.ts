@@ -27,7 +27,7 @@ const productsImport = Command.make(
         ].join("\n"),
       )
       if (report.bad.length > 0)
-        return yield* new Provision.Unhealthy({ message: `${report.bad.length} lines were rejected` })
+        return yield* new Provision.CommandFailed({ message: `${report.bad.length} lines were rejected` })
     }).pipe(Effect.provide(Layer.provideMerge(EventVectors.layer, Stack.layer))),
 ).pipe(
   Command.withDescription("Stores product embeddings from a file, with vectors of its own or from texts"),

@@ -37,7 +37,9 @@ export const setup = Command.make(
           .join("\n"),
       )
       if (missing.some((row) => row.missing.length > 0))
-        return yield* new Provision.Unhealthy({ message: "something is missing: run user-embeddings setup" })
+        return yield* new Provision.CommandFailed({
+          message: "something is missing: run user-embeddings setup",
+        })
     }).pipe(Effect.provide(Stack.looking)),
 ).pipe(
   Command.withDescription("Creates tables, exchanges, queues, collections and indexes; safe to run twice"),
@@ -79,7 +81,7 @@ export const doctor = Command.make("doctor", { json }, ({ json }) =>
       ].join("\n\n"),
     )
     if (diagnoses.some(({ status }) => status === "down" || status === "incomplete"))
-      return yield* new Provision.Unhealthy({ message: "not everything is in order" })
+      return yield* new Provision.CommandFailed({ message: "not everything is in order" })
   }).pipe(Effect.provide(Stack.looking)),
 ).pipe(
   Command.withDescription(

@@ -32,7 +32,7 @@ export const api = serve("api", "The HTTP API, which also publishes and sweeps t
 export const worker = serve(
   "worker",
   "Folds interactions into embeddings; run as many as you like",
-  WorkerHealth.layer.pipe(Layer.provideMerge(Worker.layer), Layer.provide(Worker.yielding)),
+  WorkerHealth.layer.pipe(Layer.provideMerge(Worker.layer), Layer.provide(Worker.lowerPriority)),
 )
 export const relay = serve(
   "relay",

@@ -3,8 +3,8 @@ import { Command, Options } from "@effect/cli"
 import { Console, Effect } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as SystemStats from "../../services/operate/SystemStats.ts"
-import { isolatedQueue, queue, retryQueue } from "../../services/ports/InteractionQueue.ts"
-import { Unhealthy } from "../tasks/ProvisionServers.ts"
+import { quarantineQueue, queue, retryQueue } from "../../services/ports/InteractionQueue.ts"
+import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print, table } from "./support/Output.ts"
 import { waiting } from "./support/Progress.ts"
 
@@ -33,7 +33,7 @@ const inTables = ({
           rate(rates?.ack),
         ),
         ...Object.entries(queues?.retry ?? {}).map(([delay, n]) => [retryQueue(Number(delay)), count(n)]),
-        [isolatedQueue, count(queues?.isolated)],
+        [quarantineQueue, count(queues?.isolated)],
         ["failed", count(queues?.failed)],
       ],
     ),
@@ -70,7 +70,7 @@ export const stats = Command.make(
       const found = yield* waiting("looking at the system")(Effect.provide(SystemStats.look, Stack.layer))
       yield* print(json, found, inTables)
       if (found.unavailable.length > 0)
-        return yield* new Unhealthy({ message: "not everything could be looked at" })
+        return yield* new CommandFailed({ message: "not everything could be looked at" })
     }),
 ).pipe(
   Command.withDescription(

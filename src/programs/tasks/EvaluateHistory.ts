@@ -185,8 +185,8 @@ export const evaluate = Effect.fn("evaluate")(function* <E, R>(
     ),
   ])
 
-  const foretold: Array<Evaluation.Foretold> = []
-  const oneByOne = Evaluation.foretell(plan, {
+  const foretold: Array<Evaluation.Ranking> = []
+  const oneByOne = Evaluation.predict(plan, {
     products: [...catalogue].map(([product_id, vector]) => ({ product_id, vector })),
     vectorOf: ({ product_id, search_phrase }) =>
       search_phrase === null ? catalogue.get(product_id ?? "") : phrases.get(search_phrase),
@@ -204,13 +204,13 @@ export const evaluate = Effect.fn("evaluate")(function* <E, R>(
 
   const figures = (way: number) => {
     const of = (metric: Evaluation.Metric) =>
-      Evaluation.estimate(foretold, (ranks) => Evaluation.worth[metric](ranks[way]!))
+      Evaluation.estimate(foretold, (ranks) => Evaluation.metricOfRank[metric](ranks[way]!))
     return { hit_rate: of("hit_rate"), ndcg: of("ndcg"), mrr: of("mrr") }
   }
   const nameOf = (setting: Evaluation.Setting) =>
     `taste λ ${setting.lambda}, ${setting.weights === equal ? "equal" : "configured"} weights, ${setting.history}, ${setting.mix}, popularity ${setting.popularity}`
   const rows: ReadonlyArray<Row> = [
-    ...Evaluation.simple.map((name, way) => ({ name, setting: null, configured: false, ...figures(way) })),
+    ...Evaluation.baselines.map((name, way) => ({ name, setting: null, configured: false, ...figures(way) })),
     ...settings.map((setting, index) => ({
       name: nameOf(setting),
       setting: {
@@ -218,10 +218,10 @@ export const evaluate = Effect.fn("evaluate")(function* <E, R>(
         weights: setting.weights === equal ? ("equal" as const) : ("configured" as const),
       },
       configured: index === 0,
-      ...figures(Evaluation.simple.length + index),
+      ...figures(Evaluation.baselines.length + index),
     })),
   ]
-  const verdict = Evaluation.judge(foretold, settings.length)
+  const verdict = Evaluation.compareOnHoldout(foretold, settings.length)
   return {
     interactions: plan.interactions.length,
     rejected,

@@ -370,7 +370,7 @@ export const generateLoad = Effect.fn("generateLoad")(function* (options: LoadOp
       const watcher = yield* Effect.forkScoped(watching)
       const seconds = yield* Effect.raceFirst(sending, Effect.zipRight(Fiber.join(watcher), Effect.never))
       const [sample] = interactions
-      if (sample !== undefined && (yield* log.known([AppliedIds.prefix(sample.message_id)])).size === 0)
+      if (sample !== undefined && (yield* log.existingIds([AppliedIds.prefix(sample.message_id)])).size === 0)
         return yield* new NotAccepted({
           message: `${options.url} records elsewhere: give this command the same RABBITMQ_DSN, MYSQL_URL, MONGODB_URL or DATA_DIR`,
         })

@@ -96,7 +96,7 @@ const ofContents = Effect.gen(function* () {
                 "import them again: user-embeddings products import FILE; or go back to the model and dimensions they were made with",
             })),
       ),
-      told(users.elsewhere(space), (amount) =>
+      told(users.countInOtherSpaces(space), (amount) =>
         stored("users", amount, "incomplete", (n) => ({
           problem: `${n} users have their embedding in another space than ${space} and get no updates`,
           remedy:
@@ -123,4 +123,6 @@ export const doctor = Effect.gen(function* () {
 })
 
 /** Something is not as it should be; the report says what. */
-export class Unhealthy extends Schema.TaggedError<Unhealthy>()("Unhealthy", { message: Schema.String }) {}
+export class CommandFailed extends Schema.TaggedError<CommandFailed>()("CommandFailed", {
+  message: Schema.String,
+}) {}

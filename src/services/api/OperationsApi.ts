@@ -74,7 +74,7 @@ const LettersInFull = Schema.Struct({
   ),
 }).annotations({ identifier: "DeadLettersInFull" })
 /** Which dead letters are meant: these, those of one error, or all. */
-export const PickedLetters = Schema.Union(
+export const DeadLetterIds = Schema.Union(
   Schema.Struct({ ids: Schema.Array(UserId).pipe(Schema.minItems(1), Schema.maxItems(1_000)) }),
   Schema.Struct({ error: Schema.NonEmptyString }),
   Schema.Struct({ all: Schema.Literal(true) }),
@@ -120,12 +120,12 @@ export const operations = HttpApiGroup.make("operations")
   .add(HttpApiEndpoint.get("deadLetter")`/api/dead-letters/${letterId}`.addSuccess(LettersInFull))
   .add(
     HttpApiEndpoint.post("retryDeadLetters", "/api/dead-letters/retry")
-      .setPayload(PickedLetters)
+      .setPayload(DeadLetterIds)
       .addSuccess(Schema.Struct({ picked: Count, retried: Count })),
   )
   .add(
     HttpApiEndpoint.post("removeDeadLetters", "/api/dead-letters/remove")
-      .setPayload(PickedLetters)
+      .setPayload(DeadLetterIds)
       .addSuccess(Schema.Struct({ removed: Count })),
   )
   .add(HttpApiEndpoint.get("profile")`/api/user/${user}/profile`.addSuccess(Profile))

@@ -23,8 +23,8 @@ export interface Setting {
 }
 
 /** Ways that need no vector of a user, and the plainest that has one. */
-export const simple = ["popular", "buy again", "item kNN", "last item", "plain mean"] as const
-export type Simple = (typeof simple)[number]
+export const baselines = ["popular", "buy again", "item kNN", "last item", "plain mean"] as const
+export type Baseline = (typeof baselines)[number]
 
 export interface Plan {
   /** Oldest first, each once. */
@@ -78,7 +78,7 @@ export const plan = (
 }
 
 /** Rank of the product foretold, 0 = first, for every way: simple ones first, then the settings. */
-export interface Foretold {
+export interface Ranking {
   readonly user: UserId
   readonly ranks: ReadonlyArray<number>
 }
@@ -135,7 +135,7 @@ class Numbers {
 }
 
 /** Foretells each target; yields in time order, so that a caller can show progress and breathe. */
-export function* foretell({ interactions, targets }: Plan, world: World): Generator<Foretold> {
+export function* predict({ interactions, targets }: Plan, world: World): Generator<Ranking> {
   const { lambda, products, settings, space, unseenOnly, vectorOf } = world
   const { mean, vectors } = centred(products)
   const indexOf = new Map(products.map(({ product_id }, index) => [product_id, index]))
@@ -228,7 +228,7 @@ export function* foretell({ interactions, targets }: Plan, world: World): Genera
       rank((product) => (scores?.[product] ?? 0) + (scores === undefined ? 1 : weight) * popularity(product))
 
     const plain: Setting = { lambda: 0, weights: equal, history: "cumulative", mix: "long", popularity: 0 }
-    const simpleRanks: Readonly<Record<Simple, number>> = {
+    const simpleRanks: Readonly<Record<Baseline, number>> = {
       popular: rank(popularity),
       "buy again": orPopular(again),
       "item kNN": orPopular(near),
@@ -236,7 +236,7 @@ export function* foretell({ interactions, targets }: Plan, world: World): Genera
       "plain mean": byVector(events.length === 0 ? undefined : tasteOf(plain), 0),
     }
     return [
-      ...simple.map((name) => simpleRanks[name]),
+      ...baselines.map((name) => simpleRanks[name]),
       ...settings.map((setting) =>
         byVector(events.length === 0 ? undefined : tasteOf(setting), setting.popularity),
       ),
@@ -279,7 +279,7 @@ export const metrics = ["hit_rate", "ndcg", "mrr"] as const
 export type Metric = (typeof metrics)[number]
 
 /** What a rank is worth, at 10. */
-export const worth: Readonly<Record<Metric, (rank: number) => number>> = {
+export const metricOfRank: Readonly<Record<Metric, (rank: number) => number>> = {
   hit_rate: (rank) => (rank < first ? 1 : 0),
   ndcg: (rank) => (rank < first ? 1 / Math.log2(rank + 2) : 0),
   mrr: (rank) => (rank < first ? 1 / (rank + 1) : 0),
@@ -299,7 +299,7 @@ const resamples = 1_000
  * Tibshirani, "An Introduction to the Bootstrap", 1993).
  */
 export const estimate = (
-  foretold: ReadonlyArray<Foretold>,
+  foretold: ReadonlyArray<Ranking>,
   value: (ranks: ReadonlyArray<number>) => number,
 ): Estimate => {
   const sums = new Map<UserId, readonly [number, number]>()
@@ -327,8 +327,8 @@ export const estimate = (
 }
 
 export interface Verdict {
-  /** Chosen on one half of the users: a name of {@link simple}, an index of the settings. */
-  readonly simple: Simple
+  /** Chosen on one half of the users: a name of {@link baselines}, an index of the settings. */
+  readonly baselines: Baseline
   readonly setting: number
   /** NDCG of the setting less that of the simple way, on the other half. */
   readonly difference: Estimate
@@ -339,26 +339,26 @@ export interface Verdict {
  * The best setting against the best simple way. Both are chosen on one half of the users and compared on the other: the
  * best of many on the same users would look better than it is.
  */
-export const judge = (foretold: ReadonlyArray<Foretold>, settings: number): Verdict => {
-  const halves: [Array<Foretold>, Array<Foretold>] = [[], []]
+export const compareOnHoldout = (foretold: ReadonlyArray<Ranking>, settings: number): Verdict => {
+  const halves: [Array<Ranking>, Array<Ranking>] = [[], []]
   const sides = new Map<UserId, 0 | 1>()
   for (const one of foretold) {
     const side = sides.get(one.user) ?? (sides.size % 2 === 0 ? 0 : 1)
     sides.set(one.user, side)
     halves[side].push(one)
   }
-  const ndcg = (way: number) => halves[0].reduce((sum, { ranks }) => sum + worth.ndcg(ranks[way]!), 0)
+  const ndcg = (way: number) => halves[0].reduce((sum, { ranks }) => sum + metricOfRank.ndcg(ranks[way]!), 0)
   const best = (from: number, count: number) =>
     Array.from({ length: count }, (_, index) => from + index).reduce((a, b) => (ndcg(b) > ndcg(a) ? b : a))
-  const plainest = best(0, simple.length)
-  const richest = best(simple.length, settings)
+  const plainest = best(0, baselines.length)
+  const richest = best(baselines.length, settings)
   const difference = estimate(
     halves[1],
-    (ranks) => worth.ndcg(ranks[richest]!) - worth.ndcg(ranks[plainest]!),
+    (ranks) => metricOfRank.ndcg(ranks[richest]!) - metricOfRank.ndcg(ranks[plainest]!),
   )
   return {
-    simple: simple[plainest]!,
-    setting: richest - simple.length,
+    baselines: baselines[plainest]!,
+    setting: richest - baselines.length,
     difference,
     says: difference.low > 0 ? "taste" : difference.high < 0 ? "simple" : "undecided",
   }

@@ -209,19 +209,19 @@ const isUsualMetadata = (value: unknown): value is Metadata => {
 }
 
 /** Everything that makes an interaction, of unknown origin. */
-export type Parts = {
+export type RawFields = {
   readonly [Part in Exclude<keyof Interaction, "message_id">]?: unknown
 }
 
 /** The parts as they stand, if that is what the schemas would make of them. Absent is `null` or `undefined`. */
-export const usual = ({
+export const fastDecode = ({
   event_type,
   metadata,
   occurred_at,
   product_id,
   search_phrase,
   user_id,
-}: Parts): Made | undefined => {
+}: RawFields): DecodedFields | undefined => {
   if (!isUsualId(user_id) || !isUsualMetadata(metadata)) return undefined
   if (typeof occurred_at !== "string" || !isCanonical(occurred_at)) return undefined
   const facts = { user_id, occurred_at, metadata }
@@ -243,13 +243,13 @@ export const usual = ({
 
 type Facts = Pick<Interaction, "user_id" | "occurred_at" | "metadata">
 /** Decoded parts of an interaction. */
-export type Made = Facts &
+export type DecodedFields = Facts &
   (
     | { readonly event_type: "search"; readonly search_phrase: string }
     | { readonly event_type: Exclude<EventType, "search">; readonly product_id: ProductId }
   )
 /** Builds an interaction and gives it its `message_id`. */
-export const make = (facts: Made): Interaction => {
+export const make = (facts: DecodedFields): Interaction => {
   const { user_id, occurred_at, metadata } = facts
   const what =
     facts.event_type === "search"
@@ -346,9 +346,9 @@ const withDefaults = (json: object) => ({
 })
 
 /** A message whose parts are the usual ones and give its id; `undefined` = ask the schema. */
-const asItStands = (json: object): Either.Either<Interaction> | undefined => {
-  const parts: Parts & { readonly message_id?: unknown } = withDefaults(json)
-  const made = usual(parts)
+const fastDecodeMessage = (json: object): Either.Either<Interaction> | undefined => {
+  const parts: RawFields & { readonly message_id?: unknown } = withDefaults(json)
+  const made = fastDecode(parts)
   if (made === undefined) return undefined
   const interaction = make(made)
   return interaction.message_id === parts.message_id ? Either.right(interaction) : undefined
@@ -383,7 +383,7 @@ export const decodeMessage = (
     return invalid("schema_violation", `version: must be "${messageVersion}"`)
   if (!version.startsWith("1."))
     return invalid("unsupported_version", `version ${version}, this worker reads 1.x`)
-  const decoded = asItStands(json) ?? decodeChecked(json)
+  const decoded = fastDecodeMessage(json) ?? decodeChecked(json)
   return Either.isRight(decoded) && Date.parse(decoded.right.occurred_at) > latest
     ? invalid("in_the_future", `occurred_at ${decoded.right.occurred_at} is more than 60 s in the future`)
     : decoded

@@ -13,7 +13,7 @@ import { type Depths, InteractionQueue, type InteractionQueueError } from "../po
 import { PhraseEmbedder } from "../ports/PhraseEmbedder.ts"
 import { ProductEmbeddings, type ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
 import { type Bookkeeping, UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
-import * as Applied from "./Applied.ts"
+import * as AppliedInteractions from "./AppliedInteractions.ts"
 
 /** One interaction that the log and the embedding do not agree about, or agree about only later. */
 export interface Finding {
@@ -189,12 +189,17 @@ const joined = <E1, E2>(
 }
 
 /** A user's bookkeeping as it was read. */
-type Read = Applied.Bookkept & Pick<Bookkeeping, "version" | "erased_at" | "event_count">
+type Read = AppliedInteractions.AppliedState & Pick<Bookkeeping, "version" | "erased_at" | "event_count">
 const noRecord = { applied: AppliedIds.none, archived: 0, event_count: 0 }
-const nothing: Read = { ...Applied.bookkept(noRecord), version: 0, erased_at: -1, event_count: 0 }
+const nothing: Read = {
+  ...AppliedInteractions.appliedState(noRecord),
+  version: 0,
+  erased_at: -1,
+  event_count: 0,
+}
 
 /** Interactions that some queue may hold, as far as can be told. */
-const waiting = ({ isolated, main, retry }: Depths, eventsPerMessage: number): number =>
+const waiting = ({ quarantined: isolated, main, retry }: Depths, eventsPerMessage: number): number =>
   main.ready * eventsPerMessage +
   main.unacked +
   isolated +
@@ -216,7 +221,7 @@ const make = Effect.gen(function* () {
           Array.from(records, ([user, record]) => [
             user,
             {
-              ...Applied.bookkept(record),
+              ...AppliedInteractions.appliedState(record),
               version: record.version,
               erased_at: record.erased_at,
               event_count: record.embedding?.event_count ?? 0,
@@ -256,7 +261,7 @@ const make = Effect.gen(function* () {
     const unapplied = Effect.fnUntraced(function* <
       Row extends { readonly user_id: UserId; readonly message_id: string; readonly recordedAt: number },
     >(rows: ReadonlyArray<Row>, records: ReadonlyMap<UserId, Read>) {
-      const applied = yield* Applied.applied(users, rows, records)
+      const applied = yield* AppliedInteractions.findApplied(users, rows, records)
       const left = rows.filter(({ message_id }) => !applied.has(AppliedIds.prefix(message_id)))
       return {
         applied: rows.length - left.length,
@@ -284,7 +289,7 @@ const make = Effect.gen(function* () {
           }),
         ),
       )
-      const total = yield* Applied.total(users, user, record)
+      const total = yield* AppliedInteractions.countApplied(users, user, record)
       const again = (yield* readOf([user])).get(user) ?? nothing
       return { record, left, total, extra: total - applied, settled: again.version === record.version }
     })
@@ -296,9 +301,9 @@ const make = Effect.gen(function* () {
       const { record, total } = found
       if (found.extra > 0)
         yield* Stream.make([...record.onRecord]).pipe(
-          Stream.concat(Applied.offRecord(users, user, record)),
+          Stream.concat(AppliedInteractions.overflowIds(users, user, record)),
           Stream.runForEach((ids) =>
-            Effect.map(log.known(ids), (known) => {
+            Effect.map(log.existingIds(ids), (known) => {
               for (const id of ids) if (!known.has(id)) extra(user, id)
             }),
           ),
@@ -330,7 +335,7 @@ const make = Effect.gen(function* () {
     const differing = Effect.fnUntraced(function* (some: ReadonlyArray<Both>) {
       const found = new Map(some.map(({ applied, user_id }) => [user_id, new Fingerprint(applied?.applied)]))
       const archived = some.filter(({ applied }) => applied !== undefined && applied.archived > 0)
-      yield* Stream.runForEach(users.ledger(archived.map(({ user_id }) => user_id)), (entries) =>
+      yield* Stream.runForEach(users.overflow(archived.map(({ user_id }) => user_id)), (entries) =>
         Effect.sync(() => {
           for (const { ids, user_id } of entries) found.get(user_id)?.add(AppliedIds.pack(ids))
         }),
@@ -345,7 +350,7 @@ const make = Effect.gen(function* () {
       audited = 1
       yield* inspect(options.user)
     } else
-      yield* joined(perUser(log.identities, options.progress ?? (() => Effect.void)), users.bookkeeping).pipe(
+      yield* joined(perUser(log.messageIds, options.progress ?? (() => Effect.void)), users.bookkeeping).pipe(
         Stream.filter(({ applied, logged }) => logged !== undefined || (applied?.event_count ?? 0) > 0),
         Stream.grouped(usersPerPage),
         Stream.runForEach((some) =>

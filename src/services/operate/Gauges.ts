@@ -4,7 +4,13 @@
  */
 import { Clock, Duration, Effect, Layer, Metric, Schedule } from "effect"
 import { InteractionLog } from "../ports/InteractionLog.ts"
-import { failedQueue, InteractionQueue, isolatedQueue, queue, retryQueue } from "../ports/InteractionQueue.ts"
+import {
+  failedQueue,
+  InteractionQueue,
+  quarantineQueue,
+  queue,
+  retryQueue,
+} from "../ports/InteractionQueue.ts"
 import * as Telemetry from "../Telemetry.ts"
 
 const interval = Duration.seconds(5)
@@ -22,10 +28,10 @@ const polling = <E, R>(look: Effect.Effect<unknown, E, R>, every: Duration.Durat
 /** Depths of all queues and the consumers of the main one. */
 export const queues = polling(
   Effect.gen(function* () {
-    const { failed, isolated, main, retry } = yield* (yield* InteractionQueue).depths
+    const { failed, quarantined: isolated, main, retry } = yield* (yield* InteractionQueue).depths
     yield* Metric.set(Telemetry.queueDepth(queue), main.ready)
     yield* Metric.set(Telemetry.queueConsumers, main.consumers)
-    yield* Metric.set(Telemetry.queueDepth(isolatedQueue), isolated)
+    yield* Metric.set(Telemetry.queueDepth(quarantineQueue), isolated)
     yield* Metric.set(Telemetry.queueDepth(failedQueue), failed)
     for (const [delay, waiting] of Object.entries(retry))
       yield* Metric.set(Telemetry.queueDepth(retryQueue(Number(delay))), waiting)

@@ -17,7 +17,7 @@ import {
 } from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import { type EventVectorError, EventVectors } from "../update/EventVectors.ts"
-import * as Applied from "./Applied.ts"
+import * as AppliedInteractions from "./AppliedInteractions.ts"
 
 /** The vector can't be computed anew without losing something; it stays as it is. */
 export class CannotRebuild extends Schema.TaggedError<CannotRebuild>()("CannotRebuild", {
@@ -62,7 +62,7 @@ const vectorRetry = Schedule.intersect(RetryPolicies.reconnectRetry, Schedule.re
 
 /** The vector will not be there however often it is asked for. */
 const isGone = (error: EventVectorError): boolean => {
-  const { _tag } = RetryPolicies.verdict(error)
+  const { _tag } = RetryPolicies.classify(error)
   return _tag === "Skip" || _tag === "Unrecoverable"
 }
 
@@ -94,7 +94,7 @@ const make = Effect.gen(function* () {
     const { user_id } = record
     const fail = (detail: string) =>
       new CannotRebuild({ user_id, detail: `${detail}; --allow-missing goes on without` })
-    const records = new Map([[user_id, Applied.bookkept(record)]])
+    const records = new Map([[user_id, AppliedInteractions.appliedState(record)]])
     const without: Array<Interaction> = []
     let embedding: UserEmbedding | undefined
     /** The last instant of a page may go on in the next one. */
@@ -121,7 +121,7 @@ const make = Effect.gen(function* () {
       Stream.runForEach((chunk) =>
         Effect.gen(function* () {
           const rows = Chunk.toReadonlyArray(chunk)
-          const ids = yield* Applied.applied(users, rows, records)
+          const ids = yield* AppliedInteractions.findApplied(users, rows, records)
           const own = rows.filter(({ message_id }) => ids.has(AppliedIds.prefix(message_id)))
           inLog += own.length
           const all = [...held, ...own]
@@ -134,7 +134,7 @@ const make = Effect.gen(function* () {
     )
     yield* take(held)
 
-    const forgotten = (yield* Applied.total(users, user_id, records.get(user_id)!)) - inLog
+    const forgotten = (yield* AppliedInteractions.countApplied(users, user_id, records.get(user_id)!)) - inLog
     if (forgotten > 0 && !allowMissing)
       return yield* fail(`${forgotten} applied interactions are not in the log any more`)
     if (embedding === undefined)

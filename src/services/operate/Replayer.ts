@@ -90,7 +90,7 @@ const make = Effect.gen(function* () {
         Effect.gen(function* () {
           yield* Effect.mapError(roomInQueue(queue), stopped)
           yield* send(some).pipe(
-            MessageTraces.together("replay interactions", some.map(MessageTraces.traced)),
+            MessageTraces.withBatchSpan("replay interactions", some.map(MessageTraces.traced)),
             Effect.catchTag("InteractionQueueError", (cause) => Effect.fail(stopped(cause))),
           )
           published += some.length

@@ -8,9 +8,11 @@ import * as Vector from "../model/Vector.ts"
 import { InteractionLog } from "../ports/InteractionLog.ts"
 import { ProductEmbeddings } from "../ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../ports/UserEmbeddings.ts"
-import * as Applied from "./Applied.ts"
+import * as AppliedInteractions from "./AppliedInteractions.ts"
 
-export class NoSuchUser extends Schema.TaggedError<NoSuchUser>()("NoSuchUser", { user_id: Schema.String }) {
+export class UserNotFound extends Schema.TaggedError<UserNotFound>()("UserNotFound", {
+  user_id: Schema.String,
+}) {
   override get message() {
     return `user ${this.user_id} has no embedding`
   }
@@ -33,13 +35,17 @@ export const userInFigures = Effect.fn("userInFigures")(function* (user_id: User
   const newest = yield* log.newest(user_id, eventsShown)
   const record = (yield* users.load([user_id])).get(user_id)
   const embedding = record?.embedding
-  if (record === undefined || embedding === undefined) return yield* new NoSuchUser({ user_id })
+  if (record === undefined || embedding === undefined) return yield* new UserNotFound({ user_id })
 
   const named = yield* products.describe(
     newest.flatMap(({ interaction: { product_id } }) => product_id ?? []),
   )
   const interactions = newest.map(({ interaction }) => interaction)
-  const applied = yield* Applied.applied(users, interactions, new Map([[user_id, Applied.bookkept(record)]]))
+  const applied = yield* AppliedInteractions.findApplied(
+    users,
+    interactions,
+    new Map([[user_id, AppliedInteractions.appliedState(record)]]),
+  )
   const { embedding: vector, last_updated, recent: _, ...facts } = embedding
   return {
     ...facts,
@@ -76,7 +82,7 @@ export const showUser = Effect.fn("showUser")(function* (user_id: UserId) {
   const figures = yield* userInFigures(user_id)
   const [users, products] = yield* Effect.all([UserEmbeddings, ProductEmbeddings])
   const vector = (yield* users.load([user_id])).get(user_id)?.embedding
-  if (vector === undefined) return yield* new NoSuchUser({ user_id })
+  if (vector === undefined) return yield* new UserNotFound({ user_id })
   const { space } = figures
   const nearest_products = yield* products.nearest(vector.embedding, { space, limit: neighboursShown })
   return { ...figures, nearest_products }

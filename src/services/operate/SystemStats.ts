@@ -63,7 +63,7 @@ export const eventToEmbedding = Effect.gen(function* () {
   const log = yield* InteractionLog
   const users = yield* UserEmbeddings
   const recorded = new Map(
-    (yield* log.latest(rowsLookedAt)).map(({ interaction, recordedAt }) => [
+    (yield* log.lastRecorded(rowsLookedAt)).map(({ interaction, recordedAt }) => [
       AppliedIds.prefix(interaction.message_id),
       { user: interaction.user_id, recordedAt },
     ]),
@@ -105,7 +105,7 @@ export const look: Effect.Effect<SystemStats, never, InteractionLog | Interactio
     return {
       queues: depths && {
         user_embedding_updates: { ...depths.main, unacked },
-        isolated: depths.isolated,
+        isolated: depths.quarantined,
         retry: depths.retry,
         failed: depths.failed,
       },

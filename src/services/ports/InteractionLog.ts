@@ -104,12 +104,12 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
      */
     readonly stream: (filter: LogFilter) => Stream.Stream<LogRow, InteractionLogError>
     /** Whose interactions the log holds: all message ids, in pages and in the order of user ids. */
-    readonly identities: Stream.Stream<
+    readonly messageIds: Stream.Stream<
       ReadonlyArray<Pick<Interaction, "user_id" | "message_id">>,
       InteractionLogError
     >
     /** Which of these prefixes of message ids (32 hex digits) are in the log. */
-    readonly known: (
+    readonly existingIds: (
       prefixes: ReadonlyArray<string>,
     ) => Effect.Effect<ReadonlySet<string>, InteractionLogError>
     /** The user's newest interactions by `occurred_at`, newest first. */
@@ -118,14 +118,16 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       limit: number,
     ) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
     /** The rows recorded last, newest first. */
-    readonly latest: (limit: number) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
+    readonly lastRecorded: (
+      limit: number,
+    ) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
     /** Products that the user ever had an interaction of one of these types with. */
     readonly products: (
       user: UserId,
       types: ReadonlyArray<EventType>,
     ) => Effect.Effect<ReadonlySet<ProductId>, InteractionLogError>
     /** The last row's place in the log, 0 for none. Rows before it may still be on their way. */
-    readonly end: Effect.Effect<number, InteractionLogError>
+    readonly maxId: Effect.Effect<number, InteractionLogError>
     /** Interactions with products in the rows after one place and up to another. */
     readonly productCounts: (
       after: number,
@@ -139,7 +141,7 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     /** Removes the user's rows that were recorded at or before `recordedBy` (Unix ms); answers how many there were. */
     readonly erase: (user: UserId, recordedBy: number) => Effect.Effect<number, InteractionLogError>
     /** Runs the effect while this process is the elected relay; `false` when another one is. */
-    readonly whileElected: <E, R>(
+    readonly withLeaderLock: <E, R>(
       effect: Effect.Effect<void, E, R>,
     ) => Effect.Effect<boolean, E | InteractionLogError, R>
   }

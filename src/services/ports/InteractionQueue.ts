@@ -10,7 +10,7 @@ import { describeFailure, portFailure } from "./PortFailure.ts"
 export const exchange = "user_events"
 export const queue = "user_embedding_updates"
 /** Suspects wait here, each to be handled alone. */
-export const isolatedQueue = `${queue}.isolated`
+export const quarantineQueue = `${queue}.isolated`
 export const failedQueue = "failed"
 export const routingKey = (type: EventType): string => `user.embedding.${type}`
 /** The delay queue of a rung; its name tells the delay in ms. */
@@ -39,9 +39,9 @@ export interface Delivery {
   /** `x-retry-count`: failed attempts so far. */
   readonly retryCount: number
   /** `x-isolated-attempts`: how often it was handled alone as a suspect, this time included. */
-  readonly isolatedAttempts: number
+  readonly quarantineAttempts: number
   /** A suspect that came alone: its consumer holds nothing else. */
-  readonly isolated: boolean
+  readonly quarantined: boolean
   /** How often the broker says that it was delivered before without an answer. */
   readonly redeliveries: number
   /** `x-published-at`, Unix ms. */
@@ -63,13 +63,13 @@ export type Settlement =
   | { readonly _tag: "Retry"; readonly delayMillis: number; readonly failure: Failure }
   | { readonly _tag: "DeadLetter"; readonly failure: Failure }
   /** Comes back at once and alone; counted as one attempt more if it already came alone. */
-  | { readonly _tag: "Isolate" }
+  | { readonly _tag: "Quarantine" }
 
 /** Of a delivery that is not done with. */
-export type Onward = Exclude<Settlement, { readonly _tag: "Ack" }>
+export type NotAcked = Exclude<Settlement, { readonly _tag: "Ack" }>
 
 export const Ack: Settlement = { _tag: "Ack" }
-export const Isolate: Settlement = { _tag: "Isolate" }
+export const Quarantine: Settlement = { _tag: "Quarantine" }
 export const Retry = (delayMillis: number, failure: Failure): Settlement => ({
   _tag: "Retry",
   delayMillis,
@@ -80,10 +80,10 @@ export const DeadLetter = (failure: Failure): Settlement => ({ _tag: "DeadLetter
 export type Settled = readonly [Delivery, Settlement]
 
 /** `x-isolated-attempts` of the copy that is isolated; what the ladder brought back goes on where it was. */
-export const nextIsolatedAttempt = ({
-  isolated,
-  isolatedAttempts,
-}: Pick<Delivery, "isolated" | "isolatedAttempts">): number =>
+export const nextQuarantineAttempt = ({
+  quarantined: isolated,
+  quarantineAttempts: isolatedAttempts,
+}: Pick<Delivery, "quarantined" | "quarantineAttempts">): number =>
   isolated ? isolatedAttempts + 1 : Math.max(1, isolatedAttempts)
 
 export class InteractionQueueError extends Schema.TaggedError<InteractionQueueError>()(
@@ -126,7 +126,7 @@ export interface Depths {
   /** Messages waiting in the main queue, interactions held by its consumers, and how many consumers it has. */
   readonly main: { readonly ready: number; readonly unacked: number; readonly consumers: number }
   /** Suspects, waiting or held. */
-  readonly isolated: number
+  readonly quarantined: number
   /** Waiting by delay in ms. */
   readonly retry: Readonly<Record<string, number>>
   readonly failed: number
@@ -149,7 +149,7 @@ export class InteractionQueue extends Context.Tag("user-embeddings/InteractionQu
     /** Interactions that one message of the main queue may hold, at most. */
     readonly eventsPerMessage: number
     /** A batch of so many tells a worker that others wait for its thread; infinite where they have threads of their own. */
-    readonly busyBatch: number
+    readonly pauseAbove: number
     /** Publishes messages in a window and answers in their order. Fails only when none can be published. */
     readonly publish: (
       messages: ReadonlyArray<Message>,

@@ -30,7 +30,7 @@ export interface Write {
 }
 
 /** Ids (first 32 hex digits of message ids) of one user in the ledger. */
-export interface LedgerEntry {
+export interface OverflowEntry {
   readonly user_id: UserId
   readonly ids: ReadonlyArray<string>
 }
@@ -74,13 +74,13 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
       writes: ReadonlyArray<Write>,
     ) => Effect.Effect<ReadonlyArray<boolean>, UserEmbeddingsError>
     /** Puts ids into the ledger, durably; those already there stay. */
-    readonly archive: (entries: ReadonlyArray<LedgerEntry>) => Effect.Effect<void, UserEmbeddingsError>
+    readonly saveOverflow: (entries: ReadonlyArray<OverflowEntry>) => Effect.Effect<void, UserEmbeddingsError>
     /** Which of these ids are in the ledger, per user. */
     readonly archived: (
-      entries: ReadonlyArray<LedgerEntry>,
+      entries: ReadonlyArray<OverflowEntry>,
     ) => Effect.Effect<ReadonlyMap<UserId, ReadonlySet<string>>, UserEmbeddingsError>
     /** Waits until what was read last is durable on a majority; bumps no version. */
-    readonly settled: Effect.Effect<void, UserEmbeddingsError>
+    readonly awaitDurable: Effect.Effect<void, UserEmbeddingsError>
     /** Replaces the record by a tombstone at `at` (Unix ms) and removes the ledger; answers whether there was an embedding. */
     readonly erase: (user: UserId, at: number) => Effect.Effect<boolean, UserEmbeddingsError>
     /** The last writes of those users who have an embedding: without vectors, for those who watch progress. */
@@ -90,15 +90,15 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
     /** How many users have an embedding. */
     readonly count: Effect.Effect<number, UserEmbeddingsError>
     /** How many have their embedding in another space than this one. */
-    readonly elsewhere: (space: string) => Effect.Effect<number, UserEmbeddingsError>
+    readonly countInOtherSpaces: (space: string) => Effect.Effect<number, UserEmbeddingsError>
     /** All records, tombstones included, in the order of user ids. */
     readonly stream: Stream.Stream<UserRecord, UserEmbeddingsError>
     /** The same without what is large. */
     readonly bookkeeping: Stream.Stream<Bookkeeping, UserEmbeddingsError>
     /** All ids of these users in the ledger, in pages; those of one user may be spread over several. */
-    readonly ledger: (
+    readonly overflow: (
       users: ReadonlyArray<UserId>,
-    ) => Stream.Stream<ReadonlyArray<LedgerEntry>, UserEmbeddingsError>
+    ) => Stream.Stream<ReadonlyArray<OverflowEntry>, UserEmbeddingsError>
   }
 >() {}
 

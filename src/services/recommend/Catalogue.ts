@@ -19,8 +19,8 @@ import {
   ProductEmbeddings,
   ProductEmbeddingsError,
 } from "../ports/ProductEmbeddings.ts"
-import { keepBest } from "./Nearest.ts"
-import * as Refresher from "./Refresher.ts"
+import * as StaleWhileRevalidate from "./StaleWhileRevalidate.ts"
+import { insertTopK } from "./TopK.ts"
 
 /** Products that are held: 6 KB each at 1536 dimensions. */
 export const mostProducts = 100_000
@@ -96,12 +96,12 @@ export class Catalogue extends Context.Tag("user-embeddings/Catalogue")<
       search: Search,
     ) => Effect.Effect<ReadonlyArray<Scored>, CatalogueError>
     /** The store has just been changed by this process: the next answer shows it, not only that of a second later. */
-    readonly outdate: Effect.Effect<void>
+    readonly invalidate: Effect.Effect<void>
   }
 >() {}
 
 /** Lets requests, timers and other fibers have their turn. */
-const breathe = Effect.async<void>((resume) => {
+const yieldToEventLoop = Effect.async<void>((resume) => {
   const turn = setImmediate(() => resume(Effect.void))
   return Effect.sync(() => clearImmediate(turn))
 })
@@ -163,7 +163,7 @@ const make = Effect.fnUntraced(function* (most: number) {
   let sweptAt = Number.NEGATIVE_INFINITY
   let newest = 0
   /** Too large to be held. */
-  let outgrown = false
+  let tooLarge = false
   const scans = yield* Effect.makeSemaphore(1)
 
   const vectorAt = (row: number): Float32Array => {
@@ -203,7 +203,7 @@ const make = Effect.fnUntraced(function* (most: number) {
     const unit = Vector.normalise(embedding)
     const known = rowOf.get(product_id)
     if (known === undefined && rowOf.size >= most) {
-      outgrown = true
+      tooLarge = true
       return
     }
     const row = known ?? free.pop() ?? rows.length
@@ -221,14 +221,14 @@ const make = Effect.fnUntraced(function* (most: number) {
 
   /** Reads all products, and lets those go that are no longer there. */
   const sweep = Effect.fnUntraced(function* (now: number) {
-    if (outgrown && (yield* products.count) > most) return
-    outgrown = false
+    if (tooLarge && (yield* products.count) > most) return
+    tooLarge = false
     const found = new Set<ProductId>()
     yield* Stream.runForEachWhile(products.stream(space), (product) =>
       Effect.sync(() => {
         take(product, now)
         found.add(product.product_id)
-        return !outgrown
+        return !tooLarge
       }),
     )
     for (const id of rowOf.keys()) if (!found.has(id)) remove(id, now)
@@ -252,7 +252,7 @@ const make = Effect.fnUntraced(function* (most: number) {
     const measured: Array<number> = []
     for (let row = 0; row < rows.length; row++) {
       measured.push(rows[row] === undefined ? 0 : lengthOf(row, moved, squared))
-      if (row % rowsPerBlock === rowsPerBlock - 1) yield* breathe
+      if (row % rowsPerBlock === rowsPerBlock - 1) yield* yieldToEventLoop
     }
     // At once, so that no search sees a part of it.
     mean = moved
@@ -262,7 +262,7 @@ const make = Effect.fnUntraced(function* (most: number) {
   })
 
   /** Keeps μ and nothing else. */
-  const letGo = Effect.fnUntraced(function* () {
+  const evictAll = Effect.fnUntraced(function* () {
     if (rowOf.size === 0) return
     yield* moveMean()
     const clear = Effect.sync(() => {
@@ -280,13 +280,13 @@ const make = Effect.fnUntraced(function* (most: number) {
     if (now - sweptAt >= Duration.toMillis(sweepEvery)) {
       yield* sweep(now)
       sweptAt = now
-    } else if (!outgrown) yield* catchUp(now)
-    if (outgrown) return yield* letGo()
+    } else if (!tooLarge) yield* catchUp(now)
+    if (tooLarge) return yield* evictAll()
     const due = changes >= meanMovesAt * rowOf.size || now - changedAt >= Duration.toMillis(meanMovesAfter)
     if (changes > 0 && due) yield* moveMean()
   })
 
-  const { current, outdate } = yield* Refresher.make<CatalogueError, never>({
+  const { current, invalidate } = yield* StaleWhileRevalidate.make<CatalogueError, never>({
     name: "catalogue",
     freshFor,
     refresh,
@@ -320,7 +320,7 @@ const make = Effect.fnUntraced(function* (most: number) {
       const worst = best[limit - 1]
       if (worst !== undefined && similarity + (bonus?.most ?? 0) < worst.score) continue
       if (without?.has(product.product_id)) continue
-      keepBest(best, limit, { ...score(product, similarity, bonus), row }, ahead)
+      insertTopK(best, limit, { ...score(product, similarity, bonus), row }, ahead)
     }
   }
 
@@ -342,7 +342,7 @@ const make = Effect.fnUntraced(function* (most: number) {
     for (const asked of together) asked.onMean = Vector.dot(asked.direction, mean)
     for (const index of blocks.keys())
       for (const [place, asked] of together.entries()) {
-        if (index + place > 0) yield* breathe
+        if (index + place > 0) yield* yieldToEventLoop
         if (asked.found === undefined) attempt(asked, index, from)
       }
     for (const asked of together)
@@ -383,7 +383,7 @@ const make = Effect.fnUntraced(function* (most: number) {
       const centred = Taste.centre(Vector.normalise(embedding), mean) ?? new Float32Array(dimensions)
       const product = { product_id, product_name, category }
       const scored = score(product, Vector.dot(direction, centred), bonus)
-      keepBest(best, limit, { ...scored, centred }, ahead)
+      insertTopK(best, limit, { ...scored, centred }, ahead)
     }
     return best
   })
@@ -394,7 +394,7 @@ const make = Effect.fnUntraced(function* (most: number) {
   }
 
   const centredOf = Effect.fnUntraced(function* (id: ProductId) {
-    if (!outgrown) {
+    if (!tooLarge) {
       const known = held(id)
       return known && centredAt(known.row)
     }
@@ -404,7 +404,7 @@ const make = Effect.fnUntraced(function* (most: number) {
   })
 
   const describe = (ids: ReadonlyArray<ProductId>) =>
-    outgrown
+    tooLarge
       ? products.describe(ids)
       : Effect.succeed(new Map(ids.flatMap((id) => [[id, held(id)?.product] as const]).filter(isKnown)))
 
@@ -420,9 +420,9 @@ const make = Effect.fnUntraced(function* (most: number) {
     search: (direction, search) =>
       Effect.zipRight(
         current,
-        Effect.suspend(() => (outgrown ? ask : scan)(direction, search)),
+        Effect.suspend(() => (tooLarge ? ask : scan)(direction, search)),
       ),
-    outdate,
+    invalidate,
   })
 })
 

@@ -7,7 +7,7 @@ import { Clock, Context, Duration, Effect, Layer } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import type { ProductId } from "../model/Interaction.ts"
 import { InteractionLog, InteractionLogError } from "../ports/InteractionLog.ts"
-import * as Refresher from "./Refresher.ts"
+import * as StaleWhileRevalidate from "./StaleWhileRevalidate.ts"
 
 /** Rows counted by one statement: some 20 ms of the server's time. */
 const rowsPerSlice = 10_000
@@ -77,7 +77,7 @@ const make = Effect.gen(function* () {
     if (asOf !== today && asOf !== 0)
       for (const [id, { decayed, ever }] of old) old.set(id, { ever, decayed: decayed * fading })
     asOf = today
-    const end = yield* log.end
+    const end = yield* log.maxId
     const settling = end - unsettledRows
     while (settled < settling) {
       const upTo = Math.min(settling, settled + rowsPerSlice)
@@ -99,7 +99,7 @@ const make = Effect.gen(function* () {
     return { ever: before.ever + since.ever, decayed: before.decayed + since.decayed }
   }
 
-  const { current } = yield* Refresher.make<InteractionLogError, never>({
+  const { current } = yield* StaleWhileRevalidate.make<InteractionLogError, never>({
     name: "popularity",
     freshFor,
     refresh,

@@ -10,8 +10,8 @@ import type { PhraseEmbedderError } from "../ports/PhraseEmbedder.ts"
 import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
 import { EventVectors } from "../update/EventVectors.ts"
 import { Catalogue, type CatalogueError, type Product } from "./Catalogue.ts"
-import { keepBest, nearer } from "./Nearest.ts"
 import { Popularity } from "./Popularity.ts"
+import { insertTopK, moreSimilar } from "./TopK.ts"
 
 /** Which products a user is not shown: those bought, those interacted with in any way, or all are shown. */
 export const Exclusion = Schema.Literal("purchased", "seen", "none")
@@ -28,7 +28,7 @@ export class NoTaste extends Schema.TaggedError<NoTaste>()("NoTaste", {
 }
 
 /** The product has no vector in the space of the catalogue. */
-export class NoSuchProduct extends Schema.TaggedError<NoSuchProduct>()("NoSuchProduct", {
+export class ProductNotFound extends Schema.TaggedError<ProductNotFound>()("ProductNotFound", {
   product_id: Schema.String,
 }) {
   override get message() {
@@ -107,7 +107,7 @@ export class Recommender extends Context.Tag("user-embeddings/Recommender")<
     readonly similarProducts: (
       product: ProductId,
       options: { readonly limit: number; readonly category?: string | undefined },
-    ) => Effect.Effect<ReadonlyArray<Product & { readonly similarity: number }>, StoreError | NoSuchProduct>
+    ) => Effect.Effect<ReadonlyArray<Product & { readonly similarity: number }>, StoreError | ProductNotFound>
     /** Products that a phrase means, for a user with taste nearer to it. Nothing is recorded. */
     readonly search: (
       phrase: string,
@@ -263,7 +263,7 @@ const make = Effect.gen(function* () {
   const similarProducts: Recommender["Type"]["similarProducts"] = Effect.fn("similarProducts")(
     function* (product_id, options) {
       const direction = yield* catalogue.centred(product_id)
-      if (direction === undefined) return yield* new NoSuchProduct({ product_id })
+      if (direction === undefined) return yield* new ProductNotFound({ product_id })
       const found = yield* catalogue.search(direction, { ...options, without: new Set([product_id]) })
       return found.map(({ category, product_id, product_name, similarity }) => ({
         product_id,
@@ -333,7 +333,7 @@ const make = Effect.gen(function* () {
           const direction = unit(other)
           if (direction === undefined) return
           compared += 1
-          keepBest(best, limit, { user_id: id, similarity: Vector.dot(own, direction) }, nearer)
+          insertTopK(best, limit, { user_id: id, similarity: Vector.dot(own, direction) }, moreSimilar)
         }),
       ).pipe(comparing.withPermits(1))
       return { compared, users: best }

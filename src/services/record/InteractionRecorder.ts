@@ -81,7 +81,10 @@ const make = Effect.gen(function* () {
     const entries = jobs.flatMap((job) => job.entries)
     const exit = yield* log
       .append(entries)
-      .pipe(MessageTraces.together("record interactions", entries.map(MessageTraces.traced)), Effect.exit)
+      .pipe(
+        MessageTraces.withBatchSpan("record interactions", entries.map(MessageTraces.traced)),
+        Effect.exit,
+      )
     if (Exit.isFailure(exit)) {
       for (const { done } of jobs) done(exit)
       return

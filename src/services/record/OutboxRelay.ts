@@ -90,7 +90,7 @@ const make = Effect.gen(function* () {
     const rows = waiting.slice(0, page)
     waiting = waiting.slice(page)
     yield* publish(rows).pipe(
-      MessageTraces.together("relay interactions", rows.map(MessageTraces.traced)),
+      MessageTraces.withBatchSpan("relay interactions", rows.map(MessageTraces.traced)),
       Effect.catchAll((error) =>
         Effect.logWarning("publish.failed").pipe(
           Effect.annotateLogs({ count: rows.length, left_to: "sweep", ...Telemetry.described(error) }),
@@ -152,7 +152,7 @@ const make = Effect.gen(function* () {
         Arr.chunksOf(left, page),
         (some) =>
           publish(some).pipe(
-            MessageTraces.together("sweep interactions", some.map(MessageTraces.traced)),
+            MessageTraces.withBatchSpan("sweep interactions", some.map(MessageTraces.traced)),
             Effect.withTracerEnabled(true),
             Effect.map((confirmed) => (published += confirmed)),
           ),
@@ -167,7 +167,7 @@ const make = Effect.gen(function* () {
     const counting = Effect.map(sweepPages, (count) => {
       published = count
     })
-    yield* Telemetry.untraced(log.whileElected(counting))
+    yield* Telemetry.untraced(log.withLeaderLock(counting))
     if (published > 0) yield* Effect.logInfo("outbox.swept").pipe(Effect.annotateLogs({ count: published }))
     return published
   })

@@ -77,7 +77,7 @@ const fields = new Set([...Object.keys(SearchItem.fields), ...Object.keys(Produc
 const isKey = (value: unknown): value is string => typeof value === "string" && keyPattern.test(value)
 
 interface Sent {
-  readonly made: Interaction.Made
+  readonly made: Interaction.DecodedFields
   readonly idempotencyKey: string | null
   readonly occurredAtGiven: boolean
 }
@@ -90,7 +90,14 @@ const asItStands = (item: Readonly<Record<string, unknown>>, instant: string): S
   const given = item.occurred_at ?? undefined
   const occurred_at = given ?? instant
   const metadata = item.metadata ?? {}
-  const made = Interaction.usual({ event_type, metadata, occurred_at, product_id, search_phrase, user_id })
+  const made = Interaction.fastDecode({
+    event_type,
+    metadata,
+    occurred_at,
+    product_id,
+    search_phrase,
+    user_id,
+  })
   return made && { made, idempotencyKey: idempotency_key, occurredAtGiven: given !== undefined }
 }
 

@@ -19,7 +19,7 @@ import { LockConflict, UserEmbeddings, type UserRecord, type Write } from "../po
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { EventVectors } from "./EventVectors.ts"
-import { KeptRecords } from "./KeptRecords.ts"
+import { UserRecordCache } from "./UserRecordCache.ts"
 
 /** What became of a delivery. */
 export type Outcome =
@@ -33,7 +33,7 @@ export class EmbeddingUpdater extends Context.Tag("user-embeddings/EmbeddingUpda
     /** Takes deliveries in and answers in their order. What is to be acknowledged is durable by then. */
     readonly update: (deliveries: ReadonlyArray<Delivery>) => Effect.Effect<ReadonlyArray<Outcome>>
     /** Whether it has to wait for the embedder, as far as a look at its body tells. */
-    readonly isSlow: (delivery: Delivery) => boolean
+    readonly needsEmbedder: (delivery: Delivery) => boolean
   }
 >() {}
 
@@ -55,8 +55,8 @@ const make = Effect.gen(function* () {
   const config = yield* EmbeddingConfig
   const users = yield* UserEmbeddings
   const vectors = yield* EventVectors
-  const kept = new KeptRecords()
-  const delays = RetryPolicies.ladderDelays(config.retryDelay, config.maxRetries)
+  const kept = new UserRecordCache()
+  const delays = RetryPolicies.retryDelays(config.retryDelay, config.maxRetries)
   const settings = {
     lambda: config.lambda,
     weights: config.weights,
@@ -66,7 +66,7 @@ const make = Effect.gen(function* () {
 
   const failed = (error: RetryPolicies.UpdateError, { retryCount }: Delivery): Outcome => {
     const settlement = RetryPolicies.settlementOf(error, retryCount, delays)
-    return RetryPolicies.verdict(error)._tag === "Outage"
+    return RetryPolicies.classify(error)._tag === "Outage"
       ? { _tag: "Outage", error, settlement }
       : settle(settlement)
   }
@@ -188,16 +188,16 @@ const make = Effect.gen(function* () {
       })
       written.push(group)
     }
-    if (archive.length > 0) yield* users.archive(archive)
+    if (archive.length > 0) yield* users.saveOverflow(archive)
     const saved = writes.length > 0 ? yield* users.save(writes) : []
     // A write of ours that is durable says so of all before it; without one that is asked for.
-    if (done.length > 0 && !saved.includes(true)) yield* users.settled
+    if (done.length > 0 && !saved.includes(true)) yield* users.awaitDurable
     for (const item of done) item.outcome = acked
     for (const [index, { record }] of writes.entries())
-      if (saved[index] !== true) kept.lost(remembered.get(record.user_id), now)
+      if (saved[index] !== true) kept.invalidate(remembered.get(record.user_id), now)
     return written.flatMap((group, index) => {
       if (saved[index] !== true) return group
-      kept.keep(writes[index]!.record, now)
+      kept.put(writes[index]!.record, now)
       for (const item of group) item.outcome = acked
       return []
     })
@@ -251,12 +251,12 @@ const make = Effect.gen(function* () {
     )
   })
 
-  const isSlow = ({ body }: Delivery): boolean => {
+  const needsEmbedder = ({ body }: Delivery): boolean => {
     const phrase = phraseIn(body)
     return phrase !== undefined && !vectors.remembers(phrase)
   }
 
-  return { update, isSlow }
+  return { update, needsEmbedder }
 })
 
 export const layer = Layer.effect(EmbeddingUpdater, make)

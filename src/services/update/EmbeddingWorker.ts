@@ -11,7 +11,7 @@ import * as MessageTraces from "../MessageTraces.ts"
 import {
   type Delivery,
   InteractionQueue,
-  Isolate,
+  Quarantine,
   routingKey,
   type Settled,
   type Settlement,
@@ -54,9 +54,9 @@ interface Work {
 }
 
 /** What became of a message, in spans and metrics. */
-const words = { Ack: "ack", Retry: "retry", DeadLetter: "dead_letter", Isolate: "isolate" } as const
+const words = { Ack: "ack", Retry: "retry", DeadLetter: "dead_letter", Quarantine: "isolate" } as const
 
-const verdictOf = (settlement: Settlement): MessageTraces.Verdict => ({
+const verdictOf = (settlement: Settlement): MessageTraces.MessageOutcome => ({
   settlement: words[settlement._tag],
   ...("failure" in settlement && { error: settlement.failure.error }),
 })
@@ -66,7 +66,7 @@ const lineOf = {
   Ack: Effect.logDebug("message.processed"),
   Retry: Effect.logWarning("message.retried"),
   DeadLetter: Effect.logWarning("message.parked"),
-  Isolate: Effect.logWarning("message.isolated"),
+  Quarantine: Effect.logWarning("message.isolated"),
 } as const
 
 const report = ([delivery, settlement]: Settled) =>
@@ -77,14 +77,15 @@ const report = ([delivery, settlement]: Settled) =>
       attempt: delivery.retryCount + 1,
       ...verdictOf(settlement),
     }),
-    MessageTraces.within(delivery),
+    MessageTraces.inMessageSpan(delivery),
   )
 
 const isSearch = (delivery: Delivery): boolean => delivery.routingKey === routingKey("search")
 
 const accused = (delivery: Delivery): Outcome => ({
   _tag: "Settle",
-  settlement: RetryPolicies.suspicion(delivery, RetryPolicies.suspectRedeliveries) ?? Isolate,
+  settlement:
+    RetryPolicies.quarantineDecision(delivery, RetryPolicies.quarantineAfterRedeliveries) ?? Quarantine,
 })
 
 /** Reached all that an update needs. A message that is bad in itself tells nothing about it. */
@@ -139,9 +140,9 @@ const make = Effect.gen(function* () {
   /** What other workers hold is no part of the depths; where nobody can tell, a worker believes that it is alone. */
   const isOnlyOneHeld = Effect.map(queue.traffic, (traffic) => traffic === null || traffic.unacked === 1)
   /** A message with nothing beside it, here, in the queues or on the ladder, is no backlog: in an outage it climbs. */
-  const isLone = Effect.gen(function* () {
+  const isOnlyMessage = Effect.gen(function* () {
     if (held.length > 0 || slow.length > 0 || window?.closes !== undefined) return false
-    const { isolated, main, retry } = yield* queue.depths
+    const { quarantined: isolated, main, retry } = yield* queue.depths
     const climbing = Object.values(retry).reduce((sum, depth) => sum + depth, 0)
     if (main.ready + main.unacked + isolated + climbing > 1) return false
     return main.consumers < 2 || (yield* isOnlyOneHeld)
@@ -155,7 +156,7 @@ const make = Effect.gen(function* () {
     const suspects: Array<Settled> = []
     const innocent: Array<Delivery> = []
     for (const delivery of batch) {
-      const settlement = RetryPolicies.suspicion(delivery)
+      const settlement = RetryPolicies.quarantineDecision(delivery)
       if (settlement === undefined) innocent.push(delivery)
       else suspects.push([delivery, settlement])
     }
@@ -186,7 +187,7 @@ const make = Effect.gen(function* () {
     const process = Effect.gen(function* () {
       const outcomes = yield* updated
       const failures = outcomes.flatMap((outcome) => (outcome._tag === "Outage" ? [outcome.error] : []))
-      const lone = failures.length === 1 && batch.length === 1 && (yield* isLone)
+      const lone = failures.length === 1 && batch.length === 1 && (yield* isOnlyMessage)
       for (const [index, outcome] of outcomes.entries())
         if (outcome._tag === "Outage" && !lone) waiting.push(innocent[index]!)
         else settled.push([innocent[index]!, outcome.settlement])
@@ -245,7 +246,7 @@ const make = Effect.gen(function* () {
 
   /** What may be handled from now on. */
   const admit = (deliveries: ReadonlyArray<Delivery>) => {
-    const waits = deliveries.filter((delivery) => isSearch(delivery) && updater.isSlow(delivery))
+    const waits = deliveries.filter((delivery) => isSearch(delivery) && updater.needsEmbedder(delivery))
     if (waits.length === 0) {
       held = held.concat(deliveries)
       return
@@ -291,7 +292,7 @@ const make = Effect.gen(function* () {
 
   /** Whoever shares the thread gets on, and more events share the next write. A whole batch is not kept waiting. */
   const pause = ({ length }: Work["batch"], tookMillis: number) =>
-    length < queue.busyBatch || held.length >= batchLimit || outage !== undefined || stopping
+    length < queue.pauseAbove || held.length >= batchLimit || outage !== undefined || stopping
       ? Effect.void
       : Effect.sleep(Math.min(longestPauseMillis, pauseShare * tookMillis))
 
@@ -309,7 +310,7 @@ const make = Effect.gen(function* () {
     }
   })
 
-  const slowLoop = Effect.gen(function* () {
+  const searchLane = Effect.gen(function* () {
     while (!stopping) {
       const batch = slow.splice(0, batchLimit)
       if (batch.length > 0) {
@@ -325,7 +326,7 @@ const make = Effect.gen(function* () {
   /** What a lost connection held comes again, so it is dropped before it would pile up. */
   const hold = (deliveries: ReadonlyArray<Delivery>, now: number) => {
     // A suspect comes alone, and whatever waits for it needn't wait for the window too.
-    if (window === undefined || deliveries[0]?.isolated) admit(deliveries)
+    if (window === undefined || deliveries[0]?.quarantined) admit(deliveries)
     else window.add(deliveries, now)
     if (held.length + slow.length > config.prefetch) {
       held = held.filter(consumer.holds)
@@ -343,7 +344,7 @@ const make = Effect.gen(function* () {
   yield* Effect.acquireRelease(
     Effect.all([
       Effect.forkDaemon(Effect.interruptible(intake)),
-      Effect.forkDaemon(Effect.interruptible(Effect.all([loop, slowLoop], { concurrency: 2 }))),
+      Effect.forkDaemon(Effect.interruptible(Effect.all([loop, searchLane], { concurrency: 2 }))),
     ]),
     ([taking, running]) =>
       Effect.gen(function* () {

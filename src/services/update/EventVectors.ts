@@ -242,10 +242,10 @@ const make = Effect.gen(function* () {
     const [byPhrase, byProduct] = yield* Effect.all(
       [
         ofPhrases([...new Set(searches.flatMap(({ search_phrase }) => search_phrase ?? []))]).pipe(
-          MessageTraces.onBehalfOf(searches),
+          MessageTraces.forMessages(searches),
         ),
         ofProducts([...new Set(others.flatMap(({ product_id }) => product_id ?? []))]).pipe(
-          MessageTraces.onBehalfOf(others),
+          MessageTraces.forMessages(others),
         ),
       ],
       { concurrency: 2 },

@@ -107,10 +107,10 @@ withServers(["mongodb"], "MongoDB", () => {
         const context = yield* usersAt(proxy.url)
         const users = yield* Effect.provide(UserEmbeddings, context)
         const { ping } = yield* Effect.provide(Mongo.dependency, context)
-        yield* users.settled
+        yield* users.awaitDurable
         proxy.freeze()
         const [write, look] = yield* Effect.all(
-          [failureOf(users.archive([{ user_id: "u", ids: ["00".repeat(16)] }])), failureOf(ping)],
+          [failureOf(users.saveOverflow([{ user_id: "u", ids: ["00".repeat(16)] }])), failureOf(ping)],
           { concurrency: "unbounded" },
         )
         expect(write.failure.reason).toBe("timeout")
@@ -127,7 +127,7 @@ withServers(["mongodb"], "MongoDB", () => {
       const proxy = yield* mongoProxy
       const scope = yield* Scope.make()
       const users = yield* Effect.provide(UserEmbeddings, yield* Scope.extend(usersAt(proxy.url), scope))
-      yield* users.settled
+      yield* users.awaitDurable
       proxy.freeze()
       const [took] = yield* Effect.timed(Scope.close(scope, Exit.void))
       expect(Duration.toSeconds(took)).toBeLessThan(4)

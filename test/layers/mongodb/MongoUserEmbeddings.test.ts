@@ -131,7 +131,7 @@ withServers(["mongodb"], "MongoDB", () => {
           const users = yield* UserEmbeddings
           const { database } = yield* Mongo
           yield* users.save([{ record: record("erased"), expected: undefined }])
-          yield* users.archive([{ user_id: "erased", ids: ["01".repeat(16), "fe".repeat(16)] }])
+          yield* users.saveOverflow([{ user_id: "erased", ids: ["01".repeat(16), "fe".repeat(16)] }])
           yield* users.erase("erased", at(9))
           expect(yield* raw("erased")).toStrictEqual({
             _id: "erased",
@@ -228,7 +228,7 @@ withServers(["mongodb"], "MongoDB", () => {
                 { writeConcern: { w: 1, journal: false } },
               ),
             )
-            yield* users.settled
+            yield* users.awaitDurable
           }
           expect((yield* flushes) - before).toBeGreaterThanOrEqual(20)
         }))

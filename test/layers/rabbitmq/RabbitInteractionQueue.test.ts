@@ -9,7 +9,7 @@ import {
   type Delivery,
   InteractionQueue,
   type InteractionQueueError,
-  Isolate,
+  Quarantine,
   Retry,
   routingKey,
 } from "../../../src/services/ports/InteractionQueue.ts"
@@ -117,7 +117,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       yield* Effect.scoped(
         Effect.gen(function* () {
           const consumer = yield* consume(1)
-          yield* consumer.settle([[yield* takeOne(consumer), Isolate]])
+          yield* consumer.settle([[yield* takeOne(consumer), Quarantine]])
           yield* consumer.settle([[yield* takeOne(consumer), DeadLetter(failure)]])
         }),
       )
@@ -178,9 +178,9 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       // Whoever lists further recipients has been obeyed once; the copy goes to the worker's queue alone.
       yield* sendForeign("twice", { headers: { CC: ["user_embedding_updates"] }, expiration: 60_000 })
       const copied = yield* takeOne(consumer)
-      yield* consumer.settle([[copied, Isolate]])
+      yield* consumer.settle([[copied, Quarantine]])
       const alone = yield* takeOne(consumer)
-      expect(alone.isolatedAttempts).toBe(1)
+      expect(alone.quarantineAttempts).toBe(1)
       yield* acknowledge(consumer, [alone])
       yield* eventually((yield* InteractionQueue).depths, ({ main }) => main.ready + main.unacked === 0)
     }))
@@ -248,7 +248,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       yield* Effect.promise(() => channel.unbindQueue("failed", "failed", "failed"))
       yield* consumer.settle([
         [first!, DeadLetter(failure)],
-        [second!, Isolate],
+        [second!, Quarantine],
       ])
       const alone = yield* takeOne(consumer)
       expect(alone).toMatchObject({ messageId: suspect!.messageId, isolated: true })
@@ -263,7 +263,8 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       yield* Effect.promise(() => channel.bindQueue("failed", "failed", "failed"))
       yield* eventually(
         queue.depths,
-        ({ failed, isolated, main }) => failed === 2 && isolated + main.ready + main.unacked === 0,
+        ({ failed, quarantined: isolated, main }) =>
+          failed === 2 && isolated + main.ready + main.unacked === 0,
       )
     }))
 
@@ -330,7 +331,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
         const again = yield* takeAll(consumer, 3)
         expect(ids(again).toSorted()).toEqual(ids(sent).toSorted())
         expect(again.map(({ redeliveries }) => redeliveries)).toEqual([1, 1, 1])
-        const settled = (all: ReadonlyArray<Delivery>) => consumer.settle(all.map((one) => [one, Isolate]))
+        const settled = (all: ReadonlyArray<Delivery>) => consumer.settle(all.map((one) => [one, Quarantine]))
         yield* settled(lost)
         yield* acknowledge(consumer, again)
         yield* eventually((yield* InteractionQueue).depths, ({ main }) => main.ready + main.unacked === 0)

@@ -8,8 +8,8 @@ import {
   DeadLetter,
   type Delivery,
   InteractionQueue,
-  Isolate,
   type Message,
+  Quarantine,
   Retry,
   routingKey,
 } from "../../../src/services/ports/InteractionQueue.ts"
@@ -169,7 +169,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
         [got[0]!, Ack],
         [got[1]!, Retry(200, failure)],
         [got[2]!, DeadLetter(failure)],
-        [got[3]!, Isolate],
+        [got[3]!, Quarantine],
       ])
       const back = [yield* takeOne(consumer)]
       yield* acknowledge(consumer, back)

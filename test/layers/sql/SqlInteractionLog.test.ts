@@ -140,9 +140,9 @@ describe("the SQLite file", () => {
       const sql = Context.get(context, SqlClient.SqlClient)
       const now = yield* Clock.currentTimeMillis
       yield* sql`INSERT INTO leases VALUES ('relay', 'a dead process', ${now + 60_000})`
-      expect(yield* log.whileElected(Effect.void)).toBe(false)
+      expect(yield* log.withLeaderLock(Effect.void)).toBe(false)
       yield* sql`UPDATE leases SET expires_at = ${now}`
-      expect(yield* log.whileElected(Effect.void)).toBe(true)
+      expect(yield* log.withLeaderLock(Effect.void)).toBe(true)
     }),
   )
 })
@@ -419,14 +419,14 @@ withServers(["mysql"], "MySQL in an outage", () => {
         const other = yield* open(mysqlLog(url))
         const elected = yield* Deferred.make<void>()
         const relay = yield* Effect.fork(
-          failure(log.whileElected(Effect.zipRight(Deferred.succeed(elected, undefined), Effect.never))),
+          failure(log.withLeaderLock(Effect.zipRight(Deferred.succeed(elected, undefined), Effect.never))),
         )
         yield* Deferred.await(elected)
-        expect(yield* other.whileElected(Effect.void)).toBe(false)
+        expect(yield* other.withLeaderLock(Effect.void)).toBe(false)
         proxy.cut()
         const { error } = yield* Fiber.join(relay).pipe(Effect.timeout("5 seconds"))
         expect(error).toMatchObject({ reason: "unavailable", operation: "whileElected" })
-        const next = Effect.repeat(other.whileElected(Effect.void), {
+        const next = Effect.repeat(other.withLeaderLock(Effect.void), {
           until: (ran) => ran,
           schedule: Schedule.spaced("50 millis"),
         })

@@ -3,7 +3,7 @@ import { resourceFromAttributes } from "@opentelemetry/resources"
 import type { ReadableSpan } from "@opentelemetry/sdk-trace-base"
 import { Context, Effect, Exit, Option, Tracer } from "effect"
 import { make, samplerOf } from "../../../src/layers/telemetry/OpenTelemetryTracer.ts"
-import { Members } from "../../../src/services/MessageTraces.ts"
+import { BatchTraces } from "../../../src/services/MessageTraces.ts"
 import { randomHex, traceparent } from "../../../src/services/Telemetry.ts"
 
 const tracerWith = (...sampler: Parameters<typeof samplerOf>) => {
@@ -97,7 +97,7 @@ test("what is done for several messages is told in the trace of each that is rec
   await Effect.runPromise(
     Effect.void.pipe(
       Effect.withSpan("write", { attributes: { rows: 3 } }),
-      Effect.provideService(Members, members),
+      Effect.provideService(BatchTraces, members),
       Effect.withTracer(tracer),
     ),
   )

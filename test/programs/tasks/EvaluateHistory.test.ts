@@ -3,7 +3,7 @@ import { afterAll, expect, test } from "bun:test"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { randomOf, simple } from "../../../src/services/history/Evaluation.ts"
+import { baselines, randomOf } from "../../../src/services/history/Evaluation.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "evaluate-"))
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
@@ -64,7 +64,7 @@ test("--json: every way of the grid with its intervals, and the verdict", async 
   const { stdout } = await run(history, "--products", products, ...reading, "--most", "100", "--json")
   const { foretold, rows, verdict } = JSON.parse(stdout)
   expect(foretold).toBe(100)
-  expect(rows.length).toBe(simple.length + 4 * 2 * 2 * 2 * 2)
+  expect(rows.length).toBe(baselines.length + 4 * 2 * 2 * 2 * 2)
   for (const { hit_rate, mrr, ndcg } of rows)
     for (const { high, low, mean } of [hit_rate, mrr, ndcg])
       expect(low <= mean && mean <= high && low >= 0 && high <= 1).toBe(true)

@@ -53,7 +53,7 @@ const report = (
   )
   const plan = Evaluation.plan(interactions, { types, most: 400, unseenOnly, known: (id) => vectors.has(id) })
   const foretold = [
-    ...Evaluation.foretell(plan, {
+    ...Evaluation.predict(plan, {
       products,
       vectorOf: ({ product_id }) => vectors.get(product_id ?? ""),
       space: "test",
@@ -62,13 +62,14 @@ const report = (
       unseenOnly,
     }),
   ]
-  const ndcg = (way: number) => Evaluation.estimate(foretold, (ranks) => Evaluation.worth.ndcg(ranks[way]!))
+  const ndcg = (way: number) =>
+    Evaluation.estimate(foretold, (ranks) => Evaluation.metricOfRank.ndcg(ranks[way]!))
   return {
     foretold,
     targets: plan.targets.size,
-    simple: Object.fromEntries(Evaluation.simple.map((name, way) => [name, ndcg(way).mean])),
-    settings: settings.map((_, index) => ndcg(Evaluation.simple.length + index)),
-    verdict: Evaluation.judge(foretold, settings.length),
+    simple: Object.fromEntries(Evaluation.baselines.map((name, way) => [name, ndcg(way).mean])),
+    settings: settings.map((_, index) => ndcg(Evaluation.baselines.length + index)),
+    verdict: Evaluation.compareOnHoldout(foretold, settings.length),
   }
 }
 
@@ -101,7 +102,7 @@ describe("the winner of a history that was made for it", () => {
     const zipf = () => Math.min(199, Math.floor(random() ** 3 * 200))
     const events = each(30, () => ({ type: "product_purchase", product: zipf() }))
     const { simple, verdict } = report(events, catalogue(200, 12))
-    expect([verdict.says, verdict.simple]).toEqual(["simple", "popular"])
+    expect([verdict.says, verdict.baselines]).toEqual(["simple", "popular"])
     expect(verdict.difference.high).toBeLessThan(0)
     expect(simple.popular).toBeGreaterThan(0.2)
   }, 60_000)
@@ -113,7 +114,7 @@ describe("the winner of a history that was made for it", () => {
       product: (user * 31 + [0, 7, 113, 200][Math.floor(random() * 4)]!) % 300,
     }))
     const { verdict } = report(events, catalogue(300, 12))
-    expect([verdict.says, verdict.simple]).toEqual(["simple", "buy again"])
+    expect([verdict.says, verdict.baselines]).toEqual(["simple", "buy again"])
   }, 60_000)
 
   test("one thing leads to another, whatever they look like: item kNN", () => {
@@ -125,7 +126,7 @@ describe("the winner of a history that was made for it", () => {
       return { type: "product_view", product: start[user]! + (n % 2) }
     })
     const { verdict } = report(events, catalogue(200, 12), { types: ["product_view"] })
-    expect([verdict.says, verdict.simple]).toEqual(["simple", "item kNN"])
+    expect([verdict.says, verdict.baselines]).toEqual(["simple", "item kNN"])
   }, 60_000)
 
   test("chance: nothing is claimed", () => {
@@ -167,7 +168,7 @@ describe("no look ahead", () => {
     )
     const cut = interactions.findLastIndex(({ message_id }) => targets.has(message_id))
     const shortened = [
-      ...Evaluation.foretell({ interactions: interactions.slice(0, cut + 1), targets }, world),
+      ...Evaluation.predict({ interactions: interactions.slice(0, cut + 1), targets }, world),
     ]
     expect(shortened.map(({ ranks }) => ranks)).toEqual(ranks(full))
   }, 60_000)
@@ -184,7 +185,7 @@ describe("no look ahead", () => {
 
 describe("figures", () => {
   test("worth at 10", () => {
-    const { hit_rate, mrr, ndcg } = Evaluation.worth
+    const { hit_rate, mrr, ndcg } = Evaluation.metricOfRank
     expect([0, 1, 9, 10].map(hit_rate)).toEqual([1, 1, 1, 0])
     expect([0, 1, 9, 10].map(mrr)).toEqual([1, 0.5, 0.1, 0])
     expect([0, 2, 10].map(ndcg)).toEqual([1, 0.5, 0])
@@ -196,7 +197,9 @@ describe("figures", () => {
       user: `u-${user}`,
       ranks: [random() < 0.3 ? 0 : 99],
     }))
-    const { high, low, mean } = Evaluation.estimate(foretold, ([rank]) => Evaluation.worth.hit_rate(rank!))
+    const { high, low, mean } = Evaluation.estimate(foretold, ([rank]) =>
+      Evaluation.metricOfRank.hit_rate(rank!),
+    )
     const half = 1.96 * Math.sqrt((mean * (1 - mean)) / 400)
     expect(mean - low).toBeCloseTo(half, 1)
     expect(high - mean).toBeCloseTo(half, 1)

@@ -378,11 +378,11 @@ describe("the usual case", () => {
     .date({ min: new Date(0), max: new Date("2100-01-01"), noInvalidDate: true })
     .map((date) => date.toISOString())
   const facts = { user_id: usualId, occurred_at: usualInstant, metadata: usualMetadata }
-  const usualParts: fc.Arbitrary<Interaction.Parts> = fc.oneof(
+  const usualParts: fc.Arbitrary<Interaction.RawFields> = fc.oneof(
     fc.record({ ...facts, event_type: fc.constant("search"), search_phrase: fc.string({ minLength: 1 }) }),
     fc.record({ ...facts, event_type: fc.constant("product_view"), product_id: usualId }),
   )
-  const oddParts: fc.Arbitrary<Interaction.Parts> = fc.record(
+  const oddParts: fc.Arbitrary<Interaction.RawFields> = fc.record(
     {
       user_id: anyId,
       event_type: fc.oneof(fc.constantFrom(...Interaction.eventTypes), odd),
@@ -405,7 +405,7 @@ describe("the usual case", () => {
       oddParts,
       fc.subarray(["user_id", "event_type", "search_phrase", "product_id", "occurred_at", "metadata"]),
     )
-    .map(([parts, others, changed]): Interaction.Parts => {
+    .map(([parts, others, changed]): Interaction.RawFields => {
       const some = Object.entries(others).filter(([field]) => changed.slice(0, 2).includes(field))
       return { ...parts, ...Object.fromEntries(some) }
     })
@@ -415,7 +415,7 @@ describe("the usual case", () => {
     let usual = 0
     fc.assert(
       fc.property(anyParts, (parts) => {
-        const made = Interaction.usual(parts)
+        const made = Interaction.fastDecode(parts)
         if (made === undefined) return
         usual += 1
         const interaction = Interaction.make(made)
@@ -429,7 +429,7 @@ describe("the usual case", () => {
   })
 
   test("is what this program writes itself", () => {
-    for (const interaction of [search, click]) expect(Interaction.usual(interaction)).toBeDefined()
+    for (const interaction of [search, click]) expect(Interaction.fastDecode(interaction)).toBeDefined()
   })
 })
 

@@ -104,7 +104,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         expect(found?.archived).toBeGreaterThan(0)
         expect(yield* audit("ledger")).toEqual({ ...none, users: 1, consistent: 1 })
         // As a lost compare-and-swap leaves it.
-        yield* users.archive([
+        yield* users.saveOverflow([
           { user_id: "ledger", ids: many.slice(-300).map(({ message_id }) => message_id.slice(0, 32)) },
         ])
         expect(yield* audit("ledger")).toEqual({ ...none, users: 1, consistent: 1 })

@@ -84,7 +84,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
 
         expect(yield* rows("gone")).toEqual([])
         expect(yield* embeddingOf("gone")).toBeUndefined()
-        expect([...(yield* Stream.runCollect(users.ledger(["gone"])))].flat()).toEqual([])
+        expect([...(yield* Stream.runCollect(users.overflow(["gone"])))].flat()).toEqual([])
         const kept = yield* PhraseEmbeddings
         const { space } = yield* EventVectors
         expect((yield* kept.load([phraseKey(space, "phrase 1")])).size).toBe(0)

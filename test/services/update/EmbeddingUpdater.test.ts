@@ -70,7 +70,7 @@ const store = () => {
           return true
         })
       }),
-    archive: (entries) =>
+    saveOverflow: (entries) =>
       guard(() => {
         for (const { ids, user_id } of entries) for (const id of ids) ledger.add(key(user_id, id))
       }),
@@ -84,15 +84,15 @@ const store = () => {
             ]),
           ),
       ),
-    settled: guard(() => {
+    awaitDurable: guard(() => {
       state.confirmations += 1
     }),
     erase: () => Effect.succeed(false),
     count: Effect.succeed(0),
-    elsewhere: () => Effect.succeed(0),
+    countInOtherSpaces: () => Effect.succeed(0),
     stream: Stream.empty,
     bookkeeping: Stream.empty,
-    ledger: () => Stream.empty,
+    overflow: () => Stream.empty,
     lastWrites: () => Effect.succeed(new Map()),
   })
   return { state, layer }

@@ -43,14 +43,14 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}, busyBatch = 1_000) => 
   const queue = Layer.succeed(InteractionQueue, {
     system: "test",
     eventsPerMessage: 1,
-    busyBatch,
+    pauseAbove: busyBatch,
     publish: () => Effect.succeed([]),
     traffic: Effect.sync(() =>
       state.held === undefined ? null : { publish: 0, deliver: 0, ack: 0, unacked: state.held },
     ),
     depths: Effect.sync(() => ({
       main: { ready: state.ready, unacked: 1, consumers: state.held === undefined ? 1 : 2 },
-      isolated: 0,
+      quarantined: 0,
       retry: { "5000": state.climbing },
       failed: 0,
     })),
@@ -76,7 +76,7 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}, busyBatch = 1_000) => 
       }).pipe(
         Effect.delay(batch.some(({ routingKey }) => routingKey.endsWith("search")) ? state.searching : 0),
       ),
-    isSlow: () => state.searching > 0,
+    needsEmbedder: () => state.searching > 0,
   })
   const config = EmbeddingConfig.layer(knobs).pipe(Layer.provide(variables({})))
   return { state, layer: EmbeddingWorker.layer.pipe(Layer.provide([queue, updater, config])) }
@@ -313,14 +313,14 @@ test("suspects are isolated before anything is done with the others", async () =
   state.arriving.push(
     { ...from("killer"), redeliveries: 3 },
     from("a"),
-    { ...from("from the ladder"), isolatedAttempts: 2 },
+    { ...from("from the ladder"), quarantineAttempts: 2 },
     { ...from("b"), redeliveries: 2 },
   )
   await run(
     layer,
     until(() => state.settled.length === 4),
   )
-  expect(state.settled.map(([, { _tag }]) => _tag)).toEqual(["Isolate", "Isolate", "Ack", "Ack"])
+  expect(state.settled.map(([, { _tag }]) => _tag)).toEqual(["Quarantine", "Quarantine", "Ack", "Ack"])
   expect(state.batches.map(({ length }) => length)).toEqual([2])
 })
 
@@ -341,6 +341,11 @@ test("a batch that throws is isolated; alone, a message that throws ten times is
       yield* until(() => state.settled.length === 4)
     }),
   )
-  expect(state.settled.map(([, { _tag }]) => _tag)).toEqual(["Isolate", "Isolate", "Isolate", "DeadLetter"])
+  expect(state.settled.map(([, { _tag }]) => _tag)).toEqual([
+    "Quarantine",
+    "Quarantine",
+    "Quarantine",
+    "DeadLetter",
+  ])
   expect(state.settled[3]?.[1]).toMatchObject({ failure: { error: "crash_loop" } })
 })

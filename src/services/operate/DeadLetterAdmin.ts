@@ -3,7 +3,7 @@ import { Effect, Schema, Stream } from "effect"
 import { content, type DeadLetter, DeadLetters } from "../ports/DeadLetters.ts"
 
 /** What all letters have that are meant; an absent field means any. */
-export interface LetterFilter {
+export interface DeadLetterFilter {
   readonly error?: string | undefined
   readonly type?: string | undefined
   readonly user?: string | undefined
@@ -33,7 +33,7 @@ export const summary = (letter: DeadLetter) => {
 export type Summary = ReturnType<typeof summary>
 
 export const matching =
-  ({ error, ids, since, type, user }: LetterFilter) =>
+  ({ error, ids, since, type, user }: DeadLetterFilter) =>
   (letter: DeadLetter): boolean => {
     if (error !== undefined && letter.error !== error) return false
     if (since !== undefined && !(letter.lastFailedAt >= since)) return false
@@ -46,12 +46,12 @@ export const matching =
     )
   }
 
-const letters = (filter: LetterFilter) =>
+const select = (filter: DeadLetterFilter) =>
   Effect.map(DeadLetters, ({ list }) => Stream.filter(list, matching(filter)))
 
 /** Letters, oldest first. */
-export const listFailed = (filter: LetterFilter) =>
-  Effect.flatMap(letters(filter), (found) =>
+export const listDeadLetters = (filter: DeadLetterFilter) =>
+  Effect.flatMap(select(filter), (found) =>
     Effect.map(Stream.runCollect(Stream.map(found, summary)), (all): ReadonlyArray<Summary> => [...all]),
   )
 
@@ -65,8 +65,8 @@ export interface Group {
 }
 
 /** By error, the greatest group first. */
-export const groupFailed = (filter: LetterFilter) =>
-  Effect.flatMap(letters(filter), (found) =>
+export const groupDeadLetters = (filter: DeadLetterFilter) =>
+  Effect.flatMap(select(filter), (found) =>
     Stream.runFold(Stream.map(found, summary), new Map<string | null, Group>(), (groups, letter) => {
       const { error, first_failed_at, id, last_failed_at, message, message_id } = letter
       const known = groups.get(error)
@@ -95,7 +95,7 @@ const bodyOf = (body: Uint8Array) => {
 }
 
 /** No letter has this id. */
-export class NoSuchLetter extends Schema.TaggedError<NoSuchLetter>()("NoSuchLetter", {
+export class DeadLetterNotFound extends Schema.TaggedError<DeadLetterNotFound>()("DeadLetterNotFound", {
   ids: Schema.Array(Schema.String),
 }) {
   override get message() {
@@ -104,10 +104,10 @@ export class NoSuchLetter extends Schema.TaggedError<NoSuchLetter>()("NoSuchLett
 }
 
 /** All that is known of the letters with this id; several share a `message_id` when a message died more than once. */
-export const showFailed = (id: string) =>
+export const showDeadLetter = (id: string) =>
   Effect.gen(function* () {
-    const found = yield* Stream.runCollect(yield* letters({ ids: new Set([id]) }))
-    if (found.length === 0) return yield* new NoSuchLetter({ ids: [id] })
+    const found = yield* Stream.runCollect(yield* select({ ids: new Set([id]) }))
+    if (found.length === 0) return yield* new DeadLetterNotFound({ ids: [id] })
     return [...found].map((letter) => ({
       ...summary(letter),
       retried_from: letter.retriedFrom,
@@ -119,12 +119,12 @@ export const showFailed = (id: string) =>
   })
 
 /** The letters that are meant. Fails when one of the ids is nobody's, so that nothing is done by halves. */
-export const pickFailed = (filter: LetterFilter) =>
+export const pickDeadLetters = (filter: DeadLetterFilter) =>
   Effect.gen(function* () {
-    const picked = yield* listFailed(filter)
+    const picked = yield* listDeadLetters(filter)
     const known = new Set(picked.flatMap(({ id, message_id }) => [id, message_id]))
     const unknown = [...(filter.ids ?? [])].filter((id) => !known.has(id))
-    if (unknown.length > 0) return yield* new NoSuchLetter({ ids: unknown })
+    if (unknown.length > 0) return yield* new DeadLetterNotFound({ ids: unknown })
     return picked
   })
 
@@ -136,7 +136,7 @@ export class NotRetried extends Schema.TaggedError<NotRetried>()("NotRetried", {
 }
 
 /** Publishes letters again and removes them; answers how many were meant and how many it was. */
-export const retryFailed = (filter: LetterFilter) =>
+export const retryDeadLetters = (filter: DeadLetterFilter) =>
   Effect.gen(function* () {
     const { retry } = yield* DeadLetters
     const isMeant = matching(filter)
@@ -152,7 +152,7 @@ export const retryFailed = (filter: LetterFilter) =>
 const identity = ({ id, last_failed_at, message_id }: Summary) => `${id}|${message_id}|${last_failed_at}`
 
 /** Removes exactly these letters, none that came after them; answers how many. */
-export const removeFailed = (picked: ReadonlyArray<Summary>) =>
+export const removeDeadLetters = (picked: ReadonlyArray<Summary>) =>
   Effect.flatMap(DeadLetters, ({ remove }) => {
     const meant = new Set(picked.map(identity))
     return remove((letter) => meant.has(identity(summary(letter))))

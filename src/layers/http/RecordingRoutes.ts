@@ -1,6 +1,6 @@
 /**
  * The routes that record interactions: read, decode, record, word the answer. They are plain functions of web requests,
- * for a fiber a request costs more than all of this (measured: 160 of 180 µs). {@link shortcut} stands before the
+ * for a fiber a request costs more than all of this (measured: 160 of 180 µs). {@link recordingHandler} stands before the
  * HTTP API and answers what needs nothing else of it; the API's own handlers are the same functions.
  */
 import { Context, Effect, Either, Exit, Layer, Option, Runtime } from "effect"
@@ -17,15 +17,15 @@ import * as Submission from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import { parseBody } from "./HttpBody.ts"
-import * as HttpGate from "./HttpGate.ts"
-import { Shortcut } from "./HttpServer.ts"
+import * as HttpMiddleware from "./HttpMiddleware.ts"
+import { DirectHandler } from "./HttpServer.ts"
 
 export type ProductEvent = Exclude<EventType, "search">
 type Trace = Telemetry.TraceContext | null
 
 /** Answers are never rejections: what nobody worded is logged, and 500. */
-export class HttpIngest extends Context.Tag("user-embeddings/HttpIngest")<
-  HttpIngest,
+export class RecordingRoutes extends Context.Tag("user-embeddings/RecordingRoutes")<
+  RecordingRoutes,
   {
     readonly search: (request: Request, trace: Trace, user: string) => Promise<Response>
     readonly product: (
@@ -156,24 +156,26 @@ const make = Effect.gen(function* () {
     return json(report, rejected === 0 ? 200 : 207)
   }
 
-  const worded = (error: unknown): Response => {
+  const toResponse = (error: unknown): Response => {
     if (error instanceof Problem) return problemResponse(error)
     run(Effect.logError("http.failed", error))
     return problemResponse(new Problem({ status: 500, detail: "an unexpected error; the log says more" }))
   }
 
-  return HttpIngest.of({
+  return RecordingRoutes.of({
     search: (request, trace, user) =>
-      recordOne(request, trace, (body, key, now) => Submission.ofSearch(user, body, key, now)).catch(worded),
+      recordOne(request, trace, (body, key, now) => Submission.ofSearch(user, body, key, now)).catch(
+        toResponse,
+      ),
     product: (request, trace, user, product, type) =>
       recordOne(request, trace, (body, key, now) =>
         Submission.ofProduct(user, product, type, body, key, now),
-      ).catch(worded),
-    bulk: (request, trace) => recordMany(request, trace).catch(worded),
+      ).catch(toResponse),
+    bulk: (request, trace) => recordMany(request, trace).catch(toResponse),
   })
 })
 
-export const layer = Layer.effect(HttpIngest, make)
+export const layer = Layer.effect(RecordingRoutes, make)
 
 /** Paths without query and escapes; all others are the API's. */
 const paths =
@@ -185,12 +187,12 @@ const events: Readonly<Record<string, ProductEvent>> = {
 }
 
 /** Answers recording requests at once; `undefined` = left to the API. */
-export const shortcut = Layer.effect(
-  Shortcut,
+export const recordingHandler = Layer.effect(
+  DirectHandler,
   Effect.gen(function* () {
-    const ingest = yield* HttpIngest
+    const ingest = yield* RecordingRoutes
     const clock = yield* Effect.clock
-    const authorised = yield* HttpGate.authorisation
+    const authorised = yield* HttpMiddleware.authorisation
     const tracer = (yield* Telemetry.isTracing) ? yield* Effect.tracer : undefined
 
     /** The server span, or where nobody makes spans the trace alone. */

@@ -13,7 +13,7 @@ const isReplay = ({ interaction, occurredAtGiven }: NewInteraction, stored: Inte
   canonical(interaction.metadata) === canonical(stored.metadata)
 
 /** An interaction of the log, or of the same batch: then with the row that is to be inserted. */
-export interface Known {
+export interface ExistingRow {
   readonly interaction: Interaction
   readonly row: Row | undefined
   key: string | null
@@ -23,10 +23,10 @@ export interface Known {
  * What an append writes and answers, if the log holds exactly `stored` of what it speaks about. A key decides
  * before the message id. A key that comes with a known message id is bound to that row, if it has none.
  */
-export const plan = (entries: ReadonlyArray<NewInteraction>, stored: ReadonlyArray<Known>) => {
-  const byId = new Map<string, Known>()
-  const byKey = new Map<string, Known>()
-  const know = (known: Known) => {
+export const plan = (entries: ReadonlyArray<NewInteraction>, stored: ReadonlyArray<ExistingRow>) => {
+  const byId = new Map<string, ExistingRow>()
+  const byKey = new Map<string, ExistingRow>()
+  const know = (known: ExistingRow) => {
     byId.set(known.interaction.message_id, known)
     if (known.key !== null) byKey.set(`${known.interaction.user_id}|${known.key}`, known)
   }
@@ -36,26 +36,27 @@ export const plan = (entries: ReadonlyArray<NewInteraction>, stored: ReadonlyArr
   const answers = entries.map((entry): Appended => {
     const { interaction } = entry
     const key = keyOf(entry)
-    const owner = key === null ? undefined : byKey.get(`${interaction.user_id}|${key}`)
-    if (owner !== undefined)
+    const sameKey = key === null ? undefined : byKey.get(`${interaction.user_id}|${key}`)
+    if (sameKey !== undefined)
       return {
-        _tag: isReplay(entry, owner.interaction) ? "Duplicate" : "KeyReused",
-        interaction: owner.interaction,
+        _tag: isReplay(entry, sameKey.interaction) ? "Duplicate" : "KeyReused",
+        interaction: sameKey.interaction,
       }
-    const twin = byId.get(interaction.message_id)
-    if (twin === undefined) {
+    const sameMessage = byId.get(interaction.message_id)
+    if (sameMessage === undefined) {
       const row = toRow(entry)
       know({ interaction, row, key })
       inserts.push(row)
       return { _tag: "Recorded", interaction }
     }
-    if (key !== null && twin.key === null && isReplay(entry, twin.interaction)) {
-      twin.key = key
-      know(twin)
-      if (twin.row === undefined) bindings.push({ message_id: interaction.message_id, idempotency_key: key })
-      else twin.row.idempotency_key = key
+    if (key !== null && sameMessage.key === null && isReplay(entry, sameMessage.interaction)) {
+      sameMessage.key = key
+      know(sameMessage)
+      if (sameMessage.row === undefined)
+        bindings.push({ message_id: interaction.message_id, idempotency_key: key })
+      else sameMessage.row.idempotency_key = key
     }
-    return { _tag: "Duplicate", interaction: twin.interaction }
+    return { _tag: "Duplicate", interaction: sameMessage.interaction }
   })
   // Everybody inserts in the same order: fewer deadlocks.
   return { answers, bindings, inserts: inserts.toSorted((a, b) => (a.message_id < b.message_id ? -1 : 1)) }

@@ -5,8 +5,8 @@
 import { Clock, Duration, Effect, Exit, Fiber } from "effect"
 
 /** How long a caller waits for a refresh, and for the first load. */
-const patience = Duration.millis(250)
-const firstPatience = Duration.seconds(10)
+const refreshTimeout = Duration.millis(250)
+const firstLoadTimeout = Duration.seconds(10)
 
 /**
  * `refresh` brings the copy up to date; it is never run twice at a time and not interrupted by callers. `current`
@@ -57,14 +57,14 @@ export const make = Effect.fnUntraced(function* <E, R>(options: {
   const current = Effect.gen(function* () {
     if (loaded && freshUntil > (yield* Clock.currentTimeMillis)) return
     // One that began before the copy was outdated doesn't count.
-    if (outdated && running !== undefined) yield* Effect.timeoutOption(Fiber.await(running), patience)
+    if (outdated && running !== undefined) yield* Effect.timeoutOption(Fiber.await(running), refreshTimeout)
     const refreshed = Fiber.join(yield* start)
-    if (loaded) return yield* Effect.ignore(Effect.timeoutOption(refreshed, patience))
-    yield* Effect.timeoutFail(refreshed, { duration: firstPatience, onTimeout: options.stillLoading })
+    if (loaded) return yield* Effect.ignore(Effect.timeoutOption(refreshed, refreshTimeout))
+    yield* Effect.timeoutFail(refreshed, { duration: firstLoadTimeout, onTimeout: options.stillLoading })
   })
-  const outdate = Effect.sync(() => {
+  const invalidate = Effect.sync(() => {
     outdated = true
     freshUntil = Number.NEGATIVE_INFINITY
   })
-  return { current, outdate }
+  return { current, invalidate }
 })

@@ -2,9 +2,9 @@
 import { randomUUID } from "node:crypto"
 import {
   failedQueue,
-  isolatedQueue,
-  nextIsolatedAttempt,
-  type Onward,
+  type NotAcked,
+  nextQuarantineAttempt,
+  quarantineQueue,
   retryQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import { recorded } from "../RecordedFailure.ts"
@@ -16,9 +16,9 @@ import { copied, type Outgoing } from "./RabbitPublisher.ts"
  * The copy that goes on to the ladder, to `failed`, or back to be handled alone; its routing key will be the name of
  * a queue, so the original one goes along. `share` of the delay is waited for, at most 1.
  */
-export const copyOf = (
+export const republish = (
   delivery: RabbitDelivery,
-  settlement: Onward,
+  settlement: NotAcked,
   now: number,
   share: number,
 ): Outgoing => {
@@ -39,8 +39,8 @@ export const copyOf = (
     body,
     options: copied({ properties }, { ...origin, ...changes }),
   })
-  if (settlement._tag === "Isolate")
-    return to("", isolatedQueue, { "x-isolated-attempts": nextIsolatedAttempt(delivery) })
+  if (settlement._tag === "Quarantine")
+    return to("", quarantineQueue, { "x-isolated-attempts": nextQuarantineAttempt(delivery) })
 
   const failed = recorded(settlement.failure, text(headers["x-first-failed-at"]), now)
   const failure = {

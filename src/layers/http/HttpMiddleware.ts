@@ -26,9 +26,9 @@ import { UserId } from "../../services/model/Interaction.ts"
 import { Problem, unprocessable } from "../../services/model/Problem.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
-import { problemResponse } from "./HttpAnswer.ts"
 import { isVerbose } from "./HttpHealth.ts"
 import * as HttpPage from "./HttpPage.ts"
+import { problemResponse } from "./HttpProblems.ts"
 
 interface Route {
   readonly method: string

@@ -12,7 +12,7 @@ export const problemResponse = (problem: Problem) =>
   })
 
 /** A dependency is away; `what` names what it holds, in plural. */
-export const notNow = (what: string) => () =>
+export const serviceUnavailable = (what: string) => () =>
   new Problem({
     status: 503,
     detail: `${what} are not available; try again later`,

@@ -10,7 +10,7 @@ import type { UserRecord } from "../ports/UserEmbeddings.ts"
 const mostRecords = 4_000
 const pauseMillis = 10_000
 
-export class KeptRecords {
+export class UserRecordCache {
   /** In order of use, oldest first. */
   private readonly records = new Map<UserId, UserRecord>()
   /** Unix ms. */
@@ -29,7 +29,7 @@ export class KeptRecords {
   }
 
   /** Keeps a record as it has just been written. */
-  keep(record: UserRecord, now: number): void {
+  put(record: UserRecord, now: number): void {
     if (now < this.pausedUntil) return
     this.records.set(record.user_id, record)
     for (const oldest of this.records.keys()) {
@@ -39,7 +39,7 @@ export class KeptRecords {
   }
 
   /** A record that was taken turned out to be old, unless this worker itself has written a newer one meanwhile. */
-  lost(record: UserRecord | undefined, now: number): void {
+  invalidate(record: UserRecord | undefined, now: number): void {
     if (record === undefined) return
     if ((this.records.get(record.user_id)?.version ?? 0) > record.version) return
     this.pausedUntil = now + pauseMillis

@@ -13,9 +13,10 @@ const byReason: Readonly<Record<string, string>> = {
 
 /** By tag of an error. */
 const byTag: Readonly<Record<string, string>> = {
-  NoSuchUser: "an embedding comes with the first interaction: user-embeddings audit --user U says what waits",
-  NoSuchLetter: "user-embeddings failed list shows those that there are",
-  NoSuchProduct: "user-embeddings products import FILE brings products in",
+  UserNotFound:
+    "an embedding comes with the first interaction: user-embeddings audit --user U says what waits",
+  DeadLetterNotFound: "user-embeddings failed list shows those that there are",
+  ProductNotFound: "user-embeddings products import FILE brings products in",
   ImportStopped: "correct the line, or leave --strict out: then all others are imported",
   ImportRefused: "user-embeddings import interactions --help says how a file is read",
   NotRebuilt:
@@ -47,7 +48,7 @@ const messageOf = (error: unknown): string => {
 }
 
 /** Lines for stderr. What the command line lacks has been told by its parser. `command`: as in `["failed", "list"]`. */
-export const complaint = (error: unknown, command: ReadonlyArray<string>): string => {
+export const renderError = (error: unknown, command: ReadonlyArray<string>): string => {
   const step = nextStep(error, command)
   return [
     ...(ValidationError.isValidationError(error) ? [] : [`user-embeddings: ${messageOf(error)}`]),

@@ -1,7 +1,7 @@
 /** Keeps the best of many candidates without sorting them all. */
 
 /** Puts a candidate among the best so far, at most `limit` of them; of equals the one that came first is ahead. */
-export const keepBest = <A>(
+export const insertTopK = <A>(
   best: Array<A>,
   limit: number,
   candidate: A,
@@ -15,5 +15,7 @@ export const keepBest = <A>(
 }
 
 /** Greater similarity first. */
-export const nearer = (a: { readonly similarity: number }, b: { readonly similarity: number }): boolean =>
-  a.similarity > b.similarity
+export const moreSimilar = (
+  a: { readonly similarity: number },
+  b: { readonly similarity: number },
+): boolean => a.similarity > b.similarity

@@ -3,14 +3,14 @@ import { expect } from "bun:test"
 import { Effect } from "effect"
 import type { Interaction } from "../../../src/services/model/Interaction.ts"
 import {
-  groupFailed,
-  listFailed,
-  NoSuchLetter,
-  pickFailed,
-  removeFailed,
-  retryFailed,
-  showFailed,
-} from "../../../src/services/operate/FailedLetters.ts"
+  DeadLetterNotFound,
+  groupDeadLetters,
+  listDeadLetters,
+  pickDeadLetters,
+  removeDeadLetters,
+  retryDeadLetters,
+  showDeadLetter,
+} from "../../../src/services/operate/DeadLetterAdmin.ts"
 import { DeadLetters } from "../../../src/services/ports/DeadLetters.ts"
 import { DeadLetter, InteractionQueue } from "../../../src/services/ports/InteractionQueue.ts"
 import { layerSuite } from "../../support/effect.ts"
@@ -55,7 +55,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         const good = search("u-1", "tent", at(1))
         yield* bury("not_json", [search("u-2", "tent", at(2)), Buffer.from([0xff, 0xfe])])
         yield* bury("some_error", [good])
-        const [unreadable, readable] = yield* listFailed({})
+        const [unreadable, readable] = yield* listDeadLetters({})
         expect(Object.keys(readable!)).toEqual([
           "id",
           "message_id",
@@ -76,7 +76,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           attempts: 1,
         })
         expect(unreadable).toMatchObject({ user_id: null, event_type: null, error: "not_json" })
-        const [shown] = yield* showFailed(unreadable!.id!)
+        const [shown] = yield* showDeadLetter(unreadable!.id!)
         expect(shown).toMatchObject({
           ...unreadable,
           retried_from: null,
@@ -85,11 +85,13 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           body: null,
           body_base64: "//4=",
         })
-        expect((yield* showFailed(good.message_id))[0]?.body).toBe(
+        expect((yield* showDeadLetter(good.message_id))[0]?.body).toBe(
           JSON.stringify({ ...good, version: "1.0" }),
         )
-        expect(yield* Effect.flip(showFailed("nobody"))).toEqual(new NoSuchLetter({ ids: ["nobody"] }))
-        expect((yield* listFailed({})).length).toBe(2)
+        expect(yield* Effect.flip(showDeadLetter("nobody"))).toEqual(
+          new DeadLetterNotFound({ ids: ["nobody"] }),
+        )
+        expect((yield* listDeadLetters({})).length).toBe(2)
         yield* clear
       }))
 
@@ -104,18 +106,19 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         const between = new Date().toISOString()
         yield* Effect.sleep("5 millis")
         yield* bury("second", [c])
-        const found = (filter: Parameters<typeof listFailed>[0]) => Effect.map(listFailed(filter), messageIds)
+        const found = (filter: Parameters<typeof listDeadLetters>[0]) =>
+          Effect.map(listDeadLetters(filter), messageIds)
         expect(yield* found({})).toEqual([a.message_id, b.message_id, c.message_id])
         expect(yield* found({ error: "first" })).toEqual([a.message_id, b.message_id])
         expect(yield* found({ type: "product_click" })).toEqual([b.message_id])
         expect(yield* found({ user: "filter-1", type: "search" })).toEqual([a.message_id])
         expect(yield* found({ since: between })).toEqual([c.message_id])
-        const [, second] = yield* listFailed({ error: "first" })
-        expect(yield* groupFailed({})).toEqual([
+        const [, second] = yield* listDeadLetters({ error: "first" })
+        expect(yield* groupDeadLetters({})).toEqual([
           {
             error: "first",
             count: 2,
-            first_failed_at: (yield* listFailed({ error: "first" }))[0]!.first_failed_at,
+            first_failed_at: (yield* listDeadLetters({ error: "first" }))[0]!.first_failed_at,
             last_failed_at: second!.last_failed_at,
             example: { id: second!.id, message_id: b.message_id, message: "died of first" },
           },
@@ -135,13 +138,13 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         const good = search("retried", "tent", at(1))
         const bad = search("retried", "boat", at(2))
         yield* bury("outage", [good], [bad, "{}"])
-        const [first, second] = yield* listFailed({})
-        expect(yield* retryFailed({ ids: new Set([first!.id!, bad.message_id]) })).toEqual({
+        const [first, second] = yield* listDeadLetters({})
+        expect(yield* retryDeadLetters({ ids: new Set([first!.id!, bad.message_id]) })).toEqual({
           picked: 2,
           retried: 2,
         })
         yield* workedOff
-        const [again, ...others] = yield* showFailed(bad.message_id)
+        const [again, ...others] = yield* showDeadLetter(bad.message_id)
         expect(others).toEqual([])
         expect(again).toMatchObject({
           error: "schema_violation",
@@ -150,7 +153,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           body: "{}",
         })
         expect(again!.id).not.toBe(second!.id)
-        expect(messageIds(yield* listFailed({}))).toEqual([bad.message_id])
+        expect(messageIds(yield* listDeadLetters({}))).toEqual([bad.message_id])
         yield* clear
       }))
 
@@ -158,14 +161,14 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
       Effect.gen(function* () {
         const dying = Array.from({ length: 3 }, (_, index) => search("removed", "tent", at(index)))
         yield* bury("error", ...dying.map((one) => [one] as const))
-        const [first] = yield* listFailed({})
-        expect(yield* Effect.flip(pickFailed({ ids: new Set([first!.id!, "nobody"]) }))).toEqual(
-          new NoSuchLetter({ ids: ["nobody"] }),
+        const [first] = yield* listDeadLetters({})
+        expect(yield* Effect.flip(pickDeadLetters({ ids: new Set([first!.id!, "nobody"]) }))).toEqual(
+          new DeadLetterNotFound({ ids: ["nobody"] }),
         )
-        const picked = yield* pickFailed({ user: "removed" })
+        const picked = yield* pickDeadLetters({ user: "removed" })
         yield* bury("error", [search("removed", "later", at(9))])
-        expect(yield* removeFailed(picked)).toBe(3)
-        expect((yield* listFailed({})).length).toBe(1)
+        expect(yield* removeDeadLetters(picked)).toBe(3)
+        expect((yield* listDeadLetters({})).length).toBe(1)
         yield* clear
       }))
 
@@ -178,15 +181,15 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           )
           yield* bury("error", ...dying.map((one) => [one] as const))
           const started = performance.now()
-          expect((yield* groupFailed({}))[0]?.count).toBe(10_000)
-          expect((yield* listFailed({ user: "many-5" })).length).toBe(1)
+          expect((yield* groupDeadLetters({}))[0]?.count).toBe(10_000)
+          expect((yield* listDeadLetters({ user: "many-5" })).length).toBe(1)
           expect(
-            yield* retryFailed({ ids: new Set(dying.slice(0, 10).map(({ message_id }) => message_id)) }),
+            yield* retryDeadLetters({ ids: new Set(dying.slice(0, 10).map(({ message_id }) => message_id)) }),
           ).toEqual({
             picked: 10,
             retried: 10,
           })
-          expect(yield* removeFailed(yield* pickFailed({ error: "error" }))).toBe(9_990)
+          expect(yield* removeDeadLetters(yield* pickDeadLetters({ error: "error" }))).toBe(9_990)
           expect(performance.now() - started).toBeLessThan(20_000)
         }),
       60_000,

@@ -5,20 +5,23 @@ import type { MessageId, UserId } from "../model/Interaction.ts"
 import type { UserEmbeddings, UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
 
 /** The bookkeeping of a user, read at one instant. */
-export interface Bookkept extends Pick<UserRecord, "archived"> {
+export interface AppliedState extends Pick<UserRecord, "archived"> {
   readonly onRecord: ReadonlySet<string>
 }
 
-export const bookkept = ({ applied, archived }: Pick<UserRecord, "applied" | "archived">): Bookkept => ({
+export const appliedState = ({
+  applied,
+  archived,
+}: Pick<UserRecord, "applied" | "archived">): AppliedState => ({
   onRecord: AppliedIds.toSet(applied),
   archived,
 })
 
 /** The prefixes of those interactions that are applied. The ledger is asked for what is not on the record. */
-export const applied = Effect.fnUntraced(function* (
+export const findApplied = Effect.fnUntraced(function* (
   users: UserEmbeddings["Type"],
   interactions: ReadonlyArray<{ readonly user_id: UserId; readonly message_id: MessageId }>,
-  records: ReadonlyMap<UserId, Bookkept>,
+  records: ReadonlyMap<UserId, AppliedState>,
 ) {
   const found = new Set<string>()
   const toLookUp = new Map<UserId, Array<string>>()
@@ -39,17 +42,17 @@ export const applied = Effect.fnUntraced(function* (
 })
 
 /** Ids in the ledger; what a lost compare-and-swap put there and is still on the record is left out. */
-export const offRecord = (
+export const overflowIds = (
   users: UserEmbeddings["Type"],
   user: UserId,
-  { archived, onRecord }: Bookkept,
+  { archived, onRecord }: AppliedState,
 ): Stream.Stream<ReadonlyArray<string>, UserEmbeddingsError> =>
   archived === 0
     ? Stream.empty
-    : Stream.map(users.ledger([user]), (entries) =>
+    : Stream.map(users.overflow([user]), (entries) =>
         entries.flatMap(({ ids }) => ids.filter((id) => !onRecord.has(id))),
       )
 
 /** How many interactions of the user are applied. */
-export const total = (users: UserEmbeddings["Type"], user: UserId, record: Bookkept) =>
-  Stream.runFold(offRecord(users, user, record), record.onRecord.size, (sum, ids) => sum + ids.length)
+export const countApplied = (users: UserEmbeddings["Type"], user: UserId, record: AppliedState) =>
+  Stream.runFold(overflowIds(users, user, record), record.onRecord.size, (sum, ids) => sum + ids.length)
