@@ -121,7 +121,7 @@ export const suite = <R extends DeadLetters | Queue.InteractionQueue, E>(
         expect(ids(back)).toEqual([sent[1]!.messageId, sent[3]!.messageId])
         expect(back[0]).toMatchObject({
           retryCount: 0,
-          isolatedAttempts: 0,
+          quarantineAttempts: 0,
           redeliveries: 0,
           routingKey: Queue.routingKey(sent[1]!.eventType),
           trace: sent[1]!.trace,

@@ -93,7 +93,7 @@ export const suite = <R extends InteractionQueue, E>(
             routingKey: routingKey(sent[index]!.eventType),
             trace: sent[index]!.trace,
             retryCount: 0,
-            isolatedAttempts: 0,
+            quarantineAttempts: 0,
             redeliveries: 0,
             recordedAt,
           })
@@ -286,8 +286,8 @@ export const suite = <R extends InteractionQueue, E>(
           messageId: sent!.messageId,
           routingKey: routingKey(sent!.eventType),
           trace: sent!.trace,
-          isolated: true,
-          isolatedAttempts: 1,
+          quarantined: true,
+          quarantineAttempts: 1,
           redeliveries: 0,
           retryCount: 0,
         })
@@ -297,10 +297,15 @@ export const suite = <R extends InteractionQueue, E>(
         // The ladder brings it back among the others; from there it goes on where it was.
         yield* consumer.settle([[last, Retry(200, failure)]])
         const retried = yield* takeOne(consumer)
-        expect(retried).toMatchObject({ isolated: false, isolatedAttempts: 2, retryCount: 1 })
+        expect(retried).toMatchObject({ quarantined: false, quarantineAttempts: 2, retryCount: 1 })
         yield* consumer.settle([[retried, Quarantine]])
         const end = yield* takeOne(consumer)
-        expect(end).toMatchObject({ isolated: true, isolatedAttempts: 2, retryCount: 1, trace: sent!.trace })
+        expect(end).toMatchObject({
+          quarantined: true,
+          quarantineAttempts: 2,
+          retryCount: 1,
+          trace: sent!.trace,
+        })
         yield* acknowledge(consumer, [end])
       }))
 
@@ -314,7 +319,7 @@ export const suite = <R extends InteractionQueue, E>(
           [held[0]!, Quarantine],
           [held[1]!, Quarantine],
         ])
-        yield* eventually(depths, ({ quarantined: isolated }) => isolated === 2)
+        yield* eventually(depths, ({ quarantined }) => quarantined === 2)
         // What came in before the suspects did belongs to the consumer; it takes in no more.
         const others = [...held.slice(2)]
         while (true) {
@@ -322,7 +327,7 @@ export const suite = <R extends InteractionQueue, E>(
           if (more._tag === "None") break
           others.push(...more.value)
         }
-        expect(others.every(({ quarantined: isolated }) => !isolated)).toBe(true)
+        expect(others.every(({ quarantined }) => !quarantined)).toBe(true)
         yield* acknowledge(consumer, others)
         const came: Array<Delivery> = []
         for (let left = 6 - others.length; left > 0; left--) {
@@ -337,13 +342,10 @@ export const suite = <R extends InteractionQueue, E>(
         }
         expect(ids(came.slice(0, 2))).toEqual(ids(sent.slice(0, 2)))
         expect(
-          came.slice(0, 2).every(({ quarantined: isolated, redeliveries }) => isolated && redeliveries === 0),
+          came.slice(0, 2).every(({ quarantined, redeliveries }) => quarantined && redeliveries === 0),
         ).toBe(true)
         expect(ids([...others, ...came]).toSorted()).toEqual(ids(sent))
-        yield* eventually(
-          depths,
-          ({ quarantined: isolated, main }) => isolated + main.ready + main.unacked === 0,
-        )
+        yield* eventually(depths, ({ quarantined, main }) => quarantined + main.ready + main.unacked === 0)
       }))
 
     it("settles a batch of all kinds, and tells where everything is", () =>
@@ -372,13 +374,10 @@ export const suite = <R extends InteractionQueue, E>(
           back.push(...some)
         }
         expect(back.map(({ retryCount }) => retryCount).toSorted()).toEqual([0, 0, 0, 1])
-        expect(back.map(({ quarantineAttempts: isolatedAttempts }) => isolatedAttempts).toSorted()).toEqual([
-          0, 0, 0, 1,
-        ])
+        expect(back.map(({ quarantineAttempts }) => quarantineAttempts).toSorted()).toEqual([0, 0, 0, 1])
         yield* eventually(
           depths,
-          ({ quarantined: isolated, main, retry }) =>
-            isolated + main.ready + main.unacked === 0 && !retry["800"],
+          ({ quarantined, main, retry }) => quarantined + main.ready + main.unacked === 0 && !retry["800"],
         )
       }))
   })

@@ -162,10 +162,10 @@ describe("what becomes of a failed message", () => {
 })
 
 test("a suspect is isolated; alone it is counted by each death of its worker, and given up after the tenth", () => {
-  const judge = (isolated: boolean, isolatedAttempts: number, redeliveries: number) =>
+  const judge = (quarantined: boolean, quarantineAttempts: number, redeliveries: number) =>
     RetryPolicies.quarantineDecision({
-      quarantined: isolated,
-      quarantineAttempts: isolatedAttempts,
+      quarantined,
+      quarantineAttempts: quarantineAttempts,
       redeliveries,
     })
   expect([judge(false, 0, 0), judge(false, 0, 2), judge(true, 1, 0), judge(true, 10, 0)]).toEqual(

@@ -90,10 +90,10 @@ export const pipeline = (stack: Stack) =>
 /** What waits in the outbox, in the main queue and on the rungs; the outbox first, for its rows move on to the queue. */
 const waiting = Effect.gen(function* () {
   const { unpublished } = yield* (yield* InteractionLog).backlog
-  const { quarantined: isolated, main, retry } = yield* (yield* InteractionQueue).depths
+  const { quarantined, main, retry } = yield* (yield* InteractionQueue).depths
   return Object.values(retry).reduce(
     (sum, depth) => sum + depth,
-    unpublished + main.ready + main.unacked + isolated,
+    unpublished + main.ready + main.unacked + quarantined,
   )
 })
 

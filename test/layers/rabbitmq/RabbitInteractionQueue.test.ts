@@ -162,7 +162,13 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       yield* sendForeign("bare", {})
       yield* sendForeign("garbage", { headers: { ...garbage, CC: undefined }, messageId: "7", priority: 1 })
       const got = yield* takeAll(consumer, 2)
-      const nothing = { trace: null, retryCount: 0, isolatedAttempts: 0, publishedAt: null, recordedAt: null }
+      const nothing = {
+        trace: null,
+        retryCount: 0,
+        quarantineAttempts: 0,
+        publishedAt: null,
+        recordedAt: null,
+      }
       expect(got[0]).toMatchObject({ ...nothing, messageId: null, routingKey: "user.embedding.search" })
       expect(got[1]).toMatchObject({ ...nothing, messageId: "7", routingKey: "user.embedding.search" })
       yield* consumer.settle([
@@ -251,7 +257,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
         [second!, Quarantine],
       ])
       const alone = yield* takeOne(consumer)
-      expect(alone).toMatchObject({ messageId: suspect!.messageId, isolated: true })
+      expect(alone).toMatchObject({ messageId: suspect!.messageId, quarantined: true })
       yield* consumer.settle([[alone, DeadLetter(failure)]])
       yield* publish([other!])
       // The first is given back when the consumer takes up its work again; whoever gets it parks it anew.
@@ -263,8 +269,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       yield* Effect.promise(() => channel.bindQueue("failed", "failed", "failed"))
       yield* eventually(
         queue.depths,
-        ({ failed, quarantined: isolated, main }) =>
-          failed === 2 && isolated + main.ready + main.unacked === 0,
+        ({ failed, quarantined, main }) => failed === 2 && quarantined + main.ready + main.unacked === 0,
       )
     }))
 

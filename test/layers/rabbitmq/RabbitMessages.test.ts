@@ -121,7 +121,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
           recordedAt,
           routingKey: routingKey(one.eventType),
           retryCount: 0,
-          isolatedAttempts: 0,
+          quarantineAttempts: 0,
           redeliveries: 0,
         })
         expect(arrived.publishedAt).toBeGreaterThan(recordedAt)
@@ -177,7 +177,12 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       yield* acknowledge(consumer, back)
       const [alone, climbed] = back.toSorted((a, b) => a.retryCount - b.retryCount)
       const same = { recordedAt, publishedAt: got[0]!.publishedAt, routingKey: "user.embedding.product_view" }
-      expect(alone).toMatchObject({ ...same, messageId: suspect!.messageId, isolated: true, retryCount: 0 })
+      expect(alone).toMatchObject({
+        ...same,
+        messageId: suspect!.messageId,
+        quarantined: true,
+        retryCount: 0,
+      })
       expect(climbed).toMatchObject({ ...same, messageId: retried!.messageId, retryCount: 1 })
       expect(climbed!.trace).toEqual(retried!.trace)
       expect(text(climbed!)).toBe(text(retried!))

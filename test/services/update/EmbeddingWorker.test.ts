@@ -330,7 +330,7 @@ test("a batch that throws is isolated; alone, a message that throws ten times is
     throw new Error("a bug")
   }
   state.arriving.push(from("a"), from("b"))
-  const alone = (isolatedAttempts: number) => ({ ...from("c"), isolated: true, isolatedAttempts })
+  const alone = (quarantineAttempts: number) => ({ ...from("c"), quarantined: true, quarantineAttempts })
   await run(
     layer,
     Effect.gen(function* () {
