@@ -49,7 +49,7 @@ const greeting = HttpServer.addressWith((address) =>
 
 const serving = Layer.effectDiscard(greeting).pipe(
   Layer.provideMerge(HttpApiBuilder.serve()),
-  Layer.provide(RecordingRoutes.recordingHandler),
+  Layer.provide(RecordingRoutes.directHandler),
   Layer.provide([ApiMiddleware.layer, ApiMiddleware.routerConfig]),
   // ApiMiddleware makes the server spans.
   HttpMiddleware.withTracerDisabledWhen(() => true),

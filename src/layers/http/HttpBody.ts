@@ -1,6 +1,6 @@
 /** Reads a request's JSON body within a limit; everything that is wrong with it is a {@link Problem}. */
 import type { HttpServerRequest } from "@effect/platform"
-import { Effect, Either } from "effect"
+import { Effect } from "effect"
 import { Problem } from "../../services/model/Problem.ts"
 
 const utf8 = new TextDecoder("utf-8", { fatal: true })
@@ -70,18 +70,20 @@ export const parseBody = async (request: Request, limit: number): Promise<unknow
   return parse(bytes)
 }
 
-/** The same for handlers of the API; our server's requests are web requests. */
-export const readJson = (
+/**
+ * Runs `read` on the web request that HttpServer.ts passes on. `read` rejects with a {@link Problem}; any other
+ * rejection is a defect.
+ */
+export const onWebRequest = <A>(
   { source }: HttpServerRequest.HttpServerRequest,
-  limit: number,
-): Effect.Effect<unknown, Problem> =>
+  read: (request: Request) => Promise<A>,
+): Effect.Effect<A, Problem> =>
   source instanceof Request
-    ? Effect.flatten(
-        Effect.promise(() =>
-          parseBody(source, limit).then(
-            (body): Either.Either<unknown, Problem> => Either.right(body),
-            (error) => (error instanceof Problem ? Either.left(error) : Promise.reject(error)),
-          ),
-        ),
+    ? Effect.tryPromise(() => read(source)).pipe(
+        Effect.catchAll(({ error }) => (error instanceof Problem ? error : Effect.die(error))),
       )
-    : Effect.dieMessage("not a web request")
+    : Effect.dieMessage("the request is not a web request")
+
+/** {@link parseBody} for the handlers of the router. */
+export const readJson = (request: HttpServerRequest.HttpServerRequest, limit: number) =>
+  onWebRequest(request, (web) => parseBody(web, limit))

@@ -9,18 +9,7 @@ import {
   HttpServerRequest,
   HttpServerResponse,
 } from "@effect/platform"
-import {
-  Cause,
-  Context,
-  Effect,
-  Either,
-  Exit,
-  Option,
-  Predicate,
-  Redacted,
-  Schema,
-  type Tracer,
-} from "effect"
+import { Cause, Effect, Either, Exit, Option, Predicate, Redacted, Schema } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import { UserId } from "../../services/model/Interaction.ts"
 import { Problem, unprocessable } from "../../services/model/Problem.ts"
@@ -28,7 +17,8 @@ import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import { isVerbose } from "./HttpHealth.ts"
 import * as HttpPage from "./HttpPage.ts"
-import { problemResponse } from "./HttpProblems.ts"
+import { failureResponse, problemResponse } from "./HttpProblems.ts"
+import * as HttpServerSpan from "./HttpServerSpan.ts"
 
 interface Route {
   readonly method: string
@@ -67,68 +57,39 @@ const pathOf = (url: string) => url.split("?", 1)[0] ?? url
 const open = new Set<string>(["/livez", "/readyz", "/docs", "/openapi.json", ...HttpPage.paths])
 /** Versions are for those who have a token. */
 const isOpen = (url: string): boolean => open.has(pathOf(url)) && !isVerbose(url)
+/** The status of a request whose client did not wait for the response. */
+const clientClosedRequest = 499
 const untraced = new Set(["/livez", "/readyz", "/metrics"])
 
-/**
- * The server span `{METHOD} {route}`, continued from a valid `traceparent` and told in the answer's. It names the route
- * but not the path, which has user ids in it. The tracer of the platform would take any text in a `b3` header for a
- * trace id, and records every header.
- */
-const traced = <E, R>(request: HttpServerRequest.HttpServerRequest, app: HttpApp.Default<E, R>) =>
-  Effect.gen(function* () {
-    const path = pathOf(request.url)
-    if (untraced.has(path)) return yield* Telemetry.untraced(app)
+type BeginSpan = Effect.Effect.Success<typeof HttpServerSpan.begin>
+
+/** Runs the application in a server span. The response names the span in `traceparent`. */
+const traced = <E, R>(
+  beginSpan: BeginSpan,
+  request: HttpServerRequest.HttpServerRequest,
+  app: HttpApp.Default<E, R>,
+) => {
+  const { headers, method, url } = request
+  const path = pathOf(url)
+  if (untraced.has(path)) return Telemetry.untraced(app)
+  return Effect.suspend(() => {
     const route = routes.find(({ pattern }) => pattern.test(path))?.template
-    const { traceparent, tracestate = null } = request.headers
-    const parent = traceparent === undefined ? undefined : Telemetry.externalSpan({ traceparent, tracestate })
-    const clock = yield* Effect.clock
-    const started = clock.unsafeCurrentTimeNanos()
-    const finished = (status: number) => {
-      const ended = clock.unsafeCurrentTimeNanos()
-      Telemetry.observe(
-        Telemetry.httpDuration(request.method, route, status),
-        Number(ended - started) / 1_000_000_000,
-      )
-      return ended
-    }
-    const answered = (span: Tracer.AnySpan) =>
-      app.pipe(
-        Effect.tap(({ status }) =>
-          Effect.suspend(() => {
-            const duration_ms = Number(clock.unsafeCurrentTimeNanos() - started) / 1_000_000
-            return Effect.annotateLogs(Effect.logDebug("http.answered"), {
-              method: request.method,
-              route,
-              status,
-              duration_ms,
-            })
-          }),
-        ),
-        Effect.withParentSpan(span),
-        Effect.map(HttpServerResponse.setHeader("traceparent", Telemetry.traceparent(span))),
-      )
-    if (!(yield* Telemetry.isTracing)) {
-      const response = yield* answered(parent ?? Telemetry.newTrace())
-      finished(response.status)
-      return response
-    }
-    const tracer = yield* Effect.tracer
-    const span = tracer.span(
-      route === undefined ? request.method : `${request.method} ${route}`,
-      Option.fromNullable(parent),
-      Context.empty(),
-      [],
-      started,
-      "server",
-    )
-    return yield* Effect.onExit(answered(span), (exit) =>
-      Effect.sync(() => {
-        const status = Exit.isSuccess(exit) ? exit.value.status : 499
-        // At the end, because the router has written its own form of the route.
-        Telemetry.endServerSpan(span, { method: request.method, route, status }, finished(status))
-      }),
+    const { end, span } = beginSpan(method, route, {
+      traceparent: headers.traceparent,
+      tracestate: headers.tracestate,
+    })
+    return Effect.map(app, HttpServerResponse.setHeader("traceparent", Telemetry.traceparent(span))).pipe(
+      Effect.onExit((exit) =>
+        Effect.suspend(() => {
+          const status = Exit.isSuccess(exit) ? exit.value.status : clientClosedRequest
+          const duration_ms = end(status) * 1_000
+          return Effect.annotateLogs(Effect.logDebug("http.answered"), { method, route, status, duration_ms })
+        }),
+      ),
+      Effect.withParentSpan(span),
     )
   })
+}
 
 const decodeId = Schema.decodeUnknownEither(UserId)
 
@@ -186,10 +147,7 @@ const answerTo = (cause: Cause.Cause<unknown>, request: HttpServerRequest.HttpSe
         ),
       ),
     )
-  return Effect.as(
-    Effect.logError("http.failed", cause),
-    problemResponse(new Problem({ status: 500, detail: "an unexpected error; the log says more" })),
-  )
+  return failureResponse(cause)
 }
 
 const unauthorised = problemResponse(
@@ -215,6 +173,7 @@ export const authorisation = Effect.map(Settings.API_TOKENS, (list) => {
 
 const make = Effect.gen(function* () {
   const authorised = yield* authorisation
+  const beginSpan = yield* HttpServerSpan.begin
   if (Option.isNone(yield* Settings.API_TOKENS))
     yield* Effect.logWarning("api.open").pipe(
       Effect.annotateLogs({ detail: "API_TOKENS is unset: everybody who reaches this port may use it" }),
@@ -225,6 +184,7 @@ const make = Effect.gen(function* () {
   return (app: HttpApp.Default): HttpApp.Default =>
     Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>
       traced(
+        beginSpan,
         request,
         passes(request)
           ? Effect.catchAllCause(app, (cause) =>

@@ -1,4 +1,4 @@
-/** How answers are worded: problem documents, and 500 for what nobody worded. */
+/** The response to a failure, on both paths to a handler. */
 import { HttpServerResponse } from "@effect/platform"
 import { Cause, Effect } from "effect"
 import { Problem } from "../../services/model/Problem.ts"
@@ -11,7 +11,19 @@ export const problemResponse = (problem: Problem) =>
     headers: problem.headers ?? {},
   })
 
-/** A dependency is away; `what` names what it holds, in plural. */
+const unexpected = problemResponse(
+  new Problem({ status: 500, detail: "an unexpected error occurred; the log of the server describes it" }),
+)
+
+/** A failure that is not a {@link Problem} is logged. The client learns nothing of its cause. */
+export const failureResponse = (cause: Cause.Cause<unknown>) => {
+  const error = Cause.squash(cause)
+  return error instanceof Problem
+    ? Effect.succeed(problemResponse(error))
+    : Effect.as(Effect.logError("http.failed", cause), unexpected)
+}
+
+/** A dependency is unavailable; `what` names the data it holds, in the plural. */
 export const serviceUnavailable = (what: string) => () =>
   new Problem({
     status: 503,
@@ -19,13 +31,6 @@ export const serviceUnavailable = (what: string) => () =>
     headers: { "retry-after": "1" },
   })
 
-/** The answer of a handler, whose problems are answers too. */
+/** The response of a handler, in which a failure is a response too. */
 export const answer = <E, R>(effect: Effect.Effect<HttpServerResponse.HttpServerResponse, E, R>) =>
-  Effect.catchAll(effect, (error) =>
-    error instanceof Problem
-      ? Effect.succeed(problemResponse(error))
-      : Effect.as(
-          Effect.logError("http.failed", Cause.fail(error)),
-          problemResponse(new Problem({ status: 500, detail: "an unexpected error; the log says more" })),
-        ),
-  )
+  Effect.catchAll(effect, (error) => failureResponse(Cause.fail(error)))
