@@ -4,7 +4,6 @@ import { Effect } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import { onWebRequest } from "./HttpBody.ts"
-import * as HttpProblems from "./HttpProblems.ts"
 import { type ProductEvent, RecordingRoutes } from "./RecordingRoutes.ts"
 
 interface ProductRequest {
@@ -12,16 +11,14 @@ interface ProductRequest {
   readonly request: HttpServerRequest.HttpServerRequest
 }
 
-const answer = (
+const responseOf = (
   request: HttpServerRequest.HttpServerRequest,
   respond: (request: Request, trace: Telemetry.TraceContext | null) => Promise<Response>,
 ) =>
   Effect.flatMap(Telemetry.currentTrace, (trace) =>
-    HttpProblems.answer(
-      Effect.map(
-        onWebRequest(request, (web) => respond(web, trace)),
-        HttpServerResponse.fromWeb,
-      ),
+    Effect.map(
+      onWebRequest(request, (web) => respond(web, trace)),
+      HttpServerResponse.fromWeb,
     ),
   )
 
@@ -31,14 +28,14 @@ export const interactions = HttpApiBuilder.group(api, "interactions", (handlers)
     const product =
       (type: ProductEvent) =>
       ({ path, request }: ProductRequest) =>
-        answer(request, (web, trace) => routes.product(web, trace, path.userId, path.productId, type))
+        responseOf(request, (web, trace) => routes.product(web, trace, path.userId, path.productId, type))
     return handlers
       .handleRaw("search", ({ path, request }) =>
-        answer(request, (web, trace) => routes.search(web, trace, path.userId)),
+        responseOf(request, (web, trace) => routes.search(web, trace, path.userId)),
       )
       .handleRaw("view", product("product_view"))
       .handleRaw("click", product("product_click"))
       .handleRaw("purchase", product("product_purchase"))
-      .handleRaw("bulk", ({ request }) => answer(request, routes.bulk))
+      .handleRaw("bulk", ({ request }) => responseOf(request, routes.bulk))
   }),
 )

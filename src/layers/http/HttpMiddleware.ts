@@ -1,4 +1,4 @@
-/** What every request passes: its span, the token, and the problem documents. */
+/** Every request of the router passes here: its span, the check of its token, and the problem of a failure. */
 import { createHash, timingSafeEqual } from "node:crypto"
 import {
   HttpApi,
@@ -10,6 +10,7 @@ import {
   HttpServerResponse,
 } from "@effect/platform"
 import { Cause, Effect, Either, Exit, Option, Predicate, Redacted, Schema } from "effect"
+import { Authorisation } from "../../services/api/ApiProblems.ts"
 import { api } from "../../services/api/InteractionApi.ts"
 import { UserId } from "../../services/model/Interaction.ts"
 import { Problem, unprocessable } from "../../services/model/Problem.ts"
@@ -22,31 +23,37 @@ import * as HttpServerSpan from "./HttpServerSpan.ts"
 
 interface Route {
   readonly method: string
-  /** `path` with its parameters in braces: `http.route`. */
+  /** The path with its parameters in braces: `http.route`. */
   readonly template: string
-  /** Groups are the path's parameters. */
+  /** Its groups are the parameters of the path. */
   readonly pattern: RegExp
+  readonly needsToken: boolean
 }
 
+const routeOf = (method: string, path: string, needsToken: boolean): Route => ({
+  method,
+  template: path.replace(/:(\w+)/g, "{$1}"),
+  pattern: new RegExp(`^${path.replace(/:(\w+)/g, "(?<$1>[^/]+)")}/?$`),
+  needsToken,
+})
+
 const routes: ReadonlyArray<Route> = (() => {
-  const found: Array<Route> = []
-  const add = (method: string, path: string) =>
-    found.push({
-      method,
-      template: path.replace(/:(\w+)/g, "{$1}"),
-      pattern: new RegExp(`^${path.replace(/:(\w+)/g, "(?<$1>[^/]+)")}/?$`),
-    })
+  const found = ["/docs", "/openapi.json", ...HttpPage.paths].map((path) => routeOf("GET", path, false))
   HttpApi.reflect(api, {
     onGroup: () => {},
-    onEndpoint: ({ endpoint }) => add(endpoint.method, endpoint.path),
+    onEndpoint: ({ endpoint: { method, path }, middleware }) =>
+      found.push(
+        routeOf(
+          method,
+          path,
+          [...middleware].some(({ key }) => key === Authorisation.key),
+        ),
+      ),
   })
-  add("GET", "/docs")
-  add("GET", "/openapi.json")
-  for (const path of HttpPage.paths) add("GET", path)
   return found
 })()
 
-/** As these routes match: exactly, and ids of any length, to be refused by name. */
+/** The router matches exactly, and ids of any length: a handler refuses a wrong id by its name. */
 export const routerConfig = HttpRouter.setRouterConfig({
   caseSensitive: true,
   ignoreDuplicateSlashes: false,
@@ -54,24 +61,23 @@ export const routerConfig = HttpRouter.setRouterConfig({
 })
 
 const pathOf = (url: string) => url.split("?", 1)[0] ?? url
-const open = new Set<string>(["/livez", "/readyz", "/docs", "/openapi.json", ...HttpPage.paths])
-/** Versions are for those who have a token. */
-const isOpen = (url: string): boolean => open.has(pathOf(url)) && !isVerbose(url)
+const openPaths = new Set(routes.flatMap(({ needsToken, template }) => (needsToken ? [] : [template])))
+/** The versions that `?verbose` shows need a token. */
+const isOpen = (url: string): boolean => openPaths.has(pathOf(url)) && !isVerbose(url)
+const untracedPaths = new Set(["/livez", "/readyz", "/metrics"])
 /** The status of a request whose client did not wait for the response. */
 const clientClosedRequest = 499
-const untraced = new Set(["/livez", "/readyz", "/metrics"])
 
 type BeginSpan = Effect.Effect.Success<typeof HttpServerSpan.begin>
 
 /** Runs the application in a server span. The response names the span in `traceparent`. */
 const traced = <E, R>(
   beginSpan: BeginSpan,
-  request: HttpServerRequest.HttpServerRequest,
+  { headers, method, url }: HttpServerRequest.HttpServerRequest,
   app: HttpApp.Default<E, R>,
 ) => {
-  const { headers, method, url } = request
   const path = pathOf(url)
-  if (untraced.has(path)) return Telemetry.untraced(app)
+  if (untracedPaths.has(path)) return Telemetry.untraced(app)
   return Effect.suspend(() => {
     const route = routes.find(({ pattern }) => pattern.test(path))?.template
     const { end, span } = beginSpan(method, route, {
@@ -93,19 +99,11 @@ const traced = <E, R>(
 
 const decodeId = Schema.decodeUnknownEither(UserId)
 
-const digest = (text: string) => createHash("sha256").update(text).digest()
-
-/** Compares in constant time, whatever the lengths. */
-const holds = (tokens: ReadonlyArray<Buffer>, header: string | undefined): boolean => {
-  const given = digest(/^Bearer (.+)$/i.exec(header ?? "")?.[1] ?? "")
-  return tokens.reduce((found, token) => timingSafeEqual(token, given) || found, false)
-}
-
-/** Methods of a path; who answers GET answers HEAD. */
+/** The methods of a path. A route that answers GET also answers HEAD. */
 const methodsOf = (matching: ReadonlyArray<Route>): ReadonlyArray<string> =>
   matching.flatMap(({ method }) => (method === "GET" ? ["GET", "HEAD"] : [method])).concat("OPTIONS")
 
-/** Nothing routes this request: an unknown path, another method, or a path parameter that can't be decoded. */
+/** For a request without a route: an unknown path, another method, or a path parameter that cannot be decoded. */
 const unrouted = (request: HttpServerRequest.HttpServerRequest): HttpServerResponse.HttpServerResponse => {
   const path = pathOf(request.url)
   const matching = routes.filter(({ pattern }) => pattern.test(path))
@@ -133,21 +131,21 @@ const unrouted = (request: HttpServerRequest.HttpServerRequest): HttpServerRespo
       )
 }
 
-/** The answer to a failure that no handler worded. */
+/** Also a response that does not match its schema is a decode error. HttpApi puts the type of a response first. */
+const isOfResponse = ({ message }: HttpApiError.HttpApiDecodeError) =>
+  message.startsWith("(<declaration schema> <-> ")
+
 const answerTo = (cause: Cause.Cause<unknown>, request: HttpServerRequest.HttpServerRequest) => {
   const error = Option.getOrUndefined(Cause.failureOption(cause))
   if (Predicate.isTagged(error, "RouteNotFound")) return Effect.succeed(unrouted(request))
-  if (error instanceof HttpApiError.HttpApiDecodeError)
-    return Effect.succeed(
-      problemResponse(
-        unprocessable(
-          error.issues
-            .filter(({ message }) => !message.startsWith("Expected undefined"))
-            .map(({ message, path }) => ({ field: path.join("."), detail: message })),
-        ),
-      ),
-    )
-  return failureResponse(cause)
+  if (!(error instanceof HttpApiError.HttpApiDecodeError) || isOfResponse(error))
+    return failureResponse(cause)
+  const issues = error.issues.filter(({ message }) => !message.startsWith("Expected undefined"))
+  return Effect.succeed(
+    problemResponse(
+      unprocessable(issues.map(({ message, path }) => ({ field: path.join("."), detail: message }))),
+    ),
+  )
 }
 
 const unauthorised = problemResponse(
@@ -158,6 +156,8 @@ const unauthorised = problemResponse(
   }),
 )
 
+const digest = (text: string) => createHash("sha256").update(text).digest()
+
 const tokensOf = (list: Redacted.Redacted) =>
   Redacted.value(list)
     .split(",")
@@ -165,33 +165,36 @@ const tokensOf = (list: Redacted.Redacted) =>
     .filter((token) => token !== "")
     .map(digest)
 
-/** Whether a header `Authorization` opens the API; everything does where there are no tokens. */
+/** Whether the header holds one of the tokens; takes the same time for every header. */
+const hasToken = (tokens: ReadonlyArray<Buffer>, header: string | undefined): boolean => {
+  const given = digest(/^Bearer (.+)$/i.exec(header ?? "")?.[1] ?? "")
+  return tokens.reduce((found, token) => timingSafeEqual(token, given) || found, false)
+}
+
+/** Whether a header `Authorization` gives access. Without API_TOKENS every request has access. */
 export const authorisation = Effect.map(Settings.API_TOKENS, (list) => {
   const tokens = Option.map(list, tokensOf)
-  return (header: string | undefined): boolean => Option.isNone(tokens) || holds(tokens.value, header)
+  return (header: string | undefined): boolean => Option.isNone(tokens) || hasToken(tokens.value, header)
 })
 
 const make = Effect.gen(function* () {
-  const authorised = yield* authorisation
+  const isAuthorised = yield* authorisation
   const beginSpan = yield* HttpServerSpan.begin
   if (Option.isNone(yield* Settings.API_TOKENS))
     yield* Effect.logWarning("api.open").pipe(
-      Effect.annotateLogs({ detail: "API_TOKENS is unset: everybody who reaches this port may use it" }),
+      Effect.annotateLogs({ detail: "API_TOKENS is unset: everyone who can reach this port has access" }),
     )
-  const passes = ({ headers, url }: HttpServerRequest.HttpServerRequest) =>
-    isOpen(url) || authorised(headers.authorization)
+
+  const answered = (app: HttpApp.Default, request: HttpServerRequest.HttpServerRequest) =>
+    isOpen(request.url) || isAuthorised(request.headers.authorization)
+      ? Effect.catchAllCause(app, (cause) =>
+          Cause.isInterruptedOnly(cause) ? Effect.failCause(cause) : answerTo(cause, request),
+        )
+      : Effect.succeed(unauthorised)
 
   return (app: HttpApp.Default): HttpApp.Default =>
     Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>
-      traced(
-        beginSpan,
-        request,
-        passes(request)
-          ? Effect.catchAllCause(app, (cause) =>
-              Cause.isInterruptedOnly(cause) ? Effect.failCause(cause) : answerTo(cause, request),
-            )
-          : Effect.succeed(unauthorised),
-      ),
+      traced(beginSpan, request, answered(app, request)),
     )
 })
 

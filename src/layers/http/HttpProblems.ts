@@ -2,6 +2,14 @@
 import { HttpServerResponse } from "@effect/platform"
 import { Cause, Effect } from "effect"
 import { Problem } from "../../services/model/Problem.ts"
+import type { DeadLetterNotFound } from "../../services/operate/DeadLetterAdmin.ts"
+import type { UserNotFound } from "../../services/operate/ShowUser.ts"
+import type { DeadLettersError } from "../../services/ports/DeadLetters.ts"
+import type { InteractionLogError } from "../../services/ports/InteractionLog.ts"
+import type { PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
+import type { UserEmbeddingsError } from "../../services/ports/UserEmbeddings.ts"
+import type { CatalogueError } from "../../services/recommend/Catalogue.ts"
+import type { NoTaste, ProductNotFound, TooManyUsers } from "../../services/recommend/Recommender.ts"
 
 /** A problem as `application/problem+json`. */
 export const problemResponse = (problem: Problem) =>
@@ -23,14 +31,48 @@ export const failureResponse = (cause: Cause.Cause<unknown>) => {
     : Effect.as(Effect.logError("http.failed", cause), unexpected)
 }
 
-/** A dependency is unavailable; `what` names the data it holds, in the plural. */
-export const serviceUnavailable = (what: string) => () =>
+/** `what` names the unavailable data, in the plural. */
+export const serviceUnavailable = (what: string) =>
   new Problem({
     status: 503,
     detail: `${what} are not available; try again later`,
     headers: { "retry-after": "1" },
   })
 
-/** The response of a handler, in which a failure is a response too. */
-export const answer = <E, R>(effect: Effect.Effect<HttpServerResponse.HttpServerResponse, E, R>) =>
-  Effect.catchAll(effect, (error) => failureResponse(Cause.fail(error)))
+type Failure =
+  | CatalogueError
+  | DeadLetterNotFound
+  | DeadLettersError
+  | InteractionLogError
+  | NoTaste
+  | PhraseEmbedderError
+  | ProductNotFound
+  | TooManyUsers
+  | UserEmbeddingsError
+  | UserNotFound
+
+const problemOf = (error: Failure): Problem => {
+  switch (error._tag) {
+    case "DeadLetterNotFound":
+    case "NoTaste":
+    case "ProductNotFound":
+    case "UserNotFound":
+      return new Problem({ status: 404, detail: error.message })
+    case "CatalogueTooLarge":
+    case "TooManyUsers":
+      return new Problem({ status: 501, detail: error.message })
+    case "DeadLettersError":
+      return serviceUnavailable("dead letters")
+    case "InteractionLogError":
+      return serviceUnavailable("interactions")
+    case "PhraseEmbedderError":
+      return serviceUnavailable("embeddings of phrases")
+    case "ProductEmbeddingsError":
+      return serviceUnavailable("product embeddings")
+    case "UserEmbeddingsError":
+      return serviceUnavailable("user embeddings")
+  }
+}
+
+/** What the failure of a step means to the client. */
+export const toProblem = Effect.mapError(problemOf)

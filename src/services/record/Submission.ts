@@ -4,7 +4,7 @@
  */
 import { Either, type ParseResult, Predicate, Schema } from "effect"
 import * as Interaction from "../model/Interaction.ts"
-import type { FieldIssue } from "../model/Problem.ts"
+import { type FieldIssue, fieldIssue } from "../model/Problem.ts"
 import type { Submission } from "./InteractionRecorder.ts"
 
 export type Decoded = Either.Either<Submission, ReadonlyArray<FieldIssue>>
@@ -68,11 +68,6 @@ const isEventType = Schema.is(Interaction.EventType)
 const issue = (field: string, detail: string) => Either.left([{ field, detail }])
 const eventTypeRule = `must be one of ${Interaction.eventTypes.join(", ")}`
 
-const describe = (problem: string): string => {
-  if (problem.startsWith("is unexpected")) return "is not a known field"
-  return problem.endsWith("actual undefined") ? "is missing" : problem
-}
-
 const fields = new Set([...Object.keys(SearchItem.fields), ...Object.keys(ProductItem.fields)])
 const isKey = (value: unknown): value is string => typeof value === "string" && keyPattern.test(value)
 
@@ -109,8 +104,7 @@ const asDecoded = (
   const decoded: Either.Either<typeof BulkItem.Type, ParseResult.ParseError> =
     item.event_type === "search" ? decodeSearch(item) : decodeProduct(item)
   return Either.mapBoth(decoded, {
-    onLeft: (error) =>
-      Interaction.issues(error).map(({ field, problem }) => ({ field, detail: describe(problem) })),
+    onLeft: (error) => Interaction.issues(error).map(fieldIssue),
     onRight: (sent) => {
       const { idempotency_key = null, metadata = {}, occurred_at: given, user_id } = sent
       const facts = { user_id, occurred_at: given ?? instant, metadata }
