@@ -1,6 +1,7 @@
 /** The worker alone: events wait in the queue, and the time runs until all of them stand in the documents. */
 import { connect } from "amqplib"
-import { encodeMessage, type Interaction } from "../../src/services/model/Interaction.ts"
+import type { Interaction } from "../../src/services/model/Interaction.ts"
+import { encodeMessage } from "../../src/services/model/UpdateMessage.ts"
 import { type Env, type Part, until } from "./arena.ts"
 import { startMeter } from "./cpu.ts"
 import { event, interaction } from "./events.ts"

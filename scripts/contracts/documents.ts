@@ -3,12 +3,8 @@ import { OpenApi } from "@effect/platform"
 import { Duration, JSONSchema, type Schema } from "effect"
 import { userEmbeddingValidator } from "../../src/layers/mongodb/MongoCollections.ts"
 import { api, Embedding } from "../../src/services/api/InteractionApi.ts"
-import {
-  eventTypes,
-  maxMessageBytes,
-  messageVersion,
-  UpdateMessage,
-} from "../../src/services/model/Interaction.ts"
+import { defaults as eventTypes } from "../../src/services/model/EventTypes.ts"
+import { maxMessageBytes, messageVersion, UpdateMessage } from "../../src/services/model/UpdateMessage.ts"
 import {
   exchange,
   failedQueue,
@@ -156,7 +152,12 @@ const asyncApi = {
     userEvents: {
       address: "user.embedding.{event_type}",
       description: `Exchange ${exchange} (topic, durable); the queue ${queue} is bound to user.embedding.*`,
-      parameters: { event_type: { enum: [...eventTypes], description: "the kind of interaction" } },
+      parameters: {
+        event_type: {
+          description: "the type of the interaction: a built-in type, or one of EVENT_WEIGHTS",
+          examples: [...eventTypes.names],
+        },
+      },
       messages: messages("update", "pack"),
       bindings: {
         amqp: {
@@ -187,7 +188,7 @@ const asyncApi = {
     publishUpdate: {
       action: "send",
       channel: { $ref: "#/channels/userEvents" },
-      summary: `The relay publishes persistently and mandatory, with confirmation; routing keys ${eventTypes.map(routingKey).join(", ")}`,
+      summary: `The relay publishes persistently and mandatory, with confirmation; routing keys ${eventTypes.names.map(routingKey).join(", ")}`,
       bindings: { amqp: { deliveryMode: 2, mandatory: true } },
     },
     consumeUpdate: {
