@@ -65,7 +65,9 @@ const program = Effect.gen(function* () {
   const catalogue = yield* Catalogue.Catalogue
   yield* catalogue.mean.pipe(Effect.retry({ times: 60 }))
   console.log(`${count} products of ${dimensions} dimensions`)
-  console.log(`loaded in ${((performance.now() - started) / 1000).toFixed(1)} s (includes generating the vectors)`)
+  console.log(
+    `loaded in ${((performance.now() - started) / 1000).toFixed(1)} s (includes generating the vectors)`,
+  )
   Bun.gc(true)
   const held = (process.memoryUsage().rss - before) / 2 ** 20
   console.log(

@@ -56,7 +56,8 @@ if (released === undefined) fail("CHANGELOG.md lists no change under Unreleased"
 
 const changes = run("git", "status", "--porcelain").out
 if (changes !== "" && !dryRun) fail(`the working tree is not clean: commit or stash first\n${changes}`, 1)
-if (changes !== "") say(`the working tree is not clean; without --dry-run the release would stop here:\n${changes}\n`)
+if (changes !== "")
+  say(`the working tree is not clean; without --dry-run the release would stop here:\n${changes}\n`)
 
 if (!skipCheck) {
   say("bun run check …")

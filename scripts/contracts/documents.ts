@@ -166,7 +166,11 @@ const asyncApi = {
       },
     },
     updates: queueChannel(queue, "The main queue, a quorum queue: workers consume it", "update", "pack"),
-    isolated: queueChannel(quarantineQueue, "The quarantine queue: its messages are handled alone, one at a time", "update"),
+    isolated: queueChannel(
+      quarantineQueue,
+      "The quarantine queue: its messages are handled alone, one at a time",
+      "update",
+    ),
     ...Object.fromEntries(
       delays.map((delay) => [
         `retry${delay}`,
@@ -193,7 +197,8 @@ const asyncApi = {
     consumeUpdate: {
       action: "receive",
       channel: { $ref: "#/channels/updates" },
-      summary: "Workers fold the interaction into the user's embedding and acknowledge the message after the write",
+      summary:
+        "Workers fold the interaction into the user's embedding and acknowledge the message after the write",
       bindings: { amqp: { ack: true } },
     },
   },
