@@ -1,4 +1,4 @@
-/** Publishing by the project's own queue, as the API does after a commit: every message confirmed. */
+/** Publishes with the project's own queue, as the API does after a commit: every message is confirmed. */
 import { ConfigProvider, Effect, Layer, ManagedRuntime } from "effect"
 import * as Rabbit from "../../src/layers/rabbitmq/Rabbit.ts"
 import * as RabbitInteractionQueue from "../../src/layers/rabbitmq/RabbitInteractionQueue.ts"

@@ -1,6 +1,6 @@
 /**
- * What each stage of the embedded stack costs by itself: its tables, one connection, every commit synced. They share one
- * thread with the HTTP server, so a core divided by their sum is the limit.
+ * What each stage of the embedded stack costs by itself: its tables, one connection, every commit synced. All stages
+ * share one thread with the HTTP server, so one core divided by the sum of their costs is the limit.
  */
 import { Database } from "bun:sqlite"
 import { join } from "node:path"
