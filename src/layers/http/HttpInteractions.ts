@@ -4,7 +4,7 @@ import { Effect } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import { onWebRequest } from "./HttpBody.ts"
-import { type ProductEvent, RecordingRoutes } from "./RecordingRoutes.ts"
+import { RecordingRoutes } from "./RecordingRoutes.ts"
 
 interface ProductRequest {
   readonly path: { readonly userId: string; readonly productId: string }
@@ -26,16 +26,17 @@ const responseOf = (
 export const interactions = HttpApiBuilder.group(api, "interactions", (handlers) =>
   Effect.map(RecordingRoutes, (routes) => {
     const product =
-      (type: ProductEvent) =>
+      (route: string) =>
       ({ path, request }: ProductRequest) =>
-        responseOf(request, (web, trace) => routes.product(web, trace, path.userId, path.productId, type))
+        responseOf(request, (web, trace) => routes.product(web, trace, path.userId, path.productId, route))
     return handlers
       .handleRaw("search", ({ path, request }) =>
         responseOf(request, (web, trace) => routes.search(web, trace, path.userId)),
       )
-      .handleRaw("view", product("product_view"))
-      .handleRaw("click", product("product_click"))
-      .handleRaw("purchase", product("product_purchase"))
+      .handleRaw("view", product("view"))
+      .handleRaw("click", product("click"))
+      .handleRaw("purchase", product("purchase"))
+      .handleRaw("product", ({ path, request }) => product(path.type)({ path, request }))
       .handleRaw("bulk", ({ request }) => responseOf(request, routes.bulk))
   }),
 )

@@ -6,7 +6,8 @@
 import { HttpServerResponse } from "@effect/platform"
 import { Cause, type Clock, Context, Effect, Either, Exit, Layer, Runtime } from "effect"
 import { type BulkReport, bodyBytes, bulkBodyBytes, bulkItems } from "../../services/api/InteractionApi.ts"
-import type { EventType } from "../../services/model/Interaction.ts"
+import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
+import type { EventTypes } from "../../services/model/EventTypes.ts"
 import { type FieldIssue, Problem, unprocessable } from "../../services/model/Problem.ts"
 import type { Appended, InteractionLogError } from "../../services/ports/InteractionLog.ts"
 import {
@@ -23,7 +24,6 @@ import { failureResponse } from "./HttpProblems.ts"
 import { DirectHandler } from "./HttpServer.ts"
 import * as HttpServerSpan from "./HttpServerSpan.ts"
 
-export type ProductEvent = Exclude<EventType, "search">
 type Trace = Telemetry.TraceContext | null
 
 /** Why the log did not confirm the interactions. After a timeout they may have been recorded. */
@@ -90,16 +90,23 @@ class Routes {
     private readonly recorder: InteractionRecorder["Type"],
     private readonly clock: Clock.Clock,
     private readonly takeToken: (user: string, now: number) => boolean,
+    private readonly eventTypes: EventTypes,
   ) {}
 
   search(request: Request, trace: Trace, user: string) {
-    return this.recordOne(request, trace, (body, key, now) => Submission.ofSearch(user, body, key, now))
+    return this.recordOne(request, trace, (body, key, now) =>
+      Submission.ofSearch(user, body, key, now, this.eventTypes),
+    )
   }
 
-  product(request: Request, trace: Trace, user: string, product: string, type: ProductEvent) {
-    return this.recordOne(request, trace, (body, key, now) =>
-      Submission.ofProduct(user, product, type, body, key, now),
-    )
+  product(request: Request, trace: Trace, user: string, product: string, route: string) {
+    return this.recordOne(request, trace, (body, key, now) => {
+      const type = this.eventTypes.ofRoute(route)
+      const rule = `must be one of ${this.eventTypes.productRoutes.join(", ")}`
+      return type === undefined
+        ? Either.left([{ field: "type", detail: rule }])
+        : Submission.ofProduct(user, product, type.name, body, key, now, this.eventTypes)
+    })
   }
 
   async bulk(request: Request, trace: Trace): Promise<Response> {
@@ -111,7 +118,7 @@ class Routes {
     const accepted: Array<Submitted> = []
     const indices: Array<number> = []
     for (const [index, item] of body.entries()) {
-      const decoded = Submission.ofBulkItem(item, now)
+      const decoded = Submission.ofBulkItem(item, now, this.eventTypes)
       if (Either.isLeft(decoded)) {
         const { detail, errors } = unprocessable(decoded.left)
         results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
@@ -165,18 +172,15 @@ export const layer = Layer.effect(
   RecordingRoutes,
   Effect.gen(function* () {
     const limit = yield* Settings.RATE_LIMIT_PER_USER
-    return new Routes(yield* InteractionRecorder, yield* Effect.clock, RateLimiter.make(limit))
+    const { eventTypes } = yield* EmbeddingConfig
+    const recorder = yield* InteractionRecorder
+    return new Routes(recorder, yield* Effect.clock, RateLimiter.make(limit), eventTypes)
   }),
 )
 
 /** Paths without query and without escapes. All others go to the router. */
 const paths =
-  /^https?:\/\/[^/]*\/api\/(?:interactions|user\/([^/?#%]+)\/(?:search|product\/([^/?#%]+)\/(view|click|purchase)))$/
-const events: Readonly<Record<string, ProductEvent>> = {
-  view: "product_view",
-  click: "product_click",
-  purchase: "product_purchase",
-}
+  /^https?:\/\/[^/]*\/api\/(?:interactions|user\/([^/?#%]+)\/(?:search|product\/([^/?#%]+)\/([^/?#%]+)))$/
 
 interface Match {
   /** `http.route`. */
@@ -184,7 +188,7 @@ interface Match {
   readonly call: (routes: RecordingRoutes["Type"], request: Request, trace: Trace) => Promise<Response>
 }
 
-const match = ({ method, url }: Request): Match | undefined => {
+const match = ({ method, url }: Request, productRoutes: ReadonlySet<string>): Match | undefined => {
   const found = method === "POST" ? paths.exec(url) : null
   if (found === null) return undefined
   const [, user, product, event] = found
@@ -199,8 +203,8 @@ const match = ({ method, url }: Request): Match | undefined => {
       call: (routes, request, trace) => routes.search(request, trace, user),
     }
   return {
-    route: `/api/user/{userId}/product/{productId}/${event}`,
-    call: (routes, request, trace) => routes.product(request, trace, user, product, events[event]!),
+    route: `/api/user/{userId}/product/{productId}/${productRoutes.has(event) ? event : "{type}"}`,
+    call: (routes, request, trace) => routes.product(request, trace, user, product, event),
   }
 }
 
@@ -210,10 +214,11 @@ export const directHandler = Layer.effect(
     const routes = yield* RecordingRoutes
     const isAuthorised = yield* HttpMiddleware.authorisation
     const beginSpan = yield* HttpServerSpan.begin
+    const productRoutes = new Set((yield* EmbeddingConfig).eventTypes.productRoutes)
     const runtime = yield* Effect.runtime()
 
     return (request: Request): Promise<Response> | undefined => {
-      const matched = match(request)
+      const matched = match(request, productRoutes)
       const { headers } = request
       if (matched === undefined || !isAuthorised(headers.get("authorization") ?? undefined)) return undefined
       const { end, span } = beginSpan("POST", matched.route, {

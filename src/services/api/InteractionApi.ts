@@ -1,6 +1,7 @@
 /** The HTTP API: routes, payloads, responses and problems. `/openapi.json` and `/docs` are generated from it. */
 import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
+import { namePattern } from "../model/EventTypes.ts"
 import { EventType, MessageId } from "../model/Interaction.ts"
 import { FieldIssue } from "../model/Problem.ts"
 import { Ready, Unavailable } from "../operate/Health.ts"
@@ -77,12 +78,16 @@ const undecodedId = Schema.String.annotations({
 const undecodedUser = HttpApiSchema.param("userId", undecodedId)
 const undecodedProduct = HttpApiSchema.param("productId", undecodedId)
 
-const productEvent = <Name extends string>(
-  endpoint: HttpApiEndpoint.HttpApiEndpoint<
-    Name,
-    "POST",
-    { readonly userId: string; readonly productId: string }
-  >,
+const undecodedType = HttpApiSchema.param(
+  "type",
+  Schema.String.annotations({ jsonSchema: { type: "string", pattern: namePattern.source } }),
+)
+
+const productEvent = <
+  Name extends string,
+  Path extends { readonly userId: string; readonly productId: string },
+>(
+  endpoint: HttpApiEndpoint.HttpApiEndpoint<Name, "POST", Path>,
 ) =>
   endpoint
     .setPayload(ProductBody)
@@ -110,6 +115,13 @@ const interactions = HttpApiGroup.make("interactions")
     productEvent(
       HttpApiEndpoint.post("purchase")`/api/user/${undecodedUser}/product/${undecodedProduct}/purchase`,
     ),
+  )
+  .add(
+    productEvent(
+      HttpApiEndpoint.post(
+        "product",
+      )`/api/user/${undecodedUser}/product/${undecodedProduct}/${undecodedType}`,
+    ).annotate(OpenApi.Description, "Records an event of a type that EVENT_WEIGHTS adds."),
   )
   .add(
     HttpApiEndpoint.post("bulk", "/api/interactions")
