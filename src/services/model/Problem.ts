@@ -1,4 +1,4 @@
-/** What is wrong with a request, as an RFC 9457 problem document. */
+/** RFC 9457: what is wrong with a request. */
 import { Schema } from "effect"
 
 export const FieldIssue = Schema.Struct({
