@@ -221,7 +221,7 @@ effectTest("too many products are an error by name, unless the store has an inde
     const refused = yield* Effect.flip(compared)
     expect(refused).toBeInstanceOf(CatalogueTooLarge)
     expect(refused.message).toBe(
-      "there are more than 50 products, too many to be compared in memory, and there is no index",
+      "there are more than 50 products, too many to compare in memory, and there is no index",
     )
     state.hasIndex = true
     const without = new Set(["p-000", "p-002"])
