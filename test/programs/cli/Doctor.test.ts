@@ -90,7 +90,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     const empty = { MONGODB_DATABASE: database }
     await Effect.runPromise(Effect.provide(Provision.setup, looking(empty)))
     expect(await findings(empty)).toEqual([
-      expect.stringMatching(/^products: there are none: .* → user-embeddings products import FILE; /),
+      expect.stringMatching(/^products: there are no products: .* → user-embeddings products import FILE; /),
     ])
   })
 
@@ -320,9 +320,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     const { code, out } = doctor()
     expect(code).toBe(0)
     expect(out).toMatch(/^dead letters +attention/m)
-    expect(out).toContain(
-      "dead letters: 1 messages gave up or could never succeed\n  → user-embeddings failed groups",
-    )
+    expect(out).toContain("dead letters: 1 messages failed for good\n  → user-embeddings failed groups")
     const wrong = doctor({ MYSQL_URL: "mysql://root:nope@127.0.0.1:1/x" })
     expect(wrong.code).toBe(1)
     expect(wrong.out).toMatch(/^mysql +down/m)
