@@ -48,12 +48,12 @@ const addDeadLetters = (
   )
 
 const clear = Effect.flatMap(DeadLetters, ({ remove }) => remove(() => true))
-const messageIds = (letters: ReadonlyArray<{ readonly message_id: string | null }>) =>
-  letters.map(({ message_id }) => message_id)
+const messageIds = (deadLetters: ReadonlyArray<{ readonly message_id: string | null }>) =>
+  deadLetters.map(({ message_id }) => message_id)
 
 const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
   layerSuite(name, recording(stack), (it) => {
-    it("lists letters in the promised shape, with null for what can't be read", () =>
+    it("lists dead letters with the documented fields, and null for fields that can't be read", () =>
       Effect.gen(function* () {
         const good = search("u-1", "tent", at(1))
         yield* addDeadLetters("not_json", [search("u-2", "tent", at(2)), Buffer.from([0xff, 0xfe])])
