@@ -167,7 +167,7 @@ const reasons = ({ because, rest }, names) =>
     "ul",
     { class: "reasons" },
     ...because
-      .filter(({ share }) => share >= 0.005)
+      .filter(({ share }) => Math.abs(share) >= 0.005)
       .slice(0, 3)
       .map(({ event_type, product_id, search_phrase, share }) =>
         h(

@@ -1,4 +1,4 @@
-/** Step: one user's embedding in figures, the newest events with their share in it, nearest products. */
+/** One user's embedding in figures, with the newest events and the nearest products. */
 import { Effect, Schema } from "effect"
 import { embeddingJson } from "../api/EmbeddingJson.ts"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
@@ -23,16 +23,16 @@ const eventsShown = 20
 const neighboursShown = 10
 
 /**
- * `share` of an event = weight · exp(-λ · days before last_updated) / total_weight: its part of the weight behind
- * the vector in cumulative history. In recency history it tells the decayed weight only. What is not applied (its product
- * has no embedding, or it is on its way) has none.
+ * `share` of an event = weight · exp(-λ · days before last_updated) / total_weight. In cumulative history it is the
+ * event's part of the weight behind the vector; in recency history it only shows the decayed weight. An event that is not
+ * applied, because it is in flight or its product has no embedding, has no share.
  */
 export const userInFigures = Effect.fn("userInFigures")(function* (user_id: UserId) {
   const users = yield* UserEmbeddings
   const log = yield* InteractionLog
   const products = yield* ProductEmbeddings
   const config = yield* EmbeddingConfig
-  // Before the record: what was applied meanwhile is on it.
+  // Read before the record, so that an event applied meanwhile counts as applied.
   const newest = yield* log.newest(user_id, eventsShown)
   const record = (yield* users.load([user_id])).get(user_id)
   const embedding = record?.embedding
