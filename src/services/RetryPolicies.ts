@@ -11,8 +11,9 @@ import {
   Retry,
   type Settlement,
 } from "./ports/InteractionQueue.ts"
+import type { PhraseEmbedderError } from "./ports/PhraseEmbedder.ts"
+import type { ProductVectorError } from "./ports/ProductEmbeddings.ts"
 import type { LockConflict, UserEmbeddingsError } from "./ports/UserEmbeddings.ts"
-import type { EventVectorError } from "./update/EventVectors.ts"
 
 /** Greatest delay of a rung, and the longest Retry-After that the ladder waits for. */
 export const maxRetryDelay = Duration.seconds(60)
@@ -89,7 +90,8 @@ export const quarantineDecision = (
 
 export type UpdateError =
   | InvalidMessage
-  | EventVectorError
+  | ProductVectorError
+  | PhraseEmbedderError
   | UserEmbeddingsError
   | SpaceMismatch
   | LockConflict

@@ -6,10 +6,13 @@ import { InvalidMessage } from "../../src/services/model/Interaction.ts"
 import { SpaceMismatch } from "../../src/services/model/UserEmbedding.ts"
 import { Ack, DeadLetter, Retry } from "../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../../src/services/ports/PhraseEmbedder.ts"
-import { ProductEmbeddingsError } from "../../src/services/ports/ProductEmbeddings.ts"
+import {
+  ProductEmbeddingsError,
+  ProductMissing,
+  UnusableVector,
+} from "../../src/services/ports/ProductEmbeddings.ts"
 import { LockConflict, UserEmbeddingsError } from "../../src/services/ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../../src/services/RetryPolicies.ts"
-import { ProductMissing, UnusableVector } from "../../src/services/update/EventVectors.ts"
 import { effectTest } from "../support/effect.ts"
 
 describe("the ladder", () => {

@@ -29,6 +29,29 @@ export class ProductEmbeddingsError extends Schema.TaggedError<ProductEmbeddings
   }
 }
 
+/** The product has no embedding in the configured space. */
+export class ProductMissing extends Schema.TaggedError<ProductMissing>()("ProductMissing", {
+  product_id: Schema.String,
+  space: Schema.String,
+}) {
+  override get message() {
+    return `product ${this.product_id} has no embedding in space ${this.space}`
+  }
+}
+
+/** A stored product vector can't be folded: wrong dimension, zero, or not finite. */
+export class UnusableVector extends Schema.TaggedError<UnusableVector>()("UnusableVector", {
+  product_id: Schema.String,
+  detail: Schema.String,
+}) {
+  override get message() {
+    return `the vector of product ${this.product_id} ${this.detail}`
+  }
+}
+
+/** A product's vector can't be used, or the store did not deliver it. */
+export type ProductVectorError = ProductMissing | UnusableVector | ProductEmbeddingsError
+
 /** The store has no index of vectors to search in. */
 export class NoVectorIndex extends Schema.TaggedError<NoVectorIndex>()("NoVectorIndex", {
   detail: Schema.String,

@@ -2,48 +2,22 @@
  * Step: interactions → event vectors. A product's stored embedding, or the embedding of the search phrase: from
  * memory, else from the phrases already paid for, else from the embedder, which never sees a phrase twice.
  */
-import {
-  Array as Arr,
-  Clock,
-  Context,
-  Deferred,
-  Duration,
-  Effect,
-  Either,
-  FiberId,
-  Layer,
-  Schema,
-} from "effect"
+import { Array as Arr, Clock, Context, Deferred, Duration, Effect, Either, FiberId, Layer } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as MessageTraces from "../MessageTraces.ts"
 import type { Interaction } from "../model/Interaction.ts"
 import * as Vector from "../model/Vector.ts"
 import { PhraseEmbedder, type PhraseEmbedderError } from "../ports/PhraseEmbedder.ts"
 import { PhraseEmbeddings, type PhraseEmbeddingsError, phraseKey } from "../ports/PhraseEmbeddings.ts"
-import { ProductEmbeddings, type ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
+import {
+  ProductEmbeddings,
+  ProductMissing,
+  type ProductVectorError,
+  UnusableVector,
+} from "../ports/ProductEmbeddings.ts"
 import * as Telemetry from "../Telemetry.ts"
 
-/** The product has no embedding in the configured space. */
-export class ProductMissing extends Schema.TaggedError<ProductMissing>()("ProductMissing", {
-  product_id: Schema.String,
-  space: Schema.String,
-}) {
-  override get message() {
-    return `product ${this.product_id} has no embedding in space ${this.space}`
-  }
-}
-
-/** A stored product vector can't be folded: wrong dimension, zero, or not finite. */
-export class UnusableVector extends Schema.TaggedError<UnusableVector>()("UnusableVector", {
-  product_id: Schema.String,
-  detail: Schema.String,
-}) {
-  override get message() {
-    return `the vector of product ${this.product_id} ${this.detail}`
-  }
-}
-
-export type EventVectorError = ProductMissing | UnusableVector | ProductEmbeddingsError | PhraseEmbedderError
+export type EventVectorError = ProductVectorError | PhraseEmbedderError
 
 type Found<E> = Either.Either<Float32Array, E>
 
@@ -208,7 +182,7 @@ const make = Effect.gen(function* () {
   })
 
   const ofProducts = Effect.fnUntraced(function* (ids: ReadonlyArray<string>) {
-    const found = new Map<string, Found<EventVectorError>>()
+    const found = new Map<string, Found<ProductVectorError>>()
     const now = yield* Clock.currentTimeMillis
     for (const id of ids) {
       const vector = catalogue.recall(id, now)

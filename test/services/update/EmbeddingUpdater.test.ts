@@ -6,6 +6,7 @@ import * as AppliedIds from "../../../src/services/model/AppliedIds.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
 import type { Delivery } from "../../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../../../src/services/ports/PhraseEmbedder.ts"
+import { ProductMissing } from "../../../src/services/ports/ProductEmbeddings.ts"
 import {
   UserEmbeddings,
   UserEmbeddingsError,
@@ -13,11 +14,7 @@ import {
   type Write,
 } from "../../../src/services/ports/UserEmbeddings.ts"
 import * as EmbeddingUpdater from "../../../src/services/update/EmbeddingUpdater.ts"
-import {
-  type EventVectorError,
-  EventVectors,
-  ProductMissing,
-} from "../../../src/services/update/EventVectors.ts"
+import { type EventVectorError, EventVectors } from "../../../src/services/update/EventVectors.ts"
 import { delivery } from "../../support/delivery.ts"
 
 const dimensions = 4
