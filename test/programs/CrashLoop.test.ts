@@ -40,7 +40,7 @@ const workers = (count: number, env: Record<string, string>, onDeath: () => void
       })
       children.set(slot, child)
       createInterface({ input: child.stderr }).on("line", (line) => {
-        const isolated = /"event":"message.isolated".*"message_id":"([0-9a-f]{64})"/.exec(line)
+        const isolated = /"event":"message.quarantined".*"message_id":"([0-9a-f]{64})"/.exec(line)
         if (isolated?.[1] !== undefined) seen.isolated.add(isolated[1])
       })
       child.once("exit", (code) => {

@@ -1,6 +1,9 @@
-/** A delivery as a fresh message would arrive. */
+/** Deliveries as the queue hands them to a worker. */
+import { decodeMessage } from "../../src/services/model/Interaction.ts"
 import type { Delivery } from "../../src/services/ports/InteractionQueue.ts"
+import type { DecodedMessage } from "../../src/services/update/ReceivedMessage.ts"
 
+/** The first delivery of a message. */
 export const delivery = (body: Uint8Array, more: Partial<Delivery> = {}): Delivery => ({
   body,
   routingKey: "user.embedding.search",
@@ -13,4 +16,9 @@ export const delivery = (body: Uint8Array, more: Partial<Delivery> = {}): Delive
   publishedAt: null,
   recordedAt: null,
   ...more,
+})
+
+export const decoded = (delivery: Delivery): DecodedMessage => ({
+  delivery,
+  decoded: decodeMessage(delivery.body, Number.POSITIVE_INFINITY),
 })

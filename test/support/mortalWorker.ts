@@ -13,9 +13,9 @@ const updater = Layer.effect(
   EmbeddingUpdater.EmbeddingUpdater,
   Effect.map(EmbeddingUpdater.EmbeddingUpdater, ({ needsEmbedder, update }) => ({
     needsEmbedder,
-    update: (deliveries) => {
-      if (deliveries.some(({ body }) => Buffer.from(body).includes("lethal"))) process.exit(139)
-      return update(deliveries)
+    update: (messages) => {
+      if (messages.some(({ delivery }) => Buffer.from(delivery.body).includes("lethal"))) process.exit(139)
+      return update(messages)
     },
   })),
 ).pipe(Layer.provide(EmbeddingUpdater.layer))

@@ -348,7 +348,7 @@ export const generateLoad = Effect.fn("generateLoad")(function* (options: LoadOp
     const at = yield* Clock.currentTimeMillis
     for (const [user, { applied }] of writes) found(user, AppliedIds.toSet(applied), at)
     const old = waiting.older(at - ledgerAfterMillis)
-    if (old.length > 0) for (const [user, ids] of yield* users.archived(old)) found(user, ids, at)
+    if (old.length > 0) for (const [user, ids] of yield* users.findInOverflow(old)) found(user, ids, at)
     const { main } = yield* queue.depths
     depth = Math.max(main.ready + main.unacked, inFlight)
     deepest = Math.max(deepest, depth)

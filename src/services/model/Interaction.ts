@@ -3,7 +3,7 @@
  * so that no mapping stands between them. `message_id` identifies it everywhere.
  */
 import { hash } from "node:crypto"
-import { Either, ParseResult, Predicate, Schema } from "effect"
+import { Either, ParseResult, Schema } from "effect"
 
 export const EventType = Schema.Literal("search", "product_view", "product_click", "product_purchase")
 export type EventType = typeof EventType.Type
@@ -364,6 +364,15 @@ const decodeChecked = (json: object): Either.Either<Interaction, InvalidMessage>
     : invalid("message_id_mismatch", `message_id is ${interaction.message_id}, its content gives ${expected}`)
 }
 
+/** Refuses an interaction that occurred after `latest` (Unix ms). */
+export const refuseAfter = (
+  decoded: Either.Either<Interaction, InvalidMessage>,
+  latest: number,
+): Either.Either<Interaction, InvalidMessage> =>
+  Either.isRight(decoded) && Date.parse(decoded.right.occurred_at) > latest
+    ? invalid("in_the_future", `occurred_at ${decoded.right.occurred_at} is more than 60 s in the future`)
+    : decoded
+
 /**
  * Decodes a message body. Unknown extra fields and any version `1.x` are accepted. `latest` (Unix ms) is the
  * greatest `occurred_at` still believed.
@@ -383,17 +392,7 @@ export const decodeMessage = (
     return invalid("schema_violation", `version: must be "${messageVersion}"`)
   if (!version.startsWith("1."))
     return invalid("unsupported_version", `version ${version}, this worker reads 1.x`)
-  const decoded = fastDecodeMessage(json) ?? decodeChecked(json)
-  return Either.isRight(decoded) && Date.parse(decoded.right.occurred_at) > latest
-    ? invalid("in_the_future", `occurred_at ${decoded.right.occurred_at} is more than 60 s in the future`)
-    : decoded
-}
-
-/** The search phrase in a message body as it will be decoded; the message may still be refused. */
-export const phraseIn = (body: Uint8Array): string | undefined => {
-  const json = body.byteLength > maxMessageBytes ? undefined : parseJson(body)
-  const phrase = Predicate.hasProperty(json, "search_phrase") ? json.search_phrase : undefined
-  return typeof phrase === "string" ? phrase.trim().normalize("NFC") : undefined
+  return refuseAfter(fastDecodeMessage(json) ?? decodeChecked(json), latest)
 }
 
 /** One line that names the offending fields. */

@@ -76,7 +76,7 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
     /** Puts ids into the ledger, durably; those already there stay. */
     readonly saveOverflow: (entries: ReadonlyArray<OverflowEntry>) => Effect.Effect<void, UserEmbeddingsError>
     /** Which of these ids are in the ledger, per user. */
-    readonly archived: (
+    readonly findInOverflow: (
       entries: ReadonlyArray<OverflowEntry>,
     ) => Effect.Effect<ReadonlyMap<UserId, ReadonlySet<string>>, UserEmbeddingsError>
     /** Waits until what was read last is durable on a majority; bumps no version. */

@@ -15,7 +15,7 @@ import {
 } from "../../../src/services/ports/UserEmbeddings.ts"
 import * as EmbeddingUpdater from "../../../src/services/update/EmbeddingUpdater.ts"
 import { type EventVectorError, EventVectors } from "../../../src/services/update/EventVectors.ts"
-import { delivery } from "../../support/delivery.ts"
+import { decoded, delivery } from "../../support/delivery.ts"
 
 const dimensions = 4
 const axis = (i: number) =>
@@ -71,7 +71,7 @@ const store = () => {
       guard(() => {
         for (const { ids, user_id } of entries) for (const id of ids) ledger.add(key(user_id, id))
       }),
-    archived: (entries) =>
+    findInOverflow: (entries) =>
       guard(
         () =>
           new Map(
@@ -137,7 +137,7 @@ const run = (layer: Layer.Layer<UserEmbeddings>, ...batches: ReadonlyArray<Batch
   Effect.gen(function* () {
     const updater = yield* EmbeddingUpdater.EmbeddingUpdater
     return yield* Effect.forEach(batches, (batch) =>
-      updater.update(typeof batch === "function" ? batch() : batch),
+      updater.update((typeof batch === "function" ? batch() : batch).map(decoded)),
     )
   }).pipe(
     Effect.provide(EmbeddingUpdater.layer.pipe(Layer.provide([layer, vectors, config]))),
