@@ -1,6 +1,6 @@
 /**
- * A worker in a process of its own that dies of any batch with the word `lethal` in it, as a bug of the runtime would
- * kill it: at once, nothing settled. Its stack is that of the environment. Ends in order on SIGTERM.
+ * A worker in a process of its own, with the stack of the environment. A batch with the word `lethal` kills it at once,
+ * as a bug of the runtime would, and nothing is settled. On SIGTERM it stops in order.
  */
 import { Effect, Layer } from "effect"
 import * as Stack from "../../src/layers/Stack.ts"
