@@ -84,7 +84,7 @@ const ofContents = Effect.gen(function* () {
     Effect.option(Effect.map(found, diagnosis))
   const looked = yield* Effect.all(
     [
-      told(Effect.all([products.count, products.elsewhere(space)]), ([all, elsewhere]) =>
+      told(Effect.all([products.count, products.countInOtherSpaces(space)]), ([all, elsewhere]) =>
         all === 0
           ? stored("products", 1, "attention", () => ({
               problem: "there are none: their events count for nothing, and nothing can be recommended",

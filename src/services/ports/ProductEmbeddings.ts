@@ -88,7 +88,7 @@ export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbed
     ) => Effect.Effect<ReadonlyMap<ProductId, number>, ProductEmbeddingsError>
     readonly count: Effect.Effect<number, ProductEmbeddingsError>
     /** How many products have a vector in another space. */
-    readonly elsewhere: (space: string) => Effect.Effect<number, ProductEmbeddingsError>
+    readonly countInOtherSpaces: (space: string) => Effect.Effect<number, ProductEmbeddingsError>
     /** Products near a vector, by a vector index, which may miss some: for catalogues too large for `nearest`. */
     readonly indexed: (
       vector: Float32Array,

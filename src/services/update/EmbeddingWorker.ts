@@ -128,20 +128,17 @@ const quarantine = ({ consumer, queue }: Worker, deliveries: ReadonlyArray<Deliv
 // ---------------------------------------------------------------------------------------------------------
 // Handling a batch
 
-/** The depths do not tell what other workers hold. If the broker can't tell it either, a worker assumes nothing. */
-const holdsOnlyOne = Effect.fnUntraced(function* ({ queue }: Worker) {
-  const traffic = yield* queue.traffic
-  return traffic === null || traffic.unacked === 1
-})
-
-/** Whether there is no other message here, in the queues or in another worker. */
+/** Whether there is no other message here, in the queues or, as far as the broker can tell, in another worker. */
 const isOnlyMessage = (worker: Worker) =>
   Effect.gen(function* () {
     if (!worker.held.isEmpty) return false
     const { main, quarantined, retry } = yield* worker.queue.depths
     const retrying = Object.values(retry).reduce((sum, depth) => sum + depth, 0)
     if (main.ready + main.unacked + quarantined + retrying > 1) return false
-    return main.consumers < 2 || (yield* holdsOnlyOne(worker))
+    if (main.consumers < 2) return true
+    // The depths do not include what other workers hold.
+    const traffic = yield* worker.queue.traffic
+    return traffic === null || traffic.unacked === 1
   }).pipe(Effect.orElseSucceed(() => false))
 
 interface Handled {

@@ -70,7 +70,7 @@ const setUp = () => {
       upsert: () => Effect.succeed([]),
       nearest: () => Effect.succeed([]),
       count: Effect.succeed(0),
-      elsewhere: () => Effect.succeed(0),
+      countInOtherSpaces: () => Effect.succeed(0),
       knownSince: () => Effect.succeed(new Map()),
       changed: () => Stream.empty,
       indexed: () => Effect.succeed([]),
