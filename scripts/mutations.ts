@@ -28,8 +28,8 @@ const queue = "src/layers/rabbitmq/RabbitInteractionQueue.ts"
 const ackFirst = {
   without: "acknowledging only after the write",
   file: worker,
-  from: "const updated = updater.update(innocent)",
-  to: 'yield* consumer.settle(innocent.map((one) => [one, { _tag: "Ack" }] as const))\n    const updated = updater.update(innocent)',
+  from: "const outcomes = yield* Effect.catchAllDefect(worker",
+  to: 'yield* worker.consumer.settle(messages.map((one) => [one.delivery, { _tag: "Ack" }] as const))\n  const outcomes = yield* Effect.catchAllDefect(worker',
 }
 const idsUnchecked = {
   without: "looking for applied ids on the document",
@@ -118,7 +118,7 @@ const mutations: ReadonlyArray<Mutation> = [
   { scenario: "delivered more than once to four workers", ...idsUnchecked },
   {
     scenario: "delivered more than once all of the log",
-    without: "looking for applied ids in the ledger",
+    without: "looking for applied ids in the overflow",
     file: updater,
     from: "if (toLookUp.length === 0)",
     to: "if (toLookUp.length >= 0)",
@@ -132,10 +132,10 @@ const mutations: ReadonlyArray<Mutation> = [
   },
   {
     scenario: "poison one that kills",
-    without: "suspicion",
+    without: "quarantine",
     file: policies,
-    from: "export const suspectRedeliveries = 3",
-    to: "export const suspectRedeliveries = 3_000",
+    from: "export const quarantineAfterRedeliveries = 3",
+    to: "export const quarantineAfterRedeliveries = 3_000",
   },
   {
     scenario: "the embedding service wrong dimension",
@@ -146,17 +146,17 @@ const mutations: ReadonlyArray<Mutation> = [
   },
   {
     scenario: "the embedding service 500",
-    without: "the ladder",
+    without: "the retry queues",
     file: policies,
-    from: "const rung = delays[retryCount]",
-    to: "const rung = delays[delays.length]",
+    from: "const delay = delays[retryCount]",
+    to: "const delay = delays[delays.length]",
   },
   {
     scenario: "the embedding service 429",
     without: "Retry-After",
     file: policies,
-    from: 'judged._tag === "Retryable" && judged.notBefore ?',
-    to: 'judged._tag === "Skip" && judged.notBefore ?',
+    from: 'failureClass._tag === "Retryable" && failureClass.notBefore',
+    to: 'failureClass._tag !== "Retryable" && "notBefore" in failureClass',
   },
   {
     scenario: "the embedding service 401",
@@ -176,8 +176,8 @@ const mutations: ReadonlyArray<Mutation> = [
     scenario: "SIGTERM under full prefetch",
     without: "finishing what is held",
     file: worker,
-    from: "stopping = true\n        change",
-    to: 'stopping = true\n        yield* consumer.settle(held.map((one) => [one, { _tag: "Ack" }] as const))\n        held = []\n        change',
+    from: "worker.state = OutageState.stop(worker.state)",
+    to: 'worker.state = OutageState.stop(worker.state)\n  const left = worker.held.take(worker.state, 1e9, 0)?.batch ?? []\n  yield* worker.consumer.settle(left.map((one) => [one.delivery, { _tag: "Ack" }] as const))',
   },
   {
     scenario: "SIGTERM twice",

@@ -113,11 +113,11 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
     it("counts those whose vector is in another space", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
-        const before = yield* store.elsewhere("this-space")
+        const before = yield* store.countInOtherSpaces("this-space")
         yield* store.upsert([one("e-1", "this-space"), one("e-2", "that-space"), one("e-3", "that-space")])
-        expect(yield* store.elsewhere("this-space")).toBe(before + 2)
+        expect(yield* store.countInOtherSpaces("this-space")).toBe(before + 2)
         yield* store.upsert([one("e-2", "this-space")])
-        expect(yield* store.elsewhere("this-space")).toBe(before + 1)
+        expect(yield* store.countInOtherSpaces("this-space")).toBe(before + 1)
       }))
 
     it("what was written after an instant is told, whatever its space", () =>

@@ -256,7 +256,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         yield* Effect.forEach([1, 2, 3], () => users.saveOverflow([{ user_id: "ledger", ids: [b, c] }]), {
           concurrency: "unbounded",
         })
-        const found = yield* users.archived([
+        const found = yield* users.findInOverflow([
           { user_id: "ledger", ids: [a, b, c, d] },
           { user_id: "ledger-2", ids: [a, c] },
           { user_id: "ledger-3", ids: [a] },
@@ -264,7 +264,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(found.get("ledger")).toEqual(new Set([a, b, c]))
         expect(found.get("ledger-2")).toEqual(new Set([c]))
         expect(found.get("ledger-3") ?? new Set()).toEqual(new Set())
-        expect((yield* users.archived([])).size).toBe(0)
+        expect((yield* users.findInOverflow([])).size).toBe(0)
       }))
 
     it("erasing leaves a tombstone that late writes stumble over", () =>
@@ -287,7 +287,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(yield* users.save([insert(record)])).toEqual([false])
         expect((yield* load(record.user_id))?.embedding).toBeUndefined()
 
-        const ledger = yield* users.archived(
+        const ledger = yield* users.findInOverflow(
           [record, neighbour].map(({ user_id }) => ({ user_id, ids: [ledgerId] })),
         )
         expect(ledger.get(record.user_id)?.size ?? 0).toBe(0)

@@ -1,4 +1,4 @@
-/** The batching window with a worker that runs, on both stacks. */
+/** A worker with the batching window, on both stacks. */
 import { expect } from "bun:test"
 import { type ConfigError, Effect, Exit, Layer, Scope } from "effect"
 import type { Ports } from "../../src/layers/Stack.ts"
@@ -24,7 +24,7 @@ const record = (user: string) =>
 
 const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown>) =>
   layerSuite(name, stack, (it) => {
-    it("folds what arrives within it into one write, and acknowledges nothing before", () =>
+    it("folds messages that arrive within the window into one write, and acknowledges none before", () =>
       Effect.gen(function* () {
         yield* Layer.build(Layer.fresh(Worker.layer))
         const queue = yield* InteractionQueue
@@ -35,7 +35,7 @@ const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError |
         expect(yield* record("five")).toMatchObject({ version: 1, embedding: { event_count: 5 } })
       }))
 
-    it("more traffic than the worker may hold does not wait for it, bad messages neither", () =>
+    it("does not make messages wait for the window when the worker is full, nor bad messages", () =>
       Effect.gen(function* () {
         yield* Layer.build(Layer.fresh(Worker.layer))
         const all = events("many", 25)
@@ -56,7 +56,7 @@ const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError |
         expect(yield* (yield* DeadLetters).count).toBe(2)
       }))
 
-    it("a worker that stops does not wait for it", () =>
+    it("does not delay a worker that stops", () =>
       Effect.gen(function* () {
         const queue = yield* InteractionQueue
         const scope = yield* Scope.make()

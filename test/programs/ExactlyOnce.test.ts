@@ -8,7 +8,7 @@ import type { DependencyDown } from "../../src/services/ports/Dependencies.ts"
 import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
 import * as EmbeddingUpdater from "../../src/services/update/EmbeddingUpdater.ts"
 import { layer as eventVectors } from "../../src/services/update/EventVectors.ts"
-import { delivery } from "../support/delivery.ts"
+import { decoded, delivery } from "../support/delivery.ts"
 import { layerSuite } from "../support/effect.ts"
 import { search } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
@@ -35,7 +35,7 @@ const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError |
           const record = Effect.map(users.load(["hot"]), (found) => found.get("hot")!)
           const all = Array.from({ length: first + raced }, (_, i) => {
             const at = new Date(Date.UTC(2026, 0, 1, 0, i)).toISOString()
-            return delivery(encodeMessage(search("hot", phrases[i % phrases.length]!, at)))
+            return decoded(delivery(encodeMessage(search("hot", phrases[i % phrases.length]!, at))))
           })
           yield* workers[0]!.update(all.slice(0, first))
           for (const one of all.slice(first)) {

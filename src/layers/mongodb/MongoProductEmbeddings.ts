@@ -162,7 +162,8 @@ export const make = (options: { readonly storage: Storage }) =>
 
       count: call("count", name, () => products.countDocuments()),
 
-      elsewhere: (space) => call("count", name, () => products.countDocuments({ space: { $ne: space } })),
+      countInOtherSpaces: (space) =>
+        call("count", name, () => products.countDocuments({ space: { $ne: space } })),
 
       // Servers without it refuse the stage; those that have it, but not the index, find nothing.
       indexed: (vector, { category, limit, space }) =>

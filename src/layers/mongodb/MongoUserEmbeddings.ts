@@ -260,7 +260,7 @@ export const make = (options: { readonly storage: Storage }) =>
             )
       },
 
-      archived: (entries) => {
+      findInOverflow: (entries) => {
         const keys = ledgerKeys(entries)
         return keys.length === 0
           ? Effect.succeed(new Map())

@@ -150,7 +150,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
       ),
     ),
 
-    elsewhere: (space) =>
+    countInOtherSpaces: (space) =>
       failing("count")(
         sqlite.use(
           (database) =>

@@ -117,7 +117,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
         }),
       ),
 
-    archived: (entries) =>
+    findInOverflow: (entries) =>
       failing("archived")(
         sqlite.use((database) => {
           const find = database.query("SELECT 1 FROM user_embedding_ledger WHERE user_id = ? AND id = ?")

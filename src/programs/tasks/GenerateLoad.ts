@@ -351,7 +351,7 @@ const check = Effect.fnUntraced(function* (run: LoadRun) {
   const now = yield* Clock.currentTimeMillis
   for (const [user, { applied }] of writes) run.embed(user, AppliedIds.toSet(applied), now)
   const old = run.sentBefore(now - overflowAfterMillis)
-  if (old.length > 0) for (const [user, ids] of yield* users.archived(old)) run.embed(user, ids, now)
+  if (old.length > 0) for (const [user, ids] of yield* users.findInOverflow(old)) run.embed(user, ids, now)
   const { main } = yield* queue.depths
   run.depth = Math.max(main.ready + main.unacked, pending)
   run.maxDepth = Math.max(run.maxDepth, run.depth)

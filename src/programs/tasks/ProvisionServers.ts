@@ -85,7 +85,7 @@ const ofContents = Effect.gen(function* () {
     Effect.option(Effect.map(found, diagnose))
   const diagnoses = yield* Effect.all(
     [
-      check(Effect.all([products.count, products.elsewhere(space)]), ([all, elsewhere]) =>
+      check(Effect.all([products.count, products.countInOtherSpaces(space)]), ([all, elsewhere]) =>
         all === 0
           ? toDiagnosis("products", 1, "attention", () => ({
               problem:

@@ -36,7 +36,7 @@ export const findApplied = Effect.fnUntraced(function* (
     }
   }
   if (toLookUp.size === 0) return found
-  const overflow = yield* users.archived(Array.from(toLookUp, ([user_id, ids]) => ({ user_id, ids })))
+  const overflow = yield* users.findInOverflow(Array.from(toLookUp, ([user_id, ids]) => ({ user_id, ids })))
   for (const ids of overflow.values()) for (const id of ids) found.add(id)
   return found
 })

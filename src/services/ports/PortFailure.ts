@@ -1,13 +1,13 @@
-/** The fields that the errors of all ports to the outside share. */
+/** The fields that the errors of all ports share. */
 import { Schema } from "effect"
 
 export const portFailure = {
   /**
-   * `unavailable`: can't be reached or lost in between. `timeout`: no answer in time, the outcome is open.
-   * `not_set_up`: a table, collection, exchange or queue is missing. `rejected`: it answered with an error.
+   * `unavailable`: the connection failed. `timeout`: no answer in time, so the outcome is open. `not_set_up`: a table,
+   * collection, exchange or queue is missing. `rejected`: the answer is an error.
    */
   reason: Schema.Literal("unavailable", "timeout", "not_set_up", "rejected"),
-  /** What was tried, as `append` or `bulkWrite user_embeddings`. */
+  /** The operation that failed, such as `append` or `bulkWrite user_embeddings`. */
   operation: Schema.String,
   cause: Schema.Defect,
 }

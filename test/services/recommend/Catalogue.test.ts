@@ -55,7 +55,7 @@ const world = () => {
     nearest: () => Effect.succeed([]),
     knownSince: () => Effect.succeed(new Map()),
     count: Effect.sync(() => state.stored.size),
-    elsewhere: () => Effect.succeed(0),
+    countInOtherSpaces: () => Effect.succeed(0),
     indexed: (_, { category, limit }) =>
       Effect.suspend(() =>
         state.hasIndex
