@@ -28,7 +28,7 @@ const filters = {
     Options.optional,
   ),
   user: Options.text("user").pipe(Options.withDescription("Only events of this user"), Options.optional),
-  since: instant("since", "Only dead letters that failed last at or after"),
+  since: instant("since", "Only dead letters that failed last at or after this time"),
 }
 type Filters = { readonly [Name in keyof typeof filters]: Option.Option<string> }
 

@@ -16,8 +16,8 @@ export const replay = Command.make(
       Options.withDescription("Only events of this user"),
       Options.optional,
     ),
-    since: instant("since", "Only events that occurred at or after"),
-    until: instant("until", "Only events that occurred before"),
+    since: instant("since", "Only events that occurred at or after this time"),
+    until: instant("until", "Only events that occurred before this time"),
     type: Options.choice("type", eventTypes).pipe(
       Options.withDescription("Only events of this type"),
       Options.optional,
