@@ -43,7 +43,7 @@ const embeddings = Command.make(
       Options.optional,
     ),
     out,
-    since: instant("since", "Only embeddings written since; in jsonl also users erased since"),
+    since: instant("since", "Only embeddings written, and in jsonl also users erased, since this time"),
     json,
   },
   ({ format, json, out, since }) =>
@@ -92,9 +92,9 @@ const interactions = Command.make(
       Options.optional,
     ),
     type: eventType("type", "Only events of this type").pipe(Options.optional),
-    since: instant("since", "Only events that occurred at or after"),
-    until: instant("until", "Only events that occurred before"),
-    recordedSince: instant("recorded-since", "Only events that were recorded at or after"),
+    since: instant("since", "Only events that occurred at or after this time"),
+    until: instant("until", "Only events that occurred before this time"),
+    recordedSince: instant("recorded-since", "Only events that were recorded at or after this time"),
     json,
   },
   ({ format, json, out, recordedSince, since, type, until, user }) =>

@@ -24,7 +24,7 @@ const filters = {
   ),
   type: Options.text("type").pipe(Options.withDescription("Only events of this type"), Options.optional),
   user: Options.text("user").pipe(Options.withDescription("Only events of this user"), Options.optional),
-  since: instant("since", "Only dead letters that failed last at or after"),
+  since: instant("since", "Only dead letters that failed last at or after this time"),
 }
 type Filters = { readonly [Name in keyof typeof filters]: Option.Option<string> }
 

@@ -66,7 +66,7 @@ export const generate = Command.make(
     ),
     start: instant(
       "start",
-      "When the first event occurred. Events with the same seed and start are the same interactions and count once. Default: just before now",
+      "When the first event occurred; default: just before now. Two runs with the same seed and start send the same interactions, which count once",
     ),
     bulk: Options.boolean("bulk").pipe(
       Options.withDescription("Send many events per request, by POST /api/interactions"),

@@ -205,21 +205,14 @@ class LoadRun {
   duplicates = 0
   depth = 0
   maxDepth = 0
-  lastEmbeddedAt: number
   /** Seconds that each embedded interaction waited. */
   readonly waits: Array<number> = []
   /** Accepted interactions that are not embedded yet. */
   pending = 0
   /** When each of them was sent, by user and by the prefix of the id. */
-  private readonly sentAt = new Map<UserId, Map<string, number>>()
+  readonly sentAt = new Map<UserId, Map<string, number>>()
 
-  constructor(now: number) {
-    this.lastEmbeddedAt = now
-  }
-
-  get users(): ReadonlyArray<UserId> {
-    return [...this.sentAt.keys()]
-  }
+  constructor(public lastEmbeddedAt: number) {}
 
   accept(interactions: ReadonlyArray<Interaction>, sentAt: number): void {
     this.accepted += interactions.length
@@ -342,12 +335,12 @@ const sendAll = Effect.fnUntraced(function* (
   return ((yield* Clock.currentTimeMillis) - begin) / 1_000
 })
 
-/** Looks which interactions are embedded by now, and how deep the queue is. */
+/** Finds the interactions that are embedded by now, and the depth of the queue. */
 const check = Effect.fnUntraced(function* (run: LoadRun) {
   const queue = yield* InteractionQueue
   const users = yield* UserEmbeddings
   const pending = run.pending
-  const writes = yield* users.lastWrites(run.users)
+  const writes = yield* users.lastWrites([...run.sentAt.keys()])
   const now = yield* Clock.currentTimeMillis
   for (const [user, { applied }] of writes) run.embed(user, AppliedIds.toSet(applied), now)
   const old = run.sentBefore(now - overflowAfterMillis)
@@ -378,15 +371,9 @@ const sendAndWatch = Effect.fnUntraced(function* (
   let sent = false
   const watching = Effect.gen(function* () {
     while (true) {
-      const [took] = yield* Effect.timed(
-        Effect.zipRight(
-          check(run),
-          Effect.suspend(() => {
-            const { accepted, depth, waits } = run
-            return options.progress({ total: interactions.length, accepted, embedded: waits.length, depth })
-          }),
-        ),
-      )
+      const [took] = yield* Effect.timed(check(run))
+      const { accepted, depth, waits } = run
+      yield* options.progress({ total: interactions.length, accepted, embedded: waits.length, depth })
       const now = yield* Clock.currentTimeMillis
       if (sent && (run.pending === 0 || now - run.lastEmbeddedAt > stalledAfterMillis)) return
       // With very many users a check takes long and must not become the load itself.

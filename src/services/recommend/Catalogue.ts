@@ -31,7 +31,7 @@ const blockNumbers = 1 << 21
 const searchesPerPass = 8
 const freshFor = Duration.seconds(1)
 /** All products are read again this often, because removals leave no other trace. */
-const sweepEvery = Duration.minutes(10)
+const reloadEvery = Duration.minutes(10)
 /** Milliseconds between the `updated_at` of a write and the moment it becomes visible, at most. */
 const stampTolerance = 5_000
 /** Milliseconds by which the clocks of programs that write products differ, at most. */
@@ -157,7 +157,7 @@ class ProductRows {
   private meanSquared = 0
   /** By row; `undefined` where a product was removed. */
   private readonly products: Array<Product | undefined> = []
-  private readonly rowOf = new Map<ProductId, number>()
+  readonly rowOf = new Map<ProductId, number>()
   private readonly free: Array<number> = []
   private readonly sum: Float64Array
   private readonly rowsPerBlock: number
@@ -170,14 +170,6 @@ class ProductRows {
     this.rowsPerBlock = Math.max(1, Math.floor(blockNumbers / dimensions))
     this.sum = new Float64Array(dimensions)
     this.mean = new Float32Array(dimensions)
-  }
-
-  get size(): number {
-    return this.rowOf.size
-  }
-
-  get ids(): Iterable<ProductId> {
-    return this.rowOf.keys()
   }
 
   product(id: ProductId): Product | undefined {
@@ -208,7 +200,7 @@ class ProductRows {
     }
     const unit = Vector.normalise(embedding)
     const existing = this.rowOf.get(product_id)
-    if (existing === undefined && this.size >= this.limit) {
+    if (existing === undefined && this.rowOf.size >= this.limit) {
       this.tooLarge = true
       return
     }
@@ -244,15 +236,14 @@ class ProductRows {
   }
 
   isMeanOutdated(now: number): boolean {
-    if (this.changes === 0) return false
-    return (
-      this.changes >= meanMovesAt * this.size || now - this.changedAt >= Duration.toMillis(meanMovesAfter)
-    )
+    const due = now - this.changedAt >= Duration.toMillis(meanMovesAfter)
+    return this.changes > 0 && (due || this.changes >= meanMovesAt * this.rowOf.size)
   }
 
   /** Computes μ and all lengths; yields after each block, for a caller to let other fibers run. */
   *recomputeMean(): Generator<void> {
-    const mean = this.size === 0 ? new Float32Array(this.dimensions) : Vector.divide(this.sum, this.size)
+    const { size } = this.rowOf
+    const mean = size === 0 ? new Float32Array(this.dimensions) : Vector.divide(this.sum, size)
     const meanSquared = Vector.dot(mean, mean)
     const lengths: Array<number> = []
     for (let row = 0; row < this.products.length; row++) {
@@ -308,15 +299,12 @@ class ProductRows {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// Following the store
-
 const recomputeMean = Effect.fnUntraced(function* (rows: ProductRows) {
   for (const _ of rows.recomputeMean()) yield* yieldToEventLoop
 })
 
 /** Reads all products, and removes those that the store no longer has. */
-const sweep = Effect.fnUntraced(function* (
+const reloadAll = Effect.fnUntraced(function* (
   products: ProductEmbeddings["Type"],
   rows: ProductRows,
   now: number,
@@ -331,10 +319,10 @@ const sweep = Effect.fnUntraced(function* (
       return !rows.tooLarge
     }),
   )
-  for (const id of rows.ids) if (!found.has(id)) rows.remove(id, now)
+  for (const id of rows.rowOf.keys()) if (!found.has(id)) rows.remove(id, now)
 })
 
-/** Empties the memory and keeps only μ. No search may be under way. */
+/** Empties the memory, except μ, when no search is running. */
 const evictAll = Effect.fnUntraced(function* (rows: ProductRows, scans: Effect.Semaphore) {
   yield* recomputeMean(rows)
   yield* scans.withPermits(1)(Effect.sync(() => rows.clear()))
@@ -343,7 +331,7 @@ const evictAll = Effect.fnUntraced(function* (rows: ProductRows, scans: Effect.S
 
 /** Brings the rows up to date: by all products now and then, in between by those written since. */
 const makeRefresh = (products: ProductEmbeddings["Type"], rows: ProductRows, scans: Effect.Semaphore) => {
-  let sweptAt = Number.NEGATIVE_INFINITY
+  let reloadedAt = Number.NEGATIVE_INFINITY
   /** Of the writes seen; 0 when the memory is empty. */
   let newestWrite = 0
 
@@ -359,30 +347,26 @@ const makeRefresh = (products: ProductEmbeddings["Type"], rows: ProductRows, sca
 
   return Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
-    if (now - sweptAt >= Duration.toMillis(sweepEvery)) {
-      yield* sweep(products, rows, now)
+    if (now - reloadedAt >= Duration.toMillis(reloadEvery)) {
+      yield* reloadAll(products, rows, now)
       if (!rows.tooLarge && newestWrite === 0) newestWrite = now - clockTolerance
-      sweptAt = now
+      reloadedAt = now
     } else if (!rows.tooLarge) yield* catchUp(now)
     if (rows.tooLarge) {
-      if (rows.size > 0) yield* evictAll(rows, scans)
+      if (rows.rowOf.size > 0) yield* evictAll(rows, scans)
       newestWrite = 0
     } else if (rows.isMeanOutdated(now)) yield* recomputeMean(rows)
   })
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// Searching
-
-/** A defect in one search ends only that search: the others of the pass go on. */
+/** A defect ends only the search that caused it: the others of the pass continue. */
 const compareSafely = (
   rows: ProductRows,
   pending: PendingSearch,
-  index: number,
-  lengths: ReadonlyArray<number>,
+  ...block: [number, ReadonlyArray<number>]
 ) => {
   try {
-    rows.compare(pending, index, lengths)
+    rows.compare(pending, ...block)
   } catch (defect) {
     pending.result = Exit.die(defect)
   }

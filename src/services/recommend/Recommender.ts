@@ -145,9 +145,6 @@ const services = Effect.all({
 })
 type Services = Effect.Effect.Success<typeof services>
 
-// ---------------------------------------------------------------------------------------------------------
-// Reading a taste
-
 const noDirection = (user_id: UserId) =>
   new NoTaste({ user_id, detail: `the taste of user ${user_id} has no direction` })
 
@@ -212,9 +209,6 @@ const readTaste = Effect.fn("taste.read")(function* (services: Services, user_id
   const taste = Taste.read(embedding, recent, mean, weights, yield* Clock.currentTimeMillis)
   return taste ?? (yield* noDirection(user_id))
 })
-
-// ---------------------------------------------------------------------------------------------------------
-// Recommendations
 
 const popularProducts = Effect.fnUntraced(function* (
   { catalogue, popularity }: Services,

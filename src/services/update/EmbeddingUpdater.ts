@@ -283,9 +283,9 @@ const update = Effect.fnUntraced(function* (updater: Updater, messages: Readonly
     Either.isRight(item) ? items.get(item.right.interaction.message_id)!.outcome! : item.left,
   )
 })
-  const { eventTypes, history, lambda, maxRetries, retryDelay } = yield* EmbeddingConfig
+
 const make = Effect.gen(function* () {
-  const { history, lambda, maxRetries, retryDelay, weights } = yield* EmbeddingConfig
+  const { eventTypes, history, lambda, maxRetries, retryDelay } = yield* EmbeddingConfig
   const vectors = yield* EventVectors
   const updater: Updater = {
     users: yield* UserEmbeddings,

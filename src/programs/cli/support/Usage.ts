@@ -71,7 +71,7 @@ export const parseInstant = (text: string, now: number): string | undefined => {
 /** An option with a point in time, decoded to a canonical timestamp. */
 export const instant = (name: string, description: string) =>
   Options.text(name).pipe(
-    Options.withDescription(`${description}: 2026-02-10T12:34:56Z, 2026-02-10, or 1h, 7d ago`),
+    Options.withDescription(`${description} (2026-02-10T12:34:56Z, 2026-02-10, or 1h, 7d ago)`),
     Options.mapEffect((text) =>
       Effect.flatMap(Clock.currentTimeMillis, (now) =>
         Option.match(Option.fromNullable(parseInstant(text, now)), {
