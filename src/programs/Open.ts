@@ -62,7 +62,7 @@ export type Variables = {
 export interface Embedder {
   /** Names the model and its version. Vectors of two spaces are never compared. */
   readonly space: string
-  /** Returns vectors of EMBEDDING_DIMENSIONS numbers, in the order of the texts. The library normalises them. */
+  /** Vectors of EMBEDDING_DIMENSIONS numbers, in the order of the texts; they need no unit length. */
   readonly embed: (
     texts: ReadonlyArray<string>,
   ) => Promise<ReadonlyArray<ReadonlyArray<number> | Float32Array>>

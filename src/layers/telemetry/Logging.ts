@@ -81,7 +81,7 @@ const pretty = Logger.make<unknown, string>((options) => {
 export const level = (defaultLevel: keyof typeof levels) =>
   Effect.map(Settings.LOG_LEVEL, (given) => levels[Option.getOrElse(given, () => defaultLevel)])
 
-/** The level of commands. LOG_FORMAT sets the format; its default depends on whether stderr is a `terminal`. */
+/** The level of commands. The default of LOG_FORMAT depends on whether stderr is a `terminal`. */
 export const layerConfig = (terminal: boolean) =>
   Layer.unwrapEffect(
     Effect.gen(function* () {

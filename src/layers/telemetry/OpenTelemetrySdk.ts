@@ -1,6 +1,6 @@
 /**
- * Exports traces and metrics; loaded only with an OTLP endpoint. The SDK provides the exporter, its batches, its shutdown
- * and the tracer of the OpenTelemetry API. Effect's spans go to its processor when they end.
+ * Exports traces and metrics; loaded only with an OTLP endpoint. The SDK provides the exporter, its batches,
+ * its shutdown and the tracer of the OpenTelemetry API. Effect's spans go to its processor when they end.
  */
 import * as Metrics from "@effect/opentelemetry/Metrics"
 import { Resource } from "@effect/opentelemetry/Resource"
@@ -43,7 +43,7 @@ export interface Options {
   readonly metricInterval: Duration.Duration
 }
 
-/** The exporter and the processor read headers, certificates, timeouts, compression and delays from the environment. */
+/** Exporter and processor read the other variables of OpenTelemetry themselves. */
 const tracing = ({ maxExportBatchSize, maxQueueSize, protocol, sampler, share }: Options) =>
   Layer.unwrapScoped(
     Effect.gen(function* () {

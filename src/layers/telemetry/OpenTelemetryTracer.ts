@@ -1,7 +1,7 @@
 /**
- * A tracer for Effect that exports Effect's spans directly, because spans of the SDK below them cost several times as
- * much. A span that is not sampled has ids and nothing else. The span of a batch is exported once more to the trace of
- * each of its messages; these copies share everything but their ids.
+ * A tracer for Effect that exports Effect's spans directly, because spans of the SDK below them cost several
+ * times as much. A span that is not sampled has ids and nothing else. The span of a batch is exported once
+ * more to the trace of each of its messages; these copies share everything but their ids.
  */
 import {
   type Attributes,
@@ -182,7 +182,7 @@ class Span implements Tracer.Span {
     if (this.sampled) this.links = this.links.concat(links)
   }
 
-  /** Effect turns log lines into events. They are not exported, because they contain texts; the log names the trace. */
+  /** Log lines would be events. They are not exported, because they contain texts of users. */
   event() {}
 
   end(endTime: bigint, exit: Exit.Exit<unknown, unknown>) {
