@@ -40,8 +40,8 @@ export const post = async (path, body) => {
 export const readiness = async () => (await fetch("/readyz")).json()
 
 /**
- * Reads server-sent events and reconnects. `EventSource` cannot send a token, so the stream is parsed here. `onState`
- * receives `live`, `lost` or `refused`.
+ * Reads server-sent events and reconnects. `EventSource` cannot send a token, so the stream is parsed here.
+ * `onState` receives `live`, `lost` or `refused`.
  */
 export const follow = (path, onMessage, onState) => {
   let stopped = false

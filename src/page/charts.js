@@ -15,8 +15,8 @@ const whole = [1, 2, 5]
   .sort((a, b) => a - b)
 
 /**
- * `series`: [{ label, colour (a variable of the style sheet), fill }]. `counted`: the axis shows only whole numbers.
- * `add(seconds, values)` appends a point.
+ * `series`: [{ label, colour (a variable of the style sheet), fill }]. `counted`: the axis shows only whole
+ * numbers. `add(seconds, values)` appends a point.
  */
 export const chart = (figure, { counted, series, title, value }) => {
   const legend = h("ul", { class: "legend" })

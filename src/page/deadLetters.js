@@ -5,7 +5,7 @@ import { ask, byId, count, h, notify, time } from "./dom.js"
 const shownPerGroup = 20
 let open = null
 
-/** Counts after which the list is loaded again, changed or not: a retried message may become a dead letter again. */
+/** Further loads of the list: a retried message may become a dead letter again. */
 let reloads = 0
 let lastCount
 let loading = false
@@ -15,7 +15,7 @@ let pauseUntil = 0
 /** RabbitMQ does not count messages that the API is listing, nor for a moment after it. */
 export const listing = () => loading || performance.now() < loadedAt + 1_500
 
-/** Receives every count of the queue. Loads the list when the count changes, with pauses when loading is slow. */
+/** Receives every count. Loads the list when the count changes, less often when loading is slow. */
 export const counted = (failed) => {
   if (failed === lastCount && reloads === 0) return
   if (loading || performance.now() < pauseUntil) return

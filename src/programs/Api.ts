@@ -1,4 +1,4 @@
-/** The HTTP API. It publishes recorded interactions after their commit, and later those that remain in the outbox. */
+/** The HTTP API. It also publishes the outbox: right after each commit, and later what remains. */
 import { HttpApiBuilder, HttpApiSwagger, HttpMiddleware, HttpServer } from "@effect/platform"
 import { Effect, Layer, Option } from "effect"
 import * as HttpHandlers from "../layers/http/HttpHandlers.ts"

@@ -1,4 +1,4 @@
-/** API, relay and worker in one process. It sets up the servers; an empty embedded stack gets a sample catalogue. */
+/** API, relay and worker in one process, with setup. An empty embedded stack gets sample products. */
 import { Effect, Layer } from "effect"
 import * as Stack from "../layers/Stack.ts"
 import { ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"

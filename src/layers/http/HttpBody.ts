@@ -71,8 +71,8 @@ export const parseBody = async (request: Request, limit: number): Promise<unknow
 }
 
 /**
- * Runs `read` on the web request, which HttpServer.ts passes on. `read` rejects with a {@link Problem}; any other
- * rejection is a defect.
+ * Runs `read` on the web request, which HttpServer.ts passes on. `read` rejects with a {@link Problem}; any
+ * other rejection is a defect.
  */
 export const onWebRequest = <A>(
   { source }: HttpServerRequest.HttpServerRequest,
@@ -85,8 +85,8 @@ export const onWebRequest = <A>(
     : Effect.dieMessage("the request is not a web request")
 
 /**
- * Reads and decodes the body of a raw handler. HttpApi itself reads a body without limit and names only the first wrong
- * field.
+ * Reads and decodes the body of a raw handler. HttpApi itself reads a body without limit and names only the
+ * first wrong field.
  */
 export const decodeBody = <A, I>(schema: Schema.Schema<A, I>) => {
   const decode = Schema.decodeUnknownEither(schema, { errors: "all", onExcessProperty: "error" })

@@ -1,11 +1,11 @@
-/** Handlers of the group `health`. A worker serves the same responses (WorkerHealth.ts). */
+/** Handlers of the group `health`. */
 import { HttpApiBuilder, HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { Effect } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import * as Health from "../../services/operate/Health.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 
-/** The last two handlers are raw, because the server of a worker answers with the same responses without this API. */
+/** Raw handlers return the responses that WorkerHealth.ts also serves. */
 export const health = HttpApiBuilder.group(api, "health", (handlers) =>
   Effect.map(Health.make("api"), (check) =>
     handlers

@@ -1,4 +1,4 @@
-/** Every request of the router passes here: its span, the check of its token, and the problem of a failure. */
+/** For every request of the router: the span, the check of the token, and the problem of a failure. */
 import { createHash, timingSafeEqual } from "node:crypto"
 import {
   HttpApi,
@@ -103,7 +103,7 @@ const decodeId = Schema.decodeUnknownEither(UserId)
 const methodsOf = (matching: ReadonlyArray<Route>): ReadonlyArray<string> =>
   matching.flatMap(({ method }) => (method === "GET" ? ["GET", "HEAD"] : [method])).concat("OPTIONS")
 
-/** For a request without a route: an unknown path, another method, or a path parameter that cannot be decoded. */
+/** The request has an unknown path, another method, or a path parameter that cannot be decoded. */
 const unrouted = (request: HttpServerRequest.HttpServerRequest): HttpServerResponse.HttpServerResponse => {
   const path = pathOf(request.url)
   const matching = routes.filter(({ pattern }) => pattern.test(path))
@@ -131,7 +131,7 @@ const unrouted = (request: HttpServerRequest.HttpServerRequest): HttpServerRespo
       )
 }
 
-/** Also a response that does not match its schema is a decode error. HttpApi puts the type of a response first. */
+/** HttpApi fails like this, too, when a response does not match its schema. */
 const isOfResponse = ({ message }: HttpApiError.HttpApiDecodeError) =>
   message.startsWith("(<declaration schema> <-> ")
 

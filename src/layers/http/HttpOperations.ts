@@ -55,7 +55,7 @@ const remove = (filter: DeadLetterAdmin.DeadLetterFilter) =>
 
 const decodeSelection = decodeBody(DeadLetterSelection)
 
-/** The dead letters that the body selects. Without API_TOKENS the request is refused, because anyone could send it. */
+/** Decodes the selection. Without API_TOKENS it is refused, because anyone could send the request. */
 const selected = Effect.fnUntraced(function* (
   hasTokens: boolean,
   request: HttpServerRequest.HttpServerRequest,

@@ -1,6 +1,7 @@
 /**
- * An HTTP server on Bun. On close it refuses new connections and waits for open requests; the server of platform-bun
- * answers them with 503. The server has no limit on bodies, so that HttpBody.ts can name the limit in a problem.
+ * An HTTP server on Bun. On close it refuses new connections and waits for open requests; the server of
+ * platform-bun answers them with 503. The server has no limit on bodies, so that HttpBody.ts can name the
+ * limit in a problem.
  */
 import { HttpApp, HttpServer, HttpServerError } from "@effect/platform"
 import { Context, Deferred, Duration, Effect, Layer, Option, Schedule } from "effect"

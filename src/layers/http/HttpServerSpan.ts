@@ -12,9 +12,9 @@ export interface ServerSpan {
 export type TraceHeaders = { readonly [Name in "traceparent" | "tracestate"]: string | null | undefined }
 
 /**
- * Begins the span `{METHOD} {route}`, which continues a valid `traceparent`. It names the route instead of the path,
- * because the path contains user ids. The platform's tracer is not used: it takes any text in a `b3` header for a
- * trace id and records every header.
+ * Begins the span `{METHOD} {route}`, which continues a valid `traceparent`. It names the route instead of
+ * the path, because the path contains user ids. The platform's tracer is not used: it takes any text in a
+ * `b3` header for a trace id and records every header.
  */
 export const begin = Effect.gen(function* () {
   const clock = yield* Effect.clock

@@ -1,7 +1,8 @@
 /**
- * The routes that record interactions. They bypass the router of the HTTP API, because a fiber per request costs more
- * than all their work (measured: 160 of 180 µs). {@link directHandler} matches the path and calls them as plain
- * functions. A request that it does not recognise goes to the router, whose handlers call the same functions.
+ * The routes that record interactions. They bypass the router of the HTTP API, because a fiber per request
+ * costs more than all their work (measured: 160 of 180 µs). {@link directHandler} matches the path and calls
+ * them as plain functions. A request that it does not recognise goes to the router, whose handlers call the
+ * same functions.
  */
 import { HttpServerResponse } from "@effect/platform"
 import { Cause, type Clock, Context, Effect, Either, Exit, Layer, Runtime } from "effect"

@@ -1,4 +1,4 @@
-/** The HTTP API: routes, payloads, responses and problems. `/openapi.json` and `/docs` are generated from it. */
+/** The HTTP API: routes, payloads, responses and problems. `/openapi.json` is generated from it. */
 import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
 import { namePattern } from "../model/EventTypes.ts"
@@ -71,7 +71,7 @@ const stored = { product_id: Schema.String, space: Schema.String, dimension_coun
 const ProductCreated = Schema.Struct({ ...stored, created: Schema.Literal(true) })
 const ProductReplaced = Schema.Struct({ ...stored, created: Schema.Literal(false) })
 
-/** RecordingRoutes.ts decodes these ids together with header and body, so that one problem names every wrong field. */
+/** RecordingRoutes.ts decodes the ids with header and body: one problem names every wrong field. */
 const undecodedId = Schema.String.annotations({
   jsonSchema: { type: "string", pattern: "^[A-Za-z0-9._:-]{1,64}$" },
 })

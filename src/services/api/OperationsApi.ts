@@ -8,7 +8,7 @@ import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 import { UserProfile } from "./EmbeddingJson.ts"
 
 const Count = Schema.Number
-const OrNull = <A>(schema: Schema.Schema<A>) => Schema.NullOr(schema)
+const OrNull = Schema.NullOr
 const deadLetter = {
   id: OrNull(Schema.String),
   message_id: OrNull(Schema.String),
@@ -24,20 +24,16 @@ const DeadLetters = Schema.Struct({
   total: Count,
   items: Schema.Array(Schema.Struct(deadLetter)).annotations({ description: "newest first" }),
 }).annotations({ identifier: "DeadLetters" })
+export const DeadLetterGroup = Schema.Struct({
+  error: OrNull(Schema.String),
+  count: Count,
+  first_failed_at: OrNull(Schema.String),
+  last_failed_at: OrNull(Schema.String),
+  /** The newest of the group. */
+  example: Schema.Struct(deadLetter).pick("id", "message_id", "message"),
+})
 const DeadLetterGroups = Schema.Struct({
-  groups: Schema.Array(
-    Schema.Struct({
-      error: OrNull(Schema.String),
-      count: Count,
-      first_failed_at: OrNull(Schema.String),
-      last_failed_at: OrNull(Schema.String),
-      example: Schema.Struct({
-        id: OrNull(Schema.String),
-        message_id: OrNull(Schema.String),
-        message: OrNull(Schema.String),
-      }),
-    }),
-  ),
+  groups: Schema.Array(DeadLetterGroup),
 }).annotations({ identifier: "DeadLetterGroups" })
 const DeadLettersInFull = Schema.Struct({
   items: Schema.Array(

@@ -1,5 +1,6 @@
 /** `failed …`: lists, groups, shows, retries and removes dead letters. Listing consumes nothing. */
 import { Effect, Schema, Stream } from "effect"
+import type { DeadLetterGroup } from "../api/OperationsApi.ts"
 import { content, type DeadLetter, DeadLetters } from "../ports/DeadLetters.ts"
 
 /** Selects the dead letters that match every given field. */
@@ -55,14 +56,7 @@ export const listDeadLetters = (filter: DeadLetterFilter) =>
     Effect.map(Stream.runCollect(Stream.map(found, summary)), (all): ReadonlyArray<Summary> => [...all]),
   )
 
-export interface Group {
-  readonly error: string | null
-  readonly count: number
-  readonly first_failed_at: string | null
-  readonly last_failed_at: string | null
-  /** The newest of them. */
-  readonly example: Pick<Summary, "id" | "message_id" | "message">
-}
+export type Group = typeof DeadLetterGroup.Type
 
 /** Dead letters by error, the largest group first. */
 export const groupDeadLetters = (filter: DeadLetterFilter) =>

@@ -1,6 +1,6 @@
 /**
- * Updates the gauges while the scope is open. Servers are polled at an interval instead of at each scrape, so that more
- * scrapers cost nothing more. A gauge keeps its last value when its server does not answer.
+ * Updates the gauges while the scope is open. Servers are polled at an interval instead of at each scrape, so
+ * that more scrapers cost nothing more. A gauge keeps its last value when its server does not answer.
  */
 import { Clock, Duration, Effect, Layer, Metric, Schedule } from "effect"
 import { InteractionLog } from "../ports/InteractionLog.ts"

@@ -51,8 +51,8 @@ const probe = ({ missing, ping }: Dependency): Effect.Effect<DependencyHealth> =
   )
 
 /**
- * All dependencies are probed at once. `outage` says which outage a worker waits for. A waiting worker is degraded,
- * even when every dependency answers.
+ * All dependencies are probed at once. `outage` says which outage a worker waits for. A waiting worker is
+ * degraded, even when every dependency answers.
  */
 export const make = (
   part: "api" | "worker",

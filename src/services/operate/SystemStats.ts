@@ -60,9 +60,10 @@ export const percentiles = (seconds: ReadonlyArray<number>): Percentiles => {
 const rowsMeasured = 1_000
 
 /**
- * Measured on the newest rows of the log: for each user whose last write applied one of them, the time from recording
- * the row to that write. The figure is exact over all workers, and nothing is stored for it. Of each write only the last
- * event counts. A rebuild or a replay of these rows counts as late. `null` when none of these rows is applied.
+ * Measured on the newest rows of the log: for each user whose last write applied one of them, the time from
+ * recording the row to that write. The figure is exact over all workers, and nothing is stored for it. Of
+ * each write only the last event counts. A rebuild or a replay of these rows counts as late. `null` when none
+ * of these rows is applied.
  */
 export const eventToEmbedding = Effect.gen(function* () {
   const log = yield* InteractionLog

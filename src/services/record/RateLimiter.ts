@@ -4,10 +4,10 @@ interface Bucket {
   at: number
 }
 
-/** The most buckets kept. The bucket that was unused for longest goes first; the next request gets a full one. */
+/** The most buckets kept. The least recently used goes first; its user gets a full one later. */
 const mostUsers = 100_000
 
-/** The result takes a token of the user at `now` (Unix ms) and returns whether there was one. `rate` 0: no limit. */
+/** Takes a token of the user at `now` (Unix ms), if there is one. `rate` 0: no limit. */
 export const make = (rate: number) => {
   const buckets = new Map<string, Bucket>()
   const take = (user: string, now: number): boolean => {

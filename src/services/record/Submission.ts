@@ -1,6 +1,6 @@
 /**
- * Decodes a request or a bulk item into a {@link Submission}. Path, header and body are decoded together, so that one
- * problem names every wrong field by the name that the client used.
+ * Decodes a request or a bulk item into a {@link Submission}. Path, header and body are decoded together, so
+ * that one problem names every wrong field by the name that the client used.
  */
 import { Either, type ParseResult, Predicate, Schema } from "effect"
 import { type EventTypes, isPhraseEventType, phraseEventTypes } from "../model/EventTypes.ts"
