@@ -4,7 +4,8 @@ import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from "node:fs"
 import { join, resolve } from "node:path"
 
 const root = resolve(import.meta.dir, "../..")
-const cache = join(root, "node_modules/.cache")
+/** In the checkout, so that a bundle finds the packages it still imports. */
+const cache = join(root, ".cache")
 
 /** Bundles a program and answers the path of the bundle, which is deleted after the tests of the file. */
 export const bundledProgram = async (entry: string): Promise<string> => {
