@@ -2,8 +2,8 @@
 import { get } from "./api.js"
 import { byId, count, h, percent, since, svg, time } from "./dom.js"
 
-const kinds = { product_purchase: "purchase", product_click: "click", product_view: "view", search: "search" }
-const kindOf = (type) => kinds[type] ?? type
+/** The word of an event type: `product_view` is "view", a type of the shop's own is its name. */
+const kindOf = (type) => type.replace(/^product_/, "")
 const chip = (type) => h("span", { class: `chip ${kindOf(type)}` }, kindOf(type))
 const bar = (share, kind) =>
   h(

@@ -38,7 +38,7 @@ const badBodies = (good: Interaction.Interaction): ReadonlyArray<readonly [strin
     ["schema_violation", '{"version": "1.0"}'],
     ["schema_violation", signed({ user_id: "two words" })],
     ["schema_violation", signed({ user_id: "x".repeat(65) })],
-    ["schema_violation", signed({ event_type: "product_wish" })],
+    ["unknown_event_type", signed({ event_type: "product_wish" })],
     ["schema_violation", signed({ product_id: "456" })],
     ["schema_violation", signed({ search_phrase: "   " })],
     ["schema_violation", signed({ search_phrase: "a\u0007b" })],

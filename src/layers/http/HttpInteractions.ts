@@ -3,7 +3,7 @@ import { HttpApiBuilder, type HttpServerRequest, HttpServerResponse } from "@eff
 import { Effect } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
-import { type ProductEvent, RecordingRoutes } from "./RecordingRoutes.ts"
+import { RecordingRoutes } from "./RecordingRoutes.ts"
 
 interface Asked {
   readonly path: { readonly userId: string; readonly productId: string }
@@ -26,16 +26,17 @@ const answer = (
 export const interactions = HttpApiBuilder.group(api, "interactions", (handlers) =>
   Effect.map(RecordingRoutes, (ingest) => {
     const product =
-      (type: ProductEvent) =>
+      (route: string) =>
       ({ path, request }: Asked) =>
-        answer(request, (web, trace) => ingest.product(web, trace, path.userId, path.productId, type))
+        answer(request, (web, trace) => ingest.product(web, trace, path.userId, path.productId, route))
     return handlers
       .handleRaw("search", ({ path, request }) =>
         answer(request, (web, trace) => ingest.search(web, trace, path.userId)),
       )
-      .handleRaw("view", product("product_view"))
-      .handleRaw("click", product("product_click"))
-      .handleRaw("purchase", product("product_purchase"))
+      .handleRaw("view", product("view"))
+      .handleRaw("click", product("click"))
+      .handleRaw("purchase", product("purchase"))
+      .handleRaw("product", ({ path, request }) => product(path.type)({ path, request }))
       .handleRaw("bulk", ({ request }) => answer(request, ingest.bulk))
   }),
 )

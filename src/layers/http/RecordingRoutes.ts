@@ -5,7 +5,7 @@
  */
 import { Context, Effect, Either, Exit, Layer, Option, Runtime } from "effect"
 import { type BulkReport, bodyBytes, bulkBodyBytes, bulkItems } from "../../services/api/InteractionApi.ts"
-import type { EventType } from "../../services/model/Interaction.ts"
+import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import { type FieldIssue, Problem, unprocessable } from "../../services/model/Problem.ts"
 import type { Appended, InteractionLogError } from "../../services/ports/InteractionLog.ts"
 import {
@@ -20,7 +20,6 @@ import { parseBody } from "./HttpBody.ts"
 import * as HttpMiddleware from "./HttpMiddleware.ts"
 import { DirectHandler } from "./HttpServer.ts"
 
-export type ProductEvent = Exclude<EventType, "search">
 type Trace = Telemetry.TraceContext | null
 
 /** Answers are never rejections: what nobody worded is logged, and 500. */
@@ -33,7 +32,7 @@ export class RecordingRoutes extends Context.Tag("user-embeddings/RecordingRoute
       trace: Trace,
       user: string,
       product: string,
-      type: ProductEvent,
+      route: string,
     ) => Promise<Response>
     readonly bulk: (request: Request, trace: Trace) => Promise<Response>
   }
@@ -93,6 +92,7 @@ const resultOf = (index: number, { _tag, interaction }: Appended): Result =>
 
 const make = Effect.gen(function* () {
   const recorder = yield* InteractionRecorder
+  const { eventTypes } = yield* EmbeddingConfig
   const clock = yield* Effect.clock
   const limit = RateLimiter.make(yield* Settings.RATE_LIMIT_PER_USER)
   const run = Runtime.runFork(yield* Effect.runtime())
@@ -134,7 +134,7 @@ const make = Effect.gen(function* () {
     const accepted: Array<Submitted> = []
     const places: Array<number> = []
     for (const [index, item] of body.entries()) {
-      const decoded = Submission.ofBulkItem(item, now)
+      const decoded = Submission.ofBulkItem(item, now, eventTypes)
       if (Either.isLeft(decoded)) {
         const { detail, errors } = unprocessable(decoded.left)
         results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
@@ -164,13 +164,16 @@ const make = Effect.gen(function* () {
 
   return RecordingRoutes.of({
     search: (request, trace, user) =>
-      recordOne(request, trace, (body, key, now) => Submission.ofSearch(user, body, key, now)).catch(
-        toResponse,
-      ),
-    product: (request, trace, user, product, type) =>
       recordOne(request, trace, (body, key, now) =>
-        Submission.ofProduct(user, product, type, body, key, now),
+        Submission.ofSearch(user, body, key, now, eventTypes),
       ).catch(toResponse),
+    product: (request, trace, user, product, route) =>
+      recordOne(request, trace, (body, key, now) => {
+        const type = eventTypes.ofRoute(route)
+        return type === undefined
+          ? Either.left([{ field: "type", detail: `must be one of ${eventTypes.productRoutes.join(", ")}` }])
+          : Submission.ofProduct(user, product, type.name, body, key, now, eventTypes)
+      }).catch(toResponse),
     bulk: (request, trace) => recordMany(request, trace).catch(toResponse),
   })
 })
@@ -179,12 +182,7 @@ export const layer = Layer.effect(RecordingRoutes, make)
 
 /** Paths without query and escapes; all others are the API's. */
 const paths =
-  /^https?:\/\/[^/]*\/api\/(?:interactions|user\/([^/?#%]+)\/(?:search|product\/([^/?#%]+)\/(view|click|purchase)))$/
-const events: Readonly<Record<string, ProductEvent>> = {
-  view: "product_view",
-  click: "product_click",
-  purchase: "product_purchase",
-}
+  /^https?:\/\/[^/]*\/api\/(?:interactions|user\/([^/?#%]+)\/(?:search|product\/([^/?#%]+)\/([^/?#%]+)))$/
 
 /** Answers recording requests at once; `undefined` = left to the API. */
 export const recordingHandler = Layer.effect(
@@ -193,6 +191,8 @@ export const recordingHandler = Layer.effect(
     const ingest = yield* RecordingRoutes
     const clock = yield* Effect.clock
     const authorised = yield* HttpMiddleware.authorisation
+    const { eventTypes } = yield* EmbeddingConfig
+    const routes = new Set(eventTypes.productRoutes)
     const tracer = (yield* Telemetry.isTracing) ? yield* Effect.tracer : undefined
 
     /** The server span, or where nobody makes spans the trace alone. */
@@ -221,7 +221,7 @@ export const recordingHandler = Layer.effect(
           ? "/api/interactions"
           : event === undefined
             ? "/api/user/{userId}/search"
-            : `/api/user/{userId}/product/{productId}/${event}`
+            : `/api/user/{userId}/product/{productId}/${routes.has(event) ? event : "{type}"}`
       const span = begin(route, request, started)
       const trace = Telemetry.traceOf(span)
       const answer =
@@ -229,7 +229,7 @@ export const recordingHandler = Layer.effect(
           ? ingest.bulk(request, trace)
           : product === undefined || event === undefined
             ? ingest.search(request, trace, user)
-            : ingest.product(request, trace, user, product, events[event]!)
+            : ingest.product(request, trace, user, product, event)
       return answer.then((response) => {
         response.headers.set("traceparent", trace.traceparent)
         const ended = clock.unsafeCurrentTimeNanos()

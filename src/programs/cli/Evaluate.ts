@@ -1,20 +1,30 @@
 /** `evaluate`: settings tried on a history. */
 import { Args, Command, Options } from "@effect/cli"
-import { Effect, Layer, Option } from "effect"
+import { Array as Arr, Effect, Either, Layer, Option } from "effect"
 import * as Embedder from "../../layers/embedder/Embedder.ts"
 import * as Stack from "../../layers/Stack.ts"
 import * as EmbeddingConfig from "../../services/EmbeddingConfig.ts"
 import type { Estimate } from "../../services/history/Evaluation.ts"
-import { eventTypes } from "../../services/model/Interaction.ts"
+import { builtInEventTypes } from "../../services/model/EventTypes.ts"
 import { evaluate as evaluateFile, productsOfFile, productsOfStack } from "../tasks/EvaluateHistory.ts"
 import { reading, toReading } from "./Import.ts"
 import { json, print, table } from "./support/Output.ts"
 import { figure, measured } from "./support/Progress.ts"
+import { eventType } from "./support/Usage.ts"
 
 const settingsShown = 6
-const productTypes = eventTypes.filter((type) => type !== "search")
 
 const cell = ({ high, low, mean }: Estimate) => `${mean.toFixed(3)} [${low.toFixed(3)}, ${high.toFixed(3)}]`
+
+/** The weights as variables. */
+const variablesOf = (weights: Report["verdict"]["best"]["weights"]): string => {
+  const variables = new Map<string, string>(builtInEventTypes.map(({ name, variable }) => [name, variable]))
+  const [builtIn, own] = Arr.partitionMap(Object.entries(weights), ([name, weight]) => {
+    const variable = variables.get(name)
+    return variable === undefined ? Either.right(`${name}:${weight}`) : Either.left(`${variable}=${weight}`)
+  })
+  return [...builtIn, ...(own.length > 0 ? [`EVENT_WEIGHTS=${own.join(",")}`] : [])].join(" ")
+}
 
 type Report = Effect.Effect.Success<ReturnType<typeof evaluateFile>>
 
@@ -36,7 +46,7 @@ const conclusion = ({
   return [
     `Vectors win: ${setting}, ahead of the best simple way, ${baselines}: ${by}.`,
     `EMBEDDING_DECAY_LAMBDA=${lambda} EMBEDDING_HISTORY=${history} POPULARITY_WEIGHT=${popularity}`,
-    `EMBEDDING_WEIGHT_PURCHASE=${weights.product_purchase} EMBEDDING_WEIGHT_SEARCH=${weights.search} EMBEDDING_WEIGHT_CLICK=${weights.product_click} EMBEDDING_WEIGHT_VIEW=${weights.product_view}`,
+    variablesOf(weights),
     ...(mix === "long"
       ? ["Long memory alone is the stored vector; recommendations always mix short memory in."]
       : []),
@@ -82,8 +92,7 @@ export const evaluate = Command.make(
       ),
       Options.optional,
     ),
-    target: Options.choice("target", productTypes).pipe(
-      Options.withDescription("Only this type of event is foretold; default: all product events"),
+    target: eventType("target", "Only this type of event is predicted; default: all product events").pipe(
       Options.optional,
     ),
     most: Options.integer("most").pipe(
@@ -101,7 +110,7 @@ export const evaluate = Command.make(
         measured("foretold", (foretells) =>
           evaluateFile(file, catalogue, {
             reading: toReading(file, given),
-            types: Option.match(target, { onNone: () => productTypes, onSome: (type) => [type] }),
+            type: Option.getOrUndefined(target),
             most,
             unseenOnly: unseen,
             reads,

@@ -3,11 +3,11 @@ import { extname } from "node:path"
 import { Command, Options } from "@effect/cli"
 import { Console, Effect, Option, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { eventTypes, UserId } from "../../services/model/Interaction.ts"
+import { UserId } from "../../services/model/Interaction.ts"
 import { embeddingFormats, exportEmbeddings, exportInteractions } from "../tasks/ExportData.ts"
 import { json, print } from "./support/Output.ts"
 import { counting, figure } from "./support/Progress.ts"
-import { instant } from "./support/Usage.ts"
+import { eventType, instant } from "./support/Usage.ts"
 
 const out = Options.file("out").pipe(
   Options.withAlias("o"),
@@ -83,10 +83,7 @@ const interactions = Command.make(
       Options.withDescription("Only of this user"),
       Options.optional,
     ),
-    type: Options.choice("type", eventTypes).pipe(
-      Options.withDescription("Only of this event type"),
-      Options.optional,
-    ),
+    type: eventType("type", "Only of this event type").pipe(Options.optional),
     since: instant("since", "Only what occurred at or after"),
     until: instant("until", "Only what occurred before"),
     recordedSince: instant("recorded-since", "Only what was recorded at or after, whenever it occurred"),

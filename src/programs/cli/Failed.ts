@@ -2,7 +2,6 @@
 import { Args, Command, Options } from "@effect/cli"
 import { Console, Effect, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { eventTypes } from "../../services/model/Interaction.ts"
 import {
   type DeadLetterFilter,
   groupDeadLetters,
@@ -20,10 +19,7 @@ import { BadUsage, confirm, instant, yes } from "./support/Usage.ts"
 
 const filters = {
   error: Options.text("error").pipe(Options.withDescription("Only with this error"), Options.optional),
-  type: Options.choice("type", eventTypes).pipe(
-    Options.withDescription("Only of this event type"),
-    Options.optional,
-  ),
+  type: Options.text("type").pipe(Options.withDescription("Only of this event type"), Options.optional),
   user: Options.text("user").pipe(Options.withDescription("Only of this user"), Options.optional),
   since: instant("since", "Only what failed last at or after this"),
 }

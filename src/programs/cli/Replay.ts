@@ -2,11 +2,11 @@
 import { Command, Options } from "@effect/cli"
 import { Effect, Layer, Option, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { eventTypes, UserId } from "../../services/model/Interaction.ts"
+import { UserId } from "../../services/model/Interaction.ts"
 import * as Replayer from "../../services/operate/Replayer.ts"
 import { json, print } from "./support/Output.ts"
 import { counting } from "./support/Progress.ts"
-import { BadUsage, instant } from "./support/Usage.ts"
+import { BadUsage, eventType, instant } from "./support/Usage.ts"
 
 export const replay = Command.make(
   "replay",
@@ -18,10 +18,7 @@ export const replay = Command.make(
     ),
     since: instant("since", "Only what occurred at or after this"),
     until: instant("until", "Only what occurred before this"),
-    type: Options.choice("type", eventTypes).pipe(
-      Options.withDescription("Only of this event type"),
-      Options.optional,
-    ),
+    type: eventType("type", "Only of this event type").pipe(Options.optional),
     all: Options.boolean("all").pipe(Options.withDescription("The whole log")),
     dryRun: Options.boolean("dry-run").pipe(Options.withDescription("Only tell how many")),
     json,

@@ -4,7 +4,8 @@ import { Array as Arr, Chunk, Clock, Effect, Either, Stream } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as Evaluation from "../../services/history/Evaluation.ts"
 import * as InteractionFile from "../../services/history/InteractionFile.ts"
-import type { EventType, Interaction, ProductId } from "../../services/model/Interaction.ts"
+import type { EventType, EventTypes } from "../../services/model/EventTypes.ts"
+import type { Interaction, ProductId } from "../../services/model/Interaction.ts"
 import * as Vector from "../../services/model/Vector.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
@@ -71,13 +72,14 @@ const none = {}
 const readHistory = Effect.fnUntraced(function* (
   file: string,
   reading: InteractionFile.Reading,
+  eventTypes: EventTypes,
   progress: (reached: Reached) => Effect.Effect<void>,
 ) {
   const files = yield* FileSystem.FileSystem
   const now = yield* Clock.currentTimeMillis
   const start = yield* beginningOfRecords(file, reading)
   const total = Number((yield* files.stat(file)).size)
-  const decode = InteractionFile.decoder(reading, start.columns)
+  const decode = InteractionFile.decoder(reading, start.columns, eventTypes)
   const split = InteractionFile.splitter(reading, start)
   const interactions: Array<Interaction> = []
   /** Each user, product and phrase once: millions of rows share some thousands of them. */
@@ -91,7 +93,7 @@ const readHistory = Effect.fnUntraced(function* (
     // Made anew, for a cell of a CSV file holds on to its whole line.
     const occurred_at = new Date(interaction.occurred_at).toISOString()
     const facts = { user_id: shared(interaction.user_id), occurred_at, metadata: none }
-    return interaction.event_type === "search"
+    return interaction.search_phrase !== null
       ? { ...interaction, ...facts, search_phrase: shared(interaction.search_phrase) }
       : { ...interaction, ...facts, product_id: shared(interaction.product_id) }
   }
@@ -116,11 +118,13 @@ const readHistory = Effect.fnUntraced(function* (
 })
 
 const lambdas = [0, 0.01, 0.023, 0.1]
-const equal = { search: 1, product_view: 1, product_click: 1, product_purchase: 1 }
 const popularityWeights = [0, 0.2]
 
 /** The grid, the configured setting first. */
-const grid = (configured: Evaluation.Setting): ReadonlyArray<Evaluation.Setting> => {
+const grid = (
+  configured: Evaluation.Setting,
+  equal: Evaluation.Setting["weights"],
+): ReadonlyArray<Evaluation.Setting> => {
   const all = new Map<string, Evaluation.Setting>()
   const add = (setting: Evaluation.Setting) =>
     all.set(JSON.stringify(Object.entries(setting).toSorted()), setting)
@@ -147,7 +151,8 @@ export interface Row extends Readonly<Record<Evaluation.Metric, Evaluation.Estim
 
 export interface EvaluateOptions {
   readonly reading: InteractionFile.Reading
-  readonly types: ReadonlyArray<EventType>
+  /** Predict only events of this type; all product events without it. */
+  readonly type: EventType | undefined
   readonly most: number
   readonly unseenOnly: boolean
   readonly reads: (reached: Reached) => Effect.Effect<void>
@@ -162,13 +167,24 @@ export const evaluate = Effect.fn("evaluate")(function* <E, R>(
   const config = yield* EmbeddingConfig
   const { space } = yield* PhraseEmbedder
   const popularity = yield* Settings.POPULARITY_WEIGHT
-  const { history, lambda, weights } = config
-  const settings = grid({ lambda, weights, history, mix: "mixed", popularity })
+  const { history, lambda } = config
+  const { weights } = config.eventTypes
+  const equal = Evaluation.equalWeights(weights)
+  const settings = grid({ lambda, weights, history, mix: "mixed", popularity }, equal)
   const catalogue = yield* products
   if (catalogue.size === 0)
     return yield* new ImportRefused({ message: "there are no products with vectors: give --products FILE" })
-  const { interactions, rejected } = yield* readHistory(file, options.reading, options.reads)
-  const { most, types, unseenOnly } = options
+  const { interactions, rejected } = yield* readHistory(
+    file,
+    options.reading,
+    config.eventTypes,
+    options.reads,
+  )
+  const { most, type, unseenOnly } = options
+  const types =
+    type === undefined
+      ? config.eventTypes.all.flatMap(({ kind, name }) => (kind === "product" ? [name] : []))
+      : [type]
   const plan = Evaluation.plan(interactions, { types, most, unseenOnly, known: (id) => catalogue.has(id) })
   if (plan.targets.size === 0)
     return yield* new ImportRefused({

@@ -6,6 +6,7 @@
 import { FileSystem } from "@effect/platform"
 import { Array as Arr, Clock, Duration, Effect, Fiber, Option, Schema, Stream } from "effect"
 import { BulkReport, bulkItems } from "../../services/api/InteractionApi.ts"
+import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as LoadModel from "../../services/history/LoadModel.ts"
 import * as AppliedIds from "../../services/model/AppliedIds.ts"
 import {
@@ -86,16 +87,17 @@ const ledgerAfterMillis = 2_000
 const patienceMillis = 60_000
 const mostProducts = 1_000
 
-const paths = { product_view: "view", product_click: "click", product_purchase: "purchase" } as const
-
-const singly = ({ event_type, metadata, occurred_at, product_id, search_phrase, user_id }: Interaction) =>
-  event_type === "search"
+const singly = (
+  { event_type, metadata, occurred_at, product_id, search_phrase, user_id }: Interaction,
+  routeOf: ReadonlyMap<string, string>,
+) =>
+  search_phrase !== null
     ? {
         path: `/api/user/${user_id}/search`,
         body: { ...metadata, query: search_phrase, occurred_at },
       }
     : {
-        path: `/api/user/${user_id}/product/${product_id}/${paths[event_type]}`,
+        path: `/api/user/${user_id}/product/${product_id}/${routeOf.get(event_type)}`,
         body: { ...metadata, occurred_at },
       }
 
@@ -263,6 +265,7 @@ export const judge = (run: {
 }
 
 export const generateLoad = Effect.fn("generateLoad")(function* (options: LoadOptions) {
+  const { eventTypes } = yield* EmbeddingConfig
   const log = yield* InteractionLog
   const queue = yield* InteractionQueue
   const users = yield* UserEmbeddings
@@ -275,9 +278,11 @@ export const generateLoad = Effect.fn("generateLoad")(function* (options: LoadOp
     eventsPerUser: options.events,
     seed: options.seed,
     products,
+    types: eventTypes.all,
     start: Option.match(options.start, { onNone: () => now - total, onSome: Date.parse }),
   })
 
+  const routeOf = new Map(eventTypes.all.map(({ name, route }) => [name, route]))
   const waiting = new Waiting()
   const waited: Array<number> = []
   let accepted = 0
@@ -297,7 +302,7 @@ export const generateLoad = Effect.fn("generateLoad")(function* (options: LoadOp
       const [first] = some
       if (first === undefined) return
       const since = yield* Clock.currentTimeMillis
-      const { body, path } = options.bulk ? together(some) : singly(first)
+      const { body, path } = options.bulk ? together(some) : singly(first, routeOf)
       const { again, retryAfter, status, text } = yield* api.insist("POST", path, body)
       let held: ReadonlyArray<Interaction> = []
       if (status === 429) held = some

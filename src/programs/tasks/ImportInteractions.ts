@@ -7,6 +7,7 @@ import { createHash } from "node:crypto"
 import { basename, dirname, join, resolve } from "node:path"
 import { FileSystem } from "@effect/platform"
 import { Array as Arr, Clock, Effect, Either, Option, Redacted, Schema, Stream } from "effect"
+import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as InteractionFile from "../../services/history/InteractionFile.ts"
 import {
   InteractionLog,
@@ -173,6 +174,7 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
 ) {
   const files = yield* FileSystem.FileSystem
   const log = yield* InteractionLog
+  const { eventTypes } = yield* EmbeddingConfig
   const file = resolve(path)
   const began = yield* Clock.currentTimeMillis
   const total = Number((yield* files.stat(file)).size)
@@ -183,7 +185,7 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
   const known = restart ? Option.none<State>() : yield* stored(file, stateFile, reading)
   let state: State = Option.isSome(known) ? known.value : yield* initial(file, reading)
   const resumedAt = Option.isSome(known) ? state.line : 1
-  const decode = InteractionFile.decoder(reading, state.columns)
+  const decode = InteractionFile.decoder(reading, state.columns, eventTypes)
 
   // What was rejected after the state was written comes again.
   const rejects = yield* files.open(rejectedFile, { flag: "a+" })

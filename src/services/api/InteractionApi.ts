@@ -1,6 +1,7 @@
 /** The HTTP contract: routes, payloads and answers. `/openapi.json` and `/docs` are generated from it. */
 import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
+import { namePattern } from "../model/EventTypes.ts"
 import { EventType, MessageId } from "../model/Interaction.ts"
 import { FieldIssue } from "../model/Problem.ts"
 import { History } from "../model/UserEmbedding.ts"
@@ -117,6 +118,10 @@ const idAsSent = Schema.String.annotations({
 })
 const sentUser = HttpApiSchema.param("userId", idAsSent)
 const sentProduct = HttpApiSchema.param("productId", idAsSent)
+const sentType = HttpApiSchema.param(
+  "type",
+  Schema.String.annotations({ jsonSchema: { type: "string", pattern: namePattern.source } }),
+)
 
 const productEvent = <Name extends string>(
   endpoint: HttpApiEndpoint.HttpApiEndpoint<
@@ -137,6 +142,13 @@ const interactions = HttpApiGroup.make("interactions")
   .add(productEvent(HttpApiEndpoint.post("view")`/api/user/${sentUser}/product/${sentProduct}/view`))
   .add(productEvent(HttpApiEndpoint.post("click")`/api/user/${sentUser}/product/${sentProduct}/click`))
   .add(productEvent(HttpApiEndpoint.post("purchase")`/api/user/${sentUser}/product/${sentProduct}/purchase`))
+  .add(
+    HttpApiEndpoint.post("product")`/api/user/${sentUser}/product/${sentProduct}/${sentType}`
+      .setPayload(ProductBody)
+      .addSuccess(Recorded, { status: 201 })
+      .addSuccess(Recorded, { status: 200 })
+      .annotate(OpenApi.Description, "Records an event of a type that EVENT_WEIGHTS adds."),
+  )
   .add(
     HttpApiEndpoint.post("bulk", "/api/interactions")
       .setPayload(Schema.Array(BulkItem).pipe(Schema.minItems(1), Schema.maxItems(bulkItems)))

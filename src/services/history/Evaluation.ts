@@ -7,10 +7,19 @@ import { Either } from "effect"
 import type { EventType, Interaction, ProductId, UserId } from "../model/Interaction.ts"
 import { chronological } from "../model/Interaction.ts"
 import * as Taste from "../model/Taste.ts"
-import { decay, type Event, type FoldSettings, fold, type History } from "../model/UserEmbedding.ts"
+import {
+  decay,
+  type Event,
+  type FoldSettings,
+  fold,
+  type History,
+  type Weights,
+} from "../model/UserEmbedding.ts"
 import * as Vector from "../model/Vector.ts"
 
-type Weights = Readonly<Record<EventType, number>>
+/** The same types, all with weight 1 or -1. */
+export const equalWeights = (weights: Weights): Weights =>
+  Object.fromEntries(Object.entries(weights).map(([type, weight]) => [type, Math.sign(weight)]))
 
 /** A setting of the grid. */
 export interface Setting {
@@ -142,7 +151,7 @@ export function* predict({ interactions, targets }: Plan, world: World): Generat
   const counts = new Float64Array(products.length)
   /** Of each product, those that the same user had within five events, as often as that happened. */
   const together = products.map(() => new Numbers())
-  const equal: Weights = { search: 1, product_view: 1, product_click: 1, product_purchase: 1 }
+  const equal = equalWeights(settings[0]?.weights ?? {})
 
   const scoresOf = (direction: Float32Array | undefined) => {
     if (direction === undefined) return undefined

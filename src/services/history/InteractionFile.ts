@@ -3,13 +3,8 @@
  * interaction what an item of the bulk route says, under column names of its own; other columns become metadata.
  */
 import { Either, Predicate } from "effect"
-import {
-  canonicalTimestamp,
-  type EventType,
-  eventTypes,
-  type Interaction,
-  reference,
-} from "../model/Interaction.ts"
+import type { EventTypes } from "../model/EventTypes.ts"
+import { canonicalTimestamp, type Interaction, reference } from "../model/Interaction.ts"
 import type { LoggedInteraction } from "../ports/InteractionLog.ts"
 import type { Submission } from "../record/InteractionRecorder.ts"
 import { ofBulkItem } from "../record/Submission.ts"
@@ -180,13 +175,12 @@ export const mappable: ReadonlyArray<string> = [...fields, "metadata"]
 /** What an export adds and an import finds out by itself. */
 const derived = ["message_id", "recorded_at"]
 
-/** The full names too: what is kept of a record is then no part of its line, which would stay in memory with it. */
-const knownTypes: Readonly<Record<string, EventType>> = {
-  ...Object.fromEntries(eventTypes.map((type) => [type, type])),
-  view: "product_view",
-  click: "product_click",
-  purchase: "product_purchase",
-}
+/**
+ * Event types by their names and by the words of their routes. The values are strings of this program: a string that
+ * was cut from a line would keep the whole line in memory.
+ */
+const typesByWord = ({ all }: EventTypes): ReadonlyMap<string, string> =>
+  new Map(all.flatMap(({ name, route }) => [[route, name] as const, [name, name] as const]))
 
 const wallTime =
   /^(\d{4}-\d{2}-\d{2})(?:[ T](\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?))?(?: ?(Z|UTC|[+-]\d{2}:?\d{2}))?$/
@@ -235,13 +229,15 @@ const asMetadata = (value: unknown): unknown => {
 }
 
 /** Decodes the text of records. `columns` is the header of a CSV file. `now` in Unix ms. */
-export const decoder = (reading: Reading, columns: ReadonlyArray<string>) => {
+export const decoder = (reading: Reading, columns: ReadonlyArray<string>, types: EventTypes) => {
+  const knownTypes = typesByWord(types)
   const columnOf = (field: string) => reading.map[field] ?? field
   const consumed = new Set([...mappable.map(columnOf), ...derived, ...reading.ignore])
   const keepsOthers = !reading.ignore.includes("*")
   const parse = reading.format === "csv" ? toRow(columns, reading.delimiter) : parseObject
+  const typeNamed = (word: string) => knownTypes.get(word) ?? word
   const typeOf = (value: unknown) =>
-    typeof value === "string" ? (reading.types[value] ?? knownTypes[value] ?? value) : value
+    typeof value === "string" ? typeNamed(reading.types[value] ?? value) : value
   const nameOf = (field: string) => {
     const column = columnOf(field)
     return column === field ? field : `${field} (${column})`
@@ -265,7 +261,7 @@ export const decoder = (reading: Reading, columns: ReadonlyArray<string>) => {
       metadata = all
     }
     item.metadata = metadata
-    return Either.mapLeft(ofBulkItem(item, now), (issues) =>
+    return Either.mapLeft(ofBulkItem(item, now, types), (issues) =>
       issues.map(({ field, detail }) => (field === "" ? detail : `${nameOf(field)}: ${detail}`)).join("; "),
     )
   }

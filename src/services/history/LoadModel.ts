@@ -3,6 +3,7 @@
  * most (Zipf), and people look more often than they buy.
  */
 import { PCGRandom } from "effect/Utils"
+import { type EventTypeDefinition, isPhraseEventType } from "../model/EventTypes.ts"
 import * as Interaction from "../model/Interaction.ts"
 
 export interface LoadModel {
@@ -12,12 +13,11 @@ export interface LoadModel {
   readonly seed: number
   /** At least one, in any order. */
   readonly products: ReadonlyArray<Interaction.ProductId>
+  /** Each type occurs by its `loadShare`. */
+  readonly types: ReadonlyArray<EventTypeDefinition>
   /** `occurred_at` of the first in Unix ms; each following one is a millisecond later. */
   readonly start: number
 }
-
-/** Shares of the kinds. */
-export const mix = { search: 0.2, product_view: 0.55, product_click: 0.18, product_purchase: 0.07 } as const
 
 export const phrases: ReadonlyArray<string> = [
   ..."wireless headphones|running shoes|coffee grinder|gift for dad|yoga mat|board games|red wine|tent for two".split(
@@ -68,10 +68,14 @@ const shuffled = <A>(all: ReadonlyArray<A>, random: PCGRandom): ReadonlyArray<A>
   return mixed
 }
 
-const kind = (share: number): Interaction.EventType => {
-  if (share < mix.search) return "search"
-  if (share < mix.search + mix.product_view) return "product_view"
-  return share < 1 - mix.product_purchase ? "product_click" : "product_purchase"
+/** Picks a type by its share; `random` is from 0 to 1. */
+const pickType = (types: LoadModel["types"], random: number): string => {
+  let left = random * types.reduce((sum, { loadShare }) => sum + loadShare, 0)
+  for (const { loadShare, name } of types) {
+    left -= loadShare
+    if (left < 0) return name
+  }
+  return types.at(-1)!.name
 }
 
 /** The same model gives the same interactions, in the order in which they occur. */
@@ -87,8 +91,8 @@ export const interactions = (model: LoadModel): ReadonlyArray<Interaction.Intera
       occurred_at: new Date(model.start + index).toISOString(),
       metadata: { device: random.number() < 0.6 ? "mobile" : "desktop", channel: "generated" },
     }
-    const event_type = kind(random.number())
-    return event_type === "search"
+    const event_type = pickType(model.types, random.number())
+    return isPhraseEventType(event_type)
       ? Interaction.make({ ...facts, event_type, search_phrase: phrases[pickPhrase(random)]! })
       : Interaction.make({ ...facts, event_type, product_id: products[pickProduct(random)]! })
   })

@@ -8,8 +8,7 @@
  *     b         = 0.3 + 0.4 · 2^(−hours since the newest event / 24)
  *     taste     = unit((1 − b) · long + b · short)
  */
-import type { EventType } from "./Interaction.ts"
-import { decay, type RecentEvent, type UserEmbedding } from "./UserEmbedding.ts"
+import { decay, type RecentEvent, type UserEmbedding, type Weights, weightOf } from "./UserEmbedding.ts"
 import * as Vector from "./Vector.ts"
 
 /** An event of the newest ten, with its unit-length vector where it could be found. */
@@ -75,13 +74,14 @@ export const read = (
   user: UserEmbedding,
   recent: ReadonlyArray<RememberedEvent>,
   mean: Float32Array,
-  weights: Readonly<Record<EventType, number>>,
+  weights: Weights,
   now: number,
 ): Taste | undefined => {
   const shortSum = new Float64Array(mean.length)
   for (const [rank, { event, vector }] of recent.entries()) {
     const centred = vector && centre(vector, mean)
-    if (centred !== undefined) Vector.addScaled(shortSum, weights[event.event_type] * 0.5 ** rank, centred)
+    if (centred !== undefined)
+      Vector.addScaled(shortSum, weightOf(weights, event.event_type) * 0.5 ** rank, centred)
   }
   const shortLength = Vector.norm(shortSum)
   const long = longMemory(user, mean)
@@ -98,7 +98,7 @@ export const read = (
 
   const events = recent.flatMap(({ event, vector }, rank): ReadonlyArray<Coefficients> => {
     if (vector === undefined) return []
-    const weight = weights[event.event_type]
+    const weight = weightOf(weights, event.event_type)
     // In recency history the part of one event in the stored vector is not known: it stays with the rest.
     const kept =
       user.history === "cumulative"

@@ -45,6 +45,8 @@ export const beginSum = (v: Float32Array, factor: number): Float64Array => {
   return sum
 }
 
+export const negate = (v: Float32Array): Float32Array => v.map((x) => -x)
+
 /** `v / length` as a stored vector; the caller has checked that `length` is positive. */
 export const divide = (v: Float64Array, length: number): Float32Array => {
   const out = new Float32Array(v.length)

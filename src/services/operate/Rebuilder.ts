@@ -6,8 +6,9 @@
 import { Chunk, Clock, Context, Effect, Either, Layer, Schedule, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
+import { counterOf } from "../model/EventTypes.ts"
 import type { Interaction, UserId } from "../model/Interaction.ts"
-import { counter, type FoldSettings, fold, type UserEmbedding } from "../model/UserEmbedding.ts"
+import { type FoldSettings, fold, type UserEmbedding } from "../model/UserEmbedding.ts"
 import { InteractionLog, type InteractionLogError } from "../ports/InteractionLog.ts"
 import {
   LockConflict,
@@ -73,7 +74,7 @@ const make = Effect.gen(function* () {
   const config = yield* EmbeddingConfig
   const settings: FoldSettings = {
     lambda: config.lambda,
-    weights: config.weights,
+    weights: config.eventTypes.weights,
     history: config.history,
     space: vectors.space,
   }
@@ -148,8 +149,13 @@ const make = Effect.gen(function* () {
       return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
     const now = yield* Clock.currentTimeMillis
     const { embedding, without } = yield* compute(record, allowMissing, now)
-    const metadata = { ...embedding.metadata, last_recalculation: now }
-    for (const { event_type } of without) metadata[counter[event_type]] += 1
+    const counters: Record<`${string}_count`, number> = { ...embedding.metadata }
+    for (const { event_type } of without) {
+      const counter = counterOf(event_type)
+      counters[counter] = (counters[counter] ?? 0) + 1
+    }
+    const { decay_lambda } = embedding.metadata
+    const metadata = { ...counters, decay_lambda, last_recalculation: now }
     const written: UserEmbedding = {
       ...embedding,
       event_count: embedding.event_count + without.length,

@@ -3,7 +3,7 @@ import { Effect, Schema } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import type { UserId } from "../model/Interaction.ts"
-import { decay } from "../model/UserEmbedding.ts"
+import { decay, weightOf } from "../model/UserEmbedding.ts"
 import * as Vector from "../model/Vector.ts"
 import { InteractionLog } from "../ports/InteractionLog.ts"
 import { ProductEmbeddings } from "../ports/ProductEmbeddings.ts"
@@ -67,7 +67,7 @@ export const userInFigures = Effect.fn("userInFigures")(function* (user_id: User
         occurred_at,
         message_id,
         share: applied.has(AppliedIds.prefix(message_id))
-          ? (config.weights[event_type] *
+          ? (weightOf(config.eventTypes.weights, event_type) *
               decay(embedding.metadata.decay_lambda, last_updated, Date.parse(occurred_at))) /
             embedding.total_weight
           : null,

@@ -48,7 +48,11 @@ const none: Tallied = { ever: 0, decayed: 0 }
 
 const make = Effect.gen(function* () {
   const log = yield* InteractionLog
-  const { lambda } = yield* EmbeddingConfig
+  const { eventTypes, lambda } = yield* EmbeddingConfig
+  /** A negative event is no sign of popularity. */
+  const types = eventTypes.all.flatMap(({ kind, name, weight }) =>
+    kind === "product" && weight > 0 ? [name] : [],
+  )
 
   /** The rows up to `settled`, and those after it. */
   const old: Tally = new Map()
@@ -61,7 +65,7 @@ const make = Effect.gen(function* () {
   let asOf = 0
 
   const tally = Effect.fnUntraced(function* (into: Tally, after: number, upTo: number, today: number) {
-    for (const { day, interactions, product_id } of yield* log.productCounts(after, upTo)) {
+    for (const { day, interactions, product_id } of yield* log.productCounts(types, after, upTo)) {
       const { decayed, ever } = into.get(product_id) ?? none
       const days = Math.max(0, today - Date.parse(day) / dayMillis)
       into.set(product_id, {

@@ -1,9 +1,9 @@
 /** Step: taste → products. What the rows mean, and their arithmetic: docs/concepts.md. */
 import { Array as Arr, Clock, Context, Duration, Effect, Either, Layer, Option, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
-import { eventTypes, type ProductId, type UserId } from "../model/Interaction.ts"
+import type { ProductId, UserId } from "../model/Interaction.ts"
 import * as Taste from "../model/Taste.ts"
-import { decay, type RecentEvent, type UserEmbedding } from "../model/UserEmbedding.ts"
+import { decay, type RecentEvent, type UserEmbedding, weightOf } from "../model/UserEmbedding.ts"
 import * as Vector from "../model/Vector.ts"
 import { InteractionLog, type InteractionLogError } from "../ports/InteractionLog.ts"
 import type { PhraseEmbedderError } from "../ports/PhraseEmbedder.ts"
@@ -134,9 +134,6 @@ export class Recommender extends Context.Tag("user-embeddings/Recommender")<
   }
 >() {}
 
-const productEvents = eventTypes.filter((type) => type !== "search")
-const excludedTypes = { purchased: ["product_purchase"], seen: productEvents, none: [] } as const
-
 const make = Effect.gen(function* () {
   const catalogue = yield* Catalogue
   const config = yield* EmbeddingConfig
@@ -183,12 +180,29 @@ const make = Effect.gen(function* () {
     const embedding = yield* embeddingOf(user_id)
     const recent = yield* remember(embedding)
     const mean = yield* catalogue.mean
-    const taste = Taste.read(embedding, recent, mean, config.weights, yield* Clock.currentTimeMillis)
+    const taste = Taste.read(embedding, recent, mean, weights, yield* Clock.currentTimeMillis)
     return taste ?? (yield* new NoTaste({ user_id, detail: `the taste of user ${user_id} has no direction` }))
   })
 
-  const excluded = (user: UserId, exclusion: Exclusion) =>
-    exclusion === "none" ? Effect.succeed(new Set<ProductId>()) : log.products(user, excludedTypes[exclusion])
+  const { weights } = config.eventTypes
+  /** Without negative weights, purchases alone decide what `exclude=purchased` leaves out. */
+  const typesOfPurchased = Object.values(weights).some((weight) => weight < 0)
+    ? undefined
+    : ["product_purchase"]
+
+  /** Products to leave out: bought or seen ones, and those that the user's own events speak against. */
+  const excluded = Effect.fnUntraced(function* (user: UserId, exclusion: Exclusion) {
+    const without = new Set<ProductId>()
+    if (exclusion === "none") return without
+    const sums = new Map<ProductId, number>()
+    const events = yield* log.productEvents(user, exclusion === "seen" ? undefined : typesOfPurchased)
+    for (const { event_type, events: count, product_id } of events) {
+      if (exclusion === "seen" || event_type === "product_purchase") without.add(product_id)
+      sums.set(product_id, (sums.get(product_id) ?? 0) + count * weightOf(weights, event_type))
+    }
+    for (const [product_id, sum] of sums) if (sum < 0) without.add(product_id)
+    return without
+  })
 
   const popular = Effect.fnUntraced(function* (
     without: ReadonlySet<ProductId>,

@@ -3,6 +3,7 @@
  * header and body are decoded together, so that one answer names every offending field as the client knows it.
  */
 import { Either, type ParseResult, Predicate, Schema } from "effect"
+import { type EventTypes, isPhraseEventType, phraseEventTypes } from "../model/EventTypes.ts"
 import * as Interaction from "../model/Interaction.ts"
 import type { FieldIssue } from "../model/Problem.ts"
 import type { Submission } from "./InteractionRecorder.ts"
@@ -47,13 +48,13 @@ const absent = Schema.optional(
 )
 const SearchItem = Schema.Struct({
   ...common,
-  event_type: Schema.Literal("search"),
+  event_type: Schema.Literal(...phraseEventTypes),
   search_phrase: Interaction.SearchPhrase,
   product_id: absent,
 })
 const ProductItem = Schema.Struct({
   ...common,
-  event_type: Schema.Literal("product_view", "product_click", "product_purchase"),
+  event_type: Interaction.ProductEventType,
   search_phrase: absent,
   product_id: Interaction.ProductId,
 })
@@ -63,10 +64,8 @@ export const BulkItem = Schema.Union(SearchItem, ProductItem).annotations({ iden
 const options = { errors: "all", onExcessProperty: "error" } as const
 const decodeSearch = Schema.decodeUnknownEither(SearchItem, options)
 const decodeProduct = Schema.decodeUnknownEither(ProductItem, options)
-const isEventType = Schema.is(Interaction.EventType)
 
 const issue = (field: string, detail: string) => Either.left([{ field, detail }])
-const eventTypeRule = `must be one of ${Interaction.eventTypes.join(", ")}`
 
 const describe = (problem: string): string => {
   if (problem.startsWith("is unexpected")) return "is not a known field"
@@ -103,11 +102,14 @@ const asItStands = (item: Readonly<Record<string, unknown>>, instant: string): S
 
 /** By the schema of its kind, so that the issues are those of the one that was meant. */
 const asDecoded = (
-  item: Readonly<Record<string, unknown>> & { readonly event_type: Interaction.EventType },
+  item: Readonly<Record<string, unknown>>,
   instant: string,
 ): Either.Either<Sent, ReadonlyArray<FieldIssue>> => {
-  const decoded: Either.Either<typeof BulkItem.Type, ParseResult.ParseError> =
-    item.event_type === "search" ? decodeSearch(item) : decodeProduct(item)
+  const decoded: Either.Either<typeof BulkItem.Type, ParseResult.ParseError> = isPhraseEventType(
+    item.event_type,
+  )
+    ? decodeSearch(item)
+    : decodeProduct(item)
   return Either.mapBoth(decoded, {
     onLeft: (error) =>
       Interaction.issues(error).map(({ field, problem }) => ({ field, detail: describe(problem) })),
@@ -115,7 +117,7 @@ const asDecoded = (
       const { idempotency_key = null, metadata = {}, occurred_at: given, user_id } = sent
       const facts = { user_id, occurred_at: given ?? instant, metadata }
       const made =
-        sent.event_type === "search"
+        typeof sent.search_phrase === "string"
           ? { ...facts, event_type: sent.event_type, search_phrase: sent.search_phrase }
           : { ...facts, event_type: sent.event_type, product_id: sent.product_id }
       return { made, idempotencyKey: idempotency_key, occurredAtGiven: given !== undefined }
@@ -124,13 +126,14 @@ const asDecoded = (
 }
 
 /** `item` is parsed JSON; keys that are not known are refused. `now` in Unix ms. */
-export const ofBulkItem = (item: unknown, now: number): Decoded => {
+export const ofBulkItem = (item: unknown, now: number, types: EventTypes): Decoded => {
   if (!Predicate.isRecord(item)) return issue("", "must be a JSON object")
   const { event_type } = item
-  if (!isEventType(event_type)) return issue("event_type", eventTypeRule)
+  if (typeof event_type !== "string" || !types.has(event_type))
+    return issue("event_type", `must be one of ${types.names.join(", ")}`)
   const instant = new Date(now).toISOString()
   const usual = asItStands(item, instant)
-  const sent = usual ? Either.right(usual) : asDecoded({ ...item, event_type }, instant)
+  const sent = usual ? Either.right(usual) : asDecoded(item, instant)
   return Either.flatMap(sent, ({ made, ...rest }) =>
     Date.parse(made.occurred_at) > now + Interaction.maxFutureMillis
       ? issue("occurred_at", "must not be more than 60 s in the future")
@@ -149,9 +152,10 @@ const ofRoute = (
   body: unknown,
   item: (body: Readonly<Record<string, unknown>>) => object,
   now: number,
+  types: EventTypes,
 ): Decoded =>
   Predicate.isRecord(body)
-    ? Either.mapLeft(ofBulkItem(item(body), now), (issues) =>
+    ? Either.mapLeft(ofBulkItem(item(body), now, types), (issues) =>
         issues.map(({ field, detail }) => ({
           field: names[field] ?? field.replace(/^metadata\./, ""),
           detail,
@@ -160,7 +164,13 @@ const ofRoute = (
     : issue("", "must be a JSON object")
 
 /** `body` is parsed JSON, `key` the header `Idempotency-Key`, if there was one. */
-export const ofSearch = (user_id: string, body: unknown, key: string | undefined, now: number): Decoded =>
+export const ofSearch = (
+  user_id: string,
+  body: unknown,
+  key: string | undefined,
+  now: number,
+  types: EventTypes,
+): Decoded =>
   ofRoute(
     body,
     ({ occurred_at, query, ...metadata }) => ({
@@ -172,16 +182,18 @@ export const ofSearch = (user_id: string, body: unknown, key: string | undefined
       metadata,
     }),
     now,
+    types,
   )
 
 /** `body` is parsed JSON, or `{}` where the request had none. */
 export const ofProduct = (
   user_id: string,
   product_id: string,
-  event_type: Exclude<Interaction.EventType, "search">,
+  event_type: Interaction.EventType,
   body: unknown,
   key: string | undefined,
   now: number,
+  types: EventTypes,
 ): Decoded =>
   ofRoute(
     body,
@@ -194,4 +206,5 @@ export const ofProduct = (
       metadata,
     }),
     now,
+    types,
   )

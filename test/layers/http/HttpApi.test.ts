@@ -120,7 +120,7 @@ const bad: ReadonlyArray<
   ["POST", "/api/user/u/product/a+b/purchase", undefined, {}, 422, "productId"],
   ["POST", view, '{"occurred_at": "never"}', json, 422, "occurred_at"],
   ["POST", view, "[1]", json, 422, ""],
-  ["POST", "/api/user/u/product/456/wish", undefined, {}, 404],
+  ["POST", "/api/user/u/product/456/wish", undefined, {}, 422],
   ["GET", "/api/nothing", undefined, {}, 404],
   ["GET", search, undefined, {}, 405],
   ["DELETE", bulk, undefined, {}, 405],

@@ -120,6 +120,6 @@ test("where taste foretells, the variables to set are named, weights included", 
   )
   const [purchase, search, click, view] = weights === "equal" ? [1, 1, 1, 1] : [1, 0.7, 0.5, 0.3]
   expect(stdout).toContain(
-    `\nEMBEDDING_WEIGHT_PURCHASE=${purchase} EMBEDDING_WEIGHT_SEARCH=${search} EMBEDDING_WEIGHT_CLICK=${click} EMBEDDING_WEIGHT_VIEW=${view}\n`,
+    `\nEMBEDDING_WEIGHT_SEARCH=${search} EMBEDDING_WEIGHT_VIEW=${view} EMBEDDING_WEIGHT_CLICK=${click} EMBEDDING_WEIGHT_PURCHASE=${purchase}\n`,
   )
 }, 60_000)

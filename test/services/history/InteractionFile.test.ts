@@ -3,6 +3,7 @@ import { describe, expect, test } from "bun:test"
 import { Either } from "effect"
 import fc from "fast-check"
 import * as InteractionFile from "../../../src/services/history/InteractionFile.ts"
+import { defaults } from "../../../src/services/model/EventTypes.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
 
 const plain: InteractionFile.Reading = {
@@ -118,7 +119,7 @@ describe("splitting", () => {
 
 describe("decoding", () => {
   const decode = (record: object, more: Partial<InteractionFile.Reading> = {}) =>
-    InteractionFile.decoder({ ...plain, ...more }, [])(JSON.stringify(record), now)
+    InteractionFile.decoder({ ...plain, ...more }, [], defaults)(JSON.stringify(record), now)
   const view = { user_id: 7, event_type: "view", product_id: 9, occurred_at: "2020-01-31T12:34:56Z" }
 
   test("a record becomes the interaction that the API would make of it", () => {
@@ -146,14 +147,18 @@ describe("decoding", () => {
       ignore: ["internal"],
     } as const
     const columns = InteractionFile.header("\uFEFFcustomer;sku;at;note;internal;empty", ";")
-    const decoded = InteractionFile.decoder(reading, columns)('u-1;"p;1";1580474096;"said ""yes""";9;', now)
+    const decoded = InteractionFile.decoder(
+      reading,
+      columns,
+      defaults,
+    )('u-1;"p;1";1580474096;"said ""yes""";9;', now)
     expect(decoded).toEqual(
       Either.left(
         "product_id (sku): must be 1 to 64 characters of A-Z a-z 0-9 . _ : - (an integer is accepted too)",
       ),
     )
     const good = Either.getOrThrow(
-      InteractionFile.decoder(reading, columns)('u-1;p-1;1580474096;"said ""yes""";9;', now),
+      InteractionFile.decoder(reading, columns, defaults)('u-1;p-1;1580474096;"said ""yes""";9;', now),
     )
     expect(good.interaction).toMatchObject({
       user_id: "u-1",
@@ -194,12 +199,16 @@ describe("decoding", () => {
     ["nested facts", { ...view, tags: ["a"] }, "metadata.tags: must be a string, a number or a boolean"],
   ])("refused with the reason: %s", (_, record, reason) => {
     const decoded =
-      typeof record === "string" ? InteractionFile.decoder(plain, [])(record, now) : decode(record)
+      typeof record === "string" ? InteractionFile.decoder(plain, [], defaults)(record, now) : decode(record)
     expect(Either.getOrThrow(Either.flip(decoded))).toStartWith(reason)
   })
 
   test("a row with too few cells is refused, not shifted", () => {
-    const decoded = InteractionFile.decoder({ ...plain, format: "csv" }, ["a", "b", "c"])("1,2", now)
+    const decoded = InteractionFile.decoder(
+      { ...plain, format: "csv" },
+      ["a", "b", "c"],
+      defaults,
+    )("1,2", now)
     expect(decoded).toEqual(Either.left("has 2 cells, the header 3"))
   })
 })
@@ -230,7 +239,7 @@ describe("encoding", () => {
       metadata,
       phrase,
       product_id: fc.stringMatching(/^[A-Za-z0-9._:-]{1,20}$/),
-      event_type: fc.constantFrom(...Interaction.eventTypes),
+      event_type: fc.constantFrom(...defaults.names),
     })
     .map(({ event_type, metadata, occurred_at, phrase, product_id, user_id }) => {
       const facts = { user_id, occurred_at: occurred_at.toISOString(), metadata: { ...metadata } }
@@ -241,7 +250,7 @@ describe("encoding", () => {
 
   test.each(["jsonl", "csv"] as const)("what is exported as %s is imported as it was", (format) => {
     const columns = InteractionFile.header(InteractionFile.csvHeader, ",")
-    const decode = InteractionFile.decoder({ ...plain, format }, columns)
+    const decode = InteractionFile.decoder({ ...plain, format }, columns, defaults)
     fc.assert(
       fc.property(fc.array(interaction, { maxLength: 5 }), (interactions) => {
         const text = interactions

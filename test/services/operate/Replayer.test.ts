@@ -193,8 +193,13 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           const events = searches("recent", 10)
           yield* apply(events.toReversed(), 1)
           const vectors = yield* EventVectors
-          const { lambda, weights } = yield* EmbeddingConfig
-          const settings = { lambda, weights, history: "recency" as const, space: vectors.space }
+          const { eventTypes, lambda } = yield* EmbeddingConfig
+          const settings = {
+            lambda,
+            weights: eventTypes.weights,
+            history: "recency" as const,
+            space: vectors.space,
+          }
           const expected = yield* fold(
             undefined,
             yield* Effect.forEach(yield* vectors.resolve(events), (vector, index) =>
@@ -291,8 +296,13 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
             yield* Fiber.interrupt(rebuilding)
             for (const user of users) expect((yield* rebuild(user)).rebuilt).toBe(1)
             const vectors = yield* EventVectors
-            const { lambda, weights } = yield* EmbeddingConfig
-            const settings = { lambda, weights, history: "cumulative" as const, space: vectors.space }
+            const { eventTypes, lambda } = yield* EmbeddingConfig
+            const settings = {
+              lambda,
+              weights: eventTypes.weights,
+              history: "cumulative" as const,
+              space: vectors.space,
+            }
             for (let user = 0; user < 5; user++) {
               yield* consistent(`busy-${user}`)
               const own = many.filter(({ user_id }) => user_id === `busy-${user}`)

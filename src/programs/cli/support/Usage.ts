@@ -2,6 +2,8 @@
 import { HelpDoc, Options, ValidationError } from "@effect/cli"
 import { Terminal } from "@effect/platform"
 import { Clock, Console, Effect, Option, Schema } from "effect"
+import * as EmbeddingConfig from "../../../services/EmbeddingConfig.ts"
+import { defaults } from "../../../services/model/EventTypes.ts"
 import { canonicalTimestamp } from "../../../services/model/Interaction.ts"
 
 /** The command line asks for something that makes no sense; exit 2. */
@@ -15,6 +17,27 @@ export class Declined extends Schema.TaggedError<Declined>()("Declined", {}) {
 }
 
 export const yes = Options.boolean("yes").pipe(Options.withAlias("y"), Options.withDescription("Don't ask"))
+
+/** An option that takes a configured event type. */
+export const eventType = (name: string, description: string) =>
+  Options.text(name).pipe(
+    Options.withDescription(`${description}, as product_view`),
+    Options.mapEffect((type) =>
+      Effect.flatMap(
+        Effect.orElseSucceed(EmbeddingConfig.eventTypes, () => defaults),
+        ({ has, names }) =>
+          has(type)
+            ? Effect.succeed(type)
+            : Effect.fail(
+                ValidationError.invalidValue(
+                  HelpDoc.p(
+                    `--${name} ${type}: must be one of ${names.join(", ")} (EVENT_WEIGHTS adds types of your own)`,
+                  ),
+                ),
+              ),
+      ),
+    ),
+  )
 
 /** Goes on when the answer is yes. Where nobody can be asked, `--yes` is required. */
 export const confirm = (question: string, yes: boolean) =>
