@@ -1,19 +1,21 @@
 #!/usr/bin/env bun
 /**
- * `bun scripts/mutations.ts [WORD…]`: does each failure test prove something? Takes one mechanism at a time out of the
- * source, runs the scenario that depends on it, and expects it to fail. Needs a clean checkout, and puts it back. With
- * words only the mutations whose scenario has one of them in its name.
+ * `bun scripts/mutations.ts [WORD…]` checks that each failure scenario proves something. It removes one mechanism at a
+ * time from the source, runs the scenario that depends on that mechanism, and expects the scenario to fail. It needs a
+ * clean checkout and restores it. With words it runs only the mutations whose scenario contains one of them.
  */
 import { resolve } from "node:path"
 import { run } from "./services/command.ts"
 import { up } from "./services/manager.ts"
 import * as sacrificial from "./services/sacrificial.ts"
 
-interface Mutation {
-  /** What is taken out. */
+export interface Mutation {
+  /** The mechanism that the mutation removes. */
   readonly without: string
+  /** A part of the scenario's full name that no other scenario has. */
   readonly scenario: string
   readonly file: string
+  /** A fragment of the file, and its replacement. */
   readonly from: string
   readonly to: string
 }
@@ -50,7 +52,7 @@ const noOutage = {
   to: 'reason === "rejected" ? { _tag: "Retryable" } : { _tag: "Retryable" }',
 }
 
-const mutations: ReadonlyArray<Mutation> = [
+export const mutations: ReadonlyArray<Mutation> = [
   { scenario: "workers killed at random points", ...ackFirst },
   { scenario: "workers killed at random points", ...idsUnchecked },
   {
@@ -60,7 +62,7 @@ const mutations: ReadonlyArray<Mutation> = [
     from: "filter: { user_id, version: expected }",
     to: "filter: { user_id }",
   },
-  { scenario: "workers killed while its write hangs", ...ackFirst },
+  { scenario: "workers killed while a write hangs", ...ackFirst },
   { scenario: "workers killed between write and acknowledgement", ...idsUnchecked },
   {
     scenario: "the API killed between commit and publish",
@@ -124,7 +126,7 @@ const mutations: ReadonlyArray<Mutation> = [
     to: "if (toLookUp.length >= 0)",
   },
   {
-    scenario: "poison ten sorts",
+    scenario: "poison ten kinds",
     without: "keeping the original bytes",
     file: queue,
     from: "    body: message.content,",
@@ -188,20 +190,11 @@ const mutations: ReadonlyArray<Mutation> = [
   },
 ]
 
-if ((await run(["git", "status", "--porcelain", "src"], { cwd: root })) !== "")
-  throw new Error("src has changes: commit them first")
-const words = process.argv.slice(2)
-const chosen = mutations.filter(
-  ({ scenario }) => words.length === 0 || words.some((word) => scenario.includes(word)),
-)
-const { statuses } = await up({ only: ["mysql"] })
-const servers: Record<string, string> = Object.assign({}, ...statuses.map(({ env }) => env))
-servers[sacrificial.sacrificialVariable] = await sacrificial.up()
-/** Whether the scenario fails, and the first error it names. */
-const failsWith = async (scenario: string): Promise<string | undefined> => {
+/** Runs one scenario. Answers the first error when it fails, and undefined when it passes. */
+const errorOf = async (scenario: string, env: NodeJS.ProcessEnv): Promise<string | undefined> => {
   const child = Bun.spawn([process.execPath, "test", "test/failures", "--test-name-pattern", scenario], {
     cwd: root,
-    env: { ...process.env, ...servers },
+    env,
     stdin: "ignore",
     stdout: "pipe",
     stderr: "pipe",
@@ -211,24 +204,39 @@ const failsWith = async (scenario: string): Promise<string | undefined> => {
   return code === 0 ? undefined : (output.match(/^error: .*|.*timed out.*/m)?.[0] ?? "failed")
 }
 
-let survived = 0
-for (const { file, from, scenario, to, without } of chosen) {
+/** Applies a mutation, runs its scenario and restores the file. A verdict in capitals is a mutation not noticed. */
+const verdictOn = async ({ file, from, scenario, to }: Mutation, env: NodeJS.ProcessEnv): Promise<string> => {
   const path = resolve(root, file)
   const source = await Bun.file(path).text()
-  let verdict = "NOT FOUND in the source: the mutation must follow it"
-  if (source.includes(from)) {
-    await Bun.write(
-      path,
-      source.replace(from, () => to),
-    )
-    try {
-      verdict = (await failsWith(scenario)) ?? "SURVIVED: the scenario passes all the same"
-    } finally {
-      await Bun.write(path, source)
-    }
+  if (!source.includes(from)) return "NOT FOUND in the source: adapt the mutation"
+  await Bun.write(
+    path,
+    source.replace(from, () => to),
+  )
+  try {
+    return (await errorOf(scenario, env)) ?? "SURVIVED: the scenario still passes"
+  } finally {
+    await Bun.write(path, source)
   }
-  if (/^[A-Z]{3}/.test(verdict)) survived += 1
-  console.log(`${scenario} | without ${without} | ${verdict}`)
 }
-console.log(`${chosen.length - survived} of ${chosen.length} mutations noticed`)
-process.exit(survived === 0 ? 0 : 1)
+
+const main = async (words: ReadonlyArray<string>): Promise<number> => {
+  if ((await run(["git", "status", "--porcelain", "src"], { cwd: root })) !== "")
+    throw new Error("src has changes: commit them first")
+  const chosen = mutations.filter(
+    ({ scenario }) => words.length === 0 || words.some((word) => scenario.includes(word)),
+  )
+  const { statuses } = await up({ only: ["mysql"] })
+  const servers: NodeJS.ProcessEnv = Object.assign({}, ...statuses.map(({ env }) => env))
+  servers[sacrificial.sacrificialVariable] = await sacrificial.up()
+  let unnoticed = 0
+  for (const mutation of chosen) {
+    const verdict = await verdictOn(mutation, { ...process.env, ...servers })
+    if (/^[A-Z]{3}/.test(verdict)) unnoticed += 1
+    console.log(`${mutation.scenario} | without ${mutation.without} | ${verdict}`)
+  }
+  console.log(`${chosen.length - unnoticed} of ${chosen.length} mutations noticed`)
+  return unnoticed === 0 ? 0 : 1
+}
+
+if (import.meta.main) process.exit(await main(process.argv.slice(2)))

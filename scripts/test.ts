@@ -1,113 +1,56 @@
 #!/usr/bin/env bun
 /**
- * `bun run test [--coverage] [bun test arguments]`: all tests against real servers, which are started if need
- * be and stopped again; the failure tests get servers of their own, to kill. `--only NAME` runs the tests whose name has
- * it in it. The last line is the result: `N passed, N failed[, N skipped]`.
+ * `bun run test [--only NAME] [--coverage] [PATH…] [bun test arguments]` runs the tests in two tiers and ends with the
+ * line `N passed, N failed[, N skipped]`.
+ *
+ * Unit tests need no server and run while `bun run check` works and the servers start. All other tests follow on the
+ * servers, which are stopped at the end. `--unit` runs the first tier alone. `bun run check` belongs to whole runs.
  */
-import { spawn } from "node:child_process"
-import { existsSync, mkdtempSync, rmSync } from "node:fs"
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join, resolve } from "node:path"
 import { messageOf } from "./services/command.ts"
 import { aptInstall } from "./services/install.ts"
 import { down, type Status, up, urlVariables } from "./services/manager.ts"
 import * as sacrificial from "./services/sacrificial.ts"
-
-interface Counts {
-  readonly passed: number
-  readonly failed: number
-  readonly skipped: number
-}
+import { bunTest, noTests, plus, type Result } from "./test/bunTest.ts"
+import { printCoverage } from "./test/coverage.ts"
+import { runInGroup } from "./test/processGroup.ts"
 
 const root = resolve(import.meta.dir, "..")
 const isCi = ["true", "1"].includes(process.env.CI ?? "")
-const given = process.argv.slice(2).filter((arg, index) => !(index === 0 && arg === "--"))
-const testArguments = given.flatMap((arg) =>
-  arg === "--coverage" ? [] : arg === "--only" ? ["--test-name-pattern"] : [arg],
-)
-const paths = testArguments.filter((arg) => arg.startsWith("test/") || arg.startsWith("./test/"))
-const forFailures = paths.filter((path) => path.includes("test/failures"))
-const wantsSacrificial = paths.length === 0 || forFailures.length > 0
-const wantsUsual = paths.length === 0 || forFailures.length < paths.length
-const wantsCoverage = isCi || given.includes("--coverage")
 
-/** Reads Bun's own summary: its JUnit report leaves out errors between tests (a file that cannot be loaded). */
-const readCounts = (output: string, exitCode: number): Counts => {
-  const text = Bun.stripANSI(output)
-  const summary = text.slice(Math.max(0, [...text.matchAll(/^ *\d+ pass$/gm)].at(-1)?.index ?? text.length))
-  const count = (what: string) => Number(summary.match(new RegExp(`^ *(\\d+) ${what}$`, "m"))?.[1] ?? 0)
-  if (summary === "") console.error(`bun test ended with exit code ${exitCode} and without a summary`)
+/** What the command line asks for. */
+const { files, flags, unitOnly, isWhole, wantsCoverage } = (() => {
+  const given = process.argv.slice(2).filter((word, index) => !(index === 0 && word === "--"))
+  const words = given.filter((word) => word !== "--coverage" && word !== "--unit")
+  const isPath = (word: string) => /^(\.\/)?test(\/|$)/.test(word)
+  const paths = words.filter(isPath).map((path) => path.replace(/^\.\//, ""))
+  const flags = words
+    .filter((word) => !isPath(word))
+    .map((word) => (word === "--only" ? "--test-name-pattern" : word))
   return {
-    passed: count("pass"),
-    failed: count("fail") || (exitCode !== 0 || summary === "" ? 1 : 0),
-    skipped: count("skip") + count("todo"),
+    files: [...new Bun.Glob("test/**/*.test.ts").scanSync({ cwd: root })]
+      .filter((file) => paths.length === 0 || paths.some((path) => file.startsWith(path)))
+      .toSorted(),
+    flags,
+    unitOnly: given.includes("--unit"),
+    isWhole: words.length === 0,
+    wantsCoverage: isCi || given.includes("--coverage"),
   }
-}
+})()
 
-/** Prints the share of functions and lines of src/services that the tests ran. */
-const printCoverage = async (lcov: string) => {
-  const report = Bun.file(lcov)
-  if (!(await report.exists())) return
-  const rows = (await report.text()).split("end_of_record").flatMap((record) => {
-    const file = record.match(/^SF:(.*)$/m)?.[1] ?? ""
-    const number = (key: string) => Number(record.match(new RegExp(`^${key}:(\\d+)$`, "m"))?.[1] ?? 0)
-    if (!file.startsWith("src/services/")) return []
-    return [{ file, functions: [number("FNH"), number("FNF")], lines: [number("LH"), number("LF")] } as const]
-  })
-  const sum = (pairs: readonly (readonly number[])[]) =>
-    [0, 1].map((i) => pairs.reduce((n, p) => n + (p[i] ?? 0), 0))
-  const total = {
-    file: "all",
-    functions: sum(rows.map((r) => r.functions)),
-    lines: sum(rows.map((r) => r.lines)),
-  }
-  const percent = ([hit = 0, found = 0]: readonly number[]) =>
-    `${(found === 0 ? 100 : (100 * hit) / found).toFixed(1)} %`.padStart(9)
-  console.log(`\n${"coverage of src/services".padEnd(44)}${"functions".padStart(9)}${"lines".padStart(9)}`)
-  for (const { file, functions, lines } of [...rows, total]) {
-    console.log(`${file.replace("src/services/", "").padEnd(44)}${percent(functions)}${percent(lines)}`)
-  }
-}
+const isUnit = (file: string) =>
+  /^test\/(services|layers|scripts|otel)\//.test(file) &&
+  !readFileSync(join(root, file), "utf8").includes("withServers(")
+const isFailure = (file: string) => file.startsWith("test/failures/")
+const unitTests = files.filter(isUnit)
+const systemTests = unitOnly ? [] : files.filter((file) => !isUnit(file))
+const wantsSacrificial = systemTests.some(isFailure)
+const wantsUsual = !systemTests.every(isFailure)
 
-/** Runs `bun test` in a process group of its own, so that nothing a test has started can outlive it. */
-const runTests = async (env: NodeJS.ProcessEnv, coverageFolder: string, signal: AbortSignal) => {
-  signal.throwIfAborted()
-  const coverage = ["--coverage", "--coverage-reporter=lcov", `--coverage-dir=${coverageFolder}`]
-  const child = spawn(process.execPath, ["test", ...(wantsCoverage ? coverage : []), ...testArguments], {
-    cwd: root,
-    detached: true,
-    env: process.stderr.isTTY ? { FORCE_COLOR: "1", ...env } : env,
-    stdio: ["ignore", "inherit", "pipe"],
-  })
-  const signalGroup = (name: NodeJS.Signals) => {
-    try {
-      if (child.pid !== undefined) process.kill(-child.pid, name)
-    } catch {
-      // nobody left in it
-    }
-  }
-  const interrupt = () => {
-    signalGroup("SIGTERM")
-    setTimeout(() => signalGroup("SIGKILL"), 5000).unref()
-  }
-  signal.addEventListener("abort", interrupt)
-  let output = ""
-  child.stderr.setEncoding("utf8").on("data", (text: string) => {
-    process.stderr.write(text)
-    output = (output + text).slice(-100_000)
-  })
-  const closed = new Promise<void>((done) => child.once("close", () => done()))
-  const exitCode = await new Promise<number>((done, failed) => {
-    child.once("error", failed).once("exit", (code) => done(code ?? 128))
-  })
-  signalGroup("SIGKILL")
-  await closed
-  signal.throwIfAborted()
-  return readCounts(output, exitCode)
-}
-
-/** Servers to kill, if they can be had; answers the variable that says where. */
-const sacrifice = async (signal: AbortSignal): Promise<NodeJS.ProcessEnv> => {
+/** Servers to kill, if they can be had. Answers the variable that says where they are. */
+const startSacrificial = async (signal: AbortSignal): Promise<NodeJS.ProcessEnv> => {
   if (!wantsSacrificial) return {}
   try {
     const addresses = await sacrificial.up(signal)
@@ -120,7 +63,7 @@ const sacrifice = async (signal: AbortSignal): Promise<NodeJS.ProcessEnv> => {
   }
 }
 
-/** Tests skip what they find no URL for. */
+/** Tests are skipped when the environment has no URL of their server. */
 const testEnvironment = (statuses: readonly Status[]): NodeJS.ProcessEnv => {
   const unavailable: readonly string[] = statuses.flatMap((each) =>
     each.ready ? [] : urlVariables(each.service),
@@ -129,8 +72,8 @@ const testEnvironment = (statuses: readonly Status[]): NodeJS.ProcessEnv => {
   return Object.assign(Object.fromEntries(inherited), ...statuses.map((each) => (each.ready ? each.env : {})))
 }
 
-/** The browser of the page's tests, which are skipped without it. */
-const browser = async (signal: AbortSignal) => {
+/** The browser for the tests of the page, which are skipped without it. */
+const installBrowser = async (signal: AbortSignal) => {
   const present = () => existsSync("/usr/bin/chromium")
   try {
     if (wantsUsual) await aptInstall("chromium", present, signal)
@@ -140,26 +83,71 @@ const browser = async (signal: AbortSignal) => {
   }
 }
 
-const main = async (signal: AbortSignal): Promise<Counts> => {
-  const coverageFolder = mkdtempSync(join(tmpdir(), "coverage-"))
-  const browserReady = browser(signal)
-  const { statuses, started } = await up({
-    ...(wantsUsual ? {} : { only: ["mysql"] }),
-    signal,
-    say: (line) => console.error(line),
+/** `bun run check` counts as one test when it fails. Its output is shown only then. */
+const check = async (signal: AbortSignal): Promise<Result> => {
+  if (!isWhole || unitOnly) return noTests
+  const lines: Array<string> = []
+  const code = await runInGroup([process.execPath, "run", "check"], process.env, signal, (line) => {
+    lines.push(line)
   })
-  try {
+  console.error(code === 0 ? "bun run check: no findings" : lines.join("\n"))
+  return code === 0 ? noTests : { ...noTests, failed: 1, failures: ["bun run check"] }
+}
+
+/**
+ * A file of weights for `bun test --parallel`, which starts the heaviest files first: failure scenarios last longest,
+ * and tests that start programs last longer than others.
+ */
+const writeWeights = (folder: string) => {
+  const order = ["test/failures/", "test/docs/", "test/programs/cli/", "test/programs/"]
+  const weight = (file: string) => {
+    const rank = order.findIndex((start) => file.startsWith(start))
+    return rank < 0 ? 1 : 1000 * (order.length - rank)
+  }
+  const path = join(folder, "weights.json")
+  const weights = Object.fromEntries(files.map((file) => [file, weight(file)]))
+  writeFileSync(path, JSON.stringify({ version: 1, files: weights }))
+  return path
+}
+
+const main = async (signal: AbortSignal): Promise<Result> => {
+  const folder = mkdtempSync(join(tmpdir(), "tests-"))
+  const weights = writeWeights(folder)
+  const coverage = wantsCoverage ? ["--coverage", "--coverage-reporter=lcov", `--coverage-dir=${folder}`] : []
+  const run = (chosen: readonly string[], processes: number, env: NodeJS.ProcessEnv) => {
+    const parallel =
+      chosen.length > 1 ? [`--parallel=${processes}`, "--no-isolate", `--timings=${weights}`] : []
+    return bunTest([...parallel, ...coverage, ...flags, ...chosen.map((file) => `./${file}`)], env, signal)
+  }
+  // One report of coverage comes from one run.
+  const first = wantsCoverage && systemTests.length > 0 ? [] : unitTests
+  const unit = Promise.all([check(signal), first.length > 0 ? run(first, 3, process.env) : noTests])
+  let cleanUp = async () => {}
+  const system = async () => {
+    const browserReady = installBrowser(signal)
+    const { statuses, started } = await up({
+      ...(wantsUsual ? {} : { only: ["mysql"] }),
+      signal,
+      say: (line) => console.error(line),
+    })
+    cleanUp = async () => {
+      if (started.length > 0) await down({ only: started })
+      if (wantsSacrificial) await sacrificial.down()
+    }
+    const env = { ...testEnvironment(statuses), ...(await startSacrificial(signal)) }
     await browserReady
-    const env = { ...testEnvironment(statuses), ...(await sacrifice(signal)) }
-    const counts = await runTests(env, coverageFolder, signal)
-    if (wantsCoverage) await printCoverage(join(coverageFolder, "lcov.info"))
-    return counts
+    await unit
+    return run(wantsCoverage ? files : systemTests, 3, env)
+  }
+  const rest = systemTests.length > 0 ? system() : Promise.resolve(noTests)
+  try {
+    const results = await Promise.all([unit, rest])
+    if (wantsCoverage) await printCoverage(join(folder, "lcov.info"))
+    return results.flat().reduce(plus)
   } finally {
-    await Promise.all([
-      ...(started.length > 0 ? [down({ only: started })] : []),
-      ...(wantsSacrificial ? [sacrificial.down()] : []),
-    ])
-    rmSync(coverageFolder, { recursive: true, force: true })
+    await Promise.allSettled([unit, rest])
+    await cleanUp()
+    rmSync(folder, { recursive: true, force: true })
   }
 }
 
@@ -168,7 +156,8 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
   process.on(signal, () => interrupted.abort(new Error(`interrupted by ${signal}`)))
 }
 try {
-  const { passed, failed, skipped } = await main(interrupted.signal)
+  const { failed, failures, passed, skipped } = await main(interrupted.signal)
+  if (failures.length > 0) console.error(`\nFailed:\n${failures.map((name) => `  ${name}`).join("\n")}`)
   if (isCi && skipped > 0) console.error("Skipped tests are a failure in CI.")
   console.log(`${passed} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ""}`)
   process.exit(failed > 0 || passed === 0 || (isCi && skipped > 0) ? 1 : 0)

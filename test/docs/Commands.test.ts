@@ -1,6 +1,6 @@
 /**
- * Every command of the README and of docs/ is run: the `sh` blocks, file by file, against a system on real servers
- * that has interactions, products and a dead letter. Of the addresses and ports in them the test puts in its own.
+ * Runs every command in the `sh` blocks of the README and of docs/, file by file, on a system with real servers that
+ * has interactions, products and a dead letter. The test replaces the addresses and ports in the commands by its own.
  */
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { type ChildProcess, spawn } from "node:child_process"
@@ -9,31 +9,34 @@ import { createServer } from "node:net"
 import { tmpdir } from "node:os"
 import { join, resolve } from "node:path"
 import amqp from "amqplib"
+import manifest from "../../package.json" with { type: "json" }
+import { bundledProgram } from "../support/bundledProgram.ts"
 import { freshMongo, freshMysql, freshRabbit, urlOf, withServers } from "../support/servers.ts"
 
+const main = await bundledProgram("src/programs/main.ts")
 const root = resolve(import.meta.dir, "../..")
 const files = ["README.md", ...readdirSync(join(root, "docs")).map((name) => `docs/${name}`)].filter((name) =>
   name.endsWith(".md"),
 )
 
-/** What can't be run here, and who does it instead. */
-const elsewhere: ReadonlyArray<readonly [RegExp, string]> = [
-  [/^npx -y bun@/, "is what CI runs"],
-  [/^bun (start|run test)\b/, "is what CI runs"],
-  [/^git clone /, "is how CI gets here"],
-  [/^docker /, "needs a Docker engine"],
-  [/services (up|env)\b/, "is how this test came by its servers"],
+/** Commands that are not run here, each with the reason. */
+const notRun: ReadonlyArray<readonly [RegExp, string]> = [
+  [/^npx -y bun@/, "CI runs it"],
+  [/^bun (start|run test)\b/, "CI runs it"],
+  [/^git clone /, "CI begins with it"],
+  [/^docker /, "it needs a Docker engine"],
+  [/services (up|env)\b/, "it started the servers of this test"],
   [/^rabbitmqctl /, "LeastPrivilege.test.ts does the same over the management API"],
-  [/^bun run (bench|test:failures)\b/, "takes minutes"],
-  [/^(bun add|bunx|npx) user-embeddings\b/, "the test of the package does so with what would be published"],
+  [/^bun run (bench|test:failures)\b/, "it takes minutes"],
+  [/^(bun add|bunx|npx) user-embeddings\b/, "test/package does it with the package that would be published"],
 ]
-/** Runs until it is told to stop: then it must do so. */
+/** Commands that run until a signal stops them. */
 const serving = /^(bun run |user-embeddings )(up|api|worker|relay)\b/
 
 const blocksOf = (file: string): ReadonlyArray<string> =>
   [...readFileSync(join(root, file), "utf8").matchAll(/^```sh\n(.*?)^```/gms)].map(([, block]) => block ?? "")
 
-/** Logical lines: a backslash at the end goes on in the next. */
+/** Logical lines: a backslash at the end of a line joins it with the next. */
 const linesOf = (block: string) =>
   block
     .replaceAll("\\\n", " ")
@@ -102,13 +105,23 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
       WORKER_PORT: String(workerPort),
       LOG_LEVEL: "warn",
     }
-    program("user-embeddings", `#!/bin/sh\nexec bun ${root}/src/programs/main.ts "$@"\n`)
+    // `bun run NAME` runs the bundle if package.json has that script.
+    const { scripts }: typeof manifest = manifest
+    const names = Object.entries(scripts).flatMap(([name, script]) =>
+      script === `bun src/programs/main.ts ${name}` ? [name] : [],
+    )
+    const bun = process.execPath
+    program("user-embeddings", `#!/bin/sh\nexec ${bun} ${main} "$@"\n`)
+    program(
+      "bun",
+      `#!/bin/sh\ncase "$1 $2" in ${names.map((name) => `"run ${name}"`).join("|")}) shift; exec ${bun} ${main} "$@";; esac\nexec ${bun} "$@"\n`,
+    )
     const { hostname, password, pathname, port, username } = new URL(mysql.url)
     program(
       "mysql",
       `#!/bin/sh\nwhile [ "$1" != -e ]; do shift; done\nexec mariadb -h ${hostname} -P ${port} -u ${username} -p${password} ${pathname.slice(1)} "$@"\n`,
     )
-    // An answer of 400 or more is a failure, unless it is better a moment later, when the worker has been there.
+    // A status of 400 or more is a failure, unless it improves after the worker has applied the events.
     program(
       "curl",
       `#!/bin/sh\nexec ${Bun.which("curl")} --fail-with-body --retry 5 --retry-delay 1 --retry-all-errors -sS "$@"\n`,
@@ -141,7 +154,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
     rmSync(folder, { recursive: true, force: true })
   }, 60_000)
 
-  /** The command with the addresses of this run in it. */
+  /** The command with the addresses of this test. */
   const adapted = (line: string): string => {
     const management = new URL(process.env.RABBITMQ_MANAGEMENT_URL ?? "http://127.0.0.1:15672")
     const vhost = new URL(environment.RABBITMQ_DSN ?? urlOf("rabbitmq")).pathname.slice(1)
@@ -157,7 +170,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
     return here
   }
 
-  const isRun = (line: string) => !elsewhere.some(([pattern]) => pattern.test(line))
+  const isRun = (line: string) => !notRun.some(([pattern]) => pattern.test(line))
   for (const file of files)
     for (const [index, block] of blocksOf(file).entries())
       if (linesOf(block).some(isRun))

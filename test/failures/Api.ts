@@ -1,10 +1,10 @@
-/** The API dies between the commit in MySQL and the publishing to RabbitMQ. */
+/** The API is killed between the commit in MySQL and the publish to RabbitMQ. */
 import { expect } from "bun:test"
 import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
 import { failures, inForm, type System } from "./System.ts"
 
-/** Every committed row is published at most 5 s after the API is back. */
+/** Every committed row is published within 5 s after the API is back. */
 const published = (system: System) =>
   until("every committed row published", 5, async () =>
     (await system.unpublished()) === 0 ? true : undefined,
@@ -23,7 +23,7 @@ failures("the API killed", "programs", (scenario) => {
       await system.post(items)
       expect(await system.unpublished()).toBe(items.length)
       await api.kill()
-      // What it had sent is lost with its connections.
+      // Its connections are cut, so that everything it had sent is lost.
       rabbit.cut()
       rabbit.restore()
       api = await system.api({ RABBITMQ_DSN: rabbit.url })
@@ -39,16 +39,16 @@ failures("the API killed", "programs", (scenario) => {
     system.worker()
     for (let kill = 1; kill <= kills; kill++) {
       const items = happenings(50, 100, `load-${kill}`)
-      // Requests that the death cuts off are nobody's promise.
+      // A request without an answer may be lost.
       const posting = [0, 1, 2].map(async (lane) => {
         for (let start = lane * 100; start < items.length; start += 300)
           await system.post(items.slice(start, start + 100))
       })
-      const cutOff = Promise.allSettled(posting)
+      const settled = Promise.allSettled(posting)
       await Bun.sleep(100 + Math.random() * 400)
       await api.kill()
-      const answers = await cutOff
-      // Errors of the connection have a code; an answer other than 200 has none.
+      const answers = await settled
+      // Connection errors have a code. The error for an answer other than 200 has none.
       expect(answers.filter((one) => one.status === "rejected" && one.reason.code === undefined)).toEqual([])
       api = await system.api()
       await published(system)

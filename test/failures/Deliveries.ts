@@ -1,9 +1,9 @@
-/** The same message again: to several workers at once, and long after it was applied. */
+/** The same message is delivered again: to several workers at once, and long after it was applied. */
 import { expect } from "bun:test"
 import { happenings } from "./Shop.ts"
 import { consuming, failures, inForm, type System } from "./System.ts"
 
-const bodies = async (system: System) =>
+const documents = async (system: System) =>
   new Map((await system.users()).map((document) => [document.user_id, JSON.stringify(document)]))
 
 failures("a message delivered more than once", "programs", (scenario) => {
@@ -18,7 +18,7 @@ failures("a message delivered more than once", "programs", (scenario) => {
           occurred_at: new Date(Date.parse(item.occurred_at) + round).toISOString(),
         })),
       )
-      // Neighbours go to different workers, while the original is on its way too.
+      // Neighbouring messages go to different workers, while the originals are still being delivered.
       const rows = await system.rows()
       await system.publishAgain(rows.flatMap((row) => [row, row, row, row]))
       await system.settled(60)
@@ -29,16 +29,16 @@ failures("a message delivered more than once", "programs", (scenario) => {
     expect((await system.users()).every(({ version }) => Number(version) === 2)).toBe(true)
   })
 
-  scenario("all of the log, and the first of a user's many", async (system) => {
+  scenario("all of the log again, and the first of a user's many messages", async (system) => {
     await system.api()
     const worker = system.worker()
     await consuming(worker)
-    // More than the 256 ids that a document keeps.
+    // More messages than the 256 ids that a document keeps.
     await system.post(happenings(1, inForm(600, 2000), "regular"))
     await system.settled(60)
-    await system.post(happenings(50, 10, "guest"))
+    await system.post(happenings(50, 10, "visitor"))
     await system.settled(60)
-    const before = await bodies(system)
+    const before = await documents(system)
     const rows = await system.rows()
     await worker.handled(rows.length, 10)
     await system.publishAgain([rows[0]!])
@@ -46,6 +46,6 @@ failures("a message delivered more than once", "programs", (scenario) => {
     expect((await system.command("replay", "--all")).code).toBe(0)
     await worker.handled(2 * rows.length + 1, 60)
     await system.proof()
-    expect(await bodies(system)).toEqual(before)
+    expect(await documents(system)).toEqual(before)
   })
 })

@@ -1,4 +1,9 @@
-/** What may break, broken: in one file, so that scenarios run side by side; those that break servers come last. */
+/**
+ * All failure scenarios, in one file so that they can run at the same time. Scenarios that break servers run alone. They
+ * come first, because the processor has other tests to run while they wait.
+ */
+import "./Rabbit.ts"
+import "./Mongo.ts"
 import "./RetryQueues.ts"
 import "./Embedder.ts"
 import "./Workers.ts"
@@ -7,5 +12,3 @@ import "./Deliveries.ts"
 import "./Poison.ts"
 import "./Room.ts"
 import "./Shutdown.ts"
-import "./Rabbit.ts"
-import "./Mongo.ts"

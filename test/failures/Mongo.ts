@@ -1,4 +1,4 @@
-/** MongoDB stops, freezes and dies under load: a backlog waits unharmed. */
+/** MongoDB is stopped, frozen and killed under load. The backlog waits, and no message is lost or becomes a dead letter. */
 import { expect } from "bun:test"
 import * as sacrificial from "../../scripts/services/sacrificial.ts"
 import { until } from "./Program.ts"
@@ -6,7 +6,7 @@ import { happenings } from "./Shop.ts"
 import { consuming, failures, inForm, long, type System } from "./System.ts"
 
 failures("MongoDB", "servers", (scenario) => {
-  /** Posts all the while; what was accepted until MongoDB is back is applied at most 30 s later. */
+  /** Posts during the whole outage. All accepted interactions are applied within 30 s after MongoDB is back. */
   const outage = async (system: System, away: () => Promise<unknown>, back: () => Promise<unknown>) => {
     const posting = system.load(happenings(100, 10_000, `outage-${system.accepted.size}`), inForm(40, 150))
     const before = await system.applied()
@@ -24,16 +24,16 @@ failures("MongoDB", "servers", (scenario) => {
     const workers = system.workers(2)
     await Promise.all(workers.map(consuming))
     let times = 0
-    /** Both workers have said so, and then it lasts. */
-    const lasts = async () => {
+    /** Waits until both workers have noticed the outage, and a while longer. */
+    const continues = async () => {
       times += 1
-      await until("the workers say so", 30, () =>
+      await until("both workers notice the outage", 30, () =>
         workers.every((worker) => worker.count("outage.began") >= times) ? true : undefined,
       )
       await Bun.sleep(inForm(1000, 60_000))
     }
     const { kill, pause, resume, start, stop } = sacrificial
-    const away = (how: typeof stop) => () => how("mongodb").then(lasts)
+    const away = (how: typeof stop) => () => how("mongodb").then(continues)
     if (long) await outage(system, away(stop), () => start("mongodb"))
     system.say("was stopped")
     await outage(system, away(pause), () => resume("mongodb"))
@@ -49,6 +49,6 @@ failures("MongoDB", "servers", (scenario) => {
     }
     await system.proof()
   }
-  // One attempt may be held against a message that was alone when MongoDB died; a second makes a dead letter.
+  // The only message in the system at the time of the kill may count one failed attempt. A second one would make it a dead letter.
   scenario("stopped, frozen and killed under load", outages, { WORKER_MAX_RETRIES: "1" })
 })

@@ -1,4 +1,4 @@
-/** Messages that can never succeed, among good ones; and one that kills whoever takes it. */
+/** Messages that can never succeed among good ones, and a message that kills every worker that handles it. */
 import { expect } from "bun:test"
 import * as Interaction from "../../src/services/model/Interaction.ts"
 import { openAiStandIn } from "../support/openAiStandIn.ts"
@@ -6,8 +6,8 @@ import { type Program, until } from "./Program.ts"
 import { happenings, searches } from "./Shop.ts"
 import { consuming, failures, inForm, long } from "./System.ts"
 
-/** Ten sorts; the number makes each body its own. */
-const sorts: ReadonlyArray<(n: number) => string | Uint8Array> = [
+/** Ten kinds of bad bodies. The number makes each body unique. */
+const kinds: ReadonlyArray<(n: number) => string | Uint8Array> = [
   (n) => `{"user_id": "u-${n}", "version": "1.0"`,
   (n) => Uint8Array.of(0xff, 0xfe, n & 0xff, n >> 8),
   (n) => JSON.stringify([n]),
@@ -34,11 +34,11 @@ const signed = (change: object) => {
 }
 
 failures("poison", "programs", (scenario) => {
-  scenario("ten sorts among good messages", async (system) => {
+  scenario("ten kinds among good messages", async (system) => {
     const each = inForm(20, 200)
     await system.api()
     await Promise.all(system.workers(2).map(consuming))
-    const bad = Array.from({ length: 10 * each }, (_, n) => ({ body: Buffer.from(sorts[n % 10]!(n)) }))
+    const bad = Array.from({ length: 10 * each }, (_, n) => ({ body: Buffer.from(kinds[n % 10]!(n)) }))
     const good = happenings(50, each / 5)
     for (let part = 0; part < 10; part++) {
       const slice = <A>(all: ReadonlyArray<A>) =>
@@ -46,30 +46,30 @@ failures("poison", "programs", (scenario) => {
       await Promise.all([system.publish(slice(bad)), system.post(slice(good))])
     }
     await until(
-      "all bad ones in failed",
+      "all bad messages in failed",
       60,
       async () => (await system.depths()).failed === bad.length || undefined,
     )
     const digests = (all: ReadonlyArray<{ readonly body: Buffer }>) =>
       all.map(({ body }) => Bun.hash(body).toString(36)).sort()
-    const letters = await system.letters()
-    expect(digests(letters)).toEqual(digests(bad))
-    expect(new Set(letters.map(({ headers }) => headers["x-attempts"]))).toEqual(new Set([1]))
+    const deadLetters = await system.deadLetters()
+    expect(digests(deadLetters)).toEqual(digests(bad))
+    expect(new Set(deadLetters.map(({ headers }) => headers["x-attempts"]))).toEqual(new Set([1]))
     await system.proof()
   })
 
-  // In the short form test/programs/CrashLoop.test.ts stands for this.
+  // The short form leaves this scenario to test/programs/CrashLoop.test.ts.
   if (!long) return
-  const calm = openAiStandIn()
-  const env = { OPENAI_API_KEY: "sk-stand-in", OPENAI_BASE_URL: calm.url }
+  const healthy = openAiStandIn()
+  const env = { OPENAI_API_KEY: "sk-stand-in", OPENAI_BASE_URL: healthy.url }
   scenario(
     "one that kills its worker each time",
     async (system) => {
       const killer = "killer"
       let over = false
       let deaths = 0
-      /** A worker that dies whenever it asks for the killer's vector, and is started again. */
-      const doomed = async () => {
+      /** Kills a worker whenever it requests the killer's vector, and starts another one. */
+      const dyingWorker = async () => {
         const openAi = openAiStandIn({ latencyMs: 150 })
         const start = () => system.worker({ OPENAI_BASE_URL: openAi.url })
         let worker: Program = start()
@@ -89,12 +89,16 @@ failures("poison", "programs", (scenario) => {
         ...happenings(20, 2),
         ...searches([killer, ...Array.from({ length: 20 }, (_, i) => `beside it ${i}`)]),
       ])
-      const slots = Array.from({ length: 2 }, doomed)
+      const slots = Array.from({ length: 2 }, dyingWorker)
       try {
-        await until("the killer in failed", 200, async () => (await system.depths()).failed > 0 || undefined)
-        const [letter] = await system.letters()
-        expect(letter?.headers["x-error"]).toBe("crash_loop")
-        expect(JSON.parse(String(letter?.body))).toMatchObject({ search_phrase: killer })
+        await until(
+          "the killer is a dead letter",
+          200,
+          async () => (await system.depths()).failed > 0 || undefined,
+        )
+        const [deadLetter] = await system.deadLetters()
+        expect(deadLetter?.headers["x-error"]).toBe("crash_loop")
+        expect(JSON.parse(String(deadLetter?.body))).toMatchObject({ search_phrase: killer })
         system.say(`${deaths} deaths`)
         await system.proof({ dead: 1 })
         expect((await system.depths()).failed).toBe(1)

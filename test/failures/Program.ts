@@ -1,7 +1,7 @@
-/** A program of the system as a process of its own, with what it logs. */
-import { resolve } from "node:path"
+/** A program of the system in its own process, with the lines that it logs. */
+import { bundledProgram } from "../support/bundledProgram.ts"
 
-const main = resolve(import.meta.dir, "../../src/programs/main.ts")
+const main = await bundledProgram("src/programs/main.ts")
 
 /** One line of the log. */
 export interface LogLine {
@@ -9,7 +9,7 @@ export interface LogLine {
   readonly [field: string]: unknown
 }
 
-/** Asks until the answer is there; rejects with what it waited for. */
+/** Repeats the probe until it answers; rejects with the name of the wait when the time is over. */
 export const until = async <A>(
   what: string,
   seconds: number,
@@ -56,10 +56,10 @@ export class Program {
     return this.child.exitCode === null && this.child.signalCode === null
   }
 
-  /** The first line with this event that the predicate takes. */
-  saw(event: string, seconds = 60, takes: (line: LogLine) => boolean = () => true): Promise<LogLine> {
+  /** The first line with this event that satisfies the predicate. */
+  saw(event: string, seconds = 60, matches: (line: LogLine) => boolean = () => true): Promise<LogLine> {
     return until(`${this.name} logs ${event}`, seconds, () => {
-      const line = this.log.find((one) => one.event === event && takes(one))
+      const line = this.log.find((one) => one.event === event && matches(one))
       if (line === undefined && !this.running) throw new Error(`${this.name} ended before it logged ${event}`)
       return line
     })
@@ -69,7 +69,7 @@ export class Program {
     return this.log.filter((line) => line.event === event).length
   }
 
-  /** Waits until a worker has done with so many messages. */
+  /** Waits until a worker has settled this number of messages. */
   handled(messages: number, seconds: number): Promise<true> {
     return until(`${this.name} handles ${messages} messages`, seconds, () => {
       let sum = 0
@@ -82,20 +82,20 @@ export class Program {
     this.child.kill(name)
   }
 
-  /** As a power cut. */
+  /** Ends the process as a power cut would. */
   async kill(): Promise<void> {
     this.child.kill("SIGKILL")
     await this.child.exited
   }
 
-  /** The exit code, once it has ended. */
+  /** The exit code, after the process has ended. */
   async ended(): Promise<number> {
     const code = await this.child.exited
     await this.reading
     return code
   }
 
-  /** Its standard output, once it has ended by itself. */
+  /** The exit code and standard output, after the process has ended by itself. */
   async output(): Promise<{ readonly code: number; readonly out: string }> {
     const [out, code] = await Promise.all([this.child.stdout.text(), this.ended()])
     return { code, out }

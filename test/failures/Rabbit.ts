@@ -1,4 +1,4 @@
-/** RabbitMQ dies, or runs out of memory. */
+/** RabbitMQ is killed, or runs out of memory. */
 import { expect } from "bun:test"
 import * as sacrificial from "../../scripts/services/sacrificial.ts"
 import { until } from "./Program.ts"
@@ -33,14 +33,14 @@ failures("RabbitMQ", "servers", (scenario) => {
     await consuming(system.worker())
     const p99 = ({ times }: Answers) => times[Math.floor(times.length * 0.99)] ?? 0
     const perSecond = inForm(60, 300)
-    const usual = system.load(happenings(100, 10_000, "before"), perSecond)
+    const normal = system.load(happenings(100, 10_000, "before"), perSecond)
     await Bun.sleep(inForm(2000, 10_000))
-    const before = p99(await usual.stop())
+    const before = p99(await normal.stop())
     const posting = system.load(happenings(100, 10_000), perSecond)
     try {
       await watermark(0.000_01)
       await until(
-        "publishing stands still",
+        "no row is published",
         20,
         async () => (await system.unpublished()) > perSecond || undefined,
       )
@@ -54,7 +54,7 @@ failures("RabbitMQ", "servers", (scenario) => {
     system.say(
       `p99 ${p99(answers).toFixed(1)} ms of ${answers.times.length} requests, before ${before.toFixed(1)} ms`,
     )
-    // On a machine that does much else, what it took without the alarm says what can be asked for.
+    // On a busy machine the limit follows the latency without the alarm.
     expect(p99(answers)).toBeLessThan(long ? 200 : Math.max(200, 3 * before))
     await system.settled(60)
     await system.proof()

@@ -1,4 +1,4 @@
-/** MongoDB is away, and one lone message waits for it: it gives up in time and in plain sight. */
+/** MongoDB is unreachable, and the queue holds a single message. It becomes a dead letter after all attempts, at the planned times. */
 import { expect } from "bun:test"
 import * as sacrificial from "../../scripts/services/sacrificial.ts"
 import { type LogLine, until } from "./Program.ts"
@@ -8,7 +8,7 @@ import { consuming, failures, inForm, long, type System } from "./System.ts"
 failures("MongoDB without an answer", "programs", (scenario) => {
   const [delay, retries] = inForm([200, 2] as const, [5000, 5] as const)
   const env = { WORKER_RETRY_DELAY: String(delay), WORKER_MAX_RETRIES: String(retries) }
-  const lone = async (system: System) => {
+  const single = async (system: System) => {
     await system.api()
     const mongo = await system.proxy("MONGODB_URL")
     const worker = system.worker({ MONGODB_URL: mongo.url })
@@ -17,7 +17,7 @@ failures("MongoDB without an answer", "programs", (scenario) => {
     await system.settled(60)
     if (long) await sacrificial.stop("mongodb")
     else mongo.cut()
-    await system.post(happenings(1, 1, "lone"))
+    await system.post(happenings(1, 1, "single"))
     await worker.saw("message.parked", inForm(90, 300))
     const failures = worker.log.filter(
       ({ event }) => event === "message.retried" || event === "message.parked",
@@ -26,7 +26,7 @@ failures("MongoDB without an answer", "programs", (scenario) => {
       Array.from({ length: retries + 1 }, (_, i) => i + 1),
     )
     const at = ({ time }: LogLine) => Date.parse(String(time))
-    // A batch is logged when it is done, and says how long it took.
+    // A batch is logged at its end, with its duration.
     const began = await until("the last attempt logged", 5, () => {
       const attempts = worker.log.filter(
         (line) => line.event === "batch.processed" && at(line) >= at(failures[0]!),
@@ -37,19 +37,19 @@ failures("MongoDB without an answer", "programs", (scenario) => {
     })
     for (const [i, failure] of failures.slice(0, -1).entries()) {
       const planned = Math.min(60_000, delay * 2 ** i)
-      // A worker that waits for MongoDB looks after 1, 2, 4 s, whatever comes before. In the short form others run beside.
+      // During an outage the worker tries again only after 1, 2 and 4 s. In the short form other scenarios add delays.
       const most = inForm(Math.max(planned, 1000 * 2 ** i) + 2000, planned) + 1000
       const waited = began[i + 1]! - at(failure)
-      system.say(`rung ${i + 1}: waited ${waited} ms, planned ${planned} ms`)
+      system.say(`retry queue ${i + 1}: waited ${waited} ms, planned ${planned} ms`)
       expect(waited).toBeGreaterThanOrEqual(0.9 * planned)
       expect(waited).toBeLessThanOrEqual(most)
     }
     if (long) await sacrificial.start("mongodb")
     else mongo.restore()
-    const [letter] = await system.letters()
-    expect(letter?.headers).toMatchObject({ "x-attempts": retries + 1, "x-retry-count": retries })
+    const [deadLetter] = await system.deadLetters()
+    expect(deadLetter?.headers).toMatchObject({ "x-attempts": retries + 1, "x-retry-count": retries })
     expect((await system.command("failed", "retry", "--all")).code).toBe(0)
     await system.proof()
   }
-  scenario("a lone message climbs the ladder into failed, and is applied by a retry", lone, env)
+  scenario("a single message goes through all retry queues to failed, and a retry applies it", single, env)
 })

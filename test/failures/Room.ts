@@ -1,4 +1,4 @@
-/** RabbitMQ has no room, or no way, for what failed: nothing is lost, and the worker says so. */
+/** RabbitMQ cannot take a retried message or a dead letter. The worker logs that, and nothing is lost. */
 import { expect } from "bun:test"
 import { failedQueue, retryQueue } from "../../src/services/ports/InteractionQueue.ts"
 import { openAiStandIn } from "../support/openAiStandIn.ts"
@@ -20,31 +20,35 @@ failures("no room in RabbitMQ", "programs", (scenario) => {
     const worker = system.worker()
     await consuming(worker)
     await refuse()
-    // A quorum queue finds out that it is full only with the next messages.
+    // A quorum queue notices only at the next message that it is full.
     for (const half of [bad.slice(0, 10), bad.slice(10)]) {
       const before = worker.count("message.parked")
       await system.publish(half)
-      await until("ten given up", 60, () => worker.count("message.parked") === before + 10 || undefined)
+      await until(
+        "ten dead letters logged",
+        60,
+        () => worker.count("message.parked") === before + 10 || undefined,
+      )
     }
     await system.post(happenings(20, 10))
     const { count } = await worker.saw("copies.stuck")
     expect(count).toBeGreaterThan(0)
-    // The others go on meanwhile.
-    await until("the good ones applied", 60, async () =>
+    // All other messages are applied in the meantime.
+    await until("the good messages applied", 60, async () =>
       (await system.applied()) === 200 ? true : undefined,
     )
     await mend()
     await worker.saw("copies.passed", 30)
     const letters = await until("all in failed", 60, async () => {
-      const letters = await system.letters()
-      return letters.length >= bad.length ? letters : undefined
+      const found = await system.deadLetters()
+      return found.length >= bad.length ? found : undefined
     })
     const text = (all: ReadonlyArray<{ body: Buffer }>) => all.map(({ body }) => body.toString()).sort()
     expect(text(letters)).toEqual(text(bad))
     await system.proof()
   }
 
-  scenario("for dead letters: the binding of failed is gone", (system) =>
+  scenario("for dead letters: the binding of the queue failed is gone", (system) =>
     withoutRoom(
       system,
       () => system.manage("bindings", `/e/${failedQueue}/q/${failedQueue}/${failedQueue}`, "DELETE"),
@@ -55,7 +59,7 @@ failures("no room in RabbitMQ", "programs", (scenario) => {
     ),
   )
 
-  scenario("for dead letters: the greatest length of failed is reached", (system) =>
+  scenario("for dead letters: the greatest length of the queue failed is reached", (system) =>
     withoutRoom(
       system,
       () =>
@@ -71,7 +75,7 @@ failures("no room in RabbitMQ", "programs", (scenario) => {
   const openAi = openAiStandIn()
   const env = { OPENAI_API_KEY: "sk-stand-in", OPENAI_BASE_URL: openAi.url }
   scenario(
-    "for retries: the queue of the first rung is gone",
+    "for retries: the first retry queue is gone",
     async (system) => {
       openAi.mend()
       openAi.fault = { status: 500 }
@@ -79,11 +83,11 @@ failures("no room in RabbitMQ", "programs", (scenario) => {
       const worker = system.worker()
       await consuming(worker)
       await system.manage("queues", `/${retryQueue(200)}`, "DELETE")
-      await system.post(searches(Array.from({ length: 20 }, (_, i) => `wish ${i}`)))
+      await system.post(searches(Array.from({ length: 20 }, (_, i) => `phrase ${i}`)))
       await until("all failed once", 60, () => worker.count("message.retried") === 20 || undefined)
       await worker.saw("copies.stuck")
       openAi.mend()
-      // They wait for the rung, not for luck.
+      // The messages must wait until the retry queue exists again.
       await Bun.sleep(1000)
       expect(await system.applied()).toBe(0)
       expect((await system.command("setup")).code).toBe(0)

@@ -1,6 +1,6 @@
 /**
- * What users of a shop do, and the vectors that follow from it: computed from the log's rows alone, without the
- * system's own arithmetic.
+ * Interactions of a shop's users, and the vectors they must lead to. The vectors are computed from the rows of the log
+ * alone, without the system's own arithmetic.
  */
 import { Effect, Either, Layer } from "effect"
 import * as LocalPhraseEmbedder from "../../src/layers/embedder/LocalPhraseEmbedder.ts"
@@ -29,7 +29,7 @@ export interface Row {
   readonly occurred_at: number
 }
 
-/** Numbers from 0 to 1, the same for the same seed. */
+/** Random numbers from 0 to 1, the same for the same seed. */
 export const randomness = (seed: number) => {
   let state = seed | 0
   return () => {
@@ -68,11 +68,11 @@ const phraseVectors = new Map(
   (await Effect.runPromise(embedPhrases)).map((vector, i) => [phrases[i], vector]),
 )
 
-/** The vector of a phrase, as the embedder in use would have it. */
+/** The vector of a phrase by the embedder in use. */
 export type VectorOfPhrase = (phrase: string) => Float32Array | undefined
 export const localVector: VectorOfPhrase = (phrase) => phraseVectors.get(phrase)
 
-/** Events of each user, mixed among each other, no two of them the same; within the last 60 days, in any order. */
+/** Different events of each user within the last 60 days, in mixed order. */
 export const happenings = (users: number, eventsEach: number, prefix = "u"): ReadonlyArray<Item> => {
   const random = randomness(users * 7919 + eventsEach)
   const pick = <A>(some: ReadonlyArray<A>): A => some[Math.floor(random() * some.length)]!
@@ -85,7 +85,7 @@ export const happenings = (users: number, eventsEach: number, prefix = "u"): Rea
       ...(event_type === "search"
         ? { search_phrase: pick(phrases) }
         : { product_id: `p-${Math.floor(random() * productCount)}` }),
-      // The index in its last digits keeps a user's events apart.
+      // The index in the last digits makes each time of a user unique.
       occurred_at: new Date(
         Math.floor((latest - random() * 60 * 24 * hour) / 100_000) * 100_000 +
           (Math.floor(i / users) % 100_000),
@@ -94,7 +94,7 @@ export const happenings = (users: number, eventsEach: number, prefix = "u"): Rea
   })
 }
 
-/** Searches of one user each. */
+/** One search of one user for each text. */
 export const searches = (texts: ReadonlyArray<string>): ReadonlyArray<Item> =>
   texts.map((search_phrase, i) => ({
     user_id: `searcher-${search_phrase.replaceAll(" ", "-")}`,
@@ -112,7 +112,7 @@ const lengthOf = (v: ArrayLike<number>) => {
   return Math.sqrt(sum)
 }
 
-/** The decayed weighted mean of all events of a user, as a direction, and the length of their sum. */
+/** The direction of a user's decayed weighted sum of events, and the length of the sum. */
 export const expected = (
   rows: ReadonlyArray<Row>,
   vectorOfPhrase: VectorOfPhrase,
@@ -121,7 +121,7 @@ export const expected = (
   const sum = new Float64Array(dimensions)
   for (const { event_type, occurred_at, product_id, search_phrase } of rows) {
     const vector = products.get(product_id ?? "") ?? vectorOfPhrase(search_phrase ?? "")
-    if (vector === undefined) throw new Error(`nobody knows ${product_id ?? search_phrase}`)
+    if (vector === undefined) throw new Error(`no vector for ${product_id ?? search_phrase}`)
     const weight = weights[event_type] * Math.exp((-lambda * (newest - occurred_at)) / 86_400_000)
     const length = lengthOf(vector)
     for (let i = 0; i < dimensions; i++) sum[i]! += (weight * vector[i]!) / length

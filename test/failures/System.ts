@@ -1,6 +1,6 @@
 /**
- * A whole system of real processes on databases of its own, under load, on servers that may be killed. Every scenario
- * ends with {@link System.proof}: the log against what is applied, and every vector against one computed from the log.
+ * A whole system of real processes under load, with its own databases on servers that may be killed. Every scenario ends
+ * with {@link System.proof}: it compares the log with the applied events, and every vector with one computed from the log.
  */
 import { describe, expect, test } from "bun:test"
 import amqp from "amqplib"
@@ -36,13 +36,13 @@ import {
   type VectorOfPhrase,
 } from "./Shop.ts"
 
-/** The numbers of the promise, and those that fit into the test command. */
+/** The long form has the numbers that the documents promise, the short form fits into the test command. */
 export const long = process.env.FAILURES === "long"
 export const inForm = <A>(short: A, long_: A): A => (long ? long_ : short)
 
 type Variables = Readonly<Record<string, string>>
 
-/** A user's document as it is stored. */
+/** A stored document of a user. */
 export interface UserDocument {
   readonly user_id: string
   readonly embedding: Binary
@@ -52,21 +52,21 @@ export interface UserDocument {
   readonly updated_at: Date
 }
 
-/** A message that lies in `failed`. */
-export interface Letter {
+/** A message in the queue `failed`. */
+export interface DeadLetter {
   readonly body: Buffer
   readonly messageId: string | undefined
   readonly headers: Readonly<Record<string, unknown>>
 }
 
 export interface Answers {
-  /** Answers by status, 0 = none. */
+  /** Number of answers by status; 0 stands for no answer. */
   readonly statuses: Map<number, number>
   /** Milliseconds, sorted. */
   readonly times: Array<number>
 }
 
-/** A worker that takes messages. */
+/** Waits until a worker consumes messages. */
 export const consuming = (worker: Program) =>
   worker.saw("rabbitmq.connected", 90, ({ connection }) => connection === "consumer")
 
@@ -96,7 +96,7 @@ export class System {
     })
   }
 
-  /** Set up, with the shop's products; no program runs yet. */
+  /** Sets up the databases and stores the products. It starts no program. */
   static async open(extra: Variables): Promise<System> {
     const [rabbit, mysql] = await Promise.all([freshRabbit(broker), freshMysql()])
     const mongo = freshMongo(broker.MONGODB_URL)
@@ -107,7 +107,7 @@ export class System {
       MONGODB_URL: mongo.url,
       MONGODB_DATABASE: mongo.database,
       EMBEDDING_DIMENSIONS: String(dimensions),
-      // All scenarios hold in packs too.
+      // Every scenario must hold for message batches too.
       EVENTS_PER_MESSAGE: process.env.EVENTS_PER_MESSAGE ?? "1",
       RATE_LIMIT_PER_USER: "0",
       WORKER_RETRY_DELAY: "200",
@@ -143,19 +143,19 @@ export class System {
     await this.drop()
   }
 
-  /** What the programs logged last, for a scenario that failed. */
-  tell(): void {
+  /** Prints the last log lines of each program, for a scenario that failed. */
+  printLogs(): void {
     for (const { log, name } of this.programs)
       for (const { event, ...facts } of log.slice(-4))
         console.error(`    ${name}: ${event} ${JSON.stringify(facts)}`)
   }
 
-  /** Progress of the long form. */
+  /** Prints the progress of the long form. */
   say(what: string): void {
     if (long) console.error(`    ${new Date().toISOString().slice(11, 19)} ${what}`)
   }
 
-  /** A proxy before one of the servers, for the programs that are told to use it. */
+  /** A proxy in front of one of the servers, for programs that get its URL. */
   proxy(variable: "RABBITMQ_DSN" | "MONGODB_URL"): Promise<TcpProxy> {
     return Effect.runPromise(Scope.extend(tcpProxy(this.env[variable]!), this.scope))
   }
@@ -174,7 +174,7 @@ export class System {
     return Array.from({ length: count }, () => this.worker(extra))
   }
 
-  /** The API, once it listens. */
+  /** Starts the API and waits until it listens. */
   async api(extra: Variables = {}): Promise<Program> {
     const program = this.program(["api"], extra)
     const { url } = await program.saw("api.listening", 90)
@@ -182,14 +182,14 @@ export class System {
     return program
   }
 
-  /** A command, run to its end. */
+  /** Runs a command to its end. */
   async command(...args: ReadonlyArray<string>) {
     const program = this.program(args, {})
     await until(`${program.name} ends`, 120, () => !program.running || undefined)
     return program.output()
   }
 
-  /** Posts items by the bulk route; all must be accepted. */
+  /** Posts items by the bulk route. All must be accepted. */
   async post(items: ReadonlyArray<Item>): Promise<void> {
     for (let start = 0; start < items.length; start += 500) {
       const response = await fetch(`${this.url}/api/interactions`, {
@@ -203,7 +203,7 @@ export class System {
     }
   }
 
-  /** Posts items one by one at so many a second until they are used up or it is told to stop. */
+  /** Posts items one by one at this rate until all are posted or `stop` is called. */
   load(items: ReadonlyArray<Item>, perSecond: number) {
     const statuses = new Map<number, number>()
     const times: Array<number> = []
@@ -223,7 +223,7 @@ export class System {
         status = response.status
         if (response.ok) this.accepted.add(message_id)
       } catch {
-        // The API was killed: nobody has been promised anything.
+        // The API was killed before it answered, so the interaction may be lost.
       }
       times.push(performance.now() - begun)
       statuses.set(status, (statuses.get(status) ?? 0) + 1)
@@ -242,7 +242,7 @@ export class System {
     })()
     return {
       done,
-      /** Answers what came back. */
+      /** Stops and resolves with the answers. */
       stop: () => {
         stopped = true
         return done
@@ -274,7 +274,7 @@ export class System {
     return this.collection.find({ event_count: { $gt: 0 } }).toArray()
   }
 
-  /** Events taken in, of all users. */
+  /** Number of applied events of all users. */
   async applied(): Promise<number> {
     const [sum] = await this.collection
       .aggregate<{ n: number }>([{ $group: { _id: null, n: { $sum: "$event_count" } } }])
@@ -282,7 +282,7 @@ export class System {
     return sum?.n ?? 0
   }
 
-  /** Uses a channel of the broker, straight. */
+  /** Uses a channel of the broker directly. */
   async onChannel<A>(use: (channel: amqp.ConfirmChannel) => Promise<A>): Promise<A> {
     const connection = await amqp.connect(this.env.RABBITMQ_DSN!, { timeout: 5000 })
     connection.on("error", () => {})
@@ -295,16 +295,16 @@ export class System {
     }
   }
 
-  /** Ready messages: of the main queue and the suspects', of all rungs together, of `failed`. */
+  /** Ready messages in the main and quarantine queues together, in all retry queues together, and in `failed`. */
   depths() {
     return this.onChannel(async (channel) => {
       const first = Number(this.env.WORKER_RETRY_DELAY)
       const count = async (name: string) => (await channel.checkQueue(name)).messageCount
       let retry = 0
-      const rungs = Array.from({ length: Number(this.env.WORKER_MAX_RETRIES ?? 5) }, (_, i) =>
+      const delays = Array.from({ length: Number(this.env.WORKER_MAX_RETRIES ?? 5) }, (_, i) =>
         Math.min(60_000, first * 2 ** i),
       )
-      for (const delay of new Set(rungs)) retry += await count(retryQueue(delay))
+      for (const delay of new Set(delays)) retry += await count(retryQueue(delay))
       return {
         main: (await count(queue)) + (await count(quarantineQueue)),
         retry,
@@ -313,7 +313,7 @@ export class System {
     })
   }
 
-  /** Publishes bodies to the exchange, as anybody may. */
+  /** Publishes bodies to the exchange without the API. */
   publish(
     messages: ReadonlyArray<{ readonly body: Buffer; readonly type?: Item["event_type"] }>,
   ): Promise<void> {
@@ -324,7 +324,7 @@ export class System {
     })
   }
 
-  /** Publishes rows of the log once more, as a producer of our messages would write them. */
+  /** Publishes rows of the log again, as update messages. */
   publishAgain(rows: ReadonlyArray<Row>): Promise<void> {
     return this.publish(
       rows.map(({ event_type: type, occurred_at, ...row }) => ({
@@ -342,34 +342,38 @@ export class System {
     )
   }
 
-  /** What lies in `failed`; it stays there. */
-  letters(): Promise<ReadonlyArray<Letter>> {
+  /** The messages in `failed`, which stay there. */
+  deadLetters(): Promise<ReadonlyArray<DeadLetter>> {
     return this.onChannel(async (channel) => {
-      const letters: Array<Letter> = []
+      const deadLetters: Array<DeadLetter> = []
       for (;;) {
         const message = await channel.get(failedQueue)
-        if (message === false) return letters
+        if (message === false) return deadLetters
         const { content, properties } = message
-        letters.push({ body: content, messageId: properties.messageId, headers: properties.headers ?? {} })
+        deadLetters.push({
+          body: content,
+          messageId: properties.messageId,
+          headers: properties.headers ?? {},
+        })
       }
     })
   }
 
-  /** Changes the broker's settings of this system; `path` below its virtual host. */
+  /** Changes settings of the system's virtual host; `path` is relative to it. */
   manage(kind: "policies" | "bindings" | "queues", path: string, method: string, body?: object) {
     const vhost = new URL(this.env.RABBITMQ_DSN!).pathname.slice(1)
     const init = body === undefined ? { method } : { method, body: JSON.stringify(body) }
     return management(`/${kind}/${vhost}${path}`, init, broker)
   }
 
-  /** Waits until all of the log is published and in the hands of workers. */
+  /** Waits until the whole log is published and delivered to workers. */
   delivered(): Promise<true> {
     return until("all delivered to workers", 20, async () =>
       (await this.unpublished()) === 0 && (await this.depths()).main === 0 ? true : undefined,
     )
   }
 
-  /** Waits until all of the log is published and applied, but `dead` letters. */
+  /** Waits until the whole log is published, and applied except for `dead` messages. */
   async settled(seconds: number, dead = 0): Promise<void> {
     let last = ""
     await until("everything applied", seconds, async () => {
@@ -391,7 +395,7 @@ export class System {
     })
   }
 
-  /** Asks the running workers to end, and expects that they do so in order and in time. */
+  /** Sends SIGTERM to the running workers and expects them to end with exit code 0 within 30 s. */
   async stopWorkers(): Promise<void> {
     const running = this.programs.filter((program) => program.name === "worker" && program.running)
     await Promise.all(running.map(consuming))
@@ -404,13 +408,13 @@ export class System {
   }
 
   /**
-   * The end of every scenario. Nothing waits anywhere, what was promised is in the log, the audit finds nothing
-   * missing and nothing extra, and every vector is the one that the log gives.
+   * The end of every scenario: no message waits, the log holds every accepted interaction, the audit finds nothing missing
+   * and nothing extra, and every vector is the one computed from the log.
    */
   async proof({ dead = 0, within = 60 }: { readonly dead?: number; readonly within?: number } = {}) {
     await this.settled(within, dead)
     await this.stopWorkers()
-    // What the workers had not acknowledged is a duplicate, and must prove to be one.
+    // Messages that the workers had not acknowledged are duplicates and must change nothing.
     const { main } = await this.depths()
     if (main > 0) {
       await this.worker().handled(main, within)
@@ -435,10 +439,10 @@ export class System {
       skipped: 0,
     })
 
-    const letters = new Set(dead > 0 ? (await this.letters()).map(({ messageId }) => messageId) : [])
+    const deadIds = new Set(dead > 0 ? (await this.deadLetters()).map(({ messageId }) => messageId) : [])
     const documents = new Map((await this.users()).map((document) => [document.user_id, document]))
     for (const [user, all] of byUser) {
-      const own = all.filter(({ message_id }) => !letters.has(message_id))
+      const own = all.filter(({ message_id }) => !deadIds.has(message_id))
       const document = documents.get(user)
       expect([user, document?.event_count ?? 0]).toEqual([user, own.length])
       if (document === undefined) continue
@@ -452,9 +456,9 @@ export class System {
   }
 }
 
-/** What a scenario may take, in ms. */
+/** Time limit of a scenario, in ms. */
 const longest = inForm(240_000, 3_600_000)
-/** Systems that run at once, each of three programs or more. */
+/** Number of systems that run at the same time. Each has three programs or more. */
 const atOnce = 4
 
 let free = atOnce
@@ -469,7 +473,7 @@ const nextTurn = () => {
   else begin()
 }
 
-/** On a system of its own, which is closed whatever happens. */
+/** Runs a scenario on its own system, which is always closed. */
 const perform = async (run: (system: System) => Promise<unknown>, env: Variables) => {
   const system = await System.open(env)
   let timer: ReturnType<typeof setTimeout> | undefined
@@ -479,7 +483,7 @@ const perform = async (run: (system: System) => Promise<unknown>, env: Variables
   try {
     await Promise.race([run(system), late])
   } catch (error) {
-    system.tell()
+    system.printLogs()
     throw error
   } finally {
     clearTimeout(timer)
@@ -487,7 +491,7 @@ const perform = async (run: (system: System) => Promise<unknown>, env: Variables
   }
 }
 
-/** A server that a scenario left dead or frozen must not spoil the next. */
+/** Starts or resumes a server that a failed scenario left stopped or frozen. */
 const mend = async () => {
   for (const server of ["rabbitmq", "mongodb"] as const) await sacrificial.resume(server).catch(() => {})
   await sacrificial.up()
@@ -496,8 +500,8 @@ const mend = async () => {
 type Scenario = (name: string, run: (system: System) => Promise<unknown>, env?: Variables) => void
 
 /**
- * Tests of what may fail. In the short form they run side by side, as most of their time is waiting, unless they break
- * the servers that all stand on.
+ * A suite of failure scenarios. Scenarios that break `programs` run at the same time in the short form, because they
+ * mostly wait. Scenarios that break `servers` run alone, because all systems use the same servers.
  */
 export const failures = (
   name: string,

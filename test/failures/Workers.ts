@@ -1,4 +1,4 @@
-/** Workers die: at random, and between reading, writing and acknowledging. */
+/** Workers are killed: at random, during a write, and between the write and the acknowledgement. */
 import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
 import { consuming, failures, inForm } from "./System.ts"
@@ -11,20 +11,20 @@ failures("workers killed", "programs", (scenario) => {
     await Promise.all(running.map(consuming))
     const items = happenings(users!, each!)
     for (let kill = 1; kill <= kills!; kill++) {
-      // Death comes while a burst is being worked off.
+      // The worker is killed while it works on a burst.
       await system.post(items.slice(((kill - 1) / kills!) * items.length, (kill / kills!) * items.length))
       await Bun.sleep(Math.random() * 200)
       const victim = Math.floor(Math.random() * running.length)
       await running[victim]!.kill()
       running[victim] = system.worker()
-      // Two deaths in a row; a third would make suspects of innocents, which is slow and another story.
+      // Two kills in a row. A third one would send good messages to quarantine, which is slow and not tested here.
       if (kill % 2 === 0) await system.settled(60)
       system.say(`killed a worker, ${kill} of ${kills}; ${await system.applied()} applied`)
     }
     await system.proof()
   })
 
-  scenario("while its write hangs", async (system) => {
+  scenario("while a write hangs", async (system) => {
     await system.api()
     const items = happenings(20, 20)
     await system.post(items)
@@ -51,7 +51,7 @@ failures("workers killed", "programs", (scenario) => {
       mongo.freeze()
       await system.post(happenings(20, 10, `round-${round}`))
       await system.delivered()
-      // Nothing that the worker answers from now on gets through.
+      // From now on no acknowledgement of the worker reaches RabbitMQ.
       rabbit.freeze()
       mongo.restore()
       await until("written", 60, async () => ((await system.applied()) > before ? true : undefined))

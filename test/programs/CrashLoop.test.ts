@@ -11,11 +11,13 @@ import { DeadLetters } from "../../src/services/ports/DeadLetters.ts"
 import type { DependencyDown } from "../../src/services/ports/Dependencies.ts"
 import { InteractionQueue } from "../../src/services/ports/InteractionQueue.ts"
 import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
+import { bundledProgram } from "../support/bundledProgram.ts"
 import { layerSuite } from "../support/effect.ts"
 import { drained, eventually, message, search } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 
+const program = await bundledProgram("test/support/mortalWorker.ts")
 const names = ["DATA_DIR", "RABBITMQ_DSN", "MYSQL_URL", "MONGODB_URL", "MONGODB_DATABASE"]
 const readVariables = Effect.map(
   Effect.forEach(names, (name) => Config.option(Config.string(name))),
@@ -34,7 +36,7 @@ const workers = (count: number, env: Record<string, string>, onDeath: () => void
     let over = false
     const children = new Map<number, ReturnType<typeof spawn>>()
     const start = (slot: number) => {
-      const child = spawn(process.execPath, [join(import.meta.dir, "../support/mortalWorker.ts")], {
+      const child = spawn(process.execPath, [program], {
         env: { PATH: process.env.PATH, HOME: process.env.HOME, ...env },
         stdio: ["ignore", "ignore", "pipe"],
       })

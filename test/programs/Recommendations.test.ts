@@ -52,7 +52,10 @@ const catalogue: ReadonlyArray<ProductEmbedding> = (() => {
 // The documented formulas, on plain arrays.
 
 type V = ReadonlyArray<number>
-const unit = (v: V): V => v.map((x) => x / Math.hypot(...v))
+const unit = (v: V): V => {
+  const length = Math.hypot(...v)
+  return v.map((x) => x / length)
+}
 const add = (a: V, factor: number, b: V): V => a.map((x, i) => x + factor * b[i]!)
 const dot = (a: V, b: V): number => a.reduce((sum, x, i) => sum + x * b[i]!, 0)
 const zero: V = Array.from({ length: dimensions }, () => 0)

@@ -1,21 +1,22 @@
 /** The operator's commands as processes: exit codes, JSON on stdout, and no change without a confirmation. */
 import { expect } from "bun:test"
-import { resolve } from "node:path"
 import { Effect } from "effect"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
 import { InteractionQueue } from "../../../src/services/ports/InteractionQueue.ts"
 import * as Settings from "../../../src/services/Settings.ts"
+import { bundledProgram } from "../../support/bundledProgram.ts"
 import { layerSuite } from "../../support/effect.ts"
 import { embeddingOf, message, record, recording, search, workedOff } from "../../support/pipeline.ts"
 import { embedded } from "../../support/stacks.ts"
 
+const main = await bundledProgram("src/programs/main.ts")
 const at = (second: number) => new Date(Date.UTC(2026, 0, 1, 0, 0, second)).toISOString()
 
 /** Runs the program in the data folder of the suite, without a terminal. */
 const run = (...args: ReadonlyArray<string>) =>
   Effect.flatMap(Settings.DATA_DIR, (folder) =>
     Effect.promise(async () => {
-      const child = Bun.spawn(["bun", resolve(import.meta.dir, "../../../src/programs/main.ts"), ...args], {
+      const child = Bun.spawn(["bun", main, ...args], {
         env: { PATH: process.env.PATH ?? "", DATA_DIR: folder, LOG_LEVEL: "error" },
         stdin: "ignore",
         stdout: "pipe",

@@ -4,10 +4,11 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { baselines, randomOf } from "../../../src/services/history/Evaluation.ts"
+import { bundledProgram } from "../../support/bundledProgram.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "evaluate-"))
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
-const main = join(import.meta.dir, "../../../src/programs/main.ts")
+const main = await bundledProgram("src/programs/main.ts")
 
 const run = async (...args: ReadonlyArray<string>) => {
   const child = Bun.spawn([process.execPath, main, "evaluate", ...args], {

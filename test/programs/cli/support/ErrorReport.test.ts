@@ -3,10 +3,11 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { createServer } from "node:net"
 import { tmpdir } from "node:os"
-import { join, resolve } from "node:path"
+import { join } from "node:path"
 import { Effect } from "effect"
+import { bundledProgram } from "../../../support/bundledProgram.ts"
 
-const main = resolve(import.meta.dir, "../../../../src/programs/main.ts")
+const main = await bundledProgram("src/programs/main.ts")
 const folder = mkdtempSync(join(tmpdir(), "error-report-"))
 const badLines = join(folder, "bad.jsonl")
 const embedded = { DATA_DIR: join(folder, "data") }

@@ -1,13 +1,14 @@
 import { describe, expect, test } from "bun:test"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
-import { join, resolve } from "node:path"
+import { join } from "node:path"
 import { CliConfig, CommandDescriptor } from "@effect/cli"
 import { BunContext } from "@effect/platform-bun"
 import { Effect } from "effect"
 import { program } from "../../../../src/programs/cli/Program.ts"
 import { examples } from "../../../../src/programs/cli/support/Examples.ts"
 import * as Help from "../../../../src/programs/cli/support/Help.ts"
+import { bundledProgram } from "../../../support/bundledProgram.ts"
 
 const config = CliConfig.make({ showBuiltIns: false })
 const root = program.descriptor
@@ -15,7 +16,7 @@ const run = <A, E>(effect: Effect.Effect<A, E, BunContext.BunContext>) =>
   Effect.runPromise(Effect.provide(effect, BunContext.layer))
 const helpOf = (...path: ReadonlyArray<string>) => run(Help.render(root, path, config))
 
-const main = resolve(import.meta.dir, "../../../../src/programs/main.ts")
+const main = await bundledProgram("src/programs/main.ts")
 const spawn = async (command: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) => {
   const child = Bun.spawn([...command], {
     env: { PATH: process.env.PATH, ...env },
