@@ -10,7 +10,7 @@ import * as SqlitePhraseEmbeddings from "./sqlite/SqlitePhraseEmbeddings.ts"
 import * as SqliteProductEmbeddings from "./sqlite/SqliteProductEmbeddings.ts"
 import * as SqliteUserEmbeddings from "./sqlite/SqliteUserEmbeddings.ts"
 
-const log = SqlInteractionLog.layer
+const log = SqlInteractionLog.layer(Sqlite.dialect)
 const queue = Layer.merge(SqliteInteractionQueue.layer, SqliteDeadLetters.layer)
 const embeddings = Layer.mergeAll(
   SqliteUserEmbeddings.layer,

@@ -13,7 +13,7 @@ import * as RabbitTopology from "./rabbitmq/RabbitTopology.ts"
 import * as Mysql from "./sql/Mysql.ts"
 import * as SqlInteractionLog from "./sql/SqlInteractionLog.ts"
 
-const log = SqlInteractionLog.layer
+const log = SqlInteractionLog.layer(Mysql.dialect)
 const queue = Layer.merge(RabbitInteractionQueue.layer, RabbitDeadLetters.layer)
 const embeddings = Layer.mergeAll(
   MongoUserEmbeddings.layerConfig,

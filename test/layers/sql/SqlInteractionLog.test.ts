@@ -17,9 +17,9 @@ import { tcpProxy } from "../../support/tcpProxy.ts"
 
 const withSetup = <E>(
   client: Layer.Layer<SqlClient.SqlClient, E>,
-  dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient>,
+  { dependency, dialect }: Pick<typeof Mysql, "dependency" | "dialect">,
 ) =>
-  SqlInteractionLog.layer.pipe(
+  SqlInteractionLog.layer(dialect).pipe(
     Layer.provideMerge(Layer.effectDiscard(Effect.flatMap(dependency, ({ setup }) => setup))),
     Layer.provideMerge(client),
   )
@@ -40,8 +40,8 @@ const query = (url: string, statement: string) =>
     await connection.end()
     return rows.map((row): Record<string, unknown> => ({ ...row }))
   })
-const mysqlLog = (url: string) => withSetup(Mysql.layer({ url: Redacted.make(url) }), Mysql.dependency)
-const sqliteLog = (directory: string) => withSetup(Sqlite.layer({ directory }), Sqlite.dependency)
+const mysqlLog = (url: string) => withSetup(Mysql.layer({ url: Redacted.make(url) }), Mysql)
+const sqliteLog = (directory: string) => withSetup(Sqlite.layer({ directory }), Sqlite)
 
 /** An instance of its own: another process, as far as the server can tell. */
 const open = <E>(layer: Layer.Layer<InteractionLog, E>) =>
@@ -90,7 +90,9 @@ describe("the SQLite file", () => {
   effectTest("without tables says that setup is missing", () =>
     Effect.gen(function* () {
       const directory = yield* temporaryFolder
-      const log = yield* open(SqlInteractionLog.layer.pipe(Layer.provide(Sqlite.layer({ directory }))))
+      const log = yield* open(
+        SqlInteractionLog.layer(Sqlite.dialect).pipe(Layer.provide(Sqlite.layer({ directory }))),
+      )
       const { error } = yield* failure(log.append([search("u", "shoes")]))
       expect(error).toMatchObject({ reason: "not_set_up", operation: "append" })
       expect(error.message).toContain("user-embeddings setup")
@@ -275,7 +277,7 @@ withServers(["mysql"], "MySQL", () => {
   effectTest("without tables says that setup is missing", () =>
     Effect.gen(function* () {
       const client = Mysql.layer({ url: Redacted.make(yield* mysqlDatabase) })
-      const log = yield* open(SqlInteractionLog.layer.pipe(Layer.provide(client)))
+      const log = yield* open(SqlInteractionLog.layer(Mysql.dialect).pipe(Layer.provide(client)))
       const { error } = yield* failure(log.append([search("u", "shoes")]))
       expect(error).toMatchObject({ reason: "not_set_up", operation: "append" })
       expect(error.message).toContain("user-embeddings setup")
@@ -352,7 +354,7 @@ describe("MySQL that nobody runs", () => {
   effectTest("is no reason not to start, and calls say so at once", () =>
     Effect.gen(function* () {
       const client = Mysql.layer({ url: Redacted.make("mysql://ue:hidden@127.0.0.1:1/user_embeddings") })
-      const log = yield* open(SqlInteractionLog.layer.pipe(Layer.provide(client)))
+      const log = yield* open(SqlInteractionLog.layer(Mysql.dialect).pipe(Layer.provide(client)))
       const { error, millis } = yield* failure(log.append([search("u", "shoes")]))
       expect(error).toMatchObject({ reason: "unavailable", operation: "append" })
       expect(millis).toBeLessThan(2_000)
@@ -393,7 +395,7 @@ withServers(["mysql"], "MySQL in an outage", () => {
       Effect.gen(function* () {
         const { proxy, log } = yield* proxied
         const client = Mysql.layer({ url: Redacted.make(proxy.url) })
-        const newcomer = yield* open(SqlInteractionLog.layer.pipe(Layer.provide(client)))
+        const newcomer = yield* open(SqlInteractionLog.layer(Mysql.dialect).pipe(Layer.provide(client)))
         yield* log.append([view("u", "before")])
         proxy.freeze()
         const [asked, connecting] = yield* Effect.all(
@@ -425,7 +427,7 @@ withServers(["mysql"], "MySQL in an outage", () => {
         expect(yield* other.withLeaderLock(Effect.void)).toBe(false)
         proxy.cut()
         const { error } = yield* Fiber.join(relay).pipe(Effect.timeout("5 seconds"))
-        expect(error).toMatchObject({ reason: "unavailable", operation: "whileElected" })
+        expect(error).toMatchObject({ reason: "unavailable", operation: "withLeaderLock" })
         const next = Effect.repeat(other.withLeaderLock(Effect.void), {
           until: (ran) => ran,
           schedule: Schedule.spaced("50 millis"),

@@ -115,7 +115,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
       ),
     ).toEqual([
       expect.stringMatching(
-        /^mysql: (Unknown database 'ue_nope'|Access denied .* 'ue_nope') → create the database that MYSQL_URL names, and let its user in$/,
+        /^mysql: (Unknown database 'ue_nope'|Access denied .* 'ue_nope') → create the database that MYSQL_URL names, and grant its user access$/,
       ),
     ])
   })
