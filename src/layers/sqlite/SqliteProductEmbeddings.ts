@@ -11,19 +11,19 @@ import {
 import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
 import { failingWith, Sqlite } from "./Sqlite.ts"
 
-/** A product's row without what is not looked at. */
+/** Some columns of a product's row. */
 type Row<Column extends keyof ProductEmbedding> = Omit<Pick<ProductEmbedding, Column>, "embedding"> & {
   readonly embedding: Uint8Array
 }
-const described = ["product_id", "product_name", "category", "embedding"] as const
-const everything = [...described, "space", "text"] as const
+const descriptionColumns = ["product_id", "product_name", "category", "embedding"] as const
+const allColumns = [...descriptionColumns, "space", "text"] as const
 
 const rowsPerPage = 500
 
 const make = Effect.map(Sqlite, (sqlite) => {
   const failing = failingWith((failure) => new ProductEmbeddingsError(failure), "product_embeddings")
 
-  /** Products of a space in pages, in the order of their ids; other fibers run in between. */
+  /** Products of a space, ordered by id, in pages so that other fibers run in between. */
   const pages = <Column extends keyof ProductEmbedding>(
     operation: string,
     columns: ReadonlyArray<Column | "product_id">,
@@ -48,14 +48,14 @@ const make = Effect.map(Sqlite, (sqlite) => {
         ),
     )
 
-  /** Products stamped after `after` (Unix ms), in pages. */
+  /** Products updated after `after` (Unix ms), in pages. */
   const changedPages = (after: number) =>
     Stream.paginateEffect({ updated_at: after, product_id: "\uffff" }, (last) =>
       sqlite
         .use((database) =>
           database
             .query<Row<keyof ProductEmbedding> & { readonly updated_at: number }, [number, string, number]>(
-              `SELECT ${everything.join(", ")}, updated_at FROM product_embeddings
+              `SELECT ${allColumns.join(", ")}, updated_at FROM product_embeddings
                WHERE (updated_at, product_id) > (?, ?) ORDER BY updated_at, product_id LIMIT ?`,
             )
             .all(last.updated_at, last.product_id, rowsPerPage),
@@ -73,12 +73,12 @@ const make = Effect.map(Sqlite, (sqlite) => {
     load: (products, space) =>
       failing("load")(
         sqlite.use((database) => {
-          const one = database.query<Row<"embedding">, [string, string]>(
+          const select = database.query<Row<"embedding">, [string, string]>(
             "SELECT embedding FROM product_embeddings WHERE product_id = ? AND space = ?",
           )
           return new Map(
             products.flatMap((id) => {
-              const row = one.get(id, space)
+              const row = select.get(id, space)
               return row === null ? [] : [[id, Vector.fromBytes(row.embedding)] as const]
             }),
           )
@@ -88,12 +88,12 @@ const make = Effect.map(Sqlite, (sqlite) => {
     knownSince: (products, space) =>
       failing("knownSince")(
         sqlite.use((database) => {
-          const one = database.query<{ created_at: number }, [string, string]>(
+          const select = database.query<{ created_at: number }, [string, string]>(
             "SELECT created_at FROM product_embeddings WHERE product_id = ? AND space = ?",
           )
           return new Map(
             products.flatMap((id) => {
-              const row = one.get(id, space)
+              const row = select.get(id, space)
               return row === null ? [] : [[id, row.created_at] as const]
             }),
           )
@@ -104,7 +104,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
       Effect.flatMap(Clock.currentTimeMillis, (now) =>
         failing("upsert")(
           sqlite.transaction((database) => {
-            const known = database.query("SELECT 1 FROM product_embeddings WHERE product_id = ?")
+            const exists = database.query("SELECT 1 FROM product_embeddings WHERE product_id = ?")
             const write = database.query(
               `INSERT INTO product_embeddings
                  (product_id, embedding, dimension_count, product_name, category, space, text, created_at, updated_at)
@@ -114,7 +114,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
                  space = ?6, text = ?7, updated_at = ?8`,
             )
             return products.map(({ category, embedding, product_id, product_name, space, text }) => {
-              const isNew = known.get(product_id) === null
+              const isNew = exists.get(product_id) === null
               const bytes = Vector.toBytes(embedding)
               write.run(product_id, bytes, embedding.length, product_name, category, space, text, now)
               return isNew
@@ -127,7 +127,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
       Effect.suspend(() => {
         const asked = Vector.norm(vector)
         const best: Array<Neighbour> = []
-        return pages("nearest", described, space).pipe(
+        return pages("nearest", descriptionColumns, space).pipe(
           Stream.runForEach((rows) =>
             Effect.sync(() => {
               for (const { embedding: bytes, ...product } of rows) {
@@ -160,17 +160,18 @@ const make = Effect.map(Sqlite, (sqlite) => {
         ),
       ),
 
-    indexed: () => Effect.fail(new NoVectorIndex({ detail: "SQLite has no index of vectors" })),
+    indexed: () => Effect.fail(new NoVectorIndex({ detail: "SQLite has no vector index" })),
 
     describe: (products) =>
       failing("describe")(
         sqlite.use((database) => {
-          const one = database.query<Omit<Row<(typeof described)[number]>, "embedding">, [string]>(
-            "SELECT product_id, product_name, category FROM product_embeddings WHERE product_id = ?",
-          )
+          const select = database.query<
+            Omit<Row<(typeof descriptionColumns)[number]>, "embedding">,
+            [string]
+          >("SELECT product_id, product_name, category FROM product_embeddings WHERE product_id = ?")
           return new Map(
             products.flatMap((id) => {
-              const row = one.get(id)
+              const row = select.get(id)
               return row === null ? [] : [[id, row] as const]
             }),
           )
@@ -186,7 +187,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
       ),
 
     stream: (space) =>
-      Stream.mapConcatChunk(pages("stream", everything, space), (rows) =>
+      Stream.mapConcatChunk(pages("stream", allColumns, space), (rows) =>
         Chunk.map(Chunk.unsafeFromArray(rows), (row) => ({
           ...row,
           embedding: Vector.fromBytes(row.embedding),

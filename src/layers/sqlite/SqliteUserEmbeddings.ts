@@ -1,4 +1,4 @@
-/** User embeddings of the embedded stack. A batch is one transaction; each write compares and swaps its version. */
+/** User embeddings of the embedded stack. A batch is one transaction. Each write is a compare-and-swap on the version. */
 import { Chunk, Effect, Layer, Option, Stream } from "effect"
 import type { UserEmbedding } from "../../services/model/UserEmbedding.ts"
 import * as Vector from "../../services/model/Vector.ts"
@@ -25,15 +25,17 @@ const rowsPerPage = 200
 const idsPerPage = 2_000
 
 const toRecord = ({ embedding, facts, ...row }: Row): UserRecord => {
-  const known: Omit<UserEmbedding, "embedding"> | null = facts === null ? null : JSON.parse(facts)
+  const parsed: Omit<UserEmbedding, "embedding"> | null = facts === null ? null : JSON.parse(facts)
   return {
     ...row,
     embedding:
-      known === null || embedding === null ? undefined : { ...known, embedding: Vector.fromBytes(embedding) },
+      parsed === null || embedding === null
+        ? undefined
+        : { ...parsed, embedding: Vector.fromBytes(embedding) },
   }
 }
 
-/** Rows from `page`, which continues after a key, in pages of a `size`. */
+/** A stream of pages. `page` reads up to `size` rows after a key. */
 const paged = <Row, Key>(
   size: number,
   first: Key,
@@ -68,10 +70,10 @@ const make = Effect.map(Sqlite, (sqlite) => {
     load: (users) =>
       failing("load")(
         sqlite.use((database) => {
-          const one = database.query<Row, [string]>("SELECT * FROM user_embeddings WHERE user_id = ?")
+          const select = database.query<Row, [string]>("SELECT * FROM user_embeddings WHERE user_id = ?")
           return new Map(
             users.flatMap((user) => {
-              const row = one.get(user)
+              const row = select.get(user)
               return row === null ? [] : [[user, toRecord(row)] as const]
             }),
           )
@@ -130,13 +132,13 @@ const make = Effect.map(Sqlite, (sqlite) => {
         }),
       ),
 
-    // What can be read is committed, and every commit is synced.
+    // Every commit is synced before it becomes visible to readers.
     awaitDurable: Effect.void,
 
     erase: (user, at) =>
       failing("erase")(
         sqlite.transaction((database) => {
-          const had = database
+          const previous = database
             .query<{ had: number }, [string]>(
               "SELECT embedding IS NOT NULL AS had FROM user_embeddings WHERE user_id = ?",
             )
@@ -149,20 +151,20 @@ const make = Effect.map(Sqlite, (sqlite) => {
             )
             .run(user, at)
           database.query("DELETE FROM user_embedding_ledger WHERE user_id = ?").run(user)
-          return had?.had === 1
+          return previous?.had === 1
         }),
       ),
 
     lastWrites: (users) =>
       failing("lastWrites")(
         sqlite.use((database) => {
-          const one = database.query<LastWrite, [string]>(
+          const select = database.query<LastWrite, [string]>(
             `SELECT applied, json_extract(facts, '$.updated_at') AS updated_at
              FROM user_embeddings WHERE user_id = ? AND facts IS NOT NULL`,
           )
           return new Map(
             users.flatMap((user) => {
-              const row = one.get(user)
+              const row = select.get(user)
               return row === null ? [] : [[user, row] as const]
             }),
           )

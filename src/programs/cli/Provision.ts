@@ -40,7 +40,7 @@ export const setup = Command.make(
         return yield* new Provision.CommandFailed({
           message: "something is missing: run user-embeddings setup",
         })
-    }).pipe(Effect.provide(Stack.looking)),
+    }).pipe(Effect.provide(Stack.forSetup)),
 ).pipe(
   Command.withDescription("Creates tables, exchanges, queues, collections and indexes; safe to run twice"),
 )
@@ -82,7 +82,7 @@ export const doctor = Command.make("doctor", { json }, ({ json }) =>
     )
     if (diagnoses.some(({ status }) => status === "down" || status === "incomplete"))
       return yield* new Provision.CommandFailed({ message: "not everything is in order" })
-  }).pipe(Effect.provide(Stack.looking)),
+  }).pipe(Effect.provide(Stack.forSetup)),
 ).pipe(
   Command.withDescription(
     "Checks each dependency and what is stored: reachable, version, missing, wrong; and says how to mend it",

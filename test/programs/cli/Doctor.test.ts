@@ -20,7 +20,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
   const undo: Array<() => Promise<unknown>> = []
 
   const configured = (changed: Variables = {}) => Layer.merge(variables({ ...env, ...changed }), quiet)
-  const looking = (changed: Variables) => Layer.provideMerge(Stack.looking, configured(changed))
+  const looking = (changed: Variables) => Layer.provideMerge(Stack.forSetup, configured(changed))
 
   /** All findings, as `mysql: what is wrong → what to do`. */
   const findings = async (changed: Variables = {}, clock?: Clock.Clock): Promise<ReadonlyArray<string>> => {
