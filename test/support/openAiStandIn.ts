@@ -1,9 +1,9 @@
 /**
- * A server that speaks the OpenAI embeddings protocol with the service's own limits, and fails as it is told. Vectors
- * are made from a hash of the text, so the same text has the same one in every run.
+ * A server with the protocol and the limits of the OpenAI embeddings API, which can be made to fail. A vector depends on
+ * a hash of the text, so it is the same in every run.
  */
 
-/** An error document of the service. */
+/** An error response of the API. */
 export interface Refusal {
   readonly status: number
   readonly code?: string
@@ -13,7 +13,7 @@ export interface Refusal {
   readonly headers?: Readonly<Record<string, string>>
 }
 
-/** What goes wrong with a request: refused, not answered, cut off, or answered as no such service would. */
+/** A failure of a whole request: an error response, no response, a broken connection or an invalid response. */
 export type RequestFault =
   | Refusal
   | "hang"
@@ -24,14 +24,14 @@ export type RequestFault =
   | "shuffled"
   | "floats"
   | "garbled"
-/** What goes wrong with one vector of an answer. */
+/** A failure of one vector in a response. */
 export type VectorFault = "wrong_dimension" | "zero" | "not_finite" | "missing"
 export type Fault = RequestFault | VectorFault
 
 export interface StandInOptions {
-  /** 0 = any free one. */
+  /** 0 = any free port. */
   readonly port?: number
-  /** The only key accepted; unset = every bearer token. */
+  /** The only accepted key. Without it, any bearer token is accepted. */
   readonly apiKey?: string
   readonly models?: ReadonlyArray<string>
   readonly latencyMs?: number
@@ -48,7 +48,7 @@ const native = 1536
 const longestInput = 8192
 const tokensOf = (text: string): number => Math.ceil(Buffer.byteLength(text) / 4)
 
-/** A direction of roughly unit length, as the service's are. */
+/** A vector of nearly unit length, like those of the API. */
 export const vectorOf = (text: string, dimensions: number): Float32Array => {
   let state = Number(BigInt.asUintN(32, BigInt(Bun.hash(text))))
   const next = () => {
@@ -62,7 +62,7 @@ export const vectorOf = (text: string, dimensions: number): Float32Array => {
   return vector.map((x) => (x / length) * 1.001)
 }
 
-const spoilt = (vector: Float32Array, fault: Fault | undefined): Float32Array =>
+const corrupt = (vector: Float32Array, fault: Fault | undefined): Float32Array =>
   fault === "wrong_dimension"
     ? vector.subarray(1)
     : fault === "zero"
@@ -75,7 +75,7 @@ const refuse = ({ status, code, type, param, message, headers }: Refusal): Respo
   Response.json(
     {
       error: {
-        message: message ?? `refused with ${status}`,
+        message: message ?? `rejected with ${status}`,
         type: type ?? "invalid_request_error",
         param: param ?? null,
         code: code ?? null,
@@ -91,24 +91,24 @@ export const openAiStandIn = ({ apiKey, latencyMs = 0, models, port = 0 }: Stand
     models ?? ["text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"],
   )
   const state = {
-    /** Applies to every request. */
+    /** The fault of every request. */
     fault: undefined as Fault | undefined,
-    /** A request with such a phrase is refused, or the phrase's vector spoilt. */
+    /** By phrase: the fault of every request with the phrase, or of the phrase's vector. */
     faults: new Map<string, Fault>(),
     latencyMs,
     /** Requests for embeddings, in order of arrival. */
     received: [] as Array<Received>,
     concurrent: 0,
     mostConcurrent: 0,
-    /** Requests that the client broke off. */
+    /** Requests that the client aborted. */
     aborted: 0,
   }
 
   const faultOf = (input: ReadonlyArray<string>): Fault | undefined =>
     state.fault ?? input.map((text) => state.faults.get(text)).find((fault) => typeof fault === "object")
 
-  /** What the service itself would refuse. */
-  const problem = ({ dimensions, input, model }: Received): Refusal | undefined => {
+  /** The error response of the real API to an invalid request. */
+  const validate = ({ dimensions, input, model }: Received): Refusal | undefined => {
     if (!known.has(model))
       return { status: 404, code: "model_not_found", message: `The model '${model}' does not exist` }
     if (dimensions !== undefined && !model.startsWith("text-embedding-3-"))
@@ -142,26 +142,28 @@ export const openAiStandIn = ({ apiKey, latencyMs = 0, models, port = 0 }: Stand
     }
     state.received.push(received)
     const fault = faultOf(received.input)
-    const refusal = typeof fault === "object" ? fault : problem(received)
+    const refusal = typeof fault === "object" ? fault : validate(received)
     if (state.latencyMs > 0) await Bun.sleep(state.latencyMs)
     if (refusal !== undefined) return refuse(refusal)
     if (fault === "hang") await new Promise(() => {})
     if (fault === "not_json")
-      return new Response("<html>all is well</html>", { headers: { "content-type": "text/html" } })
+      return new Response("<html></html>", { headers: { "content-type": "text/html" } })
     if (fault === "no_data") return Response.json({ object: "list" })
     if (fault === "truncated")
       return new Response('{"object":"list","data":[', { headers: { "content-type": "application/json" } })
-    // A stream that errors closes the connection.
+    // An error in the stream closes the connection.
     if (fault === "drop") return new Response(new ReadableStream({ start: (stream) => stream.error() }))
     const data = received.input.flatMap((text, index) => {
-      const spoil = state.faults.get(text) ?? fault
-      if (spoil === "missing") return []
-      const vector = spoilt(vectorOf(text, received.dimensions ?? native), spoil)
+      const vectorFault = state.faults.get(text) ?? fault
+      if (vectorFault === "missing") return []
+      const vector = corrupt(vectorOf(text, received.dimensions ?? native), vectorFault)
       const embedding =
         received.encoding === "base64" && fault !== "floats"
-          ? Buffer.from(vector.slice().buffer, 0, vector.byteLength - (spoil === "garbled" ? 1 : 0)).toString(
-              "base64",
-            )
+          ? Buffer.from(
+              vector.slice().buffer,
+              0,
+              vector.byteLength - (vectorFault === "garbled" ? 1 : 0),
+            ).toString("base64")
           : Array.from(vector)
       return [{ object: "embedding", index, embedding }]
     })
@@ -212,7 +214,7 @@ export const openAiStandIn = ({ apiKey, latencyMs = 0, models, port = 0 }: Stand
             : refuse({ status: 404, code: "model_not_found", message: `The model '${model}' does not exist` })
         }),
       },
-      /** For runs by hand: `curl -X PUT …/fault -d '{"fault":{"status":429},"phrase":"…"}'`; DELETE mends all. */
+      /** For manual runs: `curl -X PUT …/fault -d '{"fault":{"status":429},"phrase":"…"}'`. DELETE removes all faults. */
       "/fault": {
         PUT: async (request) => {
           const { fault, phrase }: { fault: Fault; phrase?: string } = JSON.parse(await request.text())
@@ -226,10 +228,10 @@ export const openAiStandIn = ({ apiKey, latencyMs = 0, models, port = 0 }: Stand
         },
       },
     },
-    fetch: () => refuse({ status: 404, message: "no such address" }),
+    fetch: () => refuse({ status: 404, message: "unknown URL" }),
   })
 
-  /** Works as it should again, and forgets what it received. */
+  /** Removes all faults and counters. */
   const mend = () => {
     state.fault = undefined
     state.faults.clear()
@@ -242,7 +244,7 @@ export const openAiStandIn = ({ apiKey, latencyMs = 0, models, port = 0 }: Stand
   return Object.assign(state, {
     url: `http://127.0.0.1:${server.port}/v1`,
     mend,
-    /** Breaks all connections and closes the port. */
+    /** Closes all connections and the port. */
     stop: () => server.stop(true),
   })
 }
