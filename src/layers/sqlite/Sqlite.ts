@@ -242,6 +242,19 @@ export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> =
   }
 })
 
+/** The values of the ids for which `read` finds a row. */
+export const readById = <Id, Row, Value>(
+  ids: ReadonlyArray<Id>,
+  read: (id: Id) => Row | null,
+  toValue: (row: Row) => Value,
+): ReadonlyMap<Id, Value> =>
+  new Map(
+    ids.flatMap((id) => {
+      const row = read(id)
+      return row === null ? [] : [[id, toValue(row)] as const]
+    }),
+  )
+
 /**
  * Converts a failed statement into a port's error: `failingWith((fields) => new XError(fields))("save")(effect)`. With
  * a `table`, the effect gets a span.
