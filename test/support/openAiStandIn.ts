@@ -84,134 +84,157 @@ const refuse = ({ status, code, type, param, message, headers }: Refusal): Respo
     { status, ...(headers && { headers }) },
   )
 
+const makeState = (latencyMs: number) => ({
+  /** The fault of every request. */
+  fault: undefined as Fault | undefined,
+  /** By phrase: the fault of every request with the phrase, or of the phrase's vector. */
+  faults: new Map<string, Fault>(),
+  latencyMs,
+  /** Requests for embeddings, in order of arrival. */
+  received: [] as Array<Received>,
+  concurrent: 0,
+  mostConcurrent: 0,
+  /** Requests that the client aborted. */
+  aborted: 0,
+})
+type State = ReturnType<typeof makeState>
+
+/** The error response of the real API to an invalid request. */
+const validate = (
+  models: ReadonlySet<string>,
+  { dimensions, input, model }: Received,
+): Refusal | undefined => {
+  if (!models.has(model)) return unknownModel(model)
+  if (dimensions !== undefined && !model.startsWith("text-embedding-3-"))
+    return {
+      status: 400,
+      param: "dimensions",
+      message: "This model does not support specifying dimensions.",
+    }
+  if (input.length === 0 || input.length > 2048)
+    return { status: 400, param: "input", message: `${input.length} inputs, from 1 to 2048 are accepted` }
+  const invalid = input.findIndex((text) => text === "" || tokensOf(text) > longestInput)
+  if (invalid >= 0) return { status: 400, message: `'$.input[${invalid}]' is empty or too long` }
+  const tokens = input.reduce((sum, text) => sum + tokensOf(text), 0)
+  return tokens > 300_000
+    ? { status: 400, message: `Requested ${tokens} tokens, max 300000 tokens per request` }
+    : undefined
+}
+const unknownModel = (model: string): Refusal => ({
+  status: 404,
+  code: "model_not_found",
+  message: `The model '${model}' does not exist`,
+})
+
+const receive = async (request: Request): Promise<Received> => {
+  const body: {
+    readonly input: string | ReadonlyArray<string>
+    readonly model: string
+    readonly dimensions?: number
+    readonly encoding_format?: string
+  } = JSON.parse(await request.text())
+  return {
+    input: [body.input].flat(),
+    model: body.model,
+    dimensions: body.dimensions,
+    encoding: body.encoding_format,
+  }
+}
+
+const vectorsResponse = (
+  received: Received,
+  fault: Fault | undefined,
+  faults: ReadonlyMap<string, Fault>,
+): Response => {
+  const data = received.input.flatMap((text, index) => {
+    const vectorFault = faults.get(text) ?? fault
+    if (vectorFault === "missing") return []
+    const vector = corrupt(vectorOf(text, received.dimensions ?? native), vectorFault)
+    const bytes = vector.byteLength - (vectorFault === "garbled" ? 1 : 0)
+    const embedding =
+      received.encoding === "base64" && fault !== "floats"
+        ? Buffer.from(vector.slice().buffer, 0, bytes).toString("base64")
+        : Array.from(vector)
+    return [{ object: "embedding", index, embedding }]
+  })
+  const tokens = received.input.reduce((sum, text) => sum + tokensOf(text), 0)
+  return Response.json({
+    object: "list",
+    data: fault === "shuffled" ? data.toReversed() : data,
+    model: received.model,
+    usage: { prompt_tokens: tokens, total_tokens: tokens },
+  })
+}
+
+const respond = async (state: State, models: ReadonlySet<string>, received: Received): Promise<Response> => {
+  const requestFault = received.input
+    .map((text) => state.faults.get(text))
+    .find((fault) => typeof fault === "object")
+  const fault = state.fault ?? requestFault
+  const refusal = typeof fault === "object" ? fault : validate(models, received)
+  if (state.latencyMs > 0) await Bun.sleep(state.latencyMs)
+  if (refusal !== undefined) return refuse(refusal)
+  if (fault === "hang") await new Promise(() => {})
+  if (fault === "not_json") return new Response("<html></html>", { headers: { "content-type": "text/html" } })
+  if (fault === "no_data") return Response.json({ object: "list" })
+  if (fault === "truncated")
+    return new Response('{"object":"list","data":[', { headers: { "content-type": "application/json" } })
+  // An error in the stream closes the connection.
+  if (fault === "drop") return new Response(new ReadableStream({ start: (stream) => stream.error() }))
+  return vectorsResponse(received, fault, state.faults)
+}
+
+/** Checks the key, and counts concurrent and aborted requests. */
+const guarded =
+  (state: State, apiKey: string | undefined) =>
+  (answer: (request: Request) => Response | Promise<Response>) =>
+  async (request: Request) => {
+    const [scheme, token] = (request.headers.get("authorization") ?? "").split(" ")
+    if (scheme !== "Bearer" || token === undefined || (apiKey !== undefined && token !== apiKey))
+      return refuse({ status: 401, code: "invalid_api_key", message: "Incorrect API key provided" })
+    state.mostConcurrent = Math.max(state.mostConcurrent, ++state.concurrent)
+    const aborted = new Promise<Response>((resolve) =>
+      request.signal.addEventListener("abort", () => {
+        state.aborted += 1
+        resolve(new Response())
+      }),
+    )
+    try {
+      return await Promise.race([answer(request), aborted])
+    } finally {
+      state.concurrent -= 1
+    }
+  }
+
 export type OpenAiStandIn = ReturnType<typeof openAiStandIn>
 
-export const openAiStandIn = ({ apiKey, latencyMs = 0, models, port = 0 }: StandInOptions = {}) => {
-  const known = new Set(
-    models ?? ["text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"],
+export const openAiStandIn = ({ apiKey, latencyMs = 0, models: names, port = 0 }: StandInOptions = {}) => {
+  const models = new Set(
+    names ?? ["text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"],
   )
-  const state = {
-    /** The fault of every request. */
-    fault: undefined as Fault | undefined,
-    /** By phrase: the fault of every request with the phrase, or of the phrase's vector. */
-    faults: new Map<string, Fault>(),
-    latencyMs,
-    /** Requests for embeddings, in order of arrival. */
-    received: [] as Array<Received>,
-    concurrent: 0,
-    mostConcurrent: 0,
-    /** Requests that the client aborted. */
-    aborted: 0,
-  }
-
-  const faultOf = (input: ReadonlyArray<string>): Fault | undefined =>
-    state.fault ?? input.map((text) => state.faults.get(text)).find((fault) => typeof fault === "object")
-
-  /** The error response of the real API to an invalid request. */
-  const validate = ({ dimensions, input, model }: Received): Refusal | undefined => {
-    if (!known.has(model))
-      return { status: 404, code: "model_not_found", message: `The model '${model}' does not exist` }
-    if (dimensions !== undefined && !model.startsWith("text-embedding-3-"))
-      return {
-        status: 400,
-        param: "dimensions",
-        message: "This model does not support specifying dimensions.",
-      }
-    if (input.length === 0 || input.length > 2048)
-      return { status: 400, param: "input", message: `${input.length} inputs, from 1 to 2048 are accepted` }
-    const odd = input.findIndex((text) => text === "" || tokensOf(text) > longestInput)
-    if (odd >= 0) return { status: 400, message: `'$.input[${odd}]' is empty or too long` }
-    const tokens = input.reduce((sum, text) => sum + tokensOf(text), 0)
-    return tokens > 300_000
-      ? { status: 400, message: `Requested ${tokens} tokens, max 300000 tokens per request` }
-      : undefined
-  }
-
-  const embeddings = async (request: Request): Promise<Response> => {
-    const body: {
-      readonly input: string | ReadonlyArray<string>
-      readonly model: string
-      readonly dimensions?: number
-      readonly encoding_format?: string
-    } = JSON.parse(await request.text())
-    const received: Received = {
-      input: [body.input].flat(),
-      model: body.model,
-      dimensions: body.dimensions,
-      encoding: body.encoding_format,
-    }
-    state.received.push(received)
-    const fault = faultOf(received.input)
-    const refusal = typeof fault === "object" ? fault : validate(received)
-    if (state.latencyMs > 0) await Bun.sleep(state.latencyMs)
-    if (refusal !== undefined) return refuse(refusal)
-    if (fault === "hang") await new Promise(() => {})
-    if (fault === "not_json")
-      return new Response("<html></html>", { headers: { "content-type": "text/html" } })
-    if (fault === "no_data") return Response.json({ object: "list" })
-    if (fault === "truncated")
-      return new Response('{"object":"list","data":[', { headers: { "content-type": "application/json" } })
-    // An error in the stream closes the connection.
-    if (fault === "drop") return new Response(new ReadableStream({ start: (stream) => stream.error() }))
-    const data = received.input.flatMap((text, index) => {
-      const vectorFault = state.faults.get(text) ?? fault
-      if (vectorFault === "missing") return []
-      const vector = corrupt(vectorOf(text, received.dimensions ?? native), vectorFault)
-      const embedding =
-        received.encoding === "base64" && fault !== "floats"
-          ? Buffer.from(
-              vector.slice().buffer,
-              0,
-              vector.byteLength - (vectorFault === "garbled" ? 1 : 0),
-            ).toString("base64")
-          : Array.from(vector)
-      return [{ object: "embedding", index, embedding }]
-    })
-    const tokens = received.input.reduce((sum, text) => sum + tokensOf(text), 0)
-    return Response.json({
-      object: "list",
-      data: fault === "shuffled" ? data.toReversed() : data,
-      model: received.model,
-      usage: { prompt_tokens: tokens, total_tokens: tokens },
-    })
-  }
-
-  const allowed = (request: Request): boolean => {
-    const [scheme, token] = (request.headers.get("authorization") ?? "").split(" ")
-    return scheme === "Bearer" && token !== undefined && (apiKey === undefined || token === apiKey)
-  }
-  const guarded =
-    (answer: (request: Request) => Response | Promise<Response>) => async (request: Request) => {
-      if (!allowed(request))
-        return refuse({ status: 401, code: "invalid_api_key", message: "Incorrect API key provided" })
-      state.mostConcurrent = Math.max(state.mostConcurrent, ++state.concurrent)
-      const gone = new Promise<Response>((resolve) =>
-        request.signal.addEventListener("abort", () => {
-          state.aborted += 1
-          resolve(new Response())
-        }),
-      )
-      try {
-        return await Promise.race([answer(request), gone])
-      } finally {
-        state.concurrent -= 1
-      }
-    }
+  const state = makeState(latencyMs)
+  const guard = guarded(state, apiKey)
 
   const server = Bun.serve({
     hostname: "127.0.0.1",
     port,
     idleTimeout: 0,
     routes: {
-      "/v1/embeddings": { POST: guarded(embeddings) },
+      "/v1/embeddings": {
+        POST: guard(async (request) => {
+          const received = await receive(request)
+          state.received.push(received)
+          return respond(state, models, received)
+        }),
+      },
       "/v1/models/:model": {
-        GET: guarded((request) => {
+        GET: guard((request) => {
           const model = decodeURIComponent(new URL(request.url).pathname.slice("/v1/models/".length))
           if (typeof state.fault === "object") return refuse(state.fault)
           if (state.fault === "hang") return new Promise<Response>(() => {})
-          return known.has(model)
+          return models.has(model)
             ? Response.json({ id: model, object: "model", created: 0, owned_by: "stand-in" })
-            : refuse({ status: 404, code: "model_not_found", message: `The model '${model}' does not exist` })
+            : refuse(unknownModel(model))
         }),
       },
       /** For manual runs: `curl -X PUT …/fault -d '{"fault":{"status":429},"phrase":"…"}'`. DELETE removes all faults. */

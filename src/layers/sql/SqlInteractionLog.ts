@@ -35,7 +35,10 @@ import type { SqlDialect } from "./SqlDialect.ts"
 
 /** Rows of one INSERT, which is one commit. Equals the largest bulk request. */
 const rowsPerInsert = 1_000
-/** A prepared INSERT is cheaper, but each number of rows needs its own: only numbers that recur are prepared. */
+/**
+ * A prepared INSERT costs less CPU, but each number of rows needs its own statement. Hence only numbers that recur are
+ * prepared. InteractionRecorder makes batches of a power of two for this.
+ */
 const isPrepared = (rows: number): boolean =>
   rows <= 16 || (rows <= 500 && (rows % 50 === 0 || Number.isInteger(Math.log2(rows))))
 /** Rows that one statement reads or changes. */
