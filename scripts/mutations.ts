@@ -73,7 +73,7 @@ export const mutations: ReadonlyArray<Mutation> = [
   },
   ...["between commit and publish", "at random points under load"].map((name) => ({
     scenario: `the API killed ${name}`,
-    without: "the sweep",
+    without: "draining the outbox",
     file: relay,
     from: "const left = rows.filter(",
     to: "const left = [].filter(",
@@ -87,7 +87,7 @@ export const mutations: ReadonlyArray<Mutation> = [
   },
   {
     scenario: "RabbitMQ killed under load",
-    without: "leaving what could not be published to the sweep",
+    without: "leaving what could not be published to the drain",
     file: relay,
     from: "const confirmations = yield* queue.publish(rows.map(toMessage))",
     to: 'const confirmations = yield* Effect.orElseSucceed(queue.publish(rows.map(toMessage)), () => rows.map(() => "confirmed"))',
@@ -97,7 +97,7 @@ export const mutations: ReadonlyArray<Mutation> = [
     without: "answering before publishing",
     file: "src/services/record/InteractionRecorder.ts",
     from: "let next = 0\n    for (const job",
-    to: "yield* Effect.ignore(relay.sweep)\n    let next = 0\n    for (const job",
+    to: "yield* Effect.ignore(relay.drain)\n    let next = 0\n    for (const job",
   },
   { scenario: "no room in RabbitMQ for dead letters: the binding", ...copiesUnconfirmed },
   { scenario: "no room in RabbitMQ for dead letters: the greatest length", ...copiesUnconfirmed },

@@ -1,4 +1,4 @@
-/** The HTTP API. It also publishes the outbox: right after each commit, and later what remains. */
+/** The HTTP API. It records, publishes right after the commit, and drains the outbox. */
 import { HttpApiBuilder, HttpApiSwagger, HttpMiddleware, HttpServer } from "@effect/platform"
 import { Effect, Layer, Option } from "effect"
 import * as HttpHandlers from "../layers/http/HttpHandlers.ts"
@@ -23,7 +23,7 @@ const recommending = Recommender.layer.pipe(
   Layer.provideMerge(EventVectors.layer),
 )
 const erasing = Layer.provide(Eraser.layer, EventVectors.layer)
-const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.sweeping, recommending, erasing).pipe(
+const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.draining, recommending, erasing).pipe(
   Layer.provide(OutboxRelay.layer),
 )
 const gauges = Layer.mergeAll(Gauges.queues, Gauges.outbox, Gauges.ownProcess)

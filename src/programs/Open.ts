@@ -126,7 +126,7 @@ const recommending = Recommender.layer.pipe(
   Layer.provideMerge(Catalogue.layer),
   Layer.provide(Popularity.layer),
 )
-const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.sweeping, recommending).pipe(
+const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.draining, recommending).pipe(
   Layer.provide(OutboxRelay.layer),
   Layer.provideMerge(EventVectors.layer),
 )

@@ -1,4 +1,4 @@
-/** The sweep and a replay publish messages in the traces that are stored with the rows. */
+/** A drain of the outbox and a replay publish messages in the traces that are stored with the rows. */
 import { expect } from "bun:test"
 import { resourceFromAttributes } from "@opentelemetry/resources"
 import type { ReadableSpan } from "@opentelemetry/sdk-trace-base"
@@ -47,7 +47,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded> | ReturnType<typ
     const publishers: Readonly<
       Record<string, (user: string) => Effect.Effect<unknown, unknown, OutboxRelay | Replayer>>
     > = {
-      sweep: () => Effect.flatMap(OutboxRelay, ({ sweep }) => sweep),
+      drain: () => Effect.flatMap(OutboxRelay, ({ drain }) => drain),
       replay: (user: string) => Effect.flatMap(Replayer, ({ replay }) => replay({ user })),
     }
     for (const [how, publish] of Object.entries(publishers))

@@ -40,7 +40,7 @@ export const setup = Command.make(
         return yield* new Provision.CommandFailed({
           message: "something is missing: run user-embeddings setup",
         })
-    }).pipe(Effect.provide(Stack.looking)),
+    }).pipe(Effect.provide(Stack.forSetup)),
 ).pipe(
   Command.withDescription(
     "Creates the tables, exchanges, queues, collections and indexes that are missing; safe to run again",
@@ -84,7 +84,7 @@ export const doctor = Command.make("doctor", { json }, ({ json }) =>
     )
     if (diagnoses.some(({ status }) => status === "down" || status === "incomplete"))
       return yield* new Provision.CommandFailed({ message: "some checks failed" })
-  }).pipe(Effect.provide(Stack.looking)),
+  }).pipe(Effect.provide(Stack.forSetup)),
 ).pipe(
   Command.withDescription(
     "Checks each server and the stored data, and says how to fix what is missing or wrong",

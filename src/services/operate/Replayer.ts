@@ -12,7 +12,7 @@ import {
 } from "../ports/InteractionLog.ts"
 import { InteractionQueue, InteractionQueueError } from "../ports/InteractionQueue.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
-import { roomInQueue, toMessage } from "../record/OutboxRelay.ts"
+import { awaitQueueCapacity, toMessage } from "../record/OutboxRelay.ts"
 
 export interface ReplayReport {
   /** Rows of the log that match the filter. */
@@ -88,7 +88,7 @@ const make = Effect.gen(function* () {
       Stream.map(Chunk.toReadonlyArray),
       Stream.runForEach((some) =>
         Effect.gen(function* () {
-          yield* Effect.mapError(roomInQueue(queue), stopped)
+          yield* Effect.mapError(awaitQueueCapacity(queue), stopped)
           yield* send(some).pipe(
             MessageTraces.withBatchSpan("replay interactions", some.map(MessageTraces.traced)),
             Effect.catchTag("InteractionQueueError", (cause) => Effect.fail(stopped(cause))),

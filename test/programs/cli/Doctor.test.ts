@@ -20,7 +20,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
   const undo: Array<() => Promise<unknown>> = []
 
   const configured = (changed: Variables = {}) => Layer.merge(variables({ ...env, ...changed }), quiet)
-  const looking = (changed: Variables) => Layer.provideMerge(Stack.looking, configured(changed))
+  const looking = (changed: Variables) => Layer.provideMerge(Stack.forSetup, configured(changed))
 
   /** All findings, each as `dependency: problem → remedy`. */
   const findings = async (changed: Variables = {}, clock?: Clock.Clock): Promise<ReadonlyArray<string>> => {
@@ -115,7 +115,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
       ),
     ).toEqual([
       expect.stringMatching(
-        /^mysql: (Unknown database 'ue_nope'|Access denied .* 'ue_nope') → create the database that MYSQL_URL names, and let its user in$/,
+        /^mysql: (Unknown database 'ue_nope'|Access denied .* 'ue_nope') → create the database that MYSQL_URL names, and grant its user access$/,
       ),
     ])
   })
