@@ -171,9 +171,15 @@ describe("quarantine", () => {
     redeliveries,
   })
 
-  test("takes messages that were redelivered three times, were in quarantine before, or came back to it", () => {
+  test("takes messages that were redelivered three times, were in quarantine before, or were redelivered there", () => {
     const harmless = [message(false, 0, 0), message(false, 0, 2), message(true, 1, 0), message(true, 10, 0)]
-    const candidates = [message(false, 0, 3), message(false, 4, 0), message(true, 1, 1), message(true, 10, 1)]
+    const candidates = [
+      message(false, 0, 3),
+      message(false, 4, 0),
+      message(true, 1, 1),
+      message(true, 9, 2),
+      message(true, 10, 1),
+    ]
     expect(harmless.filter(RetryPolicies.isPoisonCandidate)).toEqual([])
     expect(candidates.filter(RetryPolicies.isPoisonCandidate)).toEqual(candidates)
   })
@@ -181,6 +187,7 @@ describe("quarantine", () => {
   test("gives a message up when its worker has died ten times while handling only that message", () => {
     for (const again of [
       message(false, 0, 3),
+      message(false, 4, 0),
       message(false, 10, 0),
       message(true, 1, 1),
       message(true, 9, 2),

@@ -60,7 +60,7 @@ const eraseUser = Effect.fnUntraced(function* (user: string) {
     Effect.tapError(({ message }) =>
       Effect.annotateLogs(Effect.logWarning("erasure.unfinished"), { error: message }),
     ),
-    Effect.mapError(() => serviceUnavailable("parts of what is stored of the user")),
+    Effect.mapError(() => serviceUnavailable("parts of the user's data")),
   )
 })
 

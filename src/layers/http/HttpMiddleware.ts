@@ -80,10 +80,7 @@ const traced = <E, R>(
   if (untracedPaths.has(path)) return Telemetry.untraced(app)
   return Effect.suspend(() => {
     const route = routes.find(({ pattern }) => pattern.test(path))?.template
-    const { end, span } = beginSpan(method, route, {
-      traceparent: headers.traceparent,
-      tracestate: headers.tracestate,
-    })
+    const { end, span } = beginSpan(method, route, headers.traceparent, headers.tracestate)
     return Effect.map(app, HttpServerResponse.setHeader("traceparent", Telemetry.traceparent(span))).pipe(
       Effect.onExit((exit) =>
         Effect.suspend(() => {

@@ -9,8 +9,6 @@ export interface ServerSpan {
   readonly end: (status: number) => number
 }
 
-export type TraceHeaders = { readonly [Name in "traceparent" | "tracestate"]: string | null | undefined }
-
 /**
  * Begins the span `{METHOD} {route}`, which continues a valid `traceparent`. It names the route instead of
  * the path, because the path contains user ids. The platform's tracer is not used: it takes any text in a
@@ -22,7 +20,8 @@ export const begin = Effect.gen(function* () {
   return (
     method: string,
     route: string | undefined,
-    { traceparent, tracestate }: TraceHeaders,
+    traceparent: string | null | undefined,
+    tracestate: string | null | undefined,
   ): ServerSpan => {
     const started = clock.unsafeCurrentTimeNanos()
     const parent = traceparent

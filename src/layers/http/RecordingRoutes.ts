@@ -222,10 +222,8 @@ export const directHandler = Layer.effect(
       const matched = match(request, productRoutes)
       const { headers } = request
       if (matched === undefined || !isAuthorised(headers.get("authorization") ?? undefined)) return undefined
-      const { end, span } = beginSpan("POST", matched.route, {
-        traceparent: headers.get("traceparent"),
-        tracestate: headers.get("tracestate"),
-      })
+      const [traceparent, tracestate] = [headers.get("traceparent"), headers.get("tracestate")]
+      const { end, span } = beginSpan("POST", matched.route, traceparent, tracestate)
       const trace = Telemetry.traceOf(span)
       const failed = (error: unknown): Response => {
         const response = Effect.withParentSpan(failureResponse(Cause.fail(error)), span)
