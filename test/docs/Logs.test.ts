@@ -6,8 +6,8 @@ import { Glob } from "bun"
 
 const root = resolve(import.meta.dir, "../..")
 
-/** `Effect.logX("event")`, and helpers that warn: `warning("event")`. */
-const calls = /(?:Effect\.log(Debug|Info|Warning|Error)|\b(warning))\(\s*"([^"]+)"/g
+/** `Effect.logX("event")`, and a helper that warns: `logWarning("event")`. */
+const calls = /(?:Effect\.log(Debug|Info|Warning|Error)|\b(logWarning))\(\s*"([^"]+)"/g
 const levels: Readonly<Record<string, string>> = {
   Debug: "debug",
   Info: "info",
