@@ -58,10 +58,10 @@ export const deadlockRetry = conflictRetry.pipe(Schedule.upTo("5 seconds"))
 export const probeDelay = (failedProbes: number): Duration.Duration =>
   Duration.seconds(Math.min(20, 2 ** failedProbes))
 
-/** The outbox sweep publishes rows that were not published right after their commit. */
-export const sweepInterval = Schedule.spaced("1 second")
-/** The sweep leaves a row alone for this time: the process that committed it publishes it. */
-export const sweepGrace = Duration.seconds(2)
+/** Draining the outbox publishes rows that were not published right after their commit. */
+export const drainInterval = Schedule.spaced("1 second")
+/** Draining leaves a row alone for this time: the process that committed it publishes it. */
+export const drainGrace = Duration.seconds(2)
 
 /** A message that was redelivered so often, without being settled, may be what kills its worker. */
 export const quarantineAfterRedeliveries = 3

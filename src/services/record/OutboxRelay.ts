@@ -130,7 +130,7 @@ const publishCommitted = Effect.fnUntraced(function* (
 const drainOutbox = Effect.fnUntraced(function* (inProgress: ReadonlySet<MessageId>) {
   const log = yield* InteractionLog
   const queue = yield* InteractionQueue
-  const recordedBy = (yield* Clock.currentTimeMillis) - Duration.toMillis(RetryPolicies.sweepGrace)
+  const recordedBy = (yield* Clock.currentTimeMillis) - Duration.toMillis(RetryPolicies.drainGrace)
   let published = 0
   while (true) {
     const rows = yield* log.unpublished({ limit: rowsPerRead, recordedBy })
@@ -198,6 +198,6 @@ export const draining = Layer.scopedDiscard(
         Effect.logWarning("outbox.drain_failed").pipe(Effect.annotateLogs(Telemetry.described(error))),
       ),
     )
-    yield* Effect.forkScoped(Effect.repeat(drain, RetryPolicies.sweepInterval))
+    yield* Effect.forkScoped(Effect.repeat(drain, RetryPolicies.drainInterval))
   }),
 )
