@@ -1,11 +1,21 @@
 /** The HTTP API. It records, publishes right after the commit, and drains the outbox. */
-import { HttpApiBuilder, HttpApiSwagger, HttpMiddleware, HttpServer } from "@effect/platform"
+import {
+  HttpApiBuilder,
+  HttpApiSwagger,
+  HttpMiddleware,
+  HttpServer,
+  HttpServerResponse,
+  OpenApi,
+} from "@effect/platform"
 import { Effect, Layer, Option } from "effect"
 import * as HttpHandlers from "../layers/http/HttpHandlers.ts"
 import * as ApiMiddleware from "../layers/http/HttpMiddleware.ts"
 import * as HttpPage from "../layers/http/HttpPage.ts"
 import * as BunServer from "../layers/http/HttpServer.ts"
 import * as RecordingRoutes from "../layers/http/RecordingRoutes.ts"
+import { withEventTypes } from "../services/api/ApiDocument.ts"
+import { api } from "../services/api/InteractionApi.ts"
+import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import * as Eraser from "../services/operate/Eraser.ts"
 import * as Gauges from "../services/operate/Gauges.ts"
 import * as Catalogue from "../services/recommend/Catalogue.ts"
@@ -37,6 +47,15 @@ const server = Layer.unwrapEffect(
   }),
 )
 
+/** The document of the API, with the event types of this program. */
+const openApiDocument = HttpApiBuilder.Router.use((router) =>
+  Effect.gen(function* () {
+    const { eventTypes } = yield* EmbeddingConfig
+    const response = HttpServerResponse.unsafeJson(withEventTypes(OpenApi.fromApi(api), eventTypes))
+    yield* router.get("/openapi.json", Effect.succeed(response))
+  }),
+)
+
 /** Writes the address and a command to try to stderr. */
 const greeting = HttpServer.addressWith((address) =>
   Effect.gen(function* () {
@@ -56,11 +75,7 @@ const serving = Layer.effectDiscard(greeting).pipe(
 )
 
 export const layer = serving.pipe(
-  Layer.provide([
-    HttpApiBuilder.middlewareOpenApi({ path: "/openapi.json" }),
-    HttpApiSwagger.layer({ path: "/docs" }),
-    HttpPage.layer,
-  ]),
+  Layer.provide([openApiDocument, HttpApiSwagger.layer({ path: "/docs" }), HttpPage.layer]),
   Layer.provide(HttpHandlers.layer),
   Layer.provide(RecordingRoutes.layer),
   Layer.provide(steps),

@@ -1,6 +1,7 @@
 /** What HttpApi cannot declare, added to its OpenAPI document. */
 import type { OpenApi } from "@effect/platform"
 import { Record } from "effect"
+import { type EventTypes, namePattern } from "../model/EventTypes.ts"
 
 /** Annotations `OpenApi.Transform` of an endpoint. */
 type Transform = OpenApi.Transform["Type"]
@@ -35,6 +36,19 @@ const complete = (operation: OpenApi.OpenAPISpecOperation) => ({
       : response,
   ),
 })
+
+/** Lists the event types of a program where the definition of the API knows only the pattern of their names. */
+export const withEventTypes = (document: OpenApi.OpenAPISpec, { all }: EventTypes): unknown => {
+  const products = all.filter(({ kind }) => kind === "product")
+  const own = products.filter(({ name, route }) => name === route)
+  const oneOf = (types: typeof all) => ({ type: "string", enum: types.map(({ name }) => name) })
+  return JSON.parse(JSON.stringify(document), (key, value) => {
+    if (value?.pattern === namePattern.source) return oneOf(products)
+    if (value?.in === "path" && value.name === "type") return { ...value, schema: oneOf(own) }
+    // The route for types of one's own.
+    return own.length === 0 && key.endsWith("/product/{productId}/{type}") ? undefined : value
+  })
+}
 
 export const completeDocument = (document: OpenApi.OpenAPISpec) => ({
   ...document,
