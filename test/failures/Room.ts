@@ -27,14 +27,14 @@ failures("no room in RabbitMQ", "programs", (scenario) => {
       await until("ten given up", 60, () => worker.count("message.parked") === before + 10 || undefined)
     }
     await system.post(happenings(20, 10))
-    const { count } = await worker.saw("copies.stuck")
+    const { count } = await worker.saw("republish.blocked")
     expect(count).toBeGreaterThan(0)
     // The others go on meanwhile.
     await until("the good ones applied", 60, async () =>
       (await system.applied()) === 200 ? true : undefined,
     )
     await mend()
-    await worker.saw("copies.passed", 30)
+    await worker.saw("republish.unblocked", 30)
     const letters = await until("all in failed", 60, async () => {
       const letters = await system.letters()
       return letters.length >= bad.length ? letters : undefined
@@ -81,13 +81,13 @@ failures("no room in RabbitMQ", "programs", (scenario) => {
       await system.manage("queues", `/${retryQueue(200)}`, "DELETE")
       await system.post(searches(Array.from({ length: 20 }, (_, i) => `wish ${i}`)))
       await until("all failed once", 60, () => worker.count("message.retried") === 20 || undefined)
-      await worker.saw("copies.stuck")
+      await worker.saw("republish.blocked")
       openAi.mend()
       // They wait for the rung, not for luck.
       await Bun.sleep(1000)
       expect(await system.applied()).toBe(0)
       expect((await system.command("setup")).code).toBe(0)
-      await worker.saw("copies.passed", 30)
+      await worker.saw("republish.unblocked", 30)
       await system.proof()
     },
     env,

@@ -8,7 +8,7 @@ import { Array, Chunk, Deferred, Effect, Layer, Queue, Schedule, Stream } from "
 import { type DeadLetter, DeadLetters, DeadLettersError } from "../../services/ports/DeadLetters.ts"
 import { failedQueue, queue } from "../../services/ports/InteractionQueue.ts"
 import { call, channel, failed, type Lost, Rabbit, type RabbitError } from "./Rabbit.ts"
-import { copied, make as makePublisher, type Outgoing, publishTraced } from "./RabbitPublisher.ts"
+import { make as makePublisher, type Outgoing, publishTraced, republished } from "./RabbitPublisher.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
 
 /** A look sees no more at once: AMQP's greatest prefetch. What is removed makes room for the next. */
@@ -66,7 +66,7 @@ const toRetry = (message: ConsumeMessage): Outgoing => {
     exchange: originalRoutingKey === "" ? "" : originalExchange,
     routingKey: originalRoutingKey === "" ? queue : originalRoutingKey,
     body: message.content,
-    options: copied(message, {
+    options: republished(message, {
       ...Object.fromEntries(forgotten.map((name) => [name, undefined])),
       "x-retry-count": 0,
       "x-retried-from": id,

@@ -252,7 +252,7 @@ const mostHeaderBytes = 48 * 1024
  * is what the broker would act upon again (expiration, user id, reply-to, further recipients) and foreign headers
  * that leave no room.
  */
-export const copied = (
+export const republished = (
   { properties }: Pick<Message, "properties">,
   changes: Readonly<Record<string, string | number | undefined>>,
 ): Options.Publish => {
