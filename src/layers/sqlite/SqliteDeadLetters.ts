@@ -4,7 +4,7 @@ import { Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
 import { type DeadLetter, DeadLetters, DeadLettersError } from "../../services/ports/DeadLetters.ts"
 import { failedQueue, queue } from "../../services/ports/InteractionQueue.ts"
 import { failingWith, Sqlite } from "./Sqlite.ts"
-import type { Headers } from "./SqliteInteractionQueue.ts"
+import type { Headers } from "./SqliteDelivery.ts"
 
 /** `available_at` is when it died. */
 interface Row {
