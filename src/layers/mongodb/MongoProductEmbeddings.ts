@@ -1,8 +1,9 @@
-/** Product embeddings in MongoDB, one document per product in `product_embeddings`. */
+/** Product embeddings in MongoDB: one document per product in `product_embeddings`. */
 import { Clock, Effect, Layer, Stream } from "effect"
 import { MongoServerError } from "mongodb"
 import type { ProductId } from "../../services/model/Interaction.ts"
 import * as Vector from "../../services/model/Vector.ts"
+import { portError } from "../../services/ports/PortFailure.ts"
 import {
   type Neighbour,
   NoVectorIndex,
@@ -15,7 +16,7 @@ import * as Settings from "../../services/Settings.ts"
 import { fromStored, Mongo, type Storage, type StoredVector, toDouble, toStored } from "./Mongo.ts"
 import { names } from "./MongoCollections.ts"
 
-/** Other programs may write products too, and leave out what they don't know. */
+/** Other programs may write products too, so some fields are optional. */
 type ProductDocument = Pick<ProductEmbedding, "product_id" | "space"> &
   Partial<Pick<ProductEmbedding, "product_name" | "category" | "text">> & {
     readonly embedding: StoredVector
@@ -33,7 +34,7 @@ const toProduct = (document: ProductDocument): ProductEmbedding => ({
   text: document.text ?? null,
 })
 
-/** Each product once: what stands later replaces what stands earlier, as if they were written one by one. */
+/** Each product once. A later one replaces an earlier one, as if they were written one by one. */
 const merge = (products: ReadonlyArray<ProductEmbedding>): Map<ProductId, ProductEmbedding> => {
   const merged = new Map<ProductId, ProductEmbedding>()
   for (const product of products) {
@@ -49,8 +50,8 @@ const merge = (products: ReadonlyArray<ProductEmbedding>): Map<ProductId, Produc
 
 const upsertOne = (product: ProductEmbedding, storage: Storage, now: Date) => {
   const { product_id, product_name, category, space, text, embedding } = product
-  const given = { ...(product_name !== null && { product_name }), ...(category !== null && { category }) }
-  const absent = { ...(product_name === null && { product_name }), ...(category === null && { category }) }
+  const known = { ...(product_name !== null && { product_name }), ...(category !== null && { category }) }
+  const unknown = { ...(product_name === null && { product_name }), ...(category === null && { category }) }
   return {
     updateOne: {
       filter: { product_id },
@@ -58,12 +59,12 @@ const upsertOne = (product: ProductEmbedding, storage: Storage, now: Date) => {
         $set: {
           embedding: toStored(embedding, storage),
           dimension_count: embedding.length,
-          ...given,
+          ...known,
           space,
           text,
           updated_at: now,
         },
-        $setOnInsert: { ...absent, created_at: now },
+        $setOnInsert: { ...unknown, created_at: now },
       },
       upsert: true,
     },
@@ -76,7 +77,7 @@ export const make = (options: { readonly storage: Storage }) =>
   Effect.map(Mongo, ({ database, failingWith }): ProductEmbeddings["Type"] => {
     const name = names.productEmbeddings
     const products = database.collection<ProductDocument>(name)
-    const { call, stream } = failingWith((failure) => new ProductEmbeddingsError(failure))
+    const { call, stream } = failingWith(portError(ProductEmbeddingsError))
 
     const describe = (ids: ReadonlyArray<ProductId>) =>
       call("find", name, async () => {
@@ -131,13 +132,13 @@ export const make = (options: { readonly storage: Storage }) =>
               const created = new Set(
                 merged.filter((_, index) => index in upsertedIds).map(({ product_id }) => product_id),
               )
-              // A product that stands twice is new the first time.
+              // If a product occurs twice, only the first is new.
               return given.map(({ product_id }) => created.delete(product_id))
             }),
 
       nearest: (vector, { space, limit }) =>
         Effect.gen(function* () {
-          const asked = Vector.norm(vector)
+          const norm = Vector.norm(vector)
           const best: Array<Scored> = []
           const projection = { _id: 0, product_id: 1, embedding: 1 }
           yield* stream(name, () => products.find({ space }, { projection, batchSize: 1000 })).pipe(
@@ -146,8 +147,8 @@ export const make = (options: { readonly storage: Storage }) =>
                 for (const document of batch) {
                   const embedding = fromStored(document.embedding)
                   if (embedding.length !== vector.length) continue
-                  const lengths = asked * Vector.norm(embedding)
-                  const similarity = lengths === 0 ? 0 : Vector.dot(vector, embedding) / lengths
+                  const norms = norm * Vector.norm(embedding)
+                  const similarity = norms === 0 ? 0 : Vector.dot(vector, embedding) / norms
                   insertTopK(best, limit, { product_id: document.product_id, similarity }, moreSimilar)
                 }
               }),
@@ -164,7 +165,7 @@ export const make = (options: { readonly storage: Storage }) =>
 
       elsewhere: (space) => call("count", name, () => products.countDocuments({ space: { $ne: space } })),
 
-      // Servers without it refuse the stage; those that have it, but not the index, find nothing.
+      // A server without vector search refuses the stage. With vector search, but without the index, it finds nothing.
       indexed: (vector, { category, limit, space }) =>
         call("aggregate", name, () =>
           products
@@ -217,7 +218,7 @@ export const make = (options: { readonly storage: Storage }) =>
 export const layer = (options: { readonly storage: Storage }) =>
   Layer.effect(ProductEmbeddings, make(options))
 
-/** Stored as EMBEDDING_STORAGE says; either way is read. */
+/** EMBEDDING_STORAGE decides how vectors are written. Both ways are read. */
 export const layerConfig = Layer.effect(
   ProductEmbeddings,
   Effect.flatMap(Settings.EMBEDDING_STORAGE, (storage) => make({ storage })),

@@ -23,7 +23,7 @@ import { call, channel, Rabbit } from "./Rabbit.ts"
 import { type AckTracker, RabbitDelivery } from "./RabbitDelivery.ts"
 import { RabbitIntake } from "./RabbitIntake.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
-import { answers, batchMessages } from "./RabbitMessages.ts"
+import { batchMessages, confirmationsOf } from "./RabbitMessages.ts"
 import { make as makePublisher, system } from "./RabbitPublisher.ts"
 import { Republisher } from "./RabbitRepublish.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
@@ -62,7 +62,7 @@ const make = Effect.gen(function* () {
       Effect.suspend(() => {
         const batches = batchMessages(messages, traces, eventsPerMessage, now)
         return Effect.map(publisher.publish(batches.map(({ outgoing }) => outgoing)), (confirmations) =>
-          answers(batches, confirmations),
+          confirmationsOf(batches, confirmations),
         )
       }).pipe(Effect.mapError(toError)),
     )
