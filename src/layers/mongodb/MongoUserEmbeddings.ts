@@ -3,7 +3,14 @@
  * `user_embedding_ledger`. `_id` is the user id, so a user is unique even before `setup` has run.
  */
 import { Array as Arr, Effect, Layer, Stream } from "effect"
-import { type AnyBulkWriteOperation, Binary, BSONRegExp, type Document, type Double } from "mongodb"
+import {
+  type AnyBulkWriteOperation,
+  Binary,
+  BSONRegExp,
+  type Collection,
+  type Document,
+  type Double,
+} from "mongodb"
 import { none } from "../../services/model/AppliedIds.ts"
 import type { UserId } from "../../services/model/Interaction.ts"
 import type { RecentEvent, UserEmbedding } from "../../services/model/UserEmbedding.ts"
@@ -18,6 +25,7 @@ import {
 } from "../../services/ports/UserEmbeddings.ts"
 import * as Settings from "../../services/Settings.ts"
 import {
+  type Calls,
   duplicateKey,
   fromStored,
   isDuplicateKey,
@@ -218,66 +226,122 @@ const idsPerBatch = 2_000
 const writesPerCommand = 100
 const commandsAtOnce = 2
 
+/** Majority reads see only data that cannot be rolled back: the ids in such a document are applied for good. */
+const durable = { readConcern: { level: "majority" } } as const
+
+interface Store extends Calls<UserEmbeddingsError> {
+  readonly users: Collection<UserDocument>
+  readonly overflow: Collection<{ readonly _id: string }>
+  readonly storage: Storage
+}
+
+const load = ({ call, users }: Store, wanted: ReadonlyArray<UserId>) =>
+  call("find", names.userEmbeddings, async () => {
+    const found = await users
+      .find({ user_id: { $in: [...wanted] } }, { ...durable, batchSize: wanted.length })
+      .toArray()
+    return new Map(found.map((document) => [document.user_id, toRecord(document)]))
+  })
+
+const saveSome = ({ call, storage, users }: Store, writes: ReadonlyArray<Write>) =>
+  call("bulkWrite", names.userEmbeddings, async () => {
+    const refused = await users
+      .bulkWrite(
+        writes.map((write) => compareAndSwap(write, storage)),
+        { ordered: false },
+      )
+      .then(
+        () => new Set<number>(),
+        (error) => refusals(error, [duplicateKey, ...unstorableCodes]),
+      )
+    return writes.map((_, index) => !refused.has(index))
+  })
+
+const insertOverflow = ({ call, overflow }: Store, keys: ReadonlyArray<string>) =>
+  call("insert", names.userEmbeddingLedger, () =>
+    overflow
+      .insertMany(
+        keys.map((_id) => ({ _id })),
+        { ordered: false },
+      )
+      .then(
+        () => {},
+        (error) => void refusals(error, [duplicateKey]),
+      ),
+  )
+
+const findOverflow = ({ call, overflow }: Store, keys: Array<string>) =>
+  call("find", names.userEmbeddingLedger, async () => {
+    const cursor = overflow.find({ _id: { $in: keys } }, { ...durable, batchSize: keys.length })
+    const found = overflowEntries(await cursor.toArray())
+    return new Map(found.map(({ ids, user_id }) => [user_id, new Set(ids)]))
+  })
+
+const erase = ({ call, overflow, users }: Store, user: UserId, at: number) =>
+  Effect.gen(function* () {
+    const before = yield* call("findAndModify", names.userEmbeddings, () =>
+      users.findOneAndUpdate(
+        { user_id: user },
+        [
+          {
+            $replaceWith: {
+              _id: { $ifNull: ["$_id", user] },
+              user_id: user,
+              erased_at: { $max: ["$erased_at", new Date(at)] },
+              version: { $add: [{ $ifNull: ["$version", 0] }, 1] },
+            },
+          },
+        ],
+        { upsert: true, returnDocument: "before", projection: { space: 1 } },
+      ),
+    ).pipe(Effect.retry({ times: 3, while: ({ cause }) => isDuplicateKey(cause) }))
+    yield* call("delete", names.userEmbeddingLedger, () =>
+      overflow.deleteMany({ _id: { $gte: overflowKey(user, ""), $lt: `${user}${afterBar}` } }),
+    )
+    return before !== null && "space" in before
+  })
+
+const lastWrites = ({ call, users }: Store, wanted: ReadonlyArray<UserId>) =>
+  call("find", names.userEmbeddings, async () => {
+    const found = await users
+      .find<Pick<Fields, "applied" | "updated_at"> & Identity>(
+        { user_id: { $in: [...wanted] }, embedding: { $exists: true } },
+        { ...durable, projection: lastWriteFields, batchSize: wanted.length },
+      )
+      .toArray()
+    return new Map(
+      found.map(({ applied, updated_at, user_id }) => [
+        user_id,
+        { applied: new Uint8Array(applied.value()), updated_at: updated_at.getTime() },
+      ]),
+    )
+  })
+
 export const make = (options: { readonly storage: Storage }) =>
   Effect.map(Mongo, ({ database, failingWith }): UserEmbeddings["Type"] => {
-    // Majority reads see only data that cannot be rolled back: the ids in such a document are applied for good.
-    const durable = { readConcern: { level: "majority" } } as const
     const users = database.collection<UserDocument>(names.userEmbeddings)
     const overflow = database.collection<{ readonly _id: string }>(names.userEmbeddingLedger)
     const { call, stream } = failingWith(portError(UserEmbeddingsError))
-
-    const saveSome = (writes: ReadonlyArray<Write>) =>
-      call("bulkWrite", names.userEmbeddings, async () => {
-        const lost = await users
-          .bulkWrite(
-            writes.map((write) => compareAndSwap(write, options.storage)),
-            { ordered: false },
-          )
-          .then(
-            () => new Set<number>(),
-            (error) => refusals(error, [duplicateKey, ...unstorableCodes]),
-          )
-        return writes.map((_, index) => !lost.has(index))
-      })
-
+    const store: Store = { call, stream, users, overflow, storage: options.storage }
     return {
-      load: (wanted) =>
-        wanted.length === 0
-          ? Effect.succeed(new Map())
-          : call("find", names.userEmbeddings, async () => {
-              const found = await users
-                .find({ user_id: { $in: [...wanted] } }, { ...durable, batchSize: wanted.length })
-                .toArray()
-              return new Map(found.map((document) => [document.user_id, toRecord(document)]))
-            }),
+      load: (wanted) => (wanted.length === 0 ? Effect.succeed(new Map()) : load(store, wanted)),
 
       save: (writes) =>
         Effect.map(
-          Effect.forEach(Arr.chunksOf(writes, writesPerCommand), saveSome, { concurrency: commandsAtOnce }),
+          Effect.forEach(Arr.chunksOf(writes, writesPerCommand), (some) => saveSome(store, some), {
+            concurrency: commandsAtOnce,
+          }),
           Arr.flatten,
         ),
 
       saveOverflow: (entries) => {
-        const documents = overflowKeys(entries).map((_id) => ({ _id }))
-        return documents.length === 0
-          ? Effect.void
-          : call("insert", names.userEmbeddingLedger, () =>
-              overflow.insertMany(documents, { ordered: false }).then(
-                () => {},
-                (error) => void refusals(error, [duplicateKey]),
-              ),
-            )
+        const keys = overflowKeys(entries)
+        return keys.length === 0 ? Effect.void : insertOverflow(store, keys)
       },
 
       archived: (entries) => {
         const keys = overflowKeys(entries)
-        return keys.length === 0
-          ? Effect.succeed(new Map())
-          : call("find", names.userEmbeddingLedger, async () => {
-              const cursor = overflow.find({ _id: { $in: keys } }, { ...durable, batchSize: keys.length })
-              const found = overflowEntries(await cursor.toArray())
-              return new Map(found.map(({ ids, user_id }) => [user_id, new Set(ids)]))
-            })
+        return keys.length === 0 ? Effect.succeed(new Map()) : findOverflow(store, keys)
       },
 
       // A write waits for all writes before it, even if it matches nothing: for the majority in a replica set, for the
@@ -286,47 +350,9 @@ export const make = (options: { readonly storage: Storage }) =>
         users.updateOne({ user_id: "|" }, { $set: { user_id: "|" } }),
       ).pipe(Effect.asVoid),
 
-      erase: (user, at) =>
-        Effect.gen(function* () {
-          const before = yield* call("findAndModify", names.userEmbeddings, () =>
-            users.findOneAndUpdate(
-              { user_id: user },
-              [
-                {
-                  $replaceWith: {
-                    _id: { $ifNull: ["$_id", user] },
-                    user_id: user,
-                    erased_at: { $max: ["$erased_at", new Date(at)] },
-                    version: { $add: [{ $ifNull: ["$version", 0] }, 1] },
-                  },
-                },
-              ],
-              { upsert: true, returnDocument: "before", projection: { space: 1 } },
-            ),
-          ).pipe(Effect.retry({ times: 3, while: ({ cause }) => isDuplicateKey(cause) }))
-          yield* call("delete", names.userEmbeddingLedger, () =>
-            overflow.deleteMany({ _id: { $gte: overflowKey(user, ""), $lt: `${user}${afterBar}` } }),
-          )
-          return before !== null && "space" in before
-        }),
+      erase: (user, at) => erase(store, user, at),
 
-      lastWrites: (wanted) =>
-        wanted.length === 0
-          ? Effect.succeed(new Map())
-          : call("find", names.userEmbeddings, async () => {
-              const found = await users
-                .find<Pick<Fields, "applied" | "updated_at"> & Identity>(
-                  { user_id: { $in: [...wanted] }, embedding: { $exists: true } },
-                  { ...durable, projection: lastWriteFields, batchSize: wanted.length },
-                )
-                .toArray()
-              return new Map(
-                found.map(({ applied, updated_at, user_id }) => [
-                  user_id,
-                  { applied: new Uint8Array(applied.value()), updated_at: updated_at.getTime() },
-                ]),
-              )
-            }),
+      lastWrites: (wanted) => (wanted.length === 0 ? Effect.succeed(new Map()) : lastWrites(store, wanted)),
 
       // Tombstones have no last_updated, so its index is enough for the count.
       count: call("count", names.userEmbeddings, () =>
