@@ -19,7 +19,7 @@ interface Definition {
 
 export const names = {
   userEmbeddings: "user_embeddings",
-  userEmbeddingLedger: "user_embedding_ledger",
+  appliedOverflow: "user_embedding_ledger",
   productEmbeddings: "product_embeddings",
   phraseEmbeddings: "phrase_embeddings",
   /** Optional: a vector search index on `embedding` with filters on `space` and `category`, for many products. */
@@ -97,7 +97,7 @@ const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
     schema: userEmbeddingValidator,
     indexes: [{ field: "user_id", unique: true }, { field: "last_updated" }, { field: "space" }],
   },
-  { name: names.userEmbeddingLedger, schema: exactly({ _id: text }), indexes: [] },
+  { name: names.appliedOverflow, schema: exactly({ _id: text }), indexes: [] },
   {
     name: names.productEmbeddings,
     indexes: [{ field: "product_id", unique: true }, { field: "space" }, { field: "updated_at" }],

@@ -258,7 +258,7 @@ const saveSome = ({ call, storage, users }: Store, writes: ReadonlyArray<Write>)
   })
 
 const insertOverflow = ({ call, overflow }: Store, keys: ReadonlyArray<string>) =>
-  call("insert", names.userEmbeddingLedger, () =>
+  call("insert", names.appliedOverflow, () =>
     overflow
       .insertMany(
         keys.map((_id) => ({ _id })),
@@ -271,7 +271,7 @@ const insertOverflow = ({ call, overflow }: Store, keys: ReadonlyArray<string>) 
   )
 
 const findOverflow = ({ call, overflow }: Store, keys: Array<string>) =>
-  call("find", names.userEmbeddingLedger, async () => {
+  call("find", names.appliedOverflow, async () => {
     const cursor = overflow.find({ _id: { $in: keys } }, { ...durable, batchSize: keys.length })
     const found = overflowEntries(await cursor.toArray())
     return new Map(found.map(({ ids, user_id }) => [user_id, new Set(ids)]))
@@ -295,7 +295,7 @@ const erase = ({ call, overflow, users }: Store, user: UserId, at: number) =>
         { upsert: true, returnDocument: "before", projection: { space: 1 } },
       ),
     ).pipe(Effect.retry({ times: 3, while: ({ cause }) => isDuplicateKey(cause) }))
-    yield* call("delete", names.userEmbeddingLedger, () =>
+    yield* call("delete", names.appliedOverflow, () =>
       overflow.deleteMany({ _id: { $gte: overflowKey(user, ""), $lt: `${user}${afterBar}` } }),
     )
     return before !== null && "space" in before
@@ -320,7 +320,7 @@ const lastWrites = ({ call, users }: Store, wanted: ReadonlyArray<UserId>) =>
 export const make = (options: { readonly storage: Storage }) =>
   Effect.map(Mongo, ({ database, failingWith }): UserEmbeddings["Type"] => {
     const users = database.collection<UserDocument>(names.userEmbeddings)
-    const overflow = database.collection<{ readonly _id: string }>(names.userEmbeddingLedger)
+    const overflow = database.collection<{ readonly _id: string }>(names.appliedOverflow)
     const { call, stream } = failingWith(portError(UserEmbeddingsError))
     const store: Store = { call, stream, users, overflow, storage: options.storage }
     return {
@@ -378,7 +378,7 @@ export const make = (options: { readonly storage: Storage }) =>
       overflow: (wanted) =>
         wanted.length === 0
           ? Stream.empty
-          : stream(names.userEmbeddingLedger, () =>
+          : stream(names.appliedOverflow, () =>
               overflow.find(
                 { _id: { $in: wanted.map(overflowPattern) } },
                 { projection: { _id: 1 }, batchSize: idsPerBatch },
