@@ -188,7 +188,7 @@ const toBookkeeping = (document: BookkeepingDocument): Bookkeeping => ({
 })
 
 const unstorable: Document = { _id: [] }
-/** Of an update, and of an insert. */
+/** The error codes for it: in an update, and in an insert. */
 const unstorableCodes = [53, 54]
 
 /**

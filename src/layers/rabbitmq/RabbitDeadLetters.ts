@@ -84,7 +84,7 @@ const countOn = (channel: Channel): Effect.Effect<number, RabbitError> =>
   )
 
 interface Browser {
-  /** The messages in `failed` when browsing began, oldest first. Later ones are left out: a retried one may return. */
+  /** The messages in `failed` when browsing began, oldest first. A retried message that fails again is left out. */
   readonly messages: Stream.Stream<ConsumeMessage, RabbitError>
   readonly acknowledge: (messages: ReadonlyArray<ConsumeMessage>) => Effect.Effect<void, RabbitError>
 }

@@ -54,7 +54,7 @@ export class AckTracker {
   readonly queue: string
   /** Interactions that are not settled. */
   unsettled = 0
-  /** Those of them whose republish is blocked. */
+  /** Unsettled interactions whose republish is blocked. */
   private blocked = 0
   /** Number of unsettled interactions by delivery tag, in the order of arrival. */
   private readonly outstanding = new Map<number, number>()

@@ -1,6 +1,6 @@
 /**
- * What one consumer receives: the main queue, until a message waits in quarantine. The consumer then receives nothing
- * more, waits until all its deliveries are settled, and hands out the quarantined messages one by one.
+ * Receives the deliveries of one consumer from the main queue, until a message waits in quarantine. The consumer then
+ * receives nothing more, waits until all its deliveries are settled, and handles the quarantined messages one by one.
  */
 import type { ChannelModel } from "amqplib"
 import { Effect } from "effect"

@@ -30,7 +30,7 @@ import * as RabbitTopology from "./RabbitTopology.ts"
 
 const toError = portError(InteractionQueueError)
 
-/** Acknowledges what is done with, then republishes the rest. Deliveries of other queues are ignored. */
+/** Acknowledges, then republishes what is not acknowledged. Deliveries of another queue are ignored. */
 const settle = (intake: RabbitIntake, republisher: Republisher, settled: ReadonlyArray<Settled>) =>
   Effect.suspend(() => {
     const done: Array<RabbitDelivery> = []

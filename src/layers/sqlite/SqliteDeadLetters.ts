@@ -44,22 +44,23 @@ const toRetry = ({ headers: text }: Row): Headers => {
   return { ...headers, ...retriedFrom, retryCount: 0, isolatedAttempts: 0 }
 }
 
+/** Messages that became dead letters at or before `until`, oldest first, after the last row of the page before. */
+const readPage = (database: Database, until: number, after: Pick<Row, "available_at" | "id">) =>
+  database
+    .query<Row, [string, number, number, number, number]>(
+      `SELECT id, available_at, headers, body FROM queue_messages
+       WHERE queue = ? AND holder IS NULL AND available_at <= ? AND (available_at, id) > (?, ?)
+       ORDER BY available_at, id LIMIT ?`,
+    )
+    .all(failedQueue, until, after.available_at, after.id, rowsPerPage)
+
 const make = Effect.map(Sqlite, (sqlite) => {
   const failing = failingWith(portError(DeadLettersError))
 
-  /** Pages of the messages that became dead letters at or before `until`, oldest first. */
   const pages = (operation: string, until: number) =>
     Stream.paginateEffect({ available_at: 0, id: 0 }, (after) =>
       sqlite
-        .use((database) =>
-          database
-            .query<Row, [string, number, number, number, number]>(
-              `SELECT id, available_at, headers, body FROM queue_messages
-               WHERE queue = ? AND holder IS NULL AND available_at <= ? AND (available_at, id) > (?, ?)
-               ORDER BY available_at, id LIMIT ?`,
-            )
-            .all(failedQueue, until, after.available_at, after.id, rowsPerPage),
-        )
+        .use((database) => readPage(database, until, after))
         .pipe(
           failing(operation),
           Effect.map((rows) => [

@@ -76,7 +76,7 @@ export class SqliteDelivery implements Delivery {
   }
 }
 
-/** Where a message moves that is not acknowledged. `retryDelay`: 0 unless it is retried. */
+/** The new place of a message that is not acknowledged. `retryDelay`: 0 unless the message is retried. */
 export interface Move {
   readonly delivery: SqliteDelivery
   readonly queue: string
@@ -103,7 +103,7 @@ export const moveOf = (delivery: SqliteDelivery, settlement: NotAcked, now: numb
     : to(failedQueue, { failed, letter: { id: randomUUID(), attempts } })
 }
 
-/** A move as the publishing of a message in the trace of its delivery. */
+/** A move is traced like a published message. */
 export const tracedMove = ({ delivery, queue, retryDelay }: Move): MessageTraces.Outgoing => {
   const destination = retryDelay > 0 ? retryQueue(retryDelay) : queue
   return {
