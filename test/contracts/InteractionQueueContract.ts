@@ -78,7 +78,7 @@ export interface Features {
 }
 
 /** Statements of one connection run in order: after a few of them, `take` has run its own. */
-export const sqlite: Features = { retryDelay: 20, quiet: Effect.repeatN(depths, 5) }
+export const sqlite: Features = { retryDelay: 100, quiet: Effect.repeatN(depths, 5) }
 /** The broker pushes messages, so nothing shows that no message is on its way. */
 export const rabbitmq: Features = { retryDelay: 200, quiet: Effect.sleep("300 millis") }
 
