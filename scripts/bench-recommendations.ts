@@ -1,6 +1,6 @@
 /**
- * The catalogue in memory at its greatest size: seconds to load, memory, and how long an exact search takes, alone and
- * beside others, with the delay that other requests see meanwhile.
+ * Measures the catalogue in memory at its maximum size: time to load, memory, and the time of an exact search, alone and
+ * with others, with the delay of other requests meanwhile.
  *
  *     bun scripts/bench-recommendations.ts [products=100000] [dimensions=1536]
  */
@@ -65,22 +65,24 @@ const program = Effect.gen(function* () {
   const catalogue = yield* Catalogue.Catalogue
   yield* catalogue.mean.pipe(Effect.retry({ times: 60 }))
   console.log(`${count} products of ${dimensions} dimensions`)
-  console.log(`loaded in ${((performance.now() - started) / 1000).toFixed(1)} s (vectors made up meanwhile)`)
+  console.log(
+    `loaded in ${((performance.now() - started) / 1000).toFixed(1)} s (includes generating the vectors)`,
+  )
   Bun.gc(true)
   const held = (process.memoryUsage().rss - before) / 2 ** 20
   console.log(
-    `memory ${held.toFixed(0)} MiB, of it vectors ${((count * dimensions * 4) / 2 ** 20).toFixed(0)} MiB`,
+    `memory ${held.toFixed(0)} MiB, including vectors ${((count * dimensions * 4) / 2 ** 20).toFixed(0)} MiB`,
   )
 
   const bonus = { most: 0.2, of: () => 0.1 }
-  const asked = Array.from({ length: 60 }, vector)
+  const queries = Array.from({ length: 60 }, vector)
   const search = (direction: Float32Array) =>
     Effect.gen(function* () {
       const from = performance.now()
       yield* catalogue.search(direction, { limit: 10, bonus })
       return performance.now() - from
     })
-  report("search", yield* Effect.forEach(asked, search))
+  report("search", yield* Effect.forEach(queries, search))
   const delays: Array<number> = []
   let last = performance.now()
   const timer = setInterval(() => {
@@ -89,11 +91,11 @@ const program = Effect.gen(function* () {
     last = now
   }, 1)
   const cpu = process.cpuUsage()
-  report("search, 8 at a time", yield* Effect.forEach(asked, search, { concurrency: 8 }))
+  report("search, 8 at a time", yield* Effect.forEach(queries, search, { concurrency: 8 }))
   const { system, user } = process.cpuUsage(cpu)
   clearInterval(timer)
-  report("delay of a timer meanwhile", delays)
-  console.log(`CPU per search ${((system + user) / 1000 / asked.length).toFixed(1)} ms`)
+  report("delay of a timer during these", delays)
+  console.log(`CPU per search ${((system + user) / 1000 / queries.length).toFixed(1)} ms`)
 })
 
 await Effect.runPromise(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bun
-/** Measures this project side by side with a plain baseline and with what its parts cost; `--help` says how. */
+/** Measures this project beside a plain baseline and beside the cost of its stages; see `--help`. */
 import { parseArgs } from "node:util"
 import { Arena, type Env } from "./bench/arena.ts"
 import { machine } from "./bench/machine.ts"
@@ -10,18 +10,19 @@ import { down, up } from "./services/manager.ts"
 const help = `Usage: bun run bench [suite …] [options]
 
   pipeline   this project by single events, by the bulk route and embedded, a plain baseline, and what each stage costs
-  worker     20,000 events that wait in the queue, by this project's worker and by the baseline's
-  publish    5,000 events to confirmed messages
-  latency    at half of the greatest rate
-  memory     of api and worker, over 1,000,000 events
+  worker     20,000 events that wait in the queue, handled by this project's worker and by the baseline's
+  publish    5,000 events, until the broker has confirmed their messages
+  latency    latency at half of the maximum rate
+  memory     memory of api and worker over 1,000,000 events
   scale      1, 2, 4 and 10 workers; hot users
   stores     1,000,000 users, 100,000 products, 5,000,000 rows
-  tracing    without spans, with 1 % and with all of them
+  tracing    without spans, with 1 % of the traces, and with all of them
 
-Without a suite: ${usual.join(", ")}. Real servers are started if need be (bun run services) and stopped again.
+Without a suite: ${usual.join(", ")}. If the environment names no servers, the benchmark starts some (bun run services) and stops
+them again.
 
-  --only a,b     the same as naming suites
-  --quick        a tenth of the work, one round: for a look while developing
+  --only a,b     the same as suites as arguments
+  --quick        a tenth of the work, one round; for development
   --json         JSON on standard output
   --write FILE   replace the suites' sections in a Markdown file, between <!-- bench:NAME --> and <!-- /bench -->`
 
@@ -41,14 +42,14 @@ const parse = () => {
     })
     const asked = [...positionals, ...(values.only?.split(",") ?? [])]
     const unknown = asked.find((name) => !all.some((known) => known === name))
-    if (unknown !== undefined) throw new Error(`unknown suite "${unknown}"; there are ${all.join(", ")}`)
+    if (unknown !== undefined) throw new Error(`unknown suite "${unknown}"; the suites are ${all.join(", ")}`)
     return { ...values, names: asked.length === 0 ? usual : all.filter((name) => asked.includes(name)) }
   } catch (error) {
     throw new BadUsage(messageOf(error))
   }
 }
 
-/** Puts a section between its marks, or both at the end. */
+/** Replaces the section between its marks, or appends marks and section. */
 const placed = (document: string, name: string, text: string): string => {
   const [begin, end] = [`<!-- bench:${name} -->`, "<!-- /bench -->"]
   const block = `${begin}\n${text}\n${end}`
@@ -72,7 +73,7 @@ const main = async (): Promise<void> => {
       say(`— ${name}`)
       found[name] = await run[name]()
     }
-    const about = `${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC${quick ? ", a quick look" : ""}: ${Object.entries(
+    const about = `${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC${quick ? "; --quick" : ""}: ${Object.entries(
       description,
     )
       .map(([what, value]) => `${what} ${value}`)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bun
-/** `bun run contracts`: writes docs/contracts anew. A test compares them with what the program says today. */
+/** `bun run contracts`: regenerates docs/contracts. A test fails while they differ from the program. */
 import { documents, text } from "./contracts/documents.ts"
 
 for (const [name, document] of Object.entries(documents))

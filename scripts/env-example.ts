@@ -1,4 +1,4 @@
-/** Writes `.env.example` from the declarations of the variables. */
+/** `bun run env-example`: regenerates `.env.example` from the declarations in Settings.ts. */
 import * as Settings from "../src/services/Settings.ts"
 
 await Bun.write(

@@ -1,5 +1,5 @@
 /**
- * The stand-in for the OpenAI service of the tests, for runs by hand:
+ * Runs the stand-in for OpenAI that the tests use, for use by hand:
  * `bun scripts/openai-stand-in.ts --port 8090`, then OPENAI_BASE_URL=http://127.0.0.1:8090/v1 OPENAI_API_KEY=any.
  */
 import { parseArgs } from "node:util"

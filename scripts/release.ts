@@ -1,6 +1,6 @@
 /**
- * `bun run release VERSION`: checks the tree, dates the changelog, raises the version, shows what the package holds, and
- * says what is left to do. It never commits, tags, pushes or publishes.
+ * `bun run release VERSION`: checks the tree, dates the changelog, raises the version, lists the package, and prints the
+ * remaining commands. It never commits, tags, pushes or publishes.
  */
 import * as Changelog from "./release/changelog.ts"
 
@@ -10,10 +10,10 @@ USAGE
   bun run release VERSION [--dry-run] [--skip-check]
 
 ARGUMENTS
-  VERSION       major, minor, patch, or a version as 1.2.0
+  VERSION       major, minor, patch, or a version such as 1.2.0
 
 OPTIONS
-  --dry-run     Only tell what would be done; no file is changed
+  --dry-run     Show what would be done; change no file
   --skip-check  Don't run \`bun run check\`
 
 EXAMPLES
@@ -49,14 +49,15 @@ const manifest = await manifestFile.text()
 const { version: current }: { readonly version: string } = JSON.parse(manifest)
 
 const version = Changelog.next(current, wanted)
-if (version === undefined) fail(`${wanted} is neither major, minor, patch nor a version after ${current}`, 2)
+if (version === undefined) fail(`${wanted} is not major, minor, patch or a version later than ${current}`, 2)
 const date = new Date().toISOString().slice(0, 10)
 const released = Changelog.release(await changelogFile.text(), version, date)
-if (released === undefined) fail("CHANGELOG.md has nothing under Unreleased", 1)
+if (released === undefined) fail("CHANGELOG.md lists no change under Unreleased", 1)
 
 const changes = run("git", "status", "--porcelain").out
-if (changes !== "" && !dryRun) fail(`the tree is not clean: commit or stash first\n${changes}`, 1)
-if (changes !== "") say(`the tree is not clean; without --dry-run this would stop here:\n${changes}\n`)
+if (changes !== "" && !dryRun) fail(`the working tree is not clean: commit or stash first\n${changes}`, 1)
+if (changes !== "")
+  say(`the working tree is not clean; without --dry-run the release would stop here:\n${changes}\n`)
 
 if (!skipCheck) {
   say("bun run check …")
@@ -78,13 +79,13 @@ const [contents]: ReadonlyArray<{
 }> = JSON.parse(packed.out)
 const kilobytes = (bytes = 0) => `${Math.round(bytes / 1_000).toLocaleString("en-US")} kB`
 
-say(`${dryRun ? "would release" : "prepared"} ${version} (${current} before)\n`)
+say(`${dryRun ? "would release" : "prepared"} ${version} (now ${current})\n`)
 say(`CHANGELOG.md, ${date}:\n\n${released.notes}\n`)
 for (const { path, size } of contents?.files ?? []) say(`  ${kilobytes(size).padStart(9)}  ${path}`)
 say(
-  `${contents?.files.length} files, ${kilobytes(contents?.size)} packed, ${kilobytes(contents?.unpackedSize)} unpacked (and types/, made when it is packed)\n`,
+  `${contents?.files.length} files, ${kilobytes(contents?.size)} packed, ${kilobytes(contents?.unpackedSize)} unpacked (without types/, which \`npm publish\` builds)\n`,
 )
-say(`${dryRun ? "Nothing was changed. Then it would be left to you:" : "Left to you:"}
+say(`${dryRun ? "No file was changed. These commands would remain:" : "These commands remain:"}
 
   git add CHANGELOG.md package.json
   git commit -m "Release ${version}"

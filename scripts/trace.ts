@@ -1,20 +1,20 @@
 #!/usr/bin/env bun
-/** `bun run trace MESSAGE_ID|TRACE_ID`: a trace as a tree with times, read from Jaeger; `--help` says how. */
+/** `bun run trace MESSAGE_ID|TRACE_ID`: reads a trace from Jaeger and prints it as a tree with times; see `--help`. */
 import { parseArgs } from "node:util"
 import { messageOf } from "./services/command.ts"
 
 const help = `Usage: bun run trace MESSAGE_ID|TRACE_ID [--json]
 
-Prints the trace of a message (64 hex digits, as the API answers them) or with this id (32 hex digits, the second part
-of a traceparent) as a tree: what was done, by which service, when it began and how long it took. A message that was
-handled more than once, by a retry, a sweep or a replay, has all of it in its trace.
+Prints a trace as a tree: each step, its service, its start and its duration. MESSAGE_ID has 64 hex digits, as in the
+answers of the API; TRACE_ID has 32, the second part of a traceparent. If a message was handled more than once, by a
+retry, a sweep or a replay, its trace contains every attempt.
 
-  JAEGER_URL   Jaeger's query API; default http://127.0.0.1:16686
-  --json       the spans as JSON on standard output`
+  JAEGER_URL   address of Jaeger's query API; default http://127.0.0.1:16686
+  --json       print the spans as JSON`
 
 class BadUsage extends Error {}
 
-/** As Jaeger's query API has them; times in µs. */
+/** A trace in the format of Jaeger's query API; times in µs. */
 interface JaegerTrace {
   readonly traceID: string
   readonly spans: ReadonlyArray<{
@@ -39,7 +39,7 @@ interface Span {
   readonly name: string
   readonly service: string
   readonly kind: string
-  /** Since the first span of the trace. */
+  /** Time since the first span of the trace. */
   readonly start_ms: number
   readonly duration_ms: number
   readonly error: string | null
@@ -64,7 +64,7 @@ const toTrace = ({ processes, spans, traceID }: JaegerTrace): Trace => {
       .toSorted((a, b) => a.startTime - b.startTime)
       .map(({ duration, operationName, processID, references = [], spanID, startTime, tags }) => {
         const attributes = Object.fromEntries(tags.map(({ key, value }) => [key, value]))
-        // Jaeger tells a parent that is also linked with as the link alone.
+        // If a span also links to its parent, Jaeger returns only the link.
         const own = references.filter((reference) => reference.traceID === traceID)
         const parent = own.find(({ refType }) => refType === "CHILD_OF") ?? own[0]
         return {
@@ -85,7 +85,7 @@ const toTrace = ({ processes, spans, traceID }: JaegerTrace): Trace => {
   }
 }
 
-/** Spans whose parent is not there, a client's for example, are roots. */
+/** A span whose parent is not in the trace, for example a client's span, is a root. */
 const inTree = ({ duration_ms, spans, trace_id }: Trace): string => {
   const known = new Set(spans.map(({ span_id }) => span_id))
   const children = Map.groupBy(spans, ({ parent_id }) =>
@@ -130,7 +130,7 @@ const jaeger = (process.env.JAEGER_URL || "http://127.0.0.1:16686").replace(/\/+
 
 const ask = async <A>(path: string): Promise<ReadonlyArray<A>> => {
   const response = await fetch(`${jaeger}${path}`, { signal: AbortSignal.timeout(10_000) }).catch((error) => {
-    throw new Error(`Jaeger can't be reached at ${jaeger}: ${messageOf(error)}. Is JAEGER_URL right?`)
+    throw new Error(`Jaeger is not reachable at ${jaeger}: ${messageOf(error)}. Check JAEGER_URL.`)
   })
   if (response.status === 404) return []
   if (!response.ok) throw new Error(`Jaeger answered ${response.status}: ${await response.text()}`)
@@ -141,7 +141,7 @@ const ask = async <A>(path: string): Promise<ReadonlyArray<A>> => {
 const byTraceId = (id: string) => ask<JaegerTrace>(`/api/traces/${id}`)
 
 const days = 24 * 3_600_000_000
-/** Any service may have handled the message; a trace that several know is one. */
+/** Asks every service, because any of them may have handled the message, and merges equal traces. */
 const byMessageId = async (id: string): Promise<ReadonlyArray<JaegerTrace>> => {
   const tags = encodeURIComponent(JSON.stringify({ "messaging.message.id": id }))
   const now = Date.now() * 1_000
@@ -177,7 +177,7 @@ const main = async (): Promise<number> => {
   const [id = "", ...others] = positionals
   const find = { 32: byTraceId, 64: byMessageId }[id.length]
   if (find === undefined || others.length > 0 || !/^[0-9a-f]+$/i.test(id))
-    throw new BadUsage("say one message id (64 hex digits) or trace id (32)")
+    throw new BadUsage("give one message id (64 hex digits) or one trace id (32 hex digits)")
   const traces = (await find(id.toLowerCase())).map(toTrace)
   if (traces.length === 0) throw new Error(`Jaeger at ${jaeger} knows no trace of ${id}`)
   console.log(values.json ? JSON.stringify(traces, null, 2) : traces.map(inTree).join("\n\n"))

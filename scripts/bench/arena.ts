@@ -1,4 +1,4 @@
-/** Where contestants run: real servers, databases of their own on them, and their processes. */
+/** Where contestants run: real servers, a virtual host and databases for each contestant, and its processes. */
 import { mkdtempSync, openSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join, resolve } from "node:path"
@@ -20,8 +20,8 @@ export interface Part {
   readonly stop: () => Promise<void>
 }
 
-/** A name that nobody has used before. */
 let counter = 0
+/** A name that has not been used before. */
 const fresh = (name: string) => `user_embeddings_bench_${name}_${process.pid}_${counter++}`
 
 const management = async (
@@ -59,7 +59,7 @@ export class Arena {
     this.servers = servers
   }
 
-  /** The environment of a contestant that has the servers to itself: a virtual host, and two databases. */
+  /** The environment of a contestant: its own virtual host and two databases on the servers. */
   async place(name: string): Promise<Env> {
     const own = fresh(name)
     const dsn = new URL(this.servers.RABBITMQ_DSN ?? "")
@@ -92,12 +92,12 @@ export class Arena {
     return { ...this.knobs(fresh(name)), DATA_DIR: join(this.folder, fresh(name)) }
   }
 
-  /** Makes the tables, queues and collections that are missing. */
+  /** Creates missing tables, queues and collections. */
   async setUp(env: Env): Promise<void> {
     await this.program(env, "setup").ended
   }
 
-  /** Stores the catalogue by the command that users have. */
+  /** Stores the catalogue with the command `products import`. */
   async importProducts(env: Env, count: number): Promise<void> {
     const file = join(this.folder, `${fresh("products")}.jsonl`)
     const line = (index: number) =>
@@ -112,7 +112,7 @@ export class Arena {
     await this.program(env, "products", "import", file).ended
   }
 
-  /** To be done before the servers' databases go. */
+  /** Registers an action that runs before the databases are dropped. */
   onClose(undo: () => Promise<unknown>): void {
     this.undo.push(undo)
   }
@@ -173,7 +173,7 @@ export class Arena {
     return part
   }
 
-  /** A part of this project, once it is ready. */
+  /** Starts a part of this project and waits until it is ready. */
   async part(env: Env, name: "api" | "worker" | "up", more: Env = {}): Promise<Part> {
     const [port = 0] = await freePorts(1)
     const variable = name === "worker" ? "WORKER_PORT" : "API_PORT"
@@ -186,7 +186,7 @@ export class Arena {
     return this.started(child, port, async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).ok)
   }
 
-  /** A program of this folder that says `… listening` when it is ready. */
+  /** Starts a program of this folder, which prints `….listening` when it is ready. */
   async own(env: Env, script: string, ...args: ReadonlyArray<string>): Promise<Part> {
     const [port = 0] = await freePorts(1)
     const child = this.spawn(env, [`scripts/bench/${script}`, ...args, String(port)])
@@ -196,7 +196,7 @@ export class Arena {
     return this.started(child, port, async () => readFileSync(log, "utf8").split(listening).length > before)
   }
 
-  /** A stand-in for the embedding service, which answers after so long. */
+  /** Starts a stand-in for the embedding service, which answers after the given latency. */
   async openAi(latencyMillis: number): Promise<{ readonly url: string }> {
     const [port = 0] = await freePorts(1)
     const env = this.knobs(fresh("openai"))
@@ -225,7 +225,7 @@ export class Arena {
     return JSON.parse(text)
   }
 
-  /** Stops every process, drops every database, removes every file. */
+  /** Stops all processes, drops all databases and removes all files. */
   async close(): Promise<void> {
     await Promise.allSettled([...this.parts].map((part) => part.stop()))
     for (const undo of this.undo.toReversed()) await undo().catch(() => {})
@@ -233,7 +233,7 @@ export class Arena {
   }
 }
 
-/** Work on the contestant's MongoDB database. */
+/** Runs work on the contestant's MongoDB database. */
 export const withMongo = async <A>(
   { MONGODB_DATABASE = "", MONGODB_URL = "" }: Env,
   work: (database: ReturnType<MongoClient["db"]>) => Promise<A>,
@@ -246,7 +246,7 @@ export const withMongo = async <A>(
   }
 }
 
-/** Stores the catalogue. */
+/** Stores the catalogue directly, without the program. */
 export const storeProducts = (env: Env, count: number, space: string, size = dimensions) =>
   withMongo(env, async (database) => {
     const products = database.collection("product_embeddings")
@@ -272,7 +272,7 @@ export interface Applied {
   readonly writes: number
 }
 
-/** Counts what has been folded in since it was made, by the documents themselves. */
+/** Counts folded events and writes by the documents themselves. */
 export const appliedIn = async (env: Env) => {
   const client = await MongoClient.connect(env.MONGODB_URL ?? "")
   const users = client.db(env.MONGODB_DATABASE).collection("user_embeddings")
@@ -288,7 +288,7 @@ export const appliedIn = async (env: Env) => {
 }
 export type Looker = Awaited<ReturnType<typeof appliedIn>>
 
-/** Waits until so many events are in the documents; answers the sums then. */
+/** Waits until this many events are in the documents, and returns the sums at that time. */
 export const until = async (look: () => Promise<Applied>, events: number): Promise<Applied> => {
   const deadline = Date.now() + 120_000
   for (;;) {

@@ -1,6 +1,7 @@
-/** The worker alone: events wait in the queue, and the time runs until all of them stand in the documents. */
+/** The worker alone: events wait in the queue, and the clock stops when all of them are in the documents. */
 import { connect } from "amqplib"
-import { encodeMessage, type Interaction } from "../../src/services/model/Interaction.ts"
+import type { Interaction } from "../../src/services/model/Interaction.ts"
+import { encodeMessage } from "../../src/services/model/UpdateMessage.ts"
 import { type Env, type Part, until } from "./arena.ts"
 import { startMeter } from "./cpu.ts"
 import { event, interaction } from "./events.ts"
@@ -9,7 +10,7 @@ import type { Driven } from "./pipeline.ts"
 
 export type Body = "message" | "plain"
 
-/** Publishes messages as the API does, in windows; resolves when the broker has all of them. */
+/** Publishes messages with windows of confirmations, as the API does; resolves when the broker has confirmed all. */
 export const publishAll = async (
   env: Env,
   interactions: Iterable<Interaction>,
@@ -38,7 +39,7 @@ interface Contestant {
   readonly driven: Driven
 }
 
-/** The worker is warm, and stopped (SIGSTOP) while the messages are published. */
+/** The worker is warm, and paused (SIGSTOP) while the messages are published. */
 export const backlog =
   ({ driven: { look, meter, next }, env, worker }: Contestant, body: Body) =>
   async (events: number): Promise<Run> => {

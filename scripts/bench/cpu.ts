@@ -1,14 +1,14 @@
-/** CPU time of processes of this machine, from /proc (Linux). */
+/** CPU time of processes on this machine, from /proc (Linux). */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs"
 import { run } from "../services/command.ts"
 
-/** Clock ticks of /proc a second: fixed by the kernel's interface. */
+/** Clock ticks a second in /proc; the kernel's interface fixes the number. */
 const ticksPerSecond = 100
 
 interface Stat {
   readonly parent: number
   readonly name: string
-  /** User and system time of all its threads, also of ended ones, in µs. */
+  /** User and system time of all its threads, ended threads included, in µs. */
   readonly micros: number
 }
 
@@ -29,7 +29,7 @@ const stat = (pid: number): Stat | undefined => {
 
 const pids = (): ReadonlyArray<number> => readdirSync("/proc").map(Number).filter(Number.isInteger)
 
-/** A process with all below it. */
+/** A process and all its descendants. */
 const tree = (root: number): ReadonlyArray<number> => {
   const found = new Set([root])
   const everything = pids().map((pid) => [pid, stat(pid)?.parent] as const)
@@ -76,10 +76,10 @@ export const cpuOf = (processes: ReadonlyArray<number>): number =>
 export const residentMegabytes = (pid: number): number =>
   Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? Number.NaN) / 1024
 
-/** Processes by the name under which they are counted. */
+/** Processes by the name under which their CPU is counted. */
 export type Meter = Readonly<Record<string, ReadonlyArray<number>>>
 
-/** Reads the clocks now; the answer tells what has been used since, in µs by name. */
+/** Reads the CPU clocks now; the returned function gives the CPU used since, in µs by name. */
 export const startMeter = (meter: Meter) => {
   const read = () => Object.entries(meter).map(([name, processes]) => [name, cpuOf(processes)] as const)
   const before = Object.fromEntries(read())

@@ -1,4 +1,4 @@
-/** The least that an HTTP server can do with a body of events: parse it and answer. `echo.ts echo PORT` */
+/** An HTTP server that does the minimum: it parses a body of events and answers. `echo.ts echo PORT` */
 const [, port] = process.argv.slice(2)
 Bun.serve({
   hostname: "127.0.0.1",

@@ -1,13 +1,13 @@
-/** The events that all contestants are given: product interactions of about 400 bytes, the same in every run. */
+/** The events for all contestants: product interactions of about 400 bytes, the same in every run. */
 import { make } from "../../src/services/model/Interaction.ts"
 
-/** Which part of the endless sequence of events. Every number is another event: its instant is unique. */
+/** A part of the endless sequence of events. Every number gives another event with a time of its own. */
 export interface Range {
   readonly from: number
   readonly count: number
   readonly users: number
   readonly products: number
-  /** Unix ms of number 0. */
+  /** Time of event 0, Unix ms. */
   readonly epoch: number
 }
 
@@ -22,7 +22,7 @@ const actions = ["view", "view", "view", "click", "click", "purchase"] as const
 
 export const productId = (index: number): string => `product-${index}`
 
-/** A vector of the catalogue: any direction, the same for the same product. */
+/** The vector of a product: an arbitrary direction, the same in every run. */
 export const productVector = (index: number, dimensions: number): Float32Array =>
   Float32Array.from({ length: dimensions }, (_, i) => mixed(index * 8191 + i) / 2 ** 31 - 1)
 

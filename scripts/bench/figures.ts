@@ -1,13 +1,13 @@
-/** Figures of repeated runs, and how they are shown. */
+/** Figures of repeated runs, and their tables. */
 
-/** CPU in µs an event, by process. */
+/** CPU in µs an event, by process name. */
 export type Cpu = Readonly<Record<string, number>>
 
 /** One run of a contestant. */
 export interface Run {
   readonly eventsPerSecond: number
   readonly cpu: Cpu
-  /** Whatever else was seen, by name with its unit. */
+  /** Other figures, by name with unit. */
   readonly more?: Readonly<Record<string, number>>
 }
 
@@ -56,7 +56,7 @@ export const number = (value: number): string =>
       ? value.toFixed(0)
       : value.toPrecision(2)
 
-/** A table in Markdown, which is readable on a terminal too. */
+/** A Markdown table, aligned so that it is readable on a terminal too. */
 export const table = (head: ReadonlyArray<string>, rows: ReadonlyArray<ReadonlyArray<string>>): string => {
   const widths = head.map((title, i) => Math.max(title.length, 3, ...rows.map((row) => row[i]?.length ?? 0)))
   const line = (cells: ReadonlyArray<string>) =>

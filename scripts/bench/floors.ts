@@ -1,13 +1,13 @@
 /**
- * What each stage costs by itself, with the same clients, servers, bodies and guarantees: no event can cost less than
- * their sum. A write is counted by document; how many events share one, the bulk route tells.
+ * What each stage costs by itself, with the same clients, servers, bodies and guarantees. No event can cost less than
+ * their sum. A write is counted per document; the pipeline suite measures how many events share a document's write.
  */
 import { connect } from "amqplib"
 import { Array as Arr } from "effect"
 import { Binary, MongoClient } from "mongodb"
 import { createPool } from "mysql2/promise"
 import * as AppliedIds from "../../src/services/model/AppliedIds.ts"
-import { encodeMessage } from "../../src/services/model/Interaction.ts"
+import { encodeMessage } from "../../src/services/model/UpdateMessage.ts"
 import * as Vector from "../../src/services/model/Vector.ts"
 import { type Arena, dimensions, type Env } from "./arena.ts"
 import { startMeter } from "./cpu.ts"
@@ -15,7 +15,7 @@ import { event, interaction, productVector } from "./events.ts"
 import { perEvent, type Run } from "./figures.ts"
 import { type Sequence, serverMeter, users } from "./pipeline.ts"
 
-/** A stage, and how many events one run of it takes. */
+/** A stage, and the number of events in one run of it. */
 export interface Floor {
   readonly name: string
   readonly events: number
@@ -27,7 +27,7 @@ const window = 1_000
 const ackEvery = 500
 const documentsPerWrite = 100
 const writesAtOnce = 2
-/** Interactions of a pack. */
+/** Interactions in a message batch. */
 export const eventsPerMessage = 100
 /** Events that share a normalisation. */
 const eventsPerFold = 4
@@ -119,7 +119,7 @@ export const floors = async (arena: Arena, next: Sequence): Promise<ReadonlyArra
         }),
     )
   }
-  /** What the stage before has published. */
+  /** Consumes what the publish stage has published. */
   const consume = (perMessage: number) => (events: number) =>
     measured(events, { rabbitmq }, async () => {
       const consuming = await connection.createChannel()
@@ -190,7 +190,7 @@ export const floors = async (arena: Arena, next: Sequence): Promise<ReadonlyArra
       })),
       { ordered: false },
     )
-  /** Every user's document in turn, as the worker writes it whose records are in memory. */
+  /** Writes every user's document in turn, as a worker does if the records are in its cache. */
   const write = (count: number) =>
     measured(count, { mongod }, async () => {
       for (let written = 0; written < count; written += users, version += 1)
@@ -206,8 +206,8 @@ export const floors = async (arena: Arena, next: Sequence): Promise<ReadonlyArra
     { name: `INSERT of ${rowsPerInsert} rows`, events: 20_000, run: insert },
     { name: `publish, window ${window}`, events: 20_000, run: publish(1) },
     { name: `consume, one ack for ${ackEvery}`, events: 20_000, run: consume(1) },
-    { name: `publish packs of ${eventsPerMessage}`, events: 40_000, run: publish(eventsPerMessage) },
-    { name: `consume packs of ${eventsPerMessage}`, events: 40_000, run: consume(eventsPerMessage) },
+    { name: `publish batches of ${eventsPerMessage}`, events: 40_000, run: publish(eventsPerMessage) },
+    { name: `consume batches of ${eventsPerMessage}`, events: 40_000, run: consume(eventsPerMessage) },
     { name: "JSON.parse", events: 100_000, run: parse },
     { name: "fold", events: 50_000, run: fold },
     { name: `write of ${documentsPerWrite} documents`, events: 4_000, run: write },

@@ -1,10 +1,10 @@
-/** What an event of each route costs at the least: the floors of its stages added up. */
+/** The least that an event of each route can cost: the sum of the floors of its stages. */
 import type { Figure } from "./figures.ts"
 import { cores } from "./machine.ts"
 
 interface Route {
   readonly stages: ReadonlyArray<string>
-  /** Paid once for all events of a write. */
+  /** The stage whose cost all events of a write share. */
   readonly shared: string
   readonly threads: number
 }
@@ -16,11 +16,11 @@ const onServers = (echo: string, messages: string): Route => ({
 export const routes: Readonly<Record<string, Route>> = {
   single: onServers("HTTP echo", ","),
   bulk: onServers("HTTP echo, 100", ","),
-  "single, packs": onServers("HTTP echo", " packs"),
-  "bulk, packs": onServers("HTTP echo, 100", " packs"),
-  "single, windows": onServers("HTTP echo", " packs"),
-  "bulk, windows": onServers("HTTP echo, 100", " packs"),
-  // It has one thread.
+  "single, batches": onServers("HTTP echo", " batches"),
+  "bulk, batches": onServers("HTTP echo, 100", " batches"),
+  "single, windows": onServers("HTTP echo", " batches"),
+  "bulk, windows": onServers("HTTP echo, 100", " batches"),
+  // One thread handles everything.
   embedded: {
     stages: ["HTTP echo", "SQLite: INSERT", "SQLite: publish", "JSON.parse", "fold"],
     shared: "SQLite: write",
@@ -28,7 +28,7 @@ export const routes: Readonly<Record<string, Route>> = {
   },
 }
 
-/** The floors of one route added up: µs of CPU an event, if `perWrite` events share a document's write. */
+/** The sum of the floors of one route: µs of CPU an event, if `perWrite` events share a document's write. */
 export const limitOf = (
   floorsFound: ReadonlyArray<Figure>,
   { shared, stages, threads }: Route,
@@ -37,7 +37,7 @@ export const limitOf = (
   const cost = (start: string) => {
     const floor = floorsFound.find(({ name }) => name === start || name.startsWith(start))
     if (floor === undefined) return Number.NaN
-    // The load generator has a core of its own where one thread does all the work.
+    // If one thread does all the work, the load generator has a core of its own.
     return floor.cpuTotal - (threads === 1 ? (floor.cpu.load ?? 0) : 0)
   }
   const sum = stages.reduce((total, stage) => total + cost(stage), cost(shared) / perWrite)

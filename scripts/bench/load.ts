@@ -1,6 +1,6 @@
 /**
- * The load generator, a process of its own: raw keep-alive connections, one request at a time on each. Its order comes
- * as JSON in the first argument, what it saw goes to standard output as JSON.
+ * The load generator, a process of its own: raw keep-alive connections with one request at a time on each. The first
+ * argument is its order as JSON; the result goes to standard output as JSON.
  */
 import { body, bulkItem, event, type Range } from "./events.ts"
 
@@ -8,11 +8,11 @@ export interface Order {
   readonly url: string
   readonly range: Range
   readonly connections: number
-  /** Events of one request; 1 = the routes of single events. */
+  /** Events in one request; 1 = the routes for single events. */
   readonly perRequest: number
-  /** Events a second, evenly; `null` = as fast as answers come. */
+  /** Events a second, evenly spaced; `null` = a new request as soon as an answer comes. */
   readonly rate: number | null
-  /** Sent to `POST /` as an item of the bulk route: what the baseline and the echo take. */
+  /** Sends items of the bulk route to `POST /`, as the baseline and the echo expect. */
   readonly plain?: boolean
 }
 
@@ -21,7 +21,7 @@ export interface Seen {
   readonly events: number
   /** Requests by status. */
   readonly statuses: Readonly<Record<string, number>>
-  /** Of a request in ms; at a fixed rate from when it was due. */
+  /** Latency of a request in ms; at a fixed rate counted from the time at which the request was due. */
   readonly p50: number
   readonly p95: number
   readonly p99: number
@@ -53,7 +53,7 @@ const render = (request: number): string => {
 
 /** A keep-alive connection with at most one request in flight. */
 class Connection {
-  /** When the request in flight was due. */
+  /** The time at which the request in flight was due. */
   since = 0
   received = ""
   private pending = Buffer.alloc(0)
@@ -87,7 +87,7 @@ let started = 0
 const dueAt = (request: number): number =>
   rate === null ? 0 : started + (request * perRequest * 1000) / rate
 
-/** Gives what is due to the connections that have been idle for longest: the server closes those that stay so. */
+/** Uses the connections that have been idle for longest, because the server closes idle connections. */
 const pump = () => {
   const now = performance.now()
   while (sent < requests && idle.length > 0) {

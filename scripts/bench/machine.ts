@@ -1,4 +1,4 @@
-/** What the figures were measured on. */
+/** Describes the machine on which the figures were measured. */
 import { readFileSync } from "node:fs"
 import { availableParallelism, cpus, release, totalmem } from "node:os"
 import { connect } from "amqplib"

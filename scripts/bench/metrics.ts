@@ -1,10 +1,10 @@
-/** What a worker says of itself at /metrics. */
+/** Reads a worker's /metrics. */
 import type { Part } from "./arena.ts"
 
 const scrape = async ({ port }: Part): Promise<string> =>
   (await fetch(`http://127.0.0.1:${port}/metrics`)).text()
 
-/** The sum of a counter's series. */
+/** The sum of all series of a counter. */
 export const counter = async (part: Part, name: string): Promise<number> =>
   [...(await scrape(part)).matchAll(new RegExp(`^${name}(?:{[^}]*})? ([\\d.e+]+)$`, "gm"))].reduce(
     (sum, [, value]) => sum + Number(value),
@@ -24,7 +24,7 @@ export const histogram = async (part: Part, name: string): Promise<Histogram> =>
     ]),
   )
 
-/** The value that a share of what came between two looks did not exceed, linear within its bucket. */
+/** The quantile of the observations between two scrapes, linear within a bucket. */
 export const quantile = (before: Histogram, after: Histogram, share: number): number => {
   const counts = [...after]
     .map(([most, count]) => [most, count - (before.get(most) ?? 0)] as const)

@@ -1,8 +1,8 @@
 /**
- * The baseline, as one would write it first with the same clients: every event is inserted, published, confirmed,
- * read, written and acknowledged by itself. `naive.ts api PORT` and `naive.ts worker`; the servers stand in the
- * environment, and `setup` has made table, queue and index. Vectors are float32, products are kept in memory, writes are journaled on a majority: what it is
- * compared with has the same guarantees on its way, and none of its own are missing but exactly-once.
+ * The baseline: a plain first version with the same clients. Every event is inserted, published, confirmed, read,
+ * written and acknowledged by itself. Usage: `naive.ts api PORT` and `naive.ts worker`, with the servers in the
+ * environment, after `setup`. Vectors are float32, products are in memory, and writes are journaled on a majority.
+ * It gives the same guarantees as this project, except exactly-once.
  */
 import { connect } from "amqplib"
 import { Binary, MongoClient } from "mongodb"
@@ -88,7 +88,7 @@ const worker = async () => {
     .find())
     products.set(product_id, embedding.toFloat32Array())
 
-  /** One read, one fold, one write; again when another event of the user was faster. */
+  /** One read, one fold, one write; tries again if another event of the user was written first. */
   const apply = async ({ event_type, occurred_at, product_id, user_id }: Posted): Promise<void> => {
     const vector = products.get(product_id)
     if (vector === undefined) return

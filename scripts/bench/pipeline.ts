@@ -1,4 +1,4 @@
-/** End to end: events are posted until all of them stand in the documents. */
+/** End to end: from the first POST until all events are in the documents. */
 import { Database } from "bun:sqlite"
 import { join } from "node:path"
 import { fileName } from "../../src/layers/sqlite/Sqlite.ts"
@@ -21,7 +21,7 @@ export const users = 1_000
 export const products = 1_000
 export const space = "local:minilm-words:1536"
 
-/** Numbers of events are given out once, so that no run repeats another one's. */
+/** Gives out each event number once, so that no run repeats an event. */
 export const sequence = () => {
   const epoch = Date.now() - 12 * 3_600_000
   let next = 0
@@ -69,8 +69,8 @@ const drive = async (
   }
 }
 
-/** As fast as answers come; the time runs from the first request to the last document. */
-export const greatest =
+/** Maximum rate: the clock runs from the first request to the last document. */
+export const maximum =
   (arena: Arena, driven: Driven, order: Drive) =>
   async (events: number): Promise<Run> => {
     const { cpu, eventsPerSecond, eventsPerWrite, seen } = await drive(
@@ -91,7 +91,7 @@ export const greatest =
     }
   }
 
-/** At a fixed rate; `worker` tells how long events took to their embeddings. */
+/** At a fixed rate; the metrics of `worker` give the time from event to embedding. */
 export const steady =
   (arena: Arena, driven: Driven, worker: Part) =>
   async (rate: number, seconds: number): Promise<Run> => {
@@ -124,13 +124,13 @@ const urlOf = ({ port }: Part) => `http://127.0.0.1:${port}`
 
 interface Stock {
   readonly name: string
-  /** In the catalogue. */
+  /** Number of products in the catalogue. */
   readonly products: number
-  /** Ask the worker instead of the documents, where there are too many of them to be summed up. */
+  /** Counts by the worker's metrics; for stores with too many documents to sum. */
   readonly byMetrics?: boolean
 }
 
-/** This project on the three servers, by both routes. */
+/** This project on the three servers, with both routes. */
 export const external = async (
   arena: Arena,
   next: Sequence,
@@ -158,8 +158,8 @@ export const external = async (
     api,
     worker,
     driven,
-    single: greatest(arena, driven, { connections: 256, perRequest: 1 }),
-    bulk: greatest(arena, driven, { connections: 8, perRequest: 100 }),
+    single: maximum(arena, driven, { connections: 256, perRequest: 1 }),
+    bulk: maximum(arena, driven, { connections: 8, perRequest: 100 }),
     steady: steady(arena, driven, worker),
   }
 }
@@ -168,7 +168,7 @@ export type External = Awaited<ReturnType<typeof external>>
 /** The baseline, on the same servers. */
 export const naive = async (arena: Arena, next: Sequence) => {
   const env = await arena.place("naive")
-  // Its documents are simpler than ours.
+  // The validator would reject the baseline's simpler documents.
   await withMongo(env, (database) => database.command({ collMod: "user_embeddings", validator: {} }))
   await storeProducts(env, products, space)
   const [api, worker] = await Promise.all([
@@ -183,11 +183,11 @@ export const naive = async (arena: Arena, next: Sequence) => {
     env,
     worker,
     driven,
-    single: greatest(arena, driven, { connections: 64, perRequest: 1, plain: true }),
+    single: maximum(arena, driven, { connections: 64, perRequest: 1, plain: true }),
   }
 }
 
-/** This project in one process, on a file. */
+/** This project in one process, on one SQLite file. */
 export const embedded = async (arena: Arena, next: Sequence, more: Env = {}) => {
   const env = arena.embedded("embedded")
   await arena.importProducts(env, products)
@@ -199,6 +199,6 @@ export const embedded = async (arena: Arena, next: Sequence, more: Env = {}) => 
   const look = async (): Promise<Applied> => sums.get() ?? { events: 0, writes: 0 }
   const meter = { up: [up.pid] }
   return {
-    single: greatest(arena, { url: urlOf(up), meter, look, next }, { connections: 128, perRequest: 1 }),
+    single: maximum(arena, { url: urlOf(up), meter, look, next }, { connections: 128, perRequest: 1 }),
   }
 }

@@ -1,9 +1,9 @@
-/** Publishing by the project's own queue, as the API does after a commit: every message confirmed. */
+/** Publishes with the project's own queue, as the API does after a commit: every message is confirmed. */
 import { ConfigProvider, Effect, Layer, ManagedRuntime } from "effect"
 import * as Rabbit from "../../src/layers/rabbitmq/Rabbit.ts"
 import * as RabbitInteractionQueue from "../../src/layers/rabbitmq/RabbitInteractionQueue.ts"
 import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
-import { encodeMessage } from "../../src/services/model/Interaction.ts"
+import { encodeMessage } from "../../src/services/model/UpdateMessage.ts"
 import { InteractionQueue } from "../../src/services/ports/InteractionQueue.ts"
 import type { Arena, Env } from "./arena.ts"
 import { startMeter } from "./cpu.ts"

@@ -1,7 +1,7 @@
 /**
- * Workers side by side. Search events against an embedding service that takes 100 ms: each worker is held to one request
- * of 16 phrases at a time, so that latency and not the CPU is the limit. And hot users: ten workers on ten users, where
- * writes meet.
+ * Workers side by side. First: search events against an embedding service that takes 100 ms. Each worker may have one
+ * request of 16 phrases at a time, so that latency and not the CPU is the limit. Second, hot users: ten workers on ten
+ * users, whose writes conflict.
  */
 import { make } from "../../src/services/model/Interaction.ts"
 import { type Arena, appliedIn, type Env, type Part, storeProducts, until } from "./arena.ts"
@@ -13,12 +13,12 @@ import { products, type Sequence, space, users } from "./pipeline.ts"
 const latencyMillis = 100
 const phrasesPerRequest = 16
 const dimensions = 256
-/** What one such worker can do at the most. */
+/** The maximum rate of one such worker. */
 const mostPerWorker = (1000 / latencyMillis) * phrasesPerRequest
 
 const startWorkers = async (arena: Arena, env: Env, count: number, more: Env) => {
   const workers: Array<Part> = []
-  // Two at a time: starting is CPU work.
+  // Start two at a time, because starting needs CPU.
   while (workers.length < count) {
     const some = Math.min(2, count - workers.length)
     workers.push(...(await Promise.all(Array.from({ length: some }, () => arena.part(env, "worker", more)))))
@@ -29,7 +29,7 @@ const startWorkers = async (arena: Arena, env: Env, count: number, more: Env) =>
 export interface Scaled {
   readonly workers: number
   readonly eventsPerSecond: number
-  /** Of the workers times the rate of one. */
+  /** Share of the ideal: the number of workers times the rate of one. */
   readonly share: number
 }
 
@@ -61,7 +61,7 @@ export const scale = async (
     })
   for (const workers of counts) {
     const running = await startWorkers(arena, env, workers, {})
-    // Ten processes that are still being compiled would be limited by the CPU.
+    // Warm up first: while Bun compiles the code of ten processes, the CPU is the limit.
     const warm = workers * 300 * phrasesPerRequest
     const events = Math.round(mostPerWorker * workers * seconds)
     const before = await look()
@@ -86,7 +86,7 @@ export interface Hot {
   readonly workers: number
   readonly users: number
   readonly eventsPerSecond: number
-  /** Interactions that were folded again because another worker had written first, by event. */
+  /** Interactions folded again because another worker had written first, per event. */
   readonly conflictsPerEvent: number
   readonly applied: number
 }

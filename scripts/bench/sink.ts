@@ -1,4 +1,4 @@
-/** Takes spans as a collector would, and counts those that came as JSON (`GET /`). `sink.ts sink PORT` */
+/** Receives spans like a collector and counts JSON spans; `GET /` returns the count. `sink.ts sink PORT` */
 const [, port] = process.argv.slice(2)
 const mark = '"startTimeUnixNano":"'
 let spans = 0

@@ -1,12 +1,12 @@
 /**
- * What each stage of the embedded stack costs by itself: its tables, one connection, every commit synced. They share one
- * thread with the HTTP server, so a core divided by their sum is the limit.
+ * What each stage of the embedded stack costs by itself: its tables, one connection, every commit synced. All stages
+ * share one thread with the HTTP server, so one core divided by the sum of their costs is the limit.
  */
 import { Database } from "bun:sqlite"
 import { join } from "node:path"
 import { fileName } from "../../src/layers/sqlite/Sqlite.ts"
 import * as AppliedIds from "../../src/services/model/AppliedIds.ts"
-import { encodeMessage } from "../../src/services/model/Interaction.ts"
+import { encodeMessage } from "../../src/services/model/UpdateMessage.ts"
 import * as Vector from "../../src/services/model/Vector.ts"
 import { type Arena, dimensions } from "./arena.ts"
 import { event, interaction, productVector } from "./events.ts"

@@ -1,6 +1,6 @@
 /**
  * The same load on a small and on a large store: 1,000,000 users, 100,000 products and 5,000,000 rows of the log, with
- * short vectors to spare the disk. What an event costs must not grow with them.
+ * short vectors to save disk space. The cost of an event must not grow with the stores.
  */
 import { Binary, Double } from "mongodb"
 import { createConnection } from "mysql2/promise"
@@ -17,7 +17,7 @@ export interface Sizes {
   readonly rows: number
 }
 
-/** Documents as the worker writes them, from the first event on. */
+/** Stores documents as a worker writes them after a user's first event. */
 const storeUsers = (env: Env, count: number) =>
   withMongo(env, async (database) => {
     const users = database.collection<{ readonly _id: string }>("user_embeddings")
@@ -61,7 +61,7 @@ const storeUsers = (env: Env, count: number) =>
       )
   })
 
-/** Rows that were published long ago; a table is doubled until it has enough of them. */
+/** Stores rows that were published long ago, 1,000 in a statement. */
 const storeRows = async (env: Env, count: number, users: number) => {
   const connection = await createConnection(env.MYSQL_URL ?? "")
   const columns =
@@ -82,7 +82,7 @@ const storeRows = async (env: Env, count: number, users: number) => {
   await connection.end()
 }
 
-/** This project on stores that are already so large. */
+/** This project on stores of the given sizes. */
 export const stocked = async (
   arena: Arena,
   next: Sequence,

@@ -1,4 +1,4 @@
-/** The suites of `bun run bench`: what each one runs, and the section of the report that it becomes. */
+/** The suites of `bun run bench`: what each suite runs, and its section of the report. */
 import { sleep } from "../services/command.ts"
 import type { Arena, Env } from "./arena.ts"
 import { backlog } from "./backlog.ts"
@@ -14,7 +14,7 @@ import { sqliteFloors } from "./sqliteFloors.ts"
 import { stocked } from "./stores.ts"
 import { costOf, tracing } from "./tracing.ts"
 
-/** What a suite has found: for people, and for programs. */
+/** The result of a suite: a text, and the same figures as JSON. */
 export interface Section {
   readonly title: string
   readonly text: string
@@ -33,7 +33,7 @@ interface Contestant {
   readonly run: (events: number) => Promise<Run>
 }
 
-/** Rounds in which everybody runs once, after one that does not count. */
+/** In each round every contestant runs once. The first round is the warm-up and does not count. */
 const interleaved = async ({ quick, say }: Bench, contestants: ReadonlyArray<Contestant>) => {
   const rounds = quick ? 1 : 5
   const runs = new Map<string, Array<Run>>()
@@ -49,7 +49,7 @@ const interleaved = async ({ quick, say }: Bench, contestants: ReadonlyArray<Con
 const rate = ({ eventsPerSecond: { least, median, most } }: Figure) =>
   least === most ? number(median) : `${number(median)} [${number(least)}–${number(most)}]`
 
-/** One line a contestant: rate, CPU by process, whatever else was seen. */
+/** One line a contestant: rate, CPU by process, all other figures. */
 const compared = (figures: ReadonlyArray<Figure>, baseline: Figure | undefined) => {
   const processes = [...new Set(figures.flatMap(({ cpu }) => Object.keys(cpu)))]
   const extras = [...new Set(figures.flatMap(({ more }) => Object.keys(more)))]
@@ -67,19 +67,19 @@ const compared = (figures: ReadonlyArray<Figure>, baseline: Figure | undefined) 
   )
 }
 
-/** As in a container of that size: on a large machine the collector lets garbage lie for longer. */
+/** As in a container of that size: on a large machine the garbage collector runs more rarely. */
 const collector = { BUN_JSC_forceRAMSize: String(300 * 2 ** 20) }
 
-/** Built once, when somebody first asks. */
+/** Builds the value on the first call, and returns the same value on later calls. */
 const once = <A>(build: () => Promise<A>): (() => Promise<A>) => {
   let built: Promise<A> | undefined
   return () => (built ??= build())
 }
 
-const inPacks: Env = { EVENTS_PER_MESSAGE: String(eventsPerMessage) }
-/** For throughput alone: a second later, and one write for all events of that second. */
-const inWindows: Env = {
-  ...inPacks,
+const batchSettings: Env = { EVENTS_PER_MESSAGE: String(eventsPerMessage) }
+/** Maximum throughput: an event waits up to a second, and all events of a user in that second share one write. */
+const windowSettings: Env = {
+  ...batchSettings,
   EMBEDDING_BATCH_ENABLED: "true",
   EMBEDDING_BATCH_WINDOW: "1",
   WORKER_PREFETCH: "30000",
@@ -94,18 +94,18 @@ export const suites = (bench: Bench) => {
   const next = sequence()
   const project = once(() => external(arena, next))
   const baseline = once(() => naive(arena, next))
-  let greatestSingle: number | undefined
+  let maxSingle: number | undefined
 
   const pipeline = async (): Promise<Section> => {
     const ours = await project()
-    const packs = await external(arena, next, inPacks, { name: "packs", products })
-    const windows = await external(arena, next, inWindows, { name: "windows", products })
+    const batches = await external(arena, next, batchSettings, { name: "batches", products })
+    const windows = await external(arena, next, windowSettings, { name: "windows", products })
     const contestants: ReadonlyArray<Contestant> = [
       { name: "naive", events: 4_000, run: (await baseline()).single },
       { name: "single", events: 20_000, run: ours.single },
       { name: "bulk", events: 40_000, run: ours.bulk },
-      { name: "single, packs", events: 20_000, run: packs.single },
-      { name: "bulk, packs", events: 40_000, run: packs.bulk },
+      { name: "single, batches", events: 20_000, run: batches.single },
+      { name: "bulk, batches", events: 40_000, run: batches.bulk },
       { name: "single, windows", events: 60_000, run: windows.single },
       { name: "bulk, windows", events: 100_000, run: windows.bulk },
       { name: "embedded", events: 20_000, run: (await embedded(arena, next)).single },
@@ -115,7 +115,7 @@ export const suites = (bench: Bench) => {
     const whole = contestants.map(({ name }) => figures.get(name)!)
     const parts = stage.map(({ name }) => figures.get(name)!)
     const [plain, single, bulk] = whole
-    greatestSingle = single!.eventsPerSecond.median
+    maxSingle = single!.eventsPerSecond.median
     const limits = Object.entries(routes).map(([route, stages]) => {
       const figure = figures.get(route)!
       const perWrite = figure.more["events/write"]!
@@ -125,15 +125,15 @@ export const suites = (bench: Bench) => {
     return {
       title: "End to end",
       text: [
-        `From the first request until all events stand in the documents (embedded: in the file), 1,000 users. Packs: \`${settings(inPacks)}\`; windows: \`${settings(inWindows)}\`.`,
+        `From the first request until all events are in the documents (embedded: in the file), 1,000 users. Batches: \`${settings(batchSettings)}\`; windows: \`${settings(windowSettings)}\`.`,
         "",
         compared(whole, plain),
         "",
-        "What each stage costs by itself, with the same clients and guarantees (a write by document):",
+        "What each stage costs by itself, with the same clients and guarantees (a write is counted per document):",
         "",
         compared(parts, undefined),
         "",
-        `The limit is their sum on ${cores} cores (embedded: on one, for it has one thread), a document's write shared by as many events as in the run:`,
+        `The limit is the sum of these costs on ${cores} cores (embedded: on one, because it has one thread). A document's write is shared by as many events as in the run:`,
         "",
         table(
           ["route", "sum in µs", "limit in events/s", "reached", "share", "events/write"],
@@ -165,7 +165,7 @@ export const suites = (bench: Bench) => {
     return {
       title: "The worker alone",
       text: [
-        "Events of 1,000 users wait in the queue; the time runs until all of them stand in the documents.",
+        "Events of 1,000 users wait in the queue; the clock stops when all of them are in the documents.",
         "",
         compared(all, figures.get("naive worker")),
       ].join("\n"),
@@ -182,7 +182,7 @@ export const suites = (bench: Bench) => {
     return {
       title: "Publishing",
       text: [
-        `5,000 events, 100 users × 50, from decoded interactions to confirmed messages; an earlier PHP implementation reports ${number(earlier)}/s on hardware of its own, of which this is ${(figure!.eventsPerSecond.median / earlier).toFixed(1)} times.`,
+        `5,000 events, 100 users × 50, from decoded interactions to confirmed messages; this is ${(figure!.eventsPerSecond.median / earlier).toFixed(1)} times the ${number(earlier)}/s that an earlier PHP implementation reports on its own hardware.`,
         "",
         compared([figure!], undefined),
       ].join("\n"),
@@ -192,19 +192,19 @@ export const suites = (bench: Bench) => {
 
   const latency = async (): Promise<Section> => {
     const ours = await project()
-    greatestSingle ??= (await ours.single(quick ? 2_000 : 20_000)).eventsPerSecond
-    const half = Math.round(greatestSingle / 2)
+    maxSingle ??= (await ours.single(quick ? 2_000 : 20_000)).eventsPerSecond
+    const half = Math.round(maxSingle / 2)
     const runs: Array<Run> = []
     for (let round = 0; round <= (quick ? 1 : 5); round++) {
       const run = await ours.steady(half, quick ? 3 : 10)
       say(`latency: ${round === 0 ? "warm-up" : `round ${round}`}: ${JSON.stringify(run.more)}`)
       if (round > 0) runs.push(run)
     }
-    const figure = summarise("half of the greatest rate", runs)
+    const figure = summarise("half of the maximum rate", runs)
     return {
       title: "Latency",
       text: [
-        `Single events at ${number(half)}/s, evenly, half of the greatest rate; counted from when a request was due.`,
+        `Single events at an even ${number(half)}/s, half of the maximum rate. Latency is counted from the time at which a request was due.`,
         "",
         compared([figure], undefined),
       ].join("\n"),
@@ -236,7 +236,7 @@ export const suites = (bench: Bench) => {
     return {
       title: "Memory over time",
       text: [
-        `Resident MB while ${number(events)} events go through the bulk route, with BUN_JSC_forceRAMSize=${collector.BUN_JSC_forceRAMSize}, which the collector takes for the machine's memory.`,
+        `Resident MB while ${number(events)} events go through the bulk route, with BUN_JSC_forceRAMSize=${collector.BUN_JSC_forceRAMSize}: the collector takes this for the machine's memory.`,
         "",
         table(
           ["process", "second tenth", "last tenth", "ratio", "most"],
@@ -272,7 +272,7 @@ export const suites = (bench: Bench) => {
           ]),
         ),
         "",
-        `Hot users: ${met.workers} workers, ${met.users} users: ${number(met.eventsPerSecond)} events/s, ${met.conflictsPerEvent.toFixed(2)} lost compare-and-swaps an event, every event applied once.`,
+        `Hot users: ${met.workers} workers, ${met.users} users: ${number(met.eventsPerSecond)} events/s, ${met.conflictsPerEvent.toFixed(2)} lost compare-and-swaps an event; every event was applied once.`,
       ].join("\n"),
       json: { rates, hot: met },
     }
@@ -303,7 +303,7 @@ export const suites = (bench: Bench) => {
     return {
       title: "Large stores",
       text: [
-        `Single events at ${number(at)}/s on 10,000 users, 1,000 products and 10,000 rows, and on ${number(1_000_000 * share)} users, ${number(100_000 * share)} products and ${number(5_000_000 * share)} rows; vectors of 384 dimensions.`,
+        `Single events at ${number(at)}/s. Small: 10,000 users, 1,000 products and 10,000 rows; large: ${number(1_000_000 * share)} users, ${number(100_000 * share)} products and ${number(5_000_000 * share)} rows. Vectors have 384 dimensions.`,
         "",
         compared(figures, undefined),
       ].join("\n"),
@@ -319,17 +319,17 @@ export const suites = (bench: Bench) => {
       const off = figures.get(figure.name.replace(/, .*/, ", off"))!
       return { name: figure.name, ...costOf(figure, off) }
     })
-    // The last spans wait for their batch to be full, at most so long.
+    // The exporter sends an incomplete batch of spans after at most this time.
     await sleep(6_000)
     return {
       title: "What tracing costs",
       text: [
-        "The same pipeline without an OTLP endpoint, with 1 % of the traces and with all of them, spans and metrics sent to a process that only takes them.",
+        "The same pipeline without an OTLP endpoint, with 1 % of the traces and with all of them. Spans and metrics go to a process that only receives them.",
         "",
         compared([...figures.values()], undefined),
         "",
         table(
-          ["", "throughput lost", "CPU of api and worker more"],
+          ["", "throughput lost", "additional CPU of api and worker"],
           costs.map(({ cpu, name, throughput }) => [name, percent(throughput), percent(cpu)]),
         ),
         "",

@@ -1,4 +1,4 @@
-/** What tracing costs: the same pipeline without an endpoint, with a hundredth of the traces, and with all of them. */
+/** The cost of tracing: the same pipeline without an endpoint, with 1 % of the traces, and with all of them. */
 import type { Arena, Env } from "./arena.ts"
 import type { Figure, Run } from "./figures.ts"
 import { external, products, type Sequence } from "./pipeline.ts"
@@ -8,7 +8,7 @@ const ratio = (share: string): Env => ({
   OTEL_TRACES_SAMPLER_ARG: share,
 })
 
-/** Settings by name; the first is what the others are compared with. */
+/** Settings by name; all are compared with the first. */
 const settings = (endpoint: string): ReadonlyArray<readonly [name: string, env: Env]> => {
   const on = { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, OTEL_METRIC_EXPORT_INTERVAL: "10000" }
   return [
@@ -20,7 +20,7 @@ const settings = (endpoint: string): ReadonlyArray<readonly [name: string, env: 
 
 const parts = ({ api = 0, worker = 0 }: Run["cpu"]) => ({ api, worker })
 
-/** Contestants of both routes, and what counts the spans that arrive. */
+/** Contestants with both routes, and the number of spans that have arrived. */
 export const tracing = async (arena: Arena, next: Sequence) => {
   const collector = await arena.own(arena.embedded("sink"), "sink.ts", "sink")
   const url = `http://127.0.0.1:${collector.port}`
@@ -38,7 +38,7 @@ export const tracing = async (arena: Arena, next: Sequence) => {
   return { contestants, arrived }
 }
 
-/** What a setting costs next to the first one of its route, as shares of throughput and of CPU. */
+/** The cost of a setting compared with the first setting of its route, as shares of throughput and CPU. */
 export const costOf = (figure: Figure, off: Figure) => ({
   throughput: 1 - figure.eventsPerSecond.median / off.eventsPerSecond.median,
   cpu: figure.cpuTotal / off.cpuTotal - 1,

@@ -1,14 +1,11 @@
-/** The contracts, made from the schemas and names that the program itself uses. */
+/** Makes the contracts from the schemas and names of the program itself. */
 import { OpenApi } from "@effect/platform"
 import { Duration, JSONSchema, type Schema } from "effect"
 import { userEmbeddingValidator } from "../../src/layers/mongodb/MongoCollections.ts"
-import { api, Embedding } from "../../src/services/api/InteractionApi.ts"
-import {
-  eventTypes,
-  maxMessageBytes,
-  messageVersion,
-  UpdateMessage,
-} from "../../src/services/model/Interaction.ts"
+import { Embedding } from "../../src/services/api/EmbeddingJson.ts"
+import { api } from "../../src/services/api/InteractionApi.ts"
+import { defaults as eventTypes } from "../../src/services/model/EventTypes.ts"
+import { maxMessageBytes, messageVersion, UpdateMessage } from "../../src/services/model/UpdateMessage.ts"
 import {
   exchange,
   failedQueue,
@@ -21,7 +18,7 @@ import { retryDelays } from "../../src/services/RetryPolicies.ts"
 
 const dialect = "https://json-schema.org/draft/2020-12/schema"
 
-/** JSON Schema of what stands in JSON; further properties are allowed, as every reader has to. */
+/** The JSON Schema of the encoded form. It allows additional properties, because every reader must ignore them. */
 const jsonSchema = <A, I>(schema: Schema.Schema<A, I>, title: string, definitionPath = "#/$defs/") => {
   const definitions: Record<string, JSONSchema.JsonSchema7> = {}
   const root = JSONSchema.fromAST(schema.ast, {
@@ -44,20 +41,20 @@ const instant = (description: string) => ({
 })
 const iso = (description: string) => ({ type: "string", format: "date-time", description })
 const trace = {
-  traceparent: string("W3C trace context of what recorded the interaction"),
+  traceparent: string("W3C trace context of the request that recorded the interaction"),
   tracestate: string("W3C trace state"),
 }
 const retries = { type: "integer", minimum: 0, description: "failed attempts so far" }
 const origin = {
-  "x-original-exchange": string("where it was published first"),
-  "x-original-routing-key": string("its first routing key"),
+  "x-original-exchange": string("exchange of the first publish"),
+  "x-original-routing-key": string("routing key of the first publish"),
 }
 const failure = {
-  "x-error": string("tag of the error, as MongoError or schema_violation"),
+  "x-error": string("kind of the error, for example schema_violation"),
   "x-error-message": string("at most 1 KiB"),
   "x-first-failed-at": iso("first failure"),
   "x-last-failed-at": iso("last failure"),
-  "x-worker": string("who parked it"),
+  "x-worker": string("the worker that republished it: host and process id"),
 }
 
 const headers = {
@@ -77,9 +74,9 @@ const headers = {
     properties: {
       "x-retry-count": retries,
       "x-published-at": instant("published"),
-      "x-recorded-at": string("recorded, Unix ms, a line for each interaction"),
+      "x-recorded-at": string("recorded, Unix ms, one line for each interaction"),
       "x-traces": string(
-        "W3C trace contexts, a line for each interaction: traceparent and, after a blank, tracestate; empty without one",
+        "W3C trace contexts, one line for each interaction: traceparent, then after a space tracestate; an empty line without trace",
       ),
     },
   },
@@ -98,7 +95,7 @@ const headers = {
       "x-attempts": {
         type: "integer",
         minimum: 1,
-        description: "6 after five retries, 1 when unrecoverable",
+        description: "6 after five retries, 1 if a retry is useless",
       },
       ...origin,
       ...failure,
@@ -141,14 +138,14 @@ const queueChannel = (
   },
 })
 
-const rungs = [...new Set(retryDelays(Duration.seconds(5), 5))]
+const delays = [...new Set(retryDelays(Duration.seconds(5), 5))]
 
 const asyncApi = {
   asyncapi: "3.0.0",
   info: {
     title: "user-embeddings: queues and messages",
     version: messageVersion,
-    description: `What goes through RabbitMQ. Delivery is at least once; message_id tells repetitions. Bodies over ${maxMessageBytes} bytes, other major versions and ids that don't match their content are dead letters at once. Names are those of the default configuration (WORKER_RETRY_DELAY=5000, WORKER_MAX_RETRIES=5).`,
+    description: `The messages in RabbitMQ. Delivery is at least once; message_id identifies repeated messages. Bodies over ${maxMessageBytes} bytes, other major versions and ids that do not match the content become dead letters at once. The names are those of the default configuration (WORKER_RETRY_DELAY=5000, WORKER_MAX_RETRIES=5).`,
     license: { name: "MIT" },
   },
   defaultContentType: "application/json",
@@ -156,7 +153,12 @@ const asyncApi = {
     userEvents: {
       address: "user.embedding.{event_type}",
       description: `Exchange ${exchange} (topic, durable); the queue ${queue} is bound to user.embedding.*`,
-      parameters: { event_type: { enum: [...eventTypes], description: "the kind of interaction" } },
+      parameters: {
+        event_type: {
+          description: "a built-in event type, or one of EVENT_WEIGHTS",
+          examples: [...eventTypes.names],
+        },
+      },
       messages: messages("update", "pack"),
       bindings: {
         amqp: {
@@ -165,14 +167,18 @@ const asyncApi = {
         },
       },
     },
-    updates: queueChannel(queue, "What workers consume: a quorum queue", "update", "pack"),
-    isolated: queueChannel(quarantineQueue, "Messages that are handled alone, one at a time", "update"),
+    updates: queueChannel(queue, "The main queue, a quorum queue: workers consume it", "update", "pack"),
+    isolated: queueChannel(
+      quarantineQueue,
+      "The quarantine queue: its messages are handled alone, one at a time",
+      "update",
+    ),
     ...Object.fromEntries(
-      rungs.map((delay) => [
+      delays.map((delay) => [
         `retry${delay}`,
         queueChannel(
           retryQueue(delay),
-          `Waits ${delay / 1_000} s and goes back to ${queue}; no consumer takes from it`,
+          `Retry queue: returns a message to ${queue} after ${delay / 1_000} s; nothing consumes it`,
           "retry",
         ),
       ]),
@@ -187,13 +193,14 @@ const asyncApi = {
     publishUpdate: {
       action: "send",
       channel: { $ref: "#/channels/userEvents" },
-      summary: `The relay publishes persistently and mandatory, with confirmation; routing keys ${eventTypes.map(routingKey).join(", ")}`,
+      summary: `The relay publishes persistent, mandatory messages with publisher confirms; routing keys ${eventTypes.names.map(routingKey).join(", ")}`,
       bindings: { amqp: { deliveryMode: 2, mandatory: true } },
     },
     consumeUpdate: {
       action: "receive",
       channel: { $ref: "#/channels/updates" },
-      summary: "Workers fold it into the user's embedding and acknowledge after the write",
+      summary:
+        "Workers fold the interaction into the user's embedding and acknowledge the message after the write",
       bindings: { amqp: { ack: true } },
     },
   },
@@ -202,23 +209,23 @@ const asyncApi = {
       update: message("update", "Update message", "Asks for one interaction to be folded in", body),
       pack: message(
         "pack",
-        "Pack of update messages",
-        "Several interactions of one type, each a line of the body; only with EVENTS_PER_MESSAGE over 1. What fails goes on as a message of its own",
+        "Message batch",
+        "Several interactions of one type, one on each line of the body; only with EVENTS_PER_MESSAGE over 1. An interaction that fails is republished as a message of its own",
         { schemaFormat: "text/plain", schema: { type: "string" } },
         "application/x-ndjson",
       ),
-      retry: message("retry", "Retry", "An update message that waits for its next attempt", body),
+      retry: message("retry", "Retry", "An update message that waits for the next attempt", body),
       deadLetter: message(
         "deadLetter",
         "Dead letter",
-        "A message that gave up or could never succeed; its body may be anything",
+        "A message whose retries are used up or useless; its body may be anything",
         { schemaFormat: "application/schema+json;version=draft-2020-12", schema: {} },
       ),
     },
   },
 }
 
-/** Name in docs/contracts → content. */
+/** File name in docs/contracts → content. */
 export const documents: Readonly<Record<string, object>> = {
   "openapi.json": OpenApi.fromApi(api),
   "asyncapi.json": asyncApi,

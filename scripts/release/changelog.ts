@@ -1,10 +1,10 @@
-/** Versions and the changelog of a release: pure. */
+/** The next version and the changelog of a release, as pure functions. */
 
 const pattern = /^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)$/
 const parse = (version: string): ReadonlyArray<number> | undefined =>
   pattern.exec(version)?.slice(1).map(Number)
 
-/** The version that is asked for by `major`, `minor`, `patch` or itself; `undefined` when it isn't a later one. */
+/** The next version, for `major`, `minor`, `patch` or a version; `undefined` if it is not later than the current one. */
 export const next = (current: string, wanted: string): string | undefined => {
   const [major = 0, minor = 0, patch = 0] = parse(current) ?? []
   if (wanted === "major") return `${major + 1}.0.0`
@@ -17,8 +17,8 @@ export const next = (current: string, wanted: string): string | undefined => {
 }
 
 /**
- * What stands under Unreleased moves under the version and its date, and an empty Unreleased stays; `undefined` when
- * there is nothing. `notes` are the lines that moved.
+ * Moves the lines under Unreleased to a section with version and date, and keeps an empty Unreleased. `undefined` if
+ * Unreleased lists no change. `notes` are the moved lines.
  */
 export const release = (
   changelog: string,

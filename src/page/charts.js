@@ -1,20 +1,21 @@
-/** Lines over the last minutes, in the colours of the theme. */
+/** Line charts of the last minutes, in the colours of the theme. */
 import uPlot from "/page/uPlot.js"
 import { h } from "./dom.js"
 
 const height = 132
+/** Seconds shown at most, and at least. */
 const longest = 600
 const shortest = 30
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim()
 
-/** Steps of an axis of things that are counted. */
+/** Steps of an axis that shows whole numbers. */
 const whole = [1, 2, 5]
   .flatMap((n) => Array.from({ length: 9 }, (_, power) => n * 10 ** power))
   .sort((a, b) => a - b)
 
 /**
- * `series`: [{ label, colour (a variable of the style sheet), format }]; `counted`: only whole numbers on the axis;
+ * `series`: [{ label, colour (a variable of the style sheet), fill }]. `counted`: the axis shows only whole numbers.
  * `add(seconds, values)` appends a point.
  */
 export const chart = (figure, { counted, series, title, value }) => {

@@ -1,4 +1,4 @@
-/** The HTTP API. It records, publishes right after the commit, and sweeps what is left in the outbox. */
+/** The HTTP API. It publishes recorded interactions after their commit, and later those that remain in the outbox. */
 import { HttpApiBuilder, HttpApiSwagger, HttpMiddleware, HttpServer } from "@effect/platform"
 import { Effect, Layer, Option } from "effect"
 import * as HttpHandlers from "../layers/http/HttpHandlers.ts"
@@ -31,13 +31,13 @@ const gauges = Layer.mergeAll(Gauges.queues, Gauges.outbox, Gauges.ownProcess)
 const server = Layer.unwrapEffect(
   Effect.gen(function* () {
     const port = yield* Settings.API_PORT
-    const guarded = Option.isSome(yield* Settings.API_TOKENS)
-    const hostname = Option.getOrElse(yield* Settings.API_HOST, () => (guarded ? "0.0.0.0" : "127.0.0.1"))
+    const hasTokens = Option.isSome(yield* Settings.API_TOKENS)
+    const hostname = Option.getOrElse(yield* Settings.API_HOST, () => (hasTokens ? "0.0.0.0" : "127.0.0.1"))
     return BunServer.layer({ port, hostname })
   }),
 )
 
-/** Says where it listens, on stderr, with a line to try. */
+/** Writes the address and a command to try to stderr. */
 const greeting = HttpServer.addressWith((address) =>
   Effect.gen(function* () {
     if (address._tag !== "TcpAddress") return
@@ -49,7 +49,7 @@ const greeting = HttpServer.addressWith((address) =>
 
 const serving = Layer.effectDiscard(greeting).pipe(
   Layer.provideMerge(HttpApiBuilder.serve()),
-  Layer.provide(RecordingRoutes.recordingHandler),
+  Layer.provide(RecordingRoutes.directHandler),
   Layer.provide([ApiMiddleware.layer, ApiMiddleware.routerConfig]),
   // ApiMiddleware makes the server spans.
   HttpMiddleware.withTracerDisabledWhen(() => true),

@@ -7,7 +7,17 @@
  *     await shop.recommend("u-1")
  *     await shop.close()
  */
-import { Array as Arr, ConfigProvider, Duration, Effect, Either, Layer, ManagedRuntime, Schema } from "effect"
+import {
+  Array as Arr,
+  Clock,
+  ConfigProvider,
+  Duration,
+  Effect,
+  Either,
+  Layer,
+  ManagedRuntime,
+  Schema,
+} from "effect"
 import * as EmbedderLayer from "../layers/embedder/Embedder.ts"
 import { settled } from "../layers/http/HttpClient.ts"
 import * as Stack from "../layers/Stack.ts"
@@ -156,15 +166,16 @@ export interface Client {
   readonly [Symbol.asyncDispose]: () => Promise<void>
 }
 
-const decode = (interactions: ReadonlyArray<NewInteraction>) =>
-  Effect.flatMap(Effect.clock, (clock) =>
-    Effect.forEach(interactions, (interaction, index) =>
-      Either.mapLeft(
-        ofBulkItem(interaction, clock.unsafeCurrentTimeMillis()),
-        (issues) => new InvalidInput({ index, issues: [...issues] }),
-      ),
+const decode = Effect.fnUntraced(function* (interactions: ReadonlyArray<NewInteraction>) {
+  const { eventTypes } = yield* EmbeddingConfig
+  const now = yield* Clock.currentTimeMillis
+  return yield* Effect.forEach(interactions, (interaction, index) =>
+    Either.mapLeft(
+      ofBulkItem(interaction, now, eventTypes),
+      (issues) => new InvalidInput({ index, issues: [...issues] }),
     ),
   )
+})
 
 const recordAll = Effect.fn("recordAll")(function* (interactions: ReadonlyArray<NewInteraction>) {
   const recorder = yield* InteractionRecorder.InteractionRecorder

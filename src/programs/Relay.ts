@@ -1,4 +1,4 @@
-/** Sweeps the outbox: publishes rows that were not published right after their commit. */
+/** Publishes rows of the outbox that were not published after their commit. */
 import { Layer } from "effect"
 import * as OutboxRelay from "../services/record/OutboxRelay.ts"
 

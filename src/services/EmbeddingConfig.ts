@@ -1,6 +1,6 @@
-/** The knobs of folding and reading, as one service. */
-import { Config, Context, type Duration, Layer } from "effect"
-import type { EventType } from "./model/Interaction.ts"
+/** The settings of folding and reading, as one service. */
+import { Config, ConfigError, Context, type Duration, Either, Layer, Option } from "effect"
+import * as EventTypes from "./model/EventTypes.ts"
 import type { History } from "./model/UserEmbedding.ts"
 import * as Settings from "./Settings.ts"
 
@@ -9,7 +9,8 @@ export interface Knobs {
   /** λ, per day. */
   readonly lambda: number
   readonly history: History
-  readonly weights: Readonly<Record<EventType, number>>
+  /** The event types that this program accepts, with their weights. */
+  readonly eventTypes: EventTypes.EventTypes
   readonly batchEnabled: boolean
   readonly batchWindow: Duration.Duration
   readonly cacheTtl: Duration.Duration
@@ -27,16 +28,36 @@ export class EmbeddingConfig extends Context.Tag("user-embeddings/EmbeddingConfi
   Knobs
 >() {}
 
+const conflict = (variable: string, name: string, one: number, other: number) =>
+  ConfigError.InvalidData(
+    ["EVENT_WEIGHTS"],
+    `EVENT_WEIGHTS sets the weight of ${name} to ${other}, ${variable} to ${one}: set one of the two`,
+  )
+
+/** The built-in event types and those of `EVENT_WEIGHTS`. */
+export const eventTypes: Config.Config<EventTypes.EventTypes> = Config.all([
+  Settings.EVENT_WEIGHTS,
+  Config.all(Settings.eventTypeWeights),
+  Config.all(Settings.eventTypeWeights.map(({ variable }) => Settings.given(variable))),
+]).pipe(
+  Config.mapOrFail(([own, builtIn, given]) => {
+    const weights: Record<string, number> = { ...Option.getOrUndefined(own) }
+    for (const [index, { name, variable }] of EventTypes.builtInEventTypes.entries()) {
+      const weight = builtIn[index]!
+      const other = weights[name] ?? weight
+      if (Option.isSome(given[index]!) && other !== weight)
+        return Either.left(conflict(variable, name, weight, other))
+      weights[name] = other
+    }
+    return Either.right(EventTypes.make(weights))
+  }),
+)
+
 const knobs: Config.Config<Knobs> = Config.all({
   dimensions: Settings.EMBEDDING_DIMENSIONS,
   lambda: Settings.EMBEDDING_DECAY_LAMBDA,
   history: Settings.EMBEDDING_HISTORY,
-  weights: Config.all({
-    product_purchase: Settings.EMBEDDING_WEIGHT_PURCHASE,
-    search: Settings.EMBEDDING_WEIGHT_SEARCH,
-    product_click: Settings.EMBEDDING_WEIGHT_CLICK,
-    product_view: Settings.EMBEDDING_WEIGHT_VIEW,
-  }),
+  eventTypes,
   batchEnabled: Settings.EMBEDDING_BATCH_ENABLED,
   batchWindow: Settings.EMBEDDING_BATCH_WINDOW,
   cacheTtl: Settings.EMBEDDING_CACHE_TTL,
@@ -50,7 +71,7 @@ const knobs: Config.Config<Knobs> = Config.all({
 /** From the environment, with the documented defaults. */
 export const layerConfig = Layer.effect(EmbeddingConfig, knobs)
 
-/** From the environment, with some of the knobs set by the program. */
+/** From the environment, with some settings given by the program. */
 export const layer = (overrides: Partial<Knobs>) =>
   Layer.effect(
     EmbeddingConfig,

@@ -1,6 +1,6 @@
 /** Every schedule, by name, and which failure is tried again, gives up, or means that a service is out. */
 import { Chunk, Duration, Effect, Schedule } from "effect"
-import type { InvalidMessage } from "./model/Interaction.ts"
+import type { InvalidMessage } from "./model/UpdateMessage.ts"
 import type { SpaceMismatch } from "./model/UserEmbedding.ts"
 import {
   Ack,

@@ -2,7 +2,8 @@
  * Every environment variable, declared once: typed, with default, meaning and example. Adapters read them in
  * their `layerConfig`; `.env.example` and the command `config` are made from this list.
  */
-import { Config, ConfigError, Duration, Either, Option, Redacted, Schema } from "effect"
+import { Config, ConfigError, Duration, Either, Option, ParseResult, Redacted, Schema } from "effect"
+import { builtInEventTypes, parseWeights } from "./model/EventTypes.ts"
 import { describeIssues } from "./model/Interaction.ts"
 import { History } from "./model/UserEmbedding.ts"
 
@@ -39,7 +40,8 @@ const read = <A, I extends string>(
     })
 }
 
-const given = (variable: string) =>
+/** The text of a variable that is set and not empty. */
+export const given = (variable: string) =>
   Config.string(variable).pipe(Config.option, Config.map(Option.filter((text) => text.trim() !== "")))
 
 /** A variable with a default. An empty value counts as unset. */
@@ -220,12 +222,31 @@ export const EMBEDDING_HISTORY = withDefault("EMBEDDING_HISTORY", {
   fallback: "cumulative",
   schema: oneOf(...History.literals),
 })
-const weight = (variable: string, what: string, fallback: string) =>
-  withDefault(variable, { meaning: `Weight of a ${what}`, example: fallback, fallback, schema: positive })
-export const EMBEDDING_WEIGHT_PURCHASE = weight("EMBEDDING_WEIGHT_PURCHASE", "purchase", "1")
-export const EMBEDDING_WEIGHT_SEARCH = weight("EMBEDDING_WEIGHT_SEARCH", "search", "0.7")
-export const EMBEDDING_WEIGHT_CLICK = weight("EMBEDDING_WEIGHT_CLICK", "click", "0.5")
-export const EMBEDDING_WEIGHT_VIEW = weight("EMBEDDING_WEIGHT_VIEW", "view", "0.3")
+/** The weights of the built-in event types, in the order of their table. */
+export const eventTypeWeights = builtInEventTypes.map(({ route, variable, weight }) =>
+  withDefault(variable, {
+    meaning: `Weight of a ${route}`,
+    example: String(weight),
+    fallback: String(weight),
+    schema: positive,
+  }),
+)
+export const EVENT_WEIGHTS = optional("EVENT_WEIGHTS", {
+  meaning:
+    "Event types of your own, all about products, and other weights of the built-in ones: name:weight, comma-separated; -1 to 1, not 0. A negative weight moves taste away. The same for every process",
+  example: "add_to_cart:0.8,wishlist:0.6,dislike:-0.4",
+  schema: Schema.transformOrFail(Schema.String, Schema.Record({ key: Schema.String, value: Schema.Number }), {
+    strict: true,
+    decode: (text, _, ast) =>
+      Either.mapLeft(parseWeights(text), (problem) => new ParseResult.Type(ast, text, problem)),
+    encode: (weights) =>
+      ParseResult.succeed(
+        Object.entries(weights)
+          .map(([name, weight]) => `${name}:${weight}`)
+          .join(","),
+      ),
+  }),
+})
 export const EMBEDDING_STORAGE = withDefault("EMBEDDING_STORAGE", {
   meaning:
     "How MongoDB keeps embeddings: vector = BSON float32 vector, array = array of doubles (3 times larger)",
@@ -425,10 +446,8 @@ export const all: ReadonlyArray<Setting<unknown>> = [
   EMBEDDING_DIMENSIONS,
   EMBEDDING_DECAY_LAMBDA,
   EMBEDDING_HISTORY,
-  EMBEDDING_WEIGHT_PURCHASE,
-  EMBEDDING_WEIGHT_SEARCH,
-  EMBEDDING_WEIGHT_CLICK,
-  EMBEDDING_WEIGHT_VIEW,
+  ...eventTypeWeights,
+  EVENT_WEIGHTS,
   EMBEDDING_STORAGE,
   EMBEDDING_BATCH_ENABLED,
   EMBEDDING_BATCH_WINDOW,

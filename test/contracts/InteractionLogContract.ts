@@ -8,6 +8,7 @@ import {
   InteractionLog,
   type LogFilter,
   type NewInteraction,
+  type ProductEvents,
 } from "../../src/services/ports/InteractionLog.ts"
 import { layerSuite } from "../support/effect.ts"
 
@@ -576,11 +577,17 @@ export const suite = <E>(
         })
         yield* append(buy("old", -300_000_000), buy("new", 0), buy("new", 1), search(user, "shoes"))
         yield* append(view(user, "seen"), view(stranger, "unseen"))
-        expect(yield* log.products(user, ["product_purchase"])).toEqual(new Set(["old", "new"]))
-        expect(yield* log.products(user, ["product_purchase", "product_view"])).toEqual(
-          new Set(["old", "new", "seen"]),
-        )
-        expect(yield* log.products(newUser(), ["product_view"])).toEqual(new Set())
+        const ordered = (rows: ReadonlyArray<ProductEvents>) =>
+          rows.toSorted((a, b) => (a.product_id < b.product_id ? -1 : 1))
+        const bought = [
+          { product_id: "new", event_type: "product_purchase", events: 2 },
+          { product_id: "old", event_type: "product_purchase", events: 1 },
+        ]
+        const all = [...bought, { product_id: "seen", event_type: "product_view", events: 1 }]
+        expect(ordered(yield* log.productEvents(user, ["product_purchase"]))).toEqual(bought)
+        expect(ordered(yield* log.productEvents(user, ["product_purchase", "product_view"]))).toEqual(all)
+        expect(ordered(yield* log.productEvents(user))).toEqual(all)
+        expect(yield* log.productEvents(newUser(), ["product_view"])).toEqual([])
       }))
 
     it("counts interactions per product and day between two places in the log", () =>
@@ -597,14 +604,17 @@ export const suite = <E>(
         )
         const between = yield* log.maxId
         yield* append(view(user, "other", day("2026-02-10T12:00:00.000Z")))
-        const counts = yield* log.productCounts(before, between)
+        const counts = yield* log.productCounts(["product_view"], before, between)
         expect(counts.toSorted((a, b) => (a.day < b.day ? -1 : 1))).toEqual([
           { product_id: "counted", day: "2026-02-10", interactions: 2 },
           { product_id: "counted", day: "2026-02-11", interactions: 1 },
         ])
-        expect(yield* log.productCounts(between, yield* log.maxId)).toEqual([
+        expect(yield* log.productCounts(["product_view"], between, yield* log.maxId)).toEqual([
           { product_id: "other", day: "2026-02-10", interactions: 1 },
         ])
-        expect(yield* log.productCounts(yield* log.maxId, (yield* log.maxId) + 1_000)).toEqual([])
+        expect(
+          yield* log.productCounts(["product_view"], yield* log.maxId, (yield* log.maxId) + 1_000),
+        ).toEqual([])
+        expect(yield* log.productCounts(["product_click"], before, between)).toEqual([])
       }))
   })

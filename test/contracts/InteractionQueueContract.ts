@@ -4,7 +4,7 @@
  */
 import { expect } from "bun:test"
 import { Effect, Exit, Fiber, type Layer } from "effect"
-import { eventTypes } from "../../src/services/model/Interaction.ts"
+import { defaults } from "../../src/services/model/EventTypes.ts"
 import {
   Ack,
   type Consumer,
@@ -29,7 +29,7 @@ export const messages = (count: number): ReadonlyArray<Message> =>
     const span = (number + 1).toString(16).padStart(16, "0")
     return {
       messageId,
-      eventType: eventTypes[number % eventTypes.length]!,
+      eventType: defaults.names[number % defaults.names.length]!,
       body: Buffer.from(`{"message_id":"${messageId}"}`),
       trace: {
         traceparent: `00-0af7651916cd43dd8448eb211c80319c-${span}-01`,

@@ -2,7 +2,7 @@
 import { expect } from "bun:test"
 import { Array as Arr, Chunk, Effect, type Layer, Stream } from "effect"
 import fc from "fast-check"
-import { eventTypes } from "../../src/services/model/Interaction.ts"
+import { defaults } from "../../src/services/model/EventTypes.ts"
 import type { RecentEvent, UserEmbedding } from "../../src/services/model/UserEmbedding.ts"
 import { toBytes } from "../../src/services/model/Vector.ts"
 import { type OverflowEntry, UserEmbeddings, type Write } from "../../src/services/ports/UserEmbeddings.ts"
@@ -46,7 +46,7 @@ const userEmbedding: fc.Arbitrary<UserEmbedding> = fc.record({
   embedding: fc.float32Array({ minLength: 1, maxLength: 64, noNaN: true, noDefaultInfinity: true }),
   last_updated: instant,
   event_count: int,
-  last_event_type: fc.constantFrom(...eventTypes),
+  last_event_type: fc.constantFrom(...defaults.names),
   last_event_id: messageId,
   mass: double,
   total_weight: double,

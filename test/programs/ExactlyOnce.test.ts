@@ -1,9 +1,9 @@
-/** The same message in the hands of several workers at once, on both stacks. */
+/** The same message processed by several workers at the same time, on both stacks. */
 import { expect } from "bun:test"
 import { type ConfigError, Context, Effect, Layer } from "effect"
 import type { Ports } from "../../src/layers/Stack.ts"
 import * as AppliedIds from "../../src/services/model/AppliedIds.ts"
-import { encodeMessage } from "../../src/services/model/Interaction.ts"
+import { encodeMessage } from "../../src/services/model/UpdateMessage.ts"
 import type { DependencyDown } from "../../src/services/ports/Dependencies.ts"
 import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
 import * as EmbeddingUpdater from "../../src/services/update/EmbeddingUpdater.ts"
@@ -14,7 +14,7 @@ import { search } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 
-/** With the first ones in one write, more than stay on the document, so that the ledger is asked too. */
+/** The first write has more ids than stay on the record, so that the overflow is read too. */
 const first = 300
 const raced = 60
 const phrases = ["running shoes", "red wine", "board games", "cordless drill", "baby blanket"]
@@ -22,7 +22,7 @@ const phrases = ["running shoes", "red wine", "board games", "cordless drill", "
 const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown>) =>
   layerSuite(name, eventVectors.pipe(Layer.provideMerge(stack)), (it) => {
     it(
-      "each event is one write, whoever wins; all of them again, and the first alone, change nothing",
+      "each event is written once, by one of the workers; processing all or some of them again changes nothing",
       () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings

@@ -2,7 +2,7 @@
 import { describe, expect, test } from "bun:test"
 import { Array as Arr, Chunk, Duration, Effect, Schedule } from "effect"
 import fc from "fast-check"
-import { InvalidMessage } from "../../src/services/model/Interaction.ts"
+import { InvalidMessage } from "../../src/services/model/UpdateMessage.ts"
 import { SpaceMismatch } from "../../src/services/model/UserEmbedding.ts"
 import { Ack, DeadLetter, Retry } from "../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../../src/services/ports/PhraseEmbedder.ts"

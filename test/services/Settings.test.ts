@@ -35,7 +35,8 @@ describe("every variable", () => {
     const declared = Object.entries(Settings).flatMap(([name, value]) =>
       typeof value === "object" && "variable" in value ? [[name, value.variable]] : [],
     )
-    expect(declared.map(([, variable]) => variable).toSorted()).toEqual(
+    const weights = Settings.eventTypeWeights.map(({ variable }) => variable)
+    expect([...declared.map(([, variable]) => variable), ...weights].toSorted()).toEqual(
       Settings.all.map(({ variable }) => variable).toSorted(),
     )
     for (const [name, variable] of declared) expect(variable).toBe(name)
@@ -105,7 +106,9 @@ describe("defaults", () => {
       dimensions: 1536,
       lambda: 0.023,
       history: "cumulative",
-      weights: { product_purchase: 1, search: 0.7, product_click: 0.5, product_view: 0.3 },
+      eventTypes: {
+        weights: { product_purchase: 1, search: 0.7, product_click: 0.5, product_view: 0.3 },
+      },
       batchEnabled: false,
       batchWindow: Duration.seconds(5),
       cacheTtl: Duration.hours(1),
@@ -119,7 +122,7 @@ describe("defaults", () => {
       ),
     ).toMatchObject({
       dimensions: 8,
-      weights: { product_purchase: 1, product_view: 0.1 },
+      eventTypes: { weights: { product_purchase: 1, product_view: 0.1 } },
       batchWindow: Duration.millis(250),
       retryDelay: Duration.millis(200),
     })
@@ -236,7 +239,7 @@ describe("a bad value", () => {
     ],
     [Settings.EMBEDDING_DECAY_LAMBDA, ["-0.1", "fast", "Infinity"], number(", 0 or greater")],
     [Settings.EMBEDDING_HISTORY, ["Cumulative", "both"], "must be one of cumulative, recency"],
-    [Settings.EMBEDDING_WEIGHT_PURCHASE, ["0", "-1", "heavy", "Infinity"], number(" greater than 0")],
+    [Settings.eventTypeWeights[3]!, ["0", "-1", "heavy", "Infinity"], number(" greater than 0")],
     [Settings.EMBEDDING_STORAGE, ["blob"], "must be one of vector, array"],
     [Settings.EMBEDDING_BATCH_ENABLED, ["yes", "TRUE", "2"], "must be one of true, false, 1, 0"],
     [Settings.EMBEDDING_BATCH_WINDOW, ["0", "-5", "5s"], number(" greater than 0")],

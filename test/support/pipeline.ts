@@ -4,6 +4,7 @@ import type { Ports } from "../../src/layers/Stack.ts"
 import * as Relay from "../../src/programs/Relay.ts"
 import * as Worker from "../../src/programs/Worker.ts"
 import * as Interaction from "../../src/services/model/Interaction.ts"
+import * as UpdateMessage from "../../src/services/model/UpdateMessage.ts"
 import type { UserEmbedding } from "../../src/services/model/UserEmbedding.ts"
 import type { DependencyDown } from "../../src/services/ports/Dependencies.ts"
 import { InteractionLog } from "../../src/services/ports/InteractionLog.ts"
@@ -56,7 +57,7 @@ export const record = (...interactions: ReadonlyArray<Interaction.Interaction>) 
 
 export const message = (
   interaction: Interaction.Interaction,
-  body = Interaction.encodeMessage(interaction),
+  body = UpdateMessage.encodeMessage(interaction),
 ): Message => ({
   messageId: interaction.message_id,
   eventType: interaction.event_type,

@@ -44,8 +44,9 @@ promises<
       NewInteraction,
       { user_id: "u"; event_type: "product_view"; product_id: 9; metadata: { device: "tv" } }
     >,
-    Not<Accepts<NewInteraction, { user_id: "u"; event_type: "search"; product_id: "p" }>>,
-    Not<Accepts<NewInteraction, { user_id: "u"; event_type: "cart"; product_id: "p" }>>,
+    Accepts<NewInteraction, { user_id: "u"; event_type: "add_to_cart"; product_id: "p" }>,
+    Not<Accepts<NewInteraction, { user_id: "u"; event_type: "search" }>>,
+    Not<Accepts<NewInteraction, { user_id: "u"; event_type: "product_view"; search_phrase: "tent" }>>,
     Not<Accepts<NewInteraction, { event_type: "search"; search_phrase: "tent" }>>,
     // Effect programs run on the services that the client has, and on no others.
     Accepts<Parameters<Client["run"]>[0], Effect.Effect<number, never, EventVectors.EventVectors>>,

@@ -7,6 +7,7 @@ import type { PlatformError } from "@effect/platform/Error"
 import { Effect, Schema } from "effect"
 import type { SchemaElement } from "hyparquet"
 import { fileWriter, ParquetWriter } from "hyparquet-writer"
+import { embeddingJson } from "../../services/api/EmbeddingJson.ts"
 import type { UserEmbedding } from "../../services/model/UserEmbedding.ts"
 import * as Vector from "../../services/model/Vector.ts"
 
@@ -33,23 +34,12 @@ const partial = (path: string) => `${path}.partial`
 
 /** Nine digits tell every float32 from its neighbours. */
 const shortest = (value: number): number => Number(value.toPrecision(9))
-const iso = (millis: number) => new Date(millis).toISOString()
 
 /** One user as a line of JSON: the document of the API with its vector. */
-export const toLine = ({ embedding: { embedding, metadata, recent, ...facts }, version }: Exported): string =>
+export const toLine = ({ embedding, version }: Exported): string =>
   JSON.stringify({
-    ...facts,
-    recent: recent.map(({ product_id, search_phrase, ...event }) => ({
-      ...event,
-      ...(search_phrase === null ? { product_id } : { search_phrase }),
-    })),
-    last_updated: iso(facts.last_updated),
-    created_at: iso(facts.created_at),
-    updated_at: iso(facts.updated_at),
-    version,
-    metadata: { ...metadata, last_recalculation: iso(metadata.last_recalculation) },
-    dimension_count: embedding.length,
-    embedding: Array.from(embedding, shortest),
+    ...embeddingJson(embedding, version),
+    embedding: Array.from(embedding.embedding, shortest),
   })
 
 // ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 /** The collections in MongoDB: names, validators and indexes, and how to create those that a database lacks. */
 import { isDeepStrictEqual } from "node:util"
+import { Record } from "effect"
 import { type Db, type Document, type IndexDescriptionInfo, MongoServerError } from "mongodb"
-import { eventTypes } from "../../services/model/Interaction.ts"
+import { namePattern, phraseEventTypes, zeroCounters } from "../../services/model/EventTypes.ts"
 import { History } from "../../services/model/UserEmbedding.ts"
 
 interface Index {
@@ -29,7 +30,8 @@ export const names = {
 const text = { bsonType: "string" }
 const id = { bsonType: "string", minLength: 1, maxLength: 64 }
 const count = { bsonType: ["int", "long"], minimum: 0 }
-const double = { bsonType: "double", minimum: 0 }
+const double = { bsonType: "double" }
+const notNegative = { ...double, minimum: 0 }
 const instant = { bsonType: "date" }
 const oneOf = (values: ReadonlyArray<string>) => ({ enum: [...values] })
 /** An object with exactly these properties. All are required except `optional`. */
@@ -40,8 +42,10 @@ const exactly = (properties: Record<string, Document>, optional: ReadonlyArray<s
   properties,
 })
 
-const event = (event_types: ReadonlyArray<string>, reference: Record<string, Document>) =>
-  exactly({ event_type: oneOf(event_types), ...reference, occurred_at: instant, message_id: text })
+/** Any name: the types of `EVENT_WEIGHTS` are known to the programs alone. */
+const eventType = { bsonType: "string", pattern: namePattern.source }
+const event = (event_type: Document, reference: Record<string, Document>) =>
+  exactly({ event_type, ...reference, occurred_at: instant, message_id: text })
 
 const userEmbedding = exactly({
   _id: id,
@@ -50,9 +54,9 @@ const userEmbedding = exactly({
   dimension_count: { bsonType: "int", minimum: 1 },
   last_updated: instant,
   event_count: count,
-  last_event_type: oneOf(eventTypes),
+  last_event_type: eventType,
   last_event_id: text,
-  mass: double,
+  mass: notNegative,
   total_weight: double,
   space: text,
   history: oneOf(History.literals),
@@ -64,22 +68,19 @@ const userEmbedding = exactly({
     maxItems: 10,
     items: {
       anyOf: [
-        event(
-          eventTypes.filter((type) => type !== "search"),
-          { product_id: id },
-        ),
-        event(["search"], { search_phrase: text }),
+        event({ ...eventType, not: oneOf(phraseEventTypes) }, { product_id: id }),
+        event(oneOf(phraseEventTypes), { search_phrase: text }),
       ],
     },
   },
-  metadata: exactly({
-    search_count: count,
-    view_count: count,
-    click_count: count,
-    purchase_count: count,
-    decay_lambda: double,
-    last_recalculation: instant,
-  }),
+  metadata: {
+    ...exactly({
+      ...Record.map(zeroCounters, () => count),
+      decay_lambda: notNegative,
+      last_recalculation: instant,
+    }),
+    patternProperties: { [`${namePattern.source.slice(0, -1)}_count$`]: count },
+  },
   applied: { bsonType: "binData" },
   archived: count,
   erased_at: { bsonType: ["date", "null"] },

@@ -12,6 +12,7 @@ import {
   type LogFilter,
   type NewInteraction,
   type ProductCount,
+  type ProductEvents,
 } from "../../services/ports/InteractionLog.ts"
 import { deadlockRetry } from "../../services/RetryPolicies.ts"
 import { databaseSpan, untraced } from "../../services/Telemetry.ts"
@@ -281,13 +282,15 @@ const make = Effect.gen(function* () {
       Effect.mapError(toLogError("lastRecorded")),
     )
 
-  const products = (user: string, types: ReadonlyArray<EventType>) =>
-    sql<{ product_id: string }>`
-      SELECT DISTINCT product_id FROM ${log} ${dialect.force("user_interactions_history")}
-      WHERE user_id = ${user} AND ${sql.in("event_type", types)} AND product_id IS NOT NULL`.unprepared.pipe(
+  const productEvents = (user: string, types?: ReadonlyArray<EventType>) =>
+    sql<ProductEvents>`
+      SELECT product_id, event_type, COUNT(*) AS events
+      FROM ${log} ${dialect.force("user_interactions_history")}
+      WHERE user_id = ${user} AND product_id IS NOT NULL
+        AND ${types === undefined ? sql`TRUE` : sql.in("event_type", types)}
+      GROUP BY product_id, event_type`.unprepared.pipe(
       statement("SELECT"),
-      Effect.map((rows) => new Set(rows.map(({ product_id }) => product_id))),
-      Effect.mapError(toLogError("products")),
+      Effect.mapError(toLogError("productEvents")),
     )
 
   const maxId = sql<{ id: number | null }>`SELECT MAX(id) AS id FROM ${log}`.pipe(
@@ -296,10 +299,10 @@ const make = Effect.gen(function* () {
     Effect.mapError(toLogError("maxId")),
   )
 
-  const productCounts = (after: number, upTo: number) =>
+  const productCounts = (types: ReadonlyArray<EventType>, after: number, upTo: number) =>
     sql<ProductCount>`
       SELECT product_id, SUBSTR(occurred_at, 1, 10) AS day, COUNT(*) AS interactions FROM ${log}
-      WHERE id > ${after} AND id <= ${upTo} AND product_id IS NOT NULL
+      WHERE id > ${after} AND id <= ${upTo} AND product_id IS NOT NULL AND ${sql.in("event_type", types)}
       GROUP BY product_id, SUBSTR(occurred_at, 1, 10)`.unprepared.pipe(
       statement("SELECT"),
       Effect.mapError(toLogError("productCounts")),
@@ -370,7 +373,7 @@ const make = Effect.gen(function* () {
     existingIds,
     newest,
     lastRecorded,
-    products,
+    productEvents,
     maxId,
     productCounts,
     outbox,

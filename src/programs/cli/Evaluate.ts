@@ -1,20 +1,30 @@
-/** `evaluate`: settings tried on a history. */
+/** `evaluate`: tries settings on a history. */
 import { Args, Command, Options } from "@effect/cli"
-import { Effect, Layer, Option } from "effect"
+import { Array as Arr, Effect, Either, Layer, Option } from "effect"
 import * as Embedder from "../../layers/embedder/Embedder.ts"
 import * as Stack from "../../layers/Stack.ts"
 import * as EmbeddingConfig from "../../services/EmbeddingConfig.ts"
 import type { Estimate } from "../../services/history/Evaluation.ts"
-import { eventTypes } from "../../services/model/Interaction.ts"
+import { builtInEventTypes } from "../../services/model/EventTypes.ts"
 import { evaluate as evaluateFile, productsOfFile, productsOfStack } from "../tasks/EvaluateHistory.ts"
 import { reading, toReading } from "./Import.ts"
 import { json, print, table } from "./support/Output.ts"
 import { figure, measured } from "./support/Progress.ts"
+import { eventType } from "./support/Usage.ts"
 
 const settingsShown = 6
-const productTypes = eventTypes.filter((type) => type !== "search")
 
 const cell = ({ high, low, mean }: Estimate) => `${mean.toFixed(3)} [${low.toFixed(3)}, ${high.toFixed(3)}]`
+
+/** The weights as variables. */
+const variablesOf = (weights: Report["verdict"]["best"]["weights"]): string => {
+  const variables = new Map<string, string>(builtInEventTypes.map(({ name, variable }) => [name, variable]))
+  const [builtIn, own] = Arr.partitionMap(Object.entries(weights), ([name, weight]) => {
+    const variable = variables.get(name)
+    return variable === undefined ? Either.right(`${name}:${weight}`) : Either.left(`${variable}=${weight}`)
+  })
+  return [...builtIn, ...(own.length > 0 ? [`EVENT_WEIGHTS=${own.join(",")}`] : [])].join(" ")
+}
 
 type Report = Effect.Effect.Success<ReturnType<typeof evaluateFile>>
 
@@ -23,22 +33,22 @@ const conclusion = ({
   difference,
   says,
   setting,
-  baselines,
+  simple,
 }: Report["verdict"]): ReadonlyArray<string> => {
-  const by = `NDCG ${difference.mean >= 0 ? "+" : ""}${difference.mean.toFixed(3)} [${difference.low.toFixed(3)}, ${difference.high.toFixed(3)}] on users it was not chosen on`
+  const by = `NDCG ${difference.mean >= 0 ? "+" : ""}${difference.mean.toFixed(3)} [${difference.low.toFixed(3)}, ${difference.high.toFixed(3)}] on users not used for the choice`
   if (says === "simple")
-    return [`Something simpler wins: ${baselines}. The best vectors (${setting}) are behind it: ${by}.`]
+    return [`A simple method wins: ${simple}. The best taste (${setting}) is behind it: ${by}.`]
   if (says === "undecided")
     return [
-      `This history can't tell ${setting} from ${baselines}: ${by}. Take the simpler one, or try more history (--most).`,
+      `No clear winner between ${setting} and ${simple}: ${by}. Take the simple method, or predict more events (--most).`,
     ]
   const { history, lambda, mix, popularity, weights } = best
   return [
-    `Vectors win: ${setting}, ahead of the best simple way, ${baselines}: ${by}.`,
+    `Taste wins: ${setting}, ahead of the best simple method, ${simple}: ${by}.`,
     `EMBEDDING_DECAY_LAMBDA=${lambda} EMBEDDING_HISTORY=${history} POPULARITY_WEIGHT=${popularity}`,
-    `EMBEDDING_WEIGHT_PURCHASE=${weights.product_purchase} EMBEDDING_WEIGHT_SEARCH=${weights.search} EMBEDDING_WEIGHT_CLICK=${weights.product_click} EMBEDDING_WEIGHT_VIEW=${weights.product_view}`,
+    variablesOf(weights),
     ...(mix === "long"
-      ? ["Long memory alone is the stored vector; recommendations always mix short memory in."]
+      ? ["`long` is the stored vector alone, but recommendations always add the newest events."]
       : []),
   ]
 }
@@ -48,10 +58,10 @@ const human = (report: Report) => {
   const settings = rows.filter(({ setting }) => setting !== null)
   const shown = new Set([...settings].sort((a, b) => b.ndcg.mean - a.ndcg.mean).slice(0, settingsShown))
   return [
-    `${figure(interactions)} interactions (${figure(rejected)} unreadable), ${figure(products)} products; foretold: ${figure(foretold)} of ${figure(users)} users. At 10, with 95 % intervals:`,
+    `${figure(interactions)} interactions (${figure(rejected)} unreadable), ${figure(products)} products; ${figure(foretold)} events of ${figure(users)} users predicted. At 10, with 95 % intervals:`,
     "",
     table(
-      ["WAY", "HIT RATE", "NDCG", "MRR"],
+      ["METHOD", "HIT RATE", "NDCG", "MRR"],
       rows
         .filter(
           (row) => row.setting === null || row.configured || row.name === verdict.setting || shown.has(row),
@@ -73,39 +83,36 @@ export const evaluate = Command.make(
   "evaluate",
   {
     file: Args.file({ name: "file", exists: "yes" }).pipe(
-      Args.withDescription("History, as `import interactions` reads it; nothing is recorded"),
+      Args.withDescription("A history, in the format of `import interactions`; nothing is recorded"),
     ),
     ...reading,
     products: Options.file("products", { exists: "yes" }).pipe(
-      Options.withDescription(
-        "Products, as `products import` reads them; default: those of the configured stack",
-      ),
+      Options.withDescription("Products, in the format of `products import`; default: the stored products"),
       Options.optional,
     ),
-    target: Options.choice("target", productTypes).pipe(
-      Options.withDescription("Only this type of event is foretold; default: all product events"),
+    target: eventType("target", "Predict only events of this type; default: all product events").pipe(
       Options.optional,
     ),
     most: Options.integer("most").pipe(
-      Options.withDescription("Events foretold, drawn from the last fifth of the history"),
+      Options.withDescription("Events to predict, drawn at random from the last fifth of the history"),
       Options.withDefault(1_000),
     ),
     unseen: Options.boolean("unseen").pipe(
-      Options.withDescription("Only products that are new to the user: no repetitions"),
+      Options.withDescription("Predict only products that are new to the user"),
     ),
     json,
   },
   ({ file, json, most, products, target, unseen, ...given }) => {
     const run = <E, R>(catalogue: Effect.Effect<ReadonlyMap<string, Float32Array>, E, R>) =>
-      measured("interactions", (reads) =>
-        measured("foretold", (foretells) =>
+      measured("interactions", (onRead) =>
+        measured("predicted", (onPredicted) =>
           evaluateFile(file, catalogue, {
             reading: toReading(file, given),
-            types: Option.match(target, { onNone: () => productTypes, onSome: (type) => [type] }),
+            type: Option.getOrUndefined(target),
             most,
             unseenOnly: unseen,
-            reads,
-            foretells,
+            onRead,
+            onPredicted,
           }),
         ),
       ).pipe(Effect.flatMap((report) => print(json, report, human)))
@@ -119,6 +126,6 @@ export const evaluate = Command.make(
   },
 ).pipe(
   Command.withDescription(
-    "Which settings would have foretold a history, and whether something simpler would have done better",
+    "Finds the settings that would have recommended best what your users did next, and whether a simple method such as best-sellers does better",
   ),
 )

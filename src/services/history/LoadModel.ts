@@ -1,23 +1,23 @@
 /**
- * Made-up interactions of a shop, repeatable by their seed: few users do most, few products and phrases are wanted
- * most (Zipf), and people look more often than they buy.
+ * Made-up interactions of a shop, repeatable by a seed. A few users, products and phrases occur most (Zipf), and users
+ * view more often than they buy.
  */
 import { PCGRandom } from "effect/Utils"
+import { type EventTypeDefinition, isPhraseEventType } from "../model/EventTypes.ts"
 import * as Interaction from "../model/Interaction.ts"
 
 export interface LoadModel {
   readonly users: number
-  /** Of a user on average. */
+  /** On average. */
   readonly eventsPerUser: number
   readonly seed: number
   /** At least one, in any order. */
   readonly products: ReadonlyArray<Interaction.ProductId>
-  /** `occurred_at` of the first in Unix ms; each following one is a millisecond later. */
+  /** Each type occurs by its `loadShare`. */
+  readonly types: ReadonlyArray<EventTypeDefinition>
+  /** `occurred_at` of the first interaction in Unix ms; each next one is a millisecond later. */
   readonly start: number
 }
-
-/** Shares of the kinds. */
-export const mix = { search: 0.2, product_view: 0.55, product_click: 0.18, product_purchase: 0.07 } as const
 
 export const phrases: ReadonlyArray<string> = [
   ..."wireless headphones|running shoes|coffee grinder|gift for dad|yoga mat|board games|red wine|tent for two".split(
@@ -36,7 +36,7 @@ export const phrases: ReadonlyArray<string> = [
   ..."something warm for cold evenings|cheap laptop|hiking poles|Kaffeemühle|crème brûlée torch".split("|"),
 ]
 
-/** Picks index k with a weight of 1/(k + 1). */
+/** Draws index k with a weight of 1/(k + 1). */
 const zipf = (size: number) => {
   const sums = new Float64Array(size)
   let sum = 0
@@ -56,7 +56,7 @@ const zipf = (size: number) => {
   }
 }
 
-/** Fisher–Yates, so that not the first ids are the favourites. */
+/** Fisher–Yates; without it the first product ids would be the most popular. */
 const shuffled = <A>(all: ReadonlyArray<A>, random: PCGRandom): ReadonlyArray<A> => {
   const mixed = [...all]
   for (let i = mixed.length - 1; i > 0; i--) {
@@ -68,13 +68,17 @@ const shuffled = <A>(all: ReadonlyArray<A>, random: PCGRandom): ReadonlyArray<A>
   return mixed
 }
 
-const kind = (share: number): Interaction.EventType => {
-  if (share < mix.search) return "search"
-  if (share < mix.search + mix.product_view) return "product_view"
-  return share < 1 - mix.product_purchase ? "product_click" : "product_purchase"
+/** Picks a type by its share; `random` is from 0 to 1. */
+const pickType = (types: LoadModel["types"], random: number): string => {
+  let left = random * types.reduce((sum, { loadShare }) => sum + loadShare, 0)
+  for (const { loadShare, name } of types) {
+    left -= loadShare
+    if (left < 0) return name
+  }
+  return types.at(-1)!.name
 }
 
-/** The same model gives the same interactions, in the order in which they occur. */
+/** In the order in which they occur; the same model gives the same interactions. */
 export const interactions = (model: LoadModel): ReadonlyArray<Interaction.Interaction> => {
   const random = new PCGRandom(model.seed)
   const products = shuffled(model.products.toSorted(), random)
@@ -87,8 +91,8 @@ export const interactions = (model: LoadModel): ReadonlyArray<Interaction.Intera
       occurred_at: new Date(model.start + index).toISOString(),
       metadata: { device: random.number() < 0.6 ? "mobile" : "desktop", channel: "generated" },
     }
-    const event_type = kind(random.number())
-    return event_type === "search"
+    const event_type = pickType(model.types, random.number())
+    return isPhraseEventType(event_type)
       ? Interaction.make({ ...facts, event_type, search_phrase: phrases[pickPhrase(random)]! })
       : Interaction.make({ ...facts, event_type, product_id: products[pickProduct(random)]! })
   })

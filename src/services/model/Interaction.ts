@@ -1,13 +1,28 @@
 /**
- * An interaction is one thing a user did. Its fields carry the names of the wire, the log and the documents,
- * so that no mapping stands between them. `message_id` identifies it everywhere.
+ * An interaction is one thing a user did. Its fields have the same names in messages, rows and documents. `message_id`
+ * identifies it everywhere.
  */
 import { hash } from "node:crypto"
-import { Either, ParseResult, Predicate, Schema } from "effect"
+import { ParseResult, Schema } from "effect"
+import * as EventTypes from "./EventTypes.ts"
 
-export const EventType = Schema.Literal("search", "product_view", "product_click", "product_purchase")
-export type EventType = typeof EventType.Type
-export const eventTypes = EventType.literals
+/** The name of a product type. Whether the type is configured is checked where an interaction enters. */
+export const ProductEventType: Schema.Schema<EventTypes.ProductEventType, string> = Schema.String.pipe(
+  Schema.filter(EventTypes.isProductEventType, {
+    message: () => "must be the name of an event type that refers to a product",
+  }),
+).annotations({
+  jsonSchema: {
+    type: "string",
+    pattern: EventTypes.namePattern.source,
+    examples: EventTypes.builtInEventTypes.flatMap(({ kind, name }) => (kind === "product" ? [name] : [])),
+  },
+})
+const PhraseEventType = Schema.Literal(...EventTypes.phraseEventTypes)
+export const EventType = Schema.Union(PhraseEventType, ProductEventType).annotations({
+  identifier: "EventType",
+})
+export type EventType = EventTypes.EventType
 
 const idPattern = /^[A-Za-z0-9._:-]{1,64}$/
 const idText = Schema.String.pipe(
@@ -32,7 +47,7 @@ export type UserId = typeof UserId.Type
 export const ProductId = identifier.annotations({ identifier: "ProductId" })
 export type ProductId = typeof ProductId.Type
 
-/** Text, whose refusal does not repeat what was given instead. */
+/** A string. The error does not repeat the value, which may be long. */
 const text = Schema.String.annotations({ message: () => "must be a string" })
 
 const phraseProblem = (phrase: string): string | undefined => {
@@ -57,15 +72,15 @@ export const SearchPhrase = Schema.transformOrFail(text, Schema.String, {
 const timestampPattern =
   /^(\d{4})-(\d{2})-(\d{2})T([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:[.,](\d+))?)?(Z|[+-](?:[01]\d|2[0-3]):?[0-5]\d)$/
 const epochIsKnown = (epoch: number): boolean => epoch >= 0 && epoch < 253_402_300_800_000
-/** The usual case, without regular expression and parts. */
+/** Recognises the canonical form without a regular expression: most timestamps have it. */
 const isCanonical = (text: string): boolean => {
   if (text.length !== 24 || !text.endsWith("Z")) return false
   const epoch = Date.parse(text)
   return epochIsKnown(epoch) && new Date(epoch).toISOString() === text
 }
 /**
- * The canonical form of an ISO 8601 date-time with offset: UTC with exactly three decimals, finer digits cut.
- * `undefined` when it isn't one, has no offset, names no real day, or lies outside the years 1970–9999.
+ * The canonical form of an ISO 8601 date-time with offset: UTC with exactly three decimals; finer digits are cut.
+ * `undefined` for text that is no such date-time, has no offset, names no real day, or lies outside the years 1970–9999.
  */
 export const canonicalTimestamp = (text: string): string | undefined => {
   if (isCanonical(text)) return text
@@ -100,7 +115,7 @@ export const Timestamp = Schema.transformOrFail(text, Schema.String, {
 /** Greatest size of serialised metadata in bytes. */
 export const maxMetadataBytes = 4096
 type Fact = string | number | boolean
-/** What JSON may hold at a key; `null` says that nothing is known and is dropped. */
+/** A value in JSON metadata. `null` means unknown and is dropped. */
 const MetadataValue = Schema.declare(
   (value: unknown): value is Fact | null =>
     typeof value === "string"
@@ -121,7 +136,7 @@ const metadataProblem = (metadata: Readonly<Record<string, Fact>>): string | und
     ? undefined
     : "metadata keys must not contain lone surrogates"
 }
-/** Flat facts about an interaction: strings, numbers and booleans; nulls are dropped. At most 4 KiB as JSON. */
+/** Flat facts about an interaction: strings, numbers and booleans. Nulls are dropped. At most 4 KiB as JSON. */
 export const Metadata = Schema.transformOrFail(
   Schema.Record({ key: Schema.String, value: MetadataValue }).annotations({
     message: () => "must be an object of strings, numbers and booleans",
@@ -159,26 +174,26 @@ const common = {
   message_id: MessageId,
 }
 const absent = Schema.Null.annotations({ message: () => "must not be set for this event_type" })
-const product = <Type extends EventType>(type: Type) =>
-  Schema.Struct({ ...common, event_type: Schema.Literal(type), search_phrase: absent, product_id: ProductId })
 
+/** An event that refers to a search phrase. */
 export const Search = Schema.Struct({
   ...common,
-  event_type: Schema.Literal("search"),
+  event_type: PhraseEventType,
   search_phrase: SearchPhrase,
   product_id: absent,
 })
-export const ProductView = product("product_view")
-export const ProductClick = product("product_click")
-export const ProductPurchase = product("product_purchase")
-
-/** One of the four kinds, told apart by `event_type`. */
-export const Interaction = Schema.Union(Search, ProductView, ProductClick, ProductPurchase).annotations({
-  identifier: "Interaction",
+/** An event that refers to a product. */
+export const ProductEvent = Schema.Struct({
+  ...common,
+  event_type: ProductEventType,
+  search_phrase: absent,
+  product_id: ProductId,
 })
+
+export const Interaction = Schema.Union(Search, ProductEvent).annotations({ identifier: "Interaction" })
 export type Interaction = typeof Interaction.Type
 
-/** What the interaction is about: the search phrase or the product id. */
+/** The search phrase or the product id. */
 export const reference = (interaction: Pick<Interaction, "search_phrase" | "product_id">): string =>
   interaction.search_phrase ?? interaction.product_id ?? ""
 
@@ -190,14 +205,14 @@ export const messageId = (interaction: Omit<Interaction, "message_id" | "metadat
   )
 
 // ---------------------------------------------------------------------------------------------------------
-// The usual case: what the schemas above would answer unchanged, told without them (measured: a tenth of the time).
-// Whatever these do not recognise is for the schemas to accept, change or refuse.
+// Fast decoding. Most interactions pass the schemas above unchanged. These functions recognise them in a tenth of the
+// time. They leave everything else to the schemas, which accept, change or refuse it.
 
-const isUsualId = (value: unknown): value is string => typeof value === "string" && idPattern.test(value)
+const isPlainId = (value: unknown): value is string => typeof value === "string" && idPattern.test(value)
 /** Printable ASCII without blanks around it. */
-const isUsualPhrase = (value: unknown): value is string =>
+const isPlainPhrase = (value: unknown): value is string =>
   typeof value === "string" && /^[!-~](?:[ -~]{0,253}[!-~])?$/.test(value)
-const isUsualMetadata = (value: unknown): value is Metadata => {
+const isPlainMetadata = (value: unknown): value is Metadata => {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return false
   for (const [key, fact] of Object.entries(value)) {
     if (key === "__proto__") return false
@@ -208,12 +223,12 @@ const isUsualMetadata = (value: unknown): value is Metadata => {
   return Buffer.byteLength(text) <= maxMetadataBytes && !text.includes("\\u")
 }
 
-/** Everything that makes an interaction, of unknown origin. */
+/** The fields of an interaction before decoding. */
 export type RawFields = {
-  readonly [Part in Exclude<keyof Interaction, "message_id">]?: unknown
+  readonly [Field in Exclude<keyof Interaction, "message_id">]?: unknown
 }
 
-/** The parts as they stand, if that is what the schemas would make of them. Absent is `null` or `undefined`. */
+/** The fields unchanged, if the schemas would not change them either. An absent reference is `null` or `undefined`. */
 export const fastDecode = ({
   event_type,
   metadata,
@@ -222,40 +237,43 @@ export const fastDecode = ({
   search_phrase,
   user_id,
 }: RawFields): DecodedFields | undefined => {
-  if (!isUsualId(user_id) || !isUsualMetadata(metadata)) return undefined
+  if (!isPlainId(user_id) || !isPlainMetadata(metadata)) return undefined
   if (typeof occurred_at !== "string" || !isCanonical(occurred_at)) return undefined
   const facts = { user_id, occurred_at, metadata }
-  switch (event_type) {
-    case "search":
-      return isUsualPhrase(search_phrase) && (product_id ?? null) === null
-        ? { ...facts, event_type, search_phrase }
-        : undefined
-    case "product_view":
-    case "product_click":
-    case "product_purchase":
-      return isUsualId(product_id) && (search_phrase ?? null) === null
-        ? { ...facts, event_type, product_id }
-        : undefined
-    default:
-      return undefined
-  }
+  if (event_type === "search")
+    return isPlainPhrase(search_phrase) && (product_id ?? null) === null
+      ? { ...facts, event_type, search_phrase }
+      : undefined
+  return EventTypes.isProductEventType(event_type) &&
+    isPlainId(product_id) &&
+    (search_phrase ?? null) === null
+    ? { ...facts, event_type, product_id }
+    : undefined
 }
 
 type Facts = Pick<Interaction, "user_id" | "occurred_at" | "metadata">
-/** Decoded parts of an interaction. */
+/** Decoded fields of an interaction; an absent reference is `null` or left out. */
 export type DecodedFields = Facts &
   (
-    | { readonly event_type: "search"; readonly search_phrase: string }
-    | { readonly event_type: Exclude<EventType, "search">; readonly product_id: ProductId }
+    | {
+        readonly event_type: EventTypes.PhraseEventType
+        readonly search_phrase: string
+        readonly product_id?: null
+      }
+    | {
+        readonly event_type: EventTypes.ProductEventType
+        readonly search_phrase?: null
+        readonly product_id: ProductId
+      }
   )
 /** Builds an interaction and gives it its `message_id`. */
-export const make = (facts: DecodedFields): Interaction => {
-  const { user_id, occurred_at, metadata } = facts
-  const what =
-    facts.event_type === "search"
-      ? { event_type: facts.event_type, search_phrase: facts.search_phrase, product_id: null }
-      : { event_type: facts.event_type, search_phrase: null, product_id: facts.product_id }
-  const interaction = { user_id, ...what, occurred_at, metadata }
+export const make = (fields: DecodedFields): Interaction => {
+  const { user_id, occurred_at, metadata } = fields
+  const subject =
+    typeof fields.search_phrase === "string"
+      ? { event_type: fields.event_type, search_phrase: fields.search_phrase, product_id: null }
+      : { event_type: fields.event_type, search_phrase: null, product_id: fields.product_id }
+  const interaction = { user_id, ...subject, occurred_at, metadata }
   return { ...interaction, message_id: messageId(interaction) }
 }
 
@@ -274,127 +292,8 @@ export const chronological = (
           ? 1
           : 0
 
-// ---------------------------------------------------------------------------------------------------------
-// The update message (JSON, snake_case) that asks for one interaction to be folded in.
-
-export const messageVersion = "1.0"
-/** The body as it is sent. Consumers take any version 1.x and further fields; absent references and metadata count as null. */
-export const UpdateMessage = Schema.extend(
-  Interaction,
-  Schema.Struct({
-    version: Schema.String.pipe(Schema.pattern(/^1\.\d+$/)).annotations({
-      description: "1.x",
-      examples: [messageVersion],
-    }),
-  }),
-).annotations({ identifier: "UpdateMessage" })
-
-/** Greatest size of a message body in bytes; a larger one is a dead letter. */
-export const maxMessageBytes = 256 * 1024
 /** How far in the future `occurred_at` may lie, in milliseconds. */
 export const maxFutureMillis = 60_000
-
-/** The message can never be processed: it is a dead letter at once. */
-export class InvalidMessage extends Schema.TaggedError<InvalidMessage>()("InvalidMessage", {
-  reason: Schema.Literal(
-    "too_large",
-    "not_json",
-    "schema_violation",
-    "unsupported_version",
-    "message_id_mismatch",
-    "in_the_future",
-  ),
-  detail: Schema.String,
-}) {
-  override get message() {
-    return `${this.reason}: ${this.detail}`
-  }
-}
-
-const invalid = (reason: InvalidMessage["reason"], detail: string) =>
-  Either.left(new InvalidMessage({ reason, detail }))
-
-export const encodeMessage = (interaction: Interaction): Uint8Array => {
-  const { user_id, event_type, search_phrase, product_id, occurred_at, metadata, message_id } = interaction
-  const body = { user_id, event_type, search_phrase, product_id, occurred_at, metadata, message_id }
-  return Buffer.from(JSON.stringify({ ...body, version: messageVersion }))
-}
-
-const decodeInteraction = Schema.decodeUnknownEither(Interaction, { errors: "all" })
-const utf8 = new TextDecoder("utf-8", { fatal: true })
-
-const parseJson = (body: Uint8Array): unknown => {
-  try {
-    return JSON.parse(utf8.decode(body))
-  } catch {
-    return undefined
-  }
-}
-
-/** No metadata: left out, `null`, or the `[]` that PHP's `json_encode` makes of an empty array. */
-const metadataOf = (json: object): unknown => {
-  const metadata = "metadata" in json ? json.metadata : undefined
-  return Array.isArray(metadata) && metadata.length === 0 ? {} : (metadata ?? {})
-}
-
-/** Fields that a producer may leave out are filled in before decoding: a schema with defaults decodes twice. */
-const withDefaults = (json: object) => ({
-  search_phrase: null,
-  product_id: null,
-  ...json,
-  metadata: metadataOf(json),
-})
-
-/** A message whose parts are the usual ones and give its id; `undefined` = ask the schema. */
-const fastDecodeMessage = (json: object): Either.Either<Interaction> | undefined => {
-  const parts: RawFields & { readonly message_id?: unknown } = withDefaults(json)
-  const made = fastDecode(parts)
-  if (made === undefined) return undefined
-  const interaction = make(made)
-  return interaction.message_id === parts.message_id ? Either.right(interaction) : undefined
-}
-
-const decodeChecked = (json: object): Either.Either<Interaction, InvalidMessage> => {
-  const decoded = decodeInteraction(withDefaults(json))
-  if (Either.isLeft(decoded)) return invalid("schema_violation", describeIssues(decoded.left))
-  const interaction = decoded.right
-  const expected = messageId(interaction)
-  return interaction.message_id === expected
-    ? Either.right(interaction)
-    : invalid("message_id_mismatch", `message_id is ${interaction.message_id}, its content gives ${expected}`)
-}
-
-/**
- * Decodes a message body. Unknown extra fields and any version `1.x` are accepted. `latest` (Unix ms) is the
- * greatest `occurred_at` still believed.
- */
-export const decodeMessage = (
-  body: Uint8Array,
-  latest: number,
-): Either.Either<Interaction, InvalidMessage> => {
-  if (body.byteLength > maxMessageBytes)
-    return invalid("too_large", `${body.byteLength} bytes, at most ${maxMessageBytes} are accepted`)
-  const json = parseJson(body)
-  if (json === undefined) return invalid("not_json", "the body is not JSON in UTF-8")
-  if (typeof json !== "object" || json === null || Array.isArray(json))
-    return invalid("schema_violation", "the body must be a JSON object")
-  const version = "version" in json ? json.version : undefined
-  if (typeof version !== "string" || !/^\d+\.\d+$/.test(version))
-    return invalid("schema_violation", `version: must be "${messageVersion}"`)
-  if (!version.startsWith("1."))
-    return invalid("unsupported_version", `version ${version}, this worker reads 1.x`)
-  const decoded = fastDecodeMessage(json) ?? decodeChecked(json)
-  return Either.isRight(decoded) && Date.parse(decoded.right.occurred_at) > latest
-    ? invalid("in_the_future", `occurred_at ${decoded.right.occurred_at} is more than 60 s in the future`)
-    : decoded
-}
-
-/** The search phrase in a message body as it will be decoded; the message may still be refused. */
-export const phraseIn = (body: Uint8Array): string | undefined => {
-  const json = body.byteLength > maxMessageBytes ? undefined : parseJson(body)
-  const phrase = Predicate.hasProperty(json, "search_phrase") ? json.search_phrase : undefined
-  return typeof phrase === "string" ? phrase.trim().normalize("NFC") : undefined
-}
 
 /** One line that names the offending fields. */
 export const describeIssues = (error: ParseResult.ParseError): string =>
@@ -402,11 +301,11 @@ export const describeIssues = (error: ParseResult.ParseError): string =>
     .map(({ field, problem }) => (field === "" ? problem : `${field}: ${problem}`))
     .join("; ")
 
-/** A hostile body must not become an even longer answer, log line or dead letter. */
+/** Limits on the issues of one body: a hostile body must not cause an even longer answer, log line or dead letter. */
 const mostIssues = 100
 const longestProblem = 300
 
-/** The offending fields (dotted path, empty for the whole) with what is wrong with each; at most 100. */
+/** The offending fields and the problem of each, at most 100. A field is a dotted path, empty for the whole body. */
 export const issues = (
   error: ParseResult.ParseError,
 ): ReadonlyArray<{ readonly field: string; readonly problem: string }> =>

@@ -1,15 +1,23 @@
 /**
- * A user's embedding and the fold: the pure function that takes in interactions. Formulas: spec "Folding";
- * cumulative history is forward decay (Cormode, Shkapenyuk, Srivastava, Xu: "Forward Decay", ICDE 2009).
+ * A user's embedding, and the fold: the pure function that adds interactions to it. An event with vector v and signed
+ * weight w that is d days older than the newest event adds to two sums:
+ *
+ *     S = Σ w · exp(-λ d) · v          W = Σ w · exp(-λ d)
+ *     embedding = S / ‖S‖              mass = ‖S‖ in cumulative history, 1 in recency history
+ *     total_weight = W
+ *
+ * Cumulative history is forward decay (Cormode, Shkapenyuk, Srivastava, Xu: "Forward Decay", ICDE 2009): the sums do
+ * not depend on the order of arrival. docs/concepts.md works an example by hand.
  */
 import { Either, Schema } from "effect"
-import { chronological, type EventType, type Interaction, type UserId } from "./Interaction.ts"
+import { counterOf, type EventType, zeroCounters } from "./EventTypes.ts"
+import { chronological, type Interaction, type UserId } from "./Interaction.ts"
 import * as Vector from "./Vector.ts"
 
 export const History = Schema.Literal("cumulative", "recency")
 export type History = typeof History.Type
 
-/** What an interaction is remembered as on the user's document: enough to look its vector up again. */
+/** An interaction on the user's document: enough to find its vector again. */
 export type RecentEvent = Pick<
   Interaction,
   "event_type" | "search_phrase" | "product_id" | "occurred_at" | "message_id"
@@ -20,14 +28,14 @@ export interface UserEmbedding {
   readonly user_id: UserId
   /** Unit length, float32. */
   readonly embedding: Float32Array
-  /** Greatest `occurred_at` taken in. */
+  /** Greatest `occurred_at` of all folded interactions. */
   readonly last_updated: number
   readonly event_count: number
   readonly last_event_type: EventType
   readonly last_event_id: string
   /** Length of the decayed sum behind the unit vector at `last_updated`; always 1 in recency history. */
   readonly mass: number
-  /** Decayed weight of all interactions at `last_updated`. */
+  /** Sum of all weights, decayed to `last_updated`. Negative when negative weights prevail. */
   readonly total_weight: number
   /** Name of the vector space, as `openai:text-embedding-3-small:1536`. */
   readonly space: string
@@ -37,21 +45,26 @@ export interface UserEmbedding {
   /** Newest 10, newest first. */
   readonly recent: ReadonlyArray<RecentEvent>
   readonly metadata: {
-    readonly search_count: number
-    readonly view_count: number
-    readonly click_count: number
-    readonly purchase_count: number
+    /** Events by type. */
+    readonly [counter: `${string}_count`]: number
     readonly decay_lambda: number
-    /** When the vector was last computed from nothing. */
+    /** When a rebuild last computed the vector from the log. */
     readonly last_recalculation: number
   }
 }
 
+export type Weights = Readonly<Record<string, number>>
+
+/** 0 for a type without a weight. A type may be called `constructor`, which every object seems to have. */
+export const weightOf = (weights: Weights, type: EventType): number =>
+  Object.hasOwn(weights, type) ? weights[type]! : 0
+
 export interface FoldSettings {
   /** λ, per day. */
   readonly lambda: number
-  readonly weights: Readonly<Record<EventType, number>>
-  /** History of documents that are created. */
+  /** By event type. A type without a weight adds nothing to the vector. */
+  readonly weights: Weights
+  /** History of new documents. */
   readonly history: History
   readonly space: string
 }
@@ -75,16 +88,8 @@ export class SpaceMismatch extends Schema.TaggedError<SpaceMismatch>()("SpaceMis
 
 const dayMillis = 86_400_000
 const recentEvents = 10
-/** Which counter of the metadata an event type raises. */
-export const counter = {
-  search: "search_count",
-  product_view: "view_count",
-  product_click: "click_count",
-  product_purchase: "purchase_count",
-} as const
-
-/** Below this length per unit of weight a sum has cancelled out and names no direction. */
-const cancelled = 1e-9
+/** A sum that is shorter than this part of its summands has cancelled out: float32 rounds at 6e-8. */
+const cancelled = 1e-6
 
 /** exp(−λ · days between the two instants). */
 export const decay = (lambda: number, a: number, b: number): number =>
@@ -97,89 +102,81 @@ interface State {
   at: number
 }
 
-/** One step of the formula: keep what is known, take the event in, normalise. */
-const step = (
+/** Adds one event. A sum that cancels out leaves the direction as it was; in cumulative history its mass is 0. */
+const addEvent = (
   state: State,
-  vector: Float32Array,
-  weight: number,
-  at: number,
-  s: FoldSettings,
+  { interaction, vector }: Event,
+  { lambda, weights }: FoldSettings,
   history: History,
 ): State => {
-  const faded = decay(s.lambda, at, state.at)
-  const keep = at > state.at ? faded : 1
-  const take = weight * (at < state.at ? faded : 1)
-  const sum = Vector.beginSum(state.direction, state.mass * keep)
+  const at = Date.parse(interaction.occurred_at)
+  const faded = decay(lambda, at, state.at)
+  const kept = state.mass * (at > state.at ? faded : 1)
+  const take = weightOf(weights, interaction.event_type) * (at < state.at ? faded : 1)
+  const rest = { total: state.total * (at > state.at ? faded : 1) + take, at: Math.max(at, state.at) }
+  // The event's own vector, exactly: nothing else is in the sum.
+  if (kept === 0)
+    return {
+      direction: take < 0 ? Vector.negate(vector) : vector,
+      mass: history === "recency" ? 1 : Math.abs(take),
+      ...rest,
+    }
+  const sum = Vector.beginSum(state.direction, kept)
   Vector.addScaled(sum, take, vector)
   const length = Vector.norm(sum)
-  const total = state.total * keep + take
-  const newest = Math.max(at, state.at)
-  if (length < cancelled * weight)
-    return { direction: state.direction, mass: history === "cumulative" ? 0 : 1, total, at: newest }
-  const mass = history === "cumulative" ? length : 1
-  return { direction: Vector.divide(sum, length), mass, total, at: newest }
-}
-
-const first = ({ interaction, vector }: Event, s: FoldSettings, history: History): State => {
-  const weight = s.weights[interaction.event_type]
+  const isCancelled = !(length > cancelled * (kept + Math.abs(take)))
   return {
-    direction: vector,
-    mass: history === "cumulative" ? weight : 1,
-    total: weight,
-    at: Date.parse(interaction.occurred_at),
+    direction: isCancelled ? state.direction : Vector.divide(sum, length),
+    mass: history === "recency" ? 1 : isCancelled ? 0 : length,
+    ...rest,
   }
 }
 
-const oneByOne = (
-  start: State | undefined,
-  events: ReadonlyArray<Event>,
-  s: FoldSettings,
-  history: History,
-): State => {
-  let state = start ?? first(events[0]!, s, history)
-  for (const { interaction, vector } of start === undefined ? events.slice(1) : events)
-    state = step(
-      state,
-      vector,
-      s.weights[interaction.event_type],
-      Date.parse(interaction.occurred_at),
-      s,
-      history,
-    )
-  return state
-}
+/** The state of a user without events, as of the first event. The first event with a weight replaces the direction. */
+const beforeFirst = ({ interaction, vector }: Event): State => ({
+  direction: vector,
+  mass: 0,
+  total: 0,
+  at: Date.parse(interaction.occurred_at),
+})
 
 /**
- * In cumulative history mass · direction is the sum itself, so a batch is summed without normalising in
- * between. `undefined` when the sum cancels out: then the direction before matters, step by step.
+ * Adds all events to the sum before one normalisation, which is exact in cumulative history. `undefined`: the sum
+ * cancels out, so the direction depends on the single steps.
  */
-const allAtOnce = (
-  start: State | undefined,
+const addAll = (
+  start: State,
   events: ReadonlyArray<Event>,
-  s: FoldSettings,
+  { lambda, weights }: FoldSettings,
 ): State | undefined => {
-  const newest = Date.parse(events[events.length - 1]!.interaction.occurred_at)
-  const at = Math.max(start?.at ?? newest, newest)
-  const keep = start === undefined ? 0 : decay(s.lambda, at, start.at)
-  const sum = Vector.beginSum(start?.direction ?? events[0]!.vector, (start?.mass ?? 0) * keep)
-  let total = (start?.total ?? 0) * keep
-  let heaviest = 0
+  const at = Math.max(start.at, Date.parse(events[events.length - 1]!.interaction.occurred_at))
+  const keep = decay(lambda, at, start.at)
+  const sum = Vector.beginSum(start.direction, start.mass * keep)
+  let total = start.total * keep
+  let summands = start.mass * keep
   for (const { interaction, vector } of events) {
-    const weight = s.weights[interaction.event_type]
-    const take = weight * decay(s.lambda, at, Date.parse(interaction.occurred_at))
+    const take =
+      weightOf(weights, interaction.event_type) * decay(lambda, at, Date.parse(interaction.occurred_at))
     Vector.addScaled(sum, take, vector)
     total += take
-    heaviest = Math.max(heaviest, weight)
+    summands += Math.abs(take)
   }
   const length = Vector.norm(sum)
-  return length < cancelled * heaviest
-    ? undefined
-    : { direction: Vector.divide(sum, length), mass: length, total, at }
+  return length > cancelled * summands
+    ? { direction: Vector.divide(sum, length), mass: length, total, at }
+    : undefined
 }
 
+const stateOf = (current: UserEmbedding): State => ({
+  direction: current.embedding,
+  mass: current.mass,
+  total: current.total_weight,
+  at: current.last_updated,
+})
+
 /**
- * Folds interactions into an embedding, or makes the first one. Oldest first, ties by message id; an
- * interaction older than `last_updated` is weighed as if it had come in time. An existing embedding keeps its
+ * Folds interactions into an embedding, or makes the first one. They are folded oldest first, ties by message id. An
+ * interaction older than `last_updated` gets the weight that it would have had in time. An existing embedding keeps its
  * history and space. `now` in Unix ms. At least one event; vectors are unit length and of the right dimension.
  */
 export const fold = (
@@ -194,23 +191,21 @@ export const fold = (
     )
   const ordered = events.toSorted((a, b) => chronological(a.interaction, b.interaction))
   const history = current?.history ?? settings.history
-  const start: State | undefined = current && {
-    direction: current.embedding,
-    mass: current.mass,
-    total: current.total_weight,
-    at: current.last_updated,
-  }
+  const start = current === undefined ? beforeFirst(ordered[0]!) : stateOf(current)
   const state =
-    (history === "cumulative" && ordered.length + (start ? 1 : 0) > 1
-      ? allAtOnce(start, ordered, settings)
-      : undefined) ?? oneByOne(start, ordered, settings, history)
+    (history === "cumulative" && (current !== undefined || ordered.length > 1)
+      ? addAll(start, ordered, settings)
+      : undefined) ?? ordered.reduce((state, event) => addEvent(state, event, settings, history), start)
 
   const added = ordered.slice(-recentEvents).map(({ interaction }) => remember(interaction))
   const recent = [...added, ...(current?.recent ?? [])]
     .sort((a, b) => chronological(b, a))
     .slice(0, recentEvents)
-  const counts = { search_count: 0, view_count: 0, click_count: 0, purchase_count: 0, ...current?.metadata }
-  for (const { interaction } of ordered) counts[counter[interaction.event_type]] += 1
+  const counters: Record<`${string}_count`, number> = { ...zeroCounters, ...current?.metadata }
+  for (const { interaction } of ordered) {
+    const counter = counterOf(interaction.event_type)
+    counters[counter] = (counters[counter] ?? 0) + 1
+  }
   return Either.right({
     user_id: ordered[0]!.interaction.user_id,
     embedding: state.direction,
@@ -226,7 +221,7 @@ export const fold = (
     updated_at: now,
     recent,
     metadata: {
-      ...counts,
+      ...counters,
       decay_lambda: settings.lambda,
       last_recalculation: current?.metadata.last_recalculation ?? now,
     },

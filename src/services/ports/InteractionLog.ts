@@ -57,6 +57,13 @@ export interface Outbox {
   readonly oldestUnpublishedSeconds: number | null
 }
 
+/** A user's events of one type with one product. */
+export interface ProductEvents {
+  readonly product_id: ProductId
+  readonly event_type: EventType
+  readonly events: number
+}
+
 /** How many interactions with a product one UTC day saw. */
 export interface ProductCount {
   readonly product_id: ProductId
@@ -121,15 +128,16 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     readonly lastRecorded: (
       limit: number,
     ) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
-    /** Products that the user ever had an interaction of one of these types with. */
-    readonly products: (
+    /** How many events of each type the user has with each product; only events of `types`, if they are given. */
+    readonly productEvents: (
       user: UserId,
-      types: ReadonlyArray<EventType>,
-    ) => Effect.Effect<ReadonlySet<ProductId>, InteractionLogError>
+      types?: ReadonlyArray<EventType>,
+    ) => Effect.Effect<ReadonlyArray<ProductEvents>, InteractionLogError>
     /** The last row's place in the log, 0 for none. Rows before it may still be on their way. */
     readonly maxId: Effect.Effect<number, InteractionLogError>
-    /** Interactions with products in the rows after one place and up to another. */
+    /** Interactions of these types with products, in the rows after one id and up to another. */
     readonly productCounts: (
+      types: ReadonlyArray<EventType>,
       after: number,
       upTo: number,
     ) => Effect.Effect<ReadonlyArray<ProductCount>, InteractionLogError>

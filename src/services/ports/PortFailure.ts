@@ -1,10 +1,10 @@
-/** The fields shared by the errors of all ports. */
+/** The fields that the errors of all ports share. */
 import { Schema } from "effect"
 
 export const portFailure = {
   /**
-   * `unavailable`: not reachable, or the connection was lost. `timeout`: no answer in time, so the outcome is unknown.
-   * `not_set_up`: a table, collection, exchange or queue is missing. `rejected`: the answer was an error.
+   * `unavailable`: the connection failed. `timeout`: no answer in time, so the outcome is open. `not_set_up`: a table,
+   * collection, exchange or queue is missing. `rejected`: the answer is an error.
    */
   reason: Schema.Literal("unavailable", "timeout", "not_set_up", "rejected"),
   /** The operation that failed, such as `append` or `bulkWrite user_embeddings`. */

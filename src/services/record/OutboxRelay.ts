@@ -6,7 +6,8 @@
  */
 import { Array as Arr, Clock, Context, Duration, Effect, Fiber, Layer, Schedule } from "effect"
 import * as MessageTraces from "../MessageTraces.ts"
-import { encodeMessage, type MessageId } from "../model/Interaction.ts"
+import type { MessageId } from "../model/Interaction.ts"
+import { encodeMessage } from "../model/UpdateMessage.ts"
 import { InteractionLog, type InteractionLogError, type LoggedInteraction } from "../ports/InteractionLog.ts"
 import { InteractionQueue, type InteractionQueueError, type Message } from "../ports/InteractionQueue.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"

@@ -6,13 +6,8 @@
 import { Array as Arr, Clock, Context, Effect, Either, Layer } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
-import {
-  decodeMessage,
-  type Interaction,
-  maxFutureMillis,
-  phraseIn,
-  type UserId,
-} from "../model/Interaction.ts"
+import { type Interaction, maxFutureMillis, type UserId } from "../model/Interaction.ts"
+import { decodeMessage, notInTheFuture, phraseIn } from "../model/UpdateMessage.ts"
 import { fold } from "../model/UserEmbedding.ts"
 import { Ack, type Delivery, type Settlement } from "../ports/InteractionQueue.ts"
 import { LockConflict, UserEmbeddings, type UserRecord, type Write } from "../ports/UserEmbeddings.ts"
@@ -59,7 +54,7 @@ const make = Effect.gen(function* () {
   const delays = RetryPolicies.retryDelays(config.retryDelay, config.maxRetries)
   const settings = {
     lambda: config.lambda,
-    weights: config.weights,
+    weights: config.eventTypes.weights,
     history: config.history,
     space: vectors.space,
   }
@@ -77,7 +72,10 @@ const make = Effect.gen(function* () {
   /** Decodes, or says why this delivery can't be taken in. */
   const receive = (delivery: Delivery, now: number): Either.Either<Item, Outcome> => {
     const latest = Math.max(now, delivery.publishedAt ?? now) + maxFutureMillis
-    return Either.mapBoth(decodeMessage(delivery.body, latest), {
+    const decoded = Either.flatMap(decodeMessage(delivery.body, config.eventTypes), (interaction) =>
+      notInTheFuture(interaction, latest),
+    )
+    return Either.mapBoth(decoded, {
       onLeft: (error) => failed(error, delivery),
       onRight: (interaction) => ({
         delivery,

@@ -4,9 +4,11 @@ import { connect } from "node:net"
 import { HttpServer } from "@effect/platform"
 import { Deferred, Effect, Exit, Fiber, Layer, Schedule, Scope } from "effect"
 import * as Api from "../../../src/programs/Api.ts"
+import * as Worker from "../../../src/programs/Worker.ts"
 import { InteractionLog, InteractionLogError } from "../../../src/services/ports/InteractionLog.ts"
-import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
+import { UserEmbeddings, type UserRecord } from "../../../src/services/ports/UserEmbeddings.ts"
 import { effectTest, layerSuite } from "../../support/effect.ts"
+import { eventually } from "../../support/pipeline.ts"
 import { parsePrometheus } from "../../support/prometheus.ts"
 import { embedded } from "../../support/stacks.ts"
 
@@ -120,7 +122,7 @@ const bad: ReadonlyArray<
   ["POST", "/api/user/u/product/a+b/purchase", undefined, {}, 422, "productId"],
   ["POST", view, '{"occurred_at": "never"}', json, 422, "occurred_at"],
   ["POST", view, "[1]", json, 422, ""],
-  ["POST", "/api/user/u/product/456/wish", undefined, {}, 404],
+  ["POST", "/api/user/u/product/456/wish", undefined, {}, 422],
   ["GET", "/api/nothing", undefined, {}, 404],
   ["GET", search, undefined, {}, 405],
   ["DELETE", bulk, undefined, {}, 405],
@@ -406,6 +408,42 @@ for (const reason of ["unavailable", "timeout"] as const)
         }))
     },
   )
+
+const malformed = Layer.effect(
+  UserEmbeddings,
+  Effect.map(UserEmbeddings, (users) => ({
+    ...users,
+    load: (ids: ReadonlyArray<string>) =>
+      Effect.map(users.load(ids), (records) => {
+        const broken = ([id, record]: readonly [string, UserRecord]) =>
+          [id, { ...record, embedding: { ...record.embedding!, last_event_id: "a secret" } }] as const
+        return new Map([...records].map(broken))
+      }),
+  })),
+)
+
+effectTest(
+  "a response that does not match its schema is a 500, and the client learns nothing of its content",
+  () =>
+    Effect.gen(function* () {
+      yield* post("/api/user/stored/search", { query: "a" })
+      yield* eventually(
+        Effect.map(
+          Effect.flatMap(UserEmbeddings, (users) => users.load(["stored"])),
+          (records) => records.get("stored"),
+        ),
+      )
+      const answer = yield* call("GET", "/api/user/stored/embedding")
+      expect([answer.status, answer.headers.get("content-type")]).toEqual([500, "application/problem+json"])
+      expect(answer.text).not.toContain("a secret")
+    }).pipe(
+      Effect.provide(
+        Layer.merge(Api.layer.pipe(Layer.provide(malformed)), Worker.layer).pipe(
+          Layer.provideMerge(embedded({ API_PORT: "0" })),
+        ),
+      ),
+    ),
+)
 
 /** Loading an embedding takes this long, from the moment that `begun` tells. */
 const slow = (begun: Deferred.Deferred<void>) =>

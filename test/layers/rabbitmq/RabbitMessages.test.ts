@@ -2,7 +2,7 @@
 import { expect } from "bun:test"
 import { Effect } from "effect"
 import { headerSchemas } from "../../../scripts/contracts/documents.ts"
-import { eventTypes } from "../../../src/services/model/Interaction.ts"
+import { defaults } from "../../../src/services/model/EventTypes.ts"
 import {
   Ack,
   DeadLetter,
@@ -92,7 +92,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       yield* publish(views(21))
       expect(yield* batchSizes).toEqual([10, 10, 1])
       yield* publish(messages(8))
-      expect(yield* batchSizes).toEqual(eventTypes.map(() => 2))
+      expect(yield* batchSizes).toEqual(defaults.names.map(() => 2))
       const large = (one: Message) => ({ ...one, body: Buffer.alloc(50_000, "x") })
       yield* publish(views(5).map(large))
       expect(yield* batchSizes).toEqual([2, 2, 1])
@@ -126,7 +126,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
         })
         expect(arrived.publishedAt).toBeGreaterThan(recordedAt)
       }
-      for (const type of eventTypes)
+      for (const type of defaults.names)
         expect(ids(got.filter(({ routingKey: key }) => key === routingKey(type)))).toEqual(
           ids(sent.filter(({ eventType }) => eventType === type)),
         )

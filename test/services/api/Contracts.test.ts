@@ -12,7 +12,8 @@ import amqp from "amqplib"
 import { Effect, Either } from "effect"
 import { documents, headerSchemas, text } from "../../../scripts/contracts/documents.ts"
 import { toLine } from "../../../src/layers/files/EmbeddingFile.ts"
-import * as Interaction from "../../../src/services/model/Interaction.ts"
+import { defaults } from "../../../src/services/model/EventTypes.ts"
+import * as UpdateMessage from "../../../src/services/model/UpdateMessage.ts"
 import * as UserEmbedding from "../../../src/services/model/UserEmbedding.ts"
 import { InteractionQueue, queue } from "../../../src/services/ports/InteractionQueue.ts"
 import corpus from "../../corpus/update-messages-1.0.json" with { type: "json" }
@@ -58,7 +59,7 @@ describe("what is sent keeps them", () => {
   const interactions = [search("u-1", "a tent", at), product("u-1", "product_purchase", "p-1", at)]
 
   test.each(interactions)("the body of an update message: $event_type", (interaction) => {
-    const body = parsed(Interaction.encodeMessage(interaction))
+    const body = parsed(UpdateMessage.encodeMessage(interaction))
     expect(conforms(updateMessage, body)).toEqual([])
     const { message_id: _, ...without } = Object(body)
     expect(conforms(updateMessage, without)).not.toEqual([])
@@ -117,9 +118,8 @@ withServers(["rabbitmq", "mysql", "mongodb"], "what RabbitMQ delivers keeps them
 })
 
 describe("messages of 1.0 decode for ever", () => {
-  const latest = Date.parse("2026-11-24T00:00:00.000Z")
   test.each(corpus)("$name", ({ body, decoded }) => {
-    const interaction = Either.getOrThrow(Interaction.decodeMessage(Buffer.from(body), latest))
+    const interaction = Either.getOrThrow(UpdateMessage.decodeMessage(Buffer.from(body), defaults))
     expect<unknown>(interaction).toEqual(decoded)
   })
 })

@@ -1,8 +1,9 @@
-/** Files of interactions: split anywhere, quoted in any way, under other names; and back. */
+/** Files of interactions: splitting at any byte, quoting, other names of columns and types, and encoding. */
 import { describe, expect, test } from "bun:test"
 import { Either } from "effect"
 import fc from "fast-check"
 import * as InteractionFile from "../../../src/services/history/InteractionFile.ts"
+import { defaults } from "../../../src/services/model/EventTypes.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
 
 const plain: InteractionFile.Reading = {
@@ -16,7 +17,7 @@ const plain: InteractionFile.Reading = {
 const now = Date.parse("2026-11-24T00:00:00.000Z")
 const begin = { offset: 0, line: 1 }
 
-/** Splits the text in chunks of these sizes. */
+/** Splits the text, fed in chunks of these sizes. */
 const splitIn = (
   text: string,
   sizes: ReadonlyArray<number>,
@@ -44,7 +45,7 @@ describe("splitting", () => {
     maxLength: 4,
   })
 
-  test("CSV records come out whole, wherever the chunks are cut, with cells as they were written", () => {
+  test("CSV records and their cells are exact, wherever the chunks are cut", () => {
     fc.assert(
       fc.property(
         fc.array(cells, { maxLength: 6 }),
@@ -59,7 +60,7 @@ describe("splitting", () => {
     )
   })
 
-  test("going on behind any record gives the rest, with the same lines", () => {
+  test("resuming after any record gives the remaining records, with the same line numbers", () => {
     fc.assert(
       fc.property(fc.array(cells, { minLength: 1, maxLength: 6 }), (rows) => {
         const text = rows.map((row) => `${row.map(quoteCell).join(",")}\r\n`).join("\n")
@@ -74,7 +75,7 @@ describe("splitting", () => {
     )
   })
 
-  test("a quote in the middle of a cell opens nothing", () => {
+  test("a quote in the middle of a cell is text", () => {
     const records = splitIn('a,5" pipe\nb,6""\nc,"x"" ""y"\n', [], csv)
     expect(records.map(({ text }) => InteractionFile.parseCells(text, ","))).toEqual([
       ["a", '5" pipe'],
@@ -83,28 +84,28 @@ describe("splitting", () => {
     ])
   })
 
-  test("blank lines count as lines and are no records", () => {
+  test("blank lines are counted as lines but are not records", () => {
     expect(splitIn('\n{"a":1}\r\n\n\n{"b":2}', [3, 4], plain).map(({ line, text }) => [line, text])).toEqual([
       [2, '{"a":1}'],
       [5, '{"b":2}'],
     ])
   })
 
-  test("a quote left open costs its line, not the file", () => {
+  test("an unclosed quote spoils its line, not the file", () => {
     const good = Array.from({ length: 200_000 }, (_, index) => `u-${index},p\n`)
     const text = `a,b\n"open,1\n${good.join("")}`
     const chunks = Array.from({ length: 40 }, () => 64 * 1024)
     const records = splitIn(text, chunks, csv)
     expect(records.slice(0, 3).map(({ line, problem }) => [line, problem?.replace(/\d+/, "N")])).toEqual([
       [1, undefined],
-      [2, "is longer than N bytes; is a quote left open?"],
+      [2, "is longer than N bytes; a quote may not be closed"],
       [3, undefined],
     ])
     expect(records.length).toBe(200_002)
     expect(records.at(-1)).toMatchObject({ text: "u-199999,p", line: 200_002, end: text.length })
   })
 
-  test("a line without end is one bad record", () => {
+  test("an endless line is one bad record", () => {
     const text = `{"a":1}\n${"x".repeat(3_000_000)}\n{"b":2}\n`
     const records = splitIn(text, [500_000, 500_000, 500_000, 500_000], plain)
     expect(records.map(({ line, problem }) => [line, problem])).toEqual([
@@ -118,10 +119,10 @@ describe("splitting", () => {
 
 describe("decoding", () => {
   const decode = (record: object, more: Partial<InteractionFile.Reading> = {}) =>
-    InteractionFile.decoder({ ...plain, ...more }, [])(JSON.stringify(record), now)
+    InteractionFile.decoder({ ...plain, ...more }, [], defaults)(JSON.stringify(record), now)
   const view = { user_id: 7, event_type: "view", product_id: 9, occurred_at: "2020-01-31T12:34:56Z" }
 
-  test("a record becomes the interaction that the API would make of it", () => {
+  test("a record becomes the same interaction as by the API", () => {
     const decoded = Either.getOrThrow(decode({ ...view, price: 3.5, session_id: "s" }))
     expect(decoded.interaction).toEqual(
       Interaction.make({
@@ -135,7 +136,7 @@ describe("decoding", () => {
     expect(decoded.occurredAtGiven).toBe(true)
   })
 
-  test("columns, event types and constants as the file has them", () => {
+  test("columns and event types can have other names, and fields can be constant", () => {
     const reading = {
       ...plain,
       format: "csv",
@@ -146,14 +147,18 @@ describe("decoding", () => {
       ignore: ["internal"],
     } as const
     const columns = InteractionFile.header("\uFEFFcustomer;sku;at;note;internal;empty", ";")
-    const decoded = InteractionFile.decoder(reading, columns)('u-1;"p;1";1580474096;"said ""yes""";9;', now)
+    const decoded = InteractionFile.decoder(
+      reading,
+      columns,
+      defaults,
+    )('u-1;"p;1";1580474096;"said ""yes""";9;', now)
     expect(decoded).toEqual(
       Either.left(
         "product_id (sku): must be 1 to 64 characters of A-Z a-z 0-9 . _ : - (an integer is accepted too)",
       ),
     )
     const good = Either.getOrThrow(
-      InteractionFile.decoder(reading, columns)('u-1;p-1;1580474096;"said ""yes""";9;', now),
+      InteractionFile.decoder(reading, columns, defaults)('u-1;p-1;1580474096;"said ""yes""";9;', now),
     )
     expect(good.interaction).toMatchObject({
       user_id: "u-1",
@@ -194,12 +199,16 @@ describe("decoding", () => {
     ["nested facts", { ...view, tags: ["a"] }, "metadata.tags: must be a string, a number or a boolean"],
   ])("refused with the reason: %s", (_, record, reason) => {
     const decoded =
-      typeof record === "string" ? InteractionFile.decoder(plain, [])(record, now) : decode(record)
+      typeof record === "string" ? InteractionFile.decoder(plain, [], defaults)(record, now) : decode(record)
     expect(Either.getOrThrow(Either.flip(decoded))).toStartWith(reason)
   })
 
-  test("a row with too few cells is refused, not shifted", () => {
-    const decoded = InteractionFile.decoder({ ...plain, format: "csv" }, ["a", "b", "c"])("1,2", now)
+  test("a row with too few cells is rejected", () => {
+    const decoded = InteractionFile.decoder(
+      { ...plain, format: "csv" },
+      ["a", "b", "c"],
+      defaults,
+    )("1,2", now)
     expect(decoded).toEqual(Either.left("has 2 cells, the header 3"))
   })
 })
@@ -230,7 +239,7 @@ describe("encoding", () => {
       metadata,
       phrase,
       product_id: fc.stringMatching(/^[A-Za-z0-9._:-]{1,20}$/),
-      event_type: fc.constantFrom(...Interaction.eventTypes),
+      event_type: fc.constantFrom(...defaults.names),
     })
     .map(({ event_type, metadata, occurred_at, phrase, product_id, user_id }) => {
       const facts = { user_id, occurred_at: occurred_at.toISOString(), metadata: { ...metadata } }
@@ -241,7 +250,7 @@ describe("encoding", () => {
 
   test.each(["jsonl", "csv"] as const)("what is exported as %s is imported as it was", (format) => {
     const columns = InteractionFile.header(InteractionFile.csvHeader, ",")
-    const decode = InteractionFile.decoder({ ...plain, format }, columns)
+    const decode = InteractionFile.decoder({ ...plain, format }, columns, defaults)
     fc.assert(
       fc.property(fc.array(interaction, { maxLength: 5 }), (interactions) => {
         const text = interactions

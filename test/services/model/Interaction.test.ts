@@ -1,7 +1,8 @@
-/** The model and its wire form: what is accepted, what it becomes, and how each refusal reads. */
+/** The model: which input is accepted, what it becomes, and how each error reads. */
 import { describe, expect, test } from "bun:test"
 import { Either, Schema } from "effect"
 import fc from "fast-check"
+import { defaults } from "../../../src/services/model/EventTypes.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
 
 const told = <A, I>(schema: Schema.Schema<A, I>) => {
@@ -36,7 +37,12 @@ describe("message ids", () => {
 
   test("hash non-ASCII phrases as UTF-8", () => {
     const phrase = "kopfhörer 🎧"
-    const { message_id } = Interaction.make({ ...search, event_type: "search", search_phrase: phrase })
+    const { message_id } = Interaction.make({
+      ...search,
+      event_type: "search",
+      search_phrase: phrase,
+      product_id: null,
+    })
     const bytes = new TextEncoder().encode(`u-42|search|${phrase}|2026-02-10T12:34:56.789Z`)
     expect(message_id).toBe(new Bun.CryptoHasher("sha256").update(bytes).digest("hex"))
   })
@@ -350,7 +356,7 @@ describe("chronological", () => {
   })
 })
 
-describe("the usual case", () => {
+describe("fast decoding", () => {
   const odd = fc.constantFrom<unknown>(
     undefined,
     null,
@@ -385,7 +391,7 @@ describe("the usual case", () => {
   const oddParts: fc.Arbitrary<Interaction.RawFields> = fc.record(
     {
       user_id: anyId,
-      event_type: fc.oneof(fc.constantFrom(...Interaction.eventTypes), odd),
+      event_type: fc.oneof(fc.constantFrom(...defaults.names), odd),
       search_phrase: fc.oneof(fc.string({ unit: "grapheme" }), fc.constant(null), odd),
       product_id: fc.oneof(anyId, fc.constant(null)),
       occurred_at: anyInstant,
@@ -410,7 +416,7 @@ describe("the usual case", () => {
       return { ...parts, ...Object.fromEntries(some) }
     })
 
-  test("is told apart without the schema, and the schema would have said the same", () => {
+  test("accepts only what the schema accepts, and gives the same result", () => {
     const decode = Schema.decodeUnknownEither(Interaction.Interaction)
     let usual = 0
     fc.assert(
@@ -428,257 +434,7 @@ describe("the usual case", () => {
     expect(usual).toBeGreaterThan(100)
   })
 
-  test("is what this program writes itself", () => {
+  test("accepts what this program writes itself", () => {
     for (const interaction of [search, click]) expect(Interaction.fastDecode(interaction)).toBeDefined()
-  })
-})
-
-describe("update messages", () => {
-  const latest = Date.parse("2026-02-10T12:35:56.789Z")
-  const wire = (interaction: Interaction.Interaction): Record<string, unknown> =>
-    JSON.parse(new TextDecoder().decode(Interaction.encodeMessage(interaction)))
-  const bytes = (json: unknown) => Buffer.from(typeof json === "string" ? json : JSON.stringify(json))
-  const decode = (body: unknown) =>
-    Interaction.decodeMessage(body instanceof Uint8Array ? body : bytes(body), latest)
-  const refusal = (body: unknown) =>
-    Either.match(decode(body), {
-      onLeft: ({ detail, reason }) => [reason, detail] as const,
-      onRight: (interaction) => ["accepted", JSON.stringify(interaction)] as const,
-    })
-
-  test("carry the documented fields, in snake case, and the version", () => {
-    expect(wire(search)).toEqual({
-      user_id: "u-42",
-      event_type: "search",
-      search_phrase: "wireless headphones",
-      product_id: null,
-      occurred_at: "2026-02-10T12:34:56.789Z",
-      metadata: { device: "phone", page: 2, first: true },
-      message_id: "0e9e47f25f104f99fec6a93759cce98711e0abd4add39cc47d17201048ad1db4",
-      version: "1.0",
-    })
-    expect(wire(click)).toMatchObject({ search_phrase: null, product_id: "p-7" })
-  })
-
-  test("come back as they were sent", () => {
-    const anyId = fc.stringMatching(/^[A-Za-z0-9._:-]{1,64}$/)
-    const decodePhrase = Schema.decodeUnknownEither(Interaction.SearchPhrase)
-    const anyPhrase = fc
-      .string({ unit: "grapheme", minLength: 1, maxLength: 60 })
-      .map((text) => Either.getOrElse(decodePhrase(text), () => "phrase"))
-    const anyFact = fc.oneof(
-      fc.string({ unit: "grapheme", maxLength: 20 }),
-      fc.double({ noNaN: true, noDefaultInfinity: true }).map((n) => (n === 0 ? 0 : n)),
-      fc.boolean(),
-    )
-    const facts = fc.record({
-      user_id: anyId,
-      occurred_at: fc.integer({ min: 0, max: latest }).map((instant) => new Date(instant).toISOString()),
-      metadata: fc.dictionary(
-        fc.string({ unit: "grapheme", maxLength: 10 }).filter((key) => key !== "__proto__"),
-        anyFact,
-        { maxKeys: 8, noNullPrototype: true },
-      ),
-    })
-    const what = fc.oneof(
-      anyPhrase.map((search_phrase) => ({ event_type: "search" as const, search_phrase })),
-      fc.record({
-        event_type: fc.constantFrom("product_view", "product_click", "product_purchase"),
-        product_id: anyId,
-      }),
-    )
-    fc.assert(
-      fc.property(facts, what, (common, kind) => {
-        const interaction = Interaction.make({ ...common, ...kind })
-        expect(decode(Interaction.encodeMessage(interaction))).toEqual(Either.right(interaction))
-      }),
-      { numRuns: 500 },
-    )
-  })
-
-  test("of other producers may leave out what is null or empty, add fields, and be of any version 1.x", () => {
-    const { metadata: _, product_id: __, ...lean } = wire(search)
-    const expected = Either.right({ ...search, metadata: {} })
-    expect(decode(lean)).toEqual(expected)
-    expect(decode({ ...lean, metadata: null })).toEqual(expected)
-    expect(decode({ ...wire(search), shard: 3, nested: { a: [1] }, version: "1.7" })).toEqual(
-      Either.right(search),
-    )
-    expect(decode({ ...wire(search), version: "1.10" })).toEqual(Either.right(search))
-    const { search_phrase: ___, ...view } = wire(click)
-    expect(decode(view)).toEqual(Either.right(click))
-    expect(decode(`\ufeff${JSON.stringify(wire(search))}`)).toEqual(Either.right(search))
-  })
-
-  test("are brought into canonical form before their id is checked", () => {
-    const loose = {
-      ...wire(search),
-      occurred_at: "2026-02-10T14:34:56.789999+02:00",
-      search_phrase: "  wireless headphones ",
-    }
-    expect(decode(loose)).toEqual(Either.right(search))
-    const numbered = Interaction.make({
-      ...click,
-      event_type: "product_click",
-      user_id: "7",
-      product_id: "12",
-    })
-    expect(decode({ ...wire(numbered), user_id: 7, product_id: 12 })).toEqual(Either.right(numbered))
-  })
-
-  test("may be 256 KiB large, and not a byte more", () => {
-    const padded = (length: number) => {
-      const bare = bytes({ ...wire(search), padding: "" }).length
-      return bytes({ ...wire(search), padding: "x".repeat(length - bare) })
-    }
-    expect(decode(padded(262_144))).toEqual(Either.right(search))
-    expect(refusal(padded(262_145))).toEqual(["too_large", "262145 bytes, at most 262144 are accepted"])
-  })
-
-  test("may lie up to the latest instant that is believed, and not a millisecond later", () => {
-    const made = (occurred_at: string) =>
-      wire(Interaction.make({ ...click, event_type: "product_click", product_id: "p", occurred_at }))
-    expect(Either.isRight(decode(made("2026-02-10T12:35:56.789Z")))).toBe(true)
-    expect(refusal(made("2026-02-10T12:35:56.790Z"))).toEqual([
-      "in_the_future",
-      "occurred_at 2026-02-10T12:35:56.790Z is more than 60 s in the future",
-    ])
-  })
-
-  const idRule = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : - (an integer is accepted too)"
-  const timeRule = "must be an ISO 8601 date-time with offset, as 2026-02-10T12:34:56.789Z"
-  const kinds = '"search" | "product_view" | "product_click" | "product_purchase"'
-  const good = wire(search)
-  const view = wire(click)
-  const without = (field: string, from = good) =>
-    Object.fromEntries(Object.entries(from).filter(([key]) => key !== field))
-  const bad: Readonly<Record<string, Readonly<Record<string, readonly [body: unknown, detail: string]>>>> = {
-    not_json: {
-      "no bytes": ["", "the body is not JSON in UTF-8"],
-      "cut JSON": ['{"user_id": "u', "the body is not JSON in UTF-8"],
-      text: ["hello", "the body is not JSON in UTF-8"],
-      "Latin-1": [Buffer.from('{"a": "\xe9"}', "latin1"), "the body is not JSON in UTF-8"],
-      compressed: [Bun.gzipSync(bytes(good)), "the body is not JSON in UTF-8"],
-    },
-    unsupported_version: {
-      "version 2": [{ ...good, version: "2.0" }, "version 2.0, this worker reads 1.x"],
-      "version 2 of another shape": [{ version: "2.1" }, "version 2.1, this worker reads 1.x"],
-      "version 10": [{ ...good, version: "10.0" }, "version 10.0, this worker reads 1.x"],
-      "version 0": [{ ...good, version: "0.9" }, "version 0.9, this worker reads 1.x"],
-    },
-    message_id_mismatch: {
-      "the id of another user's interaction": [
-        { ...good, user_id: "u-43" },
-        `message_id is ${search.message_id}, its content gives ${Interaction.messageId({ ...search, user_id: "u-43" })}`,
-      ],
-    },
-    schema_violation: {
-      null: ["null", "the body must be a JSON object"],
-      "a string": ['"text"', "the body must be a JSON object"],
-      "a number": ["5", "the body must be a JSON object"],
-      "an array": [[good], "the body must be a JSON object"],
-      "no version": [without("version"), 'version: must be "1.0"'],
-      "a number as version": [{ ...good, version: 1 }, 'version: must be "1.0"'],
-      "a word as version": [{ ...good, version: "latest" }, 'version: must be "1.0"'],
-      "no user": [without("user_id"), "user_id: is missing"],
-      "an empty user": [{ ...good, user_id: "" }, `user_id: ${idRule}`],
-      "null as user": [{ ...good, user_id: null }, `user_id: ${idRule}`],
-      "no type": [without("event_type"), "event_type: is missing"],
-      "an unknown type": [{ ...good, event_type: "like" }, `event_type: Expected ${kinds}, actual "like"`],
-      "no phrase": [without("search_phrase"), "search_phrase: must be a string"],
-      "null as phrase": [{ ...good, search_phrase: null }, "search_phrase: must be a string"],
-      "a blank phrase": [
-        { ...good, search_phrase: "  " },
-        "search_phrase: must be 1 to 255 characters, has 0",
-      ],
-      "a control character": [
-        { ...good, search_phrase: "a\u0000b" },
-        "search_phrase: must not contain control characters",
-      ],
-      "an escaped lone surrogate": [
-        JSON.stringify(good).replace("wireless", "\\ud800"),
-        "search_phrase: must not contain lone surrogates",
-      ],
-      "a search with a product": [
-        { ...good, product_id: "p" },
-        "product_id: must not be set for this event_type",
-      ],
-      "a click with a phrase": [
-        { ...view, search_phrase: "a" },
-        "search_phrase: must not be set for this event_type",
-      ],
-      "no product": [without("product_id", view), `product_id: ${idRule}`],
-      "a bad product": [{ ...view, product_id: "p q" }, `product_id: ${idRule}`],
-      "no instant": [without("occurred_at"), "occurred_at: is missing"],
-      "an instant without offset": [
-        { ...good, occurred_at: "2026-02-10T12:34:56.789" },
-        `occurred_at: ${timeRule}`,
-      ],
-      "Unix time": [{ ...good, occurred_at: 1_770_726_896_789 }, "occurred_at: must be a string"],
-      "text as metadata": [
-        { ...good, metadata: "a" },
-        "metadata: must be an object of strings, numbers and booleans",
-      ],
-      "nested metadata": [
-        { ...good, metadata: { a: { b: 1 } } },
-        "metadata.a: must be a string, a number or a boolean",
-      ],
-      "an infinite number": [
-        JSON.stringify(good).replace('"page":2', '"page":1e999'),
-        "metadata.page: must be a string, a number or a boolean",
-      ],
-      "large metadata": [
-        { ...good, metadata: { a: "x".repeat(5000) } },
-        "metadata: metadata must be at most 4096 bytes as JSON",
-      ],
-      "no message id": [without("message_id"), "message_id: is missing"],
-      "a message id in upper case": [
-        { ...good, message_id: search.message_id.toUpperCase() },
-        "message_id: must be 64 lower-case hexadecimal digits",
-      ],
-      "a short message id": [
-        { ...good, message_id: search.message_id.slice(1) },
-        "message_id: must be 64 lower-case hexadecimal digits",
-      ],
-      "a number as message id": [{ ...good, message_id: 5 }, "message_id: must be a string"],
-      "several problems at once": [
-        { ...good, user_id: "", occurred_at: "now", metadata: { a: [] } },
-        `user_id: ${idRule}; occurred_at: ${timeRule}; metadata.a: must be a string, a number or a boolean`,
-      ],
-    },
-  }
-  for (const [reason, table] of Object.entries(bad))
-    for (const [name, [body, detail]] of Object.entries(table))
-      test(`are refused as ${reason}: ${name}`, () =>
-        expect<unknown>(refusal(body)).toEqual([reason, detail]))
-
-  test("are decoded after one that was not UTF-8", () => {
-    expect(refusal(Uint8Array.of(0xe2, 0x82))[0]).toBe("not_json")
-    expect(decode(good)).toEqual(Either.right(search))
-  })
-
-  test("never throw, whatever the bytes or the fields", () => {
-    const anyFields = fc.dictionary(
-      fc.oneof(fc.constantFrom(...Object.keys(good), "__proto__"), fc.string()),
-      fc.jsonValue({ maxDepth: 2 }),
-    )
-    fc.assert(
-      fc.property(fc.uint8Array(), anyFields, (noise, fields) => {
-        expect(Either.isLeft(decode(noise))).toBe(true)
-        expect(Either.isEither(decode({ ...good, ...fields }))).toBe(true)
-      }),
-    )
-  })
-
-  test("that are hostile get a short answer: at most 100 problems, each of at most 300 characters", () => {
-    const many = Object.fromEntries(Array.from({ length: 5000 }, (_, i) => [`key${i}`, []]))
-    expect(refusal({ ...good, metadata: many })[1].split("; ")).toHaveLength(100)
-    expect(refusal({ ...good, event_type: "x".repeat(200_000) })[1]).toHaveLength("event_type: ".length + 300)
-  })
-
-  test("say reason and detail in one line", () => {
-    expect(new Interaction.InvalidMessage({ reason: "not_json", detail: "why" }).message).toBe(
-      "not_json: why",
-    )
   })
 })

@@ -2,6 +2,7 @@
 import { describe, expect, test } from "bun:test"
 import { Either } from "effect"
 import fc from "fast-check"
+import { defaults, isPhraseEventType } from "../../../src/services/model/EventTypes.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
 import {
   decay,
@@ -10,13 +11,14 @@ import {
   fold,
   SpaceMismatch,
   type UserEmbedding,
+  type Weights,
 } from "../../../src/services/model/UserEmbedding.ts"
 import * as Vector from "../../../src/services/model/Vector.ts"
 
 const dimensions = 8
 const start = Date.UTC(2026, 0, 1)
 const dayMillis = 86_400_000
-const weights = { product_purchase: 1, search: 0.7, product_click: 0.5, product_view: 0.3 }
+const weights: Weights = { product_purchase: 1, search: 0.7, product_click: 0.5, product_view: 0.3 }
 const cumulative: FoldSettings = { lambda: 0.023, weights, history: "cumulative", space: "test" }
 const recency: FoldSettings = { ...cumulative, history: "recency" }
 
@@ -29,10 +31,9 @@ const event = (type: Interaction.EventType, days: number, vector: Float32Array, 
   const facts = { user_id: "u", occurred_at: new Date(start + days * dayMillis).toISOString(), metadata: {} }
   return {
     vector,
-    interaction:
-      type === "search"
-        ? Interaction.make({ ...facts, event_type: type, search_phrase: name })
-        : Interaction.make({ ...facts, event_type: type, product_id: name }),
+    interaction: isPhraseEventType(type)
+      ? Interaction.make({ ...facts, event_type: type, search_phrase: name })
+      : Interaction.make({ ...facts, event_type: type, product_id: name }),
   }
 }
 const at = ({ interaction }: Event) => Date.parse(interaction.occurred_at)
@@ -43,7 +44,7 @@ const anyVector = fc
   .array(fc.double({ min: -1, max: 1, noNaN: true }), { minLength: dimensions, maxLength: dimensions })
   .filter((values) => Math.hypot(...values) > 0.1)
   .map((values) => unit(...values))
-const anyType = fc.constantFrom(...Interaction.eventTypes)
+const anyType = fc.constantFrom(...defaults.names)
 const anyDays = (max: number) => fc.double({ min: 0, max, noNaN: true })
 /** Distinct interactions; some of the same instant, so that message ids decide their order. */
 const anyHistory = (minLength = 1, maxLength = 30) =>
@@ -62,7 +63,7 @@ const arrivals = fc
       fc.constant(sizes),
     ),
   )
-const anySettings = fc.record({
+const anySettings: fc.Arbitrary<FoldSettings> = fc.record({
   lambda: fc.oneof(fc.constantFrom(0, 0.023), fc.double({ min: 0, max: 10, noNaN: true })),
   weights: fc.record({
     product_purchase: fc.double({ min: 1e-3, max: 1e3, noNaN: true }),
@@ -91,7 +92,7 @@ const inBatches = (
 const direct = (events: ReadonlyArray<Event>, { lambda, weights } = cumulative) => {
   const newest = Math.max(...events.map(at))
   const factors = events.map(
-    (one) => weights[one.interaction.event_type] * Math.exp((-lambda * (newest - at(one))) / dayMillis),
+    (one) => weights[one.interaction.event_type]! * Math.exp((-lambda * (newest - at(one))) / dayMillis),
   )
   const sum = Array.from({ length: dimensions }, (_, i) =>
     events.reduce(
@@ -199,7 +200,7 @@ describe("the first interaction", () => {
   test("is its own vector, with its weight behind it", () => {
     fc.assert(
       fc.property(anyVector, anyType, anySettings, (vector, type, settings) => {
-        const weight = settings.weights[type]
+        const weight = settings.weights[type]!
         expect(take(undefined, [event(type, 3, vector)], settings)).toMatchObject({
           embedding: vector,
           event_count: 1,
@@ -288,7 +289,7 @@ describe("cumulative history", () => {
         const pair = [event(type, 0, vector, "a"), event(type, 0, opposite(vector), "b")]
         for (const gone of [inBatches(oldestFirst(pair)), take(undefined, pair)]) {
           expect(gone.mass).toBe(0)
-          expect(gone.total_weight).toBeCloseTo(2 * weights[type], 12)
+          expect(gone.total_weight).toBeCloseTo(2 * weights[type]!, 12)
           expect(gone.event_count).toBe(2)
           expect(gone.embedding).toEqual(oldestFirst(pair)[0]?.vector ?? new Float32Array(0))
           const after = take(gone, [event("product_click", days, next, "c")])
@@ -338,7 +339,7 @@ describe("recency history", () => {
     fc.assert(
       fc.property(anyVector, anyVector, anyType, anyDays(90), (before, after, type, days) => {
         const faded = Math.exp((-0.023 * Math.round(days * dayMillis)) / dayMillis)
-        const weight = weights[type]
+        const weight = weights[type]!
         const mixed = Array.from(
           before,
           (x, i) => (x * faded + (after[i] ?? Number.NaN) * weight) / (faded + weight),
@@ -399,7 +400,7 @@ describe("a late interaction", () => {
           expect(pull(late)).toBeLessThan(pull(inTime))
           expect(late.event_count).toBe(2)
           expect(late.total_weight).toBeGreaterThan(1)
-          expect(late.total_weight).toBeLessThan(1 + weights[type])
+          expect(late.total_weight).toBeLessThan(1 + weights[type]!)
           expect(late).toMatchObject({
             last_updated: current.last_updated,
             last_event_id: current.last_event_id,
@@ -491,4 +492,90 @@ test("a whole history can be folded at once, a million events too", () => {
   expect(event_count).toBe(1_000_000)
   expect(mass).toBeCloseTo(300_000, 3)
   expect(recent.length).toBe(10)
+})
+
+describe("negative weights", () => {
+  const signed: FoldSettings = {
+    ...cumulative,
+    weights: { ...weights, wish: 0.6, unwish: -0.6, dislike: -0.4 },
+  }
+  const signedTypes = ["search", "product_view", "product_purchase", "wish", "dislike"] as const
+  const signedHistory = fc
+    .array(fc.tuple(fc.constantFrom(...signedTypes), anyDays(60), anyVector), { minLength: 1, maxLength: 20 })
+    .map((events) => events.map(([type, days, vector], i) => event(type, days, vector, `n${i}`)))
+    // A sum that all but cancels out has no direction to compare.
+    .filter((events) => direct(events, signed).length > 0.05)
+
+  test("the embedding is the direct sum, in whatever order and batches the events arrive", () => {
+    const inAnyOrder = signedHistory.chain((events) =>
+      fc.tuple(
+        fc.shuffledSubarray([...events], { minLength: events.length, maxLength: events.length }),
+        fc.array(fc.integer({ min: 1, max: 5 }), { minLength: events.length, maxLength: events.length }),
+      ),
+    )
+    fc.assert(
+      fc.property(inAnyOrder, ([events, sizes]) => {
+        const { length, sum, total } = direct(events, signed)
+        const embedding = inBatches(events, signed, sizes)
+        expect(farthest(sumOf(embedding), sum)).toBeLessThan(1e-5)
+        expect(embedding.mass).toBeCloseTo(length, 5)
+        expect(embedding.total_weight).toBeCloseTo(total, 9)
+        expect(Vector.norm(embedding.embedding)).toBeCloseTo(1, 6)
+      }),
+    )
+  })
+
+  test("an event of weight -w after one of weight w at the same instant leaves the sum as it was", () => {
+    const anyPlace = fc.tuple(signedHistory, anyDays(60), anyVector, fc.boolean(), fc.boolean())
+    fc.assert(
+      fc.property(anyPlace, ([events, days, vector, together, negativeFirst]) => {
+        const before = inBatches(events, signed, [events.length])
+        const pair = [event("wish", days, vector, "w"), event("unwish", days, vector, "w")]
+        const added = negativeFirst ? pair.toReversed() : pair
+        const after = together
+          ? take(before, added, signed)
+          : added.reduce((current, one) => take(current, [one], signed), before)
+        const fading = decay(signed.lambda, after.last_updated, before.last_updated)
+        expect(
+          farthest(
+            sumOf(after),
+            sumOf(before).map((x) => x * fading),
+          ),
+        ).toBeLessThan(1e-5)
+        expect(after.total_weight).toBeCloseTo(before.total_weight * fading, 9)
+        expect(after.event_count).toBe(before.event_count + 2)
+      }),
+    )
+  })
+
+  test("the pair alone leaves mass 0, and the next event is exact", () => {
+    const pair = [event("wish", 1, north), event("unwish", 1, north)]
+    for (const sizes of [[2], [1, 1]]) {
+      const nothing = inBatches(pair, signed, sizes)
+      expect(nothing).toMatchObject({ mass: 0, total_weight: 0, event_count: 2 })
+      const next = take(nothing, [event("product_view", 2, up)], signed)
+      expect(farthest(next.embedding, up)).toBe(0)
+      expect(next.mass).toBeCloseTo(0.3, 12)
+    }
+  })
+
+  test("a user with negative events only has the opposite of their sum", () => {
+    for (const history of [signed, { ...signed, history: "recency" as const }]) {
+      const alone = take(undefined, [event("dislike", 0, north)], history)
+      expect(farthest(alone.embedding, opposite(north))).toBe(0)
+      expect(alone.total_weight).toBeCloseTo(-0.4, 12)
+      expect(alone.mass).toBeCloseTo(history.history === "recency" ? 1 : 0.4, 12)
+      const two = inBatches([event("dislike", 0, north), event("dislike", 0, east, "e")], history)
+      expect(two.embedding[0]).toBeLessThan(0)
+      expect(two.embedding[1]).toBeLessThan(0)
+    }
+  })
+
+  test("each type of one's own has a counter of its own", () => {
+    const { metadata } = inBatches(
+      [event("wish", 0, north), event("wish", 1, east), event("search", 2, up)],
+      signed,
+    )
+    expect(metadata).toMatchObject({ wish_count: 2, search_count: 1, view_count: 0 })
+  })
 })

@@ -4,6 +4,7 @@ import { ConfigProvider, Duration, Effect, Either, Layer, Stream } from "effect"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
 import * as AppliedIds from "../../../src/services/model/AppliedIds.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
+import * as UpdateMessage from "../../../src/services/model/UpdateMessage.ts"
 import type { Delivery } from "../../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../../../src/services/ports/PhraseEmbedder.ts"
 import {
@@ -34,7 +35,7 @@ const search = (user_id: string, search_phrase: string, second = 0) =>
   })
 
 const of = (interaction: Interaction.Interaction, more: Partial<Delivery> = {}) =>
-  delivery(Interaction.encodeMessage(interaction), more)
+  delivery(UpdateMessage.encodeMessage(interaction), more)
 
 /** A store in memory; `before` runs ahead of every save and may change what is stored. */
 const store = () => {
