@@ -25,7 +25,7 @@ const worker = "src/services/update/EmbeddingWorker.ts"
 const updater = "src/services/update/EmbeddingUpdater.ts"
 const relay = "src/services/record/OutboxRelay.ts"
 const policies = "src/services/RetryPolicies.ts"
-const queue = "src/layers/rabbitmq/RabbitInteractionQueue.ts"
+const republish = "src/layers/rabbitmq/RabbitRepublish.ts"
 
 const ackFirst = {
   without: "acknowledging only after the write",
@@ -39,11 +39,11 @@ const idsUnchecked = {
   from: "|| AppliedIds.has(record.applied, message_id)",
   to: "|| message_id.length === 0",
 }
-const copiesUnconfirmed = {
-  without: "confirming the copy before the original is acknowledged",
-  file: queue,
-  from: "const confirmations = yield* publishTraced(\n        publisher,\n        held",
-  to: "acknowledge(held.map(({ delivery }) => delivery))\n      const confirmations = yield* publishTraced(\n        publisher,\n        held",
+const republishUnconfirmed = {
+  without: "confirming the republish before the original is acknowledged",
+  file: republish,
+  from: "const confirmations = yield* publishTraced(",
+  to: "this.intake.acknowledge(held.map(({ delivery }) => delivery))\n    const confirmations = yield* publishTraced(",
 }
 const noOutage = {
   without: "pausing while a store is out",
@@ -59,8 +59,8 @@ export const mutations: ReadonlyArray<Mutation> = [
     scenario: "workers killed at random points",
     without: "the version in the compare-and-swap",
     file: "src/layers/mongodb/MongoUserEmbeddings.ts",
-    from: "filter: { user_id, version: expected }",
-    to: "filter: { user_id }",
+    from: '$eq: ["$version", expected]',
+    to: '$gte: ["$version", 0]',
   },
   { scenario: "workers killed while a write hangs", ...ackFirst },
   { scenario: "workers killed between write and acknowledgement", ...idsUnchecked },
@@ -99,8 +99,8 @@ export const mutations: ReadonlyArray<Mutation> = [
     from: "let next = 0\n    for (const job",
     to: "yield* Effect.ignore(relay.drain)\n    let next = 0\n    for (const job",
   },
-  { scenario: "no room in RabbitMQ for dead letters: the binding", ...copiesUnconfirmed },
-  { scenario: "no room in RabbitMQ for dead letters: the greatest length", ...copiesUnconfirmed },
+  { scenario: "no room in RabbitMQ for dead letters: the binding", ...republishUnconfirmed },
+  { scenario: "no room in RabbitMQ for dead letters: the greatest length", ...republishUnconfirmed },
   {
     scenario: "no room in RabbitMQ for dead letters: the greatest length",
     without: "a new channel after a refusal",
@@ -108,12 +108,12 @@ export const mutations: ReadonlyArray<Mutation> = [
     from: "if (this.nacked && this.inFlight.size === 0)",
     to: "if (false)",
   },
-  { scenario: "no room in RabbitMQ for retries", ...copiesUnconfirmed },
+  { scenario: "no room in RabbitMQ for retries", ...republishUnconfirmed },
   { scenario: "MongoDB stopped, frozen and killed", ...noOutage },
   {
     scenario: "MongoDB without an answer",
     without: "counting attempts in the header",
-    file: queue,
+    file: republish,
     from: '"x-retry-count": retryCount + 1',
     to: '"x-retry-count": retryCount',
   },
@@ -128,9 +128,9 @@ export const mutations: ReadonlyArray<Mutation> = [
   {
     scenario: "poison ten kinds",
     without: "keeping the original bytes",
-    file: queue,
-    from: "    body: message.content,",
-    to: "    body: Buffer.from(message.content.toString()),",
+    file: republish,
+    from: "    body,",
+    to: "    body: Buffer.from(Buffer.from(body).toString()),",
   },
   {
     scenario: "poison one that kills",

@@ -12,10 +12,14 @@ export const portFailure = {
   cause: Schema.Defect,
 }
 
-export const describeFailure = (
-  port: string,
-  failure: { readonly reason: string; readonly operation: string; readonly cause: unknown },
-): string => {
-  const cause = failure.cause instanceof Error ? failure.cause.message : String(failure.cause)
-  return `${port}: ${failure.operation}: ${failure.reason}: ${cause}`
-}
+/** A failed call of a driver. Every adapter classifies the errors of its driver as this. */
+export type PortFailure = Schema.Struct.Type<typeof portFailure>
+
+/** Makes the error of a port: `Effect.mapError(call, portError(DeadLettersError))`. */
+export const portError =
+  <E>(PortError: new (failure: PortFailure) => E) =>
+  ({ cause, operation, reason }: PortFailure): E =>
+    new PortError({ cause, operation, reason })
+
+export const describeFailure = (port: string, { cause, operation, reason }: PortFailure): string =>
+  `${port}: ${operation}: ${reason}: ${cause instanceof Error ? cause.message : String(cause)}`
