@@ -183,7 +183,9 @@ withServers(["mongodb"], "MongoDB", () => {
             { $set: { mass: double(-1) } },
             { $set: { event_count: double(1.5) } },
             { $set: { last_updated: "2026-02-10T12:34:56.789Z" } },
-            { $set: { last_event_type: "wished" } },
+            { $set: { last_event_type: "Wished" } },
+            { $set: { "metadata.wish_count": int(-1) } },
+            { $set: { "recent.0.event_type": "search", "recent.0.product_id": "p" } },
             { $set: { embedding: "none" } },
             { $set: { embedding: [int(1)] } },
             { $set: { "recent.0.search_phrase": "both" } },
@@ -194,7 +196,12 @@ withServers(["mongodb"], "MongoDB", () => {
             { $unset: { embedding: "" } },
           ])
             expect([update, yield* change(update)]).toEqual([update, documentValidationFailure])
-          expect(yield* change({ $set: { mass: double(1) } })).toBe("accepted")
+          for (const update of [
+            { $set: { mass: double(1) } },
+            { $set: { total_weight: double(-1) } },
+            { $set: { last_event_type: "wished", "metadata.wished_count": int(1) } },
+          ])
+            expect([update, yield* change(update)]).toEqual([update, "accepted"])
         }))
 
       it("a write that the validator refuses fails, and no write of its batch counts as a version conflict", () =>
