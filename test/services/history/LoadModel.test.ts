@@ -36,16 +36,16 @@ test("the same model gives the same interactions; another seed or start gives ot
 })
 
 test("each event type has its share", () => {
-  expect(defaults.all.reduce((sum, { loadShare }) => sum + loadShare, 0)).toBeCloseTo(1, 9)
+  const total = defaults.all.reduce((sum, { loadShare }) => sum + loadShare, 0)
   for (const { loadShare, name } of defaults.all) {
     const share = made.filter(({ event_type }) => event_type === name).length / made.length
-    expect(Math.abs(share - loadShare)).toBeLessThan(0.02)
+    expect(Math.abs(share - loadShare / total)).toBeLessThan(0.02)
   }
 })
 
 test("a configured type occurs too", () => {
-  const types = eventTypesWith({ add_to_cart: 0.8 }).all
-  const carts = interactions({ ...model, types }).filter(({ event_type }) => event_type === "add_to_cart")
+  const types = eventTypesWith({ wish: 0.8 }).all
+  const carts = interactions({ ...model, types }).filter(({ event_type }) => event_type === "wish")
   expect(carts.length / made.length).toBeGreaterThan(0.03)
   expect(carts.every(({ product_id }) => product_id !== null)).toBe(true)
 })
