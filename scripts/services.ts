@@ -1,5 +1,5 @@
 #!/usr/bin/env bun
-/** Real servers for tests and development; `--help` says how. */
+/** Real servers for tests and development. `--help` explains the commands. */
 import { parseArgs } from "node:util"
 import { messageOf } from "./services/command.ts"
 import { down, environment, exec, kill, pause, resume, start, status, stop, up } from "./services/manager.ts"
@@ -14,12 +14,12 @@ const help = `Usage: bun run services <up|down|status|env> [options]
   status   ask each service; exit 1 if one does not answer
   env      print export lines: eval "$(bun run --silent services env)"
 
-  stop     end a server in good order; kill: as a power cut would; pause: freeze it, until resume
+  stop     end a server with SIGTERM; kill: as a power cut would; pause: freeze it until resume
   start    start a stopped or killed server with its ports and data, wait until it is ready
-  exec     run a program of the server beside it, as rabbitmqctl
+  exec     run a program of the server, such as rabbitmqctl
 
-  --only a,b   these services alone (${serviceNames.join(", ")})
-  --with a,b   these besides the usual three (${defaultServices.join(", ")})
+  --only a,b   only these services (${serviceNames.join(", ")})
+  --with a,b   these besides the default three (${defaultServices.join(", ")})
   --json       JSON on standard output
 
 Each service is taken from the first of: its URL in the environment (RABBITMQ_DSN, MYSQL_URL, MONGODB_URL,
@@ -79,7 +79,7 @@ const main = async (): Promise<number> => {
     return 0
   }
   if (commands.length !== 1)
-    throw new BadUsage("say what to do: up, down, status or env, or a verb and one service")
+    throw new BadUsage("a command is missing: up, down, status or env, or a verb and one service")
   const choice = only === undefined ? {} : { only }
   switch (command) {
     case "up": {

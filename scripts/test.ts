@@ -9,6 +9,7 @@
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join, resolve } from "node:path"
+import bunfig from "../bunfig.toml"
 import { messageOf } from "./services/command.ts"
 import { aptInstall } from "./services/install.ts"
 import { down, type Status, up, urlVariables } from "./services/manager.ts"
@@ -19,6 +20,9 @@ import { runInGroup } from "./test/processGroup.ts"
 
 const root = resolve(import.meta.dir, "..")
 const isCi = ["true", "1"].includes(process.env.CI ?? "")
+
+/** `--parallel` ignores the time limit of bunfig.toml. */
+const timeout = `--timeout=${bunfig.test.timeout}`
 
 /** What the command line asks for. */
 const { files, flags, unitOnly, isWhole, wantsCoverage } = (() => {
@@ -116,7 +120,7 @@ const main = async (signal: AbortSignal): Promise<Result> => {
   const coverage = wantsCoverage ? ["--coverage", "--coverage-reporter=lcov", `--coverage-dir=${folder}`] : []
   const run = (chosen: readonly string[], processes: number, env: NodeJS.ProcessEnv) => {
     const parallel =
-      chosen.length > 1 ? [`--parallel=${processes}`, "--no-isolate", `--timings=${weights}`] : []
+      chosen.length > 1 ? [`--parallel=${processes}`, "--no-isolate", `--timings=${weights}`, timeout] : []
     return bunTest([...parallel, ...coverage, ...flags, ...chosen.map((file) => `./${file}`)], env, signal)
   }
   // One report of coverage comes from one run.

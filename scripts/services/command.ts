@@ -1,4 +1,4 @@
-/** Running programs, and waiting for what they do. */
+/** Running programs, waiting with a time limit, and free ports. */
 import { createServer } from "node:net"
 
 export const sleep = (milliseconds: number) => new Promise<void>((done) => setTimeout(done, milliseconds))
@@ -14,7 +14,7 @@ interface RunOptions {
   readonly signal?: AbortSignal
 }
 
-/** Runs a program to its end and answers its standard output; rejects with the last lines it wrote. */
+/** Runs a program to its end and answers its standard output. A failure rejects with the last lines of its output. */
 export const run = async (command: readonly string[], options: RunOptions = {}): Promise<string> => {
   options.signal?.throwIfAborted()
   const child = Bun.spawn([...command], {
@@ -46,7 +46,7 @@ export const within = async <A>(milliseconds: number, promise: Promise<A>): Prom
   }
 }
 
-/** Free TCP ports on loopback, all different. */
+/** Different free TCP ports on loopback. */
 export const freePorts = async (count: number): Promise<number[]> => {
   const servers = await Promise.all(
     Array.from({ length: count }, async () => {

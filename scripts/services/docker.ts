@@ -1,4 +1,4 @@
-/** Servers in containers, by the docker command: they outlive the program that starts them. */
+/** Servers in Docker containers. They outlive the program that starts them. */
 import { messageOf, run } from "./command.ts"
 import type { Backend, Instance } from "./service.ts"
 
@@ -47,7 +47,7 @@ export const dockerBackend: Backend = {
   },
   prepare: async (service, ports) => service.docker.prepare?.(ports),
   start: async (_, instance) => {
-    // Also thaws a paused container, which `docker start` alone refuses to touch.
+    // `docker start` refuses a paused container.
     await docker("unpause", instance.handle).catch(() => {})
     await docker("start", instance.handle)
     return instance.handle

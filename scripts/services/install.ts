@@ -1,13 +1,13 @@
-/** Getting server programs onto this machine, once. */
+/** Installing server programs on this machine. */
 import { existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs"
 import { homedir } from "node:os"
 import { join } from "node:path"
 import { run } from "./command.ts"
 
-/** Where downloaded and compiled servers are kept between projects and checkouts. */
+/** Downloaded and compiled servers, shared by all checkouts. */
 export const cacheFolder = join(process.env.XDG_CACHE_HOME || join(homedir(), ".cache"), "user-embeddings")
 
-/** Runs `make` in a scratch folder of the cache (so that a finished file can be renamed into place). */
+/** Runs `make` in a scratch folder on the same file system as the cache, so that it can rename finished files into it. */
 export const inScratchFolder = async (make: (folder: string) => Promise<void>) => {
   mkdirSync(cacheFolder, { recursive: true })
   const folder = mkdtempSync(join(cacheFolder, "unfinished-"))
@@ -21,7 +21,7 @@ export const inScratchFolder = async (make: (folder: string) => Promise<void>) =
 /** apt-get allows one run at a time. */
 let apt = Promise.resolve()
 
-/** Installs a Debian package unless `present()` already holds. */
+/** Installs a Debian package unless `present()` is true. */
 export const aptInstall = (name: string, present: () => boolean, signal: AbortSignal): Promise<void> => {
   const install = async () => {
     if (present()) return
@@ -46,7 +46,7 @@ export const aptInstall = (name: string, present: () => boolean, signal: AbortSi
   return turn
 }
 
-/** The first of these programs that exists; names without a slash are looked up on the PATH. */
+/** The first of these programs that exists. Names without a slash are searched on the PATH. */
 export const findProgram = (...candidates: string[]): string | undefined =>
   candidates
     .map((name) => (name.includes("/") ? (existsSync(name) ? name : null) : Bun.which(name)))

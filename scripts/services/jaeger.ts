@@ -7,7 +7,7 @@ import type { Service } from "./service.ts"
 const goModule = "github.com/jaegertracing/jaeger@v1.76.0"
 const compiled = join(cacheFolder, "jaeger-all-in-one-1.76.0")
 
-/** `go install` refuses this module (it has replace directives), so build from a copy of its sources. */
+/** Builds from a copy of the sources: `go install` refuses a module with replace directives. */
 const compile = (signal: AbortSignal) =>
   inScratchFolder(async (folder) => {
     const go = program("go")
@@ -22,13 +22,13 @@ const compile = (signal: AbortSignal) =>
       onlyFiles: false,
       dot: true,
     })) {
-      chmodSync(path, 0o755) // Go's module cache is read-only, and so would be the copy
+      chmodSync(path, 0o755) // The copy of Go's read-only module cache is read-only too.
     }
     await run([go, "build", "-o", join(folder, "jaeger"), "./cmd/all-in-one"], { cwd: source, signal })
     renameSync(join(folder, "jaeger"), compiled)
   })
 
-/** Traces. Its web pages are not part of the Go module: natively there is the query API alone (`/api/traces`). */
+/** Stores traces. The Go module has no web pages, so a native server offers only the query API (`/api/traces`). */
 export const jaeger: Service = {
   name: "jaeger",
   urlVariable: "JAEGER_URL",
@@ -52,7 +52,7 @@ export const jaeger: Service = {
       `--query.http-server.host-port=127.0.0.1:${ports.query}`,
       `--collector.otlp.http.host-port=127.0.0.1:${ports.otlpHttp}`,
       `--collector.otlp.grpc.host-port=127.0.0.1:${ports.otlpGrpc}`,
-      // Listeners that nobody needs here: any free port.
+      // Unused listeners get any free port.
       "--query.grpc-server.host-port=127.0.0.1:0",
       "--collector.grpc-server.host-port=127.0.0.1:0",
       "--collector.http-server.host-port=127.0.0.1:0",

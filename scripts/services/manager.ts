@@ -1,4 +1,4 @@
-/** Bringing servers up and down, and breaking them on purpose. */
+/** Starts, stops and deliberately breaks servers. */
 import { freePorts, messageOf, sleep, within } from "./command.ts"
 import { dockerBackend } from "./docker.ts"
 import { jaeger } from "./jaeger.ts"
@@ -42,12 +42,12 @@ export interface UpOptions {
 
 export interface UpResult {
   readonly statuses: readonly Status[]
-  /** Those that this call started; the others ran before or belong to somebody else. */
+  /** Servers that this call started. All others ran before or were named in the environment. */
   readonly started: readonly ServiceName[]
 }
 
-/** Asked once: undefined when it is ready, else why not. */
-const complaint = (service: Service, env: ServiceEnv): Promise<string | undefined> =>
+/** Probes a server once. Answers undefined when it is ready, otherwise the reason. */
+const problemOf = (service: Service, env: ServiceEnv): Promise<string | undefined> =>
   within(2500, service.probe(env)).then(() => undefined, messageOf)
 
 const waitUntilReady = async (service: Service, instance: Instance, signal: AbortSignal) => {
@@ -55,7 +55,7 @@ const waitUntilReady = async (service: Service, instance: Instance, signal: Abor
   const deadline = Date.now() + readyWithin
   for (;;) {
     signal.throwIfAborted()
-    const problem = await complaint(service, instance.env)
+    const problem = await problemOf(service, instance.env)
     if (problem === undefined) return
     const ended = !(await backend.running(instance))
     if (ended || Date.now() > deadline) {
@@ -66,7 +66,7 @@ const waitUntilReady = async (service: Service, instance: Instance, signal: Abor
   }
 }
 
-/** The server somebody named in the environment, unless that is the one `up` started (`eval $(… env)`). */
+/** The server that the environment names, unless `up` started it and `services env` exported it. */
 const fromEnvironment = (service: Service, instance: Instance | undefined): ServiceEnv | undefined => {
   const url = process.env[service.urlVariable]
   if (!url || url === instance?.env[service.urlVariable]) return undefined
@@ -112,7 +112,7 @@ const provide = async (
   const known = readState()[service.name]
   const given = fromEnvironment(service, known)
   if (given !== undefined) {
-    const problem = await complaint(service, given)
+    const problem = await problemOf(service, given)
     const advice = `${service.urlVariable} is set, but: ${problem} (unset it to have a server started here)`
     const detail = problem === undefined ? `${service.urlVariable} is set` : advice
     return {
@@ -135,7 +135,7 @@ const provide = async (
     }) as const
   const reasons = [`${service.urlVariable} is not set`]
   if (known !== undefined) {
-    if ((await complaint(service, known.env)) === undefined) return answer(known, "already running", false)
+    if ((await problemOf(service, known.env)) === undefined) return answer(known, "already running", false)
     try {
       const again = await restart(service, known, signal)
       return answer(again, "did not answer, started again with its data", false)
@@ -155,7 +155,7 @@ const provide = async (
       reasons.push(`${backend}: ${messageOf(error)}`)
     }
   }
-  const advice = `Set ${service.urlVariable}, start Docker, or mend the above.`
+  const advice = `Set ${service.urlVariable}, start Docker, or fix the errors above.`
   return {
     service: service.name,
     where: "nowhere",
@@ -175,7 +175,7 @@ const describe = (status: Status, seconds?: number) => {
   return `${status.service.padEnd(9)} ${status.where.padEnd(11)} ${state}  ${url}  (${status.detail})`
 }
 
-/** Waits for all of them also when one fails. */
+/** Like `Promise.all`, but waits for all promises even when one fails. */
 const all = async <A>(promises: readonly Promise<A>[]): Promise<A[]> => {
   await Promise.allSettled(promises)
   return Promise.all(promises)
@@ -187,8 +187,8 @@ const discardAll = (names: readonly ServiceName[]) => {
 }
 
 /**
- * Brings servers up side by side. Does not reject because one cannot be had (see `ready` of each), only when
- * interrupted: then nothing new is left running.
+ * Starts servers at the same time. A server that cannot be started has `ready: false` in the result. An interruption
+ * rejects, and then every server that this call started is stopped.
  */
 export const up = (options: UpOptions = {}): Promise<UpResult> => {
   const { only = defaultServices, signal = never, say = () => {} } = options
@@ -210,7 +210,7 @@ export const up = (options: UpOptions = {}): Promise<UpResult> => {
   })
 }
 
-/** Stops and deletes what `up` started (all of it unless `only` says otherwise). */
+/** Stops the servers that `up` started and deletes their data; all of them unless `only` names some. */
 export const down = (options: Omit<UpOptions, "signal"> = {}): Promise<void> =>
   locked(undefined, async () => {
     for (const { service, backend } of await discardAll(options.only ?? serviceNames)) {
@@ -218,7 +218,7 @@ export const down = (options: Omit<UpOptions, "signal"> = {}): Promise<void> =>
     }
   })
 
-/** The three that everything needs, and what else was started. */
+/** The three default servers, and all others that were started. */
 const usual = (state: State): readonly ServiceName[] => [
   ...new Set([...defaultServices, ...Object.values(state).map((instance) => instance.service)]),
 ]
@@ -234,7 +234,7 @@ export const status = async (options: Omit<UpOptions, "signal"> = {}): Promise<r
       if (env === undefined) {
         return { service: name, where: "nowhere", ready: false, env: {}, detail: "never started" }
       }
-      const problem = await complaint(service, env)
+      const problem = await problemOf(service, env)
       const where = given === undefined && instance !== undefined ? instance.backend : "environment"
       return { service: name, where, ready: problem === undefined, env, detail: problem ?? "answers" }
     }),
@@ -243,7 +243,7 @@ export const status = async (options: Omit<UpOptions, "signal"> = {}): Promise<r
   return statuses
 }
 
-/** Where the services are, without asking them. */
+/** The variables of all services, without probing them. */
 export const environment = (options: Pick<UpOptions, "only"> = {}) => {
   const state = readState()
   const names = options.only ?? usual(state)
@@ -252,7 +252,7 @@ export const environment = (options: Pick<UpOptions, "only"> = {}) => {
   return { env, missing: names.filter((_, index) => found[index] === undefined) }
 }
 
-/** The variables that say where a service is. */
+/** The names of the variables with the URLs of a service. */
 export const urlVariables = (name: ServiceName): readonly string[] =>
   Object.keys(services[name].env(services[name].ports))
 
@@ -275,19 +275,19 @@ const onInstance = (verb: "stop" | "kill" | "pause" | "resume") => (name: Servic
   return backends[instance.backend][verb](instance)
 }
 
-/** Ends a server in good order; its ports and data are kept for `start`. */
+/** Ends a server with SIGTERM and keeps its ports and data for `start`. */
 export const stop = onInstance("stop")
 /** Ends a server as a power cut would (SIGKILL). */
 export const kill = onInstance("kill")
 /** Freezes a server: connections stay open, nothing answers (SIGSTOP). */
 export const pause = onInstance("pause")
 export const resume = onInstance("resume")
-/** Runs a program of the server beside it, as `rabbitmqctl`; answers its standard output. */
+/** Runs a program of the server, such as `rabbitmqctl`, and answers its standard output. */
 export const exec = (name: ServiceName, command: readonly string[]): Promise<string> => {
   const instance = ours(name)
   return backends[instance.backend].exec(services[name], instance, command)
 }
-/** Starts a stopped or killed server with its ports and data; resolves when it is ready. */
+/** Starts a stopped or killed server with its old ports and data, and waits until it is ready. */
 export const start = async (name: ServiceName): Promise<void> => {
   await restart(services[name], ours(name), never)
 }

@@ -5,10 +5,10 @@ import type { Service } from "./service.ts"
 
 const serverPrograms = ["mariadbd", "/usr/sbin/mariadbd", "/usr/local/sbin/mariadbd"]
 
-/** MariaDB does not run as root unless told to. */
+/** MariaDB runs as root only with this option. */
 const asRoot = process.getuid?.() === 0 ? ["--user=root"] : []
 
-/** Tests create databases of their own beside `user_embeddings`, and users with fewer rights. */
+/** Tests create more databases beside `user_embeddings`, and users with fewer rights. */
 const grants = [
   "CREATE DATABASE IF NOT EXISTS user_embeddings",
   "CREATE USER IF NOT EXISTS 'ue'@'%' IDENTIFIED BY 'ue'",
@@ -60,13 +60,13 @@ export const mysql: Service = {
       ...asRoot,
       `--datadir=${folder}/data`,
       `--init-file=${folder}/init.sql`,
-      "--socket=mysql.sock", // relative to the data folder: absolute paths may exceed 107 bytes
+      "--socket=mysql.sock", // Relative to the data folder: the path of a socket may not exceed 107 bytes.
       `--pid-file=${folder}/pid`,
       "--bind-address=127.0.0.1",
       `--port=${ports.mysql}`,
       "--innodb-flush-log-at-trx-commit=1",
-      "--innodb-log-file-size=1G", // a checkpoint of a small redo log writes pages beside every commit
-      "--innodb-buffer-pool-size=1G", // the indexes of millions of rows; the default of 128 MB would read them from disk
+      "--innodb-log-file-size=1G", // A small redo log would write pages at every commit.
+      "--innodb-buffer-pool-size=1G", // Holds the indexes of millions of rows; the default is 128 MB.
       "--character-set-server=utf8mb4",
       "--skip-name-resolve",
     ],

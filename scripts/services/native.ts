@@ -1,4 +1,4 @@
-/** Private servers as processes of this machine (Linux): the server leads a process group of its own. */
+/** Private servers as processes of this machine (Linux). Each server leads its own process group. */
 import { spawn } from "node:child_process"
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs"
 import { join } from "node:path"
@@ -14,11 +14,11 @@ interface Process {
   readonly pid: number
   readonly parent: number
   readonly group: number
-  /** Clock ticks since boot: with the pid it names a process for good. */
+  /** Start time in clock ticks since boot. Together with the pid it identifies a process. */
   readonly started: string
 }
 
-/** Undefined when there is no such process, or only its exit code is left (a zombie without threads). */
+/** Answers undefined when there is no such process, or when it is a zombie without threads. */
 const readProcess = (pid: number): Process | undefined => {
   try {
     const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ").at(-1)?.split(" ") ?? []
@@ -42,11 +42,11 @@ const isRunning = (instance: Instance) => {
   return readProcess(pid)?.started === started
 }
 
-/** The process group and everything below it (Erlang's helpers are in groups of their own). */
+/** All processes of the group and their descendants. Erlang's helpers have their own groups. */
 const members = (instance: Instance): Process[] => {
   const { pid, started } = leader(instance)
   const now = readProcess(pid)
-  if (now !== undefined && now.started !== started) return [] // the number belongs to somebody else by now
+  if (now !== undefined && now.started !== started) return [] // The pid belongs to another process now.
   const everything = readdirSync("/proc").flatMap((name) => readProcess(Number(name)) ?? [])
   const found = new Map(everything.filter(({ group }) => group === pid).map((each) => [each.pid, each]))
   for (let size = -1; size < found.size; ) {
@@ -66,7 +66,7 @@ const send = (signal: NodeJS.Signals, ...processes: readonly Process[]) => {
   }
 }
 
-/** False when some of them still live at the end of the time. */
+/** Waits until all have ended; false when the time is over first. */
 const haveEnded = async (processes: readonly Process[], milliseconds: number) => {
   const deadline = Date.now() + milliseconds
   while (processes.some(isSame)) {
@@ -83,7 +83,7 @@ const end = async (instance: Instance, processes: readonly Process[]) => {
 
 const kill = (instance: Instance) => end(instance, members(instance))
 
-/** Asks the server alone: what it keeps beside it (RabbitMQ's epmd) must last until it has ended. */
+/** Sends SIGTERM to the server only: its helpers, such as RabbitMQ's epmd, must live until it has ended. */
 const stop = async (instance: Instance) => {
   const all = members(instance)
   const server = all.filter(({ pid }) => pid === leader(instance).pid)

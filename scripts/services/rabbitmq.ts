@@ -2,7 +2,7 @@ import { connect } from "amqplib"
 import { aptInstall, findProgram, program } from "./install.ts"
 import type { Ports, Service } from "./service.ts"
 
-// The start script of the distribution's package would insist on its own user and folders; this is the one it wraps.
+// The start script on the PATH of Debian's package insists on its own user and folders. It wraps the first one here.
 const serverScripts = ["/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server"]
 
 const configuration = (ports: Ports) => `\
@@ -42,7 +42,7 @@ export const rabbitmq: Service = {
       await Bun.write(`${folder}/enabled_plugins`, "[rabbitmq_management].\n")
       await Bun.write(`${folder}/rabbitmq-env.conf`, "")
     },
-    // epmd in the foreground, in the server's process group: left to itself it would become a daemon and stay.
+    // Runs epmd in the server's process group. RabbitMQ would start it as a daemon that never ends.
     command: () => ["sh", "-c", `"$0" & exec "$1"`, program("epmd"), program(...serverScripts)],
     env: (folder, ports) => ({
       HOME: folder,

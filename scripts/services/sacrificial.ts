@@ -1,32 +1,32 @@
 /**
- * A second set of servers beside the usual one, for tests that kill them: RabbitMQ and MongoDB with their state in a
- * folder of their own. Commands run in programs of their own, because the folder belongs to the program.
+ * A second RabbitMQ and MongoDB for tests that kill them. Their state is in a second folder. A process works with one
+ * folder only, so each command here runs in another process.
  */
 import { resolve } from "node:path"
 import { run } from "./command.ts"
 import type { Status } from "./manager.ts"
 import type { ServiceEnv, ServiceName } from "./service.ts"
 
-/** What the tests find them by. */
+/** The variable with the URLs of these servers as JSON. */
 export const sacrificialVariable = "SACRIFICIAL_SERVERS"
 const folder = ".services-sacrificial"
 const only = ["--only", "rabbitmq,mongodb"] as const
 
 const services = (signal: AbortSignal | undefined, ...args: readonly string[]) =>
   run([process.execPath, resolve(import.meta.dir, "../services.ts"), ...args], {
-    // Empty addresses, so that none of the usual servers is taken for one of these.
+    // Empty URLs, so that these servers are started even if the environment names others.
     env: { SERVICES_FOLDER: folder, RABBITMQ_DSN: "", RABBITMQ_MANAGEMENT_URL: "", MONGODB_URL: "" },
     ...(signal === undefined ? {} : { signal }),
   })
 
-/** Brings them up; answers where they are, as the value of the variable. */
+/** Starts the servers and answers the value of the variable. */
 export const up = async (signal?: AbortSignal): Promise<string> => {
   const statuses: readonly Status[] = JSON.parse(await services(signal, "up", ...only, "--json"))
   return JSON.stringify(Object.assign({}, ...statuses.map(({ env }) => env)))
 }
 export const down = () => services(undefined, "down")
 
-/** Where they are; undefined when nobody has started them. */
+/** The URLs of the servers, or undefined when they do not run. */
 export const addresses = (): ServiceEnv | undefined => {
   const text = process.env[sacrificialVariable]
   return text ? (JSON.parse(text) as ServiceEnv) : undefined

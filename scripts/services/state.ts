@@ -1,6 +1,6 @@
 /**
- * What `up` has started, in `.services/` of this checkout: state, data and logs, all deleted by `down`. A second set of
- * servers lives in the folder that SERVICES_FOLDER names.
+ * The state of the servers that `up` has started. It is in `.services/` of this checkout, with the data and logs of the
+ * servers, and `down` deletes it. SERVICES_FOLDER names another folder for a second set of servers.
  */
 import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs"
 import { join, resolve } from "node:path"
@@ -26,7 +26,7 @@ const readIfThere = (path: string) => {
 
 export const readState = (): State => JSON.parse(readIfThere(stateFile) ?? "{}") as State
 
-/** Synchronous, so that services starting side by side do not overwrite each other. */
+/** Synchronous, so that two services that start at the same time do not overwrite each other. */
 const writeState = (state: State) => {
   mkdirSync(servicesFolder, { recursive: true })
   writeFileSync(`${stateFile}.new`, `${JSON.stringify(state, null, 2)}\n`)
@@ -49,7 +49,7 @@ const holderIsAlive = () => {
   }
 }
 
-/** Two `up` or `down` at the same time take turns. Removes the folder at the end when nothing runs any more. */
+/** Runs one `up` or `down` at a time. Afterwards it removes the folder if no server is left. */
 export const locked = async <A>(signal: AbortSignal | undefined, action: () => Promise<A>): Promise<A> => {
   for (;;) {
     mkdirSync(servicesFolder, { recursive: true })

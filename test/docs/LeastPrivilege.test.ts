@@ -1,4 +1,4 @@
-/** The grants of docs/security.md, word by word, are enough for `setup` and for the whole way of an interaction. */
+/** The exact grants of docs/security.md are enough for `setup` and for everything that happens to an interaction. */
 import { expect } from "bun:test"
 import { type ChildProcess, spawn } from "node:child_process"
 import { mkdtempSync, readFileSync, rmSync } from "node:fs"
@@ -33,7 +33,7 @@ const withUser = (url: string, user: string, password: string): string => {
   return changed.href
 }
 
-/** A database and the guide's two users, under names of their own; `undo` removes all of it. */
+/** A database and the guide's two users, with unique names. `undo` removes them. */
 const mysqlUsers = async () => {
   const fresh = await freshMysql()
   const database = new URL(fresh.url).pathname.slice(1)
@@ -92,7 +92,7 @@ const mongoUser = async () => {
   const client = await MongoClient.connect(url, { serverSelectionTimeoutMS: 20_000 })
   const [, user, pwd] = /user: "(.*?)", pwd: "(.*?)"/.exec(block("js")) ?? []
   const [, role] = /role: "(.*?)"/.exec(block("js")) ?? []
-  // The first user may be made without one, from the same machine; it then makes the guide's.
+  // A connection from the same machine may create the first user without a password.
   await client.db("admin").command({ createUser: "admin", pwd: "admin", roles: ["root"] })
   await client.close()
   const admin = await MongoClient.connect(`mongodb://admin:admin@127.0.0.1:${port}/admin`)
@@ -126,7 +126,7 @@ const interaction = Interaction.make({
 
 withServers(["rabbitmq", "mysql"], "the grants of docs/security.md", () => {
   effectTest(
-    "are enough to set up, record, fold and erase; and `run` may not change tables",
+    "are enough to set up, record, apply and erase, and the user `run` may not change tables",
     () =>
       Effect.gen(function* () {
         const [{ setup, run: runUrl }, rabbit, mongo] = yield* guided

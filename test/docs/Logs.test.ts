@@ -1,4 +1,4 @@
-/** docs/logs.md lists exactly the events that the source logs, each with the level it has. */
+/** docs/logs.md lists exactly the events that the source logs, each with its level. */
 import { expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import { join, resolve } from "node:path"
@@ -6,7 +6,7 @@ import { Glob } from "bun"
 
 const root = resolve(import.meta.dir, "../..")
 
-/** `Effect.logX("event")`, and a helper that warns: `logWarning("event")`. */
+/** Matches `Effect.logX("event")` and the helper `logWarning("event")`. */
 const calls = /(?:Effect\.log(Debug|Info|Warning|Error)|\b(logWarning))\(\s*"([^"]+)"/g
 const levels: Readonly<Record<string, string>> = {
   Debug: "debug",
@@ -26,13 +26,13 @@ for (const [, events = "", level = ""] of readFileSync(join(root, "docs/logs.md"
 ))
   for (const [, event = ""] of events.matchAll(/`([^`]+)`/g)) documented.set(event, level)
 
-test("every event that is logged is documented with its level, and every one documented is logged", () => {
+test("every logged event is documented with its level, and every documented event is logged", () => {
   expect(logged.size).toBeGreaterThan(30)
   const sorted = (events: ReadonlyMap<string, string>) => [...events].toSorted(([a], [b]) => (a < b ? -1 : 1))
   expect(sorted(documented)).toEqual(sorted(logged))
 })
 
-test("no event has a name that is made up when it is logged", () => {
+test("every event name is a constant", () => {
   const odd: Array<string> = []
   for (const path of new Glob("src/**/*.ts").scanSync({ cwd: root })) {
     const source = readFileSync(join(root, path), "utf8")

@@ -1,4 +1,4 @@
-/** The files under otel/ say what the program says: metrics, labels, ports, runbook entries, containers. */
+/** The files under otel/ use the metrics, labels and ports of the program, the runbook entries and the containers. */
 import { expect, test } from "bun:test"
 import { existsSync, readFileSync } from "node:fs"
 import { join } from "node:path"
@@ -31,7 +31,7 @@ const { groups } = Bun.YAML.parse(read("otel/alerts.yml")) as {
 }
 const alerts = groups.flatMap(({ rules }) => rules)
 
-test("each alert has its entry in the runbook, and each entry its alert", () => {
+test("each alert has an entry in the runbook, and each entry has an alert", () => {
   const entries = [...read("docs/runbook.md").matchAll(/^## (\w+)$/gm)].map(([, name]) => name!)
   expect(entries.toSorted()).toEqual(alerts.map(({ alert }) => alert).toSorted())
   for (const { alert, annotations, labels } of alerts) {
@@ -42,11 +42,11 @@ test("each alert has its entry in the runbook, and each entry its alert", () => 
 })
 
 layerSuite(
-  "metrics of a system at work",
+  "metrics of a running system",
   Layer.merge(Api.layer, Worker.layer).pipe(Layer.provideMerge(embedded({ API_PORT: "0" }))),
   (it) =>
     it(
-      "are those of the alerts, with their labels",
+      "include all metrics of the alerts, with their labels",
       () =>
         Effect.gen(function* () {
           const { address } = yield* HttpServer.HttpServer
@@ -65,10 +65,10 @@ layerSuite(
             .map(([, name, labels = ""]) => ({ name: name!, labels: labels.split(",") }))
             .filter(({ name }) => name !== "histogram_quantile")
           expect(series.length).toBeGreaterThanOrEqual(7)
-          const lacking = yield* eventually(
+          const missing = yield* eventually(
             Effect.map(Telemetry.prometheus, (text) => {
               const lines = text.split("\n")
-              const lacking = series.filter(
+              const missing = series.filter(
                 ({ labels, name }) =>
                   !lines.some(
                     (line) =>
@@ -77,16 +77,16 @@ layerSuite(
                       labels.every((label) => line.includes(label)),
                   ),
               )
-              return lacking.length === 0 ? lacking : undefined
+              return missing.length === 0 ? missing : undefined
             }),
           )
-          expect(lacking).toEqual([])
+          expect(missing).toEqual([])
         }),
       30_000,
     ),
 )
 
-test("Prometheus scrapes the ports that the parts listen on", () => {
+test("Prometheus scrapes the ports of the API and the worker", () => {
   const { scrape_configs: jobs } = Bun.YAML.parse(read("otel/prometheus.yml")) as {
     readonly scrape_configs: ReadonlyArray<{
       readonly static_configs?: ReadonlyArray<{ readonly targets: ReadonlyArray<string> }>
@@ -103,7 +103,7 @@ test("Prometheus scrapes the ports that the parts listen on", () => {
   expect(targets).toEqual([`api:${Settings.API_PORT.fallback}`, `worker:${Settings.WORKER_PORT.fallback}`])
 })
 
-test("the collector's pipelines use what it declares, and listen where the parts send", () => {
+test("the pipelines of the collector use declared components, and it listens on the port that API and worker send to", () => {
   const { exporters, processors, receivers, service } = Bun.YAML.parse(read("otel/collector.yaml")) as {
     readonly receivers: {
       readonly otlp: { readonly protocols: { readonly http: { readonly endpoint: string } } }

@@ -1,4 +1,4 @@
-/** The package as users get it: packed, installed in an empty folder, its examples and its program run there. */
+/** The published package: the tests pack it, install it in an empty folder, and run its examples and its program there. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { cpSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -43,7 +43,7 @@ const installed = await run(shop, [bun, "add", "--prefer-offline", tarball])
 
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
 
-test("the package holds the program, its sources and types, samples and examples; nothing else, and stays small", async () => {
+test("the package holds only the program, sources, types, samples and examples, and stays small", async () => {
   const listed = await runs(folder, ["tar", "tzf", tarball])
   const files = listed
     .trim()
@@ -88,13 +88,13 @@ const suite = () => {
       stderr: "pipe",
     })
     const decoder = new TextDecoder()
-    let said = ""
+    let output = ""
     for await (const chunk of server.stderr) {
-      said += decoder.decode(chunk)
-      url = /Try: curl -X POST (http:\/\/[^/]+)/.exec(said)?.[1] ?? ""
+      output += decoder.decode(chunk)
+      url = /Try: curl -X POST (http:\/\/[^/]+)/.exec(output)?.[1] ?? ""
       if (url !== "") break
     }
-    if (url === "") throw new Error(`user-embeddings up said:\n${said}`)
+    if (url === "") throw new Error(`user-embeddings up printed:\n${output}`)
   }, 60_000)
   afterAll(async () => {
     server?.kill("SIGTERM")
@@ -107,16 +107,16 @@ const suite = () => {
   })
 
   test("the example with promises", async () => {
-    const said = await runs(shop, [bun, "promises.ts"])
-    expect(said).toContain("recorded again: duplicate = true")
-    expect(said).toContain("2 interactions in 384 dimensions (local:minilm-words:384)")
-    expect(said).toMatch(/^taste: Studio headphones \S+ because of search \d+ %/m)
+    const output = await runs(shop, [bun, "promises.ts"])
+    expect(output).toContain("recorded again: duplicate = true")
+    expect(output).toContain("2 interactions in 384 dimensions (local:minilm-words:384)")
+    expect(output).toMatch(/^taste: Studio headphones \S+ because of search \d+ %/m)
   }, 30_000)
 
   test("the example over HTTP", async () => {
-    const said = await runs(shop, [bun, "http.ts", url])
-    expect(said).toMatch(/^recorded [0-9a-f]{64}\nevent_count 1, last search, in local:minilm-words:1536\n/)
-    expect(said).toMatch(/3 recommendations by taste: \S/)
+    const output = await runs(shop, [bun, "http.ts", url])
+    expect(output).toMatch(/^recorded [0-9a-f]{64}\nevent_count 1, last search, in local:minilm-words:1536\n/)
+    expect(output).toMatch(/3 recommendations by taste: \S/)
   }, 30_000)
 
   test("the example with Effect", async () => {
@@ -124,7 +124,7 @@ const suite = () => {
   }, 30_000)
 
   test.each(["bundler", "nodenext"])(
-    "a program that uses it compiles, moduleResolution %s",
+    "a program that uses the package compiles with moduleResolution %s",
     async (resolution) => {
       const config = join(shop, `tsconfig.${resolution}.json`)
       writeFileSync(
@@ -160,4 +160,4 @@ const suite = () => {
 
 if (installed.code === 0) describe("installed in an empty folder", suite)
 else
-  test.skip(`installed in an empty folder: SKIPPED, the packages can't be had: ${installed.stderr.trim().split("\n").at(-1)}`, () => {})
+  test.skip(`installed in an empty folder: SKIPPED, the package cannot be installed: ${installed.stderr.trim().split("\n").at(-1)}`, () => {})

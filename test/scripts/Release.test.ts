@@ -7,7 +7,7 @@ const head = "# Changelog\n\nAll notable changes.\n\n"
 const older = "## 0.1.0 — 2026-01-01\n\n### Added\n- First.\n"
 
 describe("a release", () => {
-  test("moves what is unreleased under the version and its date, and leaves the rest as it is", () => {
+  test("moves the unreleased changes under the version and its date, and keeps the rest", () => {
     const notes = "### Added\n- One thing,\n  in two lines.\n\n### Fixed\n- Another."
     expect(Changelog.release(`${head}## Unreleased\n\n${notes}\n\n${older}`, "0.2.0", "2026-11-24")).toEqual({
       changelog: `${head}## Unreleased\n\n## 0.2.0 — 2026-11-24\n\n${notes}\n\n${older}`,
@@ -15,13 +15,13 @@ describe("a release", () => {
     })
   })
 
-  test("may be the first", () => {
+  test("can be the first release", () => {
     expect(Changelog.release(`${head}## Unreleased\n\n- All.\n`, "1.0.0", "2026-11-24")?.changelog).toBe(
       `${head}## Unreleased\n\n## 1.0.0 — 2026-11-24\n\n- All.\n`,
     )
   })
 
-  test("needs something to release, so the same one is not made twice", () => {
+  test("needs unreleased changes, so the same release cannot be made twice", () => {
     expect(Changelog.release(`${head}## Unreleased\n\n${older}`, "0.2.0", "2026-11-24")).toBeUndefined()
     expect(
       Changelog.release(`${head}## Unreleased\n\n### Added\n\n${older}`, "0.2.0", "2026-11-24"),
@@ -45,7 +45,7 @@ describe("a release", () => {
     expect(Changelog.next(current, wanted)).toBe(expected as string)
   })
 
-  test("tried dry tells the package and what is left to do, and changes nothing", () => {
+  test("with --dry-run prints the package and the remaining steps, and changes nothing", () => {
     const root = resolve(import.meta.dir, "../..")
     const files = ["CHANGELOG.md", "package.json"].map((name) => resolve(root, name))
     const before = files.map((file) => readFileSync(file, "utf8"))

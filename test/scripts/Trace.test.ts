@@ -1,4 +1,4 @@
-/** `bun run trace` against a stand-in for Jaeger's query API. */
+/** `bun run trace` with a stand-in for Jaeger's query API. */
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { join } from "node:path"
 
@@ -6,7 +6,7 @@ const traceId = "4bf92f3577b34da6a3ce929d0e0e4736"
 const messageId = "0e9e47f25f104f99fec6a93759cce98711e0abd4add39cc47d17201048ad1db4"
 const t0 = 1_770_000_000_000_000
 const tag = (key: string, value: unknown) => ({ key, value })
-/** As Jaeger answers: a parent that is linked with as well is told as the link alone. */
+/** A span in Jaeger's format. If a span both has a parent and links to it, Jaeger answers only the link. */
 const span = (
   id: string,
   parent: string | null,
@@ -35,7 +35,7 @@ const span = (
 })
 const trace = {
   traceID: traceId,
-  // Not in order, and the client's own span is not known.
+  // The spans are not in order, and the span of the client is missing.
   spans: [
     span("5", "4", "bulkWrite user_embeddings", 41_000, 3_000, "p2", tag("span.kind", "client")),
     span("1", "00", "POST /api/user/{userId}/search", 0, 9_000, "p1", tag("span.kind", "server")),
@@ -118,25 +118,23 @@ POST /api/user/{userId}/search                    user-embeddings-api     server
       └─ bulkWrite user_embeddings                user-embeddings-worker  client       +41.0      3.0
 `
 
-test("a trace is drawn as a tree, in the order of time, with attempts and failures", async () => {
+test("prints a trace as a tree in the order of time, with attempts and failures", async () => {
   const { code, out } = await run([traceId])
   const squeezed = (text: string) => text.replace(/(?<=\S) {2,}/g, "  ")
   expect(squeezed(out)).toBe(squeezed(tree))
   expect(code).toBe(0)
 })
 
-test("a message is found by its id whichever service knows it, and its trace is drawn once", async () => {
+test("finds a message by its id in every service and prints its trace once", async () => {
   const { code, out } = await run([messageId])
   expect(out.match(/^trace /gm)).toHaveLength(1)
-  expect(asked.map(({ searchParams }) => searchParams.get("service"))).toEqual([
-    null,
-    "user-embeddings-api",
-    "user-embeddings-worker",
-  ])
+  const [list, ...searched] = asked.map(({ searchParams }) => searchParams.get("service"))
+  expect(list).toBeNull()
+  expect(searched.toSorted()).toEqual(["user-embeddings-api", "user-embeddings-worker"])
   expect(code).toBe(0)
 })
 
-test("as JSON it has every span with its times and attributes", async () => {
+test("prints every span with its times and attributes as JSON", async () => {
   const { out } = await run([traceId, "--json"])
   const [found] = JSON.parse(out)
   expect(found).toMatchObject({ trace_id: traceId, duration_ms: 45 })
@@ -161,7 +159,7 @@ test("as JSON it has every span with its times and attributes", async () => {
   })
 })
 
-test("nothing found and no Jaeger are failures, a bad id is bad usage", async () => {
+test("an unknown trace or an unreachable Jaeger is a failure, and a bad id is bad usage", async () => {
   const unknown = await run(["0".repeat(31).concat("1")])
   expect([unknown.code, unknown.err]).toEqual([1, expect.stringContaining("knows no trace")])
   const away = await run([traceId], "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-/** A real browser for page tests; suites that need one are skipped, loudly, where there is none. */
+/** A real browser for tests of the page. Without one their suites are skipped with a message. */
 import { describe, test } from "bun:test"
 import { existsSync } from "node:fs"
 import { chromium } from "playwright-core"

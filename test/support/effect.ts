@@ -1,4 +1,4 @@
-/** bun:test with Effect: programs run scoped, a failure shows its whole cause, a layer is shared by a suite. */
+/** Tests of Effect programs in bun:test. A program runs in a scope, and a failure shows its whole cause. */
 import { afterAll, beforeAll, describe, test } from "bun:test"
 import { Cause, Effect, Exit, type Layer, ManagedRuntime, type Scope } from "effect"
 
@@ -7,14 +7,14 @@ const unwrap = <A, E>(exit: Exit.Exit<A, E>): A => {
   throw new Error(Cause.pretty(exit.cause), { cause: Cause.squash(exit.cause) })
 }
 
-/** A test of a scoped program that needs nothing. */
+/** A test of a scoped program without requirements. */
 export const effectTest = <E>(
   name: string,
   program: () => Effect.Effect<unknown, E, Scope.Scope>,
   timeout?: number,
 ) => test(name, async () => void unwrap(await Effect.runPromiseExit(Effect.scoped(program()))), timeout)
 
-/** A suite whose tests share one layer, built before the first and closed after the last. */
+/** A suite whose tests share one layer, which is built before the first test and closed after the last. */
 export const layerSuite = <R, E>(
   name: string,
   layer: Layer.Layer<R, E>,

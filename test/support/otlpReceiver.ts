@@ -1,4 +1,4 @@
-/** An OTLP/HTTP endpoint that keeps what it receives as JSON. */
+/** An OTLP/HTTP endpoint that keeps all spans and metrics that it receives as JSON. */
 
 type Value = {
   readonly stringValue?: string
@@ -124,14 +124,14 @@ export const otlpReceiver = () => {
     url: `http://127.0.0.1:${server.port}`,
     spans,
     metrics,
-    /** Everything that came, as it came. */
+    /** The bodies of all requests. */
     raw: () => raw,
     trace: (traceId: string) => spans.filter((span) => span.traceId === traceId),
     stop: () => server.stop(true),
   }
 }
 
-/** A trace as lines, children below their parents in the order in which they began: `  worker CLIENT find x`. */
+/** A trace as lines such as `  worker CLIENT find x`. Children follow their parent in the order of their start. */
 export const treeOf = (spans: ReadonlyArray<Span>): ReadonlyArray<string> => {
   const ids = new Set(spans.map(({ spanId }) => spanId))
   const below = (parent: string | undefined, depth: number): ReadonlyArray<string> =>

@@ -1,4 +1,4 @@
-/** Recording, publishing and applying interactions in tests, in the words of a shop. */
+/** Recording, publishing and applying interactions in tests. */
 import { type ConfigError, Duration, Effect, Layer } from "effect"
 import type { Ports } from "../../src/layers/Stack.ts"
 import * as Relay from "../../src/programs/Relay.ts"
@@ -15,7 +15,7 @@ import { InteractionRecorder, layer as recorder } from "../../src/services/recor
 import { layer as outboxRelay } from "../../src/services/record/OutboxRelay.ts"
 import { EventVectors, layer as eventVectors } from "../../src/services/update/EventVectors.ts"
 
-/** Asks again until the answer is there; the test fails when it never comes. */
+/** Repeats the probe until it answers. The test fails if that takes longer than `most`. */
 export const eventually = <A, E, R>(probe: Effect.Effect<A | undefined, E, R>, most = Duration.seconds(15)) =>
   Effect.gen(function* () {
     while (true) {
@@ -80,15 +80,15 @@ export const storeProduct = (product_id: string, text: string) =>
 
 type Stack = Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown>
 
-/** Recording and publishing at once, without sweep and worker. */
+/** Records and publishes at once, without the relay and the worker. */
 export const recording = (stack: Stack) =>
   recorder.pipe(Layer.provideMerge(outboxRelay), Layer.provideMerge(eventVectors), Layer.provideMerge(stack))
 
-/** All of it. */
+/** Everything from recording to the embedding. */
 export const pipeline = (stack: Stack) =>
   Layer.merge(Worker.layer, Relay.layer).pipe(Layer.provideMerge(recording(stack)))
 
-/** What waits in the outbox, in the main queue and on the rungs; the outbox first, for its rows move on to the queue. */
+/** Number of messages in the outbox and all queues. The outbox is read first, because its rows move to the queue. */
 const waiting = Effect.gen(function* () {
   const { unpublished } = yield* (yield* InteractionLog).backlog
   const { quarantined, main, retry } = yield* (yield* InteractionQueue).depths
@@ -98,7 +98,7 @@ const waiting = Effect.gen(function* () {
   )
 })
 
-/** Nothing waits, at two looks: a delivery on its way to the consumer is in neither's count. */
+/** Waits until two counts in a row are zero. A single count may miss a message that is on its way to the consumer. */
 export const drained = eventually(
   Effect.gen(function* () {
     if ((yield* waiting) > 0) return undefined
@@ -108,5 +108,5 @@ export const drained = eventually(
   Duration.seconds(30),
 )
 
-/** A worker that applies what waits, and leaves. */
+/** Runs a worker until no message waits. */
 export const workedOff = Effect.scoped(Effect.zipRight(Layer.build(Layer.fresh(Worker.layer)), drained))

@@ -1,16 +1,16 @@
-/** Reads the text format of Prometheus as strictly as its parser does. */
+/** Reads the text format of Prometheus as strictly as Prometheus' own parser. */
 
 export interface Family {
   readonly type: string
   readonly help: string | undefined
-  /** By series, as `name{label="value"}`. */
+  /** Value by series, such as `name{label="value"}`. */
   readonly samples: Map<string, number>
 }
 
 const commentPattern = /^# (HELP|TYPE) ([a-z_:][a-z0-9_:]*) (.+)$/
 const samplePattern = /^([a-z_:][a-z0-9_:]*)(\{(?:[a-z_][a-z0-9_]*="(?:[^"\\\n]|\\[\\"n])*",?)+\})? (\S+)$/
 
-/** The families by name. Throws at what Prometheus would refuse, or a counter without `_total`. */
+/** Families by name. Throws an error for text that Prometheus would refuse and for a counter without `_total`. */
 export const parsePrometheus = (text: string): ReadonlyMap<string, Family> => {
   const families = new Map<string, Family>()
   const help = new Map<string, string>()

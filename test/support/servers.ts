@@ -1,6 +1,6 @@
 /**
- * The real servers of the tests. `bun run test` starts them and says where they are in the environment; each suite takes
- * a virtual host, database or collection space of its own. Without a server its suites are skipped, loudly.
+ * The real servers of the tests. `bun run test` starts them and passes their URLs in the environment. Each suite uses its
+ * own virtual host, MySQL database or MongoDB database. If a server is missing, its suites are skipped with a message.
  */
 import { describe, test } from "bun:test"
 import { MongoClient } from "mongodb"
@@ -9,14 +9,14 @@ import mysql from "mysql2/promise"
 const variables = { rabbitmq: "RABBITMQ_DSN", mysql: "MYSQL_URL", mongodb: "MONGODB_URL" } as const
 export type Server = keyof typeof variables
 
-/** The server's URL; only for code inside {@link withServers}. */
+/** The URL of a server, for code inside {@link withServers}. */
 export const urlOf = (server: Server): string => {
   const url = process.env[variables[server]]
   if (url === undefined) throw new Error(`${variables[server]} is not set: run the tests by \`bun run test\``)
   return url
 }
 
-/** A suite that needs servers; skipped with a test that says which are missing. */
+/** A suite that needs servers. A skipped test names the missing ones. */
 export const withServers = (servers: ReadonlyArray<Server>, name: string, suite: () => void) => {
   const missing = servers.filter((server) => process.env[variables[server]] === undefined)
   if (missing.length === 0) return describe(name, suite)
@@ -26,10 +26,10 @@ export const withServers = (servers: ReadonlyArray<Server>, name: string, suite:
 let counter = 0
 const fresh = (): string => `${process.pid}_${Date.now().toString(36)}_${counter++}`
 
-/** A broker by its AMQP and management URLs; by default the one of the environment. */
+/** The AMQP and management URLs of a broker, by variable. */
 export type Broker = Readonly<Record<string, string | undefined>>
 
-/** Asks RabbitMQ's management API; `path` below /api. */
+/** Calls RabbitMQ's management API; `path` is relative to /api. */
 export const management = async (
   path: string,
   init: RequestInit = {},

@@ -1,4 +1,4 @@
-/** Both stacks as layers for tests: the embedded one in a folder of its own, the external one on fresh databases. */
+/** Both stacks as layers for tests: the embedded stack in its own folder, the external stack on new databases. */
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -9,10 +9,10 @@ import { freshMongo, freshMysql, freshRabbit } from "./servers.ts"
 
 type Variables = Readonly<Record<string, string>>
 
-/** Errors alone are logged. */
+/** Logs errors only. */
 export const quiet = Logger.minimumLogLevel(LogLevel.Error)
 
-/** Configuration from these variables alone. */
+/** Configuration from these variables only. */
 export const variables = (values: Variables) =>
   Layer.setConfigProvider(ConfigProvider.fromMap(new Map(Object.entries(values))))
 
@@ -27,7 +27,7 @@ const withVariables = <E, R>(
     ),
   ).pipe(Layer.provideMerge(quiet))
 
-/** SQLite in a folder that goes with the layer. */
+/** SQLite in a folder that is deleted with the layer. */
 export const embedded = (extra: Variables = {}) =>
   withVariables(
     Effect.sync(() => {
@@ -39,7 +39,7 @@ export const embedded = (extra: Variables = {}) =>
     }),
   )
 
-/** The real servers: a virtual host, a MySQL database and a MongoDB database that go with the layer. */
+/** The real servers: a virtual host, a MySQL database and a MongoDB database that are deleted with the layer. */
 export const external = (extra: Variables = {}) =>
   withVariables(
     Effect.promise(async () => {
