@@ -121,7 +121,7 @@ const addEvent = (
       mass: history === "recency" ? 1 : Math.abs(take),
       ...rest,
     }
-  const sum = Vector.scaled(state.direction, kept)
+  const sum = Vector.beginSum(state.direction, kept)
   Vector.addScaled(sum, take, vector)
   const length = Vector.norm(sum)
   const isCancelled = !(length > cancelled * (kept + Math.abs(take)))
@@ -151,7 +151,7 @@ const addAll = (
 ): State | undefined => {
   const at = Math.max(start.at, Date.parse(events[events.length - 1]!.interaction.occurred_at))
   const keep = decay(lambda, at, start.at)
-  const sum = Vector.scaled(start.direction, start.mass * keep)
+  const sum = Vector.beginSum(start.direction, start.mass * keep)
   let total = start.total * keep
   let summands = start.mass * keep
   for (const { interaction, vector } of events) {

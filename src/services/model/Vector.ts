@@ -37,10 +37,11 @@ export const addScaled = (into: Float64Array, factor: number, v: Float32Array): 
   for (let i = 0; i < into.length; i++) into[i] = into[i]! + factor * v[i]!
 }
 
-/** `factor · v` as a new sum. */
-export const scaled = (v: Float32Array, factor: number): Float64Array => {
-  const sum = new Float64Array(v.length)
-  for (let i = 0; i < v.length; i++) sum[i] = factor * v[i]!
+let sum = new Float64Array(0)
+/** `factor · v`, to add to. The array is shared by all sums: it is valid until the next call. */
+export const beginSum = (v: Float32Array, factor: number): Float64Array => {
+  if (sum.length !== v.length) sum = new Float64Array(v.length)
+  for (let i = 0; i < v.length; i++) sum[i] = v[i]! * factor
   return sum
 }
 

@@ -68,7 +68,7 @@ describe("arithmetic", () => {
     Vector.addScaled(into, 0.5, v)
     expect(into).toEqual(new Float64Array([6, 12]))
     expect(v).toEqual(float32([10, 20]))
-    expect(Vector.scaled(v, 2)).toEqual(new Float64Array([20, 40]))
+    expect(Vector.beginSum(v, 2)).toEqual(new Float64Array([20, 40]))
     expect(v).toEqual(float32([10, 20]))
     expect(Vector.divide(into, 12)).toEqual(float32([0.5, 1]))
     expect(into).toEqual(new Float64Array([6, 12]))
