@@ -1,6 +1,6 @@
 /**
- * A part of the system in a program of one's own, with Effect: the embedded stack with an embedder of ours, and a consumer
- * that folds. Run: `bun examples/effect.ts`.
+ * A program with Effect that uses parts of the system: the embedded stack, an embedder of its own and a worker.
+ * Run: `bun examples/effect.ts`.
  */
 import { mkdtempSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -21,7 +21,7 @@ import {
 
 const dimensions = 64
 
-/** Any function from text to vector is an embedder; this one counts letters. */
+/** An embedder is any function from text to vector. This one counts letters. */
 const letters = Embedder.of({
   space: `letters:${dimensions}`,
   embed: (phrases) =>

@@ -9,8 +9,8 @@ const recorded = await shop.interactions.search({
 })
 console.log(`recorded ${recorded.message_id}`)
 
-// The embedding follows within moments; until then the answer is 404.
-for (let tries = 0; tries < 100; tries++) {
+// A worker applies the search within moments. Until then the response is 404.
+for (let attempt = 0; attempt < 100; attempt++) {
   const found = await shop.embeddings
     .embedding({ path: { userId: "u-http" }, urlParams: {} })
     .catch((failure) => {

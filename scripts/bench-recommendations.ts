@@ -40,7 +40,7 @@ const ports = Layer.mergeAll(
     nearest: () => Effect.succeed([]),
     knownSince: () => Effect.succeed(new Map()),
     count: Effect.succeed(count),
-    elsewhere: () => Effect.succeed(0),
+    countInOtherSpaces: () => Effect.succeed(0),
     changed: () => Stream.empty,
     indexed: () => Effect.succeed([]),
     describe: () => Effect.succeed(new Map()),

@@ -25,13 +25,13 @@ const worker = "src/services/update/EmbeddingWorker.ts"
 const updater = "src/services/update/EmbeddingUpdater.ts"
 const relay = "src/services/record/OutboxRelay.ts"
 const policies = "src/services/RetryPolicies.ts"
-const queue = "src/layers/rabbitmq/RabbitInteractionQueue.ts"
+const republish = "src/layers/rabbitmq/RabbitRepublish.ts"
 
 const ackFirst = {
   without: "acknowledging only after the write",
   file: worker,
-  from: "const updated = updater.update(innocent)",
-  to: 'yield* consumer.settle(innocent.map((one) => [one, { _tag: "Ack" }] as const))\n    const updated = updater.update(innocent)',
+  from: "const outcomes = yield* Effect.catchAllDefect(worker",
+  to: 'yield* worker.consumer.settle(messages.map((one) => [one.delivery, { _tag: "Ack" }] as const))\n  const outcomes = yield* Effect.catchAllDefect(worker',
 }
 const idsUnchecked = {
   without: "looking for applied ids on the document",
@@ -39,11 +39,11 @@ const idsUnchecked = {
   from: "|| AppliedIds.has(record.applied, message_id)",
   to: "|| message_id.length === 0",
 }
-const copiesUnconfirmed = {
-  without: "confirming the copy before the original is acknowledged",
-  file: queue,
-  from: "const confirmations = yield* publishTraced(\n        publisher,\n        held",
-  to: "acknowledge(held.map(({ delivery }) => delivery))\n      const confirmations = yield* publishTraced(\n        publisher,\n        held",
+const republishUnconfirmed = {
+  without: "confirming the republish before the original is acknowledged",
+  file: republish,
+  from: "const confirmations = yield* publishTraced(",
+  to: "this.intake.acknowledge(held.map(({ delivery }) => delivery))\n    const confirmations = yield* publishTraced(",
 }
 const noOutage = {
   without: "pausing while a store is out",
@@ -59,8 +59,8 @@ export const mutations: ReadonlyArray<Mutation> = [
     scenario: "workers killed at random points",
     without: "the version in the compare-and-swap",
     file: "src/layers/mongodb/MongoUserEmbeddings.ts",
-    from: "filter: { user_id, version: expected }",
-    to: "filter: { user_id }",
+    from: '$eq: ["$version", expected]',
+    to: '$gte: ["$version", 0]',
   },
   { scenario: "workers killed while a write hangs", ...ackFirst },
   { scenario: "workers killed between write and acknowledgement", ...idsUnchecked },
@@ -73,7 +73,7 @@ export const mutations: ReadonlyArray<Mutation> = [
   },
   ...["between commit and publish", "at random points under load"].map((name) => ({
     scenario: `the API killed ${name}`,
-    without: "the sweep",
+    without: "draining the outbox",
     file: relay,
     from: "const left = rows.filter(",
     to: "const left = [].filter(",
@@ -87,7 +87,7 @@ export const mutations: ReadonlyArray<Mutation> = [
   },
   {
     scenario: "RabbitMQ killed under load",
-    without: "leaving what could not be published to the sweep",
+    without: "leaving what could not be published to the drain",
     file: relay,
     from: "const confirmations = yield* queue.publish(rows.map(toMessage))",
     to: 'const confirmations = yield* Effect.orElseSucceed(queue.publish(rows.map(toMessage)), () => rows.map(() => "confirmed"))',
@@ -97,10 +97,10 @@ export const mutations: ReadonlyArray<Mutation> = [
     without: "answering before publishing",
     file: "src/services/record/InteractionRecorder.ts",
     from: "let next = 0\n    for (const job",
-    to: "yield* Effect.ignore(relay.sweep)\n    let next = 0\n    for (const job",
+    to: "yield* Effect.ignore(relay.drain)\n    let next = 0\n    for (const job",
   },
-  { scenario: "no room in RabbitMQ for dead letters: the binding", ...copiesUnconfirmed },
-  { scenario: "no room in RabbitMQ for dead letters: the greatest length", ...copiesUnconfirmed },
+  { scenario: "no room in RabbitMQ for dead letters: the binding", ...republishUnconfirmed },
+  { scenario: "no room in RabbitMQ for dead letters: the greatest length", ...republishUnconfirmed },
   {
     scenario: "no room in RabbitMQ for dead letters: the greatest length",
     without: "a new channel after a refusal",
@@ -108,19 +108,19 @@ export const mutations: ReadonlyArray<Mutation> = [
     from: "if (this.nacked && this.inFlight.size === 0)",
     to: "if (false)",
   },
-  { scenario: "no room in RabbitMQ for retries", ...copiesUnconfirmed },
+  { scenario: "no room in RabbitMQ for retries", ...republishUnconfirmed },
   { scenario: "MongoDB stopped, frozen and killed", ...noOutage },
   {
     scenario: "MongoDB without an answer",
     without: "counting attempts in the header",
-    file: queue,
+    file: republish,
     from: '"x-retry-count": retryCount + 1',
     to: '"x-retry-count": retryCount',
   },
   { scenario: "delivered more than once to four workers", ...idsUnchecked },
   {
     scenario: "delivered more than once all of the log",
-    without: "looking for applied ids in the ledger",
+    without: "looking for applied ids in the overflow",
     file: updater,
     from: "if (toLookUp.length === 0)",
     to: "if (toLookUp.length >= 0)",
@@ -128,16 +128,16 @@ export const mutations: ReadonlyArray<Mutation> = [
   {
     scenario: "poison ten kinds",
     without: "keeping the original bytes",
-    file: queue,
-    from: "    body: message.content,",
-    to: "    body: Buffer.from(message.content.toString()),",
+    file: republish,
+    from: "    body,",
+    to: "    body: Buffer.from(Buffer.from(body).toString()),",
   },
   {
     scenario: "poison one that kills",
-    without: "suspicion",
+    without: "quarantine",
     file: policies,
-    from: "export const suspectRedeliveries = 3",
-    to: "export const suspectRedeliveries = 3_000",
+    from: "export const quarantineAfterRedeliveries = 3",
+    to: "export const quarantineAfterRedeliveries = 3_000",
   },
   {
     scenario: "the embedding service wrong dimension",
@@ -148,17 +148,17 @@ export const mutations: ReadonlyArray<Mutation> = [
   },
   {
     scenario: "the embedding service 500",
-    without: "the ladder",
+    without: "the retry queues",
     file: policies,
-    from: "const rung = delays[retryCount]",
-    to: "const rung = delays[delays.length]",
+    from: "const delay = delays[retryCount]",
+    to: "const delay = delays[delays.length]",
   },
   {
     scenario: "the embedding service 429",
     without: "Retry-After",
     file: policies,
-    from: 'judged._tag === "Retryable" && judged.notBefore ?',
-    to: 'judged._tag === "Skip" && judged.notBefore ?',
+    from: 'failureClass._tag === "Retryable" && failureClass.notBefore',
+    to: 'failureClass._tag !== "Retryable" && "notBefore" in failureClass',
   },
   {
     scenario: "the embedding service 401",
@@ -178,8 +178,8 @@ export const mutations: ReadonlyArray<Mutation> = [
     scenario: "SIGTERM under full prefetch",
     without: "finishing what is held",
     file: worker,
-    from: "stopping = true\n        change",
-    to: 'stopping = true\n        yield* consumer.settle(held.map((one) => [one, { _tag: "Ack" }] as const))\n        held = []\n        change',
+    from: "worker.state = OutageState.stop(worker.state)",
+    to: 'worker.state = OutageState.stop(worker.state)\n  const left = worker.held.take(worker.state, 1e9, 0)?.batch ?? []\n  yield* worker.consumer.settle(left.map((one) => [one.delivery, { _tag: "Ack" }] as const))',
   },
   {
     scenario: "SIGTERM twice",

@@ -1,10 +1,10 @@
 /**
- * The public surface. What is exported here keeps its meaning within a major version; everything else may change.
- * Three ways in, each with an example in `examples/` and a section in docs/library.md:
+ * The public API. Exports of this file stay compatible within a major version; everything else may change.
+ * There are three ways to use it. `examples/` has an example of each, and docs/library.md a section:
  *
- * 1. {@link open}: the whole system, or a client of it, in this process, behind promises.
- * 2. {@link connect}: a typed client of a running API, behind promises (`HttpClient.make`: the same as Effects).
- * 3. The services and layers, to build a program of one's own from them with Effect.
+ * 1. {@link open}: the whole system, or a client of it, in this process, with promises.
+ * 2. {@link connect}: a typed client of a running API, with promises (`HttpClient.make`: with Effect).
+ * 3. The services and layers, to build your own program with Effect.
  */
 
 // 1. Promises -----------------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ export * as HttpClient from "./layers/http/HttpClient.ts"
 export { connect, type Failure, type PromiseClient } from "./layers/http/HttpClient.ts"
 /** The definition of the HTTP API (`HttpApi` of @effect/platform). */
 export { api } from "./services/api/InteractionApi.ts"
-/** What a request is refused with: RFC 9457. */
+/** The failure of a request (RFC 9457). */
 export { Problem } from "./services/model/Problem.ts"
 
 // 3. Effect -------------------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ export * as Stack from "./layers/Stack.ts"
 export * as StackEmbedded from "./layers/StackEmbedded.ts"
 export * as StackExternal from "./layers/StackExternal.ts"
 export * as Relay from "./programs/Relay.ts"
-// Stacks and programs: ports on technology, steps put together.
+// Stacks and programs: ports with their technology, and steps.
 export * as Provision from "./programs/tasks/ProvisionServers.ts"
 export * as Worker from "./programs/Worker.ts"
 export * as EmbeddingConfig from "./services/EmbeddingConfig.ts"
@@ -49,7 +49,7 @@ export * as Interaction from "./services/model/Interaction.ts"
 export * as Taste from "./services/model/Taste.ts"
 export * as UserEmbedding from "./services/model/UserEmbedding.ts"
 export * as Vector from "./services/model/Vector.ts"
-// Ports: replace any by one of your own.
+// Ports: each can be replaced by your own implementation.
 export * as DeadLetters from "./services/ports/DeadLetters.ts"
 export * as Dependencies from "./services/ports/Dependencies.ts"
 export * as InteractionLog from "./services/ports/InteractionLog.ts"
@@ -58,7 +58,7 @@ export * as PhraseEmbedder from "./services/ports/PhraseEmbedder.ts"
 export * as PhraseEmbeddings from "./services/ports/PhraseEmbeddings.ts"
 export * as ProductEmbeddings from "./services/ports/ProductEmbeddings.ts"
 export * as UserEmbeddings from "./services/ports/UserEmbeddings.ts"
-// Steps: what happens between the ports.
+// Steps between the ports.
 export * as Catalogue from "./services/recommend/Catalogue.ts"
 export * as Popularity from "./services/recommend/Popularity.ts"
 export * as Recommender from "./services/recommend/Recommender.ts"

@@ -2,7 +2,8 @@
 import { OpenApi } from "@effect/platform"
 import { Duration, JSONSchema, type Schema } from "effect"
 import { userEmbeddingValidator } from "../../src/layers/mongodb/MongoCollections.ts"
-import { api, Embedding } from "../../src/services/api/InteractionApi.ts"
+import { Embedding } from "../../src/services/api/EmbeddingJson.ts"
+import { api } from "../../src/services/api/InteractionApi.ts"
 import { defaults as eventTypes } from "../../src/services/model/EventTypes.ts"
 import { maxMessageBytes, messageVersion, UpdateMessage } from "../../src/services/model/UpdateMessage.ts"
 import {

@@ -1,15 +1,15 @@
-/** Calls with a callback that must come in time. */
+/** A deadline for calls that answer by a callback. */
 import { Duration, Effect } from "effect"
 import { constVoid } from "effect/Function"
 
 /**
- * What a callback is given, or the failure `late`. The deadline is a plain timer: the fibers of `Effect.timeout` would
- * cost as much as a call to a database. `giveUp` runs when nobody waits any more.
+ * The answer of a call, or the failure `late`. The deadline is a plain timer, because the fibers of `Effect.timeout` cost
+ * as much as a call to a database. `giveUp` runs after the deadline or an interruption.
  */
 export const within = <A, E>(
   deadline: Duration.Duration,
   late: () => E,
-  ask: (resume: (answer: Effect.Effect<A, E>) => void) => void,
+  start: (resume: (answer: Effect.Effect<A, E>) => void) => void,
   giveUp: () => void = constVoid,
 ): Effect.Effect<A, E> =>
   Effect.async<A, E>((resume) => {
@@ -17,7 +17,7 @@ export const within = <A, E>(
       resume(Effect.fail(late()))
       giveUp()
     }, Duration.toMillis(deadline))
-    ask((answer) => {
+    start((answer) => {
       clearTimeout(timer)
       resume(answer)
     })

@@ -1,4 +1,4 @@
-/** How a message failed, as both queues write it down. */
+/** How a message failed, as both queues store it. */
 import { hostname } from "node:os"
 import type { Failure } from "../services/ports/InteractionQueue.ts"
 
@@ -8,18 +8,18 @@ export interface RecordedFailure {
   readonly message: string
   readonly firstFailedAt: string
   readonly lastFailedAt: string
-  /** Who handled it. */
+  /** Host name and process id. */
   readonly worker: string
 }
 
 const worker = `${hostname()}:${process.pid}`
 const longestMessageBytes = 1024
 
-/** As much as fits; a character cut in two is left out. */
+/** Cuts before a character that does not fit. */
 const truncated = (message: string): string =>
   new TextDecoder().decode(Buffer.from(message).subarray(0, longestMessageBytes), { stream: true })
 
-/** `firstFailedAt`: when it failed before, if it did; `now` in Unix ms. */
+/** `firstFailedAt`: of an earlier failure, if any. `now`: Unix ms. */
 export const recorded = (
   { error, message }: Failure,
   firstFailedAt: string | null | undefined,

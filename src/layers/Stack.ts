@@ -1,4 +1,4 @@
-/** Which parts a program stands on, picked by configuration. */
+/** The external or the embedded stack, chosen by configuration. */
 import { ConfigError, Effect, Layer, Option } from "effect"
 import * as EmbeddingConfig from "../services/EmbeddingConfig.ts"
 import type { DeadLetters } from "../services/ports/DeadLetters.ts"
@@ -14,7 +14,7 @@ import * as Embedder from "./embedder/Embedder.ts"
 import * as StackEmbedded from "./StackEmbedded.ts"
 import * as StackExternal from "./StackExternal.ts"
 
-/** Everything that the steps and programs need from outside. */
+/** All services that a stack provides to the steps and programs. */
 export type Ports =
   | InteractionLog
   | InteractionQueue
@@ -28,7 +28,7 @@ export type Ports =
 
 const servers = [Settings.RABBITMQ_DSN, Settings.MYSQL_URL, Settings.MONGODB_URL]
 
-/** All three servers named → external; none → embedded; some → an error that names the missing ones. */
+/** External if the URLs of all three servers are set, embedded if none is. Otherwise an error names the missing URLs. */
 export const kind = Effect.gen(function* () {
   const given = yield* Effect.all(servers)
   const missing = servers.filter((_, index) => Option.isNone(given[index]!)).map(({ variable }) => variable)
@@ -37,12 +37,12 @@ export const kind = Effect.gen(function* () {
   return yield* Effect.fail(
     ConfigError.MissingData(
       missing,
-      `${missing.join(" and ")} must be set too: RABBITMQ_DSN, MYSQL_URL and MONGODB_URL together, or none of them for the embedded stack`,
+      `${missing.join(" and ")} must be set too: set RABBITMQ_DSN, MYSQL_URL and MONGODB_URL together, or none of them for the embedded stack`,
     ),
   )
 })
 
-/** With an embedder of one's own: {@link Embedder.of}. */
+/** With any embedder: see {@link Embedder.of}. */
 export const on = <E>(
   embedder: Layer.Layer<Embedder.Embedder, E, EmbeddingConfig.EmbeddingConfig>,
 ): Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown | E> =>
@@ -54,10 +54,10 @@ export const on = <E>(
 
 export const layer = on(Embedder.layerConfig)
 
-/** For those who only look at the servers, or set them up: it changes nothing by itself. */
-export const looking: Layer.Layer<
+/** For `setup` and `doctor`: building this layer changes nothing on the servers. */
+export const forSetup: Layer.Layer<
   Exclude<Ports, InteractionLog | InteractionQueue>,
   ConfigError.ConfigError | DependencyDown
 > = Layer.unwrapEffect(
-  Effect.map(kind, (chosen) => (chosen === "external" ? StackExternal.looking : StackEmbedded.layer)),
+  Effect.map(kind, (chosen) => (chosen === "external" ? StackExternal.forSetup : StackEmbedded.layer)),
 ).pipe(Layer.provideMerge(EmbeddingConfig.layerConfig))

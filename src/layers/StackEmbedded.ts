@@ -1,4 +1,4 @@
-/** SQLite + local embedder (or OpenAI) → Ports, in one process, without any server. */
+/** SQLite + local embedder (or OpenAI) → Ports, without servers. */
 import { Effect, Layer } from "effect"
 import { Dependencies } from "../services/ports/Dependencies.ts"
 import * as Embedder from "./embedder/Embedder.ts"
@@ -10,7 +10,7 @@ import * as SqlitePhraseEmbeddings from "./sqlite/SqlitePhraseEmbeddings.ts"
 import * as SqliteProductEmbeddings from "./sqlite/SqliteProductEmbeddings.ts"
 import * as SqliteUserEmbeddings from "./sqlite/SqliteUserEmbeddings.ts"
 
-const log = SqlInteractionLog.layer
+const log = SqlInteractionLog.layer(Sqlite.dialect)
 const queue = Layer.merge(SqliteInteractionQueue.layer, SqliteDeadLetters.layer)
 const embeddings = Layer.mergeAll(
   SqliteUserEmbeddings.layer,
@@ -20,7 +20,7 @@ const embeddings = Layer.mergeAll(
 
 const dependencies = Layer.effect(Dependencies, Effect.all([Sqlite.dependency, Embedder.EmbedderDependency]))
 
-/** With an embedder of one's own: {@link Embedder.of}. */
+/** With any embedder: see {@link Embedder.of}. */
 export const on = <E, R>(embedder: Layer.Layer<Embedder.Embedder, E, R>) =>
   Layer.mergeAll(log, queue, embeddings, dependencies).pipe(
     Layer.provideMerge(embedder),

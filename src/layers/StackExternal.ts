@@ -13,7 +13,7 @@ import * as RabbitTopology from "./rabbitmq/RabbitTopology.ts"
 import * as Mysql from "./sql/Mysql.ts"
 import * as SqlInteractionLog from "./sql/SqlInteractionLog.ts"
 
-const log = SqlInteractionLog.layer
+const log = SqlInteractionLog.layer(Mysql.dialect)
 const queue = Layer.merge(RabbitInteractionQueue.layer, RabbitDeadLetters.layer)
 const embeddings = Layer.mergeAll(
   MongoUserEmbeddings.layerConfig,
@@ -28,7 +28,7 @@ const dependencies = Layer.effect(
 
 const servers = [Mysql.layerConfig, Rabbit.layerConfig, Mongo.layerConfig] as const
 
-/** With an embedder of one's own: {@link Embedder.of}. */
+/** With any embedder: see {@link Embedder.of}. */
 export const on = <E, R>(embedder: Layer.Layer<Embedder.Embedder, E, R>) =>
   Layer.mergeAll(log, queue, embeddings, dependencies).pipe(
     Layer.provideMerge(embedder),
@@ -37,8 +37,8 @@ export const on = <E, R>(embedder: Layer.Layer<Embedder.Embedder, E, R>) =>
 
 export const layer = on(Embedder.layerConfig)
 
-/** Without the queue, whose publisher declares what is missing as soon as it is connected. */
-export const looking = Layer.mergeAll(RabbitDeadLetters.layer, embeddings, dependencies).pipe(
+/** Without the queue, whose publisher creates missing exchanges and queues as soon as it is connected. */
+export const forSetup = Layer.mergeAll(RabbitDeadLetters.layer, embeddings, dependencies).pipe(
   Layer.provideMerge(Embedder.layerConfig),
   Layer.provide([...servers]),
 )

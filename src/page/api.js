@@ -1,4 +1,4 @@
-/** Asks the API, with the token if there is one. The token lives as long as the tab. */
+/** Requests to the API, with the token if there is one. The token is kept until the tab is closed. */
 
 const key = "user-embeddings token"
 export const token = () => sessionStorage.getItem(key) ?? ""
@@ -7,7 +7,7 @@ export const setToken = (value) =>
 
 const headers = () => (token() === "" ? {} : { authorization: `Bearer ${token()}` })
 
-/** What the API refused, in its words. */
+/** The API refused the request. The message is the detail of its problem document. */
 export class Refused extends Error {
   constructor(status, detail) {
     super(detail)
@@ -36,12 +36,12 @@ export const post = async (path, body) => {
   return response.json()
 }
 
-/** The readiness of each dependency, whatever the status. */
+/** Readiness, also when the status is 503. */
 export const readiness = async () => (await fetch("/readyz")).json()
 
 /**
- * Server-sent events, read by hand because `EventSource` can't send a token. Comes back by itself; `onState` is told
- * `live`, `lost` or `refused`.
+ * Reads server-sent events and reconnects. `EventSource` cannot send a token, so the stream is parsed here.
+ * `onState` receives `live`, `lost` or `refused`.
  */
 export const follow = (path, onMessage, onState) => {
   let stopped = false

@@ -1,26 +1,26 @@
-/** Dead letters: by error, one by one, in full; retried and removed. */
+/** Dead letters by error and one by one, with buttons to show, retry and remove them. */
 import { get, post } from "./api.js"
 import { ask, byId, count, h, notify, time } from "./dom.js"
 
 const shownPerGroup = 20
 let open = null
 
-/** Looks at the system after which the letters are asked for again: one that was retried may die again. */
-let doubtful = 0
-let seen
-let asking = false
-let endedAt = Number.NEGATIVE_INFINITY
-let restUntil = 0
+/** Further loads of the list: a retried message may become a dead letter again. */
+let reloads = 0
+let lastCount
+let loading = false
+let loadedAt = Number.NEGATIVE_INFINITY
+let pauseUntil = 0
 
-/** Letters that are being looked at are missing from the count of those that lie there, until a moment later. */
-export const looking = () => asking || performance.now() < endedAt + 1_500
+/** RabbitMQ does not count messages that the API is listing, nor for a moment after it. */
+export const listing = () => loading || performance.now() < loadedAt + 1_500
 
-/** Told at every look how many there are; asks for them when that changed, but not all the time when they are many. */
-export const noticed = (failed) => {
-  if (failed === seen && doubtful === 0) return
-  if (asking || performance.now() < restUntil) return
-  seen = failed
-  doubtful = Math.max(0, doubtful - 1)
+/** Receives every count. Loads the list when the count changes, less often when loading is slow. */
+export const counted = (failed) => {
+  if (failed === lastCount && reloads === 0) return
+  if (loading || performance.now() < pauseUntil) return
+  lastCount = failed
+  reloads = Math.max(0, reloads - 1)
   refresh()
 }
 
@@ -30,7 +30,7 @@ const act = async (path, picked, done) => {
   } catch (error) {
     notify(error.message, "refused")
   }
-  doubtful = 5
+  reloads = 5
   await refresh()
 }
 const retry = (picked) =>
@@ -42,7 +42,7 @@ const remove = async (picked, what) => {
       h(
         "p",
         {},
-        `${what} will be gone. The interactions stay in the log, and a replay can still apply them.`,
+        `${what} will be deleted. The interactions stay in the log, and a replay can still apply them.`,
       ),
     ],
     [
@@ -54,11 +54,11 @@ const remove = async (picked, what) => {
     await act("/api/dead-letters/remove", picked, ({ removed }) => `${count(removed)} removed`)
 }
 
-/** Without the name of the error, which stands before it. */
+/** The message without the name of the error, which the row already shows. */
 const reason = (message, error) =>
   message?.startsWith(`${error}: `) ? message.slice(error.length + 2) : (message ?? "")
 
-const tries = (attempts) => attempts > 1 && `${count(attempts)} attempts`
+const attemptsText = (attempts) => attempts > 1 && `${count(attempts)} attempts`
 
 const pretty = (body) => {
   try {
@@ -76,7 +76,7 @@ const showOne = async (id) => {
       items.map(({ body, body_base64, ...facts }) =>
         h(
           "div",
-          { class: "letter" },
+          { class: "dead-letter" },
           h(
             "dl",
             {},
@@ -104,8 +104,8 @@ const showOne = async (id) => {
 const button = (label, name, onclick, kind = "") =>
   h("button", { type: "button", class: `small ${kind}`, "aria-label": name, onclick }, label)
 
-const letterRow = (letter) => {
-  const { attempts, error, event_type, id, last_failed_at, message, message_id, user_id } = letter
+const deadLetterRow = (deadLetter) => {
+  const { attempts, error, event_type, id, last_failed_at, message, message_id, user_id } = deadLetter
   const key = id ?? message_id
   const picked = { ids: [key] }
   return h(
@@ -118,7 +118,11 @@ const letterRow = (letter) => {
       h(
         "small",
         {},
-        [key === null ? "without an id" : `${key.slice(0, 8)}…`, tries(attempts), reason(message, error)]
+        [
+          key === null ? "without an id" : `${key.slice(0, 8)}…`,
+          attemptsText(attempts),
+          reason(message, error),
+        ]
           .filter(Boolean)
           .join(" · "),
       ),
@@ -136,7 +140,7 @@ const letterRow = (letter) => {
   )
 }
 
-const groupRows = (group, letters) => {
+const groupRows = (group, items) => {
   const { count: n, error, example, last_failed_at } = group
   const picked = { error }
   const isOpen = open === error
@@ -175,23 +179,23 @@ const groupRows = (group, letters) => {
           ),
       ),
     ),
-    ...letters.map(letterRow),
-    letters.length > 0 &&
-      n > letters.length &&
-      h("tr", {}, h("td", { class: "what quiet", colspan: 4 }, `${letters.length} of ${count(n)} are shown`)),
+    ...items.map(deadLetterRow),
+    items.length > 0 &&
+      n > items.length &&
+      h("tr", {}, h("td", { class: "what quiet", colspan: 4 }, `${items.length} of ${count(n)} are shown`)),
   )
 }
 
 export const refresh = async () => {
   const started = performance.now()
-  asking = true
+  loading = true
   await show()
-  asking = false
-  endedAt = performance.now()
-  restUntil = endedAt + 3 * (endedAt - started)
+  loading = false
+  loadedAt = performance.now()
+  pauseUntil = loadedAt + 3 * (loadedAt - started)
 }
 
-/** Puts in what is new, and leaves the keyboard on the button where it was. */
+/** Replaces the children and keeps the focus on the button with the same name. */
 const put = (place, ...children) => {
   const name = (button) => button.getAttribute("aria-label") ?? button.textContent
   const focused = place.contains(document.activeElement) ? name(document.activeElement) : undefined
@@ -201,14 +205,14 @@ const put = (place, ...children) => {
 }
 
 const show = async () => {
-  const place = byId("letters")
+  const place = byId("dead-letters")
   try {
     const { groups } = await get("/api/dead-letters/groups")
     const total = groups.reduce((sum, { count: n }) => sum + n, 0)
-    byId("letters-count").textContent = total === 0 ? "" : count(total)
+    byId("dead-letters-count").textContent = total === 0 ? "" : count(total)
     if (groups.length === 0)
-      return put(place, h("p", { class: "quiet" }, "None: every message was applied or is on its way."))
-    const letters =
+      return put(place, h("p", { class: "quiet" }, "None: every message was applied or is in flight."))
+    const items =
       open === null
         ? []
         : (await get(`/api/dead-letters?limit=${shownPerGroup}&error=${encodeURIComponent(open)}`)).items
@@ -229,7 +233,7 @@ const show = async () => {
             h("th", { scope: "col" }, h("span", { class: "hidden" }, "Actions")),
           ),
         ),
-        ...groups.map((group) => groupRows(group, group.error === open ? letters : [])),
+        ...groups.map((group) => groupRows(group, group.error === open ? items : [])),
       ),
     )
   } catch (error) {

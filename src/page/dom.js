@@ -1,6 +1,6 @@
-/** Elements, figures and notices. Text goes in as text: nothing that the server sends is ever parsed as HTML. */
+/** Elements, numbers and notices. Text from the server is inserted as text and never parsed as HTML. */
 
-/** `h("p", { class: "quiet" }, "text", child)`; `on…` properties are listeners. */
+/** `h("p", { class: "quiet" }, "text", child)`. A property `on…` is a listener. */
 export const h = (tag, properties = {}, ...children) => {
   const element = document.createElement(tag)
   for (const [name, value] of Object.entries(properties)) {
@@ -24,7 +24,7 @@ export const svg = (tag, attributes = {}, ...children) => {
 export const byId = (id) => document.getElementById(id)
 
 const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 })
-/** `12,345`; a dash for what is not known. */
+/** `12,345`; a dash for an unknown number. */
 export const count = (n) => (n === null || n === undefined ? "–" : whole.format(n))
 export const rate = (perSecond) =>
   perSecond === undefined ? "–" : `${perSecond >= 100 ? whole.format(perSecond) : perSecond.toFixed(1)}/s`
@@ -55,7 +55,7 @@ export const notify = (text, kind = "done") => {
   setTimeout(() => notice.remove(), kind === "done" ? 4_000 : 9_000)
 }
 
-/** Opens the dialog; answers what it was closed with (`""` when it was dismissed). */
+/** Opens the dialog and returns the value of the button that closed it, or `""`. */
 export const ask = (title, body, buttons) =>
   new Promise((resolve) => {
     const dialog = byId("dialog")

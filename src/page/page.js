@@ -1,4 +1,4 @@
-/** The page: starts its parts and keeps theme, token, keyboard and address. */
+/** Starts the parts of the page; handles theme, token, keyboard and address. */
 import { follow, readiness, setToken, token } from "./api.js"
 import * as deadLetters from "./deadLetters.js"
 import { ask, byId, h, notify } from "./dom.js"
@@ -10,7 +10,7 @@ if (traces !== null)
   byId("traces").replaceWith(h("a", { href: traces, target: "_blank", rel: "noreferrer" }, "Traces"))
 else byId("traces").remove()
 
-// Theme: as the system says, until somebody chooses.
+// The theme of the operating system, until the user chooses one.
 const themes = ["auto", "light", "dark"]
 const parts = system()
 const setTheme = (theme) => {
@@ -26,7 +26,7 @@ setTheme(themes.includes(remembered) ? remembered : "auto")
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => parts.draw())
 byId("theme").addEventListener("click", nextTheme)
 
-// What moves.
+// Live figures.
 const connection = byId("connection")
 let failed = 0
 let stop = () => {}
@@ -35,15 +35,16 @@ const start = () => {
   stop = follow(
     "/api/system/events",
     (stats) => {
-      if (stats.queues && deadLetters.looking()) stats.queues.failed = Math.max(failed, stats.queues.failed)
+      // While the API lists dead letters, the queue does not count them.
+      if (stats.queues && deadLetters.listing()) stats.queues.failed = Math.max(failed, stats.queues.failed)
       failed = stats.queues?.failed ?? failed
       parts.show(stats)
-      deadLetters.noticed(stats.queues?.failed)
+      deadLetters.counted(stats.queues?.failed)
     },
     (state) => {
       connection.textContent = { live: "live", lost: "reconnecting…", refused: "token needed" }[state]
       connection.className = `connection ${state}`
-      if (state === "refused") askToken("This API answers only those who have a token.")
+      if (state === "refused") askToken("This API needs a token.")
     },
   )
 }
@@ -67,21 +68,21 @@ const askToken = async (why) => {
 }
 byId("token").addEventListener("click", () =>
   askToken(
-    "Everything here can be read where the API is open; retrying and removing dead letters needs a token.",
+    "Without API_TOKENS everything here can be read. Retrying and removing dead letters always needs a token.",
   ),
 )
 
-/** Said once for as long as it is so, for those who have it read to them. */
-const complain = (complaints) => {
-  if (byId("trouble").textContent === complaints.join("")) return
-  byId("trouble").replaceChildren(...complaints.map((text) => h("p", {}, text)))
+/** Replaces the text only when it changes, so that a screen reader reads it once. */
+const showTrouble = (texts) => {
+  if (byId("trouble").textContent === texts.join("")) return
+  byId("trouble").replaceChildren(...texts.map((text) => h("p", {}, text)))
 }
 const brief = (text) => (text.length > 200 ? `${text.slice(0, 199)}…` : text)
 
 const showDependencies = async () => {
   try {
     const { dependencies } = await readiness()
-    complain(
+    showTrouble(
       Object.entries(dependencies)
         .filter(([, { status }]) => status !== "up")
         .map(([name, { detail, status }]) => brief(`${name} is ${status}${detail ? `: ${detail}` : ""}`)),
@@ -98,7 +99,7 @@ const showDependencies = async () => {
       ),
     )
   } catch {
-    complain(["The API does not answer: what is shown here is what was last seen"])
+    showTrouble(["The API does not answer. This page shows the last figures it received."])
     byId("dependencies").replaceChildren(
       h("li", { class: "down" }, h("i", { class: "lamp" }), "API", h("span", { class: "hidden" }, " down")),
     )
@@ -106,7 +107,7 @@ const showDependencies = async () => {
 }
 setInterval(showDependencies, 5_000)
 
-// The user in the address, so that it can be sent to somebody.
+// The address names the user, so that a link shows the same user.
 const showUser = () => {
   const id = new URLSearchParams(location.hash.slice(1)).get("user")
   if (!id) return

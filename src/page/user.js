@@ -1,4 +1,4 @@
-/** One user: the vector in figures, the events behind it, how they fade, what they lead to, who is alike. */
+/** One user: figures of the vector, its events and their decay, recommended products, similar users. */
 import { get } from "./api.js"
 import { byId, count, h, percent, since, svg, time } from "./dom.js"
 
@@ -29,9 +29,9 @@ const facts = (profile) =>
     fact("Space", `${profile.space}`, `${profile.dimension_count} dimensions`),
   )
 
-/** What is left of an event after some days, with the user's events on it. */
+/** The remaining weight of an event over days, with the events of the user on the curve. */
 const decayCurve = ({ events, last_updated, metadata }) => {
-  // As wide as it will be shown, so that its text is as large as all other.
+  // The real width on the screen, so that its text has the size of the other text.
   const columns = matchMedia("(max-width: 900px)").matches ? 1 : 2
   const [width, height, left, bottom] = [(byId("profile").clientWidth - 14) / columns - 27, 130, 8, 18]
   const days = (iso) => (Date.parse(last_updated) - Date.parse(iso)) / 86_400_000
@@ -88,7 +88,10 @@ const shareOf = (share, most, kind) =>
   share === null
     ? h(
         "td",
-        { class: "share quiet", title: "its product has no embedding, or it is on its way" },
+        {
+          class: "share quiet",
+          title: "not applied: the event is in flight, or its product has no embedding",
+        },
         "not counted",
       )
     : h("td", { class: "share" }, bar(most === 0 ? 0 : share / most, kind), h("b", {}, percent(share)))
@@ -164,7 +167,7 @@ const reasons = ({ because, rest }, names) =>
     "ul",
     { class: "reasons" },
     ...because
-      .filter(({ share }) => share >= 0.005)
+      .filter(({ share }) => Math.abs(share) >= 0.005)
       .slice(0, 3)
       .map(({ event_type, product_id, search_phrase, share }) =>
         h(
@@ -223,7 +226,7 @@ const nearest = ({ items, source }, names) =>
         ),
   )
 
-const alike = (similar, inspect) =>
+const similarUsers = (similar, inspect) =>
   h(
     "div",
     { class: "card" },
@@ -234,10 +237,10 @@ const alike = (similar, inspect) =>
       h("span", { class: "count" }, similar.compared === undefined ? "" : `of ${count(similar.compared)}`),
     ),
     similar.items.length === 0
-      ? h("p", { class: "quiet" }, similar.detail ?? "Nobody to compare with yet.")
+      ? h("p", { class: "quiet" }, similar.detail ?? "There are no other users yet.")
       : h(
           "ol",
-          { class: "alike" },
+          { class: "similar-users" },
           ...similar.items.map(({ similarity, user_id }) =>
             h(
               "li",
@@ -250,12 +253,12 @@ const alike = (similar, inspect) =>
         ),
   )
 
-let asked
-/** Shows a user; an older question is dropped. */
+let pending
+/** Shows a user. Cancels the requests for the user before. */
 export const show = async (user, traces) => {
-  asked?.abort()
-  asked = new AbortController()
-  const { signal } = asked
+  pending?.abort()
+  pending = new AbortController()
+  const { signal } = pending
   const place = byId("profile")
   const id = encodeURIComponent(user)
   const inspect = (other) => {
@@ -279,7 +282,7 @@ export const show = async (user, traces) => {
       h(
         "div",
         { class: "columns" },
-        h("div", {}, eventsTable(profile, traces), decayCurve(profile), alike(similar, inspect)),
+        h("div", {}, eventsTable(profile, traces), decayCurve(profile), similarUsers(similar, inspect)),
         h("div", {}, nearest(products, names)),
       ),
     )

@@ -1,11 +1,21 @@
-/** The HTTP API. It records, publishes right after the commit, and sweeps what is left in the outbox. */
-import { HttpApiBuilder, HttpApiSwagger, HttpMiddleware, HttpServer } from "@effect/platform"
+/** The HTTP API. It records, publishes right after the commit, and drains the outbox. */
+import {
+  HttpApiBuilder,
+  HttpApiSwagger,
+  HttpMiddleware,
+  HttpServer,
+  HttpServerResponse,
+  OpenApi,
+} from "@effect/platform"
 import { Effect, Layer, Option } from "effect"
 import * as HttpHandlers from "../layers/http/HttpHandlers.ts"
 import * as ApiMiddleware from "../layers/http/HttpMiddleware.ts"
 import * as HttpPage from "../layers/http/HttpPage.ts"
 import * as BunServer from "../layers/http/HttpServer.ts"
 import * as RecordingRoutes from "../layers/http/RecordingRoutes.ts"
+import { withEventTypes } from "../services/api/ApiDocument.ts"
+import { api } from "../services/api/InteractionApi.ts"
+import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import * as Eraser from "../services/operate/Eraser.ts"
 import * as Gauges from "../services/operate/Gauges.ts"
 import * as Catalogue from "../services/recommend/Catalogue.ts"
@@ -23,7 +33,7 @@ const recommending = Recommender.layer.pipe(
   Layer.provideMerge(EventVectors.layer),
 )
 const erasing = Layer.provide(Eraser.layer, EventVectors.layer)
-const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.sweeping, recommending, erasing).pipe(
+const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.draining, recommending, erasing).pipe(
   Layer.provide(OutboxRelay.layer),
 )
 const gauges = Layer.mergeAll(Gauges.queues, Gauges.outbox, Gauges.ownProcess)
@@ -31,13 +41,22 @@ const gauges = Layer.mergeAll(Gauges.queues, Gauges.outbox, Gauges.ownProcess)
 const server = Layer.unwrapEffect(
   Effect.gen(function* () {
     const port = yield* Settings.API_PORT
-    const guarded = Option.isSome(yield* Settings.API_TOKENS)
-    const hostname = Option.getOrElse(yield* Settings.API_HOST, () => (guarded ? "0.0.0.0" : "127.0.0.1"))
+    const hasTokens = Option.isSome(yield* Settings.API_TOKENS)
+    const hostname = Option.getOrElse(yield* Settings.API_HOST, () => (hasTokens ? "0.0.0.0" : "127.0.0.1"))
     return BunServer.layer({ port, hostname })
   }),
 )
 
-/** Says where it listens, on stderr, with a line to try. */
+/** The document of the API, with the event types of this program. */
+const openApiDocument = HttpApiBuilder.Router.use((router) =>
+  Effect.gen(function* () {
+    const { eventTypes } = yield* EmbeddingConfig
+    const response = HttpServerResponse.unsafeJson(withEventTypes(OpenApi.fromApi(api), eventTypes))
+    yield* router.get("/openapi.json", Effect.succeed(response))
+  }),
+)
+
+/** Writes the address and a command to try to stderr. */
 const greeting = HttpServer.addressWith((address) =>
   Effect.gen(function* () {
     if (address._tag !== "TcpAddress") return
@@ -49,18 +68,14 @@ const greeting = HttpServer.addressWith((address) =>
 
 const serving = Layer.effectDiscard(greeting).pipe(
   Layer.provideMerge(HttpApiBuilder.serve()),
-  Layer.provide(RecordingRoutes.recordingHandler),
+  Layer.provide(RecordingRoutes.directHandler),
   Layer.provide([ApiMiddleware.layer, ApiMiddleware.routerConfig]),
   // ApiMiddleware makes the server spans.
   HttpMiddleware.withTracerDisabledWhen(() => true),
 )
 
 export const layer = serving.pipe(
-  Layer.provide([
-    HttpApiBuilder.middlewareOpenApi({ path: "/openapi.json" }),
-    HttpApiSwagger.layer({ path: "/docs" }),
-    HttpPage.layer,
-  ]),
+  Layer.provide([openApiDocument, HttpApiSwagger.layer({ path: "/docs" }), HttpPage.layer]),
   Layer.provide(HttpHandlers.layer),
   Layer.provide(RecordingRoutes.layer),
   Layer.provide(steps),

@@ -1,4 +1,4 @@
-/** What somebody reads who has just started the API by hand: where it is, what to try, where things lie, how to stop. */
+/** The text that the API writes to a terminal when it starts: addresses, commands to try, and how to stop. */
 import { resolve } from "node:path"
 import { Console, Effect, Option } from "effect"
 import manifest from "../../package.json" with { type: "json" }
@@ -8,22 +8,20 @@ import { bold } from "./cli/support/Output.ts"
 
 export interface Started {
   readonly url: string
-  /** In words. */
+  /** Where the data is. */
   readonly data: string
-  /** Requests need a token. */
-  readonly guarded: boolean
+  readonly needsToken: boolean
 }
 
-const attempt = ({ guarded, url }: Started) =>
-  `curl -X POST ${url}/api/user/123/search${guarded ? ' -H "authorization: Bearer $TOKEN"' : ""} -H 'content-type: application/json' -d '{"query":"wireless headphones"}'`
+const attempt = ({ needsToken, url }: Started) =>
+  `curl -X POST ${url}/api/user/123/search${needsToken ? ' -H "authorization: Bearer $TOKEN"' : ""} -H 'content-type: application/json' -d '{"query":"wireless headphones"}'`
 
-/** How commands are run: from the installed package, or in a clone of the repository. */
+/** Runs a command: in the installed package, or in a clone of the repository. */
 const program = import.meta.dir.includes("/node_modules/") ? "npx user-embeddings" : "bun run"
 
-/** For a terminal. */
 export const welcome = (started: Started): string => {
-  const { data, guarded, url } = started
-  const token = guarded ? ' -H "authorization: Bearer $TOKEN"' : ""
+  const { data, needsToken, url } = started
+  const token = needsToken ? ' -H "authorization: Bearer $TOKEN"' : ""
   const rows = [
     ["page", `${url}/`],
     ["docs", `${url}/docs`],
@@ -31,7 +29,7 @@ export const welcome = (started: Started): string => {
     ["then", `curl${token} '${url}/api/user/123/recommendations?limit=3'`],
     ["data", data],
     ["look", ["doctor", "stats", "user show 123"].map((command) => `${program} ${command}`).join(" · ")],
-    ["stop", "Ctrl-C; what is recorded stays"],
+    ["stop", "Ctrl-C; recorded data is kept"],
   ] as const
   return [
     "",
@@ -42,7 +40,7 @@ export const welcome = (started: Started): string => {
   ].join("\n")
 }
 
-/** On stderr: all of it on a terminal, else the line to try. */
+/** Writes to stderr: the whole text to a terminal, else only the command to try. */
 export const greet = (url: string) =>
   Effect.gen(function* () {
     const folder = resolve(yield* Settings.DATA_DIR)
@@ -50,9 +48,9 @@ export const greet = (url: string) =>
       url,
       data:
         (yield* Stack.kind) === "embedded"
-          ? `${folder} (embedded stack; real servers by RABBITMQ_DSN, MYSQL_URL and MONGODB_URL)`
+          ? `${folder} (embedded stack; for real servers set RABBITMQ_DSN, MYSQL_URL and MONGODB_URL)`
           : "the servers of RABBITMQ_DSN, MYSQL_URL and MONGODB_URL",
-      guarded: Option.isSome(yield* Settings.API_TOKENS),
+      needsToken: Option.isSome(yield* Settings.API_TOKENS),
     }
     yield* Console.error(process.stderr.isTTY ? welcome(started) : `Try: ${attempt(started)}`)
   })

@@ -1,5 +1,5 @@
 /**
- * The library for programs without Effect: the same layers behind promises.
+ * The library for programs without Effect: the same layers with promises.
  *
  *     const shop = await open({ stack: "embedded", DATA_DIR: "./data" })
  *     await shop.record({ user_id: "u-1", event_type: "search", search_phrase: "red wine" })
@@ -49,7 +49,7 @@ import * as EventVectors from "../services/update/EventVectors.ts"
 import * as Provision from "./tasks/ProvisionServers.ts"
 import * as Worker from "./Worker.ts"
 
-/** The variables of the environment (`user-embeddings config` lists them); what is given here goes before it. */
+/** Variables of the environment (`user-embeddings config` lists them). A value given here has precedence. */
 export type Variables = {
   readonly [Name in keyof typeof Settings as Name extends Uppercase<Name> ? Name : never]?:
     | string
@@ -58,11 +58,11 @@ export type Variables = {
     | undefined
 }
 
-/** Any model that turns texts into vectors. */
+/** A model that turns texts into vectors. */
 export interface Embedder {
-  /** Names model and version: vectors of two spaces are never mixed. */
+  /** Names the model and its version. Vectors of two spaces are never compared. */
   readonly space: string
-  /** Vectors of EMBEDDING_DIMENSIONS numbers, in the order of the texts; they are made unit length. */
+  /** Vectors of EMBEDDING_DIMENSIONS numbers, in the order of the texts; they need no unit length. */
   readonly embed: (
     texts: ReadonlyArray<string>,
   ) => Promise<ReadonlyArray<ReadonlyArray<number> | Float32Array>>
@@ -71,15 +71,15 @@ export interface Embedder {
 export type Options = Variables & {
   /** `embedded`: SQLite under DATA_DIR. `external`: RABBITMQ_DSN, MYSQL_URL and MONGODB_URL. */
   readonly stack: "embedded" | "external"
-  /** Instead of OpenAI or the local one. */
+  /** Replaces OpenAI or the local model. */
   readonly embedder?: Embedder
-  /** Whether a worker runs in this process; default: on the embedded stack. */
+  /** Runs a worker in this process; by default only on the embedded stack. */
   readonly worker?: boolean
-  /** Whether missing tables, queues and collections are created first; default: on the embedded stack. */
+  /** First creates missing tables, queues and collections; by default only on the embedded stack. */
   readonly setup?: boolean
 }
 
-/** As an item of `POST /api/interactions`. */
+/** An item of `POST /api/interactions`. */
 export type NewInteraction = typeof BulkItem.Encoded
 
 export interface Recorded {
@@ -100,9 +100,9 @@ export interface NewProduct {
   readonly vector?: ReadonlyArray<number> | Float32Array
 }
 
-/** What was given can't be accepted; `issues` name the fields. Nothing of the call was recorded or stored. */
+/** An item is invalid; `issues` name its fields. The call recorded and stored nothing. */
 export class InvalidInput extends Schema.TaggedError<InvalidInput>()("InvalidInput", {
-  /** Position in what was given. */
+  /** Position of the item. */
   index: Schema.Number,
   issues: Schema.Array(FieldIssue),
 }) {
@@ -112,13 +112,13 @@ export class InvalidInput extends Schema.TaggedError<InvalidInput>()("InvalidInp
   }
 }
 
-/** The idempotency key came before with another interaction. */
+/** The idempotency key was used before for another interaction. */
 export class KeyReused extends Schema.TaggedError<KeyReused>()("KeyReused", {
   index: Schema.Number,
   message_id: Schema.String,
 }) {
   override get message() {
-    return `item ${this.index}: its idempotency_key came before with the interaction ${this.message_id}`
+    return `item ${this.index}: its idempotency_key was used before for the interaction ${this.message_id}`
   }
 }
 
@@ -126,7 +126,7 @@ const recommending = Recommender.layer.pipe(
   Layer.provideMerge(Catalogue.layer),
   Layer.provide(Popularity.layer),
 )
-const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.sweeping, recommending).pipe(
+const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.draining, recommending).pipe(
   Layer.provide(OutboxRelay.layer),
   Layer.provideMerge(EventVectors.layer),
 )
@@ -140,15 +140,15 @@ export type Services =
   | Recommender.Recommender
 
 export interface Client {
-  /** Resolves once the interaction is durable; the embedding follows by itself. */
+  /** Resolves when the interaction is durable. A worker applies it to the embedding later. */
   readonly record: (interaction: NewInteraction) => Promise<Recorded>
-  /** Many in one commit, answered in their order. */
+  /** Records all in one commit; the results have the same order. */
   readonly recordAll: (interactions: ReadonlyArray<NewInteraction>) => Promise<ReadonlyArray<Recorded>>
-  /** Creates or replaces products; answers in their order whether each is new. */
+  /** Creates or replaces products; the results say in the same order which products are new. */
   readonly putProducts: (products: ReadonlyArray<NewProduct>) => Promise<ReadonlyArray<boolean>>
-  /** `null` while there is none. */
+  /** `null`: the user has no embedding yet. */
   readonly embedding: (user: UserId) => Promise<UserEmbedding | null>
-  /** Without a taste yet: popular products, and `source` says so. */
+  /** For a user without taste: popular products, with the `source` popular. */
   readonly recommend: (
     user: UserId,
     options?: {
@@ -157,11 +157,11 @@ export interface Client {
       readonly category?: string
     },
   ) => Promise<Recommender.Recommendations>
-  /** Resolves when nothing waits any more, in the outbox, in the queue or on the retry ladder. */
-  readonly drained: (most?: Duration.DurationInput) => Promise<void>
-  /** Runs an Effect program on the same services. */
+  /** Resolves when the outbox, the queue and the retry queues are empty. */
+  readonly drained: (timeout?: Duration.DurationInput) => Promise<void>
+  /** Runs an Effect program with the services of the client. */
   readonly run: <A, E>(effect: Effect.Effect<A, E, Services>) => Promise<A>
-  /** Finishes what was begun and closes all connections. */
+  /** Waits for running work and closes all connections. */
   readonly close: () => Promise<void>
   readonly [Symbol.asyncDispose]: () => Promise<void>
 }
@@ -229,16 +229,16 @@ const waiting = Effect.gen(function* () {
   return Object.values(retry).reduce((sum, depth) => sum + depth, unpublished + main.ready + main.unacked)
 })
 
-/** Nothing waits at two looks: what is on its way from the outbox to the queue is in neither for a moment. */
+/** Requires two empty readings, because a row between the outbox and the queue is in neither for a moment. */
 const drained = Effect.gen(function* () {
-  let quiet = 0
-  while (quiet < 2) {
-    quiet = (yield* waiting) === 0 ? quiet + 1 : 0
+  let emptyReadings = 0
+  while (emptyReadings < 2) {
+    emptyReadings = (yield* waiting) === 0 ? emptyReadings + 1 : 0
     yield* Effect.sleep("20 millis")
   }
 })
 
-/** A rejection is tried again by the retry ladder; a vector that can't be used is a dead letter. */
+/** A rejection is retried by the retry queues. An unusable vector makes the message a dead letter. */
 const ownEmbedder = ({ embed, space }: Embedder) =>
   Layer.unwrapEffect(
     Effect.map(EmbeddingConfig, ({ dimensions }) =>
@@ -276,13 +276,13 @@ const environment = (options: Options) => {
   return Layer.setConfigProvider(
     ConfigProvider.fromMap(new Map(given)).pipe(
       ConfigProvider.orElse(ConfigProvider.fromEnv),
-      // A library is quiet unless it is told otherwise.
+      // A library logs only warnings by default.
       ConfigProvider.orElse(() => ConfigProvider.fromMap(new Map([["LOG_LEVEL", "warn"]]))),
     ),
   )
 }
 
-/** Everything that a program needs, by its options; for programs with Effect. */
+/** All services for a program with Effect. */
 export const layer = (options: Options) => {
   const { setup = options.stack === "embedded", worker = options.stack === "embedded" } = options
   const ports = options.embedder === undefined ? Stack.layer : Stack.on(ownEmbedder(options.embedder))
@@ -295,7 +295,7 @@ export const layer = (options: Options) => {
   )
 }
 
-/** Opens the system in this process. A promise that is rejected says what failed: an error with a `_tag`. */
+/** Opens the system in this process. The promises reject with errors that have a `_tag`. */
 export const open = async (options: Options): Promise<Client> => {
   const runtime = ManagedRuntime.make(layer(options))
   const run: Client["run"] = (effect) => settled(runtime.runPromiseExit(effect))
@@ -322,17 +322,17 @@ export const open = async (options: Options): Promise<Client> => {
           recommender.recommend(user, { category, exclude, limit, fallback: "popular" }),
         ),
       ),
-    drained: (most = Duration.seconds(30)) =>
-      run(Effect.timeoutFail(drained, { duration: most, onTimeout: () => new StillWaiting() })),
+    drained: (timeout = Duration.seconds(30)) =>
+      run(Effect.timeoutFail(drained, { duration: timeout, onTimeout: () => new StillWaiting() })),
     run,
     close,
     [Symbol.asyncDispose]: close,
   }
 }
 
-/** Something still waited when the time was over: a worker is missing, or a dependency is out. */
+/** Interactions still waited at the timeout: no worker runs, or a dependency is unavailable. */
 export class StillWaiting extends Schema.TaggedError<StillWaiting>()("StillWaiting", {}) {
   override get message() {
-    return "interactions still wait: is a worker running, and does `user-embeddings doctor` find all in order?"
+    return "interactions still wait: check that a worker runs, and run `user-embeddings doctor`"
   }
 }

@@ -1,5 +1,5 @@
-/** Sweeps the outbox: publishes rows that were not published right after their commit. */
+/** Drains the outbox: publishes rows that were not published right after their commit. */
 import { Layer } from "effect"
 import * as OutboxRelay from "../services/record/OutboxRelay.ts"
 
-export const layer = OutboxRelay.sweeping.pipe(Layer.provide(OutboxRelay.layer))
+export const layer = OutboxRelay.draining.pipe(Layer.provide(OutboxRelay.layer))

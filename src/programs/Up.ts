@@ -1,4 +1,4 @@
-/** API + relay + worker in one process. On the embedded stack it sets itself up and brings a sample catalogue. */
+/** API, relay and worker in one process, with setup. An empty embedded stack gets sample products. */
 import { Effect, Layer } from "effect"
 import * as Stack from "../layers/Stack.ts"
 import { ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"
@@ -18,7 +18,7 @@ const importSamples = Effect.gen(function* () {
   )
 })
 
-/** Waits for the servers, says so, and sets them up. */
+/** Sets up the servers. Until they answer, it logs a warning and tries again. */
 const prepare = Provision.setup.pipe(
   Effect.tapError((error) =>
     Effect.logWarning("setup.waiting").pipe(

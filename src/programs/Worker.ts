@@ -1,4 +1,4 @@
-/** Consumes update messages and folds them into the users' embeddings; any number side by side. */
+/** Consumes update messages and folds them into user embeddings. Any number of workers may run at once. */
 import { getPriority, setPriority } from "node:os"
 import { Effect, Layer } from "effect"
 import * as Settings from "../services/Settings.ts"
@@ -11,7 +11,7 @@ export const layer = EmbeddingWorker.layer.pipe(
   Layer.provide(EventVectors.layer),
 )
 
-/** Lets everything else on the machine go first: while a worker waits its batches grow, and cost less an event. */
+/** Gives other programs precedence: while a worker waits, its batches grow, and an event costs less. */
 export const lowerPriority = Layer.effectDiscard(
   Effect.flatMap(Settings.WORKER_NICENESS, (niceness) =>
     Effect.sync(() => setPriority(Math.max(getPriority(), niceness))),

@@ -1,4 +1,4 @@
-/** A worker's /livez, /readyz and /metrics on WORKER_PORT; a busy port is a warning, not a failure. */
+/** A worker's /livez, /readyz and /metrics on WORKER_PORT. If the port is in use, the worker runs without them. */
 import { HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
 import { BunHttpServer } from "@effect/platform-bun"
 import { Effect, Layer } from "effect"

@@ -14,17 +14,17 @@ import * as Output from "./cli/support/Output.ts"
 import { BadUsage } from "./cli/support/Usage.ts"
 
 const words = process.argv.slice(2)
-const asked = Help.find(words)
+const command = Help.find(words)
 const wantsHelp = words.some((word) => word === "--help" || word === "-h")
 
-/** One line that says what is wrong, and one what to do; defects keep their trace. */
+/** Prints an error with its next step; a defect with its stack trace. */
 const report = (cause: Cause.Cause<unknown>) =>
   Option.match(Cause.failureOption(cause), {
     onNone: () => (Cause.isInterruptedOnly(cause) ? Effect.void : Console.error(Cause.pretty(cause))),
-    onSome: (error) => Console.error(renderError(error, asked)),
+    onSome: (error) => Console.error(renderError(error, command)),
   })
 
-/** 0 done or stopped by a signal, 1 failed, 2 bad usage. */
+/** 0: done, or stopped by a signal. 1: failed. 2: bad usage. */
 const teardown: Runtime.Teardown = (exit, onExit) =>
   onExit(
     Exit.match(exit, {
@@ -41,7 +41,7 @@ const teardown: Runtime.Teardown = (exit, onExit) =>
     }),
   )
 
-// The first signal drains and closes in order; the second leaves at once, and what is open is delivered again.
+// The first signal stops in order. The second exits at once; the broker delivers unacknowledged messages again.
 let signals = 0
 for (const signal of ["SIGINT", "SIGTERM"] as const)
   process.on(signal, () => {
@@ -53,7 +53,7 @@ const parsing = CliConfig.make({ showBuiltIns: false })
 const run = Command.run(program, { name: "user-embeddings", version: manifest.version })
 
 const answer = wantsHelp
-  ? Effect.flatMap(Help.render(program.descriptor, asked, parsing), Console.log)
+  ? Effect.flatMap(Help.render(program.descriptor, command, parsing), Console.log)
   : words.join(" ") === "--completions bash"
     ? Effect.flatMap(Help.bashCompletions(program.descriptor), Console.log)
     : run(process.argv)

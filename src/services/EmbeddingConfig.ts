@@ -1,4 +1,4 @@
-/** The settings of folding and reading, as one service. */
+/** The settings of updating and reading embeddings, as one service. */
 import { Config, ConfigError, Context, type Duration, Either, Layer, Option } from "effect"
 import * as EventTypes from "./model/EventTypes.ts"
 import type { History } from "./model/UserEmbedding.ts"
@@ -17,9 +17,9 @@ export interface Knobs {
   readonly maxRetries: number
   readonly retryDelay: Duration.Duration
   readonly prefetch: number
-  /** Interactions in one message of the main queue, at most. */
+  /** Maximum interactions in one message of the main queue. */
   readonly eventsPerMessage: number
-  /** Greatest part of popularity in a recommendation's score. */
+  /** Maximum share of popularity in a recommendation's score. */
   readonly popularityWeight: number
 }
 
@@ -71,7 +71,7 @@ const knobs: Config.Config<Knobs> = Config.all({
 /** From the environment, with the documented defaults. */
 export const layerConfig = Layer.effect(EmbeddingConfig, knobs)
 
-/** From the environment, with some settings given by the program. */
+/** From the environment, with some settings replaced by the program. */
 export const layer = (overrides: Partial<Knobs>) =>
   Layer.effect(
     EmbeddingConfig,

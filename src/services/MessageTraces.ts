@@ -1,8 +1,8 @@
 /**
- * The traces of messages that are handled together. A message alone is handled in its own trace. Of a batch there is a
- * span with links to its messages, and each sampled message is told in its own trace what the batch did meanwhile: the
- * tracer repeats the batch's spans there (OpenTelemetry.ts). Unsampled messages cost a glance at their flags, and
- * without an exporter nothing of this runs.
+ * The traces of messages that are handled together. A single message is handled in its own trace. A batch has a trace
+ * of its own, whose span links to the messages; the tracer repeats the spans of the batch in the trace of each sampled
+ * message (OpenTelemetryTracer.ts). For unsampled messages only their flags are read. Without an exporter there are no
+ * spans.
  */
 import { Array as Arr, Clock, Context, Effect, Exit, Option, type Tracer } from "effect"
 import { exchange, type Message, queue, routingKey } from "./ports/InteractionQueue.ts"
@@ -19,13 +19,13 @@ import {
   untraced,
 } from "./Telemetry.ts"
 
-/** A message as these functions see it. */
+/** A message and its trace. */
 export interface Traced {
   readonly messageId: string | null
   readonly trace: TraceContext | null
 }
 
-/** An interaction of the log as such a message. */
+/** The message of an interaction in the log. */
 export const traced = ({
   interaction,
   trace,
@@ -34,46 +34,44 @@ export const traced = ({
   readonly trace: TraceContext | null
 }): Traced => ({ messageId: interaction.message_id, trace })
 
-/** A message in whose trace the batch's spans are repeated, under `span`. */
+/** A message in whose trace the spans of the batch are repeated, as children of `span`. */
 export interface BatchTrace {
   readonly messageId: string | null
   readonly span: Tracer.AnySpan
 }
 
-/** The messages on whose behalf the current effect runs, when they are several. */
-export class BatchTraces extends Context.Reference<BatchTraces>()("user-embeddings/Members", {
+/** The sampled messages of the batch that is being handled; empty outside a batch. */
+export class BatchTraces extends Context.Reference<BatchTraces>()("user-embeddings/BatchTraces", {
   defaultValue: (): ReadonlyArray<BatchTrace> => [],
 }) {}
 
-/** Runs the effect on behalf of some of the current messages only. */
+/** Repeats the spans of the effect only in the traces of these messages of the batch. */
 export const forMessages =
   (messages: ReadonlyArray<{ readonly message_id: string }>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.flatMap(BatchTraces, (members) => {
-      if (members.length === 0) return effect
+    Effect.flatMap(BatchTraces, (traces) => {
+      if (traces.length === 0) return effect
       const ids = new Set<string | null>(messages.map(({ message_id }) => message_id))
       return Effect.provideService(
         effect,
         BatchTraces,
-        members.filter(({ messageId }) => ids.has(messageId)),
+        traces.filter(({ messageId }) => ids.has(messageId)),
       )
     })
 
-/** The SDK keeps no more of them. */
-const mostLinks = 128
+/** The greatest number of links that the SDK keeps. */
+const maxLinks = 128
 const linksTo = (spans: ReadonlyArray<Tracer.AnySpan>): ReadonlyArray<Tracer.SpanLink> =>
-  spans.slice(0, mostLinks).map((span) => ({ _tag: "SpanLink", span, attributes: {} }))
+  spans.slice(0, maxLinks).map((span) => ({ _tag: "SpanLink", span, attributes: {} }))
 
-/** The span that the message came with, if its trace is sampled. */
-const sampledSpan = ({ trace }: Traced): Tracer.ExternalSpan | undefined => {
-  return trace !== null && isSampled(trace) ? externalSpan(trace) : undefined
-}
+/** The span that published the message, if its trace is sampled. */
+const sampledSpan = ({ trace }: Traced): Tracer.ExternalSpan | undefined =>
+  trace !== null && isSampled(trace) ? externalSpan(trace) : undefined
 
-/** Whether any of them wants to be told of. */
 const anySampled = (messages: ReadonlyArray<Traced>): boolean =>
   messages.some(({ trace }) => trace !== null && isSampled(trace))
 
-/** All came from one request, or it is one message. */
+/** The trace of all messages, if they have the same: they came with one request, or there is only one. */
 const sharedTrace = (messages: ReadonlyArray<Traced>): TraceContext | null | undefined => {
   const [first, ...others] = messages
   return others.every(({ trace }) => trace?.traceparent === first?.trace?.traceparent)
@@ -87,8 +85,8 @@ interface BatchOptions {
   readonly count: number
 }
 
-/** The span of a batch, linked with those of its messages. */
-const asBatch =
+/** Runs the effect in a span of the batch that links to the spans of its messages. */
+const inLinkedSpan =
   (name: string, { attributes, count, kind }: BatchOptions, spans: ReadonlyArray<Tracer.AnySpan>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     Effect.withSpan(effect, name, {
@@ -99,19 +97,19 @@ const asBatch =
       attributes: { ...attributes, [attribute.messagingBatchCount]: count },
     })
 
-/** The same, with what the batch does repeated for each member. */
-const asBatchOf =
-  (name: string, options: BatchOptions, members: ReadonlyArray<BatchTrace>) =>
+/** Also repeats the spans of the batch in the traces of its messages. */
+const inBatchSpan =
+  (name: string, options: BatchOptions, traces: ReadonlyArray<BatchTrace>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-    Effect.provideService(effect, BatchTraces, members).pipe(
-      asBatch(
+    Effect.provideService(effect, BatchTraces, traces).pipe(
+      inLinkedSpan(
         name,
         options,
-        members.map(({ span }) => span),
+        traces.map(({ span }) => span),
       ),
     )
 
-/** Runs what is done for messages: in their trace if they share one, else in a span `name` of the batch. */
+/** Runs the effect in the trace that the messages share. If they share none, in a span `name` of the batch. */
 export const withBatchSpan =
   (name: string, messages: ReadonlyArray<Traced>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
@@ -123,23 +121,23 @@ export const withBatchSpan =
         const parent = externalSpan(shared)
         return parent === undefined ? effect : Effect.withParentSpan(effect, parent)
       }
-      const members = messages.flatMap((message): ReadonlyArray<BatchTrace> => {
+      const traces = messages.flatMap((message): ReadonlyArray<BatchTrace> => {
         const span = sampledSpan(message)
         return span === undefined ? [] : [{ messageId: message.messageId, span }]
       })
-      return asBatchOf(name, { kind: "internal", attributes: {}, count: messages.length }, members)(effect)
+      return inBatchSpan(name, { kind: "internal", attributes: {}, count: messages.length }, traces)(effect)
     })
 
-/** A message on its way out. */
+/** A message to publish. */
 export interface Outgoing extends Traced {
-  /** The span that it is published in, when that isn't the one it came with. */
+  /** The span in which the message is published, if that is not the span of `trace`. */
   readonly parent?: Tracer.AnySpan | undefined
-  /** `{exchange}:{routing key}`, or the queue when the exchange is the default one. */
+  /** `{exchange}:{routing key}`, or the queue if the exchange is the default exchange. */
   readonly destination: string
   readonly routingKey: string
 }
 
-/** An update message on its way to the exchange. */
+/** An update message for the exchange. */
 export const update = ({ eventType, messageId, trace }: Message): Outgoing => ({
   messageId,
   trace,
@@ -147,7 +145,7 @@ export const update = ({ eventType, messageId, trace }: Message): Outgoing => ({
   routingKey: routingKey(eventType),
 })
 
-/** Counts what was published, by destination and outcome. */
+/** Counts published messages by destination and outcome. */
 const countSent = (messages: ReadonlyArray<Outgoing>, exit: Exit.Exit<ReadonlyArray<string>, unknown>) => {
   const byDestination = Map.groupBy(messages.keys(), (index) => messages[index]?.destination ?? "")
   for (const [destination, indices] of byDestination) {
@@ -158,9 +156,35 @@ const countSent = (messages: ReadonlyArray<Outgoing>, exit: Exit.Exit<ReadonlyAr
   }
 }
 
+/** The PRODUCER span of a message; `undefined` if it is not sampled. */
+const producerSpan = (tracer: Tracer.Tracer, system: string, message: Outgoing, started: bigint) => {
+  const parent = message.parent?.sampled ? message.parent : sampledSpan(message)
+  if (parent === undefined) return undefined
+  const links =
+    message.parent === undefined ? [] : linksTo(Option.toArray(Option.fromNullable(sampledSpan(message))))
+  const name = `publish ${message.destination}`
+  const span = tracer.span(name, Option.some(parent), Context.empty(), links, started, "producer")
+  span.attribute(attribute.messagingSystem, system)
+  span.attribute(attribute.messagingOperation, "publish")
+  span.attribute(attribute.messagingOperationType, "send")
+  span.attribute(attribute.messagingDestination, message.destination)
+  span.attribute(attribute.messagingRoutingKey, message.routingKey)
+  if (message.messageId !== null) span.attribute(attribute.messagingMessageId, message.messageId)
+  return span
+}
+
+const endProducerSpan = (
+  span: Tracer.Span,
+  outcome: Exit.Exit<string | undefined, unknown>,
+  ended: bigint,
+): void => {
+  if (Exit.isFailure(outcome)) span.end(ended, outcome)
+  else span.end(ended, outcome.value === "confirmed" ? Exit.void : failed(outcome.value ?? "nacked"))
+}
+
 /**
- * Publishes messages. Each sampled one goes out with the context of a PRODUCER span of its own, which ends when the
- * broker has confirmed it; the others with the context they have.
+ * Publishes messages. A sampled message is sent with the context of its own PRODUCER span, which ends when the broker
+ * has confirmed the message. Other messages are sent with the context that they have.
  */
 export const publishing = <A extends string, E, R>(
   system: string,
@@ -170,60 +194,36 @@ export const publishing = <A extends string, E, R>(
   Effect.gen(function* () {
     const send = (traces: ReadonlyArray<TraceContext | null>) =>
       Effect.onExit(publish(traces), (exit) => Effect.sync(() => countSent(messages, exit)))
-    const told = messages.some(({ parent }) => parent?.sampled) || anySampled(messages)
-    if (!told || !(yield* isTracing)) return yield* send(messages.map(({ trace }) => trace))
+    const sampled = messages.some(({ parent }) => parent?.sampled) || anySampled(messages)
+    if (!sampled || !(yield* isTracing)) return yield* send(messages.map(({ trace }) => trace))
     const tracer = yield* Effect.tracer
-    const clock = yield* Effect.clock
-    const started = clock.unsafeCurrentTimeNanos()
-    const spans = messages.map((message): Tracer.Span | undefined => {
-      const parent = message.parent?.sampled ? message.parent : sampledSpan(message)
-      if (parent === undefined) return undefined
-      const span = tracer.span(
-        `publish ${message.destination}`,
-        Option.some(parent),
-        Context.empty(),
-        message.parent === undefined
-          ? []
-          : linksTo(Option.toArray(Option.fromNullable(sampledSpan(message)))),
-        started,
-        "producer",
-      )
-      span.attribute(attribute.messagingSystem, system)
-      span.attribute(attribute.messagingOperation, "publish")
-      span.attribute(attribute.messagingOperationType, "send")
-      span.attribute(attribute.messagingDestination, message.destination)
-      span.attribute(attribute.messagingRoutingKey, message.routingKey)
-      if (message.messageId !== null) span.attribute(attribute.messagingMessageId, message.messageId)
-      return span
-    })
-    const traces = messages.map(({ trace }, index) => {
-      const span = spans[index]
-      return span === undefined ? trace : traceOf(span)
-    })
-    const sampled = Arr.filterMap(spans, Option.fromNullable)
-    const inSpan =
-      sampled.length < 2
-        ? send(traces)
-        : asBatch(
-            "publish",
-            { kind: "producer", attributes: { [attribute.messagingSystem]: system }, count: messages.length },
-            sampled,
-          )(send(traces))
-    return yield* Effect.onExit(inSpan, (exit) =>
-      Effect.map(Clock.currentTimeNanos, (ended) => {
-        for (const [index, span] of spans.entries()) {
-          if (span === undefined) continue
-          if (Exit.isFailure(exit)) span.end(ended, exit)
-          else {
-            const outcome = exit.value[index] ?? "nacked"
-            span.end(ended, outcome === "confirmed" ? Exit.void : failed(outcome))
-          }
-        }
+    const started = yield* Clock.currentTimeNanos
+    const spans = messages.map((message) => producerSpan(tracer, system, message, started))
+    const sending = send(
+      messages.map(({ trace }, index) => {
+        const span = spans[index]
+        return span === undefined ? trace : traceOf(span)
       }),
+    )
+    const linked = Arr.filterMap(spans, Option.fromNullable)
+    const attributes = { [attribute.messagingSystem]: system }
+    const options = { kind: "producer", attributes, count: messages.length } as const
+    return yield* Effect.onExit(
+      linked.length < 2 ? sending : inLinkedSpan("publish", options, linked)(sending),
+      (exit) =>
+        Effect.map(Clock.currentTimeNanos, (ended) => {
+          for (const [index, span] of spans.entries())
+            if (span !== undefined)
+              endProducerSpan(
+                span,
+                Exit.map(exit, (confirmations) => confirmations[index]),
+                ended,
+              )
+        }),
     )
   })
 
-/** Runs what concerns one delivery in its span: its log lines tell the trace. */
+/** Runs the effect in the span of a delivery: log lines name its trace. */
 export const inMessageSpan =
   (delivery: Traced) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
@@ -231,28 +231,64 @@ export const inMessageSpan =
     return span === undefined ? effect : Effect.withParentSpan(effect, span)
   }
 
-/** A delivery to be processed. */
+/** A delivery to process. */
 export interface Incoming extends Traced {
   readonly routingKey: string
   readonly retryCount: number
 }
 
-/** What became of a delivery, for its span. */
+/** How a delivery was settled, for its span. */
 export interface MessageOutcome {
   readonly settlement: string
-  /** The tag of the error that it failed with. */
+  /** The kind of error that it failed with. */
   readonly error?: string
 }
 
-/** The CONSUMER spans of deliveries that are in process. */
+/** The CONSUMER spans of deliveries. */
 const inProcess = new WeakMap<object, Tracer.Span>()
 
-/** The span in which a delivery is processed; copies of it continue that. */
+/** The span in which a delivery is processed. Its retries and dead letters continue the trace there. */
 export const spanOf = (delivery: object): Tracer.Span | undefined => inProcess.get(delivery)
 
+const processAttributes = (system: string, destination: string) => ({
+  [attribute.messagingSystem]: system,
+  [attribute.messagingOperation]: "process",
+  [attribute.messagingOperationType]: "process",
+  [attribute.messagingDestination]: destination,
+})
+
+/** The CONSUMER span of a delivery: child of the span that published it, and linked to it. */
+const consumerSpan = (tracer: Tracer.Tracer, system: string, delivery: Incoming, started: bigint) => {
+  const parent = sampledSpan(delivery)
+  if (parent === undefined) return undefined
+  const destination = `${exchange}:${delivery.routingKey}:${queue}`
+  const name = `process ${destination}`
+  const span = tracer.span(name, Option.some(parent), Context.empty(), linksTo([parent]), started, "consumer")
+  for (const [key, value] of Object.entries(processAttributes(system, destination)))
+    span.attribute(key, value)
+  span.attribute(attribute.messagingRoutingKey, delivery.routingKey)
+  if (delivery.messageId !== null) span.attribute(attribute.messagingMessageId, delivery.messageId)
+  span.attribute(attribute.attempt, delivery.retryCount + 1)
+  inProcess.set(delivery, span)
+  return span
+}
+
+const endConsumerSpan = (
+  span: Tracer.Span,
+  outcome: Exit.Exit<MessageOutcome, unknown>,
+  ended: bigint,
+): void => {
+  if (Exit.isFailure(outcome)) span.end(ended, outcome)
+  else {
+    const { error, settlement } = outcome.value
+    span.attribute(attribute.settlement, settlement)
+    span.end(ended, error === undefined ? Exit.void : failed(error))
+  }
+}
+
 /**
- * Processes deliveries: `process …` in the trace of each sampled message, as child of the span that published it and
- * linked to it. `judge` tells from the result how a delivery fared.
+ * Processes deliveries. Each sampled message has a span `process …` in its own trace, and several deliveries have a
+ * batch span. `outcomeOf` tells from the result how a delivery was settled.
  */
 export const processing = <A, E, R>(
   system: string,
@@ -264,71 +300,32 @@ export const processing = <A, E, R>(
     if (!(yield* isTracing)) return yield* process
     if (!anySampled(deliveries)) return yield* untraced(process)
     const tracer = yield* Effect.tracer
-    const clock = yield* Effect.clock
-    const started = clock.unsafeCurrentTimeNanos()
-    const spans = deliveries.map((delivery) => {
-      const parent = sampledSpan(delivery)
-      if (parent === undefined) return undefined
-      const name = `${exchange}:${delivery.routingKey}:${queue}`
-      const span = tracer.span(
-        `process ${name}`,
-        Option.some(parent),
-        Context.empty(),
-        linksTo([parent]),
-        started,
-        "consumer",
-      )
-      span.attribute(attribute.messagingSystem, system)
-      span.attribute(attribute.messagingOperation, "process")
-      span.attribute(attribute.messagingOperationType, "process")
-      span.attribute(attribute.messagingDestination, name)
-      span.attribute(attribute.messagingRoutingKey, delivery.routingKey)
-      if (delivery.messageId !== null) span.attribute(attribute.messagingMessageId, delivery.messageId)
-      span.attribute(attribute.attempt, delivery.retryCount + 1)
-      inProcess.set(delivery, span)
-      return span
-    })
-    const [only] = spans
-    const members = deliveries.flatMap(({ messageId }, index): ReadonlyArray<BatchTrace> => {
+    const started = yield* Clock.currentTimeNanos
+    const spans = deliveries.map((delivery) => consumerSpan(tracer, system, delivery, started))
+    const traces = deliveries.flatMap(({ messageId }, index): ReadonlyArray<BatchTrace> => {
       const span = spans[index]
       return span?.sampled ? [{ messageId, span }] : []
     })
-    const inSpan =
-      deliveries.length === 1
-        ? only === undefined
-          ? process
-          : Effect.withParentSpan(process, only)
-        : asBatchOf(
-            `process ${queue}`,
-            {
-              kind: "consumer",
-              attributes: {
-                [attribute.messagingSystem]: system,
-                [attribute.messagingOperation]: "process",
-                [attribute.messagingOperationType]: "process",
-                [attribute.messagingDestination]: queue,
-              },
-              count: deliveries.length,
-            },
-            members,
-          )(process)
-    return yield* Effect.onExit(inSpan, (exit) =>
+    const inBatch = inBatchSpan(
+      `process ${queue}`,
+      { kind: "consumer", attributes: processAttributes(system, queue), count: deliveries.length },
+      traces,
+    )
+    const inMessage = spans[0] === undefined ? process : Effect.withParentSpan(process, spans[0])
+    return yield* Effect.onExit(deliveries.length === 1 ? inMessage : inBatch(process), (exit) =>
       Effect.map(Clock.currentTimeNanos, (ended) => {
-        for (const [index, span] of spans.entries()) {
-          if (span === undefined) continue
-          if (Exit.isFailure(exit)) {
-            span.end(ended, exit)
-            continue
-          }
-          const verdict = outcomeOf(exit.value, index)
-          span.attribute(attribute.settlement, verdict.settlement)
-          span.end(ended, verdict.error === undefined ? Exit.void : failed(verdict.error))
-        }
+        for (const [index, span] of spans.entries())
+          if (span !== undefined)
+            endConsumerSpan(
+              span,
+              Exit.map(exit, (result) => outcomeOf(result, index)),
+              ended,
+            )
       }),
     )
   })
 
-/** Acknowledges deliveries. */
+/** Acknowledges deliveries in a span. */
 export const acknowledging =
   (system: string, deliveries: ReadonlyArray<Traced>) =>
   <A, E, R>(acknowledge: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>

@@ -1,4 +1,4 @@
-/** Every schedule, by name, and which failure is tried again, gives up, or means that a service is out. */
+/** All schedules by name, and what each failure means: skip, dead letter, retry, or outage of a dependency. */
 import { Chunk, Duration, Effect, Schedule } from "effect"
 import type { InvalidMessage } from "./model/UpdateMessage.ts"
 import type { SpaceMismatch } from "./model/UserEmbedding.ts"
@@ -11,20 +11,21 @@ import {
   Retry,
   type Settlement,
 } from "./ports/InteractionQueue.ts"
+import type { PhraseEmbedderError } from "./ports/PhraseEmbedder.ts"
+import type { ProductVectorError } from "./ports/ProductEmbeddings.ts"
 import type { LockConflict, UserEmbeddingsError } from "./ports/UserEmbeddings.ts"
-import type { EventVectorError } from "./update/EventVectors.ts"
 
-/** Greatest delay of a rung, and the longest Retry-After that the ladder waits for. */
+/** The longest delay of a retry queue, and the longest Retry-After that retry queues can wait for. */
 export const maxRetryDelay = Duration.seconds(60)
 
-/** The retry ladder: exponential, ×2 from `first`, capped at 60 s, `retries` rungs. */
+/** Delays between attempts: exponential, ×2 from `first`, at most 60 s, `retries` times. */
 export const retrySchedule = (first: Duration.Duration, retries: number) =>
   Schedule.exponential(first, 2).pipe(
     Schedule.modifyDelay((_, delay) => Duration.min(delay, maxRetryDelay)),
     Schedule.intersect(Schedule.recurs(retries)),
   )
 
-/** The delays of the ladder in ms, in the order of attempts; the rungs are its distinct values. The schedule is pure. */
+/** These delays in ms, in the order of attempts. Each distinct value has a retry queue. */
 export const retryDelays = (first: Duration.Duration, retries: number): ReadonlyArray<number> =>
   Effect.runSync(
     Schedule.run(
@@ -34,79 +35,83 @@ export const retryDelays = (first: Duration.Duration, retries: number): Readonly
     ),
   ).pipe(Chunk.toReadonlyArray, (delays) => delays.map(Duration.toMillis))
 
-/** Reconnecting: 200 ms doubling to 5 s, for ever, with jitter so that workers don't come back in step. */
+/** Reconnecting: 200 ms doubling to 5 s, for ever. Jitter keeps workers from reconnecting at the same moment. */
 export const reconnectRetry = Schedule.exponential("200 millis", 2).pipe(
   Schedule.union(Schedule.spaced("5 seconds")),
   Schedule.jittered,
 )
 
-/** Another reading after a lost compare-and-swap: soon, with jitter, not counted as an attempt. */
+/** Reading a record again after a lost compare-and-swap: soon, with jitter. It does not count as an attempt. */
 export const conflictRetry = Schedule.exponential("2 millis", 2).pipe(
   Schedule.union(Schedule.spaced("100 millis")),
   Schedule.jittered,
   Schedule.intersect(Schedule.recurs(20)),
 )
 
-/** A statement again after a deadlock: the same, for at most 5 s. */
+/** Repeating a statement after a deadlock: the same, for at most 5 s. */
 export const deadlockRetry = conflictRetry.pipe(Schedule.upTo("5 seconds"))
 
 /**
- * Probing a dependency that is out: 1 s doubling to 20 s. Less than the 30 s within which work must go on after its
- * return, because a probe may have begun just before and takes its time to fail.
+ * Delay before the next probe of a dependency that is out: 1 s doubling to 20 s. Work must continue within 30 s after
+ * the dependency is back, and a probe that started just before may take the other 10 s to fail.
  */
 export const probeDelay = (failedProbes: number): Duration.Duration =>
   Duration.seconds(Math.min(20, 2 ** failedProbes))
 
-/** Sweeping the outbox for rows that were not published right after their commit. */
-export const sweepInterval = Schedule.spaced("1 second")
-/** How long a row is left to the process that committed it. */
-export const sweepGrace = Duration.seconds(2)
+/** Draining the outbox publishes rows that were not published right after their commit. */
+export const drainInterval = Schedule.spaced("1 second")
+/** Draining leaves a row alone for this time: the process that committed it publishes it. */
+export const drainGrace = Duration.seconds(2)
 
-/** Redeliveries without an answer from which on a message is suspected of killing its worker. */
+/** A message that was redelivered so often, without being settled, may be what kills its worker. */
 export const quarantineAfterRedeliveries = 3
-/** Times a suspect is handled alone before it is a dead letter `crash_loop`. */
+/** How often a quarantined message is handled, one at a time, before it becomes a dead letter `crash_loop`. */
 export const maxQuarantineAttempts = 10
 
 /**
- * What is to become of a message that may kill its worker, before anything is done with it, or when its batch threw
- * what nobody expected: then `redeliveries` are enough for suspicion.
+ * Whether a message may kill its worker, and must go to quarantine before anything is done with it. Retry queues return
+ * messages to the main queue: one that was in quarantine before goes back there.
  */
-export const quarantineDecision = (
-  delivery: Pick<Delivery, "quarantined" | "quarantineAttempts" | "redeliveries">,
-  redeliveries = delivery.redeliveries,
-): Settlement | undefined => {
-  const { quarantined: isolated, quarantineAttempts: isolatedAttempts } = delivery
-  // The ladder brings everything back to the main queue; a suspect goes on to where it is alone.
-  if (!isolated)
-    return redeliveries >= quarantineAfterRedeliveries || isolatedAttempts > 0 ? Quarantine : undefined
-  if (redeliveries === 0) return undefined
-  if (isolatedAttempts < maxQuarantineAttempts) return Quarantine
-  return DeadLetter({
-    error: "crash_loop",
-    message: `its worker died ${isolatedAttempts} times while handling it alone`,
-  })
-}
+export const isPoisonCandidate = ({
+  quarantineAttempts,
+  quarantined,
+  redeliveries,
+}: Pick<Delivery, "quarantined" | "quarantineAttempts" | "redeliveries">): boolean =>
+  quarantined ? redeliveries > 0 : redeliveries >= quarantineAfterRedeliveries || quarantineAttempts > 0
+
+/** The settlement of a poison-message candidate, and of a message whose batch threw an unexpected error. */
+export const quarantineSettlement = ({
+  quarantineAttempts,
+  quarantined,
+}: Pick<Delivery, "quarantined" | "quarantineAttempts">): Settlement =>
+  quarantined && quarantineAttempts >= maxQuarantineAttempts
+    ? DeadLetter({
+        error: "crash_loop",
+        message: `its worker died ${quarantineAttempts} times while handling only this message`,
+      })
+    : Quarantine
 
 export type UpdateError =
   | InvalidMessage
-  | EventVectorError
+  | ProductVectorError
+  | PhraseEmbedderError
   | UserEmbeddingsError
   | SpaceMismatch
   | LockConflict
 
-/** What a failure means for its message. */
+/** What an error means for the message that failed with it. */
 export type FailureClass =
-  /** Not an error of the message: acknowledged, counted. */
+  /** There is nothing to fold: the message is acknowledged and counted. */
   | { readonly _tag: "Skip" }
   | { readonly _tag: "Unrecoverable" }
   | { readonly _tag: "Retryable"; readonly notBefore?: Duration.Duration }
-  /** The dependency itself is out: messages wait while it is probed. */
+  /** A dependency is out: messages wait while it is probed. */
   | { readonly _tag: "Outage" }
 
 const classifyStoreFailure = (reason: UserEmbeddingsError["reason"]): FailureClass =>
   reason === "rejected" ? { _tag: "Retryable" } : { _tag: "Outage" }
 
-/** The table of spec "Guarantees": error → class. */
+/** The table from error to class. */
 export const classify = (error: UpdateError): FailureClass => {
   switch (error._tag) {
     case "InvalidMessage":
@@ -137,34 +142,39 @@ export const classify = (error: UpdateError): FailureClass => {
   }
 }
 
-/** `x-error`: one word per kind of failure, for grouping. */
+/** The `x-error` header names the kind of failure, so that dead letters can be grouped. */
 export const failureOf = (error: UpdateError): Failure => {
-  const kind = error._tag.replace(/Error$/, "").replace(/(?<=[a-z])[A-Z]/g, (letter) => `_${letter}`)
-  const word = kind.toLowerCase()
+  const kind = error._tag
+    .replace(/Error$/, "")
+    .replace(/(?<=[a-z])[A-Z]/g, (capital) => `_${capital}`)
+    .toLowerCase()
   return {
     error:
-      error._tag === "InvalidMessage" ? error.reason : "reason" in error ? `${word}_${error.reason}` : word,
+      error._tag === "InvalidMessage" ? error.reason : "reason" in error ? `${kind}_${error.reason}` : kind,
     message: error.message,
   }
 }
 
 /**
- * The settlement of a failed message that has failed `retryCount` times before: the next rung (a longer one when
- * the service asked for it), or `failed` when the ladder is climbed. `delays` = {@link retryDelays}.
+ * The settlement of a message that has now failed after `retryCount` earlier failures: the next delay of `delays`
+ * ({@link retryDelays}), or a longer one if Retry-After demands it. After the last delay it is a dead letter.
  */
 export const settlementOf = (
   error: UpdateError,
   retryCount: number,
   delays: ReadonlyArray<number>,
 ): Settlement => {
-  const judged = classify(error)
+  const failureClass = classify(error)
   const failure = failureOf(error)
-  if (judged._tag === "Skip") return Ack
+  if (failureClass._tag === "Skip") return Ack
   const delay = delays[retryCount]
-  if (judged._tag === "Unrecoverable" || delay === undefined) return DeadLetter(failure)
-  const least = judged._tag === "Retryable" && judged.notBefore ? Duration.toMillis(judged.notBefore) : 0
+  if (failureClass._tag === "Unrecoverable" || delay === undefined) return DeadLetter(failure)
+  const retryAfter =
+    failureClass._tag === "Retryable" && failureClass.notBefore
+      ? Duration.toMillis(failureClass.notBefore)
+      : 0
   return Retry(
-    delay >= least ? delay : (delays.find((delay) => delay >= least) ?? Math.max(...delays)),
+    delay >= retryAfter ? delay : (delays.find((longer) => longer >= retryAfter) ?? Math.max(...delays)),
     failure,
   )
 }

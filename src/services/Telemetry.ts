@@ -1,4 +1,4 @@
-/** Span names, attribute keys, metrics, and trace context as data: it is stored with the row and sent in headers. */
+/** Attribute keys, metrics, and trace context, which is stored with rows and sent in message headers. */
 import { randomBytes } from "node:crypto"
 import {
   Context,
@@ -22,18 +22,18 @@ import {
 // ---------------------------------------------------------------------------------------------------------
 // Trace context
 
-/** W3C trace context, as it stands in headers and in the log. */
+/** W3C trace context, as in headers and in the log. */
 export interface TraceContext {
   readonly traceparent: string
   readonly tracestate: string | null
 }
 
-/** The `tracestate` that came with a remote span. */
+/** The `tracestate` of a remote span. */
 export class TraceState extends Context.Tag("user-embeddings/TraceState")<TraceState, string>() {}
 
 const traceparentPattern = /^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$/
 
-/** The span as `traceparent` header. */
+/** The `traceparent` header of a span. */
 export const traceparent = (span: Tracer.AnySpan): string =>
   `00-${span.traceId}-${span.spanId}-${span.sampled ? "01" : "00"}`
 
@@ -47,7 +47,7 @@ const tracestateOf = (span: Tracer.AnySpan): string | null => {
   return Option.getOrNull(Context.getOption(ancestor.context, TraceState))
 }
 
-/** The trace context that descendants of the span in other processes continue. */
+/** The trace context with which another process continues the trace of the span. */
 export const traceOf = (span: Tracer.AnySpan): TraceContext => ({
   traceparent: traceparent(span),
   tracestate: tracestateOf(span),
@@ -59,11 +59,11 @@ export const currentTrace: Effect.Effect<TraceContext | null> = Effect.map(
   Option.match({ onNone: () => null, onSome: traceOf }),
 )
 
-/** Whether the trace is recorded, by its flags alone. */
+/** Whether the flags say that the trace is recorded. */
 export const isSampled = ({ traceparent }: TraceContext): boolean =>
   (Number.parseInt(traceparent.slice(-1), 16) & 1) === 1
 
-/** The stored trace context as a parent for new spans; `undefined` when it is malformed or absent. */
+/** A stored trace context as the parent of new spans; `undefined` if it is malformed or absent. */
 export const externalSpan = (trace: TraceContext | null): Tracer.ExternalSpan | undefined => {
   const match = trace && traceparentPattern.exec(trace.traceparent)
   if (!match || /^0+$/.test(match[1]!) || /^0+$/.test(match[2]!)) return undefined
@@ -77,7 +77,7 @@ export const externalSpan = (trace: TraceContext | null): Tracer.ExternalSpan | 
 
 let digits = ""
 let used = 0
-/** So many random hexadecimal digits, at most 32; drawn in bulk. */
+/** `count` random hexadecimal digits, at most 32. Random bytes are drawn in bulk, which is much cheaper. */
 export const randomHex = (count: number): string => {
   if (used + count > digits.length) {
     digits = randomBytes(2048).toString("hex")
@@ -87,7 +87,7 @@ export const randomHex = (count: number): string => {
   return digits.slice(used - count, used)
 }
 
-/** A trace that nobody records: it only tells what belongs together. */
+/** An unsampled trace: its id only shows what belongs together. */
 export const newTrace = (): Tracer.ExternalSpan =>
   Tracer.externalSpan({
     traceId: randomHex(32),
@@ -95,17 +95,17 @@ export const newTrace = (): Tracer.ExternalSpan =>
     sampled: false,
   })
 
-/** Whether somebody asked for spans: without that the default tracer makes them for nobody. */
+/** Whether spans are exported. Effect's default tracer makes spans that are not. */
 export const isTracing: Effect.Effect<boolean> = Effect.zipWith(
   Effect.tracer,
   FiberRef.get(FiberRef.currentTracerEnabled),
   (tracer, enabled) => enabled && tracer !== Context.get(DefaultServices.liveServices, Tracer.Tracer),
 )
 
-/** Runs what is asked again and again without telling: no spans. */
+/** Runs an effect without spans, such as a check that repeats all the time. */
 export const untraced = Effect.withTracerEnabled(false)
 
-/** The CLIENT span of a call to a database, if somebody asked for spans. */
+/** Runs a call to a database in a CLIENT span, if spans are exported. */
 export const databaseSpan =
   (system: string, operation: string, collection: string) =>
   <A, E, R>(call: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
@@ -123,7 +123,7 @@ export const databaseSpan =
         : call,
     )
 
-/** What a failed span tells: a kind of failure, never its text, which may quote what users sent. */
+/** The failure of a span: its kind, never its text, which may quote what users sent. */
 export class SpanFailure extends Data.Error<{ readonly type: string }> {
   override readonly name = "SpanFailure"
   override get message() {
@@ -131,7 +131,7 @@ export class SpanFailure extends Data.Error<{ readonly type: string }> {
   }
 }
 
-/** How a span ends that failed in such a way. */
+/** The exit of a span that failed. */
 export const failed = (type: string): Exit.Exit<never, SpanFailure> => Exit.fail(new SpanFailure({ type }))
 
 /** `error.type`: the tag of an error with its reason, or the name of its class. */
@@ -143,13 +143,13 @@ export const errorType = (error: unknown): string => {
     : String(error._tag)
 }
 
-/** An error in a log line: its kind, and the text for people. */
+/** The fields of an error in a log line: its kind, and a text for people. */
 export const described = (error: { readonly message: string }) => ({
   error: errorType(error),
   detail: error.message,
 })
 
-/** Attribute keys of the OpenTelemetry semantic conventions, and ours. */
+/** Attribute keys of the OpenTelemetry semantic conventions, and keys of our own. */
 export const attribute = {
   errorType: "error.type",
   httpMethod: "http.request.method",
@@ -169,13 +169,13 @@ export const attribute = {
   genAiProvider: "gen_ai.provider.name",
   genAiModel: "gen_ai.request.model",
   genAiInputTokens: "gen_ai.usage.input_tokens",
-  /** Which attempt at a message this is, from 1. */
+  /** The number of the attempt, from 1. */
   attempt: "user_embeddings.attempt",
-  /** What became of a delivery: `ack`, `retry`, `dead_letter`, `isolate`. */
+  /** `ack`, `retry`, `dead_letter`, `quarantine`, or `wait` for a dependency that is out. */
   settlement: "user_embeddings.settlement",
 } as const
 
-/** Ends the span of a request. */
+/** Ends the SERVER span of a request. */
 export const endServerSpan = (
   span: Tracer.Span,
   {
@@ -196,14 +196,14 @@ export const endServerSpan = (
 
 /** Adds to a counter from synchronous code. */
 export const count = (counter: Metric.Metric.Counter<number>, by = 1): void => counter.unsafeUpdate(by, [])
-/** Takes a value into a histogram from synchronous code. */
+/** Adds a value to a histogram from synchronous code. */
 export const observe = (histogram: Metric.Metric.Histogram<number>, value: number): void =>
   histogram.unsafeUpdate(value, [])
 
 /** Sets a gauge from synchronous code. */
 export const set = (gauge: Metric.Metric.Gauge<number>, value: number): void => gauge.unsafeUpdate(value, [])
 
-// Tags are made part of the key: a metric that is tagged afterwards looks its state up with every value.
+// Tags are part of the key, because a metric that is tagged later looks up its state with every value.
 const inUnit = <Type extends MetricKeyType.MetricKeyType.Untyped>(
   key: MetricKey.MetricKey<Type>,
   unit: string | undefined,
@@ -216,21 +216,21 @@ const histogram = (name: string, description: string, buckets: ReadonlyArray<num
   inUnit(MetricKey.histogram(name, MetricBoundaries.fromIterable(buckets), description), unit)
 const metric = Metric.fromMetricKey
 
-/** The same metric for each value of its tags, made once. */
+/** A metric with tags. The metric of each combination of values is made once. */
 const tagged = <Type extends MetricKeyType.MetricKeyType.Untyped>(
   key: MetricKey.MetricKey<Type>,
   ...tags: ReadonlyArray<string>
 ) => {
-  type Made = ReturnType<typeof Metric.fromMetricKey<Type>>
-  const known = new Map<string, Made>()
-  return (...values: ReadonlyArray<string>): Made => {
+  type TaggedMetric = ReturnType<typeof Metric.fromMetricKey<Type>>
+  const metrics = new Map<string, TaggedMetric>()
+  return (...values: ReadonlyArray<string>): TaggedMetric => {
     const id = values.join("|")
-    const found = known.get(id)
-    if (found !== undefined) return found
+    const existing = metrics.get(id)
+    if (existing !== undefined) return existing
     const labels = tags.map((tag, index) => MetricLabel.make(tag, values[index] ?? ""))
-    const made = metric(MetricKey.taggedWithLabels(key, labels))
-    known.set(id, made)
-    return made
+    const created = metric(MetricKey.taggedWithLabels(key, labels))
+    metrics.set(id, created)
+    return created
   }
 }
 
@@ -246,22 +246,19 @@ const httpDurations = tagged(
   attribute.httpStatus,
 )
 const methods = new Set(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-/** Seconds until a request was answered; unknown routes and methods share a series, whatever strangers ask for. */
+/** Unknown routes and methods share a series, so that strangers can't create series without limit. */
 export const httpDuration = (method: string, route: string | undefined, status: number) =>
   httpDurations(methods.has(method) ? method : "_OTHER", route ?? "", String(status))
 
-/** Messages that the broker has confirmed, or not, by destination. */
 export const sentMessages = tagged(
   counter("messaging.client.sent.messages", "Messages published, by destination and whether confirmed"),
   attribute.messagingDestination,
   "outcome",
 )
-/** Messages taken from the main queue, by what became of them. */
 export const consumedMessages = tagged(
-  counter("messaging.client.consumed.messages", "Messages settled, by what became of them"),
+  counter("messaging.client.consumed.messages", "Messages settled, by settlement"),
   "outcome",
 )
-/** Seconds that a batch of messages took. */
 export const processDuration = metric(
   histogram(
     "messaging.process.duration",
@@ -270,7 +267,6 @@ export const processDuration = metric(
     "s",
   ),
 )
-/** Messages of a batch. */
 export const batchSize = metric(
   histogram(
     "user_embeddings.batch_size",
@@ -278,7 +274,6 @@ export const batchSize = metric(
     [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000, 4_000],
   ),
 )
-/** The SLA: seconds from recording an interaction to its durable embedding. */
 export const eventToEmbedding = metric(
   histogram(
     "user_embeddings.event_to_embedding",
@@ -287,33 +282,28 @@ export const eventToEmbedding = metric(
     "s",
   ),
 )
-/** Interactions acknowledged without effect because their product has no embedding. */
 export const skippedInteractions = metric(
   counter("user_embeddings.skipped", "Interactions skipped because their product has no embedding"),
 )
-/** Interactions that are older than the newest of their user's embedding. */
 export const lateFolds = metric(
   counter("user_embeddings.late_folds", "Interactions folded after a newer one"),
 )
-/** Folds into an embedding that was last updated more than 90 days before. */
 export const staleFolds = metric(
   counter("user_embeddings.stale_folds", "Folds into an embedding last updated more than 90 days before"),
 )
-/** Interactions whose write lost a compare-and-swap and was done again. */
 export const lockConflicts = metric(
   counter("user_embeddings.lock_conflicts", "Interactions folded again because another worker wrote first"),
 )
 const phraseLookups = tagged(
-  counter("user_embeddings.phrase_lookups", "Phrases whose vector was wanted, by where it was found"),
+  counter("user_embeddings.phrase_lookups", "Look-ups of phrase vectors, by where the vector was found"),
   "source",
 )
-/** Phrases whose vector was wanted, by where it was found; `embedder` is what costs. */
+/** Only phrases from the `embedder` cost money. */
 export const phrasesFrom = {
   memory: phraseLookups("memory"),
   store: phraseLookups("store"),
   embedder: phraseLookups("embedder"),
 }
-/** Requests to the embedding service that were answered. */
 export const embeddingsDuration = metric(
   histogram(
     "gen_ai.client.embeddings.duration",
@@ -322,12 +312,10 @@ export const embeddingsDuration = metric(
     "s",
   ),
 )
-/** Messages parked in `failed`, by error. */
 export const deadLetters = tagged(
-  counter("user_embeddings.dead_letters", "Messages parked in the queue of dead letters, by error"),
+  counter("user_embeddings.dead_letters", "Messages that became dead letters, by error"),
   attribute.errorType,
 )
-/** Messages sent up the retry ladder, by error. */
 export const retries = tagged(
   counter("user_embeddings.retries", "Failed attempts that are tried again, by error"),
   attribute.errorType,
@@ -337,12 +325,11 @@ const queueMessages = tagged(gauge("user_embeddings.queue.messages", "Messages i
 /** Messages in a queue by state: `ready` or `unacked`. */
 export const queueDepth = (queue: string, state: "ready" | "unacked" = "ready") => queueMessages(queue, state)
 export const queueConsumers = metric(gauge("user_embeddings.queue.consumers", "Consumers of the main queue"))
-/** How long ago the oldest message that a worker is processing was published; 0 when the queue is empty. */
 export const queueAge = metric(
   gauge("user_embeddings.queue.oldest_age", "Seconds since the oldest message in process was published", "s"),
 )
 export const outboxRows = metric(
-  gauge("user_embeddings.outbox.unpublished", "Rows that wait to be published"),
+  gauge("user_embeddings.outbox.unpublished", "Rows that are not published yet"),
 )
 export const outboxAge = metric(
   gauge("user_embeddings.outbox.oldest_age", "Seconds since the oldest unpublished row was recorded", "s"),
@@ -352,8 +339,8 @@ export const eventLoopDelay = metric(
   gauge("process.eventloop.delay", "Seconds by which a timer came late", "s"),
 )
 
-// Counters that alerts are made of exist from the start, so that the first event is an increase.
-for (const one of [skippedInteractions, lateFolds, staleFolds, lockConflicts]) count(one, 0)
+// Counters of alerts exist from the start, so that the first event is an increase.
+for (const counter of [skippedInteractions, lateFolds, staleFolds, lockConflicts]) count(counter, 0)
 
 const label = (text: string) => text.replace(/[\\"\n]/g, (c) => (c === "\n" ? "\\n" : `\\${c}`))
 
@@ -364,7 +351,7 @@ const nameIn = (key: MetricKey.MetricKey.Untyped, unit: string | undefined): str
 const isIncremental = ({ keyType }: MetricKey.MetricKey.Untyped): boolean =>
   MetricKeyType.isCounterKey(keyType) && keyType.incremental
 
-/** A series in the text format; kinds that Prometheus lacks have no lines. */
+/** A series in the text format; `undefined` for a kind of metric that Prometheus does not have. */
 const series = ({ metricKey, metricState }: MetricPair.MetricPair.Untyped) => {
   const unit = [...metricKey.tags].find(({ key }) => key === "unit")?.value
   const tags = [...metricKey.tags]
@@ -377,7 +364,7 @@ const series = ({ metricKey, metricState }: MetricPair.MetricPair.Untyped) => {
     return `${name}${suffix}${all === "" ? "" : `{${all}}`} ${value}`
   }
   const description = Option.getOrElse(metricKey.description, () => "")
-  // What may also fall is no counter there.
+  // In Prometheus a counter never falls.
   if (MetricState.isCounterState(metricState) && isIncremental(metricKey))
     return { name: `${name}_total`, type: "counter", description, lines: [line("_total", metricState.count)] }
   if (MetricState.isCounterState(metricState))
@@ -394,7 +381,7 @@ const series = ({ metricKey, metricState }: MetricPair.MetricPair.Untyped) => {
   return undefined
 }
 
-/** All metrics in the text format of Prometheus, each name once with what it means. */
+/** All metrics in the text format of Prometheus, each name with its description. */
 export const prometheus: Effect.Effect<string> = Effect.map(Metric.snapshot, (pairs) => {
   const families = Map.groupBy(
     pairs.flatMap((pair) => series(pair) ?? []),

@@ -1,4 +1,4 @@
-/** What every interaction log promises. Suites share a log, so each test keeps to users of its own. */
+/** Tests for every implementation of the interaction log. Tests share a log, so each uses its own users. */
 import { expect } from "bun:test"
 import { Chunk, Context, Deferred, Effect, Exit, Fiber, Layer, Stream } from "effect"
 import fc from "fast-check"
@@ -52,14 +52,14 @@ const interactionsOf = (filter: LogFilter) =>
 const append = (...entries: ReadonlyArray<NewInteraction>) =>
   Effect.flatMap(InteractionLog, (log) => log.append(entries))
 
-/** `other` is a second log on the same database, as another process would have it. */
+/** `other` is a second log on the same database, like the log of another process. */
 export const suite = <E>(
   name: string,
   layer: Layer.Layer<InteractionLog, E>,
   other: Layer.Layer<InteractionLog, E>,
 ) =>
   layerSuite(name, layer, (it) => {
-    it("gives back what was appended: of one user oldest first, of all in the order of recording", () =>
+    it("streams the appended rows: of one user by occurred_at, of all users in the order of recording", () =>
       Effect.gen(function* () {
         const user = newUser()
         const trace = {
@@ -92,12 +92,12 @@ export const suite = <E>(
         )
       }))
 
-    it("answers nothing to nothing", () =>
+    it("an empty append has no answers", () =>
       Effect.gen(function* () {
         expect(yield* append()).toEqual([])
       }))
 
-    it("keeps any phrase and any metadata to the last code point and bit", () =>
+    it("any phrase and any metadata are stored unchanged", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const phrase = fc
@@ -128,7 +128,7 @@ export const suite = <E>(
         expect(stored).toEqual(entries.map(({ interaction }) => interaction))
       }))
 
-    it("tells phrases and ids apart by case, accents and blanks", () =>
+    it("phrases and ids that differ in case, accents or spaces are different", () =>
       Effect.gen(function* () {
         const user = newUser()
         const phrases = ["café", "cafe", "Café", "café ", "ß", "ss", "👟", "👟🏽", "日本語".repeat(85)]
@@ -145,7 +145,7 @@ export const suite = <E>(
         expect(yield* interactionsOf({ user: upper })).toHaveLength(1)
       }))
 
-    it("keeps timestamps from 1970 to 9999", () =>
+    it("timestamps from 1970 to 9999 are stored unchanged", () =>
       Effect.gen(function* () {
         const user = newUser()
         const instants = ["1970-01-01T00:00:00.000Z", "2026-03-29T02:30:00.001Z", "9999-12-31T23:59:59.999Z"]
@@ -153,7 +153,7 @@ export const suite = <E>(
         expect((yield* interactionsOf({ user })).map(({ occurred_at }) => occurred_at)).toEqual(instants)
       }))
 
-    it("answers a known message id with the interaction in the log", () =>
+    it("an existing message id is answered with the interaction in the log", () =>
       Effect.gen(function* () {
         const user = newUser()
         const first = view(user, "p", { metadata: { device: "mobile" } })
@@ -163,7 +163,7 @@ export const suite = <E>(
         expect(yield* rowsOf({ user })).toHaveLength(1)
       }))
 
-    it("records the new among the known and answers in their order", () =>
+    it("a batch with some existing interactions records the others, and answers are in the order of the batch", () =>
       Effect.gen(function* () {
         const user = newUser()
         const entries = Array.from({ length: 40 }, (_, index) => view(user, `p-${index}`))
@@ -175,7 +175,7 @@ export const suite = <E>(
         )
       }))
 
-    it("answers a replayed key with the first interaction, whenever it says it occurred", () =>
+    it("a replayed key is answered with the first interaction, although its default occurred_at differs", () =>
       Effect.gen(function* () {
         const user = newUser()
         const facts = { idempotencyKey: "order 1", occurredAtGiven: false }
@@ -188,7 +188,7 @@ export const suite = <E>(
         expect(yield* rowsOf({ user })).toHaveLength(1)
       }))
 
-    it("refuses a key that comes again with something else", () =>
+    it("a key is reused when another interaction comes with it", () =>
       Effect.gen(function* () {
         const user = newUser()
         const facts = { idempotencyKey: "k", occurredAtGiven: false, metadata: { a: 1 } }
@@ -206,7 +206,7 @@ export const suite = <E>(
         expect(yield* rowsOf({ user })).toHaveLength(1)
       }))
 
-    it("refuses a known message id under another interaction's key", () =>
+    it("a key is reused when an existing message id comes with the key of another interaction", () =>
       Effect.gen(function* () {
         const user = newUser()
         const keyed = view(user, "p", { idempotencyKey: "k" })
@@ -216,7 +216,7 @@ export const suite = <E>(
         ])
       }))
 
-    it("takes the same key of two users for two keys", () =>
+    it("the same key of two users is two keys", () =>
       Effect.gen(function* () {
         const keyed = { idempotencyKey: "same" }
         expect(tags(yield* append(view(newUser(), "p", keyed), view(newUser(), "p", keyed)))).toEqual([
@@ -225,14 +225,14 @@ export const suite = <E>(
         ])
       }))
 
-    it("takes keys that differ in blanks at their end for one", () =>
+    it("keys that differ only in trailing spaces are equal", () =>
       Effect.gen(function* () {
         const user = newUser()
         yield* append(view(user, "p", { idempotencyKey: "k" }))
         expect(tags(yield* append(view(user, "q", { idempotencyKey: "k  " })))).toEqual(["KeyReused"])
       }))
 
-    it("binds a key to the row that was recorded without one", () =>
+    it("a row that was recorded without a key gets the key of a later replay", () =>
       Effect.gen(function* () {
         const user = newUser()
         const keyed = { idempotencyKey: "late" }
@@ -245,7 +245,7 @@ export const suite = <E>(
         expect(yield* rowsOf({ user })).toHaveLength(1)
       }))
 
-    it("resolves duplicates within a batch as if each had been appended alone", () =>
+    it("duplicates within a batch are answered as if each interaction had been appended alone", () =>
       Effect.gen(function* () {
         const user = newUser()
         const keyed = { idempotencyKey: "k", occurredAtGiven: false }
@@ -259,8 +259,8 @@ export const suite = <E>(
           view(user, "s", { idempotencyKey: "l" }),
           view(user, "t", { idempotencyKey: "l" }),
         ]
-        const together = yield* append(...batch(user))
-        expect(tags(together)).toEqual([
+        const inOneBatch = yield* append(...batch(user))
+        expect(tags(inOneBatch)).toEqual([
           "Recorded",
           "Duplicate",
           "Recorded",
@@ -270,15 +270,15 @@ export const suite = <E>(
           "Duplicate",
           "KeyReused",
         ])
-        expect(together[1]?.interaction.metadata).toEqual({ first: true })
+        expect(inOneBatch[1]?.interaction.metadata).toEqual({ first: true })
         expect(yield* rowsOf({ user })).toHaveLength(3)
         const alone = yield* Effect.forEach(batch(newUser()), (each) => append(each))
-        expect(tags(alone.flat())).toEqual(tags(together))
+        expect(tags(alone.flat())).toEqual(tags(inOneBatch))
         const again = yield* append(...batch(user))
-        expect(tags(again)).toEqual(tags(together).map((tag) => (tag === "Recorded" ? "Duplicate" : tag)))
+        expect(tags(again)).toEqual(tags(inOneBatch).map((tag) => (tag === "Recorded" ? "Duplicate" : tag)))
       }))
 
-    it("records each interaction once, however many append it at the same time", () =>
+    it("concurrent appends of the same interactions record each of them once", () =>
       Effect.gen(function* () {
         const second = Context.get(yield* Layer.build(other), InteractionLog)
         const first = yield* InteractionLog
@@ -300,7 +300,7 @@ export const suite = <E>(
         expect(yield* rowsOf({ user })).toHaveLength(entries.length)
       }))
 
-    it("gives a key to one of many that claim it at the same time", () =>
+    it("only one of many concurrent appends gets a key", () =>
       Effect.gen(function* () {
         const user = newUser()
         const answers = yield* Effect.forEach(
@@ -312,7 +312,7 @@ export const suite = <E>(
         expect(yield* rowsOf({ user })).toHaveLength(1)
       }))
 
-    it("takes a bulk of 1,000 with the largest metadata, and more than one statement holds", () =>
+    it("accepts 1,000 interactions with the largest metadata, and more than fit into one statement", () =>
       Effect.gen(function* () {
         const user = newUser()
         const metadata = { note: "x'\\\"é".repeat(600) }
@@ -326,7 +326,7 @@ export const suite = <E>(
         expect(yield* rowsOf({ user })).toHaveLength(1_700)
       }))
 
-    it("hands out the outbox oldest first until it is marked published", () =>
+    it("unpublished rows are read oldest first until they are marked published", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const drain = Effect.gen(function* () {
@@ -370,13 +370,13 @@ export const suite = <E>(
         })
       }))
 
-    it("streams by user, type and time: since inclusive, until exclusive", () =>
+    it("streams are filtered by user, type and time: since inclusive, until exclusive", () =>
       Effect.gen(function* () {
-        const [user, stranger] = [newUser(), newUser()]
+        const [user, otherUser] = [newUser(), newUser()]
         yield* append(
           ...[0, 1, 2, 3].map((second) => view(user, `p-${second}`, { occurred_at: at(second) })),
           search(user, "shoes", { occurred_at: at(2) }),
-          view(stranger, "p-2", { occurred_at: at(2) }),
+          view(otherUser, "p-2", { occurred_at: at(2) }),
         )
         const references = (filter: LogFilter) =>
           Effect.map(interactionsOf(filter), (found) => found.map(Interaction.reference).toSorted())
@@ -389,11 +389,11 @@ export const suite = <E>(
         expect(yield* references({ user, recordedSince: at(50.001) })).toEqual([])
         const all = yield* interactionsOf({ since: at(2), until: at(2.001) })
         expect(new Set(all.map(({ user_id }) => user_id))).toEqual(
-          new Set([...all.map(({ user_id }) => user_id), user, stranger]),
+          new Set([...all.map(({ user_id }) => user_id), user, otherUser]),
         )
       }))
 
-    it("streams several pages without a gap or a repetition, and no more than is taken", () =>
+    it("a stream of several pages has neither gaps nor repetitions, and may be ended early", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const user = newUser()
@@ -405,7 +405,7 @@ export const suite = <E>(
         expect(yield* log.stream({ user }).pipe(Stream.take(3), Stream.runCount)).toBe(3)
       }))
 
-    it("names all interactions in the order of users, over many pages and among users of many", () =>
+    it("all message ids are ordered by user, over many pages and among many users", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const owned = [newUser(), newUser(), newUser()] as const
@@ -427,19 +427,19 @@ export const suite = <E>(
           )
       }))
 
-    it("knows its interactions by half their ids", () =>
+    it("message ids are found by their prefix", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const user = newUser()
         const entries = Array.from({ length: 250 }, (_, index) => view(user, `p-${index}`))
         yield* append(...entries)
-        const halves = entries.map(({ interaction }) => interaction.message_id.slice(0, 32))
-        const strangers = halves.map((half) => [...half].toReversed().join(""))
-        expect(yield* log.existingIds([...strangers, ...halves])).toEqual(new Set(halves))
+        const prefixes = entries.map(({ interaction }) => interaction.message_id.slice(0, 32))
+        const unknown = prefixes.map((prefix) => [...prefix].toReversed().join(""))
+        expect(yield* log.existingIds([...unknown, ...prefixes])).toEqual(new Set(prefixes))
         expect(yield* log.existingIds([])).toEqual(new Set())
       }))
 
-    it("tells what has been published", () =>
+    it("rows tell whether they are published", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const user = newUser()
@@ -452,7 +452,7 @@ export const suite = <E>(
         expect((yield* rowsOf({ user })).map(({ published }) => published)).toEqual([false, true])
       }))
 
-    it("gives the newest interactions by the time they occurred", () =>
+    it("the newest interactions are the latest by occurred_at", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const user = newUser()
@@ -469,7 +469,7 @@ export const suite = <E>(
         expect(yield* newest(2)).toEqual(expected.slice(0, 2))
       }))
 
-    it("gives the rows recorded last, whoever's and whenever they occurred", () =>
+    it("the rows recorded last are read for all users, whatever their occurred_at", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const entries = [3, 1, 2].map((second) =>
@@ -486,20 +486,20 @@ export const suite = <E>(
         )
       }))
 
-    it("erases a user, who can then be recorded anew", () =>
+    it("an erased interaction can be recorded again", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
-        const [user, stranger] = [newUser(), newUser()]
+        const [user, otherUser] = [newUser(), newUser()]
         const entries = [view(user, "p", { idempotencyKey: "k" }), view(user, "q")]
-        yield* append(...entries, view(stranger, "p"))
+        yield* append(...entries, view(otherUser, "p"))
         expect(yield* log.erase(user, Date.now())).toBe(2)
         expect(yield* log.erase(user, Date.now())).toBe(0)
         expect(yield* rowsOf({ user })).toEqual([])
-        expect(yield* rowsOf({ user: stranger })).toHaveLength(1)
+        expect(yield* rowsOf({ user: otherUser })).toHaveLength(1)
         expect(tags(yield* append(...entries))).toEqual(["Recorded", "Recorded"])
       }))
 
-    it("erases what was recorded until an instant, in pages, and knows when the newest was", () =>
+    it("rows recorded until an instant are erased in pages, and the latest time of recording is known", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const user = newUser()
@@ -516,16 +516,16 @@ export const suite = <E>(
         ])
       }))
 
-    it("elects one relay at a time, and the next one when it is done", () =>
+    it("one process at a time holds the leader lock", () =>
       Effect.gen(function* () {
         const second = Context.get(yield* Layer.build(other), InteractionLog)
         const first = yield* InteractionLog
-        const elected = yield* Deferred.make<void>()
+        const acquired = yield* Deferred.make<void>()
         const done = yield* Deferred.make<void>()
         const relay = yield* Effect.fork(
-          first.withLeaderLock(Effect.zipRight(Deferred.succeed(elected, undefined), Deferred.await(done))),
+          first.withLeaderLock(Effect.zipRight(Deferred.succeed(acquired, undefined), Deferred.await(done))),
         )
-        yield* Deferred.await(elected)
+        yield* Deferred.await(acquired)
         let ran = 0
         const run = Effect.sync(() => void ran++)
         expect(yield* second.withLeaderLock(run)).toBe(false)
@@ -537,7 +537,7 @@ export const suite = <E>(
         expect(ran).toBe(1)
       }))
 
-    it("can elect again at once, here and elsewhere", () =>
+    it("the leader lock is free again at once, for the same and for another process", () =>
       Effect.gen(function* () {
         const second = Context.get(yield* Layer.build(other), InteractionLog)
         const first = yield* InteractionLog
@@ -545,26 +545,26 @@ export const suite = <E>(
           expect(yield* (round % 2 === 0 ? first : second).withLeaderLock(Effect.void)).toBe(true)
       }))
 
-    it("ends an election with the effect's failure or interruption", () =>
+    it("the leader lock is released when the effect fails or is interrupted", () =>
       Effect.gen(function* () {
         const second = Context.get(yield* Layer.build(other), InteractionLog)
         const first = yield* InteractionLog
         expect(yield* Effect.exit(first.withLeaderLock(Effect.fail("no broker")))).toEqual(
           Exit.fail("no broker"),
         )
-        const elected = yield* Deferred.make<void>()
+        const acquired = yield* Deferred.make<void>()
         const relay = yield* Effect.fork(
-          first.withLeaderLock(Effect.zipRight(Deferred.succeed(elected, undefined), Effect.never)),
+          first.withLeaderLock(Effect.zipRight(Deferred.succeed(acquired, undefined), Effect.never)),
         )
-        yield* Deferred.await(elected)
+        yield* Deferred.await(acquired)
         yield* Fiber.interrupt(relay)
         expect(yield* second.withLeaderLock(Effect.void)).toBe(true)
       }))
 
-    it("tells the products that a user bought or saw, however long ago", () =>
+    it("the products that a user bought or viewed are found, however old the interactions are", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
-        const [user, stranger] = [newUser(), newUser()]
+        const [user, otherUser] = [newUser(), newUser()]
         const buy = (product_id: string, second: number) => ({
           ...view(user, product_id),
           interaction: Interaction.make({
@@ -576,7 +576,7 @@ export const suite = <E>(
           }),
         })
         yield* append(buy("old", -300_000_000), buy("new", 0), buy("new", 1), search(user, "shoes"))
-        yield* append(view(user, "seen"), view(stranger, "unseen"))
+        yield* append(view(user, "seen"), view(otherUser, "unseen"))
         const ordered = (rows: ReadonlyArray<ProductEvents>) =>
           rows.toSorted((a, b) => (a.product_id < b.product_id ? -1 : 1))
         const bought = [
@@ -590,7 +590,7 @@ export const suite = <E>(
         expect(yield* log.productEvents(newUser(), ["product_view"])).toEqual([])
       }))
 
-    it("counts interactions per product and day between two places in the log", () =>
+    it("interactions are counted per product and day between two row ids", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const user = newUser()

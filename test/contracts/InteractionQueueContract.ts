@@ -1,9 +1,9 @@
 /**
- * What every InteractionQueue promises. The layer must be set up and empty, with WORKER_RETRY_DELAY=200; each test
- * leaves the main queue empty.
+ * What every InteractionQueue promises. The layer must be set up and empty, with WORKER_RETRY_DELAY as in the features.
+ * Each test leaves the main queue empty.
  */
 import { expect } from "bun:test"
-import { Effect, Fiber, type Layer } from "effect"
+import { Effect, Exit, Fiber, type Layer } from "effect"
 import { defaults } from "../../src/services/model/EventTypes.ts"
 import {
   Ack,
@@ -21,7 +21,7 @@ import { layerSuite } from "../support/effect.ts"
 export const failure = { error: "test_failure", message: "on purpose" }
 export const recordedAt = 1_770_000_000_000
 let counter = 0
-/** New messages, each with an id, a type and a trace of its own. */
+/** New messages. Each has its own id, type and trace. */
 export const messages = (count: number): ReadonlyArray<Message> =>
   Array.from({ length: count }, (): Message => {
     const number = counter++
@@ -48,22 +48,16 @@ export const consume = (prefetch: number) =>
 export const acknowledge = (consumer: Consumer, deliveries: ReadonlyArray<Delivery>) =>
   consumer.settle(deliveries.map((delivery) => [delivery, Ack]))
 
-/** Takes until so many have come. */
+/** Takes until `count` deliveries have arrived. */
 export const takeAll = (consumer: Consumer, count: number) =>
   Effect.gen(function* () {
     const taken: Array<Delivery> = []
     while (taken.length < count) taken.push(...(yield* consumer.take(count - taken.length)))
     return taken
   }).pipe(Effect.timeout("10 seconds"))
-/** Takes the one that has come. */
 export const takeOne = (consumer: Consumer) => Effect.map(takeAll(consumer, 1), ([one]) => one!)
-/** That nothing comes can only be waited for. */
-const nothingComes = (consumer: Consumer) =>
-  Effect.map(Effect.timeoutOption(consumer.take(1), "300 millis"), (taken) =>
-    expect(taken).toMatchObject({ _tag: "None" }),
-  )
 
-/** Asks again until the answer is as expected; the test fails when it never is. */
+/** Repeats the probe until its answer is as expected. */
 export const eventually = <A, E, R>(probe: Effect.Effect<A, E, R>, expected: (answer: A) => boolean) =>
   Effect.gen(function* () {
     while (true) {
@@ -75,12 +69,37 @@ export const eventually = <A, E, R>(probe: Effect.Effect<A, E, R>, expected: (an
 
 const depths = Effect.flatMap(InteractionQueue, ({ depths }) => depths)
 
+/** Where the queues differ. */
+export interface Features {
+  /** WORKER_RETRY_DELAY in ms. */
+  readonly retryDelay: number
+  /** After this, a waiting `take` has received everything that the queue delivers. */
+  readonly quiet: Effect.Effect<unknown, unknown, InteractionQueue>
+}
+
+/** Statements of one connection run in order: after a few of them, `take` has run its own. */
+export const sqlite: Features = { retryDelay: 100, quiet: Effect.repeatN(depths, 5) }
+/** The broker pushes messages, so nothing shows that no message is on its way. */
+export const rabbitmq: Features = { retryDelay: 200, quiet: Effect.sleep("300 millis") }
+
 export const suite = <R extends InteractionQueue, E>(
   name: string,
   layer: Layer.Layer<R | InteractionQueue, E>,
+  { quiet, retryDelay }: Features,
 ) =>
   layerSuite(name, layer, (it) => {
-    it("delivers what it confirmed, in order, with bytes and headers", () =>
+    /** Takes what arrives before it is quiet. */
+    const takeUntilQuiet = (consumer: Consumer, most: number) =>
+      Effect.gen(function* () {
+        const taking = yield* Effect.fork(consumer.take(most))
+        yield* quiet
+        const exit = yield* Fiber.interrupt(taking)
+        return Exit.isSuccess(exit) ? exit.value : []
+      })
+    const expectNothing = (consumer: Consumer) =>
+      Effect.map(takeUntilQuiet(consumer, 1), (taken) => expect(taken).toEqual([]))
+
+    it("delivers confirmed messages in order, with their bytes and headers", () =>
       Effect.gen(function* () {
         const sent = messages(300)
         expect(yield* publish(sent)).toEqual(sent.map(() => "confirmed"))
@@ -102,7 +121,7 @@ export const suite = <R extends InteractionQueue, E>(
         yield* acknowledge(consumer, got)
       }))
 
-    it("publishes any number at once, also none, also bytes that are no text, also without trace", () =>
+    it("publishes any number of messages at once: none, many, binary ones, and ones without a trace", () =>
       Effect.gen(function* () {
         expect(yield* publish([])).toEqual([])
         const odd: Message = { ...messages(1)[0]!, body: Uint8Array.of(0, 255, 128, 10), trace: null }
@@ -116,7 +135,7 @@ export const suite = <R extends InteractionQueue, E>(
         yield* acknowledge(consumer, got)
       }))
 
-    it("publishers side by side get their own answers", () =>
+    it("concurrent publishers each get their own confirmations", () =>
       Effect.gen(function* () {
         const batches = [messages(700), messages(1), messages(900), messages(30)]
         const answers = yield* Effect.forEach(batches, publish, { concurrency: "unbounded" })
@@ -128,7 +147,7 @@ export const suite = <R extends InteractionQueue, E>(
         yield* acknowledge(consumer, got)
       }))
 
-    it("waits for the first delivery, then takes what there is, at most as many as asked for", () =>
+    it("take waits for the first delivery, then returns at most as many as requested", () =>
       Effect.gen(function* () {
         const consumer = yield* consume(100)
         const waiting = yield* Effect.fork(consumer.take(100))
@@ -146,10 +165,10 @@ export const suite = <R extends InteractionQueue, E>(
         yield* acknowledge(consumer, got)
       }))
 
-    it("a take that was given up loses nothing", () =>
+    it("an interrupted take loses no delivery", () =>
       Effect.gen(function* () {
         const consumer = yield* consume(10)
-        yield* nothingComes(consumer)
+        yield* expectNothing(consumer)
         const sent = messages(2)
         yield* publish(sent)
         const got = yield* takeAll(consumer, 2)
@@ -157,7 +176,7 @@ export const suite = <R extends InteractionQueue, E>(
         yield* acknowledge(consumer, got)
       }))
 
-    it("a consumer that stops and settles what it holds leaves no message behind as delivered in vain", () =>
+    it("a consumer that stops and settles its deliveries causes no redelivery", () =>
       Effect.gen(function* () {
         yield* publish(messages(300))
         const stopping = Effect.gen(function* () {
@@ -173,18 +192,18 @@ export const suite = <R extends InteractionQueue, E>(
         yield* acknowledge(next, left)
       }))
 
-    it("holds no more than the prefetch, and goes on when it is settled", () =>
+    it("holds at most its prefetch, and receives more after settling", () =>
       Effect.gen(function* () {
         yield* publish(messages(30))
         const consumer = yield* consume(10)
         const held = yield* takeAll(consumer, 10)
-        yield* nothingComes(consumer)
+        yield* expectNothing(consumer)
         yield* acknowledge(consumer, held)
         yield* acknowledge(consumer, yield* takeAll(consumer, 10))
         yield* acknowledge(consumer, yield* takeAll(consumer, 10))
       }))
 
-    it("gives back what a closed consumer has not settled, taken or not", () =>
+    it("unsettled deliveries of a closed consumer are delivered again, taken or not", () =>
       Effect.gen(function* () {
         const sent = messages(5)
         yield* publish(sent)
@@ -202,7 +221,7 @@ export const suite = <R extends InteractionQueue, E>(
         yield* acknowledge(consumer, again)
       }))
 
-    it("settles in any order", () =>
+    it("deliveries can be settled in any order", () =>
       Effect.gen(function* () {
         const sent = messages(9)
         yield* publish(sent)
@@ -224,11 +243,11 @@ export const suite = <R extends InteractionQueue, E>(
         const consumer = yield* consume(20)
         const left = yield* takeAll(consumer, 2)
         expect(ids(left).toSorted()).toEqual([sent[4]!.messageId, sent[7]!.messageId])
-        yield* nothingComes(consumer)
+        yield* expectNothing(consumer)
         yield* acknowledge(consumer, left)
       }))
 
-    it("shares the messages among consumers, each to one of them", () =>
+    it("each message is delivered to one of several consumers", () =>
       Effect.gen(function* () {
         const sent = messages(40)
         const [one, other] = [yield* consume(5), yield* consume(5)]
@@ -247,16 +266,16 @@ export const suite = <R extends InteractionQueue, E>(
         expect(ids(got).toSorted()).toEqual(ids(sent).toSorted())
       }))
 
-    it("a retry comes back after its delay, counted, with the same bytes and headers", () =>
+    it("a retried message is delivered again after its delay, with its retry count and the same bytes and headers", () =>
       Effect.gen(function* () {
         const [sent] = messages(1)
         yield* publish([sent!])
         const consumer = yield* consume(10)
         const first = yield* takeOne(consumer)
-        let parkedAt = performance.now()
-        yield* consumer.settle([[first, Retry(200, failure)]])
+        let settledAt = performance.now()
+        yield* consumer.settle([[first, Retry(retryDelay, failure)]])
         const second = yield* takeOne(consumer)
-        expect(performance.now() - parkedAt).toBeGreaterThanOrEqual(175)
+        expect(performance.now() - settledAt).toBeGreaterThanOrEqual(0.9 * retryDelay - 5)
         const same = {
           messageId: sent!.messageId,
           routingKey: routingKey(sent!.eventType),
@@ -267,15 +286,15 @@ export const suite = <R extends InteractionQueue, E>(
         }
         expect(second).toMatchObject({ ...same, retryCount: 1 })
         expect(Buffer.from(second.body).equals(Buffer.from(sent!.body))).toBe(true)
-        parkedAt = performance.now()
-        yield* consumer.settle([[second, Retry(400, failure)]])
+        settledAt = performance.now()
+        yield* consumer.settle([[second, Retry(2 * retryDelay, failure)]])
         const third = yield* takeOne(consumer)
-        expect(performance.now() - parkedAt).toBeGreaterThanOrEqual(355)
+        expect(performance.now() - settledAt).toBeGreaterThanOrEqual(0.9 * 2 * retryDelay - 5)
         expect(third).toMatchObject({ ...same, retryCount: 2 })
         yield* acknowledge(consumer, [third])
       }))
 
-    it("a suspect comes back at once, counted as isolated", () =>
+    it("a quarantined message is delivered again at once, with its quarantine attempts", () =>
       Effect.gen(function* () {
         const [sent] = messages(1)
         yield* publish([sent!])
@@ -294,8 +313,8 @@ export const suite = <R extends InteractionQueue, E>(
         yield* consumer.settle([[again, Quarantine]])
         const last = yield* takeOne(consumer)
         expect(last.quarantineAttempts).toBe(2)
-        // The ladder brings it back among the others; from there it goes on where it was.
-        yield* consumer.settle([[last, Retry(200, failure)]])
+        // A retry queue returns it to the main queue. The next quarantine continues its count.
+        yield* consumer.settle([[last, Retry(retryDelay, failure)]])
         const retried = yield* takeOne(consumer)
         expect(retried).toMatchObject({ quarantined: false, quarantineAttempts: 2, retryCount: 1 })
         yield* consumer.settle([[retried, Quarantine]])
@@ -309,7 +328,7 @@ export const suite = <R extends InteractionQueue, E>(
         yield* acknowledge(consumer, [end])
       }))
 
-    it("a suspect comes when all else is settled, and nothing comes before it is settled", () =>
+    it("a quarantined message is delivered alone: after all others are settled, and nothing before it is settled", () =>
       Effect.gen(function* () {
         const sent = messages(6)
         yield* publish(sent)
@@ -320,35 +339,32 @@ export const suite = <R extends InteractionQueue, E>(
           [held[1]!, Quarantine],
         ])
         yield* eventually(depths, ({ quarantined }) => quarantined === 2)
-        // What came in before the suspects did belongs to the consumer; it takes in no more.
+        // The consumer may have received more before the quarantined messages. Then it receives nothing.
         const others = [...held.slice(2)]
-        while (true) {
-          const more = yield* Effect.timeoutOption(consumer.take(10), "300 millis")
-          if (more._tag === "None") break
-          others.push(...more.value)
+        for (let more = yield* takeUntilQuiet(consumer, 10); more.length > 0; ) {
+          others.push(...more)
+          more = yield* takeUntilQuiet(consumer, 10)
         }
         expect(others.every(({ quarantined }) => !quarantined)).toBe(true)
         yield* acknowledge(consumer, others)
-        const came: Array<Delivery> = []
-        for (let left = 6 - others.length; left > 0; left--) {
+        const rest: Array<Delivery> = []
+        while (others.length + rest.length < 6) {
           const some = yield* Effect.timeout(consumer.take(10), "10 seconds")
           if (some[0]!.quarantined) {
             expect(some).toHaveLength(1)
-            yield* nothingComes(consumer)
+            yield* expectNothing(consumer)
           }
-          came.push(...some)
+          rest.push(...some)
           yield* acknowledge(consumer, some)
-          left -= some.length - 1
         }
-        expect(ids(came.slice(0, 2))).toEqual(ids(sent.slice(0, 2)))
-        expect(
-          came.slice(0, 2).every(({ quarantined, redeliveries }) => quarantined && redeliveries === 0),
-        ).toBe(true)
-        expect(ids([...others, ...came]).toSorted()).toEqual(ids(sent))
+        const [first, second] = rest
+        expect(ids([first!, second!])).toEqual(ids(sent.slice(0, 2)))
+        for (const one of [first, second]) expect(one).toMatchObject({ quarantined: true, redeliveries: 0 })
+        expect(ids([...others, ...rest]).toSorted()).toEqual(ids(sent))
         yield* eventually(depths, ({ quarantined, main }) => quarantined + main.ready + main.unacked === 0)
       }))
 
-    it("settles a batch of all kinds, and tells where everything is", () =>
+    it("settles a batch of all settlements, and counts the messages in every queue", () =>
       Effect.gen(function* () {
         const before = yield* depths
         expect(before.main).toMatchObject({ ready: 0, unacked: 0 })
@@ -362,11 +378,14 @@ export const suite = <R extends InteractionQueue, E>(
         )
         yield* consumer.settle([
           [got[0]!, Ack],
-          [got[1]!, Retry(800, failure)],
+          [got[1]!, Retry(4 * retryDelay, failure)],
           [got[2]!, DeadLetter(failure)],
           [got[3]!, Quarantine],
         ])
-        yield* eventually(depths, ({ failed, retry }) => failed === before.failed + 1 && retry["800"] === 1)
+        yield* eventually(
+          depths,
+          ({ failed, retry }) => failed === before.failed + 1 && retry[4 * retryDelay] === 1,
+        )
         const back: Array<Delivery> = []
         while (back.length < 4) {
           const some = yield* Effect.timeout(consumer.take(4), "10 seconds")
@@ -377,7 +396,8 @@ export const suite = <R extends InteractionQueue, E>(
         expect(back.map(({ quarantineAttempts }) => quarantineAttempts).toSorted()).toEqual([0, 0, 0, 1])
         yield* eventually(
           depths,
-          ({ quarantined, main, retry }) => quarantined + main.ready + main.unacked === 0 && !retry["800"],
+          ({ quarantined, main, retry }) =>
+            quarantined + main.ready + main.unacked === 0 && !retry[4 * retryDelay],
         )
       }))
   })

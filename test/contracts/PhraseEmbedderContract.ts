@@ -1,4 +1,4 @@
-/** What every embedder of phrases promises. */
+/** Tests for every implementation of the phrase embedder. */
 import { expect } from "bun:test"
 import { Effect, Either, type Layer, Schema } from "effect"
 import fc from "fast-check"
@@ -7,7 +7,7 @@ import * as Vector from "../../src/services/model/Vector.ts"
 import { PhraseEmbedder } from "../../src/services/ports/PhraseEmbedder.ts"
 import { layerSuite } from "../support/effect.ts"
 
-/** The vectors of phrases that all have one. */
+/** The vectors of phrases; fails when a phrase has none. */
 export const vectorsOf = (phrases: ReadonlyArray<string>) =>
   Effect.gen(function* () {
     const { embed } = yield* PhraseEmbedder
@@ -17,7 +17,7 @@ export const vectorsOf = (phrases: ReadonlyArray<string>) =>
   })
 
 const decode = Schema.decodeUnknownEither(SearchPhrase)
-/** Phrases as they arrive: any script, emoji, marks and invisible characters, 1–255 code points. */
+/** Valid phrases: any script, emoji, marks and invisible characters, 1–255 code points. */
 const phrase = fc
   .oneof(
     fc.string({ unit: "grapheme", minLength: 1, maxLength: 255 }),
@@ -47,12 +47,12 @@ export const suite = <E>(
   { dimensions, space }: { readonly dimensions: number; readonly space: string },
 ) =>
   layerSuite(`${name}: phrase embedder`, layer, (it) => {
-    it("names its space, with the dimensions", () =>
+    it("the name of the space contains the dimensions", () =>
       Effect.gen(function* () {
         expect((yield* PhraseEmbedder).space).toBe(space)
       }))
 
-    it("gives every valid phrase a unit vector of the configured dimension", () =>
+    it("every valid phrase has a unit vector of the configured dimensions", () =>
       Effect.gen(function* () {
         const phrases = [...new Set(fc.sample(phrase, { numRuns: 500, seed: 42 }))]
         for (const vector of yield* vectorsOf(phrases)) {
@@ -61,7 +61,7 @@ export const suite = <E>(
         }
       }))
 
-    it("gives a phrase the same vector alone, among others and again", () =>
+    it("a phrase has the same vector alone, among other phrases and again", () =>
       Effect.gen(function* () {
         const phrases = ["wireless headphones", "tomato seeds", "red dress", "🎧"]
         const together = yield* vectorsOf(phrases)
@@ -71,18 +71,18 @@ export const suite = <E>(
           expect(yield* vectorsOf([one])).toEqual([together[index]!])
       }))
 
-    it("tells different phrases apart", () =>
+    it("different phrases have different vectors", () =>
       Effect.gen(function* () {
         const [a, b] = yield* vectorsOf(["wireless headphones", "tomato seeds"])
         expect(Vector.dot(a!, b!)).toBeLessThan(0.9)
       }))
 
-    it("answers nothing for nothing", () =>
+    it("no phrases have no vectors", () =>
       Effect.gen(function* () {
         expect(yield* vectorsOf([])).toEqual([])
       }))
 
-    it("takes any number of phrases and answers in their order", () =>
+    it("any number of phrases is accepted, and vectors are in the order of the phrases", () =>
       Effect.gen(function* () {
         const phrases = Array.from({ length: 5000 }, (_, i) => `red shoes of size ${i}`)
         const all = yield* vectorsOf(phrases)

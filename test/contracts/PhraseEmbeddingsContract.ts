@@ -1,4 +1,4 @@
-/** What every store of phrase vectors promises. */
+/** What every store of phrase embeddings promises. */
 import { expect } from "bun:test"
 import { Effect, type Layer } from "effect"
 import fc from "fast-check"
@@ -21,7 +21,7 @@ const vectors = (prefix: string, count: number): ReadonlyMap<string, Float32Arra
 
 export const suite = <E>(name: string, layer: Layer.Layer<PhraseEmbeddings, E>) =>
   layerSuite(`${name}: phrase embeddings`, layer, (it) => {
-    it("vectors come back to the last bit, and unknown phrases don't", () =>
+    it("loads saved vectors exactly, and nothing for unknown phrases", () =>
       Effect.gen(function* () {
         const store = yield* PhraseEmbeddings
         const written = vectors("exact", 100)
@@ -32,7 +32,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<PhraseEmbeddings, E>) 
         yield* store.save(new Map())
       }))
 
-    it("what is kept again replaces what was kept, also side by side", () =>
+    it("saving again replaces vectors, also when several callers save at the same time", () =>
       Effect.gen(function* () {
         const store = yield* PhraseEmbeddings
         const first = vectors("again", 20)
@@ -45,7 +45,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<PhraseEmbeddings, E>) 
         expect(hex(yield* store.load([...first.keys()]))).toEqual(hex(second))
       }))
 
-    it("removes vectors and says how many there were", () =>
+    it("removes vectors and returns their number", () =>
       Effect.gen(function* () {
         const store = yield* PhraseEmbeddings
         const written = vectors("removed", 10)

@@ -4,6 +4,7 @@ import { Chunk, Effect, type Layer, Stream } from "effect"
 import fc from "fast-check"
 import { cosine, toBytes } from "../../src/services/model/Vector.ts"
 import { type ProductEmbedding, ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
+import { later } from "../support/clocks.ts"
 import { layerSuite } from "../support/effect.ts"
 
 const vector = (dimensions: number) =>
@@ -48,7 +49,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         return Chunk.toReadonlyArray(yield* Stream.runCollect(store.stream(space)))
       })
 
-    it("products come back to the last bit, in the order of their ids, and count", () =>
+    it("streams saved products exactly, in the order of their ids, and counts them", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         const before = yield* store.count
@@ -64,7 +65,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         for (const product of written) expect(hex(found.get(product.product_id))).toBe(hex(product.embedding))
       }))
 
-    it("a product that isn't there, or has a vector of another space only, is missing", () =>
+    it("loads nothing for unknown products and products of another space", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         yield* store.upsert([one("here", "mine"), one("elsewhere", "other")])
@@ -74,7 +75,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         expect(yield* store.upsert([])).toEqual([])
       }))
 
-    it("a product is replaced, and its name and category stay when they aren't given", () =>
+    it("replaces a product, but keeps its name and category if the new ones are null", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         const first = { ...one("named", "names"), product_name: "Boot", category: "shoes", text: "a boot" }
@@ -86,7 +87,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         expect((yield* all("names")).map(bits)).toStrictEqual([bits({ ...second, product_name: "Shoe" })])
       }))
 
-    it("the last one wins when a product stands twice, and only the first is new", () =>
+    it("if a batch contains a product twice, the last one wins and only the first is new", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         const early = { ...one("twice", "twice"), product_name: "Early", category: "hats" }
@@ -101,7 +102,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         expect(bits(stored)).toStrictEqual(bits({ ...late, product_name: "Early" }))
       }))
 
-    it("a product lives in one space at a time", () =>
+    it("a product is in one space at a time", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         yield* store.upsert([one("moving", "old-space")])
@@ -110,37 +111,36 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         expect((yield* store.load(["moving"], "new-space")).size).toBe(1)
       }))
 
-    it("counts those whose vector is in another space", () =>
+    it("counts the products of other spaces", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
-        const before = yield* store.elsewhere("this-space")
+        const before = yield* store.countInOtherSpaces("this-space")
         yield* store.upsert([one("e-1", "this-space"), one("e-2", "that-space"), one("e-3", "that-space")])
-        expect(yield* store.elsewhere("this-space")).toBe(before + 2)
+        expect(yield* store.countInOtherSpaces("this-space")).toBe(before + 2)
         yield* store.upsert([one("e-2", "this-space")])
-        expect(yield* store.elsewhere("this-space")).toBe(before + 1)
+        expect(yield* store.countInOtherSpaces("this-space")).toBe(before + 1)
       }))
 
-    it("what was written after an instant is told, whatever its space", () =>
+    it("streams the products of all spaces that were changed after an instant", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         const since = (after: number) =>
           Effect.map(Stream.runCollect(store.changed(after)), (found) => Chunk.toReadonlyArray(found))
         const many = products("changed", 1_100, "changed-space")
         yield* store.upsert([...many, one("changed-elsewhere", "changed-other")])
-        const told = (yield* since(0)).filter(({ product_id }) => product_id.startsWith("changed-"))
-        expect(told.map(({ updated_at: _, ...product }) => bits(product)).toSorted(byId)).toStrictEqual(
+        const found = (yield* since(0)).filter(({ product_id }) => product_id.startsWith("changed-"))
+        expect(found.map(({ updated_at: _, ...product }) => bits(product)).toSorted(byId)).toStrictEqual(
           [...many, one("changed-elsewhere", "changed-other")].map(bits).toSorted(byId),
         )
-        const newest = Math.max(...told.map(({ updated_at }) => updated_at))
+        const newest = Math.max(...found.map(({ updated_at }) => updated_at))
         expect(yield* since(newest)).toEqual([])
-        // Stamped in whole milliseconds: the next one is later.
-        yield* Effect.sleep("2 millis")
-        yield* store.upsert([one("changed-0007", "changed-other")])
+        // Timestamps are whole milliseconds.
+        yield* later("2 millis")(store.upsert([one("changed-0007", "changed-other")]))
         const [again, ...others] = yield* since(newest)
         expect([again?.product_id, again?.space, others.length]).toEqual(["changed-0007", "changed-other", 0])
       }))
 
-    it("products are described by name and category, whatever their space", () =>
+    it("describes products of all spaces by name and category", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         const boot = { ...one("described", "described-space"), product_name: "Boot", category: null }
@@ -150,14 +150,14 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         ])
       }))
 
-    it("a server without an index of vectors says so by name", () =>
+    it("a server without a vector index fails with NoVectorIndex", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         const asked = store.indexed(new Float32Array(8).fill(1), { space: "changed-space", limit: 5 })
         expect((yield* Effect.flip(asked))._tag).toBe("NoVectorIndex")
       }))
 
-    it("concurrent writers of the same products all succeed, and each product is new once", () =>
+    it("concurrent writes of the same products succeed, and each product is new once", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         const same = products("rivals", 40, "rivals")
@@ -168,7 +168,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         expect(yield* all("rivals")).toHaveLength(40)
       }))
 
-    it("the nearest products are those of a full comparison", () =>
+    it("the nearest products are the same as in a full comparison", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         const catalogue = products("near", 600, "near-space")
@@ -196,7 +196,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         expect(yield* store.nearest(asked, { space: "empty-space", limit: 5 })).toEqual([])
       }))
 
-    it("tells since when a product has been known, by its space", () =>
+    it("knownSince returns when a product of this space was created", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         const before = Date.now()

@@ -73,7 +73,7 @@ const storedRecord: fc.Arbitrary<Stored> = fc
   })
   .map((record) => ({ ...record, user_id: record.embedding.user_id, version: 1 }))
 
-/** A record with vectors and ids as their bytes: equal means equal to the last bit. */
+/** A record with its vector and ids as hex, so that comparison is exact. */
 const bits = (record: { embedding: UserEmbedding | undefined; applied: Uint8Array } | undefined) =>
   record && {
     ...record,
@@ -107,7 +107,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         (found) => found.get(user),
       )
 
-    it("every field of a record comes back to the last bit", () =>
+    it("loads every field of a saved record exactly", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const edge = one("edge")
@@ -138,7 +138,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         for (const record of renewed) expect(bits(again.get(record.user_id))).toStrictEqual(bits(record))
       }))
 
-    it("loads those who have a record, and nothing for nobody", () =>
+    it("loads users that have a record, and nothing for no users", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const known = one("known")
@@ -149,7 +149,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(yield* users.save([])).toEqual([])
       }))
 
-    it("of two concurrent writes of one version exactly one is written", () =>
+    it("of several concurrent writes of one version, exactly one succeeds", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         for (const record of records("race", 25)) {
@@ -169,13 +169,13 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         }
       }))
 
-    it("answers for each write of a mixed batch", () =>
+    it("returns the outcome of each write in a mixed batch", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const [existing, moved, taken, fresh, gone, last] = records("mixed", 6)
         if (!existing || !moved || !taken || !fresh || !gone || !last) throw new Error("six records")
         yield* users.save([existing, moved, taken, last].map(insert))
-        // Another writer moved this one to the very version that the batch would have written.
+        // Another writer has already written the version that the batch writes.
         const theirs = next(moved, 777)
         yield* users.save([update(theirs)])
 
@@ -198,7 +198,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
       }))
 
     it(
-      "many concurrent writers over the same users lose nothing and claim nothing twice",
+      "concurrent writers of the same users lose no update and apply none twice",
       () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings
@@ -243,7 +243,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
       30_000,
     )
 
-    it("the ledger keeps ids per user, however often they are put there", () =>
+    it("the applied overflow stores ids per user, also when they are saved twice", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const [a, b, c, d] = fc.sample(messageId, { numRuns: 4, seed: 1 }).map((full) => full.slice(0, 32))
@@ -256,7 +256,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         yield* Effect.forEach([1, 2, 3], () => users.saveOverflow([{ user_id: "ledger", ids: [b, c] }]), {
           concurrency: "unbounded",
         })
-        const found = yield* users.archived([
+        const found = yield* users.findInOverflow([
           { user_id: "ledger", ids: [a, b, c, d] },
           { user_id: "ledger-2", ids: [a, c] },
           { user_id: "ledger-3", ids: [a] },
@@ -264,10 +264,10 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(found.get("ledger")).toEqual(new Set([a, b, c]))
         expect(found.get("ledger-2")).toEqual(new Set([c]))
         expect(found.get("ledger-3") ?? new Set()).toEqual(new Set())
-        expect((yield* users.archived([])).size).toBe(0)
+        expect((yield* users.findInOverflow([])).size).toBe(0)
       }))
 
-    it("erasing leaves a tombstone that late writes stumble over", () =>
+    it("an erasure leaves a tombstone, and late writes do not succeed", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const record: Stored = { ...one("erased"), erased_at: 0 }
@@ -287,7 +287,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(yield* users.save([insert(record)])).toEqual([false])
         expect((yield* load(record.user_id))?.embedding).toBeUndefined()
 
-        const ledger = yield* users.archived(
+        const ledger = yield* users.findInOverflow(
           [record, neighbour].map(({ user_id }) => ({ user_id, ids: [ledgerId] })),
         )
         expect(ledger.get(record.user_id)?.size ?? 0).toBe(0)
@@ -295,7 +295,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(bits(yield* load(neighbour.user_id))).toStrictEqual(bits(neighbour))
       }))
 
-    it("erasing again answers that nothing was there, and never goes back in time", () =>
+    it("a second erasure returns false, and never sets an earlier time", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const user = "never-seen"
@@ -310,7 +310,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(last?.version).toBe((first?.version ?? 0) + 2)
       }))
 
-    it("a user who comes back after an erasure is written over the tombstone", () =>
+    it("a new record of an erased user replaces the tombstone", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const record = one("back")
@@ -321,7 +321,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(bits(yield* load(record.user_id))).toStrictEqual(bits(anew))
       }))
 
-    it("no write that was read before an erasure survives it", () =>
+    it("a write that began before an erasure does not survive it", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         for (const record of records("torn", 20)) {
@@ -336,7 +336,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         }
       }))
 
-    it("counts users with an embedding and streams all records in the order of their ids", () =>
+    it("counts users with an embedding, and streams all records in the order of user ids", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const before = yield* users.count
@@ -352,7 +352,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(streamed[0]?.embedding).toBeUndefined()
       }))
 
-    it("counts users whose embedding is in another space, and no tombstones", () =>
+    it("counts users whose embedding is in another space, without tombstones", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const before = yield* users.countInOtherSpaces("this-space")
@@ -370,7 +370,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(yield* users.countInOtherSpaces("this-space")).toBe(before + 1)
       }))
 
-    it("tells the last writes of those who have an embedding", () =>
+    it("returns the last writes of users that have an embedding", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const many = records("last", 3)
@@ -383,7 +383,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect((yield* users.lastWrites([])).size).toBe(0)
       }))
 
-    it("streams the bookkeeping without vectors, tombstones included, in the order of ids", () =>
+    it("streams bookkeeping without vectors, with tombstones, in the order of user ids", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const many = records("books", 450)
@@ -415,11 +415,12 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         )
       }))
 
-    it("lists the ledger of users, and no one else's", () =>
+    it("lists the applied overflow of the given users only", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const ids = Array.from({ length: 650 }, (_, index) => index.toString(16).padStart(32, "0"))
-        // Ids that begin with others, with all characters that sort before and after the bar of a key or mean something.
+        // User ids with a common prefix, with characters that sort before and after the `|` of a key or are special in a
+        // pattern.
         const few = ["liste", "listed.", "listed.not", "listed_", "listed-:x", "listedz", "Listed"]
         yield* users.saveOverflow([
           { user_id: "listed", ids },
@@ -443,7 +444,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(yield* list()).toEqual({})
       }))
 
-    it("waits until what was read is durable, without a new version", () =>
+    it("awaitDurable writes no new version", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const record = one("settled")

@@ -6,8 +6,8 @@ import { Glob } from "bun"
 
 const root = resolve(import.meta.dir, "../..")
 
-/** Matches `Effect.logX("event")` and the helper `warning("event")`. */
-const calls = /(?:Effect\.log(Debug|Info|Warning|Error)|\b(warning))\(\s*"([^"]+)"/g
+/** Matches `Effect.logX("event")` and the helper `logWarning("event")`. */
+const calls = /(?:Effect\.log(Debug|Info|Warning|Error)|\b(logWarning))\(\s*"([^"]+)"/g
 const levels: Readonly<Record<string, string>> = {
   Debug: "debug",
   Info: "info",

@@ -31,14 +31,14 @@ failures("no room in RabbitMQ", "programs", (scenario) => {
       )
     }
     await system.post(happenings(20, 10))
-    const { count } = await worker.saw("copies.stuck")
+    const { count } = await worker.saw("republish.blocked")
     expect(count).toBeGreaterThan(0)
     // All other messages are applied in the meantime.
     await until("the good messages applied", 60, async () =>
       (await system.applied()) === 200 ? true : undefined,
     )
     await mend()
-    await worker.saw("copies.passed", 30)
+    await worker.saw("republish.unblocked", 30)
     const letters = await until("all in failed", 60, async () => {
       const found = await system.deadLetters()
       return found.length >= bad.length ? found : undefined
@@ -85,13 +85,13 @@ failures("no room in RabbitMQ", "programs", (scenario) => {
       await system.manage("queues", `/${retryQueue(200)}`, "DELETE")
       await system.post(searches(Array.from({ length: 20 }, (_, i) => `phrase ${i}`)))
       await until("all failed once", 60, () => worker.count("message.retried") === 20 || undefined)
-      await worker.saw("copies.stuck")
+      await worker.saw("republish.blocked")
       openAi.mend()
       // The messages must wait until the retry queue exists again.
       await Bun.sleep(1000)
       expect(await system.applied()).toBe(0)
       expect((await system.command("setup")).code).toBe(0)
-      await worker.saw("copies.passed", 30)
+      await worker.saw("republish.unblocked", 30)
       await system.proof()
     },
     env,

@@ -1,13 +1,16 @@
-/** Both queues keep the promises of their ports. */
+/** Both queues pass the contracts of their ports. */
 import * as DeadLettersContract from "../contracts/DeadLettersContract.ts"
 import * as InteractionQueueContract from "../contracts/InteractionQueueContract.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 
-const fast = { WORKER_RETRY_DELAY: "200" }
-InteractionQueueContract.suite("SQLite: queue", embedded(fast))
-DeadLettersContract.suite("SQLite: dead letters", embedded(fast))
+const { rabbitmq, sqlite } = InteractionQueueContract
+const variables = ({ retryDelay }: InteractionQueueContract.Features) => ({
+  WORKER_RETRY_DELAY: String(retryDelay),
+})
+InteractionQueueContract.suite("SQLite: queue", embedded(variables(sqlite)), sqlite)
+DeadLettersContract.suite("SQLite: dead letters", embedded(variables(sqlite)), sqlite)
 withServers(["rabbitmq", "mysql", "mongodb"], "RabbitMQ", () => {
-  InteractionQueueContract.suite("queue", external(fast))
-  DeadLettersContract.suite("dead letters", external(fast))
+  InteractionQueueContract.suite("queue", external(variables(rabbitmq)), rabbitmq)
+  DeadLettersContract.suite("dead letters", external(variables(rabbitmq)), rabbitmq)
 })

@@ -64,7 +64,7 @@ test("the package holds only the program, sources, types, samples and examples, 
     ].toSorted(),
   )
   expect(files).toContain("types/src/index.d.ts")
-  expect(files.filter((name) => /\.(test|env)|tsbuildinfo|sqlite/.test(name))).toEqual([])
+  expect(files.filter((name) => /\.(test|env)|tsbuildinfo|\.sqlite/.test(name))).toEqual([])
   expect(statSync(tarball).size).toBeLessThan(400_000)
 })
 

@@ -1,4 +1,4 @@
-/** A message that kills every worker that touches it, among innocent ones: real processes die. */
+/** A message that kills each worker that handles it, among harmless messages. Real processes die. */
 import { Database } from "bun:sqlite"
 import { expect } from "bun:test"
 import { spawn } from "node:child_process"
@@ -29,10 +29,10 @@ const readVariables = Effect.map(
     ),
 )
 
-/** Workers in processes of their own, each started again when it dies, until the scope closes. */
+/** Workers in processes of their own. A worker that dies is started again, until the scope closes. */
 const workers = (count: number, env: Record<string, string>, onDeath: () => void) =>
   Effect.gen(function* () {
-    const seen = { deaths: 0, isolated: new Set<string>() }
+    const seen = { deaths: 0, quarantined: new Set<string>() }
     let over = false
     const children = new Map<number, ReturnType<typeof spawn>>()
     const start = (slot: number) => {
@@ -42,8 +42,8 @@ const workers = (count: number, env: Record<string, string>, onDeath: () => void
       })
       children.set(slot, child)
       createInterface({ input: child.stderr }).on("line", (line) => {
-        const isolated = /"event":"message.isolated".*"message_id":"([0-9a-f]{64})"/.exec(line)
-        if (isolated?.[1] !== undefined) seen.isolated.add(isolated[1])
+        const quarantined = /"event":"message.quarantined".*"message_id":"([0-9a-f]{64})"/.exec(line)
+        if (quarantined?.[1] !== undefined) seen.quarantined.add(quarantined[1])
       })
       child.once("exit", (code) => {
         if (over) return
@@ -72,24 +72,24 @@ const suite = (
 ) =>
   layerSuite(name, stack, (it) => {
     it(
-      "it ends as a crash loop after ten deaths alone; all the others are applied, and those that come meanwhile are never suspected",
+      "becomes a dead letter after ten deaths in quarantine; all other messages are applied, and later ones never quarantined",
       () =>
         Effect.gen(function* () {
           const queue = yield* InteractionQueue
-          const letters = yield* DeadLetters
+          const deadLetters = yield* DeadLetters
           const users = yield* UserEmbeddings
           const env = yield* readVariables
           let count = 0
-          const innocents = (some: number) =>
+          const harmless = (some: number) =>
             Array.from({ length: some }, () => {
               const at = new Date(Date.UTC(2026, 1, 10, 0, 0, 0, count)).toISOString()
-              return search(`innocent-${count++ % 10}`, "garden chairs", at)
+              return search(`harmless-${count++ % 10}`, "garden chairs", at)
             })
           const killer = search("killer", "a lethal phrase", "2026-02-10T00:00:00.000Z")
-          const [before, after] = [innocents(20), innocents(20)]
+          const [before, after] = [harmless(20), harmless(20)]
           yield* queue.publish([...before, killer, ...after].map((one) => message(one)))
 
-          // In the file a dead process holds what it held until its lease is over, which takes 10 s each time.
+          // On SQLite a dead process keeps its messages until its lease ends, 10 s later.
           const endLeases = () => {
             if (env.DATA_DIR === undefined) return
             const database = new Database(join(env.DATA_DIR, fileName))
@@ -100,21 +100,21 @@ const suite = (
           const seen = yield* workers(workerCount, env, endLeases)
 
           yield* eventually(
-            Effect.map(queue.depths, ({ quarantined: isolated }) => (isolated > 0 ? true : undefined)),
+            Effect.map(queue.depths, ({ quarantined }) => (quarantined > 0 ? true : undefined)),
             Duration.seconds(60),
           )
           const meanwhile: Array<string> = []
-          const letter = yield* eventually(
+          const deadLetter = yield* eventually(
             Effect.gen(function* () {
-              const more = innocents(3)
+              const more = harmless(3)
               yield* queue.publish(more.map((one) => message(one)))
               meanwhile.push(...more.map(({ message_id }) => message_id))
               yield* Effect.sleep("200 millis")
-              return Chunk.toReadonlyArray(yield* Stream.runCollect(letters.list))[0]
+              return Chunk.toReadonlyArray(yield* Stream.runCollect(deadLetters.list))[0]
             }),
             Duration.seconds(180),
           )
-          expect(letter).toMatchObject({
+          expect(deadLetter).toMatchObject({
             error: "crash_loop",
             attempts: 1,
             messageId: killer.message_id,
@@ -122,11 +122,11 @@ const suite = (
           })
           yield* drained
           expect(seen.deaths).toBe(3 + 10)
-          expect(yield* letters.count).toBe(1)
-          expect(meanwhile.filter((id) => seen.isolated.has(id))).toEqual([])
+          expect(yield* deadLetters.count).toBe(1)
+          expect(meanwhile.filter((id) => seen.quarantined.has(id))).toEqual([])
           const records = yield* users.load([
             "killer",
-            ...Array.from({ length: 10 }, (_, i) => `innocent-${i}`),
+            ...Array.from({ length: 10 }, (_, i) => `harmless-${i}`),
           ])
           expect(records.has("killer")).toBe(false)
           const applied = [...records.values()].map(({ embedding }) => embedding?.event_count ?? 0)

@@ -93,6 +93,20 @@ const suite = (name: string, stack: typeof embedded) =>
           )
         }))
 
+      it("the API's document lists the configured types", () =>
+        Effect.gen(function* () {
+          const { json } = yield* call("GET", "/openapi.json")
+          const products = ["product_view", "product_click", "product_purchase", "add_to_cart", "dislike"]
+          expect(json.components.schemas.EventType.anyOf[1].enum).toEqual(products)
+          const own = json.paths["/api/user/{userId}/product/{productId}/{type}"].post.parameters
+          expect(own).toContainEqual({
+            name: "type",
+            in: "path",
+            required: true,
+            schema: { type: "string", enum: ["add_to_cart", "dislike"] },
+          })
+        }))
+
       it("a product that the user's own events speak against is not recommended, and counts as no favourite", () =>
         Effect.gen(function* () {
           const post = (path: string) => call("POST", `/api/user/u-3/product/${path}`, {})

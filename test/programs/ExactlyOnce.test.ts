@@ -1,4 +1,4 @@
-/** The same message in the hands of several workers at once, on both stacks. */
+/** The same message processed by several workers at the same time, on both stacks. */
 import { expect } from "bun:test"
 import { type ConfigError, Context, Effect, Layer } from "effect"
 import type { Ports } from "../../src/layers/Stack.ts"
@@ -8,13 +8,13 @@ import type { DependencyDown } from "../../src/services/ports/Dependencies.ts"
 import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
 import * as EmbeddingUpdater from "../../src/services/update/EmbeddingUpdater.ts"
 import { layer as eventVectors } from "../../src/services/update/EventVectors.ts"
-import { delivery } from "../support/delivery.ts"
+import { decoded, delivery } from "../support/delivery.ts"
 import { layerSuite } from "../support/effect.ts"
 import { search } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 
-/** With the first ones in one write, more than stay on the document, so that the ledger is asked too. */
+/** The first write has more ids than stay on the record, so that the overflow is read too. */
 const first = 300
 const raced = 60
 const phrases = ["running shoes", "red wine", "board games", "cordless drill", "baby blanket"]
@@ -22,7 +22,7 @@ const phrases = ["running shoes", "red wine", "board games", "cordless drill", "
 const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown>) =>
   layerSuite(name, eventVectors.pipe(Layer.provideMerge(stack)), (it) => {
     it(
-      "each event is one write, whoever wins; all of them again, and the first alone, change nothing",
+      "each event is written once, by one of the workers; processing all or some of them again changes nothing",
       () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings
@@ -35,7 +35,7 @@ const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError |
           const record = Effect.map(users.load(["hot"]), (found) => found.get("hot")!)
           const all = Array.from({ length: first + raced }, (_, i) => {
             const at = new Date(Date.UTC(2026, 0, 1, 0, i)).toISOString()
-            return delivery(encodeMessage(search("hot", phrases[i % phrases.length]!, at)))
+            return decoded(delivery(encodeMessage(search("hot", phrases[i % phrases.length]!, at))))
           })
           yield* workers[0]!.update(all.slice(0, first))
           for (const one of all.slice(first)) {

@@ -1,14 +1,14 @@
 import { expect, test } from "bun:test"
 import { welcome } from "../../src/programs/Greeting.ts"
 
-const lines = (guarded: boolean) =>
-  Bun.stripANSI(welcome({ url: "http://127.0.0.1:3000", data: "/srv/data", guarded })).split("\n")
-const after = (what: string, guarded = false) =>
-  lines(guarded)
+const lines = (needsToken: boolean) =>
+  Bun.stripANSI(welcome({ url: "http://127.0.0.1:3000", data: "/srv/data", needsToken })).split("\n")
+const after = (what: string, needsToken = false) =>
+  lines(needsToken)
     .find((line) => line.startsWith(`  ${what}  `))
     ?.slice(what.length + 4)
 
-test("the greeting says where page, documentation and data are, and how to stop", () => {
+test("the greeting names the page, the documentation and the data, and how to stop", () => {
   expect(after("page")).toBe("http://127.0.0.1:3000/")
   expect(after("docs")).toBe("http://127.0.0.1:3000/docs")
   expect(after("data")).toBe("/srv/data")
@@ -16,7 +16,7 @@ test("the greeting says where page, documentation and data are, and how to stop"
   expect(after("stop")).toStartWith("Ctrl-C")
 })
 
-test("the lines to try carry a token where one is needed", () => {
+test("the commands to try have a token where the API needs one", () => {
   expect(after("try")).toBe(
     `curl -X POST http://127.0.0.1:3000/api/user/123/search -H 'content-type: application/json' -d '{"query":"wireless headphones"}'`,
   )

@@ -1,4 +1,4 @@
-/** The page in a real browser, over the embedded stack at work. SCREENSHOTS=1 keeps what it looks like in docs/. */
+/** The page in a real browser, on the embedded stack. SCREENSHOTS=1 writes its screenshots to docs/. */
 import { expect } from "bun:test"
 import { mkdtempSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -19,6 +19,7 @@ import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
 import { layer as eventVectors } from "../../src/services/update/EventVectors.ts"
 import { launch, withBrowser } from "../support/browser.ts"
 import { layerSuite } from "../support/effect.ts"
+import { eventually } from "../support/pipeline.ts"
 import { embedded } from "../support/stacks.ts"
 
 const catalogue = fileURLToPath(new URL("../../samples/catalogue.jsonl", import.meta.url))
@@ -45,11 +46,12 @@ const address = Effect.map(HttpServer.HttpServer, ({ address }) =>
 
 interface Opened {
   readonly page: Page
-  /** Addresses asked for, and what the console complained about. */
-  readonly asked: ReadonlyArray<string>
-  readonly complaints: ReadonlyArray<string>
+  /** The URL of every request. */
+  readonly urls: ReadonlyArray<string>
+  /** Errors in the console. */
+  readonly errors: ReadonlyArray<string>
 }
-/** A tab of its own, closed with the test. */
+/** Opens the page in a new browser context, which closes with the test. */
 const open = (path = "/", options: { width?: number; dark?: boolean } = {}) =>
   Effect.gen(function* () {
     const browser = yield* Chromium
@@ -66,15 +68,15 @@ const open = (path = "/", options: { width?: number; dark?: boolean } = {}) =>
     )
     const page = yield* Effect.promise(() => context.newPage())
     page.setDefaultTimeout(8_000)
-    const asked: Array<string> = []
-    const complaints: Array<string> = []
-    page.on("request", (request) => asked.push(request.url()))
-    page.on("pageerror", (error) => complaints.push(String(error)))
+    const urls: Array<string> = []
+    const errors: Array<string> = []
+    page.on("request", (request) => urls.push(request.url()))
+    page.on("pageerror", (error) => errors.push(String(error)))
     page.on("console", (message) => {
-      if (message.type() === "error") complaints.push(message.text())
+      if (message.type() === "error") errors.push(message.text())
     })
     yield* Effect.promise(() => page.goto(`${base}${path}`))
-    const opened: Opened = { page, asked, complaints }
+    const opened: Opened = { page, urls, errors }
     return opened
   })
 
@@ -110,7 +112,7 @@ const product = (user_id: string, event_type: string, product_id: string, days: 
   product_id,
   occurred_at: daysAgo(days),
 })
-/** Somebody who likes coffee, and of late headphones. */
+/** A user who likes coffee and, recently, headphones. */
 const history = [
   product("123", "product_purchase", "103", 41),
   product("123", "product_view", "102", 40),
@@ -136,7 +138,7 @@ const others = ["201", "tea-lover", "u-8817", "anna", "77"].flatMap((user, n) =>
   ),
 )
 
-/** A message that no worker can read. */
+/** Its body is not JSON. */
 const unreadable: Message = {
   messageId: "0".repeat(64),
   eventType: "product_view",
@@ -148,7 +150,9 @@ const broken = { product_id: "broken", product_name: "Broken", category: null, t
 const failing = [product("anna", "product_view", "broken", 1), product("77", "product_click", "broken", 2)]
 const events = history.length + others.length
 
-/** Products, six users with a past, and three messages that can't succeed. */
+const deadLetterCount = Effect.flatMap(DeadLetters, ({ count }) => count)
+
+/** Products, six users with events, and three messages that become dead letters. */
 const prepare = Effect.gen(function* () {
   yield* importProducts(catalogue, { strict: true, progress: () => Effect.void })
   const products = yield* ProductEmbeddings
@@ -158,21 +162,19 @@ const prepare = Effect.gen(function* () {
   const queue = yield* InteractionQueue
   yield* queue.publish([unreadable])
   const users = yield* UserEmbeddings
-  const letters = yield* DeadLetters
-  yield* Effect.gen(function* () {
-    while (
-      ((yield* users.load(["123"])).get("123")?.embedding?.event_count ?? 0) < history.length ||
-      (yield* letters.count) < 3
-    )
-      yield* Effect.sleep("20 millis")
-  }).pipe(Effect.timeout("15 seconds"))
+  yield* eventually(
+    Effect.gen(function* () {
+      const record = (yield* users.load(["123"])).get("123")
+      return record?.embedding?.event_count === history.length && (yield* deadLetterCount) === 3
+        ? record
+        : undefined
+    }),
+  )
 })
-
-const lettersNow = Effect.flatMap(DeadLetters, ({ count }) => count)
 
 withBrowser("the page", () => {
   layerSuite(
-    "where the API has tokens",
+    "with API_TOKENS",
     system({ API_TOKENS: "page-token", TRACES_URL: "http://127.0.0.1:16686/" }),
     (it) => {
       const signIn = (page: Page) =>
@@ -182,17 +184,17 @@ withBrowser("the page", () => {
         })
 
       it(
-        "asks for a token, then shows what moves, and nothing comes from elsewhere",
+        "the page asks for a token, then shows live figures, and loads nothing from another server",
         () =>
           Effect.gen(function* () {
             yield* prepare
-            const { asked, complaints, page } = yield* open()
-            yield* sees(page, "#dialog", "only those who have a token")
+            const { errors, page, urls } = yield* open()
+            yield* sees(page, "#dialog", "This API needs a token")
             yield* signIn(page)
             yield* sees(page, "#connection", "live")
             const written = page.locator("#funnel li").filter({ hasText: "Written" }).locator("b")
             const before = Number(yield* step(() => written.textContent()))
-            // Of the three that failed one was never in the log.
+            // One of the three dead letters was never in the log.
             expect(before).toBe(events - 1)
             yield* post([product("123", "product_view", "110", 0)])
             yield* step(() => written.filter({ hasText: String(before + 1) }).waitFor())
@@ -203,9 +205,9 @@ withBrowser("the page", () => {
               /p50 \d/,
             )
             const base = yield* address
-            expect(asked.filter((url) => !url.startsWith(base))).toEqual([])
-            // The browser itself complains of the 401 that made the page ask.
-            expect(complaints.filter((text) => !text.includes("401"))).toEqual([])
+            expect(urls.filter((url) => !url.startsWith(base))).toEqual([])
+            // The browser logs the 401 that made the page ask for a token.
+            expect(errors.filter((text) => !text.includes("401"))).toEqual([])
           }),
         30_000,
       )
@@ -216,12 +218,12 @@ withBrowser("the page", () => {
           Effect.gen(function* () {
             const { page } = yield* open()
             yield* signIn(page)
-            yield* sees(page, "#letters-title", "3")
-            yield* sees(page, "#letters .group", "unusable_vector")
+            yield* sees(page, "#dead-letters-title", "3")
+            yield* sees(page, "#dead-letters .group", "unusable_vector")
             const disclose = page.getByRole("button", { name: "unusable_vector", exact: true })
             yield* step(() => disclose.focus())
             yield* step(() => page.keyboard.press("Enter"))
-            yield* step(() => page.locator("#letters [aria-expanded=true]:focus").waitFor())
+            yield* step(() => page.locator("#dead-letters [aria-expanded=true]:focus").waitFor())
             yield* step(() =>
               page
                 .getByRole("button", { name: /^Show the dead letter/ })
@@ -233,22 +235,22 @@ withBrowser("the page", () => {
 
             yield* step(() => page.getByRole("button", { name: "Retry all of not_json" }).click())
             yield* sees(page, "#notices", "1 published again")
-            // It dies again.
-            yield* sees(page, "#letters .group", "not_json")
+            // The worker rejects it again.
+            yield* sees(page, "#dead-letters .group", "not_json")
 
             yield* step(() => page.getByRole("button", { name: "Remove all of unusable_vector" }).click())
             yield* step(() => page.getByRole("button", { name: "Keep" }).click())
-            expect(yield* lettersNow).toBe(3)
+            expect(yield* deadLetterCount).toBe(3)
             yield* step(() => page.getByRole("button", { name: "Remove all of unusable_vector" }).click())
             yield* step(() => page.getByRole("button", { name: "Remove", exact: true }).last().click())
             yield* sees(page, "#notices", "2 removed")
-            expect(yield* lettersNow).toBe(1)
+            expect(yield* deadLetterCount).toBe(1)
           }),
         30_000,
       )
 
       it(
-        "a user is inspected by keyboard, with shares, products, similar users and links to traces",
+        "the keyboard opens a user with events, shares, products and similar users",
         () =>
           Effect.gen(function* () {
             const { page } = yield* open()
@@ -264,14 +266,14 @@ withBrowser("the page", () => {
             expect(page.url()).toEndWith("#user=123")
             yield* sees(page, "#profile .events .share", "not counted")
             const shares = yield* step(() => page.locator("#profile td.share b").allTextContents())
-            // The event of a product that nobody knows has none.
+            // The event of an unknown product has no share.
             expect(shares).toHaveLength(history.length + 1)
             expect(shares.reduce((sum, text) => sum + Number.parseFloat(text), 0)).toBeCloseTo(100, -0.5)
             expect(yield* step(() => page.locator("#profile .products > li").count())).toBe(10)
             expect(yield* step(() => page.locator("#profile .products .reasons li").count())).toBeGreaterThan(
               8,
             )
-            yield* step(() => page.locator("#profile .alike button").first().click())
+            yield* step(() => page.locator("#profile .similar-users button").first().click())
             yield* step(() => page.waitForURL(/#user=(?!123)/))
             yield* step(() => page.goto(`${page.url().split("#")[0]}#user=nobody`))
             yield* sees(page, "#profile", "user nobody has no embedding")
@@ -281,24 +283,24 @@ withBrowser("the page", () => {
     },
   )
 
-  layerSuite("where the API is open", system({}), (it) => {
+  layerSuite("without API_TOKENS", system({}), (it) => {
     it(
-      "everything can be read, but dead letters are not touched without a token",
+      "everything can be read, but no dead letter is retried",
       () =>
         Effect.gen(function* () {
           yield* prepare
-          const { complaints, page } = yield* open()
-          yield* sees(page, "#letters .group", "not_json")
+          const { errors, page } = yield* open()
+          yield* sees(page, "#dead-letters .group", "not_json")
           yield* step(() => page.getByRole("button", { name: "Retry all of not_json" }).click())
           yield* sees(page, "#notices", "set API_TOKENS")
-          expect(yield* lettersNow).toBe(3)
-          expect(complaints.filter((text) => !text.includes("403"))).toEqual([])
+          expect(yield* deadLetterCount).toBe(3)
+          expect(errors.filter((text) => !text.includes("403"))).toEqual([])
         }),
       30_000,
     )
 
     it(
-      "the theme follows the system until one is chosen, and is remembered",
+      "the theme follows the operating system until the user chooses one, which is kept",
       () =>
         Effect.gen(function* () {
           const { page } = yield* open("/", { dark: true })
@@ -319,14 +321,16 @@ withBrowser("the page", () => {
       for (const dark of [false, true]) {
         const name = `${dark ? "dark" : "light"}-${width}`
         it(
-          `is accessible and fits its width: ${name}`,
+          `the page has no accessibility violation and fits its width: ${name}`,
           () =>
             Effect.gen(function* () {
               const { page } = yield* open("/#user=123", { width, dark })
               yield* sees(page, "#connection", "live")
               yield* sees(page, "#profile .products", /\d/)
               yield* step(() => page.getByRole("button", { name: "unusable_vector", exact: true }).click())
-              yield* step(() => page.locator("#letters tr:not(.group) .actions button").first().waitFor())
+              yield* step(() =>
+                page.locator("#dead-letters tr:not(.group) .actions button").first().waitFor(),
+              )
               if (process.env.SCREENSHOTS)
                 yield* Effect.forEach(
                   Array.from({ length: 14 }, (_, i) => i),

@@ -1,4 +1,4 @@
-/** The main job on both stacks: what is recorded becomes part of the user's embedding, once. */
+/** The pipeline on both stacks: every recorded interaction becomes part of the user's embedding, exactly once. */
 import { expect } from "bun:test"
 import { Effect, Stream } from "effect"
 import * as Interaction from "../../src/services/model/Interaction.ts"
@@ -21,7 +21,7 @@ import {
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 
-/** Bodies that can never succeed, each with the word it is parked under. */
+/** Bodies that can never be processed, each with the error of its dead letter. */
 const badBodies = (good: Interaction.Interaction): ReadonlyArray<readonly [string, string | Uint8Array]> => {
   const { message_id: _, ...facts } = { ...good, version: "1.0" }
   const signed = (change: object) => {
@@ -55,7 +55,7 @@ const badBodies = (good: Interaction.Interaction): ReadonlyArray<readonly [strin
 
 const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
   layerSuite(name, pipeline(stack), (it) => {
-    it("a new user's search becomes a unit vector equal to the phrase's vector", () =>
+    it("the first search of a user gives the phrase's vector, with unit length", () =>
       Effect.gen(function* () {
         const [appended] = yield* record(search("new-1", "wireless headphones", "2026-02-10T12:34:56.789Z"))
         expect(appended?._tag).toBe("Recorded")
@@ -68,7 +68,7 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
         expect(embedding.mass).toBe(0.7)
       }))
 
-    it("a purchase outweighs an earlier view, as the formula says", () =>
+    it("a purchase outweighs an earlier view, according to the formula", () =>
       Effect.gen(function* () {
         const viewed = yield* storeProduct("p-view", "a garden hose with nozzle")
         const bought = yield* storeProduct("p-buy", "a mystery novel set in Venice")
@@ -85,7 +85,7 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
         expect(Vector.cosine(embedding, bought)).toBeGreaterThan(Vector.cosine(embedding, viewed))
       }))
 
-    it("an interaction posted twice and delivered five times counts once", () =>
+    it("an interaction that is posted twice and delivered five times counts once", () =>
       Effect.gen(function* () {
         const twice = search("repeat", "espresso machine", "2026-02-10T10:00:00.000Z")
         const last = search("repeat", "coffee beans", "2026-02-11T10:00:00.000Z")
@@ -101,7 +101,7 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
         expect((yield* embeddingWith("repeat", 2)).event_count).toBe(2)
       }))
 
-    it("a product without embedding is skipped, and counts when it is published again later", () =>
+    it("an event of a product without embedding is skipped, and counts when it is published again later", () =>
       Effect.gen(function* () {
         const early = product("early-bird", "product_click", "p-late", "2026-02-10T10:00:00.000Z")
         yield* record(early, search("early-bird", "tent", "2026-02-10T11:00:00.000Z"))
@@ -112,24 +112,24 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
         expect((yield* embeddingWith("early-bird", 2)).metadata.click_count).toBe(1)
       }))
 
-    it("bad messages go to the dead letters at once, byte for byte, and a good one beside each counts", () =>
+    it("bad messages become dead letters at once, byte for byte, and the good messages beside them count", () =>
       Effect.gen(function* () {
         const queue = yield* InteractionQueue
-        const letters = yield* DeadLetters
+        const deadLetters = yield* DeadLetters
         const good = (index: number) => search(`beside-${index}`, "yoga mat", "2026-02-10T10:00:00.000Z")
         const bad = badBodies(good(0)).map(([reason, body]) => ({ reason, body: Buffer.from(body) }))
         const mixed = bad.flatMap(({ body }, index) => [message(good(index), body), message(good(index))])
         expect(new Set(yield* queue.publish(mixed))).toEqual(new Set(["confirmed"]))
         for (const index of bad.keys()) yield* embeddingWith(`beside-${index}`, 1)
-        const parked = yield* eventually(
-          Effect.map(Stream.runCollect(letters.list), (all) =>
+        const found = yield* eventually(
+          Effect.map(Stream.runCollect(deadLetters.list), (all) =>
             all.length >= bad.length ? [...all] : undefined,
           ),
         )
-        expect(parked.length).toBe(bad.length)
+        expect(found.length).toBe(bad.length)
         for (const { body, reason } of bad) {
-          const letter = parked.find((one) => Buffer.from(one.body).equals(body))
-          expect([letter?.error, letter?.attempts, letter?.originalRoutingKey]).toEqual([
+          const deadLetter = found.find((one) => Buffer.from(one.body).equals(body))
+          expect([deadLetter?.error, deadLetter?.attempts, deadLetter?.originalRoutingKey]).toEqual([
             reason,
             1,
             "user.embedding.search",
@@ -138,7 +138,7 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
       }))
 
     it(
-      "2,000 interactions of 50 users in any order leave the vectors that the log gives, and nothing behind",
+      "2,000 interactions of 50 users, in any order, give the vectors computed from the log and leave nothing waiting",
       () =>
         Effect.gen(function* () {
           const phrases = ["running shoes", "red wine", "board games", "cordless drill", "baby blanket"]
@@ -191,5 +191,5 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
 suite("the pipeline on the embedded stack", embedded())
 withServers(["rabbitmq", "mysql", "mongodb"], "the pipeline on real servers", () => {
   suite("with one worker", external())
-  suite("in packs", external({ EVENTS_PER_MESSAGE: "7" }))
+  suite("in message batches", external({ EVENTS_PER_MESSAGE: "7" }))
 })

@@ -1,4 +1,4 @@
-/** What is published later, by the sweep or by a replay, goes on in the trace that is stored with its row. */
+/** A drain of the outbox and a replay publish messages in the traces that are stored with the rows. */
 import { expect } from "bun:test"
 import { resourceFromAttributes } from "@opentelemetry/resources"
 import type { ReadableSpan } from "@opentelemetry/sdk-trace-base"
@@ -14,7 +14,7 @@ import { search } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 
-/** Rows that nobody has published yet: two whose traces are recorded, and one whose trace isn't. */
+/** Unpublished rows: two with a sampled trace, and one with an unsampled trace. */
 const stored = (user: string) =>
   Effect.gen(function* () {
     const recordedAt = Date.now() - 60_000
@@ -29,7 +29,7 @@ const stored = (user: string) =>
     return rows
   })
 
-/** The traces that come with the next deliveries, by message. */
+/** The trace of each delivered message. */
 const delivered = (count: number) =>
   Effect.gen(function* () {
     const consumer = yield* (yield* InteractionQueue).consume(10)
@@ -47,11 +47,11 @@ const suite = (name: string, stack: ReturnType<typeof embedded> | ReturnType<typ
     const publishers: Readonly<
       Record<string, (user: string) => Effect.Effect<unknown, unknown, OutboxRelay | Replayer>>
     > = {
-      sweep: () => Effect.flatMap(OutboxRelay, ({ sweep }) => sweep),
+      drain: () => Effect.flatMap(OutboxRelay, ({ drain }) => drain),
       replay: (user: string) => Effect.flatMap(Replayer, ({ replay }) => replay({ user })),
     }
     for (const [how, publish] of Object.entries(publishers))
-      it(`the ${how} publishes each message under the span of its row, linked with the batch`, () =>
+      it(`the ${how} publishes each message in the trace of its row, and links it to the batch`, () =>
         Effect.gen(function* () {
           const rows = yield* stored(`u-${how}`)
           const spans: Array<ReadableSpan> = []
@@ -80,16 +80,16 @@ const suite = (name: string, stack: ReturnType<typeof embedded> | ReturnType<typ
             )
             expect(own.map((span) => span.name)).toContain("UPDATE user_interactions")
           }
-          const left = rows[2]!
-          expect(traces.get(left.interaction.message_id)).toBe(left.trace.traceparent)
-          expect(spans.filter((span) => left.trace.traceparent.includes(span.spanContext().traceId))).toEqual(
-            [],
-          )
+          const unsampled = rows[2]!
+          expect(traces.get(unsampled.interaction.message_id)).toBe(unsampled.trace.traceparent)
+          expect(
+            spans.filter((span) => unsampled.trace.traceparent.includes(span.spanContext().traceId)),
+          ).toEqual([])
         }))
   })
 
 suite("on the embedded stack", embedded())
 withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () => {
   suite("continued traces", external())
-  suite("continued traces in packs", external({ EVENTS_PER_MESSAGE: "50" }))
+  suite("continued traces in message batches", external({ EVENTS_PER_MESSAGE: "50" }))
 })

@@ -1,4 +1,4 @@
-/** The ladder's rungs, the schedules' bounds, and the table that says what becomes of a failed message. */
+/** The delays of the retry queues, the bounds of the schedules, and the settlement of failed messages. */
 import { describe, expect, test } from "bun:test"
 import { Array as Arr, Chunk, Duration, Effect, Schedule } from "effect"
 import fc from "fast-check"
@@ -6,17 +6,20 @@ import { InvalidMessage } from "../../src/services/model/UpdateMessage.ts"
 import { SpaceMismatch } from "../../src/services/model/UserEmbedding.ts"
 import { Ack, DeadLetter, Retry } from "../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../../src/services/ports/PhraseEmbedder.ts"
-import { ProductEmbeddingsError } from "../../src/services/ports/ProductEmbeddings.ts"
+import {
+  ProductEmbeddingsError,
+  ProductMissing,
+  UnusableVector,
+} from "../../src/services/ports/ProductEmbeddings.ts"
 import { LockConflict, UserEmbeddingsError } from "../../src/services/ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../../src/services/RetryPolicies.ts"
-import { ProductMissing, UnusableVector } from "../../src/services/update/EventVectors.ts"
 import { effectTest } from "../support/effect.ts"
 
-describe("the ladder", () => {
+describe("the delays of the retry queues", () => {
   const delays = (millis: number, retries: number) =>
     RetryPolicies.retryDelays(Duration.millis(millis), retries)
 
-  test("doubles from the first delay and stops at 60 s", () => {
+  test("double from the first delay up to 60 s", () => {
     expect(delays(5000, 5)).toEqual([5000, 10_000, 20_000, 40_000, 60_000])
     expect(delays(200, 5)).toEqual([200, 400, 800, 1600, 3200])
     expect(delays(1, 3)).toEqual([1, 2, 4])
@@ -24,12 +27,12 @@ describe("the ladder", () => {
     expect(delays(90_000, 2)).toEqual([60_000, 60_000])
   })
 
-  test("without retries has no rungs, with one it has one", () => {
+  test("are as many as there are retries, also for none and one", () => {
     expect(delays(5000, 0)).toEqual([])
     expect(delays(5000, 1)).toEqual([5000])
   })
 
-  test("has as many whole delays as there are retries, never falling, for every setting that is accepted", () => {
+  test("are whole numbers that never fall, for every accepted setting", () => {
     fc.assert(
       fc.property(fc.integer({ min: 1, max: 100_000 }), fc.integer({ min: 0, max: 20 }), (first, retries) => {
         expect(delays(first, retries)).toEqual(
@@ -53,7 +56,7 @@ describe("schedules", () => {
     expect(delay).toBeLessThanOrEqual(1.2 * millis)
   }
 
-  effectTest("reconnecting never gives up, backs off from 200 ms, and waits no longer than 5 s", () =>
+  effectTest("reconnecting never gives up, and backs off from 200 ms to 5 s", () =>
     Effect.gen(function* () {
       const delays = yield* delaysOf(RetryPolicies.reconnectRetry, 200)
       expect(delays).toHaveLength(200)
@@ -62,16 +65,16 @@ describe("schedules", () => {
     }),
   )
 
-  effectTest("a lost compare-and-swap is read again 20 times, soon", () =>
+  effectTest("a lost compare-and-swap is tried again 20 times, soon", () =>
     Effect.gen(function* () {
       const delays = yield* delaysOf(RetryPolicies.conflictRetry, 100)
-      // The last output is that of giving up.
+      // The last output is the one with which the schedule ends.
       expect(delays).toHaveLength(21)
       for (const [i, delay] of delays.slice(0, 20).entries()) around(delay, Math.min(100, 2 * 2 ** i))
     }),
   )
 
-  test("probes wait 1 s, doubling to 20 s, for however long an outage lasts", () => {
+  test("the delay of probes doubles from 1 s to 20 s, and stays there", () => {
     const seconds = [0, 1, 2, 3, 4, 5, 6, 5000].map((failed) =>
       Duration.toSeconds(RetryPolicies.probeDelay(failed)),
     )
@@ -79,7 +82,7 @@ describe("schedules", () => {
   })
 })
 
-describe("what becomes of a failed message", () => {
+describe("a failed message", () => {
   const delays = [5000, 10_000, 20_000, 40_000, 60_000]
   const cause = new Error("why")
   const invalid = new InvalidMessage({ reason: "message_id_mismatch", detail: "why" })
@@ -123,18 +126,18 @@ describe("what becomes of a failed message", () => {
     [embedder("invalid_input"), "Unrecoverable", "phrase_embedder_invalid_input"],
     [embedder("bad_vector"), "Unrecoverable", "phrase_embedder_bad_vector"],
   ]
-  for (const [error, verdict, word] of table)
-    test(`${word} is ${verdict}`, () => {
-      expect(RetryPolicies.classify(error)._tag).toBe(verdict)
-      expect(RetryPolicies.failureOf(error)).toEqual({ error: word, message: error.message })
-      const failure = { error: word, message: error.message }
+  for (const [error, expected, kind] of table)
+    test(`with ${kind} is ${expected}`, () => {
+      expect(RetryPolicies.classify(error)._tag).toBe(expected)
+      expect(RetryPolicies.failureOf(error)).toEqual({ error: kind, message: error.message })
+      const failure = { error: kind, message: error.message }
       const settled = (retryCount: number) => RetryPolicies.settlementOf(error, retryCount, delays)
-      if (verdict === "Skip") expect([settled(0), settled(5)]).toEqual([Ack, Ack])
-      else if (verdict === "Unrecoverable") expect(settled(0)).toEqual(DeadLetter(failure))
+      if (expected === "Skip") expect([settled(0), settled(5)]).toEqual([Ack, Ack])
+      else if (expected === "Unrecoverable") expect(settled(0)).toEqual(DeadLetter(failure))
       else expect(settled(5)).toEqual(DeadLetter(failure))
     })
 
-  test("a retryable one climbs each rung once, then is a dead letter; an outage counts the same", () => {
+  test("goes through each retry queue once, also in an outage, then becomes a dead letter", () => {
     for (const error of [conflict, store("unavailable"), embedder("unauthorized")]) {
       const failure = RetryPolicies.failureOf(error)
       expect([0, 1, 2, 3, 4, 5, 6].map((count) => RetryPolicies.settlementOf(error, count, delays))).toEqual([
@@ -146,33 +149,53 @@ describe("what becomes of a failed message", () => {
     expect(RetryPolicies.settlementOf(conflict, 0, [])).toEqual(DeadLetter(RetryPolicies.failureOf(conflict)))
   })
 
-  test("Retry-After is honoured by the shortest rung that is long enough, but never shortens the climb", () => {
-    const rung = (seconds: number, retryCount: number, rungs = delays) => {
-      const settlement = RetryPolicies.settlementOf(embedder("rate_limited", seconds), retryCount, rungs)
+  test("waits in the next retry queue, or in the shortest that is as long as Retry-After", () => {
+    const delayOf = (seconds: number, retryCount: number, queues = delays) => {
+      const settlement = RetryPolicies.settlementOf(embedder("rate_limited", seconds), retryCount, queues)
       return settlement._tag === "Retry" ? settlement.delayMillis : settlement._tag
     }
-    expect(rung(3, 0)).toBe(5000)
-    expect(rung(5, 0)).toBe(5000)
-    expect(rung(6, 0)).toBe(10_000)
-    expect(rung(45, 0)).toBe(60_000)
-    expect(rung(1, 3)).toBe(40_000)
-    expect(rung(45, 0, [200, 400])).toBe(400)
-    expect(rung(1, 5)).toBe("DeadLetter")
+    expect(delayOf(3, 0)).toBe(5000)
+    expect(delayOf(5, 0)).toBe(5000)
+    expect(delayOf(6, 0)).toBe(10_000)
+    expect(delayOf(45, 0)).toBe(60_000)
+    expect(delayOf(1, 3)).toBe(40_000)
+    expect(delayOf(45, 0, [200, 400])).toBe(400)
+    expect(delayOf(1, 5)).toBe("DeadLetter")
   })
 })
 
-test("a suspect is isolated; alone it is counted by each death of its worker, and given up after the tenth", () => {
-  const judge = (quarantined: boolean, quarantineAttempts: number, redeliveries: number) =>
-    RetryPolicies.quarantineDecision({
-      quarantined,
-      quarantineAttempts: quarantineAttempts,
-      redeliveries,
+describe("quarantine", () => {
+  const message = (quarantined: boolean, quarantineAttempts: number, redeliveries: number) => ({
+    quarantined,
+    quarantineAttempts,
+    redeliveries,
+  })
+
+  test("takes messages that were redelivered three times, were in quarantine before, or were redelivered there", () => {
+    const harmless = [message(false, 0, 0), message(false, 0, 2), message(true, 1, 0), message(true, 10, 0)]
+    const candidates = [
+      message(false, 0, 3),
+      message(false, 4, 0),
+      message(true, 1, 1),
+      message(true, 9, 2),
+      message(true, 10, 1),
+    ]
+    expect(harmless.filter(RetryPolicies.isPoisonCandidate)).toEqual([])
+    expect(candidates.filter(RetryPolicies.isPoisonCandidate)).toEqual(candidates)
+  })
+
+  test("gives a message up when its worker has died ten times while handling only that message", () => {
+    for (const again of [
+      message(false, 0, 3),
+      message(false, 4, 0),
+      message(false, 10, 0),
+      message(true, 1, 1),
+      message(true, 9, 2),
+    ])
+      expect(RetryPolicies.quarantineSettlement(again)).toEqual({ _tag: "Quarantine" })
+    expect(RetryPolicies.quarantineSettlement(message(true, 10, 1))).toMatchObject({
+      _tag: "DeadLetter",
+      failure: { error: "crash_loop" },
     })
-  expect([judge(false, 0, 0), judge(false, 0, 2), judge(true, 1, 0), judge(true, 10, 0)]).toEqual(
-    Array.from({ length: 4 }, () => undefined),
-  )
-  expect([judge(false, 0, 3), judge(false, 4, 0), judge(true, 1, 1), judge(true, 9, 2)]).toEqual(
-    Array.from({ length: 4 }, () => ({ _tag: "Quarantine" })),
-  )
-  expect(judge(true, 10, 1)).toMatchObject({ _tag: "DeadLetter", failure: { error: "crash_loop" } })
+  })
 })

@@ -1,4 +1,4 @@
-/** Trace context as data, and metrics as Prometheus reads them. */
+/** Trace context, and metrics in the text format of Prometheus. */
 import { describe, expect, test } from "bun:test"
 import { Effect, Metric, MetricBoundaries, Tracer } from "effect"
 import * as Telemetry from "../../src/services/Telemetry.ts"
@@ -8,13 +8,13 @@ const traceId = "0af7651916cd43dd8448eb211c80319c"
 const spanId = "b7ad6b7169203331"
 
 describe("trace context", () => {
-  test("of a span is a W3C traceparent, sampled or not", () => {
+  test("of a span is a W3C traceparent with its sampled flag", () => {
     const span = (sampled: boolean) => Tracer.externalSpan({ traceId, spanId, sampled })
     expect(Telemetry.traceparent(span(true))).toBe(`00-${traceId}-${spanId}-01`)
     expect(Telemetry.traceparent(span(false))).toBe(`00-${traceId}-${spanId}-00`)
   })
 
-  effectTest("is null outside any span, and that of the current span within one", () =>
+  effectTest("is that of the current span, and null outside spans", () =>
     Effect.gen(function* () {
       expect(yield* Telemetry.currentTrace).toBeNull()
       const [span, trace] = yield* Effect.all([Effect.currentSpan, Telemetry.currentTrace]).pipe(
@@ -25,7 +25,7 @@ describe("trace context", () => {
     }),
   )
 
-  effectTest("that was stored becomes the parent of later spans: one trace from end to end", () =>
+  effectTest("that was stored becomes the parent of later spans, in the same trace", () =>
     Effect.gen(function* () {
       const stored = { traceparent: `00-${traceId}-${spanId}-01`, tracestate: null }
       const parent = Telemetry.externalSpan(stored)
@@ -38,13 +38,13 @@ describe("trace context", () => {
     }),
   )
 
-  test("keeps the decision to sample, whatever other flags there are", () => {
+  test("keeps the sampled flag, whatever the other flags are", () => {
     const sampled = (flags: string) =>
       Telemetry.externalSpan({ traceparent: `00-${traceId}-${spanId}-${flags}`, tracestate: null })?.sampled
     expect(["00", "01", "02", "03", "ff"].map(sampled)).toEqual([false, true, false, true, true])
   })
 
-  test("that is absent or malformed is no parent", () => {
+  test("that is absent or malformed gives no parent", () => {
     expect(Telemetry.externalSpan(null)).toBeUndefined()
     const bad = [
       "",
@@ -74,7 +74,7 @@ describe("metrics", () => {
       return text.split("\n").filter((line) => line.startsWith(name))
     })
 
-  effectTest("counters end in _total and count from synchronous code", () =>
+  effectTest("counters end in _total, and count from synchronous code", () =>
     Effect.gen(function* () {
       const counter = Metric.counter("test.telemetry.counter", { incremental: true })
       Telemetry.count(counter)
@@ -83,26 +83,24 @@ describe("metrics", () => {
     }),
   )
 
-  effectTest(
-    "histograms have cumulative buckets up to +Inf, a sum and a count, and their unit in the name",
-    () =>
-      Effect.gen(function* () {
-        const histogram = Metric.histogram(
-          "test.telemetry.histogram",
-          MetricBoundaries.fromIterable([0.1, 1]),
-        ).pipe(Metric.tagged("unit", "s"))
-        for (const seconds of [0.05, 0.5, 0.5, 7]) Telemetry.observe(histogram, seconds)
-        expect(yield* linesOf("test_telemetry_histogram")).toEqual([
-          'test_telemetry_histogram_seconds_bucket{le="0.1"} 1',
-          'test_telemetry_histogram_seconds_bucket{le="1"} 3',
-          'test_telemetry_histogram_seconds_bucket{le="+Inf"} 4',
-          "test_telemetry_histogram_seconds_sum 8.05",
-          "test_telemetry_histogram_seconds_count 4",
-        ])
-      }),
+  effectTest("histograms have cumulative buckets up to +Inf, a sum, a count, and the unit in the name", () =>
+    Effect.gen(function* () {
+      const histogram = Metric.histogram(
+        "test.telemetry.histogram",
+        MetricBoundaries.fromIterable([0.1, 1]),
+      ).pipe(Metric.tagged("unit", "s"))
+      for (const seconds of [0.05, 0.5, 0.5, 7]) Telemetry.observe(histogram, seconds)
+      expect(yield* linesOf("test_telemetry_histogram")).toEqual([
+        'test_telemetry_histogram_seconds_bucket{le="0.1"} 1',
+        'test_telemetry_histogram_seconds_bucket{le="1"} 3',
+        'test_telemetry_histogram_seconds_bucket{le="+Inf"} 4',
+        "test_telemetry_histogram_seconds_sum 8.05",
+        "test_telemetry_histogram_seconds_count 4",
+      ])
+    }),
   )
 
-  effectTest("gauges have their bare name; labels are escaped", () =>
+  effectTest("gauges have no suffix; labels are escaped", () =>
     Effect.gen(function* () {
       const gauge = Metric.gauge("test.telemetry-gauge").pipe(Metric.tagged("of", 'a "b" \\ c\nd'))
       yield* Metric.set(gauge, 2.5)
@@ -112,14 +110,14 @@ describe("metrics", () => {
     }),
   )
 
-  effectTest("of other kinds are left out", () =>
+  effectTest("that Prometheus has no kind for are left out", () =>
     Effect.gen(function* () {
       yield* Metric.update(Metric.frequency("test.telemetry.frequency"), "a")
       expect(yield* linesOf("test_telemetry_frequency")).toEqual([])
     }),
   )
 
-  effectTest("of phrase look-ups are told apart by source", () =>
+  effectTest("of phrase look-ups have the source as a label", () =>
     Effect.gen(function* () {
       for (const counter of Object.values(Telemetry.phrasesFrom)) Telemetry.count(counter)
       const lines = yield* linesOf("user_embeddings_phrase_lookups_total")

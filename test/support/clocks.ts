@@ -1,7 +1,7 @@
-/** Clocks of programs that run later than they do. */
+/** Clocks that are ahead of the real time. */
 import { Clock, Duration, Effect } from "effect"
 
-/** Runs the effect with a clock that is ahead by so much. */
+/** Runs the effect with a clock that is ahead by this duration. */
 export const later =
   (by: Duration.DurationInput) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>

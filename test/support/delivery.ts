@@ -1,6 +1,10 @@
-/** A delivery as a fresh message would arrive. */
+/** Deliveries as the queue hands them to a worker. */
+import { defaults } from "../../src/services/model/EventTypes.ts"
+import { decodeMessage } from "../../src/services/model/UpdateMessage.ts"
 import type { Delivery } from "../../src/services/ports/InteractionQueue.ts"
+import type { DecodedMessage } from "../../src/services/update/ReceivedMessage.ts"
 
+/** The first delivery of a message. */
 export const delivery = (body: Uint8Array, more: Partial<Delivery> = {}): Delivery => ({
   body,
   routingKey: "user.embedding.search",
@@ -13,4 +17,9 @@ export const delivery = (body: Uint8Array, more: Partial<Delivery> = {}): Delive
   publishedAt: null,
   recordedAt: null,
   ...more,
+})
+
+export const decoded = (delivery: Delivery): DecodedMessage => ({
+  delivery,
+  decoded: decodeMessage(delivery.body, defaults),
 })

@@ -1,9 +1,9 @@
-/** MongoDB for tests: the client on a database of its own, set up. */
+/** MongoDB for tests: a client on a new database. */
 import { Effect, Layer, Redacted } from "effect"
 import * as Mongo from "../../src/layers/mongodb/Mongo.ts"
 import { freshMongo } from "./servers.ts"
 
-/** The client on a database that is new and empty. */
+/** A client on a new, empty database. */
 export const emptyMongo = (url?: string) =>
   Layer.unwrapScoped(
     Effect.map(
@@ -12,7 +12,7 @@ export const emptyMongo = (url?: string) =>
     ),
   )
 
-/** The client on a database with its collections. */
+/** A client on a new database with its collections. */
 export const preparedMongo = () =>
   Layer.effectDiscard(Effect.flatMap(Mongo.dependency, ({ setup }) => setup)).pipe(
     Layer.provideMerge(emptyMongo()),

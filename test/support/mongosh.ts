@@ -1,6 +1,6 @@
 /**
- * Stands in for `mongosh ADDRESS --eval CODE` where it is not installed: CODE sees `db` with its collections, and of them
- * what mongosh has, as mongosh has it: a filter and a projection for `find`, and a cursor is printed.
+ * Replaces `mongosh ADDRESS --eval CODE` where it is not installed. CODE sees `db` with its collections. Their functions
+ * work as in mongosh: `find` takes a filter and a projection, and a cursor is printed.
  */
 import { type Document, type Filter, MongoClient } from "mongodb"
 
@@ -9,11 +9,11 @@ const client = await MongoClient.connect(process.env.MONGODB_URL ?? "")
 const database = client.db(process.env.MONGODB_DATABASE)
 
 const collection = (name: string) => {
-  const held = database.collection(name)
+  const target = database.collection(name)
   return {
-    countDocuments: (filter: Filter<Document>) => held.countDocuments(filter),
-    aggregate: (stages: Array<Document>) => held.aggregate(stages),
-    find: (filter: Filter<Document>, projection: Document) => held.find(filter, { projection }),
+    countDocuments: (filter: Filter<Document>) => target.countDocuments(filter),
+    aggregate: (stages: Array<Document>) => target.aggregate(stages),
+    find: (filter: Filter<Document>, projection: Document) => target.find(filter, { projection }),
   }
 }
 const db = new Proxy({}, { get: (_, name) => collection(String(name)) })

@@ -1,6 +1,6 @@
 /**
- * A worker in a process of its own that dies of any batch with the word `lethal` in it, as a bug of the runtime would
- * kill it: at once, nothing settled. Its stack is that of the environment. Ends in order on SIGTERM.
+ * A worker in a process of its own, with the stack of the environment. A batch with the word `lethal` kills it at once,
+ * as a bug of the runtime would, and nothing is settled. On SIGTERM it stops in order.
  */
 import { Effect, Layer } from "effect"
 import * as Stack from "../../src/layers/Stack.ts"
@@ -13,9 +13,9 @@ const updater = Layer.effect(
   EmbeddingUpdater.EmbeddingUpdater,
   Effect.map(EmbeddingUpdater.EmbeddingUpdater, ({ needsEmbedder, update }) => ({
     needsEmbedder,
-    update: (deliveries) => {
-      if (deliveries.some(({ body }) => Buffer.from(body).includes("lethal"))) process.exit(139)
-      return update(deliveries)
+    update: (messages) => {
+      if (messages.some(({ delivery }) => Buffer.from(delivery.body).includes("lethal"))) process.exit(139)
+      return update(messages)
     },
   })),
 ).pipe(Layer.provide(EmbeddingUpdater.layer))

@@ -1,9 +1,9 @@
 /**
- * A server that speaks the OpenAI embeddings protocol with the service's own limits, and fails as it is told. Vectors
- * are made from a hash of the text, so the same text has the same one in every run.
+ * A server with the protocol and the limits of the OpenAI embeddings API, which can be made to fail. A vector depends on
+ * a hash of the text, so it is the same in every run.
  */
 
-/** An error document of the service. */
+/** An error response of the API. */
 export interface Refusal {
   readonly status: number
   readonly code?: string
@@ -13,7 +13,7 @@ export interface Refusal {
   readonly headers?: Readonly<Record<string, string>>
 }
 
-/** What goes wrong with a request: refused, not answered, cut off, or answered as no such service would. */
+/** A failure of a whole request: an error response, no response, a broken connection or an invalid response. */
 export type RequestFault =
   | Refusal
   | "hang"
@@ -24,14 +24,14 @@ export type RequestFault =
   | "shuffled"
   | "floats"
   | "garbled"
-/** What goes wrong with one vector of an answer. */
+/** A failure of one vector in a response. */
 export type VectorFault = "wrong_dimension" | "zero" | "not_finite" | "missing"
 export type Fault = RequestFault | VectorFault
 
 export interface StandInOptions {
-  /** 0 = any free one. */
+  /** 0 = any free port. */
   readonly port?: number
-  /** The only key accepted; unset = every bearer token. */
+  /** The only accepted key. Without it, any bearer token is accepted. */
   readonly apiKey?: string
   readonly models?: ReadonlyArray<string>
   readonly latencyMs?: number
@@ -48,7 +48,7 @@ const native = 1536
 const longestInput = 8192
 const tokensOf = (text: string): number => Math.ceil(Buffer.byteLength(text) / 4)
 
-/** A direction of roughly unit length, as the service's are. */
+/** A vector of nearly unit length, like those of the API. */
 export const vectorOf = (text: string, dimensions: number): Float32Array => {
   let state = Number(BigInt.asUintN(32, BigInt(Bun.hash(text))))
   const next = () => {
@@ -62,7 +62,7 @@ export const vectorOf = (text: string, dimensions: number): Float32Array => {
   return vector.map((x) => (x / length) * 1.001)
 }
 
-const spoilt = (vector: Float32Array, fault: Fault | undefined): Float32Array =>
+const corrupt = (vector: Float32Array, fault: Fault | undefined): Float32Array =>
   fault === "wrong_dimension"
     ? vector.subarray(1)
     : fault === "zero"
@@ -75,7 +75,7 @@ const refuse = ({ status, code, type, param, message, headers }: Refusal): Respo
   Response.json(
     {
       error: {
-        message: message ?? `refused with ${status}`,
+        message: message ?? `rejected with ${status}`,
         type: type ?? "invalid_request_error",
         param: param ?? null,
         code: code ?? null,
@@ -84,135 +84,160 @@ const refuse = ({ status, code, type, param, message, headers }: Refusal): Respo
     { status, ...(headers && { headers }) },
   )
 
+const makeState = (latencyMs: number) => ({
+  /** The fault of every request. */
+  fault: undefined as Fault | undefined,
+  /** By phrase: the fault of every request with the phrase, or of the phrase's vector. */
+  faults: new Map<string, Fault>(),
+  latencyMs,
+  /** Requests for embeddings, in order of arrival. */
+  received: [] as Array<Received>,
+  concurrent: 0,
+  mostConcurrent: 0,
+  /** Requests that the client aborted. */
+  aborted: 0,
+})
+type State = ReturnType<typeof makeState>
+
+/** The error response of the real API to an invalid request. */
+const validate = (
+  models: ReadonlySet<string>,
+  { dimensions, input, model }: Received,
+): Refusal | undefined => {
+  if (!models.has(model)) return unknownModel(model)
+  if (dimensions !== undefined && !model.startsWith("text-embedding-3-"))
+    return {
+      status: 400,
+      param: "dimensions",
+      message: "This model does not support specifying dimensions.",
+    }
+  if (input.length === 0 || input.length > 2048)
+    return { status: 400, param: "input", message: `${input.length} inputs, from 1 to 2048 are accepted` }
+  const invalid = input.findIndex((text) => text === "" || tokensOf(text) > longestInput)
+  if (invalid >= 0) return { status: 400, message: `'$.input[${invalid}]' is empty or too long` }
+  const tokens = input.reduce((sum, text) => sum + tokensOf(text), 0)
+  return tokens > 300_000
+    ? { status: 400, message: `Requested ${tokens} tokens, max 300000 tokens per request` }
+    : undefined
+}
+const unknownModel = (model: string): Refusal => ({
+  status: 404,
+  code: "model_not_found",
+  message: `The model '${model}' does not exist`,
+})
+
+const receive = async (request: Request): Promise<Received> => {
+  const body: {
+    readonly input: string | ReadonlyArray<string>
+    readonly model: string
+    readonly dimensions?: number
+    readonly encoding_format?: string
+  } = JSON.parse(await request.text())
+  return {
+    input: [body.input].flat(),
+    model: body.model,
+    dimensions: body.dimensions,
+    encoding: body.encoding_format,
+  }
+}
+
+const vectorsResponse = (
+  received: Received,
+  fault: Fault | undefined,
+  faults: ReadonlyMap<string, Fault>,
+): Response => {
+  const data = received.input.flatMap((text, index) => {
+    const vectorFault = faults.get(text) ?? fault
+    if (vectorFault === "missing") return []
+    const vector = corrupt(vectorOf(text, received.dimensions ?? native), vectorFault)
+    const bytes = vector.byteLength - (vectorFault === "garbled" ? 1 : 0)
+    const embedding =
+      received.encoding === "base64" && fault !== "floats"
+        ? Buffer.from(vector.slice().buffer, 0, bytes).toString("base64")
+        : Array.from(vector)
+    return [{ object: "embedding", index, embedding }]
+  })
+  const tokens = received.input.reduce((sum, text) => sum + tokensOf(text), 0)
+  return Response.json({
+    object: "list",
+    data: fault === "shuffled" ? data.toReversed() : data,
+    model: received.model,
+    usage: { prompt_tokens: tokens, total_tokens: tokens },
+  })
+}
+
+const respond = async (state: State, models: ReadonlySet<string>, received: Received): Promise<Response> => {
+  const requestFault = received.input
+    .map((text) => state.faults.get(text))
+    .find((fault) => typeof fault === "object")
+  const fault = state.fault ?? requestFault
+  const refusal = typeof fault === "object" ? fault : validate(models, received)
+  if (state.latencyMs > 0) await Bun.sleep(state.latencyMs)
+  if (refusal !== undefined) return refuse(refusal)
+  if (fault === "hang") await new Promise(() => {})
+  if (fault === "not_json") return new Response("<html></html>", { headers: { "content-type": "text/html" } })
+  if (fault === "no_data") return Response.json({ object: "list" })
+  if (fault === "truncated")
+    return new Response('{"object":"list","data":[', { headers: { "content-type": "application/json" } })
+  // An error in the stream closes the connection.
+  if (fault === "drop") return new Response(new ReadableStream({ start: (stream) => stream.error() }))
+  return vectorsResponse(received, fault, state.faults)
+}
+
+/** Checks the key, and counts concurrent and aborted requests. */
+const guarded =
+  (state: State, apiKey: string | undefined) =>
+  (answer: (request: Request) => Response | Promise<Response>) =>
+  async (request: Request) => {
+    const [scheme, token] = (request.headers.get("authorization") ?? "").split(" ")
+    if (scheme !== "Bearer" || token === undefined || (apiKey !== undefined && token !== apiKey))
+      return refuse({ status: 401, code: "invalid_api_key", message: "Incorrect API key provided" })
+    state.mostConcurrent = Math.max(state.mostConcurrent, ++state.concurrent)
+    const aborted = new Promise<Response>((resolve) =>
+      request.signal.addEventListener("abort", () => {
+        state.aborted += 1
+        resolve(new Response())
+      }),
+    )
+    try {
+      return await Promise.race([answer(request), aborted])
+    } finally {
+      state.concurrent -= 1
+    }
+  }
+
 export type OpenAiStandIn = ReturnType<typeof openAiStandIn>
 
-export const openAiStandIn = ({ apiKey, latencyMs = 0, models, port = 0 }: StandInOptions = {}) => {
-  const known = new Set(
-    models ?? ["text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"],
+export const openAiStandIn = ({ apiKey, latencyMs = 0, models: names, port = 0 }: StandInOptions = {}) => {
+  const models = new Set(
+    names ?? ["text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"],
   )
-  const state = {
-    /** Applies to every request. */
-    fault: undefined as Fault | undefined,
-    /** A request with such a phrase is refused, or the phrase's vector spoilt. */
-    faults: new Map<string, Fault>(),
-    latencyMs,
-    /** Requests for embeddings, in order of arrival. */
-    received: [] as Array<Received>,
-    concurrent: 0,
-    mostConcurrent: 0,
-    /** Requests that the client broke off. */
-    aborted: 0,
-  }
-
-  const faultOf = (input: ReadonlyArray<string>): Fault | undefined =>
-    state.fault ?? input.map((text) => state.faults.get(text)).find((fault) => typeof fault === "object")
-
-  /** What the service itself would refuse. */
-  const problem = ({ dimensions, input, model }: Received): Refusal | undefined => {
-    if (!known.has(model))
-      return { status: 404, code: "model_not_found", message: `The model '${model}' does not exist` }
-    if (dimensions !== undefined && !model.startsWith("text-embedding-3-"))
-      return {
-        status: 400,
-        param: "dimensions",
-        message: "This model does not support specifying dimensions.",
-      }
-    if (input.length === 0 || input.length > 2048)
-      return { status: 400, param: "input", message: `${input.length} inputs, from 1 to 2048 are accepted` }
-    const odd = input.findIndex((text) => text === "" || tokensOf(text) > longestInput)
-    if (odd >= 0) return { status: 400, message: `'$.input[${odd}]' is empty or too long` }
-    const tokens = input.reduce((sum, text) => sum + tokensOf(text), 0)
-    return tokens > 300_000
-      ? { status: 400, message: `Requested ${tokens} tokens, max 300000 tokens per request` }
-      : undefined
-  }
-
-  const embeddings = async (request: Request): Promise<Response> => {
-    const body: {
-      readonly input: string | ReadonlyArray<string>
-      readonly model: string
-      readonly dimensions?: number
-      readonly encoding_format?: string
-    } = JSON.parse(await request.text())
-    const received: Received = {
-      input: [body.input].flat(),
-      model: body.model,
-      dimensions: body.dimensions,
-      encoding: body.encoding_format,
-    }
-    state.received.push(received)
-    const fault = faultOf(received.input)
-    const refusal = typeof fault === "object" ? fault : problem(received)
-    if (state.latencyMs > 0) await Bun.sleep(state.latencyMs)
-    if (refusal !== undefined) return refuse(refusal)
-    if (fault === "hang") await new Promise(() => {})
-    if (fault === "not_json")
-      return new Response("<html>all is well</html>", { headers: { "content-type": "text/html" } })
-    if (fault === "no_data") return Response.json({ object: "list" })
-    if (fault === "truncated")
-      return new Response('{"object":"list","data":[', { headers: { "content-type": "application/json" } })
-    // A stream that errors closes the connection.
-    if (fault === "drop") return new Response(new ReadableStream({ start: (stream) => stream.error() }))
-    const data = received.input.flatMap((text, index) => {
-      const spoil = state.faults.get(text) ?? fault
-      if (spoil === "missing") return []
-      const vector = spoilt(vectorOf(text, received.dimensions ?? native), spoil)
-      const embedding =
-        received.encoding === "base64" && fault !== "floats"
-          ? Buffer.from(vector.slice().buffer, 0, vector.byteLength - (spoil === "garbled" ? 1 : 0)).toString(
-              "base64",
-            )
-          : Array.from(vector)
-      return [{ object: "embedding", index, embedding }]
-    })
-    const tokens = received.input.reduce((sum, text) => sum + tokensOf(text), 0)
-    return Response.json({
-      object: "list",
-      data: fault === "shuffled" ? data.toReversed() : data,
-      model: received.model,
-      usage: { prompt_tokens: tokens, total_tokens: tokens },
-    })
-  }
-
-  const allowed = (request: Request): boolean => {
-    const [scheme, token] = (request.headers.get("authorization") ?? "").split(" ")
-    return scheme === "Bearer" && token !== undefined && (apiKey === undefined || token === apiKey)
-  }
-  const guarded =
-    (answer: (request: Request) => Response | Promise<Response>) => async (request: Request) => {
-      if (!allowed(request))
-        return refuse({ status: 401, code: "invalid_api_key", message: "Incorrect API key provided" })
-      state.mostConcurrent = Math.max(state.mostConcurrent, ++state.concurrent)
-      const gone = new Promise<Response>((resolve) =>
-        request.signal.addEventListener("abort", () => {
-          state.aborted += 1
-          resolve(new Response())
-        }),
-      )
-      try {
-        return await Promise.race([answer(request), gone])
-      } finally {
-        state.concurrent -= 1
-      }
-    }
+  const state = makeState(latencyMs)
+  const guard = guarded(state, apiKey)
 
   const server = Bun.serve({
     hostname: "127.0.0.1",
     port,
     idleTimeout: 0,
     routes: {
-      "/v1/embeddings": { POST: guarded(embeddings) },
+      "/v1/embeddings": {
+        POST: guard(async (request) => {
+          const received = await receive(request)
+          state.received.push(received)
+          return respond(state, models, received)
+        }),
+      },
       "/v1/models/:model": {
-        GET: guarded((request) => {
+        GET: guard((request) => {
           const model = decodeURIComponent(new URL(request.url).pathname.slice("/v1/models/".length))
           if (typeof state.fault === "object") return refuse(state.fault)
           if (state.fault === "hang") return new Promise<Response>(() => {})
-          return known.has(model)
+          return models.has(model)
             ? Response.json({ id: model, object: "model", created: 0, owned_by: "stand-in" })
-            : refuse({ status: 404, code: "model_not_found", message: `The model '${model}' does not exist` })
+            : refuse(unknownModel(model))
         }),
       },
-      /** For runs by hand: `curl -X PUT …/fault -d '{"fault":{"status":429},"phrase":"…"}'`; DELETE mends all. */
+      /** For manual runs: `curl -X PUT …/fault -d '{"fault":{"status":429},"phrase":"…"}'`. DELETE removes all faults. */
       "/fault": {
         PUT: async (request) => {
           const { fault, phrase }: { fault: Fault; phrase?: string } = JSON.parse(await request.text())
@@ -226,10 +251,10 @@ export const openAiStandIn = ({ apiKey, latencyMs = 0, models, port = 0 }: Stand
         },
       },
     },
-    fetch: () => refuse({ status: 404, message: "no such address" }),
+    fetch: () => refuse({ status: 404, message: "unknown URL" }),
   })
 
-  /** Works as it should again, and forgets what it received. */
+  /** Removes all faults and counters. */
   const mend = () => {
     state.fault = undefined
     state.faults.clear()
@@ -242,7 +267,7 @@ export const openAiStandIn = ({ apiKey, latencyMs = 0, models, port = 0 }: Stand
   return Object.assign(state, {
     url: `http://127.0.0.1:${server.port}/v1`,
     mend,
-    /** Breaks all connections and closes the port. */
+    /** Closes all connections and the port. */
     stop: () => server.stop(true),
   })
 }

@@ -1,4 +1,4 @@
-/** The ports over a virtual host of its own, and the same broker as somebody else's client sees it. */
+/** The ports on a new virtual host, and a plain client of the same broker. */
 import amqp, { type Channel, type GetMessage } from "amqplib"
 import { Duration, Effect, Layer, Logger, LogLevel, Redacted, type Scope } from "effect"
 import * as Rabbit from "../../src/layers/rabbitmq/Rabbit.ts"
@@ -13,7 +13,7 @@ import { eventually } from "../contracts/InteractionQueueContract.ts"
 import { effectTest } from "./effect.ts"
 import { freshRabbit } from "./servers.ts"
 
-/** The ports over one broker, with rungs of 200, 400 and 800 ms. */
+/** The ports on one broker, with retry delays of 200, 400 and 800 ms. */
 export const ports = (dsn: string, knobs: Partial<EmbeddingConfig.Knobs> = {}) =>
   Layer.mergeAll(
     RabbitInteractionQueue.layer,
@@ -34,7 +34,7 @@ export const virtualHost = Effect.map(
   ({ dsn }) => ({ dsn, name: new URL(dsn).pathname.slice(1) }),
 )
 
-/** A channel of somebody else's client. */
+/** A channel of another client. */
 export const client = (dsn: string) =>
   Effect.map(
     Effect.acquireRelease(
@@ -47,20 +47,20 @@ export const client = (dsn: string) =>
     ({ channel }) => channel,
   )
 
-/** Takes the next message out of a queue, once there is one. */
+/** Waits for the next message of a queue and removes it. */
 export const get = (channel: Channel, name: string) =>
   eventually(
     Effect.promise(() => channel.get(name, { noAck: true })),
     (message) => message !== false,
   ).pipe(Effect.filterOrDieMessage((message): message is GetMessage => message !== false, "nothing came"))
 
-/** Without what the quorum queue adds. */
+/** Without the header that a quorum queue adds. */
 export const headersOf = ({ headers }: GetMessage["properties"]) => {
   const { "x-delivery-count": _, ...rest } = headers ?? {}
   return rest
 }
 
-/** Tests of a program over a virtual host of its own that is set up. */
+/** Tests on a new virtual host that is set up. */
 export const onRabbit =
   (knobs: Partial<EmbeddingConfig.Knobs> = {}) =>
   <E>(

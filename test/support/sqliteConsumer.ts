@@ -1,6 +1,6 @@
 /**
- * A consumer in a process of its own: `bun sqliteConsumer.ts DIRECTORY hold|drain`. Prints `ready`, then a line of JSON
- * with the message ids of every batch that it took; `drain` settles them, `hold` keeps them until it is killed.
+ * A consumer in another process: `bun sqliteConsumer.ts DIRECTORY hold|drain`. Prints `ready`, then the message ids of
+ * each batch as a line of JSON. `drain` settles each batch; `hold` keeps the first until the process is killed.
  */
 import { Console, Effect, Logger, LogLevel } from "effect"
 import { Ack, InteractionQueue } from "../../src/services/ports/InteractionQueue.ts"

@@ -1,4 +1,4 @@
-/** One SQLite file, set up: its queue and dead letters. */
+/** The queue and the dead letters in one SQLite file that is set up. */
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -10,7 +10,6 @@ import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
 
 export const setUp = Layer.effectDiscard(Effect.flatMap(Sqlite.dependency, ({ setup }) => setup))
 
-/** Opened when the layer is built, closed with its scope. */
 export const queueIn = (directory: string) =>
   Layer.merge(SqliteInteractionQueue.layer, SqliteDeadLetters.layer).pipe(
     Layer.provide(setUp),
@@ -18,7 +17,7 @@ export const queueIn = (directory: string) =>
     Layer.provide(EmbeddingConfig.layer({})),
   )
 
-/** An empty folder that goes with the scope. */
+/** An empty folder that is removed with the scope. */
 export const freshDirectory = Effect.acquireRelease(
   Effect.sync(() => mkdtempSync(join(tmpdir(), "user-embeddings-"))),
   (directory) => Effect.sync(() => rmSync(directory, { recursive: true, force: true })),

@@ -1,20 +1,20 @@
-/** A TCP proxy before a real server, to play its outages: gone, or silent. */
+/** A TCP proxy in front of a server. It simulates outages: no connection, or no answer. */
 import net, { type AddressInfo, type Socket } from "node:net"
 import { Effect } from "effect"
 
 export interface TcpProxy {
   readonly port: number
-  /** The target's URL with the proxy's address in it. */
+  /** The URL of the target with the address of the proxy. */
   readonly url: string
-  /** Breaks all connections and every new one. */
+  /** Closes all connections, also new ones. */
   readonly cut: () => void
-  /** Keeps connections and accepts new ones, but moves no byte. */
+  /** Keeps connections and accepts new ones, but forwards nothing. */
   readonly freeze: () => void
-  /** Everything works again; what was frozen goes on. */
+  /** Forwards again, also on connections that were frozen. */
   readonly restore: () => void
 }
 
-/** A proxy to the host and port of a URL (of one host); it ends with the scope. */
+/** A proxy to the host and port of a URL. It stops with the scope. */
 export const tcpProxy = (target: string) =>
   Effect.acquireRelease(
     Effect.async<TcpProxy & { readonly close: () => void }>((resume) => {

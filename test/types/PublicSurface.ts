@@ -1,4 +1,4 @@
-/** What the public types promise, checked by `tsc`: this file is compiled, not run. */
+/** Checks the public types. `tsc` compiles this file; nothing runs it. */
 import type { Effect } from "effect"
 import type {
   Client,
@@ -17,13 +17,13 @@ import type {
 
 type Equal<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false
 type Accepts<Wide, Given> = [Given] extends [Wide] ? true : false
-/** Does not compile when a promise is not kept. */
-export const promises = <_Kept extends ReadonlyArray<true>>() => undefined
+/** Compiles only when every claim is true. */
+export const claims = <_True extends ReadonlyArray<true>>() => undefined
 type Not<Claim extends boolean> = Claim extends true ? false : true
 
 type Awaits<Name extends keyof Client> = Client[Name] extends (...args: never) => Promise<infer A> ? A : never
 
-promises<
+claims<
   [
     // The promise client.
     Equal<ReturnType<typeof open>, Promise<Client>>,
@@ -31,14 +31,14 @@ promises<
     Equal<Awaits<"recordAll">, ReadonlyArray<Recorded>>,
     Equal<Awaits<"embedding">, UserEmbedding.UserEmbedding | null>,
     Equal<Awaits<"recommend">, Recommender.Recommendations>,
-    // Options: variables by name, nothing else.
+    // Options: only variables by their name.
     Accepts<Options, { stack: "embedded"; DATA_DIR: string; EMBEDDING_DIMENSIONS: number }>,
     Accepts<Options, { stack: "external"; MYSQL_URL: string; worker: true }>,
     Not<Accepts<Options, { stack: "other" }>>,
     Not<Accepts<Options, { DATA_DIR: string }>>,
     Equal<"MONGODB_URL" extends keyof Options ? true : false, true>,
     Equal<"toEnvExample" extends keyof Options ? true : false, false>,
-    // Interactions: exactly one kind of reference.
+    // Interactions: a search phrase or a product, never both.
     Accepts<NewInteraction, { user_id: 7; event_type: "search"; search_phrase: "tent" }>,
     Accepts<
       NewInteraction,
@@ -48,7 +48,7 @@ promises<
     Not<Accepts<NewInteraction, { user_id: "u"; event_type: "search" }>>,
     Not<Accepts<NewInteraction, { user_id: "u"; event_type: "product_view"; search_phrase: "tent" }>>,
     Not<Accepts<NewInteraction, { event_type: "search"; search_phrase: "tent" }>>,
-    // Effect programs run on the services that the client has, and on no others.
+    // Effect programs may use the services of the client and no others.
     Accepts<Parameters<Client["run"]>[0], Effect.Effect<number, never, EventVectors.EventVectors>>,
     Not<Accepts<Services, "something else">>,
   ]
@@ -57,7 +57,7 @@ promises<
 // The HTTP client follows the definition of the API.
 type Api = PromiseClient
 type Answer<Method> = Method extends (...args: never) => Promise<infer A> ? A : never
-promises<
+claims<
   [
     Equal<ReturnType<typeof connect>, PromiseClient>,
     Equal<Answer<Api["interactions"]["view"]>["event_type"], Interaction.EventType>,

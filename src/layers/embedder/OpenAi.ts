@@ -1,6 +1,6 @@
 /**
- * The client of the OpenAI service, or of one that speaks its protocol. One try with a deadline: retrying belongs to
- * the retry ladder. Failures are told apart here, once, and never quote the key.
+ * The client of the OpenAI API or of a compatible service. A call is one attempt with a deadline, because retry queues
+ * repeat failed messages. Errors never contain the API key.
  */
 import { Config, ConfigError, Context, Duration, Effect, Either, Layer, Redacted } from "effect"
 import OpenAI, { APIConnectionError, APIConnectionTimeoutError, APIError } from "openai"
@@ -18,7 +18,7 @@ export class OpenAi extends Context.Tag("user-embeddings/OpenAi")<
   OpenAi,
   {
     readonly model: string
-    /** One call; the signal aborts its request when it is interrupted or too late. */
+    /** One call. An interruption or an exceeded deadline aborts the request by the signal. */
     readonly call: <A>(
       run: (client: OpenAI, options: { readonly signal: AbortSignal }) => PromiseLike<A>,
       within?: Duration.Duration,
@@ -29,18 +29,18 @@ export class OpenAi extends Context.Tag("user-embeddings/OpenAi")<
 const deadline = Duration.seconds(15)
 const pingDeadline = Duration.seconds(5)
 
-/** Refusals of the request as such, not of its input: every phrase would meet them. */
-const settingsRefused = new Set<unknown>(["model", "dimensions", "encoding_format"])
+/** Invalid parameters that come from the configuration, so that every phrase would fail. */
+const configuredParameters = new Set<unknown>(["model", "dimensions", "encoding_format"])
 
 const reasonOf = (error: unknown): PhraseEmbedderError["reason"] => {
   if (error instanceof APIConnectionTimeoutError) return "timeout"
   if (error instanceof APIConnectionError) return "unreachable"
-  // Not an error of the service but an answer that can't be read.
+  // The response could not be parsed.
   if (!(error instanceof APIError) || error.status === undefined) return "server_error"
   switch (error.status) {
     case 401:
     case 403:
-    // No such model, or no such address: no phrase can succeed before the configuration is mended.
+    // 404 means an unknown model or URL, so no phrase succeeds before the configuration is corrected.
     case 404:
       return "unauthorized"
     case 402:
@@ -53,7 +53,7 @@ const reasonOf = (error: unknown): PhraseEmbedderError["reason"] => {
       return "server_error"
   }
   if (error.status >= 500) return "server_error"
-  return settingsRefused.has(error.param) ? "unauthorized" : "invalid_input"
+  return configuredParameters.has(error.param) ? "unauthorized" : "invalid_input"
 }
 
 /** `retry-after-ms`, or `retry-after` in seconds or as an HTTP date. */
@@ -65,7 +65,7 @@ const retryAfterOf = (headers: Headers, now: number): Duration.Duration | undefi
   return Number.isNaN(wait) ? undefined : Duration.millis(Math.max(0, wait))
 }
 
-const longestDetail = 300
+const maxDetailLength = 300
 
 const make = ({ apiKey, baseUrl, model }: OpenAiOptions): Context.Tag.Service<OpenAi> => {
   const client = new OpenAI({
@@ -77,19 +77,19 @@ const make = ({ apiKey, baseUrl, model }: OpenAiOptions): Context.Tag.Service<Op
     baseURL: baseUrl,
     maxRetries: 0,
     timeout: Duration.toMillis(deadline),
-    // Whatever OPENAI_LOG says: debug would print phrases.
+    // Overrides OPENAI_LOG, because the level `debug` would print phrases.
     logLevel: "warn",
   })
 
-  const failure = (error: unknown, now: number): PhraseEmbedderError => {
+  const embedderError = (error: unknown, now: number): PhraseEmbedderError => {
     const text = error instanceof Error ? error.message : String(error)
     const headers = error instanceof APIError ? error.headers : undefined
     const retryAfter = headers && retryAfterOf(headers, now)
     return new PhraseEmbedderError({
       reason: reasonOf(error),
-      detail: text.replaceAll(Redacted.value(apiKey), "<redacted>").slice(0, longestDetail),
+      detail: text.replaceAll(Redacted.value(apiKey), "<redacted>").slice(0, maxDetailLength),
       ...(retryAfter && { retryAfter }),
-      // An answer is told in full by the detail; its body might quote the key.
+      // The cause of an HTTP error is left out, because the response body may contain the key.
       ...(headers === undefined && { cause: error }),
     })
   }
@@ -100,7 +100,7 @@ const make = ({ apiKey, baseUrl, model }: OpenAiOptions): Context.Tag.Service<Op
       Effect.flatMap(Effect.clock, (clock) =>
         Effect.tryPromise({
           try: (signal) => run(client, { signal }),
-          catch: (error) => failure(error, clock.unsafeCurrentTimeMillis()),
+          catch: (error) => embedderError(error, clock.unsafeCurrentTimeMillis()),
         }),
       ).pipe(
         Effect.timeoutFail({
@@ -131,20 +131,20 @@ export const layerConfig: Layer.Layer<OpenAi, ConfigError.ConfigError> = Layer.e
 )
 
 const remedies: Record<PhraseEmbedderError["reason"], string> = {
-  unreachable: "look at OPENAI_BASE_URL and at the network in between",
-  timeout: "look at OPENAI_BASE_URL and at the network in between",
+  unreachable: "check OPENAI_BASE_URL and the network",
+  timeout: "check OPENAI_BASE_URL and the network",
   unauthorized: "correct OPENAI_API_KEY, OPENAI_EMBEDDING_MODEL or OPENAI_BASE_URL",
-  quota_exhausted: "raise the account's limit or pay its bill",
-  rate_limited: "wait, or raise the account's limits",
-  server_error: "wait: the service has trouble",
+  quota_exhausted: "raise the account's spending limit or pay its bill",
+  rate_limited: "wait, or raise the account's rate limits",
+  server_error: "wait until the service works again",
   invalid_input: "correct OPENAI_EMBEDDING_MODEL",
   bad_vector: "correct EMBEDDING_DIMENSIONS",
 }
 
-/** The service and its model, for readiness and `doctor`. Asking costs nothing. */
+/** The service and its model as a dependency of `doctor` and the health checks. The ping is free of charge. */
 export const dependency: Effect.Effect<Dependency, never, OpenAi> = Effect.map(OpenAi, ({ call, model }) => ({
   name: "openai",
-  // Without it workers wait, and say so.
+  // Workers wait and report it while the service is unavailable.
   essentialFor: [],
   ping: call((client, options) => client.models.retrieve(model, options), pingDeadline).pipe(
     Effect.mapBoth({

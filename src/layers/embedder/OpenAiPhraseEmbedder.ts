@@ -1,7 +1,6 @@
 /**
- * Embeds phrases by the OpenAI service, many a request. A refused phrase is found by halving its batch, so that the
- * others succeed; every vector is checked before anybody sees it. How many requests run at once follows what the
- * service bears: half as many after "too many requests", slowly more while it answers.
+ * Embeds phrases with the OpenAI API, many per request. When the service rejects a batch, the batch is halved until the
+ * invalid phrase is alone and the others succeed. The number of concurrent requests adapts to the service's rate limit.
  */
 import { Array as Arr, Config, Duration, Effect, Either, Layer, Metric } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
@@ -11,65 +10,65 @@ import * as Settings from "../../services/Settings.ts"
 import { attribute, embeddingsDuration } from "../../services/Telemetry.ts"
 import { OpenAi } from "./OpenAi.ts"
 
-/** The service's limits of one request. A token is at least one byte, so bytes are a safe estimate. */
-const mostInputs = 2048
-const mostTokens = 300_000
+/** The service's limits for one request. A token has at least one byte, so bytes are an upper bound of tokens. */
+const maxInputs = 2048
+const maxTokens = 300_000
 
 export interface Limits {
-  /** At the most; fewer when the service says so. */
+  /** A maximum: fewer after the service has reported too many requests. */
   readonly requestsAtOnce: number
   readonly phrasesPerRequest: number
 }
-const usualLimits: Limits = { requestsAtOnce: 4, phrasesPerRequest: mostInputs }
+const defaultLimits: Limits = { requestsAtOnce: 4, phrasesPerRequest: maxInputs }
 
 type Result = Either.Either<Float32Array, PhraseEmbedderError>
 
-/** Runs of phrases that fit into one request each. */
+/** Splits phrases into batches that fit into one request each. */
 export const requests = (
   phrases: ReadonlyArray<string>,
-  most = mostInputs,
+  maxPhrases = maxInputs,
 ): ReadonlyArray<ReadonlyArray<string>> => {
-  const runs: Array<Array<string>> = []
+  const batches: Array<Array<string>> = []
   let tokens = 0
   for (const phrase of phrases) {
     const size = Buffer.byteLength(phrase)
-    const run = runs.at(-1)
-    if (run === undefined || run.length === most || tokens + size > mostTokens) {
-      runs.push([phrase])
+    const batch = batches.at(-1)
+    if (batch === undefined || batch.length === maxPhrases || tokens + size > maxTokens) {
+      batches.push([phrase])
       tokens = size
     } else {
-      run.push(phrase)
+      batch.push(phrase)
       tokens += size
     }
   }
-  return runs
+  return batches
 }
 
 /**
- * The vector as it came: base64 of little-endian float32, which is asked for; or numbers, by services that know nothing
- * else. The client would decode base64 itself, but number by number into an array: eight times as slow.
+ * Decodes base64 of little-endian float32, which the request asks for, or the numbers of services that ignore this. The
+ * client library's own decoding of base64 is eight times as slow.
  */
-const decoded = (embedding: unknown): Float32Array | undefined => {
+const decodeVector = (embedding: unknown): Float32Array | undefined => {
   if (Array.isArray(embedding)) return Float32Array.from(embedding)
   if (typeof embedding !== "string") return undefined
   const bytes = Buffer.from(embedding, "base64")
   return bytes.length % Float32Array.BYTES_PER_ELEMENT === 0 ? Vector.fromBytes(bytes) : undefined
 }
 
-const checked = (embedding: unknown, dimensions: number): Result => {
-  const vector = decoded(embedding)
+const checkVector = (embedding: unknown, dimensions: number): Result => {
+  const vector = decodeVector(embedding)
   const problem =
-    vector === undefined ? "is missing in the answer or no vector" : Vector.problem(vector, dimensions)
+    vector === undefined ? "is missing in the response or not a vector" : Vector.problem(vector, dimensions)
   return vector === undefined || problem !== undefined
     ? Either.left(new PhraseEmbedderError({ reason: "bad_vector", detail: `the vector ${problem}` }))
     : Either.right(Vector.normalise(vector))
 }
 
 /**
- * Lets as many through at once as the service bears (additive increase, multiplicative decrease, as TCP does): one
- * more after as many answers as run at once, half as many after a refusal for too many requests.
+ * Limits concurrent requests by additive increase and multiplicative decrease, like TCP. The limit is halved by a 429
+ * response, and grows by one after as many successes as the limit.
  */
-const adaptive = (most: number) =>
+const adaptiveLimit = (most: number) =>
   Effect.map(Effect.makeSemaphore(most), (semaphore) => {
     let limit = most
     const set = (to: number) => {
@@ -89,15 +88,15 @@ const adaptive = (most: number) =>
 
 const make = Effect.fnUntraced(function* ({ phrasesPerRequest, requestsAtOnce }: Limits) {
   const { call, model } = yield* OpenAi
-  const throttled = yield* adaptive(requestsAtOnce)
+  const limited = yield* adaptiveLimit(requestsAtOnce)
   const { dimensions } = yield* EmbeddingConfig
-  // Older models have one length only and refuse to be asked for it.
-  const shortened = model.startsWith("text-embedding-3-") ? { dimensions } : {}
+  // Older models have a fixed number of dimensions and reject the parameter.
+  const dimensionsParameter = model.startsWith("text-embedding-3-") ? { dimensions } : {}
 
   const request = (phrases: ReadonlyArray<string>) =>
     call(async (client, options) => {
       const { data, usage } = await client.embeddings.create(
-        { model, input: [...phrases], encoding_format: "base64", ...shortened },
+        { model, input: [...phrases], encoding_format: "base64", ...dimensionsParameter },
         options,
       )
       const byIndex = new Map<number, unknown>(data.map(({ embedding, index }) => [index, embedding]))
@@ -108,7 +107,7 @@ const make = Effect.fnUntraced(function* ({ phrasesPerRequest, requestsAtOnce }:
     }).pipe(
       Metric.trackDurationWith(embeddingsDuration, Duration.toSeconds),
       Effect.tap(({ tokens }) => Effect.annotateCurrentSpan(attribute.genAiInputTokens, tokens)),
-      Effect.map(({ vectors }) => vectors.map((vector) => checked(vector, dimensions))),
+      Effect.map(({ vectors }) => vectors.map((vector) => checkVector(vector, dimensions))),
       Effect.withSpan(`embeddings ${model}`, {
         kind: "client",
         captureStackTrace: false,
@@ -118,28 +117,28 @@ const make = Effect.fnUntraced(function* ({ phrasesPerRequest, requestsAtOnce }:
           [attribute.genAiModel]: model,
         },
       }),
-      throttled,
+      limited,
     )
 
-  const isolating = (phrases: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<Result>> =>
+  const embedBatch = (phrases: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<Result>> =>
     Effect.catchAll(request(phrases), (error) => {
       if (error.reason !== "invalid_input" || phrases.length === 1)
         return Effect.succeed(phrases.map(() => Either.left(error)))
       const [left, right] = Arr.splitAt(phrases, phrases.length / 2)
-      return Effect.zipWith(isolating(left), isolating(right), (a, b) => [...a, ...b])
+      return Effect.zipWith(embedBatch(left), embedBatch(right), (a, b) => [...a, ...b])
     })
 
   return PhraseEmbedder.of({
     space: `openai:${model}:${dimensions}`,
     embed: (phrases) =>
-      Effect.forEach(requests(phrases, phrasesPerRequest), isolating, { concurrency: requestsAtOnce }).pipe(
+      Effect.forEach(requests(phrases, phrasesPerRequest), embedBatch, { concurrency: requestsAtOnce }).pipe(
         Effect.map(Arr.flatten),
       ),
   })
 })
 
 export const layer = (limits: Partial<Limits> = {}) =>
-  Layer.effect(PhraseEmbedder, make({ ...usualLimits, ...limits }))
+  Layer.effect(PhraseEmbedder, make({ ...defaultLimits, ...limits }))
 
 /** From OPENAI_REQUESTS_AT_ONCE and OPENAI_PHRASES_PER_REQUEST. */
 export const layerConfig = Layer.effect(

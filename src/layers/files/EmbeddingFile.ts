@@ -1,12 +1,13 @@
 /**
- * Files of user embeddings for other programs, written in pages: JSON Lines, NumPy (`.npy` with the ids beside it) and
- * Parquet. A file stands under its name only when it is complete.
+ * Writes user embeddings page by page to files for other programs: JSON Lines, NumPy and Parquet. A file gets its final
+ * name only when it is complete.
  */
 import { FileSystem } from "@effect/platform"
 import type { PlatformError } from "@effect/platform/Error"
 import { Effect, Schema } from "effect"
 import type { SchemaElement } from "hyparquet"
 import { fileWriter, ParquetWriter } from "hyparquet-writer"
+import { embeddingJson } from "../../services/api/EmbeddingJson.ts"
 import type { UserEmbedding } from "../../services/model/UserEmbedding.ts"
 import * as Vector from "../../services/model/Vector.ts"
 
@@ -22,34 +23,23 @@ export class ExportFailed extends Schema.TaggedError<ExportFailed>()("ExportFail
 
 type Failure = ExportFailed | PlatformError
 
-/** Files that are being written: pages in order, then `finish`. */
+/** One or more files that are being written. `finish` follows the last page. */
 export interface EmbeddingFile {
   readonly write: (page: ReadonlyArray<Exported>) => Effect.Effect<void, Failure>
-  /** Completes the files and gives them their names; answers those. */
+  /** Completes the files, renames them, and succeeds with their names. */
   readonly finish: Effect.Effect<ReadonlyArray<string>, Failure>
 }
 
 const partial = (path: string) => `${path}.partial`
 
-/** Nine digits tell every float32 from its neighbours. */
-const shortest = (value: number): number => Number(value.toPrecision(9))
-const iso = (millis: number) => new Date(millis).toISOString()
+/** Nine significant digits identify every float32. */
+const shortDecimal = (value: number): number => Number(value.toPrecision(9))
 
 /** One user as a line of JSON: the document of the API with its vector. */
-export const toLine = ({ embedding: { embedding, metadata, recent, ...facts }, version }: Exported): string =>
+export const toLine = ({ embedding, version }: Exported): string =>
   JSON.stringify({
-    ...facts,
-    recent: recent.map(({ product_id, search_phrase, ...event }) => ({
-      ...event,
-      ...(search_phrase === null ? { product_id } : { search_phrase }),
-    })),
-    last_updated: iso(facts.last_updated),
-    created_at: iso(facts.created_at),
-    updated_at: iso(facts.updated_at),
-    version,
-    metadata: { ...metadata, last_recalculation: iso(metadata.last_recalculation) },
-    dimension_count: embedding.length,
-    embedding: Array.from(embedding, shortest),
+    ...embeddingJson(embedding, version),
+    embedding: Array.from(embedding.embedding, shortDecimal),
   })
 
 // ---------------------------------------------------------------------------------------------------------
@@ -57,7 +47,7 @@ export const toLine = ({ embedding: { embedding, metadata, recent, ...facts }, v
 
 const npyHeaderBytes = 128
 
-/** The header of a matrix of little-endian float32, row by row; of one length, so that it can be written last. */
+/** The header of a row-major matrix of little-endian float32. Its length is fixed, so that it can be rewritten at the end. */
 export const npyHeader = (rows: number, columns: number): Uint8Array => {
   const description = `{'descr': '<f4', 'fortran_order': False, 'shape': (${rows}, ${columns}), }`
   const header = Buffer.alloc(npyHeaderBytes, " ")
@@ -68,10 +58,10 @@ export const npyHeader = (rows: number, columns: number): Uint8Array => {
   return header
 }
 
-/** `users.npy` → `users.ids.txt`: the user id of each row. */
+/** The file with the user id of each row: `users.npy` → `users.ids.txt`. */
 export const idsFile = (path: string): string => `${path.replace(/\.npy$/, "")}.ids.txt`
 
-/** Opens a matrix of vectors and the list of their ids. */
+/** A matrix of vectors, and a file with the user ids of its rows. */
 export const npy = Effect.fnUntraced(function* (path: string, dimensions: number) {
   const files = yield* FileSystem.FileSystem
   const ids = idsFile(path)
@@ -86,9 +76,9 @@ export const npy = Effect.fnUntraced(function* (path: string, dimensions: number
       rows += page.length
     }),
     finish: Effect.gen(function* () {
-      // Opened anew: Bun 1.4.5 appends where a file was sought (`fs.write` without offset and length forgets its position).
-      const again = yield* files.open(partial(path), { flag: "r+" })
-      yield* again.writeAll(npyHeader(rows, dimensions))
+      // Reopened, because Bun 1.4.5 ignores a seek: `fs.write` without offset and length appends.
+      const reopened = yield* files.open(partial(path), { flag: "r+" })
+      yield* reopened.writeAll(npyHeader(rows, dimensions))
       yield* files.rename(partial(path), path)
       yield* files.rename(partial(ids), ids)
       return [path, ids]
@@ -130,7 +120,7 @@ const schema: Array<SchemaElement> = [
   { name: "element", type: "FLOAT", ...required },
 ]
 
-/** Opens a Parquet file; each page becomes a row group. */
+/** A Parquet file, in which each page is a row group. */
 export const parquet = Effect.fnUntraced(function* (path: string) {
   const files = yield* FileSystem.FileSystem
   const attempt = <A>(run: () => A) =>

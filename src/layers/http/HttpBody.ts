@@ -1,11 +1,12 @@
-/** Reads a request's JSON body within a limit; everything that is wrong with it is a {@link Problem}. */
+/** Reads the JSON body of a request within a limit. Everything that is wrong with it is a {@link Problem}. */
 import type { HttpServerRequest } from "@effect/platform"
-import { Effect, Either } from "effect"
-import { Problem } from "../../services/model/Problem.ts"
+import { Effect, Either, Schema } from "effect"
+import { issues } from "../../services/model/Interaction.ts"
+import { fieldIssue, Problem, unprocessable } from "../../services/model/Problem.ts"
 
 const utf8 = new TextDecoder("utf-8", { fatal: true })
 
-/** The connection closes, for the rest of the body is not read. */
+/** Closes the connection, because the rest of the body is not read. */
 const tooLarge = (limit: number) =>
   new Problem({
     status: 413,
@@ -14,8 +15,7 @@ const tooLarge = (limit: number) =>
   })
 const unsupported = (detail: string) => new Problem({ status: 415, detail })
 
-/** Why a body sent so can't be read, or `undefined` when it can. */
-const refused = ({ headers }: Request): Problem | undefined => {
+const mediaTypeProblem = ({ headers }: Request): Problem | undefined => {
   const contentType = headers.get("content-type") ?? ""
   if (contentType !== "application/json") {
     const [type = "", ...parameters] = contentType.toLowerCase().split(";")
@@ -30,7 +30,7 @@ const refused = ({ headers }: Request): Problem | undefined => {
     : unsupported("the body must be sent without content-encoding")
 }
 
-/** All bytes, without trusting the announced length. */
+/** All bytes of the body. Content-Length is not trusted. */
 const readBytes = async (request: Request, limit: number): Promise<Uint8Array> => {
   const announced = Number(request.headers.get("content-length") ?? Number.NaN)
   if (announced > limit) throw tooLarge(limit)
@@ -59,29 +59,40 @@ const parse = (bytes: Uint8Array): unknown => {
   }
 }
 
-/** The parsed body; `undefined` when there is none. Rejects with a {@link Problem}. */
+/** The parsed body; `undefined` without one. Rejects with a {@link Problem}. */
 export const parseBody = async (request: Request, limit: number): Promise<unknown> => {
   const { headers } = request
   if (!headers.has("content-length") && !headers.has("transfer-encoding")) return undefined
   const bytes = await readBytes(request, limit)
   if (bytes.byteLength === 0) return undefined
-  const problem = refused(request)
+  const problem = mediaTypeProblem(request)
   if (problem !== undefined) throw problem
   return parse(bytes)
 }
 
-/** The same for handlers of the API; our server's requests are web requests. */
-export const readJson = (
+/**
+ * Runs `read` on the web request, which HttpServer.ts passes on. `read` rejects with a {@link Problem}; any
+ * other rejection is a defect.
+ */
+export const onWebRequest = <A>(
   { source }: HttpServerRequest.HttpServerRequest,
-  limit: number,
-): Effect.Effect<unknown, Problem> =>
+  read: (request: Request) => Promise<A>,
+): Effect.Effect<A, Problem> =>
   source instanceof Request
-    ? Effect.flatten(
-        Effect.promise(() =>
-          parseBody(source, limit).then(
-            (body): Either.Either<unknown, Problem> => Either.right(body),
-            (error) => (error instanceof Problem ? Either.left(error) : Promise.reject(error)),
-          ),
-        ),
+    ? Effect.tryPromise(() => read(source)).pipe(
+        Effect.catchAll(({ error }) => (error instanceof Problem ? error : Effect.die(error))),
       )
-    : Effect.dieMessage("not a web request")
+    : Effect.dieMessage("the request is not a web request")
+
+/**
+ * Reads and decodes the body of a raw handler. HttpApi itself reads a body without limit and names only the
+ * first wrong field.
+ */
+export const decodeBody = <A, I>(schema: Schema.Schema<A, I>) => {
+  const decode = Schema.decodeUnknownEither(schema, { errors: "all", onExcessProperty: "error" })
+  return (request: HttpServerRequest.HttpServerRequest, limit: number) =>
+    Effect.flatMap(
+      onWebRequest(request, (web) => parseBody(web, limit)),
+      (body = {}) => Either.mapLeft(decode(body), (error) => unprocessable(issues(error).map(fieldIssue))),
+    )
+}

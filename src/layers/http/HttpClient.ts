@@ -1,4 +1,4 @@
-/** A typed client of the HTTP API, derived from its definition: a route that changes there changes here. */
+/** A typed client of the HTTP API, derived from its definition. */
 import {
   FetchHttpClient,
   HttpApiClient,
@@ -12,15 +12,15 @@ import { api } from "../../services/api/InteractionApi.ts"
 import { Problem, ProblemDocument } from "../../services/model/Problem.ts"
 
 export interface Options {
-  /** Of the API, as `http://127.0.0.1:3000`. */
+  /** For example `http://127.0.0.1:3000`. */
   readonly url: string
-  /** One of its API_TOKENS, where it has some. */
+  /** One of the API_TOKENS of the API. */
   readonly token?: string | Redacted.Redacted<string> | undefined
 }
 
 const decodeProblem = Schema.decodeUnknown(ProblemDocument)
 
-/** A problem document becomes the failure {@link Problem}, with the answer's Retry-After among its headers. */
+/** Fails with the {@link Problem} of a problem document, with Retry-After among its headers. */
 const failing = (response: HttpClientResponse.HttpClientResponse) =>
   response.headers["content-type"]?.startsWith("application/problem+json")
     ? response.json.pipe(
@@ -33,27 +33,27 @@ const failing = (response: HttpClientResponse.HttpClientResponse) =>
       )
     : Effect.succeed(response)
 
-/** Needs an HTTP client: `FetchHttpClient.layer`, or that of the platform. */
+/** Needs an HTTP client, for example `FetchHttpClient.layer`. */
 export const make = Effect.fnUntraced(function* ({ token, url }: Options) {
   const plain = yield* HttpClient.HttpClient
-  const guarded =
+  const authorised =
     token === undefined ? plain : HttpClient.mapRequest(plain, HttpClientRequest.bearerToken(token))
   return yield* HttpApiClient.makeWith(api, {
-    httpClient: HttpClient.transform(guarded, (response) => Effect.flatMap(response, failing)),
+    httpClient: HttpClient.transform(authorised, (response) => Effect.flatMap(response, failing)),
     baseUrl: url,
   })
 })
 
 type Methods = Effect.Effect.Success<ReturnType<typeof make>>
 
-/** What a call fails with. */
+/** The failure of a call. */
 export type Failure = Problem | HttpClientError.HttpClientError | ParseResult.ParseError
 
 type Answer<Method> = Method extends (...args: never) => Effect.Effect<infer A, unknown, unknown>
   ? Exclude<A, readonly [unknown, HttpClientResponse.HttpClientResponse]>
   : never
 
-/** The same methods with promises; a rejection is a {@link Failure}. */
+/** The methods of the client as promises. A rejection is a {@link Failure}. */
 export type PromiseClient = {
   readonly [Group in keyof Methods]: {
     readonly [Name in keyof Methods[Group]]: Methods[Group][Name] extends (...args: infer Args) => unknown
@@ -62,7 +62,7 @@ export type PromiseClient = {
   }
 }
 
-/** What failed, as itself and not wrapped by the runtime. */
+/** Rejects with the failure itself, which the runtime would wrap. */
 export const settled = async <A, E>(exit: Promise<Exit.Exit<A, E>>): Promise<A> =>
   Exit.match(await exit, {
     onSuccess: (value) => value,

@@ -1,19 +1,18 @@
-/** Handlers of the group `health`, and what `/readyz` answers in every part. */
+/** Handlers of the group `health`. */
 import { HttpApiBuilder, HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { Effect } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import * as Health from "../../services/operate/Health.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
-import { answer } from "./HttpProblems.ts"
 
+/** Raw handlers return the responses that WorkerHealth.ts also serves. */
 export const health = HttpApiBuilder.group(api, "health", (handlers) =>
-  Effect.gen(function* () {
-    const check = yield* Health.make("api")
-    return handlers
-      .handleRaw("livez", () => answer(HttpServerResponse.json({ status: "ok" })))
-      .handleRaw("readyz", () => answer(readiness(check)))
-      .handleRaw("metrics", () => metrics)
-  }),
+  Effect.map(Health.make("api"), (check) =>
+    handlers
+      .handle("livez", () => Effect.succeed({ status: "ok" } as const))
+      .handleRaw("readyz", () => Effect.orDie(readiness(check)))
+      .handleRaw("metrics", () => metrics),
+  ),
 )
 
 /** All metrics of this process, for Prometheus. */
@@ -21,15 +20,13 @@ export const metrics = Effect.map(Telemetry.prometheus, (text) =>
   HttpServerResponse.text(text, { contentType: "text/plain; version=0.0.4" }),
 )
 
-/** Whether `?verbose` stands in the URL. */
+/** Whether the URL has the parameter `verbose`. */
 export const isVerbose = (url: string): boolean => {
   const value = new URLSearchParams(url.split("?", 2)[1]).get("verbose")
   return value !== null && value !== "false"
 }
 
-/**
- * 200 with each dependency's state, or 503 when the part can't do its job; versions and latencies with `?verbose`.
- */
+/** 200, or 503 when the part cannot do its job; with `?verbose` also versions and latencies. */
 export const readiness = (check: Effect.Effect<Health.Health>) =>
   Effect.gen(function* () {
     const { url } = yield* HttpServerRequest.HttpServerRequest

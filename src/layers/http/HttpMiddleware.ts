@@ -1,4 +1,4 @@
-/** What every request passes: its span, the token, and the problem documents. */
+/** For every request of the router: the span, the check of the token, and the problem of a failure. */
 import { createHash, timingSafeEqual } from "node:crypto"
 import {
   HttpApi,
@@ -9,18 +9,8 @@ import {
   HttpServerRequest,
   HttpServerResponse,
 } from "@effect/platform"
-import {
-  Cause,
-  Context,
-  Effect,
-  Either,
-  Exit,
-  Option,
-  Predicate,
-  Redacted,
-  Schema,
-  type Tracer,
-} from "effect"
+import { Cause, Effect, Either, Exit, Option, Predicate, Redacted, Schema } from "effect"
+import { Authorisation } from "../../services/api/ApiProblems.ts"
 import { api } from "../../services/api/InteractionApi.ts"
 import { UserId } from "../../services/model/Interaction.ts"
 import { Problem, unprocessable } from "../../services/model/Problem.ts"
@@ -28,35 +18,42 @@ import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import { isVerbose } from "./HttpHealth.ts"
 import * as HttpPage from "./HttpPage.ts"
-import { problemResponse } from "./HttpProblems.ts"
+import { failureResponse, problemResponse } from "./HttpProblems.ts"
+import * as HttpServerSpan from "./HttpServerSpan.ts"
 
 interface Route {
   readonly method: string
-  /** `path` with its parameters in braces: `http.route`. */
+  /** The path with its parameters in braces: `http.route`. */
   readonly template: string
-  /** Groups are the path's parameters. */
+  /** Its groups are the parameters of the path. */
   readonly pattern: RegExp
+  readonly needsToken: boolean
 }
 
+const routeOf = (method: string, path: string, needsToken: boolean): Route => ({
+  method,
+  template: path.replace(/:(\w+)/g, "{$1}"),
+  pattern: new RegExp(`^${path.replace(/:(\w+)/g, "(?<$1>[^/]+)")}/?$`),
+  needsToken,
+})
+
 const routes: ReadonlyArray<Route> = (() => {
-  const found: Array<Route> = []
-  const add = (method: string, path: string) =>
-    found.push({
-      method,
-      template: path.replace(/:(\w+)/g, "{$1}"),
-      pattern: new RegExp(`^${path.replace(/:(\w+)/g, "(?<$1>[^/]+)")}/?$`),
-    })
+  const found = ["/docs", "/openapi.json", ...HttpPage.paths].map((path) => routeOf("GET", path, false))
   HttpApi.reflect(api, {
     onGroup: () => {},
-    onEndpoint: ({ endpoint }) => add(endpoint.method, endpoint.path),
+    onEndpoint: ({ endpoint: { method, path }, middleware }) =>
+      found.push(
+        routeOf(
+          method,
+          path,
+          [...middleware].some(({ key }) => key === Authorisation.key),
+        ),
+      ),
   })
-  add("GET", "/docs")
-  add("GET", "/openapi.json")
-  for (const path of HttpPage.paths) add("GET", path)
   return found
 })()
 
-/** As these routes match: exactly, and ids of any length, to be refused by name. */
+/** The router matches exactly, and ids of any length: a handler refuses a wrong id by its name. */
 export const routerConfig = HttpRouter.setRouterConfig({
   caseSensitive: true,
   ignoreDuplicateSlashes: false,
@@ -64,87 +61,46 @@ export const routerConfig = HttpRouter.setRouterConfig({
 })
 
 const pathOf = (url: string) => url.split("?", 1)[0] ?? url
-const open = new Set<string>(["/livez", "/readyz", "/docs", "/openapi.json", ...HttpPage.paths])
-/** Versions are for those who have a token. */
-const isOpen = (url: string): boolean => open.has(pathOf(url)) && !isVerbose(url)
-const untraced = new Set(["/livez", "/readyz", "/metrics"])
+const openPaths = new Set(routes.flatMap(({ needsToken, template }) => (needsToken ? [] : [template])))
+/** The versions that `?verbose` shows need a token. */
+const isOpen = (url: string): boolean => openPaths.has(pathOf(url)) && !isVerbose(url)
+const untracedPaths = new Set(["/livez", "/readyz", "/metrics"])
+/** The status of a request whose client did not wait for the response. */
+const clientClosedRequest = 499
 
-/**
- * The server span `{METHOD} {route}`, continued from a valid `traceparent` and told in the answer's. It names the route
- * but not the path, which has user ids in it. The tracer of the platform would take any text in a `b3` header for a
- * trace id, and records every header.
- */
-const traced = <E, R>(request: HttpServerRequest.HttpServerRequest, app: HttpApp.Default<E, R>) =>
-  Effect.gen(function* () {
-    const path = pathOf(request.url)
-    if (untraced.has(path)) return yield* Telemetry.untraced(app)
+type BeginSpan = Effect.Effect.Success<typeof HttpServerSpan.begin>
+
+/** Runs the application in a server span. The response names the span in `traceparent`. */
+const traced = <E, R>(
+  beginSpan: BeginSpan,
+  { headers, method, url }: HttpServerRequest.HttpServerRequest,
+  app: HttpApp.Default<E, R>,
+) => {
+  const path = pathOf(url)
+  if (untracedPaths.has(path)) return Telemetry.untraced(app)
+  return Effect.suspend(() => {
     const route = routes.find(({ pattern }) => pattern.test(path))?.template
-    const { traceparent, tracestate = null } = request.headers
-    const parent = traceparent === undefined ? undefined : Telemetry.externalSpan({ traceparent, tracestate })
-    const clock = yield* Effect.clock
-    const started = clock.unsafeCurrentTimeNanos()
-    const finished = (status: number) => {
-      const ended = clock.unsafeCurrentTimeNanos()
-      Telemetry.observe(
-        Telemetry.httpDuration(request.method, route, status),
-        Number(ended - started) / 1_000_000_000,
-      )
-      return ended
-    }
-    const answered = (span: Tracer.AnySpan) =>
-      app.pipe(
-        Effect.tap(({ status }) =>
-          Effect.suspend(() => {
-            const duration_ms = Number(clock.unsafeCurrentTimeNanos() - started) / 1_000_000
-            return Effect.annotateLogs(Effect.logDebug("http.answered"), {
-              method: request.method,
-              route,
-              status,
-              duration_ms,
-            })
-          }),
-        ),
-        Effect.withParentSpan(span),
-        Effect.map(HttpServerResponse.setHeader("traceparent", Telemetry.traceparent(span))),
-      )
-    if (!(yield* Telemetry.isTracing)) {
-      const response = yield* answered(parent ?? Telemetry.newTrace())
-      finished(response.status)
-      return response
-    }
-    const tracer = yield* Effect.tracer
-    const span = tracer.span(
-      route === undefined ? request.method : `${request.method} ${route}`,
-      Option.fromNullable(parent),
-      Context.empty(),
-      [],
-      started,
-      "server",
-    )
-    return yield* Effect.onExit(answered(span), (exit) =>
-      Effect.sync(() => {
-        const status = Exit.isSuccess(exit) ? exit.value.status : 499
-        // At the end, because the router has written its own form of the route.
-        Telemetry.endServerSpan(span, { method: request.method, route, status }, finished(status))
-      }),
+    const { end, span } = beginSpan(method, route, headers.traceparent, headers.tracestate)
+    return Effect.map(app, HttpServerResponse.setHeader("traceparent", Telemetry.traceparent(span))).pipe(
+      Effect.onExit((exit) =>
+        Effect.suspend(() => {
+          const status = Exit.isSuccess(exit) ? exit.value.status : clientClosedRequest
+          const duration_ms = end(status) * 1_000
+          return Effect.annotateLogs(Effect.logDebug("http.answered"), { method, route, status, duration_ms })
+        }),
+      ),
+      Effect.withParentSpan(span),
     )
   })
+}
 
 const decodeId = Schema.decodeUnknownEither(UserId)
 
-const digest = (text: string) => createHash("sha256").update(text).digest()
-
-/** Compares in constant time, whatever the lengths. */
-const holds = (tokens: ReadonlyArray<Buffer>, header: string | undefined): boolean => {
-  const given = digest(/^Bearer (.+)$/i.exec(header ?? "")?.[1] ?? "")
-  return tokens.reduce((found, token) => timingSafeEqual(token, given) || found, false)
-}
-
-/** Methods of a path; who answers GET answers HEAD. */
+/** The methods of a path. A route that answers GET also answers HEAD. */
 const methodsOf = (matching: ReadonlyArray<Route>): ReadonlyArray<string> =>
   matching.flatMap(({ method }) => (method === "GET" ? ["GET", "HEAD"] : [method])).concat("OPTIONS")
 
-/** Nothing routes this request: an unknown path, another method, or a path parameter that can't be decoded. */
+/** The request has an unknown path, another method, or a path parameter that cannot be decoded. */
 const unrouted = (request: HttpServerRequest.HttpServerRequest): HttpServerResponse.HttpServerResponse => {
   const path = pathOf(request.url)
   const matching = routes.filter(({ pattern }) => pattern.test(path))
@@ -172,23 +128,20 @@ const unrouted = (request: HttpServerRequest.HttpServerRequest): HttpServerRespo
       )
 }
 
-/** The answer to a failure that no handler worded. */
+/** HttpApi fails like this, too, when a response does not match its schema. */
+const isOfResponse = ({ message }: HttpApiError.HttpApiDecodeError) =>
+  message.startsWith("(<declaration schema> <-> ")
+
 const answerTo = (cause: Cause.Cause<unknown>, request: HttpServerRequest.HttpServerRequest) => {
   const error = Option.getOrUndefined(Cause.failureOption(cause))
   if (Predicate.isTagged(error, "RouteNotFound")) return Effect.succeed(unrouted(request))
-  if (error instanceof HttpApiError.HttpApiDecodeError)
-    return Effect.succeed(
-      problemResponse(
-        unprocessable(
-          error.issues
-            .filter(({ message }) => !message.startsWith("Expected undefined"))
-            .map(({ message, path }) => ({ field: path.join("."), detail: message })),
-        ),
-      ),
-    )
-  return Effect.as(
-    Effect.logError("http.failed", cause),
-    problemResponse(new Problem({ status: 500, detail: "an unexpected error; the log says more" })),
+  if (!(error instanceof HttpApiError.HttpApiDecodeError) || isOfResponse(error))
+    return failureResponse(cause)
+  const issues = error.issues.filter(({ message }) => !message.startsWith("Expected undefined"))
+  return Effect.succeed(
+    problemResponse(
+      unprocessable(issues.map(({ message, path }) => ({ field: path.join("."), detail: message }))),
+    ),
   )
 }
 
@@ -200,6 +153,8 @@ const unauthorised = problemResponse(
   }),
 )
 
+const digest = (text: string) => createHash("sha256").update(text).digest()
+
 const tokensOf = (list: Redacted.Redacted) =>
   Redacted.value(list)
     .split(",")
@@ -207,31 +162,36 @@ const tokensOf = (list: Redacted.Redacted) =>
     .filter((token) => token !== "")
     .map(digest)
 
-/** Whether a header `Authorization` opens the API; everything does where there are no tokens. */
+/** Whether the header holds one of the tokens; takes the same time for every header. */
+const hasToken = (tokens: ReadonlyArray<Buffer>, header: string | undefined): boolean => {
+  const given = digest(/^Bearer (.+)$/i.exec(header ?? "")?.[1] ?? "")
+  return tokens.reduce((found, token) => timingSafeEqual(token, given) || found, false)
+}
+
+/** Whether a header `Authorization` gives access. Without API_TOKENS every request has access. */
 export const authorisation = Effect.map(Settings.API_TOKENS, (list) => {
   const tokens = Option.map(list, tokensOf)
-  return (header: string | undefined): boolean => Option.isNone(tokens) || holds(tokens.value, header)
+  return (header: string | undefined): boolean => Option.isNone(tokens) || hasToken(tokens.value, header)
 })
 
 const make = Effect.gen(function* () {
-  const authorised = yield* authorisation
+  const isAuthorised = yield* authorisation
+  const beginSpan = yield* HttpServerSpan.begin
   if (Option.isNone(yield* Settings.API_TOKENS))
     yield* Effect.logWarning("api.open").pipe(
-      Effect.annotateLogs({ detail: "API_TOKENS is unset: everybody who reaches this port may use it" }),
+      Effect.annotateLogs({ detail: "API_TOKENS is unset: everyone who can reach this port has access" }),
     )
-  const passes = ({ headers, url }: HttpServerRequest.HttpServerRequest) =>
-    isOpen(url) || authorised(headers.authorization)
+
+  const answered = (app: HttpApp.Default, request: HttpServerRequest.HttpServerRequest) =>
+    isOpen(request.url) || isAuthorised(request.headers.authorization)
+      ? Effect.catchAllCause(app, (cause) =>
+          Cause.isInterruptedOnly(cause) ? Effect.failCause(cause) : answerTo(cause, request),
+        )
+      : Effect.succeed(unauthorised)
 
   return (app: HttpApp.Default): HttpApp.Default =>
     Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>
-      traced(
-        request,
-        passes(request)
-          ? Effect.catchAllCause(app, (cause) =>
-              Cause.isInterruptedOnly(cause) ? Effect.failCause(cause) : answerTo(cause, request),
-            )
-          : Effect.succeed(unauthorised),
-      ),
+      traced(beginSpan, request, answered(app, request)),
     )
 })
 

@@ -1,4 +1,4 @@
-/** The page at `/`: plain files of `src/page` and the chart library, kept in memory; nothing comes from elsewhere. */
+/** The page at `/`: the files of `src/page` and the chart library, kept in memory. */
 import { createHash } from "node:crypto"
 import { fileURLToPath } from "node:url"
 import { HttpApiBuilder, HttpServerRequest, HttpServerResponse } from "@effect/platform"
@@ -8,7 +8,7 @@ import * as Settings from "../../services/Settings.ts"
 const own = (name: string) => fileURLToPath(new URL(`../../page/${name}`, import.meta.url))
 const library = (path: string) => fileURLToPath(import.meta.resolve(path))
 
-/** Path → file and its type. */
+/** Path → file and content type. */
 const files = {
   "/": [own("index.html"), "text/html; charset=utf-8"],
   "/page/page.css": [own("page.css"), "text/css; charset=utf-8"],
@@ -24,7 +24,7 @@ const files = {
   "/page/uPlot.css": [library("uplot/dist/uPlot.min.css"), "text/css; charset=utf-8"],
 } as const
 
-/** What the page has to know beforehand. */
+/** Settings that the page reads. */
 const settingsPath = "/page/config.json"
 export const paths: ReadonlyArray<string> = [...Object.keys(files), settingsPath]
 

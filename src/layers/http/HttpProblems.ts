@@ -1,7 +1,15 @@
-/** How answers are worded: problem documents, and 500 for what nobody worded. */
+/** The response to a failure, on both paths to a handler. */
 import { HttpServerResponse } from "@effect/platform"
 import { Cause, Effect } from "effect"
 import { Problem } from "../../services/model/Problem.ts"
+import type { DeadLetterNotFound } from "../../services/operate/DeadLetterAdmin.ts"
+import type { UserNotFound } from "../../services/operate/ShowUser.ts"
+import type { DeadLettersError } from "../../services/ports/DeadLetters.ts"
+import type { InteractionLogError } from "../../services/ports/InteractionLog.ts"
+import type { PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
+import type { UserEmbeddingsError } from "../../services/ports/UserEmbeddings.ts"
+import type { CatalogueError } from "../../services/recommend/Catalogue.ts"
+import type { NoTaste, ProductNotFound, TooManyUsers } from "../../services/recommend/Recommender.ts"
 
 /** A problem as `application/problem+json`. */
 export const problemResponse = (problem: Problem) =>
@@ -11,21 +19,60 @@ export const problemResponse = (problem: Problem) =>
     headers: problem.headers ?? {},
   })
 
-/** A dependency is away; `what` names what it holds, in plural. */
-export const serviceUnavailable = (what: string) => () =>
+const unexpected = problemResponse(
+  new Problem({ status: 500, detail: "an unexpected error occurred; the log of the server describes it" }),
+)
+
+/** A failure that is not a {@link Problem} is logged. The client learns nothing of its cause. */
+export const failureResponse = (cause: Cause.Cause<unknown>) => {
+  const error = Cause.squash(cause)
+  return error instanceof Problem
+    ? Effect.succeed(problemResponse(error))
+    : Effect.as(Effect.logError("http.failed", cause), unexpected)
+}
+
+/** `what` names the unavailable data, in the plural. */
+export const serviceUnavailable = (what: string) =>
   new Problem({
     status: 503,
     detail: `${what} are not available; try again later`,
     headers: { "retry-after": "1" },
   })
 
-/** The answer of a handler, whose problems are answers too. */
-export const answer = <E, R>(effect: Effect.Effect<HttpServerResponse.HttpServerResponse, E, R>) =>
-  Effect.catchAll(effect, (error) =>
-    error instanceof Problem
-      ? Effect.succeed(problemResponse(error))
-      : Effect.as(
-          Effect.logError("http.failed", Cause.fail(error)),
-          problemResponse(new Problem({ status: 500, detail: "an unexpected error; the log says more" })),
-        ),
-  )
+type Failure =
+  | CatalogueError
+  | DeadLetterNotFound
+  | DeadLettersError
+  | InteractionLogError
+  | NoTaste
+  | PhraseEmbedderError
+  | ProductNotFound
+  | TooManyUsers
+  | UserEmbeddingsError
+  | UserNotFound
+
+const problemOf = (error: Failure): Problem => {
+  switch (error._tag) {
+    case "DeadLetterNotFound":
+    case "NoTaste":
+    case "ProductNotFound":
+    case "UserNotFound":
+      return new Problem({ status: 404, detail: error.message })
+    case "CatalogueTooLarge":
+    case "TooManyUsers":
+      return new Problem({ status: 501, detail: error.message })
+    case "DeadLettersError":
+      return serviceUnavailable("dead letters")
+    case "InteractionLogError":
+      return serviceUnavailable("interactions")
+    case "PhraseEmbedderError":
+      return serviceUnavailable("embeddings of phrases")
+    case "ProductEmbeddingsError":
+      return serviceUnavailable("product embeddings")
+    case "UserEmbeddingsError":
+      return serviceUnavailable("user embeddings")
+  }
+}
+
+/** What the failure of a step means to the client. */
+export const toProblem = Effect.mapError(problemOf)

@@ -1,27 +1,27 @@
 /**
- * An HTTP server on Bun that finishes what it has begun: when it closes, new connections are refused and open
- * requests are waited for. (That of platform-bun answers open requests with 503.) It sets no limit on bodies,
- * so that whoever reads one can say what the limit is.
+ * An HTTP server on Bun. On close it refuses new connections and waits for open requests; the server of
+ * platform-bun answers them with 503. The server has no limit on bodies, so that HttpBody.ts can name the
+ * limit in a problem.
  */
 import { HttpApp, HttpServer, HttpServerError } from "@effect/platform"
 import { Context, Deferred, Duration, Effect, Layer, Option, Schedule } from "effect"
 
-/** Ends when the server begins to close: answers without an end must end with it. */
+/** Ends when the server begins to close. A response without an end must end with it. */
 export class Closing extends Context.Tag("user-embeddings/Closing")<Closing, Effect.Effect<void>>() {}
 
 export interface Options {
   readonly hostname: string
-  /** 0 = any free one. */
+  /** 0: any free port. */
   readonly port: number
 }
 
-/** How long open requests are waited for. */
-const drainDeadline = Duration.seconds(10)
-/** How long a connection may be silent; longer than any step waits for its server. */
+/** For open requests on close. */
+const drainTimeout = Duration.seconds(10)
+/** Longer than the timeout of every call that a request may wait for. */
 const idleSeconds = 60
 
-/** Answers some requests before the application sees them; `undefined` = it shall. */
-export class DirectHandler extends Context.Tag("user-embeddings/Shortcut")<
+/** Answers some requests before the router; `undefined`: the request goes to the router. */
+export class DirectHandler extends Context.Tag("user-embeddings/DirectHandler")<
   DirectHandler,
   (request: Request) => Promise<Response> | undefined
 >() {}
@@ -45,7 +45,7 @@ export const make = ({ hostname, port }: Options) =>
       }),
       (server) => Effect.promise(() => server.stop(true)),
     )
-    // `stop` alone would also wait for connections on which nothing is asked.
+    // `stop` would also wait for idle connections.
     const drain = Effect.suspend(() => {
       Deferred.unsafeDone(closing, Effect.void)
       void server.stop()
@@ -53,16 +53,16 @@ export const make = ({ hostname, port }: Options) =>
         schedule: Schedule.spaced("10 millis"),
         until: () => server.pendingRequests === 0,
       })
-    }).pipe(Effect.timeoutOption(drainDeadline), Effect.asVoid)
+    }).pipe(Effect.timeoutOption(drainTimeout), Effect.asVoid)
 
     const http = HttpServer.make({
       address: { _tag: "TcpAddress", hostname: server.hostname ?? hostname, port: server.port ?? port },
       serve: (app, middleware) =>
         Effect.gen(function* () {
-          const shortcut = Option.getOrElse(yield* Effect.serviceOption(DirectHandler), () => () => undefined)
+          const direct = Option.getOrElse(yield* Effect.serviceOption(DirectHandler), () => () => undefined)
           const handle = HttpApp.toWebHandlerRuntime(yield* Effect.runtime<never>())(app, middleware)
           yield* Effect.acquireRelease(
-            Effect.sync(() => server.reload({ fetch: (request) => shortcut(request) ?? handle(request) })),
+            Effect.sync(() => server.reload({ fetch: (request) => direct(request) ?? handle(request) })),
             () => drain,
           )
         }),

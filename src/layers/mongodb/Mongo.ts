@@ -1,7 +1,6 @@
 /**
- * The MongoDB client behind the stores of embeddings. It connects with the first call and again by itself: the layer
- * never fails because the server is down, calls do, within seconds. Writes are journaled on a majority before they
- * are answered.
+ * The MongoDB client of the embedding stores. It connects with the first call and reconnects by itself. While the server
+ * is down, the layer starts all the same, and calls fail within seconds. Writes wait for the journal of a majority.
  */
 import {
   Cause,
@@ -36,6 +35,7 @@ import {
   MongoTopologyClosedError,
 } from "mongodb"
 import { clockFindings, type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
+import type { PortFailure } from "../../services/ports/PortFailure.ts"
 import * as Settings from "../../services/Settings.ts"
 import { databaseSpan } from "../../services/Telemetry.ts"
 import { within } from "../Deadline.ts"
@@ -46,23 +46,16 @@ export interface MongoOptions {
   readonly database: string
 }
 
-/** What a call failed with: the fields of the ports' errors. */
-export interface Failure {
-  readonly reason: "unavailable" | "timeout" | "rejected"
-  readonly operation: string
-  readonly cause: unknown
-}
-
-/** Calls to MongoDB that fail in the words of one port. */
+/** Calls to MongoDB that fail with the error of a port. */
 export interface Calls<E> {
-  /** One call with a deadline; its span and its failure are named `{operation} {target}`, as `find user_embeddings`. */
+  /** One call with a deadline. Its span and its failure are named `{operation} {target}`: `find user_embeddings`. */
   readonly call: <A>(
     operation: string,
     target: string,
     run: () => Promise<A>,
     within?: Duration.Duration,
   ) => Effect.Effect<A, E>
-  /** All documents of a cursor, one chunk for each batch of the server. */
+  /** All documents of a cursor, one chunk per batch of the server. */
   readonly stream: <A>(target: string, open: () => FindCursor<A>) => Stream.Stream<A, E>
 }
 
@@ -70,12 +63,11 @@ export class Mongo extends Context.Tag("user-embeddings/Mongo")<
   Mongo,
   {
     readonly database: Db
-    /** Calls whose failures become the error of a port. */
-    readonly failingWith: <E>(error: (failure: Failure) => E) => Calls<E>
+    readonly failingWith: <E>(toError: (failure: PortFailure) => E) => Calls<E>
   }
 >() {}
 
-/** `timeoutMS` of driver 7.9 has no effect, so each phase of a call has its own limit, and the whole another. */
+/** `timeoutMS` of driver 7.9 has no effect, so each phase of a call has a limit, and the whole call a deadline. */
 const limits = {
   serverSelectionTimeoutMS: 5000,
   waitQueueTimeoutMS: 5000,
@@ -84,22 +76,22 @@ const limits = {
 } satisfies MongoClientOptions
 const callDeadline = Duration.seconds(15)
 const pingDeadline = Duration.seconds(6)
-const closing = Duration.seconds(3)
+const closeDeadline = Duration.seconds(3)
 
 export const duplicateKey = 11000
 const authenticationFailed = 18
-/** The server steps down, shuts down or is no primary: another one, or the same one later, will answer. */
-const goingAway = new Set<unknown>([91, 189, 10107, 11600, 11602, 13435, 13436])
+/** The server steps down, shuts down or is no primary. A later call will find a primary. */
+const noPrimary = new Set<unknown>([91, 189, 10107, 11600, 11602, 13435, 13436])
 /** MaxTimeMSExpired, WriteConcernFailed, WriteConcernTimeout, ExceededTimeLimit. */
-const tooLate = new Set<unknown>([50, 64, 202, 262])
+const timedOut = new Set<unknown>([50, 64, 202, 262])
 
-/** Bulk writes wrap what the driver failed with; the wrapped error says what happened. */
+/** A bulk write wraps the error of the driver. */
 const innermost = (error: unknown): unknown =>
   error instanceof MongoBulkWriteError && error.errorResponse instanceof Error ? error.errorResponse : error
 
-const reasonOf = (error: unknown): Failure["reason"] => {
+const reasonOf = (error: unknown): PortFailure["reason"] => {
   if (error instanceof MongoServerError)
-    return goingAway.has(error.code) ? "unavailable" : tooLate.has(error.code) ? "timeout" : "rejected"
+    return noPrimary.has(error.code) ? "unavailable" : timedOut.has(error.code) ? "timeout" : "rejected"
   if (
     error instanceof MongoNetworkTimeoutError ||
     error instanceof MongoOperationTimeoutError ||
@@ -115,21 +107,20 @@ const reasonOf = (error: unknown): Failure["reason"] => {
     : "rejected"
 }
 
-/** A failed call as {@link Failure}. */
-const failure =
+const failed =
   (operation: string) =>
-  (error: unknown): Failure => {
+  (error: unknown): PortFailure => {
     const cause = innermost(error)
     return { reason: reasonOf(cause), operation, cause }
   }
 
-/** Another writer was faster to insert the same key. */
+/** Another writer has inserted the same key. */
 export const isDuplicateKey = (error: unknown): boolean =>
   error instanceof MongoServerError && error.code === duplicateKey
 
 /**
- * Which operations of an unordered bulk write, by index, the server refused for an expected reason. Any other failure
- * is thrown again: then it is open what was written.
+ * Indices of the operations of an unordered bulk write that the server refused with an expected code. Any other error is
+ * thrown again, because the outcome of the write is unknown.
  */
 export const refusals = (error: unknown, expected: ReadonlyArray<number>): ReadonlySet<number> => {
   if (!(error instanceof MongoBulkWriteError) || error.result.getWriteConcernError() !== undefined)
@@ -139,9 +130,9 @@ export const refusals = (error: unknown, expected: ReadonlyArray<number>): Reado
   return new Set(errors.map(({ index }) => index))
 }
 
-/** Says goodbye to the server, which may not answer any more. */
-const released = (close: () => Promise<void>) =>
-  Effect.tryPromise(close).pipe(Effect.interruptible, Effect.timeoutOption(closing), Effect.ignore)
+/** Closes a client or a cursor. The server may not answer any more. */
+const close = (run: () => Promise<void>) =>
+  Effect.tryPromise(run).pipe(Effect.interruptible, Effect.timeoutOption(closeDeadline), Effect.ignore)
 
 const connect = ({ url, database }: MongoOptions) =>
   Effect.try({
@@ -152,13 +143,13 @@ const connect = ({ url, database }: MongoOptions) =>
         writeConcern: { w: "majority", journal: true },
       }),
     catch: (error) =>
-      // The driver quotes the whole URL in some of its messages.
+      // Some messages of the driver contain the URL with its password.
       ConfigError.InvalidData(
         ["MONGODB_URL"],
         `MONGODB_URL: ${String(error).replaceAll(Redacted.value(url), "it")}`,
       ),
   }).pipe(
-    Effect.acquireRelease((client) => released(() => client.close())),
+    Effect.acquireRelease((client) => close(() => client.close())),
     Effect.map((client) => ({ client, database: client.db(database) })),
   )
 
@@ -169,35 +160,35 @@ export const make = (options: MongoOptions) =>
       target: string,
       run: () => Promise<A>,
       deadline = callDeadline,
-    ): Effect.Effect<A, Failure> => {
-      const failed = failure(`${operation} ${target}`)
-      return within<A, Failure>(
+    ): Effect.Effect<A, PortFailure> => {
+      const toFailure = failed(`${operation} ${target}`)
+      return within<A, PortFailure>(
         deadline,
-        () => failed(new Cause.TimeoutException(`no answer in ${Duration.format(deadline)}`)),
+        () => toFailure(new Cause.TimeoutException(`no answer in ${Duration.format(deadline)}`)),
         (resume) => {
-          // Returns at once when connected. Left to itself the driver never tries again after a first failure.
+          // Returns at once when connected. Without this, the driver never reconnects after a failed first attempt.
           client
             .connect()
             .then(run)
             .then(
               (answer) => resume(Effect.succeed(answer)),
-              (cause) => resume(Effect.fail(failed(cause))),
+              (cause) => resume(Effect.fail(toFailure(cause))),
             )
         },
       ).pipe(databaseSpan("mongodb", operation, target))
     }
     return {
       database,
-      failingWith: (error) => ({
-        call: (...of) => Effect.mapError(attempt(...of), error),
+      failingWith: (toError) => ({
+        call: (...of) => Effect.mapError(attempt(...of), toError),
         stream: (target, open) =>
-          Effect.acquireRelease(Effect.sync(open), (cursor) => released(() => cursor.close())).pipe(
+          Effect.acquireRelease(Effect.sync(open), (cursor) => close(() => cursor.close())).pipe(
             Effect.map((cursor) =>
               Stream.repeatEffectChunkOption(
                 attempt("find", target, async () =>
                   (await cursor.hasNext()) ? cursor.readBufferedDocuments() : [],
                 ).pipe(
-                  Effect.mapError((failed) => Option.some(error(failed))),
+                  Effect.mapError((failure) => Option.some(toError(failure))),
                   Effect.filterOrFail((documents) => documents.length > 0, Option.none),
                   Effect.map(Chunk.unsafeFromArray),
                 ),
@@ -224,27 +215,27 @@ export const layerConfig: Layer.Layer<Mongo, ConfigError.ConfigError> = Layer.sc
   }).pipe(Effect.flatMap(make)),
 )
 
-/** How vectors are stored: as BSON float32 vector, or as array of doubles. */
+/** A vector is stored as a BSON float32 vector or as an array of doubles. */
 export type Storage = "vector" | "array"
 export type StoredVector = Binary | ReadonlyArray<number | Double>
 
 export const toStored = (vector: Float32Array, storage: Storage): StoredVector =>
   storage === "vector" ? Binary.fromFloat32Array(vector) : Array.from(vector, toDouble)
 
-/** A number that the driver would otherwise store as an integer. */
+/** Without this, the driver stores whole numbers as integers. */
 export const toDouble = (x: number): Double => new Double(x)
 
-/** The vector of either way of storage. */
 export const fromStored = (stored: StoredVector): Float32Array =>
   stored instanceof Binary ? stored.toFloat32Array() : Float32Array.from(stored, Number)
 
-const remedies: Record<Failure["reason"], string> = {
+const remedies: Record<PortFailure["reason"], string> = {
   unavailable: "start MongoDB, or correct MONGODB_URL",
-  timeout: "look at MongoDB's load and at the network in between",
-  rejected: "look at the rights of MONGODB_URL's user and at MongoDB's log",
+  timeout: "check the load of MongoDB and the network",
+  not_set_up: "run: user-embeddings setup",
+  rejected: "check the permissions of the user in MONGODB_URL and the log of MongoDB",
 }
 
-/** MongoDB with its collections, for readiness, `setup` and `doctor`. */
+/** MongoDB and its collections, for readiness, `setup` and `doctor`. */
 export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mongo> = Effect.gen(function* () {
   const { database, failingWith } = yield* Mongo
   const phraseTtlDays = yield* Settings.PHRASE_TTL_DAYS
@@ -260,8 +251,8 @@ export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mong
       }),
   )
   const target = database.databaseName
-  const found = call("listCollections", target, () => missingObjects(database, phraseTtlDays))
-  const inWords = (all: ReadonlyArray<MissingObject>) => all.map(({ what }) => what)
+  const missing = call("listCollections", target, () => missingObjects(database, phraseTtlDays))
+  const names = (all: ReadonlyArray<MissingObject>) => all.map(({ name }) => name)
   return {
     name: "mongodb",
     essentialFor: ["worker"],
@@ -274,16 +265,16 @@ export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mong
       },
       pingDeadline,
     ),
-    missing: Effect.map(found, inWords),
+    missing: Effect.map(missing, names),
     inspect: Effect.zipWith(
       call("hello", target, async () => (await database.command({ hello: 1 })).localTime),
       Clock.currentTimeMillis,
       (now, here) => clockFindings(Number(now), here),
     ),
     setup: Effect.gen(function* () {
-      const missing = yield* found
-      for (const { what, create } of missing) yield* call("set up", what, create)
-      return inWords(missing)
+      const all = yield* missing
+      for (const { create, name } of all) yield* call("set up", name, create)
+      return names(all)
     }),
   }
 })

@@ -1,4 +1,4 @@
-/** The collections in MongoDB: names, validators, indexes; and what stands between a database and them. */
+/** The collections in MongoDB: names, validators and indexes, and how to create those that a database lacks. */
 import { isDeepStrictEqual } from "node:util"
 import { Record } from "effect"
 import { type Db, type Document, type IndexDescriptionInfo, MongoServerError } from "mongodb"
@@ -13,17 +13,17 @@ interface Index {
 
 interface Definition {
   readonly name: string
-  /** `$jsonSchema`; without it documents of other programs are welcome. */
+  /** `$jsonSchema`. Without it, the collection accepts documents of other programs. */
   readonly schema?: Document
   readonly indexes: ReadonlyArray<Index>
 }
 
 export const names = {
   userEmbeddings: "user_embeddings",
-  userEmbeddingLedger: "user_embedding_ledger",
+  appliedOverflow: "user_embedding_ledger",
   productEmbeddings: "product_embeddings",
   phraseEmbeddings: "phrase_embeddings",
-  /** A vector search index on `embedding` with filters on `space` and `category`; made by whoever has so many products. */
+  /** Optional: a vector search index on `embedding` with filters on `space` and `category`, for many products. */
   productVectors: "product_embeddings_vector",
 } as const
 
@@ -34,7 +34,7 @@ const double = { bsonType: "double" }
 const notNegative = { ...double, minimum: 0 }
 const instant = { bsonType: "date" }
 const oneOf = (values: ReadonlyArray<string>) => ({ enum: [...values] })
-/** An object of exactly these properties, all of them required but `optional`. */
+/** An object with exactly these properties. All are required except `optional`. */
 const exactly = (properties: Record<string, Document>, optional: ReadonlyArray<string> = []): Document => ({
   bsonType: "object",
   additionalProperties: false,
@@ -86,10 +86,10 @@ const userEmbedding = exactly({
   erased_at: { bsonType: ["date", "null"] },
 })
 
-/** What an erasure leaves behind. */
+/** The document of an erased user. */
 const tombstone = exactly({ _id: id, user_id: id, erased_at: instant, version: { ...count, minimum: 1 } })
 
-/** Of `user_embeddings`. Its kinds exclude each other; `anyOf`, for the server looks no further than the first that fits. */
+/** Of `user_embeddings`. No document matches both; `anyOf` is faster than `oneOf`, because it stops at the first match. */
 export const userEmbeddingValidator = { anyOf: [userEmbedding, tombstone] }
 
 const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
@@ -98,7 +98,7 @@ const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
     schema: userEmbeddingValidator,
     indexes: [{ field: "user_id", unique: true }, { field: "last_updated" }, { field: "space" }],
   },
-  { name: names.userEmbeddingLedger, schema: exactly({ _id: text }), indexes: [] },
+  { name: names.appliedOverflow, schema: exactly({ _id: text }), indexes: [] },
   {
     name: names.productEmbeddings,
     indexes: [{ field: "product_id", unique: true }, { field: "space" }, { field: "updated_at" }],
@@ -109,9 +109,10 @@ const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
   },
 ]
 
-/** Something that a database lacks, in words, and how to mend it. */
+/** A collection, validator or index that is missing or differs. */
 export interface MissingObject {
-  readonly what: string
+  readonly name: string
+  /** Creates or changes it. Idempotent, also when several processes do it at the same time. */
   readonly create: () => Promise<unknown>
 }
 
@@ -125,29 +126,29 @@ const describe = ({ field, unique, expireAfterSeconds }: Index): string =>
     expireAfterSeconds === undefined ? "" : `, expiring after ${expireAfterSeconds / 86_400} days`
   }`
 
-const indexGaps = (
+const missingIndexes = (
   db: Db,
-  { name, indexes }: Definition,
+  { name: collection, indexes }: Definition,
   existing: ReadonlyArray<IndexDescriptionInfo>,
 ): ReadonlyArray<MissingObject> =>
   indexes.flatMap((index): ReadonlyArray<MissingObject> => {
     const { field, ...options } = index
     const found = existing.find(({ key }) => isDeepStrictEqual({ ...key }, { [field]: 1 }))
-    const create = () => db.collection(name).createIndex({ [field]: 1 }, options)
-    const what = `${name}: ${describe(index)}`
-    if (found === undefined) return [{ what, create: create }]
+    const create = () => db.collection(collection).createIndex({ [field]: 1 }, options)
+    const name = `${collection}: ${describe(index)}`
+    if (found === undefined) return [{ name, create }]
     if (found.expireAfterSeconds !== index.expireAfterSeconds)
       return [
         {
-          what,
-          create: () => db.command({ collMod: name, index: { keyPattern: { [field]: 1 }, ...options } }),
+          name,
+          create: () =>
+            db.command({ collMod: collection, index: { keyPattern: { [field]: 1 }, ...options } }),
         },
       ]
-    // The server refuses to create it beside the other one: whoever made that has to say whether it may go.
-    return (found.unique ?? false) === (index.unique ?? false) ? [] : [{ what, create: create }]
+    // Creating it fails beside the existing index. An operator has to decide whether that may be dropped.
+    return (found.unique ?? false) === (index.unique ?? false) ? [] : [{ name, create }]
   })
 
-/** What a database lacks. Mending is safe to do twice and side by side. */
 export const missingObjects = async (
   db: Db,
   phraseTtlDays: number,
@@ -164,19 +165,19 @@ export const missingObjects = async (
       if (found === undefined)
         return [
           {
-            what: `${name}: collection${schema ? " with validator" : ""}`,
+            name: `${name}: collection${schema ? " with validator" : ""}`,
             create: () => db.createCollection(name, rules).catch(unlessCode(namespaceExists)),
           },
-          ...indexGaps(db, definition, []),
+          ...missingIndexes(db, definition, []),
         ]
       const { validator: set, validationLevel = "strict", validationAction = "error" } = found.options ?? {}
       const differs =
         rules && !isDeepStrictEqual({ validator: set, validationLevel, validationAction }, rules)
       return [
         ...(differs
-          ? [{ what: `${name}: validator`, create: () => db.command({ collMod: name, ...rules }) }]
+          ? [{ name: `${name}: validator`, create: () => db.command({ collMod: name, ...rules }) }]
           : []),
-        ...indexGaps(db, definition, await db.collection(name).indexes()),
+        ...missingIndexes(db, definition, await db.collection(name).indexes()),
       ]
     },
   )

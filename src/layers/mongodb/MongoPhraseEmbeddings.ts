@@ -1,10 +1,11 @@
 /**
- * Vectors of phrases in MongoDB, in `phrase_embeddings` under the hash of the phrase. The server removes what was not
- * used for PHRASE_TTL_DAYS.
+ * Vectors of phrases in `phrase_embeddings`, by the hash of the phrase. The server deletes vectors that were not used for
+ * PHRASE_TTL_DAYS.
  */
 import { Clock, Duration, Effect, Layer } from "effect"
 import { Binary } from "mongodb"
 import { PhraseEmbeddings, PhraseEmbeddingsError } from "../../services/ports/PhraseEmbeddings.ts"
+import { portError } from "../../services/ports/PortFailure.ts"
 import { Mongo } from "./Mongo.ts"
 import { names } from "./MongoCollections.ts"
 
@@ -14,13 +15,13 @@ interface PhraseDocument {
   readonly last_used: Date
 }
 
-/** Use is written down once a day only, so that reading stays cheap. */
-const usedAgain = Duration.toMillis("1 day")
+/** `last_used` is updated at most once a day, so that reading stays cheap. */
+const touchAfter = Duration.toMillis("1 day")
 
 export const make = Effect.map(Mongo, ({ database, failingWith }): PhraseEmbeddings["Type"] => {
   const name = names.phraseEmbeddings
   const phrases = database.collection<PhraseDocument>(name)
-  const { call } = failingWith((failure) => new PhraseEmbeddingsError(failure))
+  const { call } = failingWith(portError(PhraseEmbeddingsError))
 
   return {
     load: (keys) =>
@@ -31,7 +32,7 @@ export const make = Effect.map(Mongo, ({ database, failingWith }): PhraseEmbeddi
               phrases.find({ _id: { $in: [...keys] } }, { batchSize: keys.length }).toArray(),
             )
             const now = yield* Clock.currentTimeMillis
-            const stale = found.filter(({ last_used }) => now - last_used.getTime() > usedAgain)
+            const stale = found.filter(({ last_used }) => now - last_used.getTime() > touchAfter)
             if (stale.length > 0)
               yield* call("update", name, () =>
                 phrases.updateMany(

@@ -1,8 +1,9 @@
-/** Product embeddings in MongoDB, one document per product in `product_embeddings`. */
+/** Product embeddings in MongoDB: one document per product in `product_embeddings`. */
 import { Clock, Effect, Layer, Stream } from "effect"
-import { MongoServerError } from "mongodb"
+import { type Collection, MongoServerError } from "mongodb"
 import type { ProductId } from "../../services/model/Interaction.ts"
 import * as Vector from "../../services/model/Vector.ts"
+import { portError } from "../../services/ports/PortFailure.ts"
 import {
   type Neighbour,
   NoVectorIndex,
@@ -12,10 +13,18 @@ import {
 } from "../../services/ports/ProductEmbeddings.ts"
 import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
 import * as Settings from "../../services/Settings.ts"
-import { fromStored, Mongo, type Storage, type StoredVector, toDouble, toStored } from "./Mongo.ts"
+import {
+  type Calls,
+  fromStored,
+  Mongo,
+  type Storage,
+  type StoredVector,
+  toDouble,
+  toStored,
+} from "./Mongo.ts"
 import { names } from "./MongoCollections.ts"
 
-/** Other programs may write products too, and leave out what they don't know. */
+/** Other programs may write products too, so some fields are optional. */
 type ProductDocument = Pick<ProductEmbedding, "product_id" | "space"> &
   Partial<Pick<ProductEmbedding, "product_name" | "category" | "text">> & {
     readonly embedding: StoredVector
@@ -33,7 +42,7 @@ const toProduct = (document: ProductDocument): ProductEmbedding => ({
   text: document.text ?? null,
 })
 
-/** Each product once: what stands later replaces what stands earlier, as if they were written one by one. */
+/** Each product once. A later one replaces an earlier one, as if they were written one by one. */
 const merge = (products: ReadonlyArray<ProductEmbedding>): Map<ProductId, ProductEmbedding> => {
   const merged = new Map<ProductId, ProductEmbedding>()
   for (const product of products) {
@@ -49,8 +58,8 @@ const merge = (products: ReadonlyArray<ProductEmbedding>): Map<ProductId, Produc
 
 const upsertOne = (product: ProductEmbedding, storage: Storage, now: Date) => {
   const { product_id, product_name, category, space, text, embedding } = product
-  const given = { ...(product_name !== null && { product_name }), ...(category !== null && { category }) }
-  const absent = { ...(product_name === null && { product_name }), ...(category === null && { category }) }
+  const known = { ...(product_name !== null && { product_name }), ...(category !== null && { category }) }
+  const unknown = { ...(product_name === null && { product_name }), ...(category === null && { category }) }
   return {
     updateOne: {
       filter: { product_id },
@@ -58,149 +67,162 @@ const upsertOne = (product: ProductEmbedding, storage: Storage, now: Date) => {
         $set: {
           embedding: toStored(embedding, storage),
           dimension_count: embedding.length,
-          ...given,
+          ...known,
           space,
           text,
           updated_at: now,
         },
-        $setOnInsert: { ...absent, created_at: now },
+        $setOnInsert: { ...unknown, created_at: now },
       },
       upsert: true,
     },
   }
 }
 
-type Scored = Pick<Neighbour, "product_id" | "similarity">
+interface Store extends Calls<ProductEmbeddingsError> {
+  readonly products: Collection<ProductDocument>
+  readonly storage: Storage
+}
+const name = names.productEmbeddings
+
+const load = ({ call, products }: Store, wanted: ReadonlyArray<ProductId>, space: string) =>
+  call("find", name, async () => {
+    const found = await products
+      .find(
+        { product_id: { $in: [...wanted] }, space },
+        { projection: { _id: 0, product_id: 1, embedding: 1 }, batchSize: wanted.length },
+      )
+      .toArray()
+    return new Map(found.map(({ product_id, embedding }) => [product_id, fromStored(embedding)]))
+  })
+
+const knownSince = ({ call, products }: Store, wanted: ReadonlyArray<ProductId>, space: string) =>
+  call("find", name, async () => {
+    const found = await products
+      .find<{ readonly product_id: ProductId; readonly created_at?: Date }>(
+        { product_id: { $in: [...wanted] }, space },
+        { projection: { _id: 0, product_id: 1, created_at: 1 }, batchSize: wanted.length },
+      )
+      .toArray()
+    return new Map(found.map(({ created_at, product_id }) => [product_id, created_at?.getTime() ?? 0]))
+  })
+
+const upsert = ({ call, products, storage }: Store, given: ReadonlyArray<ProductEmbedding>) =>
+  Effect.gen(function* () {
+    const now = new Date(yield* Clock.currentTimeMillis)
+    const merged = [...merge(given).values()]
+    const { upsertedIds } = yield* call("bulkWrite", name, () =>
+      products.bulkWrite(
+        merged.map((product) => upsertOne(product, storage, now)),
+        { ordered: false },
+      ),
+    )
+    const created = new Set(
+      merged.filter((_, index) => index in upsertedIds).map(({ product_id }) => product_id),
+    )
+    // If a product occurs twice, only the first is new.
+    return given.map(({ product_id }) => created.delete(product_id))
+  })
+
+const describe = ({ call, products }: Store, ids: ReadonlyArray<ProductId>) =>
+  call("find", name, async () => {
+    const projection = { _id: 0, product_id: 1, product_name: 1, category: 1 }
+    const found = await products
+      .find<Pick<ProductDocument, "product_id" | "product_name" | "category">>(
+        { product_id: { $in: [...ids] } },
+        { projection },
+      )
+      .toArray()
+    return new Map(
+      found.map(({ category = null, product_id, product_name = null }) => [
+        product_id,
+        { product_id, product_name, category },
+      ]),
+    )
+  })
+
+/** Compares with all products of the space. */
+const nearest = (store: Store, vector: Float32Array, space: string, limit: number) =>
+  Effect.gen(function* () {
+    const norm = Vector.norm(vector)
+    const best: Array<Pick<Neighbour, "product_id" | "similarity">> = []
+    const projection = { _id: 0, product_id: 1, embedding: 1 }
+    yield* store
+      .stream(name, () => store.products.find({ space }, { projection, batchSize: 1000 }))
+      .pipe(
+        Stream.runForEachChunk((batch) =>
+          Effect.sync(() => {
+            for (const document of batch) {
+              const embedding = fromStored(document.embedding)
+              if (embedding.length !== vector.length) continue
+              const norms = norm * Vector.norm(embedding)
+              const similarity = norms === 0 ? 0 : Vector.dot(vector, embedding) / norms
+              insertTopK(best, limit, { product_id: document.product_id, similarity }, moreSimilar)
+            }
+          }),
+        ),
+      )
+    const described = yield* describe(
+      store,
+      best.map(({ product_id }) => product_id),
+    )
+    return best.map(
+      ({ product_id, similarity }): Neighbour => ({
+        ...(described.get(product_id) ?? { product_id, product_name: null, category: null }),
+        similarity,
+      }),
+    )
+  })
+
+/** A server without vector search refuses the stage. With vector search, but without the index, it finds nothing. */
+const searchIndex = (
+  { call, products }: Store,
+  vector: Float32Array,
+  { category, limit, space }: Parameters<ProductEmbeddings["Type"]["indexed"]>[1],
+) =>
+  call("aggregate", name, () =>
+    products
+      .aggregate<ProductDocument>([
+        {
+          $vectorSearch: {
+            index: names.productVectors,
+            path: "embedding",
+            queryVector: Array.from(vector, toDouble),
+            numCandidates: Math.min(10_000, 10 * limit),
+            limit,
+            filter: { space, ...(category !== undefined && { category }) },
+          },
+        },
+      ])
+      .toArray(),
+  ).pipe(
+    Effect.catchIf(
+      ({ cause, reason }) => reason === "rejected" && cause instanceof MongoServerError,
+      ({ message }) => new NoVectorIndex({ detail: message }),
+    ),
+    Effect.map((found) => found.map(toProduct)),
+    Effect.filterOrFail(
+      (found) => found.length > 0 || category !== undefined,
+      () => new NoVectorIndex({ detail: `the index ${names.productVectors} is missing or empty` }),
+    ),
+  )
 
 export const make = (options: { readonly storage: Storage }) =>
   Effect.map(Mongo, ({ database, failingWith }): ProductEmbeddings["Type"] => {
-    const name = names.productEmbeddings
     const products = database.collection<ProductDocument>(name)
-    const { call, stream } = failingWith((failure) => new ProductEmbeddingsError(failure))
-
-    const describe = (ids: ReadonlyArray<ProductId>) =>
-      call("find", name, async () => {
-        const projection = { _id: 0, product_id: 1, product_name: 1, category: 1 }
-        const found = await products
-          .find<Omit<ProductDocument, "embedding">>({ product_id: { $in: [...ids] } }, { projection })
-          .toArray()
-        return new Map(found.map((product) => [product.product_id, product]))
-      })
-
+    const { call, stream } = failingWith(portError(ProductEmbeddingsError))
+    const store: Store = { call, stream, products, storage: options.storage }
     return {
-      load: (wanted, space) =>
-        wanted.length === 0
-          ? Effect.succeed(new Map())
-          : call("find", name, async () => {
-              const found = await products
-                .find(
-                  { product_id: { $in: [...wanted] }, space },
-                  { projection: { _id: 0, product_id: 1, embedding: 1 }, batchSize: wanted.length },
-                )
-                .toArray()
-              return new Map(found.map(({ product_id, embedding }) => [product_id, fromStored(embedding)]))
-            }),
-
+      load: (wanted, space) => (wanted.length === 0 ? Effect.succeed(new Map()) : load(store, wanted, space)),
       knownSince: (wanted, space) =>
-        wanted.length === 0
-          ? Effect.succeed(new Map())
-          : call("find", name, async () => {
-              const found = await products
-                .find<{ readonly product_id: ProductId; readonly created_at?: Date }>(
-                  { product_id: { $in: [...wanted] }, space },
-                  { projection: { _id: 0, product_id: 1, created_at: 1 }, batchSize: wanted.length },
-                )
-                .toArray()
-              return new Map(
-                found.map(({ created_at, product_id }) => [product_id, created_at?.getTime() ?? 0]),
-              )
-            }),
-
-      upsert: (given) =>
-        given.length === 0
-          ? Effect.succeed([])
-          : Effect.gen(function* () {
-              const now = new Date(yield* Clock.currentTimeMillis)
-              const merged = [...merge(given).values()]
-              const { upsertedIds } = yield* call("bulkWrite", name, () =>
-                products.bulkWrite(
-                  merged.map((product) => upsertOne(product, options.storage, now)),
-                  { ordered: false },
-                ),
-              )
-              const created = new Set(
-                merged.filter((_, index) => index in upsertedIds).map(({ product_id }) => product_id),
-              )
-              // A product that stands twice is new the first time.
-              return given.map(({ product_id }) => created.delete(product_id))
-            }),
-
-      nearest: (vector, { space, limit }) =>
-        Effect.gen(function* () {
-          const asked = Vector.norm(vector)
-          const best: Array<Scored> = []
-          const projection = { _id: 0, product_id: 1, embedding: 1 }
-          yield* stream(name, () => products.find({ space }, { projection, batchSize: 1000 })).pipe(
-            Stream.runForEachChunk((batch) =>
-              Effect.sync(() => {
-                for (const document of batch) {
-                  const embedding = fromStored(document.embedding)
-                  if (embedding.length !== vector.length) continue
-                  const lengths = asked * Vector.norm(embedding)
-                  const similarity = lengths === 0 ? 0 : Vector.dot(vector, embedding) / lengths
-                  insertTopK(best, limit, { product_id: document.product_id, similarity }, moreSimilar)
-                }
-              }),
-            ),
-          )
-          const described = yield* describe(best.map(({ product_id }) => product_id))
-          return best.map(({ product_id, similarity }): Neighbour => {
-            const { product_name = null, category = null } = described.get(product_id) ?? {}
-            return { product_id, product_name, category, similarity }
-          })
-        }),
-
+        wanted.length === 0 ? Effect.succeed(new Map()) : knownSince(store, wanted, space),
+      upsert: (given) => (given.length === 0 ? Effect.succeed([]) : upsert(store, given)),
+      nearest: (vector, { limit, space }) => nearest(store, vector, space, limit),
       count: call("count", name, () => products.countDocuments()),
-
-      elsewhere: (space) => call("count", name, () => products.countDocuments({ space: { $ne: space } })),
-
-      // Servers without it refuse the stage; those that have it, but not the index, find nothing.
-      indexed: (vector, { category, limit, space }) =>
-        call("aggregate", name, () =>
-          products
-            .aggregate<ProductDocument>([
-              {
-                $vectorSearch: {
-                  index: names.productVectors,
-                  path: "embedding",
-                  queryVector: Array.from(vector, toDouble),
-                  numCandidates: Math.min(10_000, 10 * limit),
-                  limit,
-                  filter: { space, ...(category !== undefined && { category }) },
-                },
-              },
-            ])
-            .toArray(),
-        ).pipe(
-          Effect.catchIf(
-            ({ cause, reason }) => reason === "rejected" && cause instanceof MongoServerError,
-            ({ message }) => new NoVectorIndex({ detail: message }),
-          ),
-          Effect.map((found) => found.map(toProduct)),
-          Effect.filterOrFail(
-            (found) => found.length > 0 || category !== undefined,
-            () => new NoVectorIndex({ detail: `the index ${names.productVectors} is missing or empty` }),
-          ),
-        ),
-
-      describe: (ids) =>
-        Effect.map(describe(ids), (found) => {
-          const named = Array.from(found, ([id, { category = null, product_name = null }]) => {
-            return [id, { product_id: id, product_name, category }] as const
-          })
-          return new Map(named)
-        }),
-
+      countInOtherSpaces: (space) =>
+        call("count", name, () => products.countDocuments({ space: { $ne: space } })),
+      indexed: (vector, search) => searchIndex(store, vector, search),
+      describe: (ids) => describe(store, ids),
       changed: (after) =>
         stream(name, () => products.find({ updated_at: { $gt: new Date(after) } })).pipe(
           Stream.map((document) => ({
@@ -208,7 +230,6 @@ export const make = (options: { readonly storage: Storage }) =>
             updated_at: document.updated_at.getTime(),
           })),
         ),
-
       stream: (space) =>
         stream(name, () => products.find({ space }).sort({ product_id: 1 })).pipe(Stream.map(toProduct)),
     }
@@ -217,7 +238,7 @@ export const make = (options: { readonly storage: Storage }) =>
 export const layer = (options: { readonly storage: Storage }) =>
   Layer.effect(ProductEmbeddings, make(options))
 
-/** Stored as EMBEDDING_STORAGE says; either way is read. */
+/** EMBEDDING_STORAGE decides how vectors are written. Both ways are read. */
 export const layerConfig = Layer.effect(
   ProductEmbeddings,
   Effect.flatMap(Settings.EMBEDDING_STORAGE, (storage) => make({ storage })),

@@ -1,12 +1,20 @@
 /**
- * User embeddings in MongoDB, one document per user in `user_embeddings`; ids that left it are in
- * `user_embedding_ledger`. `_id` is the user id too, so that a user is unique even before `setup` has run.
+ * User embeddings in MongoDB: one document per user in `user_embeddings`. Its applied ids overflow to
+ * `user_embedding_ledger`. `_id` is the user id, so a user is unique even before `setup` has run.
  */
 import { Array as Arr, Effect, Layer, Stream } from "effect"
-import { type AnyBulkWriteOperation, Binary, BSONRegExp, type Document, type Double } from "mongodb"
+import {
+  type AnyBulkWriteOperation,
+  Binary,
+  BSONRegExp,
+  type Collection,
+  type Document,
+  type Double,
+} from "mongodb"
 import { none } from "../../services/model/AppliedIds.ts"
 import type { UserId } from "../../services/model/Interaction.ts"
 import type { RecentEvent, UserEmbedding } from "../../services/model/UserEmbedding.ts"
+import { portError } from "../../services/ports/PortFailure.ts"
 import {
   type Bookkeeping,
   type OverflowEntry,
@@ -17,6 +25,7 @@ import {
 } from "../../services/ports/UserEmbeddings.ts"
 import * as Settings from "../../services/Settings.ts"
 import {
+  type Calls,
   duplicateKey,
   fromStored,
   isDuplicateKey,
@@ -154,12 +163,20 @@ const toRecord = (document: UserDocument): UserRecord => {
   }
 }
 
-const bookkeeping = { _id: 0, user_id: 1, version: 1, applied: 1, archived: 1, erased_at: 1, event_count: 1 }
+const bookkeepingFields = {
+  _id: 0,
+  user_id: 1,
+  version: 1,
+  applied: 1,
+  archived: 1,
+  erased_at: 1,
+  event_count: 1,
+}
 type BookkeepingDocument = Pick<Fields, "version" | "erased_at"> & { readonly user_id: UserId } & Partial<
     Pick<Fields, "applied" | "archived" | "event_count">
   >
 
-const lastWrite = { user_id: 1, applied: 1, updated_at: 1 }
+const lastWriteFields = { user_id: 1, applied: 1, updated_at: 1 }
 
 const toBookkeeping = (document: BookkeepingDocument): Bookkeeping => ({
   user_id: document.user_id,
@@ -171,13 +188,13 @@ const toBookkeeping = (document: BookkeepingDocument): Bookkeeping => ({
 })
 
 const unstorable: Document = { _id: [] }
-/** Of a document that is there, and of one that would be new. */
+/** The error codes for it: in an update, and in an insert. */
 const unstorableCodes = [53, 54]
 
 /**
  * A bulk write counts its matches, but does not say which operations matched. So a compare-and-swap that finds another
- * version, or no document, tries to store one that can't be, and the server refuses that very operation. The server
- * finds a document by its `_id` alone without planning a query, which would be a fifth of the write.
+ * version, or no document, tries to store a document with an invalid `_id`, and the server refuses this operation by its
+ * index. The filter is `_id` alone, because planning a query would take a fifth of the time of the write.
  */
 const compareAndSwap = (
   { record, expected }: Write,
@@ -190,136 +207,154 @@ const compareAndSwap = (
   return { updateOne: { filter: { _id }, update: [{ $replaceWith: swapped }], upsert: true } }
 }
 
-/** User ids can't contain `|`, so the ledger's keys of one user are a range of their own. */
-const ledgerKey = (user: UserId, id: string): string => `${user}|${id}`
-const ledgerKeys = (entries: ReadonlyArray<OverflowEntry>): Array<string> =>
-  entries.flatMap(({ user_id, ids }) => ids.map((id) => ledgerKey(user_id, id)))
+/** User ids cannot contain `|`, so the overflow keys of one user form a range. */
+const overflowKey = (user: UserId, id: string): string => `${user}|${id}`
+const overflowKeys = (entries: ReadonlyArray<OverflowEntry>): Array<string> =>
+  entries.flatMap(({ user_id, ids }) => ids.map((id) => overflowKey(user_id, id)))
 const afterBar = "}"
-const ledgerEntries = (documents: Iterable<{ readonly _id: string }>): ReadonlyArray<OverflowEntry> =>
+const overflowEntries = (documents: Iterable<{ readonly _id: string }>): ReadonlyArray<OverflowEntry> =>
   Array.from(
     Map.groupBy(documents, ({ _id }) => _id.slice(0, _id.indexOf("|"))),
     ([user_id, own]) => ({ user_id, ids: own.map(({ _id }) => _id.slice(user_id.length + 1)) }),
   )
-/** The server turns an anchored pattern into bounds, many of them into one scan of the index that jumps between them. */
-const ledgerPattern = (user: UserId) => new BSONRegExp(`^${user.replaceAll(".", "\\.")}\\|`)
-/** Documents that the server sends together: of its own it would send 16 MB. */
+/** The server turns anchored patterns into index bounds, and reads all of them in one index scan. */
+const overflowPattern = (user: UserId) => new BSONRegExp(`^${user.replaceAll(".", "\\.")}\\|`)
+/** Documents per batch of the server. Its default is 16 MB. */
 const usersPerBatch = 500
 const idsPerBatch = 2_000
-/** More documents in one command win nothing; while the server writes one, the next is serialised. */
+/** Larger commands are no faster. With two at a time, one is serialised while the server writes the other. */
 const writesPerCommand = 100
 const commandsAtOnce = 2
 
+/** Majority reads see only data that cannot be rolled back: the ids in such a document are applied for good. */
+const durable = { readConcern: { level: "majority" } } as const
+
+interface Store extends Calls<UserEmbeddingsError> {
+  readonly users: Collection<UserDocument>
+  readonly overflow: Collection<{ readonly _id: string }>
+  readonly storage: Storage
+}
+
+const load = ({ call, users }: Store, wanted: ReadonlyArray<UserId>) =>
+  call("find", names.userEmbeddings, async () => {
+    const found = await users
+      .find({ user_id: { $in: [...wanted] } }, { ...durable, batchSize: wanted.length })
+      .toArray()
+    return new Map(found.map((document) => [document.user_id, toRecord(document)]))
+  })
+
+const saveSome = ({ call, storage, users }: Store, writes: ReadonlyArray<Write>) =>
+  call("bulkWrite", names.userEmbeddings, async () => {
+    const refused = await users
+      .bulkWrite(
+        writes.map((write) => compareAndSwap(write, storage)),
+        { ordered: false },
+      )
+      .then(
+        () => new Set<number>(),
+        (error) => refusals(error, [duplicateKey, ...unstorableCodes]),
+      )
+    return writes.map((_, index) => !refused.has(index))
+  })
+
+const insertOverflow = ({ call, overflow }: Store, keys: ReadonlyArray<string>) =>
+  call("insert", names.appliedOverflow, () =>
+    overflow
+      .insertMany(
+        keys.map((_id) => ({ _id })),
+        { ordered: false },
+      )
+      .then(
+        () => {},
+        (error) => void refusals(error, [duplicateKey]),
+      ),
+  )
+
+const findOverflow = ({ call, overflow }: Store, keys: Array<string>) =>
+  call("find", names.appliedOverflow, async () => {
+    const cursor = overflow.find({ _id: { $in: keys } }, { ...durable, batchSize: keys.length })
+    const found = overflowEntries(await cursor.toArray())
+    return new Map(found.map(({ ids, user_id }) => [user_id, new Set(ids)]))
+  })
+
+const erase = ({ call, overflow, users }: Store, user: UserId, at: number) =>
+  Effect.gen(function* () {
+    const before = yield* call("findAndModify", names.userEmbeddings, () =>
+      users.findOneAndUpdate(
+        { user_id: user },
+        [
+          {
+            $replaceWith: {
+              _id: { $ifNull: ["$_id", user] },
+              user_id: user,
+              erased_at: { $max: ["$erased_at", new Date(at)] },
+              version: { $add: [{ $ifNull: ["$version", 0] }, 1] },
+            },
+          },
+        ],
+        { upsert: true, returnDocument: "before", projection: { space: 1 } },
+      ),
+    ).pipe(Effect.retry({ times: 3, while: ({ cause }) => isDuplicateKey(cause) }))
+    yield* call("delete", names.appliedOverflow, () =>
+      overflow.deleteMany({ _id: { $gte: overflowKey(user, ""), $lt: `${user}${afterBar}` } }),
+    )
+    return before !== null && "space" in before
+  })
+
+const lastWrites = ({ call, users }: Store, wanted: ReadonlyArray<UserId>) =>
+  call("find", names.userEmbeddings, async () => {
+    const found = await users
+      .find<Pick<Fields, "applied" | "updated_at"> & Identity>(
+        { user_id: { $in: [...wanted] }, embedding: { $exists: true } },
+        { ...durable, projection: lastWriteFields, batchSize: wanted.length },
+      )
+      .toArray()
+    return new Map(
+      found.map(({ applied, updated_at, user_id }) => [
+        user_id,
+        { applied: new Uint8Array(applied.value()), updated_at: updated_at.getTime() },
+      ]),
+    )
+  })
+
 export const make = (options: { readonly storage: Storage }) =>
   Effect.map(Mongo, ({ database, failingWith }): UserEmbeddings["Type"] => {
-    // What is on a majority can't be rolled back: an id found in such a document is applied for good.
-    const durable = { readConcern: { level: "majority" } } as const
     const users = database.collection<UserDocument>(names.userEmbeddings)
-    const ledger = database.collection<{ readonly _id: string }>(names.userEmbeddingLedger)
-    const { call, stream } = failingWith((failure) => new UserEmbeddingsError(failure))
-
-    const saveSome = (writes: ReadonlyArray<Write>) =>
-      call("bulkWrite", names.userEmbeddings, async () => {
-        const lost = await users
-          .bulkWrite(
-            writes.map((write) => compareAndSwap(write, options.storage)),
-            { ordered: false },
-          )
-          .then(
-            () => new Set<number>(),
-            (error) => refusals(error, [duplicateKey, ...unstorableCodes]),
-          )
-        return writes.map((_, index) => !lost.has(index))
-      })
-
+    const overflow = database.collection<{ readonly _id: string }>(names.appliedOverflow)
+    const { call, stream } = failingWith(portError(UserEmbeddingsError))
+    const store: Store = { call, stream, users, overflow, storage: options.storage }
     return {
-      load: (wanted) =>
-        wanted.length === 0
-          ? Effect.succeed(new Map())
-          : call("find", names.userEmbeddings, async () => {
-              const found = await users
-                .find({ user_id: { $in: [...wanted] } }, { ...durable, batchSize: wanted.length })
-                .toArray()
-              return new Map(found.map((document) => [document.user_id, toRecord(document)]))
-            }),
+      load: (wanted) => (wanted.length === 0 ? Effect.succeed(new Map()) : load(store, wanted)),
 
       save: (writes) =>
         Effect.map(
-          Effect.forEach(Arr.chunksOf(writes, writesPerCommand), saveSome, { concurrency: commandsAtOnce }),
+          Effect.forEach(Arr.chunksOf(writes, writesPerCommand), (some) => saveSome(store, some), {
+            concurrency: commandsAtOnce,
+          }),
           Arr.flatten,
         ),
 
       saveOverflow: (entries) => {
-        const documents = ledgerKeys(entries).map((_id) => ({ _id }))
-        return documents.length === 0
-          ? Effect.void
-          : call("insert", names.userEmbeddingLedger, () =>
-              ledger.insertMany(documents, { ordered: false }).then(
-                () => {},
-                (error) => void refusals(error, [duplicateKey]),
-              ),
-            )
+        const keys = overflowKeys(entries)
+        return keys.length === 0 ? Effect.void : insertOverflow(store, keys)
       },
 
-      archived: (entries) => {
-        const keys = ledgerKeys(entries)
-        return keys.length === 0
-          ? Effect.succeed(new Map())
-          : call("find", names.userEmbeddingLedger, async () => {
-              const cursor = ledger.find({ _id: { $in: keys } }, { ...durable, batchSize: keys.length })
-              const found = ledgerEntries(await cursor.toArray())
-              return new Map(found.map(({ ids, user_id }) => [user_id, new Set(ids)]))
-            })
+      findInOverflow: (entries) => {
+        const keys = overflowKeys(entries)
+        return keys.length === 0 ? Effect.succeed(new Map()) : findOverflow(store, keys)
       },
 
-      // A write that matches nothing waits for all writes before it like one that does: for the majority in a replica
-      // set, for the journal in a server of its own, where a reader may see what isn't journaled yet.
+      // A write waits for all writes before it, even if it matches nothing: for the majority in a replica set, for the
+      // journal in a single server, where reads may return data that is not journaled yet.
       awaitDurable: call("update", names.userEmbeddings, () =>
         users.updateOne({ user_id: "|" }, { $set: { user_id: "|" } }),
       ).pipe(Effect.asVoid),
 
-      erase: (user, at) =>
-        Effect.gen(function* () {
-          const before = yield* call("findAndModify", names.userEmbeddings, () =>
-            users.findOneAndUpdate(
-              { user_id: user },
-              [
-                {
-                  $replaceWith: {
-                    _id: { $ifNull: ["$_id", user] },
-                    user_id: user,
-                    erased_at: { $max: ["$erased_at", new Date(at)] },
-                    version: { $add: [{ $ifNull: ["$version", 0] }, 1] },
-                  },
-                },
-              ],
-              { upsert: true, returnDocument: "before", projection: { space: 1 } },
-            ),
-          ).pipe(Effect.retry({ times: 3, while: ({ cause }) => isDuplicateKey(cause) }))
-          yield* call("delete", names.userEmbeddingLedger, () =>
-            ledger.deleteMany({ _id: { $gte: ledgerKey(user, ""), $lt: `${user}${afterBar}` } }),
-          )
-          return before !== null && "space" in before
-        }),
+      erase: (user, at) => erase(store, user, at),
 
-      lastWrites: (wanted) =>
-        wanted.length === 0
-          ? Effect.succeed(new Map())
-          : call("find", names.userEmbeddings, async () => {
-              const found = await users
-                .find<Pick<Fields, "applied" | "updated_at"> & Identity>(
-                  { user_id: { $in: [...wanted] }, embedding: { $exists: true } },
-                  { ...durable, projection: lastWrite, batchSize: wanted.length },
-                )
-                .toArray()
-              return new Map(
-                found.map(({ applied, updated_at, user_id }) => [
-                  user_id,
-                  { applied: new Uint8Array(applied.value()), updated_at: updated_at.getTime() },
-                ]),
-              )
-            }),
+      lastWrites: (wanted) => (wanted.length === 0 ? Effect.succeed(new Map()) : lastWrites(store, wanted)),
 
-      // Tombstones have no last_updated, so its index knows the number.
+      // Tombstones have no last_updated, so its index is enough for the count.
       count: call("count", names.userEmbeddings, () =>
         users.countDocuments({ last_updated: { $gte: new Date(0) } }),
       ),
@@ -336,25 +371,25 @@ export const make = (options: { readonly storage: Storage }) =>
 
       bookkeeping: stream(names.userEmbeddings, () =>
         users
-          .find<BookkeepingDocument>({}, { projection: bookkeeping, batchSize: usersPerBatch })
+          .find<BookkeepingDocument>({}, { projection: bookkeepingFields, batchSize: usersPerBatch })
           .sort({ user_id: 1 }),
       ).pipe(Stream.map(toBookkeeping)),
 
       overflow: (wanted) =>
         wanted.length === 0
           ? Stream.empty
-          : stream(names.userEmbeddingLedger, () =>
-              ledger.find(
-                { _id: { $in: wanted.map(ledgerPattern) } },
+          : stream(names.appliedOverflow, () =>
+              overflow.find(
+                { _id: { $in: wanted.map(overflowPattern) } },
                 { projection: { _id: 1 }, batchSize: idsPerBatch },
               ),
-            ).pipe(Stream.chunks, Stream.map(ledgerEntries)),
+            ).pipe(Stream.chunks, Stream.map(overflowEntries)),
     }
   })
 
 export const layer = (options: { readonly storage: Storage }) => Layer.effect(UserEmbeddings, make(options))
 
-/** Stored as EMBEDDING_STORAGE says; either way is read. */
+/** EMBEDDING_STORAGE decides how vectors are written. Both ways are read. */
 export const layerConfig = Layer.effect(
   UserEmbeddings,
   Effect.flatMap(Settings.EMBEDDING_STORAGE, (storage) => make({ storage })),

@@ -1,9 +1,8 @@
 /**
- * Sessions with RabbitMQ. amqplib brings back neither channels nor consumers nor topology, so a session — one
- * connection and all that was opened on it — is supervised as a whole: when any part is lost, the rest is closed
- * and all of it is opened again, for ever. Nothing fails because the broker is down but the calls made meanwhile.
- * Publishers and consumers have sessions of their own: a broker short of memory or disk freezes every connection
- * that publishes.
+ * Sessions with RabbitMQ. A session is one connection with its channels and consumers. amqplib restores none of them,
+ * so when any part is lost, the whole session is closed and opened again, for ever. While the broker is down, only
+ * calls fail. Publishers and consumers have sessions of their own, because a broker that is short of memory or disk
+ * blocks every connection that publishes.
  */
 import amqp, { type Channel, type ChannelModel, type ConfirmChannel } from "amqplib"
 import {
@@ -26,30 +25,30 @@ import * as RetryPolicies from "../../services/RetryPolicies.ts"
 import * as Settings from "../../services/Settings.ts"
 import { described } from "../../services/Telemetry.ts"
 
-/** What a port's own error is made of; carries no DSN, amqplib's messages have host and port only. */
+/** A failed call. It contains no password: the messages of amqplib name only host and port. */
 export class RabbitError extends Schema.TaggedError<RabbitError>()("RabbitError", portFailure) {
   override get message() {
     return describeFailure("rabbitmq", this)
   }
 }
 
-/** Tells that something of the session is gone, and why. */
+/** Reports that a part of the session is lost. */
 export type Lost = (cause?: unknown) => void
 
 export interface Session<A> {
-  /** What is open; waits for an attempt under way and fails at once while the last one failed. */
+  /** The open session. Waits for a running attempt to connect; fails at once when the last attempt failed. */
   readonly current: Effect.Effect<A, RabbitError>
 }
 
 export class Rabbit extends Context.Tag("user-embeddings/Rabbit")<
   Rabbit,
   {
-    /** Keeps a session open until the scope closes. `name` is what the broker calls its connection. */
+    /** Keeps a session open until the scope closes. The broker shows `name` as the name of its connection. */
     readonly supervise: <A>(
       name: string,
       open: (connection: ChannelModel, lost: Lost) => Effect.Effect<A, RabbitError, Scope.Scope>,
     ) => Effect.Effect<Session<A>, never, Scope.Scope>
-    /** For looking and declaring on channels that live as long as one call; nothing is published on it. */
+    /** For checks and declarations, each on a channel of its own. Nothing is published on this connection. */
     readonly adminConnection: Session<ChannelModel>
   }
 >() {}
@@ -58,7 +57,7 @@ const callDeadline = Duration.seconds(5)
 const closeDeadline = Duration.seconds(2)
 const heartbeatSeconds = 10
 
-/** The broker answers what is missing with 404 and what it refuses with other 4xx. */
+/** The broker answers 404 when something is missing, and other 4xx codes when it refuses something. */
 const reasonOf = (cause: unknown): RabbitError["reason"] => {
   const code = typeof cause === "object" && cause !== null && "code" in cause ? cause.code : undefined
   if (code === 404) return "not_set_up"
@@ -69,25 +68,25 @@ export const failed =
   (cause: unknown): RabbitError =>
     new RabbitError({ reason: reasonOf(cause), operation, cause })
 
-/** A call of the driver with a deadline, also in finalizers. */
+/** A call of the driver with a deadline. It stays interruptible in finalizers. */
 export const call = <A>(
   operation: string,
   run: () => Promise<A>,
-  within = callDeadline,
+  deadline = callDeadline,
 ): Effect.Effect<A, RabbitError> =>
   Effect.interruptible(Effect.tryPromise({ try: run, catch: failed(operation) })).pipe(
     Effect.timeoutFail({
-      duration: within,
+      duration: deadline,
       onTimeout: () =>
         new RabbitError({
           reason: "timeout",
           operation,
-          cause: new Error(`no answer within ${Duration.format(within)}`),
+          cause: new Error(`no answer within ${Duration.format(deadline)}`),
         }),
     }),
   )
 
-/** Something that is closed with the scope, even when it opens only after it was given up. */
+/** A resource that is closed with the scope, even if it opens after the deadline. */
 const opened = <A extends { readonly close: () => Promise<void> }>(
   operation: string,
   open: () => Promise<A>,
@@ -97,7 +96,7 @@ const opened = <A extends { readonly close: () => Promise<void> }>(
     ({ opening }) => Effect.ignore(call("close", () => opening.then((open) => open.close()), closeDeadline)),
   ).pipe(Effect.flatMap(({ opening }) => call(operation, () => opening)))
 
-/** Listens for the end; an `error` without a listener would end the process. */
+/** Without a listener, an `error` event would end the process. */
 const listening =
   (lost: Lost) =>
   <A extends Channel | ChannelModel>(emitter: A): A => {
@@ -106,15 +105,15 @@ const listening =
     return emitter
   }
 
-/** A channel that closes with the scope. Without `lost` its end is nobody's business. */
+/** A channel that closes with the scope. */
 export const channel = (connection: ChannelModel, lost: Lost = () => {}) =>
   opened<Channel>("open channel", () => connection.createChannel().then(listening(lost)))
 
-/** A channel that confirms what is published on it. */
+/** A channel with publisher confirms. */
 export const confirmChannel = (connection: ChannelModel, lost: Lost) =>
   opened<ConfirmChannel>("open channel", () => connection.createConfirmChannel().then(listening(lost)))
 
-/** The broker's version, as it introduced itself. */
+/** The version of the broker. */
 export const version = ({ connection }: ChannelModel): string => String(connection.serverProperties.version)
 
 const make = ({ dsn }: { readonly dsn: Redacted.Redacted }) =>
@@ -138,28 +137,28 @@ const make = ({ dsn }: { readonly dsn: Redacted.Redacted }) =>
       let attempt = Deferred.unsafeMake<A, RabbitError>(FiberId.none)
       let current: Effect.Effect<A, RabbitError> = Deferred.await(attempt)
       let up: boolean | undefined
-      const answer = (exit: Exit.Exit<A, RabbitError>) => {
+      const finishAttempt = (exit: Exit.Exit<A, RabbitError>) => {
         Deferred.unsafeDone(attempt, exit)
         current = exit
       }
       /** Logs changes, not every attempt. */
-      const turned = (now: boolean, log: Effect.Effect<void>) => {
-        if (up === now) return Effect.void
-        up = now
+      const logChange = (isUp: boolean, log: Effect.Effect<void>) => {
+        if (up === isUp) return Effect.void
+        up = isUp
         return Effect.annotateLogs(log, { connection: name })
       }
 
-      const once = Effect.gen(function* () {
+      const runSession = Effect.gen(function* () {
         const gone = yield* Deferred.make<never, RabbitError>()
         const lost: Lost = (cause = new Error("closed by the broker")) =>
           Deferred.unsafeDone(gone, Effect.fail(failed("session")(cause)))
         yield* connection(name, lost).pipe(
           Effect.flatMap((connection) => open(connection, lost)),
           Effect.exit,
-          Effect.tap((exit) => Effect.sync(() => answer(exit))),
+          Effect.tap((exit) => Effect.sync(() => finishAttempt(exit))),
           Effect.flatten,
         )
-        yield* turned(true, Effect.logInfo("rabbitmq.connected"))
+        yield* logChange(true, Effect.logInfo("rabbitmq.connected"))
         return yield* Effect.ensuring(
           Deferred.await(gone),
           Effect.sync(() => {
@@ -168,24 +167,23 @@ const make = ({ dsn }: { readonly dsn: Redacted.Redacted }) =>
           }),
         )
       })
-      yield* Effect.scoped(once).pipe(
+      yield* Effect.scoped(runSession).pipe(
         Effect.tapError((error) =>
-          turned(false, Effect.annotateLogs(Effect.logWarning("rabbitmq.waiting"), described(error))),
+          logChange(false, Effect.annotateLogs(Effect.logWarning("rabbitmq.waiting"), described(error))),
         ),
         Effect.retry(Schedule.resetAfter(RetryPolicies.reconnectRetry, "30 seconds")),
-        Effect.ensuring(Effect.sync(() => answer(Exit.fail(failed("session")(new Error("stopped")))))),
+        Effect.ensuring(Effect.sync(() => finishAttempt(Exit.fail(failed("session")(new Error("stopped")))))),
         Effect.forkScoped,
       )
       return { current: Effect.suspend(() => current) } satisfies Session<A>
     })
 
-    const inspection = yield* supervise("inspector", (connection) => Effect.succeed(connection))
-    return Rabbit.of({ supervise, adminConnection: inspection })
+    const adminConnection = yield* supervise("admin", (connection) => Effect.succeed(connection))
+    return Rabbit.of({ supervise, adminConnection })
   })
 
 export const layer = (options: { readonly dsn: Redacted.Redacted }) => Layer.scoped(Rabbit, make(options))
 
-/** The broker of RABBITMQ_DSN. */
 export const layerConfig = Layer.unwrapEffect(
   Effect.flatMap(
     Settings.RABBITMQ_DSN,

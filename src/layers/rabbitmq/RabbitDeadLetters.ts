@@ -1,32 +1,33 @@
 /**
- * The dead letters on RabbitMQ. A look consumes without acknowledging; closing its channel gives back what is left.
- * Meanwhile that is hidden from other looks, and the broker counts a delivery more, which is why `failed` has a
- * delivery limit out of reach. A crash gives everything back.
+ * The dead letters on RabbitMQ. Browsing consumes without acknowledging; when its channel closes, also after a crash, the
+ * broker takes the messages back. Meanwhile other browsers do not see them. Each browsing counts as a delivery, so the
+ * delivery limit of `failed` is out of reach.
  */
-import type { Channel, ConsumeMessage } from "amqplib"
+import type { Channel, ChannelModel, ConsumeMessage } from "amqplib"
 import { Array, Chunk, Deferred, Effect, Layer, Queue, Schedule, Stream } from "effect"
 import { type DeadLetter, DeadLetters, DeadLettersError } from "../../services/ports/DeadLetters.ts"
 import { failedQueue, queue } from "../../services/ports/InteractionQueue.ts"
+import { portError } from "../../services/ports/PortFailure.ts"
 import { call, channel, failed, type Lost, Rabbit, type RabbitError } from "./Rabbit.ts"
-import { copied, make as makePublisher, type Outgoing, publishTraced } from "./RabbitPublisher.ts"
+import { make as makePublisher, type Outgoing, publishTraced, republished } from "./RabbitPublisher.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
 
-/** A look sees no more at once: AMQP's greatest prefetch. What is removed makes room for the next. */
-const lettersPerLook = 65_535
-/** Letters retried or removed together. */
-const lettersAtOnce = 1_000
+/** The greatest prefetch of AMQP. */
+const messagesPerBrowser = 65_535
+/** Messages retried or removed together. */
+const chunkSize = 1_000
 /**
- * Acknowledgements on their way. From 32 on the channel of a quorum queue gathers them, and forgets them when it is
- * closed; a `get` is answered after all that went before, and what it may get goes back with the rest.
+ * Acknowledgements in flight. From 32 on, the channel of a quorum queue collects them, and loses them when it is closed.
+ * A `get` after them is answered when all of them are done. A message that it returns is taken back with the others.
  */
 const acknowledgedAtOnce = 16
-/** A letter that was counted and doesn't come has been taken by somebody else. */
+/** If a counted message does not arrive, another program has taken it. */
 const arrivalDeadline = "1 second"
 
 const text = (value: unknown): string => (typeof value === "string" ? value : "")
 
-/** Whatever lies in `failed`, also what others put there. */
-const toLetter = ({ content, properties }: ConsumeMessage): DeadLetter => {
+/** Other programs may publish to `failed` too, so every header may be absent. */
+const toDeadLetter = ({ content, properties }: ConsumeMessage): DeadLetter => {
   const headers: Readonly<Record<string, unknown>> = properties.headers ?? {}
   const attempts = headers["x-attempts"]
   const recordedAt = headers["x-recorded-at"]
@@ -48,145 +49,146 @@ const toLetter = ({ content, properties }: ConsumeMessage): DeadLetter => {
   }
 }
 
-/** The message as it was before it failed, marked with the letter that it was; to the main queue if that is unknown. */
+const failureHeaders = [
+  "x-dead-letter-id",
+  "x-error",
+  "x-error-message",
+  "x-attempts",
+  "x-first-failed-at",
+  "x-last-failed-at",
+  "x-worker",
+  "x-isolated-attempts",
+  "x-original-exchange",
+  "x-original-routing-key",
+]
+
+/** The message before its failure, with the id of the dead letter. It goes to the main queue if its origin is unknown. */
 const toRetry = (message: ConsumeMessage): Outgoing => {
-  const { id, originalExchange, originalRoutingKey } = toLetter(message)
-  const forgotten = [
-    ...[
-      "x-dead-letter-id",
-      "x-error",
-      "x-error-message",
-      "x-attempts",
-      "x-first-failed-at",
-      "x-last-failed-at",
-    ],
-    ...["x-worker", "x-isolated-attempts", "x-original-exchange", "x-original-routing-key"],
-  ]
+  const { id, originalExchange, originalRoutingKey } = toDeadLetter(message)
   return {
     exchange: originalRoutingKey === "" ? "" : originalExchange,
     routingKey: originalRoutingKey === "" ? queue : originalRoutingKey,
     body: message.content,
-    options: copied(message, {
-      ...Object.fromEntries(forgotten.map((name) => [name, undefined])),
+    options: republished(message, {
+      ...Object.fromEntries(failureHeaders.map((name) => [name, undefined])),
       "x-retry-count": 0,
       "x-retried-from": id,
     }),
   }
 }
 
-const count = (looking: Channel): Effect.Effect<number, RabbitError> =>
+const countOn = (channel: Channel): Effect.Effect<number, RabbitError> =>
   Effect.map(
-    call("look at failed", () => looking.checkQueue(failedQueue)),
+    call("check queue failed", () => channel.checkQueue(failedQueue)),
     ({ messageCount }) => messageCount,
   )
 
-interface Look {
-  /** The letters that are there now, oldest first; not those that arrive meanwhile, for a retried one may come back. */
-  readonly letters: Stream.Stream<ConsumeMessage, RabbitError>
+interface Browser {
+  /** The messages in `failed` when browsing began, oldest first. A retried message that fails again is left out. */
+  readonly messages: Stream.Stream<ConsumeMessage, RabbitError>
   readonly acknowledge: (messages: ReadonlyArray<ConsumeMessage>) => Effect.Effect<void, RabbitError>
 }
+
+/**
+ * Browses with one consumer on a channel of its own. When a consumer ends, a quorum queue takes its messages back in
+ * their order; after `nack` or `get` it does not.
+ */
+const browse = Effect.fnUntraced(function* (
+  connection: ChannelModel,
+  count: Effect.Effect<number, RabbitError>,
+) {
+  let expected = 0
+  // The broker takes messages back after it has answered the close. The next browser must find all of them.
+  yield* Effect.addFinalizer(() =>
+    count.pipe(
+      Effect.repeat({ schedule: Schedule.spaced("5 millis"), until: (found) => found >= expected }),
+      Effect.timeout("2 seconds"),
+      Effect.ignore,
+    ),
+  )
+  const closed = yield* Deferred.make<never, RabbitError>()
+  const lost: Lost = (cause = new Error("closed by the broker")) =>
+    Deferred.unsafeDone(closed, Effect.fail(failed("consume failed")(cause)))
+  const browsing = yield* channel(connection, lost)
+  const total = Math.min(yield* countOn(browsing), messagesPerBrowser)
+  expected = total
+  const arrived = yield* Queue.unbounded<ConsumeMessage>()
+  if (total > 0)
+    yield* call("consume failed", async () => {
+      await browsing.prefetch(total)
+      await browsing.consume(failedQueue, (message) => {
+        if (message === null) lost()
+        else arrived.unsafeOffer(message)
+      })
+    })
+  return {
+    messages: Stream.fromQueue(arrived, { maxChunkSize: chunkSize }).pipe(
+      Stream.take(total),
+      Stream.timeout(arrivalDeadline),
+      Stream.interruptWhenDeferred(closed),
+    ),
+    acknowledge: (messages) =>
+      Effect.forEach(
+        Array.chunksOf(messages, acknowledgedAtOnce),
+        (some) =>
+          call("ack", async () => {
+            for (const message of some) browsing.ack(message)
+            await browsing.get(failedQueue)
+            expected -= some.length
+          }),
+        { discard: true },
+      ),
+  } satisfies Browser
+})
 
 const make = Effect.gen(function* () {
   const rabbit = yield* Rabbit
   const delays = yield* RabbitTopology.retryDelays
   const { current } = rabbit.adminConnection
-  const counted = Effect.scoped(
+  const toError = portError(DeadLettersError)
+  const count = Effect.scoped(
     Effect.flatMap(
       Effect.flatMap(current, (connection) => channel(connection)),
-      count,
+      countOn,
     ),
   )
+  const browser = Effect.flatMap(current, (connection) => browse(connection, count))
 
-  const toError = ({ cause, operation, reason }: RabbitError) =>
-    new DeadLettersError({ cause, operation, reason })
-  const failing = <A, R>(effect: Effect.Effect<A, RabbitError, R>) => Effect.mapError(effect, toError)
-
-  /**
-   * One consumer on a channel of its own: the order in which quorum queues take back is that of the queue for the
-   * deliveries of one consumer at its end, and no order for `nack` or `get`.
-   */
-  const looking = Effect.gen(function* () {
-    let expected = 0
-    // The broker takes back after it has answered the close: whoever looks next shall find everything.
-    yield* Effect.addFinalizer(() =>
-      counted.pipe(
-        Effect.repeat({ schedule: Schedule.spaced("5 millis"), until: (found) => found >= expected }),
-        Effect.timeout("2 seconds"),
-        Effect.ignore,
-      ),
-    )
-    const gone = yield* Deferred.make<never, RabbitError>()
-    const lost: Lost = (cause = new Error("closed by the broker")) =>
-      Deferred.unsafeDone(gone, Effect.fail(failed("look at failed")(cause)))
-    const own = yield* channel(yield* current, lost)
-    const total = Math.min(yield* count(own), lettersPerLook)
-    expected = total
-    const arrived = yield* Queue.unbounded<ConsumeMessage>()
-    if (total > 0)
-      yield* call("consume failed", async () => {
-        await own.prefetch(total)
-        await own.consume(failedQueue, (message) => {
-          if (message === null) lost()
-          else arrived.unsafeOffer(message)
-        })
-      })
-    const look: Look = {
-      letters: Stream.fromQueue(arrived, { maxChunkSize: lettersAtOnce }).pipe(
-        Stream.take(total),
-        Stream.timeout(arrivalDeadline),
-        Stream.interruptWhenDeferred(gone),
-      ),
-      acknowledge: (messages) =>
-        Effect.forEach(
-          Array.chunksOf(messages, acknowledgedAtOnce),
-          (some) =>
-            call("ack", async () => {
-              for (const message of some) own.ack(message)
-              await own.get(failedQueue)
-              expected -= some.length
-            }),
-          { discard: true },
-        ),
-    }
-    return look
-  })
-
-  /** Removes those of the picked letters that `use` answers, and tells how many. */
-  const removing = (
+  /** Removes the picked messages that `use` returns, and counts them. */
+  const removeAfter = (
     pick: (letter: DeadLetter) => boolean,
     use: (
       messages: ReadonlyArray<ConsumeMessage>,
     ) => Effect.Effect<ReadonlyArray<ConsumeMessage>, RabbitError>,
   ) =>
-    Effect.gen(function* () {
-      const { acknowledge, letters } = yield* looking
-      return yield* letters.pipe(
+    Effect.flatMap(browser, ({ acknowledge, messages }) =>
+      messages.pipe(
         Stream.chunks,
-        Stream.map((chunk) => Chunk.toReadonlyArray(chunk).filter((message) => pick(toLetter(message)))),
+        Stream.map((chunk) => Chunk.toReadonlyArray(chunk).filter((message) => pick(toDeadLetter(message)))),
         Stream.mapEffect(use),
         Stream.tap(acknowledge),
         Stream.runFold(0, (removed, done) => removed + done.length),
-      )
-    }).pipe(Effect.scoped, failing)
+      ),
+    ).pipe(Effect.scoped, Effect.mapError(toError))
 
   return DeadLetters.of({
-    list: Stream.unwrapScoped(Effect.map(looking, ({ letters }) => letters)).pipe(
-      Stream.map(toLetter),
+    list: Stream.unwrapScoped(Effect.map(browser, ({ messages }) => messages)).pipe(
+      Stream.map(toDeadLetter),
       Stream.mapError(toError),
     ),
-    count: failing(counted),
+    count: Effect.mapError(count, toError),
     retry: (pick) =>
       Effect.gen(function* () {
         const publisher = yield* makePublisher("dead letters", (channel) =>
           RabbitTopology.declare(channel, delays),
         )
-        return yield* removing(pick, (messages) =>
-          Effect.map(publishTraced(publisher, messages.map(toRetry)), (answers) =>
-            messages.filter((_, index) => answers[index] === "confirmed"),
+        return yield* removeAfter(pick, (messages) =>
+          Effect.map(publishTraced(publisher, messages.map(toRetry)), (confirmations) =>
+            messages.filter((_, index) => confirmations[index] === "confirmed"),
           ),
         )
       }).pipe(Effect.scoped, Effect.provideService(Rabbit, rabbit)),
-    remove: (pick) => removing(pick, Effect.succeed),
+    remove: (pick) => removeAfter(pick, Effect.succeed),
   })
 })
 

@@ -1,4 +1,4 @@
-/** An interaction that came from RabbitMQ, and the channel on which it is to be acknowledged. */
+/** Interactions delivered by RabbitMQ, and the channels on which they are acknowledged. */
 import type { Channel, ConsumeMessage } from "amqplib"
 import { type Delivery, quarantineQueue } from "../../services/ports/InteractionQueue.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
@@ -7,9 +7,9 @@ import { type BatchEntry, entriesOf, type Headers, instant, messageIdOf, text } 
 const count = (value: unknown): number =>
   typeof value === "number" && Number.isSafeInteger(value) && value > 0 ? value : 0
 
-/** An interaction held; anyone may have written the headers of its message, so garbage in them counts as absent. */
+/** One delivered interaction. Other programs may publish too, so a header of the wrong type counts as absent. */
 export class RabbitDelivery implements Delivery {
-  readonly subscription: AckTracker
+  readonly tracker: AckTracker
   readonly message: ConsumeMessage
   readonly body: Uint8Array
   readonly routingKey: string
@@ -21,11 +21,13 @@ export class RabbitDelivery implements Delivery {
   readonly publishedAt: number | null
   readonly recordedAt: number | null
   settled = false
+  /** Its republish waits for a confirmation, see {@link AckTracker.block}. */
+  blocked = false
 
-  constructor(subscription: AckTracker, message: ConsumeMessage, { body, recordedAt, trace }: BatchEntry) {
+  constructor(tracker: AckTracker, message: ConsumeMessage, { body, recordedAt, trace }: BatchEntry) {
     const { fields, properties } = message
     const headers: Headers = properties.headers ?? {}
-    this.subscription = subscription
+    this.tracker = tracker
     this.message = message
     this.body = body
     this.routingKey = text(headers["x-original-routing-key"]) ?? fields.routingKey
@@ -33,7 +35,7 @@ export class RabbitDelivery implements Delivery {
     this.retryCount = count(headers["x-retry-count"])
     this.quarantineAttempts = count(headers["x-isolated-attempts"])
     this.redeliveries = count(headers["x-delivery-count"])
-    this.quarantined = subscription.queue === quarantineQueue
+    this.quarantined = tracker.queue === quarantineQueue
     this.publishedAt = instant(headers["x-published-at"])
     this.recordedAt = recordedAt
   }
@@ -47,15 +49,17 @@ export class RabbitDelivery implements Delivery {
   }
 }
 
-/** One consuming channel and what is not settled on it. */
+/** The unacknowledged deliveries of one consuming channel. */
 export class AckTracker {
   readonly queue: string
-  /** Interactions not settled. */
+  /** Interactions that are not settled. */
   unsettled = 0
-  /** How many of them came with each delivery tag, in the order of arrival. */
+  /** Unsettled interactions whose republish is blocked. */
+  private blocked = 0
+  /** Number of unsettled interactions by delivery tag, in the order of arrival. */
   private readonly outstanding = new Map<number, number>()
   private readonly channel: Channel
-  /** Messages that may be unacknowledged. */
+  /** Limit of unacknowledged messages. */
   private readonly prefetch: number
 
   constructor(queue: string, channel: Channel, prefetch: number) {
@@ -68,24 +72,40 @@ export class AckTracker {
     return this.outstanding.size >= this.prefetch
   }
 
+  /** Interactions that the worker has to settle. */
+  get inHand(): number {
+    return this.unsettled - this.blocked
+  }
+
   receive(message: ConsumeMessage): ReadonlyArray<RabbitDelivery> {
-    const held = entriesOf(message).map((line) => new RabbitDelivery(this, message, line))
-    this.outstanding.set(message.fields.deliveryTag, held.length)
-    this.unsettled += held.length
-    return held
+    const deliveries = entriesOf(message).map((entry) => new RabbitDelivery(this, message, entry))
+    this.outstanding.set(message.fields.deliveryTag, deliveries.length)
+    this.unsettled += deliveries.length
+    return deliveries
   }
 
-  holds({ settled, subscription, tag }: RabbitDelivery): boolean {
-    return subscription === this && !settled && this.outstanding.has(tag)
+  holds({ settled, tag, tracker }: RabbitDelivery): boolean {
+    return tracker === this && !settled && this.outstanding.has(tag)
   }
 
-  /** A message goes with the last of its interactions; those before the earliest outstanding one go by one frame. */
+  /** The worker has settled the delivery, but the broker did not confirm its republish: it stays unacknowledged. */
+  block(delivery: RabbitDelivery): void {
+    if (!this.holds(delivery) || delivery.blocked) return
+    delivery.blocked = true
+    this.blocked += 1
+  }
+
+  /**
+   * A message is acknowledged with the last of its interactions. One frame acknowledges all messages before the
+   * earliest outstanding one.
+   */
   acknowledge(deliveries: ReadonlyArray<RabbitDelivery>): void {
     const done: Array<ConsumeMessage> = []
     for (const delivery of deliveries) {
       if (!this.holds(delivery)) continue
       delivery.settled = true
       this.unsettled -= 1
+      if (delivery.blocked) this.blocked -= 1
       const left = (this.outstanding.get(delivery.tag) ?? 1) - 1
       if (left > 0) this.outstanding.set(delivery.tag, left)
       else {
@@ -103,13 +123,14 @@ export class AckTracker {
       }
       if (last !== undefined) this.channel.ack(last, true)
     } catch {
-      // The channel is closing: everything on it is delivered again.
+      // The channel is closing: the broker will deliver its messages again.
     }
   }
 
-  /** The channel is gone: everything on it is delivered again. */
+  /** The channel is closed: the broker will deliver its messages again. */
   forget(): void {
     this.outstanding.clear()
     this.unsettled = 0
+    this.blocked = 0
   }
 }

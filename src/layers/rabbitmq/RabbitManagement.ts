@@ -1,4 +1,4 @@
-/** RabbitMQ's management API: what AMQP doesn't tell, namely rates, what all consumers together hold, and bindings. */
+/** RabbitMQ's management API. AMQP has no way to ask for rates, unacknowledged messages of all consumers, or bindings. */
 import { Effect, Option, Redacted, Schema } from "effect"
 import { queue, type Traffic } from "../../services/ports/InteractionQueue.ts"
 import * as Settings from "../../services/Settings.ts"
@@ -6,7 +6,7 @@ import * as Settings from "../../services/Settings.ts"
 const deadline = 2_000
 
 const Rate = Schema.optionalWith(Schema.Struct({ rate: Schema.Number }), { default: () => ({ rate: 0 }) })
-/** A queue through which nothing has moved yet has no statistics. */
+/** A queue has no statistics before its first message. */
 const Queue = Schema.Struct({
   messages_unacknowledged: Schema.Number,
   message_stats: Schema.optionalWith(
@@ -21,7 +21,6 @@ const Queue = Schema.Struct({
   ),
 })
 
-/** A queue that an exchange fills by a routing key. */
 export interface Binding {
   readonly to: string
   readonly from: string
@@ -36,7 +35,7 @@ const credentials = ({ password, username }: URL): string =>
     `${decodeURIComponent(username) || "guest"}:${decodeURIComponent(password) || "guest"}`,
   ).toString("base64")
 
-/** Where to ask for `what` of the broker's virtual host, and as whom. */
+/** URL and credentials for `what` in the virtual host of the DSN. */
 export const target = (dsn: string, management: string | undefined, what = "queues", name = `/${queue}`) => {
   const broker = new URL(dsn)
   const secure = broker.protocol === "amqps:"
@@ -50,8 +49,8 @@ export const target = (dsn: string, management: string | undefined, what = "queu
   }
 }
 
-/** Asks; `null` when the API can't be reached or refuses: what can't be known is no failure of the queue. */
-const ask = <A, I>(schema: Schema.Schema<A, I>, what: string, name: string) =>
+/** `null` when the API is unreachable or refuses: an unknown value is no failure of the queue. */
+const get = <A, I>(schema: Schema.Schema<A, I>, what: string, name: string) =>
   Effect.map(Effect.all([Settings.RABBITMQ_DSN, Settings.RABBITMQ_MANAGEMENT_URL]), ([dsn, management]) =>
     Effect.tryPromise(async (signal) => {
       const { authorization, url } = target(
@@ -71,10 +70,10 @@ const ask = <A, I>(schema: Schema.Schema<A, I>, what: string, name: string) =>
     ),
   )
 
-/** The traffic of the main queue; `null` also where no statistics are kept. */
-export const traffic = Effect.map(ask(Queue, "queues", `/${queue}`), (asked) =>
+/** The traffic of the main queue. `null` also where the broker keeps no statistics. */
+export const traffic = Effect.map(get(Queue, "queues", `/${queue}`), (request) =>
   Effect.map(
-    asked,
+    request,
     (found): Traffic | null =>
       found && {
         publish: found.message_stats.publish_details.rate,
@@ -86,9 +85,9 @@ export const traffic = Effect.map(ask(Queue, "queues", `/${queue}`), (asked) =>
 )
 
 /** All bindings of the virtual host. */
-export const bindings = Effect.map(ask(Bindings, "bindings", ""), (asked) =>
+export const bindings = Effect.map(get(Bindings, "bindings", ""), (request) =>
   Effect.map(
-    asked,
+    request,
     (found) =>
       found?.map(
         ({ destination, routing_key, source }): Binding => ({

@@ -1,6 +1,7 @@
 /**
- * Update messages on the wire: one interaction each, or packs, in which every line of the body is one interaction. A
- * pack holds one type of interaction, so that routing keys mean the same; what fails leaves it as a message of its own.
+ * Update messages on the wire. A message holds one interaction, or a batch with one interaction per line of the body.
+ * All interactions of a batch have the same type, so its routing key is right for each. An interaction that is not
+ * acknowledged is republished as a message of its own.
  */
 import type { ConsumeMessage, MessageProperties } from "amqplib"
 import { Option } from "effect"
@@ -18,7 +19,7 @@ const singleContentType = "application/json"
 const batchContentType = "application/x-ndjson"
 const newline = 0x0a
 
-/** Body and headers of a pack; a client refuses to write headers of 64 KiB. */
+/** Limits of a message batch. amqplib refuses to write headers of 64 KiB. */
 const mostBytes = 128 * 1024
 const mostTraceBytes = 32 * 1024
 
@@ -28,7 +29,7 @@ export const text = (value: unknown): string | null => (typeof value === "string
 export const instant = (value: unknown): number | null =>
   typeof value === "number" && Number.isFinite(value) ? value : null
 
-/** One message to publish, and the places of its interactions among those that were handed over. */
+/** A message to publish, and the indices of its interactions in the list that was batched. */
 export interface MessageBatch {
   readonly outgoing: Outgoing
   readonly indices: ReadonlyArray<number>
@@ -39,7 +40,7 @@ const traceHeaders = (trace: TraceContext | null) => ({
   ...(trace?.tracestate ? { tracestate: trace.tracestate } : {}),
 })
 
-/** `traceparent` and, after a blank, `tracestate`; nothing without a trace. */
+/** `traceparent`, a space, `tracestate`. Empty without a trace. */
 const toTraceLine = (trace: TraceContext | null): string =>
   trace === null ? "" : trace.tracestate ? `${trace.traceparent} ${trace.tracestate}` : trace.traceparent
 
@@ -97,7 +98,8 @@ const toBatch = (
   )
 
 /**
- * Messages for interactions, at `now` in Unix ms: at most `most` in each. Bytes that hold a line break go by themselves.
+ * Messages of at most `most` interactions each, published at `now` (Unix ms). A body that contains a line break is never
+ * batched.
  */
 export const batchMessages = (
   messages: ReadonlyArray<Message>,
@@ -105,35 +107,35 @@ export const batchMessages = (
   most: number,
   now: number,
 ): ReadonlyArray<MessageBatch> => {
-  interface Open {
+  interface Batch {
     readonly indices: Array<number>
     bytes: number
     traceBytes: number
   }
-  const all: Array<Open> = []
-  const open = new Map<EventType, Open>()
+  const batches: Array<Batch> = []
+  const open = new Map<EventType, Batch>()
   for (const [index, { body, eventType }] of messages.entries()) {
     const trace = traces[index]
     const traceBytes = trace ? trace.traceparent.length + (trace.tracestate?.length ?? 0) : 0
     const alone = most === 1 || body.includes(newline)
-    let place = alone ? undefined : open.get(eventType)
+    let batch = alone ? undefined : open.get(eventType)
     if (
-      place === undefined ||
-      place.indices.length === most ||
-      place.bytes + body.length > mostBytes ||
-      place.traceBytes + traceBytes > mostTraceBytes
+      batch === undefined ||
+      batch.indices.length === most ||
+      batch.bytes + body.length > mostBytes ||
+      batch.traceBytes + traceBytes > mostTraceBytes
     ) {
-      place = { indices: [], bytes: 0, traceBytes: 0 }
-      all.push(place)
-      if (!alone) open.set(eventType, place)
+      batch = { indices: [], bytes: 0, traceBytes: 0 }
+      batches.push(batch)
+      if (!alone) open.set(eventType, batch)
     }
-    place.indices.push(index)
-    place.bytes += body.length + 1
-    place.traceBytes += traceBytes
+    batch.indices.push(index)
+    batch.bytes += body.length + 1
+    batch.traceBytes += traceBytes
   }
   const message = (index: number) => messages[index]!
   const trace = (index: number) => traces[index] ?? null
-  return all.map(({ indices }) => {
+  return batches.map(({ indices }) => {
     const [index = 0] = indices
     return {
       indices,
@@ -145,14 +147,14 @@ export const batchMessages = (
   })
 }
 
-/** What the broker answered to each interaction. */
-export const answers = (
-  packs: ReadonlyArray<MessageBatch>,
+/** The confirmation of each interaction, from those of the message batches. */
+export const confirmationsOf = (
+  batches: ReadonlyArray<MessageBatch>,
   confirmations: ReadonlyArray<Confirmation>,
 ): ReadonlyArray<Confirmation> => {
   const all: Array<Confirmation> = []
-  for (const [place, { indices }] of packs.entries())
-    for (const index of indices) all[index] = confirmations[place] ?? "nacked"
+  for (const [batch, { indices }] of batches.entries())
+    for (const index of indices) all[index] = confirmations[batch] ?? "nacked"
   return all
 }
 
@@ -169,7 +171,7 @@ const traceIn = ({ traceparent, tracestate }: Headers): TraceContext | null =>
 const isBatch = ({ properties }: Pick<ConsumeMessage, "properties">): boolean =>
   properties.contentType === batchContentType
 
-/** The interactions of a message: at least one, so that whatever came is settled. */
+/** The interactions of a message: at least one, so that an empty batch is settled too. */
 export const entriesOf = (message: ConsumeMessage): ReadonlyArray<BatchEntry> => {
   const { content, properties } = message
   const headers: Headers = properties.headers ?? {}
@@ -177,24 +179,24 @@ export const entriesOf = (message: ConsumeMessage): ReadonlyArray<BatchEntry> =>
     return [{ body: content, trace: traceIn(headers), recordedAt: instant(headers["x-recorded-at"]) }]
   const recordedAt = text(headers["x-recorded-at"])?.split("\n") ?? []
   const traces = text(headers["x-traces"])?.split("\n") ?? []
-  const lines: Array<BatchEntry> = []
-  for (let start = 0; start < content.length || lines.length === 0; ) {
-    const place = content.indexOf(newline, start)
-    const end = place < 0 ? content.length : place
-    const index = lines.length
-    lines.push({
+  const entries: Array<BatchEntry> = []
+  for (let start = 0; start < content.length || entries.length === 0; ) {
+    const found = content.indexOf(newline, start)
+    const end = found < 0 ? content.length : found
+    const index = entries.length
+    entries.push({
       body: content.subarray(start, end),
       trace: fromTraceLine(traces[index]),
       recordedAt: recordedAt[index] ? instant(Number(recordedAt[index])) : null,
     })
     start = end + 1
   }
-  return lines
+  return entries
 }
 
 const parse = Option.liftThrowable((body: Uint8Array): unknown => JSON.parse(new TextDecoder().decode(body)))
 
-/** The id of an interaction: the property of its message, or what its line says. */
+/** The id of an interaction: a property of a single message, or a field of the body in a batch. */
 export const messageIdOf = (message: ConsumeMessage, { body }: Pick<BatchEntry, "body">): string | null => {
   if (!isBatch(message)) return text(message.properties.messageId)
   const { message_id }: { message_id?: unknown } = Object(Option.getOrNull(parse(body)))
@@ -202,18 +204,18 @@ export const messageIdOf = (message: ConsumeMessage, { body }: Pick<BatchEntry, 
 }
 
 /** The properties of an interaction as a message of its own. */
-export const propertiesOf = (message: ConsumeMessage, line: BatchEntry): MessageProperties => {
+export const propertiesOf = (message: ConsumeMessage, entry: BatchEntry): MessageProperties => {
   const { properties } = message
   if (!isBatch(message)) return properties
   const { "x-recorded-at": _, "x-traces": __, ...headers }: Headers = properties.headers ?? {}
   return {
     ...properties,
     contentType: singleContentType,
-    messageId: messageIdOf(message, line) ?? undefined,
+    messageId: messageIdOf(message, entry) ?? undefined,
     headers: {
       ...headers,
-      ...traceHeaders(line.trace),
-      ...(line.recordedAt !== null && { "x-recorded-at": line.recordedAt }),
+      ...traceHeaders(entry.trace),
+      ...(entry.recordedAt !== null && { "x-recorded-at": entry.recordedAt }),
     },
   }
 }

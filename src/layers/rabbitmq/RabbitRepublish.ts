@@ -1,5 +1,7 @@
-/** The copies of interactions that go on: to the ladder, to `failed`, or back to be handled alone. */
+/** Republishing interactions that are not acknowledged: to a retry queue, to `failed`, or to quarantine. */
 import { randomUUID } from "node:crypto"
+import { Clock, Effect, Random } from "effect"
+import * as MessageTraces from "../../services/MessageTraces.ts"
 import {
   failedQueue,
   type NotAcked,
@@ -7,20 +9,23 @@ import {
   quarantineQueue,
   retryQueue,
 } from "../../services/ports/InteractionQueue.ts"
+import * as RetryPolicies from "../../services/RetryPolicies.ts"
+import { described } from "../../services/Telemetry.ts"
 import { recorded } from "../RecordedFailure.ts"
 import type { RabbitDelivery } from "./RabbitDelivery.ts"
+import type { RabbitIntake } from "./RabbitIntake.ts"
 import { type Headers, propertiesOf, text } from "./RabbitMessages.ts"
-import { copied, type Outgoing } from "./RabbitPublisher.ts"
+import { type Outgoing, type Publisher, publishTraced, republished } from "./RabbitPublisher.ts"
 
 /**
- * The copy that goes on to the ladder, to `failed`, or back to be handled alone; its routing key will be the name of
- * a queue, so the original one goes along. `share` of the delay is waited for, at most 1.
+ * The message that replaces a delivery. It is routed by the name of a queue, so headers keep the original exchange and
+ * routing key. `jitter`: the share of the retry delay to wait, at most 1.
  */
-export const republish = (
+const toRepublish = (
   delivery: RabbitDelivery,
   settlement: NotAcked,
   now: number,
-  share: number,
+  jitter: number,
 ): Outgoing => {
   const { body, message, retryCount, routingKey } = delivery
   const properties = propertiesOf(message, delivery)
@@ -37,7 +42,7 @@ export const republish = (
     exchange,
     routingKey,
     body,
-    options: copied({ properties }, { ...origin, ...changes }),
+    options: republished({ properties }, { ...origin, ...changes }),
   })
   if (settlement._tag === "Quarantine")
     return to("", quarantineQueue, { "x-isolated-attempts": nextQuarantineAttempt(delivery) })
@@ -57,7 +62,85 @@ export const republish = (
       "x-retry-count": retryCount,
       "x-attempts": retryCount + 1,
     })
-  const copy = to("", retryQueue(settlement.delayMillis), { ...failure, "x-retry-count": retryCount + 1 })
-  const expiration = String(Math.round(settlement.delayMillis * share))
-  return { ...copy, options: { ...copy.options, expiration } }
+  const retry = to("", retryQueue(settlement.delayMillis), { ...failure, "x-retry-count": retryCount + 1 })
+  const expiration = String(Math.round(settlement.delayMillis * jitter))
+  return { ...retry, options: { ...retry.options, expiration } }
+}
+
+/** A delivery and the message that replaces it. */
+interface Republish {
+  readonly delivery: RabbitDelivery
+  readonly message: Outgoing
+}
+
+/** Republishes deliveries of one consumer. Each is acknowledged when the broker has confirmed its republish. */
+export class Republisher {
+  private readonly publisher: Publisher
+  private readonly intake: RabbitIntake
+  /** Not confirmed yet. Their deliveries stay unacknowledged, so the prefetch limits their number. */
+  private blocked: ReadonlyArray<Republish> = []
+  private readonly anyBlocked = Effect.unsafeMakeLatch(false)
+
+  constructor(publisher: Publisher, intake: RabbitIntake) {
+    this.publisher = publisher
+    this.intake = intake
+  }
+
+  /** Republishes once. What the broker does not confirm is left to {@link retryBlocked}. */
+  readonly republish = Effect.fnUntraced(function* (
+    this: Republisher,
+    notAcked: ReadonlyArray<readonly [RabbitDelivery, NotAcked]>,
+  ) {
+    const now = yield* Clock.currentTimeMillis
+    const left = yield* this.attempt(
+      yield* Effect.forEach(notAcked, ([delivery, settlement]) =>
+        Effect.map(Random.nextRange(0.9, 1), (jitter) => ({
+          delivery,
+          message: toRepublish(delivery, settlement, now, jitter),
+        })),
+      ),
+    )
+    if (left.length === 0) return
+    this.blocked = [...this.blocked, ...left]
+    this.anyBlocked.unsafeOpen()
+    this.intake.block(left.map(({ delivery }) => delivery))
+  })
+
+  /** Tries blocked republishes again until the broker has confirmed all of them. */
+  readonly retryBlocked = Effect.gen(this, function* () {
+    yield* this.anyBlocked.await
+    yield* Effect.annotateLogs(Effect.logError("republish.blocked"), {
+      count: this.blocked.length,
+      detail: "the messages stay unacknowledged; publishing them is tried again",
+    })
+    const again = Effect.gen(this, function* () {
+      const tried = this.blocked
+      const left = yield* this.attempt(tried)
+      this.blocked = [...left, ...this.blocked.slice(tried.length)]
+      return this.blocked.length === 0
+    })
+    yield* Effect.repeat(again, { schedule: RetryPolicies.reconnectRetry, until: (done) => done })
+    this.anyBlocked.unsafeClose()
+    yield* Effect.logInfo("republish.unblocked")
+  })
+
+  /** Publishes, acknowledges the deliveries whose republish was confirmed, and returns the others. */
+  private readonly attempt = Effect.fnUntraced(function* (
+    this: Republisher,
+    republishes: ReadonlyArray<Republish>,
+  ) {
+    const held = republishes.filter(({ delivery }) => delivery.tracker.holds(delivery))
+    const confirmations = yield* publishTraced(
+      this.publisher,
+      held.map(({ message }) => message),
+      held.map(({ delivery }) => MessageTraces.spanOf(delivery)),
+    ).pipe(
+      Effect.catchAll((error) =>
+        Effect.as(Effect.annotateLogs(Effect.logDebug("republish.failed"), described(error)), []),
+      ),
+    )
+    const isConfirmed = (_: Republish, index: number) => confirmations[index] === "confirmed"
+    this.intake.acknowledge(held.filter(isConfirmed).map(({ delivery }) => delivery))
+    return held.filter((one, index) => !isConfirmed(one, index))
+  })
 }

@@ -1,4 +1,4 @@
-/** Exchanges and queues: how they are declared, and what is missing or not as it should be. */
+/** Exchanges and queues: their declaration, and checks whether they exist with the expected arguments. */
 import type { Channel, Options } from "amqplib"
 import { Array, Effect, Option } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
@@ -20,19 +20,19 @@ interface QueueDeclaration {
 }
 
 /**
- * A queue that survives the loss of a broker. 4.x drops a message after 20 deliveries by default, which would punish
- * innocents and letters that were looked at often; suspects are counted by the worker instead.
+ * A quorum queue. By default RabbitMQ 4 drops a message after 20 deliveries. That would lose dead letters that were
+ * browsed often and messages that came with a poison message. The worker itself counts deliveries of poison messages.
  */
-const lasting = (name: string, more: Readonly<Record<string, unknown>> = {}): QueueDeclaration => ({
+const quorumQueue = (name: string, more: Readonly<Record<string, unknown>> = {}): QueueDeclaration => ({
   name,
   options: { durable: true, arguments: { "x-queue-type": "quorum", "x-delivery-limit": 100_000, ...more } },
 })
 
-/** One worker of all takes suspects, so that one suspect kills one worker at a time. */
-const oneConsumer = "x-single-active-consumer"
+/** Only one worker receives quarantined messages, so a poison message kills one worker at a time. */
+const singleConsumer = "x-single-active-consumer"
 
-/** A rung keeps messages for its delay and hands them back to the main queue, at least once. */
-const rung = (delay: number): QueueDeclaration => ({
+/** A retry queue keeps messages for its delay, then dead-letters them to the main queue, at least once. */
+const retryQueueOf = (delay: number): QueueDeclaration => ({
   name: retryQueue(delay),
   options: {
     durable: true,
@@ -56,18 +56,18 @@ const bindings: ReadonlyArray<RabbitManagement.Binding> = [
   { to: failedQueue, from: failedQueue, key: failedQueue },
 ]
 const queues = (retryDelays: ReadonlyArray<number>) => [
-  lasting(queue),
-  lasting(quarantineQueue, { [oneConsumer]: true }),
-  lasting(failedQueue),
-  ...retryDelays.map(rung),
+  quorumQueue(queue),
+  quorumQueue(quarantineQueue, { [singleConsumer]: true }),
+  quorumQueue(failedQueue),
+  ...retryDelays.map(retryQueueOf),
 ]
 
-/** The delays of the configured ladder in ms, each once. */
+/** The configured retry delays in ms, without duplicates. */
 export const retryDelays = Effect.map(EmbeddingConfig, ({ maxRetries, retryDelay }) =>
   Array.dedupe(RetryPolicies.retryDelays(retryDelay, maxRetries)),
 )
 
-/** Declares and binds everything; safe to repeat. Fails when something exists with other arguments. */
+/** Declares and binds everything. Idempotent. Fails if something exists with other arguments. */
 export const declare = (
   channel: Channel,
   retryDelays: ReadonlyArray<number>,
@@ -78,152 +78,151 @@ export const declare = (
     for (const { from, key, to } of bindings) await channel.bindQueue(to, from, key)
   })
 
-type Look = (channel: Channel) => Promise<unknown>
+/** An exchange or a queue, and how to check it. */
+interface Part {
+  readonly name: string
+  readonly check: (channel: Channel) => Promise<unknown>
+}
 
-/** Passive, so that nothing is created; what exists must then bear being declared again. */
-const lookAtExchange =
-  ({ name, type }: (typeof exchanges)[number]): Look =>
-  async (channel) => {
+/** A passive check creates nothing. Declaring what exists then shows whether its arguments are as expected. */
+const exchangePart = ({ name, type }: (typeof exchanges)[number]): Part => ({
+  name: `exchange ${name}`,
+  check: async (channel) => {
     await channel.checkExchange(name)
     await channel.assertExchange(name, type, { durable: true })
-  }
+  },
+})
 
 /**
- * A quorum queue declared while its broker died can be left without a leader: it exists, and confirms nothing. The
- * counts come from the leader; where they are 0 it is asked for a message, or where it gives to one consumer only for
- * a consumer's place. A message that came just now goes back when the channel closes.
+ * A quorum queue that was declared while its broker died may be without a leader: it exists, but confirms nothing. Only a
+ * leader reports counts above 0. Otherwise the queue is asked for a message, or, if it allows one consumer only, for the
+ * place of a consumer. A message that is returned goes back when the channel closes.
  */
-const lookAtQueue =
-  ({ name, options }: QueueDeclaration): Look =>
-  async (channel) => {
+const queuePart = ({ name, options }: QueueDeclaration): Part => ({
+  name: `queue ${name}`,
+  check: async (channel) => {
     const { consumerCount, messageCount } = await channel.checkQueue(name)
     await channel.assertQueue(name, options)
     if (consumerCount > 0 || messageCount > 0) return
-    if (options.arguments[oneConsumer] === undefined) return channel.get(name)
+    if (options.arguments[singleConsumer] === undefined) return channel.get(name)
     const { consumerTag } = await channel.consume(name, () => {})
     return channel.cancel(consumerTag)
-  }
+  },
+})
+
+const checkPart = (channel: Channel, { check, name }: Part) => call(`check ${name}`, () => check(channel))
+
+/** A part with a problem: it is missing, or the broker refuses the declaration. */
+interface Problem {
+  readonly part: string
+  /** `undefined`: the part is missing. */
+  readonly refusal?: unknown
+}
+
+const describeProblem = ({ part, refusal }: Problem): string =>
+  refusal === undefined ? part : `${part} as it should be (${messageOf(refusal)})`
+
+const isProblem = ({ reason }: RabbitError): boolean => reason === "not_set_up" || reason === "rejected"
+
+const missingBindings = (existing: ReadonlyArray<RabbitManagement.Binding>): ReadonlyArray<Finding> =>
+  bindings
+    .filter(
+      ({ from, key, to }) => !existing.some((one) => one.from === from && one.key === key && one.to === to),
+    )
+    .map(({ from, key, to }) => ({
+      problem: `missing binding of queue ${to} to exchange ${from} by ${key}`,
+      remedy: "run: user-embeddings setup",
+    }))
+
+const toDependencyDown = ({ cause, operation, reason }: RabbitError) =>
+  new DependencyDown({
+    dependency: "rabbitmq",
+    detail: `${operation}: ${messageOf(cause)}`,
+    remedy: reason === "rejected" ? remedyOf(operation, cause) : remedyOfConnecting(cause),
+  })
 
 export const dependency = Effect.gen(function* () {
-  const { adminConnection: inspection } = yield* Rabbit
+  const { adminConnection } = yield* Rabbit
   const delays = yield* retryDelays
-  const bound = yield* RabbitManagement.bindings
-  const parts = [
-    ...exchanges.map((declared) => ({ part: `exchange ${declared.name}`, look: lookAtExchange(declared) })),
-    ...queues(delays).map((declared) => ({ part: `queue ${declared.name}`, look: lookAtQueue(declared) })),
-  ]
+  const existingBindings = yield* RabbitManagement.bindings
+  const parts = [...exchanges.map(exchangePart), ...queues(delays).map(queuePart)]
 
-  const on = <A>(use: (channel: Channel) => Effect.Effect<A, RabbitError>) =>
+  const onChannel = <A>(use: (channel: Channel) => Effect.Effect<A, RabbitError>) =>
     Effect.scoped(
-      inspection.current.pipe(
+      adminConnection.current.pipe(
         Effect.flatMap((connection) => channel(connection)),
         Effect.flatMap(use),
       ),
     )
-  const lookAt = (channel: Channel) =>
-    Effect.forEach(parts, ({ look, part }) => call(`look at ${part}`, () => look(channel)), { discard: true })
-  /** The broker closes a channel when the answer is no, so then each part is looked at on its own. */
-  const complaints = Effect.forEach(parts, ({ look, part }) =>
-    on((channel) => call(`look at ${part}`, () => look(channel))).pipe(
-      Effect.as(Option.none<string>()),
-      Effect.catchIf(
-        ({ reason }) => reason === "not_set_up",
-        () => Effect.succeedSome(part),
-      ),
-      Effect.catchIf(
-        ({ reason }) => reason === "rejected",
-        ({ cause }) => Effect.succeedSome(differently(part, cause)),
-      ),
-    ),
+  const checkAll = onChannel((channel) =>
+    Effect.forEach(parts, (part) => checkPart(channel, part), { discard: true }),
   )
-  const missing = on(lookAt).pipe(
-    Effect.as<ReadonlyArray<string>>([]),
-    Effect.catchIf(
-      ({ reason }) => reason === "not_set_up" || reason === "rejected",
-      () => Effect.map(complaints, Array.getSomes),
+  /** A refusal closes the channel, so each part is checked on a channel of its own. */
+  const problems = Effect.forEach(parts, (part) =>
+    onChannel((channel) => checkPart(channel, part)).pipe(
+      Effect.as(Option.none<Problem>()),
+      Effect.catchIf(isProblem, ({ cause, reason }) =>
+        Effect.succeedSome({ part: part.name, ...(reason === "rejected" && { refusal: cause }) }),
+      ),
     ),
+  ).pipe(Effect.map(Array.getSomes))
+
+  const missing = checkAll.pipe(
+    Effect.as<ReadonlyArray<string>>([]),
+    Effect.catchIf(isProblem, () => Effect.map(problems, (all) => all.map(describeProblem))),
   )
 
-  /** What stays after `setup`: declared differently, or out of this user's reach; and what AMQP itself doesn't tell. */
+  /** Problems that `setup` does not solve: other arguments, or no permission; and bindings, which AMQP cannot list. */
   const inspect = Effect.gen(function* () {
-    const stuck = yield* Effect.forEach(parts, ({ look, part }) =>
-      on((channel) => call(`look at ${part}`, () => look(channel))).pipe(
-        Effect.as(Option.none<Finding>()),
-        Effect.catchIf(
-          ({ reason }) => reason === "not_set_up",
-          () => Effect.succeedNone,
-        ),
-        Effect.catchIf(
-          ({ reason }) => reason === "rejected",
-          ({ cause }) =>
-            Effect.succeedSome({ problem: differently(part, cause), remedy: remedyOf(part, cause) }),
-        ),
-      ),
-    )
-    const existing = yield* bound
-    const isThere = (wanted: RabbitManagement.Binding) =>
-      existing?.some(({ from, key, to }) => from === wanted.from && key === wanted.key && to === wanted.to) ??
-      true
+    const refused = (yield* problems).filter(({ refusal }) => refusal !== undefined)
+    const existing = yield* existingBindings
     return [
-      ...Array.getSomes(stuck),
-      ...bindings
-        .filter((wanted) => !isThere(wanted))
-        .map(
-          ({ from, key, to }): Finding => ({
-            problem: `missing binding of queue ${to} to exchange ${from} by ${key}`,
-            remedy: "run: user-embeddings setup",
-          }),
-        ),
+      ...refused.map(
+        (problem): Finding => ({
+          problem: describeProblem(problem),
+          remedy: remedyOf(problem.part, problem.refusal),
+        }),
+      ),
+      ...(existing === null ? [] : missingBindings(existing)),
     ]
   })
 
-  const ask = <A>(effect: Effect.Effect<A, RabbitError>) =>
-    Effect.mapError(
-      effect,
-      ({ cause, operation, reason }) =>
-        new DependencyDown({
-          dependency: "rabbitmq",
-          detail: `${operation}: ${messageOf(cause)}`,
-          remedy: reason === "rejected" ? remedyOf(operation, cause) : remedyOfConnecting(cause),
-        }),
-    )
+  const setup = Effect.gen(function* () {
+    yield* onChannel((channel) => declare(channel, delays))
+    yield* checkAll
+    return parts.map(({ name }) => name)
+  })
 
   const dependency: Dependency = {
     name: "rabbitmq",
     essentialFor: ["worker", "relay"],
-    ping: ask(Effect.map(inspection.current, version)),
-    missing: ask(missing),
-    inspect: ask(inspect),
-    setup: ask(
-      Effect.gen(function* () {
-        yield* on((channel) => declare(channel, delays))
-        yield* on(lookAt)
-        return parts.map(({ part }) => part)
-      }),
-    ),
+    ping: Effect.mapError(Effect.map(adminConnection.current, version), toDependencyDown),
+    missing: Effect.mapError(missing, toDependencyDown),
+    inspect: Effect.mapError(inspect, toDependencyDown),
+    setup: Effect.mapError(setup, toDependencyDown),
   }
   return dependency
 })
 
-/** All that amqplib says of a broker that closes the connection instead of opening the virtual host. */
-const notLetIn = /ConnectionOpenOk/
+/** The error of amqplib when the broker closes the connection instead of opening the virtual host. */
+const virtualHostRefused = /ConnectionOpenOk/
 
 const messageOf = (cause: unknown): string => {
   const message = cause instanceof Error ? cause.message : String(cause)
-  return notLetIn.test(message) ? "there is no such virtual host, or this user may not enter it" : message
+  return virtualHostRefused.test(message)
+    ? "there is no such virtual host, or this user may not enter it"
+    : message
 }
 
-const differently = (part: string, cause: unknown) => `${part} as it should be (${messageOf(cause)})`
-
-/** Of what the broker refused: it has other arguments, or the user lacks a right. */
+/** The broker refused a declaration: it exists with other arguments, or the user lacks a permission. */
 const remedyOf = (part: string, cause: unknown): string =>
-  messageOf(cause).includes("ACCESS_REFUSED") || messageOf(cause).includes("ACCESS-REFUSED")
+  /ACCESS.REFUSED/.test(messageOf(cause))
     ? "let the user of RABBITMQ_DSN configure, write and read: rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'"
     : `another program declared it: drain it, rabbitmqctl delete_queue ${part.split(" ").at(-1)}, and run user-embeddings setup`
 
 const remedyOfConnecting = (cause: unknown): string => {
   const message = cause instanceof Error ? cause.message : String(cause)
-  if (notLetIn.test(message))
+  if (virtualHostRefused.test(message))
     return "correct the virtual host in RABBITMQ_DSN, or rabbitmqctl add_vhost VHOST and set_permissions"
   if (/ACCESS.REFUSED/.test(message)) return "correct user and password in RABBITMQ_DSN"
   return "start RabbitMQ, or correct host and port in RABBITMQ_DSN"

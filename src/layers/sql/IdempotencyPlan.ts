@@ -1,38 +1,42 @@
-/** What an append to the interaction log writes, and what it answers: idempotency decided without a database. */
+/** Decides what an append to the interaction log writes and answers. Pure: it needs no database. */
 import { type Interaction, type Metadata, reference } from "../../services/model/Interaction.ts"
 import type { Appended, NewInteraction } from "../../services/ports/InteractionLog.ts"
 import { keyOf, type Row, toRow } from "./InteractionRows.ts"
 
+/** Equal for equal metadata, whatever the order of the properties. */
 const canonical = (metadata: Metadata): string => JSON.stringify(metadata, Object.keys(metadata).toSorted())
 
-/** Whether an interaction with a known key is the one that the key stands for. */
+/** Whether the interaction is the stored one again, rather than another one under the same key. */
 const isReplay = ({ interaction, occurredAtGiven }: NewInteraction, stored: Interaction): boolean =>
   interaction.event_type === stored.event_type &&
   reference(interaction) === reference(stored) &&
   (!occurredAtGiven || interaction.occurred_at === stored.occurred_at) &&
   canonical(interaction.metadata) === canonical(stored.metadata)
 
-/** An interaction of the log, or of the same batch: then with the row that is to be inserted. */
+/** An interaction that is in the log or earlier in the same batch. */
 export interface ExistingRow {
   readonly interaction: Interaction
+  /** The row to insert; `undefined` for an interaction that is already in the log. */
   readonly row: Row | undefined
   key: string | null
 }
 
+export type KeyUpdate = Pick<Row, "message_id" | "idempotency_key">
+
 /**
- * What an append writes and answers, if the log holds exactly `stored` of what it speaks about. A key decides
- * before the message id. A key that comes with a known message id is bound to that row, if it has none.
+ * The inserts, key updates and answers of an append, given all rows of the log with a message id or a key of these
+ * entries. The key is compared first. When only the message id matches, a row without a key gets the entry's key.
  */
 export const plan = (entries: ReadonlyArray<NewInteraction>, stored: ReadonlyArray<ExistingRow>) => {
   const byId = new Map<string, ExistingRow>()
   const byKey = new Map<string, ExistingRow>()
-  const know = (known: ExistingRow) => {
-    byId.set(known.interaction.message_id, known)
-    if (known.key !== null) byKey.set(`${known.interaction.user_id}|${known.key}`, known)
+  const register = (existing: ExistingRow) => {
+    byId.set(existing.interaction.message_id, existing)
+    if (existing.key !== null) byKey.set(`${existing.interaction.user_id}|${existing.key}`, existing)
   }
-  for (const known of stored) know(known)
+  for (const existing of stored) register(existing)
   const inserts: Array<Row> = []
-  const bindings: Array<Pick<Row, "message_id" | "idempotency_key">> = []
+  const keyUpdates: Array<KeyUpdate> = []
   const answers = entries.map((entry): Appended => {
     const { interaction } = entry
     const key = keyOf(entry)
@@ -45,19 +49,19 @@ export const plan = (entries: ReadonlyArray<NewInteraction>, stored: ReadonlyArr
     const sameMessage = byId.get(interaction.message_id)
     if (sameMessage === undefined) {
       const row = toRow(entry)
-      know({ interaction, row, key })
+      register({ interaction, row, key })
       inserts.push(row)
       return { _tag: "Recorded", interaction }
     }
     if (key !== null && sameMessage.key === null && isReplay(entry, sameMessage.interaction)) {
       sameMessage.key = key
-      know(sameMessage)
+      register(sameMessage)
       if (sameMessage.row === undefined)
-        bindings.push({ message_id: interaction.message_id, idempotency_key: key })
+        keyUpdates.push({ message_id: interaction.message_id, idempotency_key: key })
       else sameMessage.row.idempotency_key = key
     }
     return { _tag: "Duplicate", interaction: sameMessage.interaction }
   })
-  // Everybody inserts in the same order: fewer deadlocks.
-  return { answers, bindings, inserts: inserts.toSorted((a, b) => (a.message_id < b.message_id ? -1 : 1)) }
+  // All writers insert in the same order, which avoids most deadlocks.
+  return { answers, keyUpdates, inserts: inserts.toSorted((a, b) => (a.message_id < b.message_id ? -1 : 1)) }
 }

@@ -1,22 +1,22 @@
-/** The rows of the interaction log: columns, and what they say in both dialects. */
+/** The columns of the interaction log, and conversions between rows and interactions. They suit every dialect. */
 import type { Interaction, Metadata } from "../../services/model/Interaction.ts"
 import type { LogRow, NewInteraction } from "../../services/ports/InteractionLog.ts"
 
-export const table = "user_interactions"
+export const tableName = "user_interactions"
 
-/** `2026-02-10T12:34:56.789Z` as both dialects keep it: `2026-02-10 12:34:56.789`, UTC. */
+/** `2026-02-10T12:34:56.789Z` is stored as `2026-02-10 12:34:56.789`, in UTC. */
 export const toColumn = (timestamp: string): string => `${timestamp.slice(0, 10)} ${timestamp.slice(11, 23)}`
 const fromColumn = (text: string): string => `${text.slice(0, 10)}T${text.slice(11)}Z`
 export const columnOfMillis = (millis: number): string => toColumn(new Date(millis).toISOString())
 export const millisOfColumn = (text: string): number => Date.parse(fromColumn(text))
 
-/** The W3C's limit; a longer state is dropped whole, as it advises. */
-const longestTracestate = 512
+/** A longer `tracestate` is dropped, as W3C Trace Context allows. */
+const maxTracestateLength = 512
 
-/** Blanks at the end don't tell keys apart: the collations of MySQL ignore them. */
+/** Keys that differ only in trailing spaces are equal, because the collations of MySQL ignore these spaces. */
 export const keyOf = ({ idempotencyKey }: NewInteraction): string | null => idempotencyKey?.trimEnd() ?? null
 
-/** The columns that an append writes. */
+/** The values that an append writes. */
 export const toRow = (entry: NewInteraction) => {
   const { interaction, trace, recordedAt } = entry
   const tracestate = trace?.tracestate ?? null
@@ -29,7 +29,7 @@ export const toRow = (entry: NewInteraction) => {
     occurred_at: toColumn(interaction.occurred_at),
     metadata: JSON.stringify(interaction.metadata),
     traceparent: trace?.traceparent ?? null,
-    tracestate: tracestate !== null && tracestate.length > longestTracestate ? null : tracestate,
+    tracestate: tracestate !== null && tracestate.length > maxTracestateLength ? null : tracestate,
     created_at: columnOfMillis(recordedAt),
     idempotency_key: keyOf(entry),
   }
@@ -37,8 +37,7 @@ export const toRow = (entry: NewInteraction) => {
 
 export type Row = ReturnType<typeof toRow>
 
-/** In the order of {@link toRow}. */
-const written = [
+const writtenColumns = [
   "message_id",
   "user_id",
   "event_type",
@@ -51,19 +50,19 @@ const written = [
   "created_at",
   "idempotency_key",
 ] as const satisfies ReadonlyArray<keyof Row>
-const placeholders = `(${written.map(() => "?").join(", ")})`
-/** Made by hand, for the statement builder makes a fragment of every value. */
-export const insertOf = (rows: number): string =>
-  `INSERT INTO ${table} (${written.join(", ")}) VALUES ${new Array(rows).fill(placeholders).join(", ")}`
+const placeholders = `(${writtenColumns.map(() => "?").join(", ")})`
+/** Built without the statement builder, which allocates a fragment for every value. */
+export const insertStatement = (rows: number): string =>
+  `INSERT INTO ${tableName} (${writtenColumns.join(", ")}) VALUES ${new Array(rows).fill(placeholders).join(", ")}`
 
-/** The parameters of such an INSERT. */
-export const valuesOf = (rows: ReadonlyArray<Row>) =>
-  rows.flatMap((row) => written.map((column) => row[column]))
+/** The parameters of {@link insertStatement}. */
+export const insertParameters = (rows: ReadonlyArray<Row>) =>
+  rows.flatMap((row) => writtenColumns.map((column) => row[column]))
 
-/** A row as it is read; the checks of the table keep the kinds apart. */
-export type StoredRow = Interaction extends infer Kind
-  ? Kind extends Interaction
-    ? Omit<Kind, "metadata"> & {
+/** A row as read. CHECK constraints of the table guarantee the columns of each event type. */
+export type StoredRow = Interaction extends infer Type
+  ? Type extends Interaction
+    ? Omit<Type, "metadata"> & {
         readonly id: number
         readonly metadata: string
         readonly traceparent: string | null
@@ -75,7 +74,7 @@ export type StoredRow = Interaction extends infer Kind
     : never
   : never
 
-export const columns = ["id", ...written, "processed_to_queue"] as const satisfies ReadonlyArray<
+export const columns = ["id", ...writtenColumns, "processed_to_queue"] as const satisfies ReadonlyArray<
   keyof StoredRow
 >
 

@@ -1,7 +1,7 @@
 /**
- * The MySQL or MariaDB server of the interaction log as `SqlClient`. The layer is built without asking the
- * server, so that everything starts while it is down; statements then fail within seconds and work again once
- * it is back. A statement that is given up, by its deadline or an interruption, takes its connection with it.
+ * The MySQL or MariaDB server of the interaction log as `SqlClient`. The layer does not wait for the server, so that
+ * programs start while it is down. Statements then fail within seconds, and succeed again when the server is back. A
+ * statement that is interrupted or exceeds its deadline closes its connection, because its outcome is unknown.
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -27,16 +27,17 @@ import * as Settings from "../../services/Settings.ts"
 import { attribute } from "../../services/Telemetry.ts"
 import { within } from "../Deadline.ts"
 import { interactionLog } from "./migrations/interactionLog.ts"
+import type { SqlDialect } from "./SqlDialect.ts"
 import { migrate, pending } from "./SqlMigrations.ts"
 
 const connections = 8
 const connectDeadline = Duration.seconds(5)
-/** Longer than connecting takes: then the pool is exhausted. */
+/** Longer than {@link connectDeadline}: a wait beyond it means that all connections are busy. */
 const acquireDeadline = Duration.seconds(6)
 const statementDeadline = Duration.seconds(10)
-/** Well under the statement deadline: a blocked statement is told so rather than cut off. */
+/** Well below {@link statementDeadline}, so that the server reports a blocked statement and keeps the connection. */
 const lockWaitSeconds = 2
-/** How long `setup` waits for another one to end. */
+/** How long `setup` waits while another process runs migrations. */
 const setupWaitSeconds = 8
 
 const session = [
@@ -45,40 +46,37 @@ const session = [
     sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'`,
 ]
 
-/** What the server's answer says, if the error is one. */
-const answerOf = (cause: unknown): { readonly errno?: unknown; readonly sqlState?: unknown } =>
+/** The server's error code, if the error is an answer of the server. */
+const serverError = (cause: unknown): { readonly errno?: unknown; readonly sqlState?: unknown } =>
   typeof cause === "object" && cause !== null ? cause : {}
 
-/** The codes by which a server says that it can't work right now: starting, stopping, full or read-only. */
-const busyServer = new Set<unknown>([
+/** Error codes of a server that is starting, stopping, full, read-only or overloaded. */
+const temporaryErrors = new Set<unknown>([
   1040, 1041, 1053, 1077, 1129, 1203, 1205, 1213, 1290, 1792, 1836, 1927, 3169,
 ])
-/** No such database, table or column. */
-const noSuchDatabaseForUser = 1044
+/** The user has no right to the database, which may not exist. */
+const accessDenied = 1044
+/** Unknown database, column or table. */
 const notSetUp = new Set<unknown>([1049, 1054, 1146])
+const duplicateEntry = 1062
+/** Lock wait timeout, deadlock. */
+const conflicts = new Set<unknown>([1205, 1213])
 
-/** What a failed statement means to the caller of a port. */
-export const failureReason = ({ cause }: SqlError): "unavailable" | "timeout" | "not_set_up" | "rejected" => {
+const failureReason: SqlDialect["failureReason"] = ({ cause }) => {
   if (Cause.isTimeoutException(cause)) return "timeout"
-  const { errno, sqlState } = answerOf(cause)
+  const { errno, sqlState } = serverError(cause)
   if (notSetUp.has(errno)) return "not_set_up"
-  return sqlState === undefined || busyServer.has(errno) ? "unavailable" : "rejected"
+  return sqlState === undefined || temporaryErrors.has(errno) ? "unavailable" : "rejected"
 }
-
-/** A unique key is taken; nothing of the statement was kept. */
-export const isDuplicateKey = ({ cause }: SqlError): boolean => answerOf(cause).errno === 1062
-
-/** A deadlock or a lock that was waited for too long; nothing of the statement was kept. */
-export const isConflict = ({ cause }: SqlError): boolean =>
-  [1205, 1213].some((code) => answerOf(cause).errno === code)
 
 const unavailable = (message: string) => new SqlError({ cause: new Error(message), message })
 
-const exhausted = () => unavailable(`all ${connections} connections to MySQL are busy`)
+const poolExhausted = () => unavailable(`all ${connections} connections to MySQL are busy`)
 
-const unconnected = (cause: unknown) => new SqlError({ cause, message: "cannot connect to MySQL" })
+const connectionFailed = (cause: unknown) => new SqlError({ cause, message: "cannot connect to MySQL" })
 
-const overdue = () => new SqlError({ cause: new Cause.TimeoutException("MySQL did not answer in time") })
+const deadlineExceeded = () =>
+  new SqlError({ cause: new Cause.TimeoutException("MySQL did not answer in time") })
 
 const openPool = (url: Redacted.Redacted) => {
   const pool = createPool({
@@ -92,7 +90,7 @@ const openPool = (url: Redacted.Redacted) => {
     supportBigNumbers: true,
     maxPreparedStatements: 100,
   })
-  // Queued before the first statement of whoever asked for the connection.
+  // The driver queues these statements before the first statement of the connection's user.
   pool.on("connection", (connection) => {
     for (const statement of session)
       connection.query(statement, (cause) => {
@@ -108,90 +106,95 @@ const closePool = (pool: Pool) =>
     Effect.asVoid,
   )
 
-/** A connection for the scope, which gives it back even when it comes after nobody waits for it any more. */
+/**
+ * A connection for the scope. A connection that arrives after the scope has closed is returned to the pool at once.
+ */
 const reserve = (pool: Pool) =>
   Effect.gen(function* () {
-    let given: PoolConnection | undefined
+    let reserved: PoolConnection | undefined
     let closed = false
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
         closed = true
-        given?.release()
+        reserved?.release()
       }),
     )
-    return yield* within<PoolConnection, SqlError>(acquireDeadline, exhausted, (resume) =>
+    return yield* within<PoolConnection, SqlError>(acquireDeadline, poolExhausted, (resume) =>
       pool.getConnection((cause, connection) => {
-        if (cause) return resume(unconnected(cause))
+        if (cause) return resume(connectionFailed(cause))
         if (closed) return connection.release()
-        given = connection
+        reserved = connection
         resume(Effect.succeed(connection))
       }),
     )
   })
 
-interface Sent {
+interface Query {
   readonly method: "execute" | "query"
   readonly sql: string
   readonly values: ReadonlyArray<unknown>
   readonly rowsAsArray?: boolean
 }
-type Run = (sent: Sent) => Effect.Effect<unknown, SqlError>
+type Run = (query: Query) => Effect.Effect<unknown, SqlError>
 
 const send = (
   connection: PoolConnection,
-  { method, sql, values, rowsAsArray = false }: Sent,
+  { method, sql, values, rowsAsArray = false }: Query,
   resume: (answer: Effect.Effect<unknown, SqlError>) => void,
 ) =>
   connection[method]({ sql, values: [...values], rowsAsArray }, (cause: unknown, answer: unknown) =>
     resume(cause ? new SqlError({ cause, message: "MySQL statement failed" }) : Effect.succeed(answer)),
   )
 
-const onOne =
+const runOn =
   (connection: PoolConnection): Run =>
-  (sent) =>
+  (query) =>
     within(
       statementDeadline,
-      overdue,
-      (resume) => send(connection, sent, resume),
+      deadlineExceeded,
+      (resume) => send(connection, query, resume),
       () => connection.destroy(),
     )
 
-/** On any connection, given back with the answer: no scope a statement, which would cost as much as a small one. */
-const onAny =
+/**
+ * Runs a query on any connection of the pool and returns the connection with the answer. This is written by hand,
+ * because a scope for each statement costs as much CPU as a small statement.
+ */
+const runOnPool =
   (pool: Pool): Run =>
-  (sent) =>
+  (query) =>
     Effect.async<unknown, SqlError>((resume) => {
-      let given: PoolConnection | undefined
-      let over = false
-      const end = (leave: (connection: PoolConnection) => void) => {
+      let acquired: PoolConnection | undefined
+      let ended = false
+      const end = (dispose: (connection: PoolConnection) => void) => {
         clearTimeout(timer)
-        over = true
-        if (given !== undefined) leave(given)
+        ended = true
+        if (acquired !== undefined) dispose(acquired)
       }
-      const late = (failure: () => SqlError) => () => {
-        end(destroyed)
-        resume(failure())
+      const failWith = (error: () => SqlError) => () => {
+        end(destroy)
+        resume(error())
       }
-      let timer = setTimeout(late(exhausted), Duration.toMillis(acquireDeadline))
+      let timer = setTimeout(failWith(poolExhausted), Duration.toMillis(acquireDeadline))
       pool.getConnection((cause, connection) => {
-        if (over) return connection?.release()
+        if (ended) return connection?.release()
         if (cause) {
-          end(released)
-          return resume(unconnected(cause))
+          end(release)
+          return resume(connectionFailed(cause))
         }
-        given = connection
+        acquired = connection
         clearTimeout(timer)
-        timer = setTimeout(late(overdue), Duration.toMillis(statementDeadline))
-        send(connection, sent, (answer) => {
-          if (over) return
-          end(released)
+        timer = setTimeout(failWith(deadlineExceeded), Duration.toMillis(statementDeadline))
+        send(connection, query, (answer) => {
+          if (ended) return
+          end(release)
           resume(answer)
         })
       })
-      return Effect.sync(() => end(destroyed))
+      return Effect.sync(() => end(destroy))
     })
-const released = (connection: PoolConnection) => connection.release()
-const destroyed = (connection: PoolConnection) => connection.destroy()
+const release = (connection: PoolConnection) => connection.release()
+const destroy = (connection: PoolConnection) => connection.destroy()
 
 const makeConnection = (run: Run): Connection => {
   const rows = (answer: unknown) => (Array.isArray(answer) ? answer : [])
@@ -205,7 +208,7 @@ const makeConnection = (run: Run): Connection => {
     executeRaw: (sql, values) => run({ method: "execute", sql, values }),
     executeValues: (sql, values) =>
       Effect.map(run({ method: "execute", sql, values, rowsAsArray: true }), rows),
-    executeStream: () => Stream.dieMessage("MySQL rows are read in pages"),
+    executeStream: () => Stream.dieMessage("streams of MySQL rows are not supported: read pages"),
   }
 }
 
@@ -215,14 +218,14 @@ const make = Effect.fnUntraced(function* (options: { readonly url: Redacted.Reda
     closePool,
   )
   return yield* SqlClient.make({
-    acquirer: Effect.succeed(makeConnection(onAny(pool))),
-    transactionAcquirer: Effect.map(reserve(pool), (connection) => makeConnection(onOne(connection))),
+    acquirer: Effect.succeed(makeConnection(runOnPool(pool))),
+    transactionAcquirer: Effect.map(reserve(pool), (connection) => makeConnection(runOn(connection))),
     compiler: makeCompiler(),
     spanAttributes: [[attribute.dbSystem, "mysql"]],
   })
 })
 
-/** The server at `url`; built whether or not it can be reached. */
+/** The server at `url`, which does not need to be reachable yet. */
 export const layer = (options: { readonly url: Redacted.Redacted }) =>
   Layer.scoped(SqlClient.SqlClient, make(options)).pipe(Layer.provide(Reactivity.layer))
 
@@ -238,11 +241,11 @@ export const layerConfig = Layer.unwrapEffect(
   ),
 )
 
-/**
- * Runs an effect while this process holds a lock of the database, known to all its clients by `name`; `None`
- * when another one holds it for longer than `waitSeconds`. Fails when the lock is lost with its connection.
- */
-export const exclusively =
+/** How often the holder of a named lock checks that it still holds the lock. */
+const lockCheckInterval = Duration.seconds(2)
+
+/** See {@link SqlDialect}. Waits up to `waitSeconds` for the lock. The server frees it when its connection closes. */
+const withNamedLock =
   (name: string, waitSeconds = 0) =>
   <A, E, R>(
     effect: Effect.Effect<A, E, R>,
@@ -250,29 +253,40 @@ export const exclusively =
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const connection = yield* sql.reserve
-      // A hash, for names of locks end at 64 characters and are shared by all databases of a server.
+      // Lock names are shared by all databases of a server and limited to 64 characters: hence the hash.
       const lock = "SHA1(CONCAT(DATABASE(), '/', ?))"
-      const query = (expression: string, ...params: ReadonlyArray<unknown>) =>
+      const isTrue = (expression: string, ...params: ReadonlyArray<unknown>) =>
         Effect.map(
           connection.executeValues(`SELECT ${expression}`, [name, ...params]),
           (rows) => Number(rows[0]?.[0]) === 1,
         )
-      const held = yield* Effect.acquireRelease(query(`GET_LOCK(${lock}, ?)`, waitSeconds), (held) =>
-        held ? Effect.ignore(query(`RELEASE_LOCK(${lock})`)) : Effect.void,
+      const acquired = yield* Effect.acquireRelease(
+        isTrue(`GET_LOCK(${lock}, ?)`, waitSeconds),
+        (acquired) => (acquired ? Effect.ignore(isTrue(`RELEASE_LOCK(${lock})`)) : Effect.void),
       )
-      if (!held) return Option.none<A>()
-      const lost = query(`IS_USED_LOCK(${lock}) = CONNECTION_ID()`).pipe(
+      if (!acquired) return Option.none<A>()
+      const failWhenLost = isTrue(`IS_USED_LOCK(${lock}) = CONNECTION_ID()`).pipe(
         Effect.filterOrFail(
           (held) => held,
           () => unavailable(`the lock ${name} was lost`),
         ),
-        Effect.delay("2 seconds"),
+        Effect.delay(lockCheckInterval),
         Effect.forever,
       )
-      return Option.some(yield* Effect.raceFirst(effect, lost))
+      return Option.some(yield* Effect.raceFirst(effect, failWhenLost))
     }).pipe(Effect.scoped)
 
-/** Ping, missing migrations and setup. */
+export const dialect: SqlDialect = {
+  system: "mysql",
+  failureReason,
+  isDuplicateKey: ({ cause }) => serverError(cause).errno === duplicateEntry,
+  isConflict: ({ cause }) => conflicts.has(serverError(cause).errno),
+  forceIndex: (index) => `FORCE INDEX (${index})`,
+  affectedRows: (answer) => Number(Object(answer).affectedRows ?? 0),
+  withNamedLock,
+}
+
+/** The server as a dependency of `doctor`, `setup` and the health checks. */
 export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
   const down = (error: SqlError) => {
@@ -281,37 +295,39 @@ export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> =
       dependency: "mysql",
       detail: error.cause instanceof Error ? error.cause.message : error.message,
       remedy:
-        reason === "not_set_up" || answerOf(error.cause).errno === noSuchDatabaseForUser
-          ? "create the database that MYSQL_URL names, and let its user in"
+        reason === "not_set_up" || serverError(error.cause).errno === accessDenied
+          ? "create the database that MYSQL_URL names, and grant its user access"
           : reason === "rejected"
             ? "check user, password and database in MYSQL_URL"
             : "start MySQL, or correct host and port in MYSQL_URL",
     })
   }
-  const ask = <A>(effect: Effect.Effect<A, SqlError, SqlClient.SqlClient>) =>
+  const run = <A>(effect: Effect.Effect<A, SqlError, SqlClient.SqlClient>) =>
     effect.pipe(Effect.mapError(down), Effect.provideService(SqlClient.SqlClient, sql))
-  const look = <A>(effect: Effect.Effect<A, SqlError, SqlClient.SqlClient>) =>
-    ask(Effect.timeoutFail(effect, { duration: connectDeadline, onTimeout: overdue }))
+  const inspect = <A>(effect: Effect.Effect<A, SqlError, SqlClient.SqlClient>) =>
+    run(Effect.timeoutFail(effect, { duration: connectDeadline, onTimeout: deadlineExceeded }))
   return {
     name: "mysql",
     essentialFor: ["api", "relay"],
-    ping: look(
+    ping: inspect(
       Effect.map(
         sql<{ version: string }>`SELECT VERSION() AS version`.unprepared,
         (rows) => rows[0]?.version ?? "",
       ),
     ),
-    missing: look(Effect.map(pending(interactionLog), (names) => names.map((name) => `migration ${name}`))),
-    inspect: look(
+    missing: inspect(
+      Effect.map(pending(interactionLog), (names) => names.map((name) => `migration ${name}`)),
+    ),
+    inspect: inspect(
       Effect.zipWith(
         sql<{ now: string }>`SELECT UNIX_TIMESTAMP() AS now`.unprepared,
         Clock.currentTimeMillis,
         (rows, here) => clockFindings(Number(rows[0]?.now) * 1_000, here),
       ),
     ),
-    setup: ask(
+    setup: run(
       migrate(interactionLog).pipe(
-        exclusively("migrations", setupWaitSeconds),
+        withNamedLock("migrations", setupWaitSeconds),
         Effect.flatMap(
           Effect.mapError(() => unavailable("another process has been running migrations for too long")),
         ),

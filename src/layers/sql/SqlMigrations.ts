@@ -1,20 +1,20 @@
 /**
- * Numbered migrations of a SQL database. A migration is recorded after it has run, unlike with `Migrator` of
- * `@effect/sql`: MySQL commits at every DDL statement, so what is recorded before would count as done after a
- * crash in between. Each must therefore bear being run again, and callers keep other processes out meanwhile.
+ * Numbered migrations of a SQL database. A migration is marked as applied after it has run. `Migrator` of
+ * `@effect/sql` marks it before, but MySQL commits at every DDL statement, so a crash in between would leave a marked
+ * migration unapplied. Hence every migration must be safe to run twice, and callers must let only one process migrate.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import { Effect } from "effect"
 
 export interface Migrations {
-  /** The table that says which of them have run. */
+  /** The table that lists the applied migrations. */
   readonly table: string
-  /** By name, in the order of their numbers: `0001_what_it_creates`. */
+  /** By name, which begins with the number: `0001_what_it_creates`. */
   readonly steps: Record<string, Effect.Effect<unknown, SqlError, SqlClient.SqlClient>>
 }
 
-/** The names of those that have not run yet, in order. */
+/** The names of the migrations that have not run yet, in order. */
 export const pending = Effect.fnUntraced(function* ({ table, steps }: Migrations) {
   const sql = yield* SqlClient.SqlClient
   const tables = sql.onDialectOrElse({
@@ -31,7 +31,7 @@ export const pending = Effect.fnUntraced(function* ({ table, steps }: Migrations
     .toSorted()
 })
 
-/** Runs what is pending, answers its names. One process at a time: see {@link Migrations}. */
+/** Runs the pending migrations and returns their names. Only one process may do so at a time. */
 export const migrate = Effect.fnUntraced(function* (migrations: Migrations) {
   const sql = yield* SqlClient.SqlClient
   const table = sql(migrations.table)

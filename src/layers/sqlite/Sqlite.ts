@@ -1,7 +1,7 @@
 /**
- * The embedded database: one SQLite file under the data folder, in WAL mode and synced at every commit. One
- * connection serves the whole process; bun:sqlite is synchronous, so a permit is all it takes to keep the
- * transactions of concurrent fibers apart. Other processes may use the same file at the same time.
+ * The embedded database: one SQLite file in the data folder, in WAL mode and synced at every commit. The process has
+ * one connection. A semaphore keeps the transactions of concurrent fibers apart, which suffices because bun:sqlite is
+ * synchronous. Other processes may use the same file at the same time.
  */
 import { Database, SQLiteError, type SQLQueryBindings } from "bun:sqlite"
 import { randomUUID } from "node:crypto"
@@ -12,49 +12,43 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
 import { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
-import { Clock, Context, Effect, Layer, Option, Stream } from "effect"
+import { Clock, Context, Duration, Effect, Layer, Option, Stream } from "effect"
 import { type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
 import * as Settings from "../../services/Settings.ts"
 import { attribute, databaseSpan } from "../../services/Telemetry.ts"
 import { embedded } from "../sql/migrations/embedded.ts"
 import { interactionLog } from "../sql/migrations/interactionLog.ts"
+import type { SqlDialect } from "../sql/SqlDialect.ts"
 import { migrate, pending } from "../sql/SqlMigrations.ts"
 
 export class Sqlite extends Context.Tag("user-embeddings/Sqlite")<
   Sqlite,
   {
     /**
-     * Runs synchronous statements on the connection, none of another fiber in between. Not for use inside
+     * Runs synchronous statements without statements of other fibers in between. Deadlocks inside
      * `SqlClient.withTransaction`, which holds the connection.
      */
     readonly use: <A>(statements: (database: Database) => A) => Effect.Effect<A, SqlError>
-    /** The same in one write transaction: all or nothing. */
+    /** The same, in one write transaction. */
     readonly transaction: <A>(statements: (database: Database) => A) => Effect.Effect<A, SqlError>
   }
 >() {}
 
-/** Name of the file in the data folder. */
+/** The file's name in the data folder. */
 export const fileName = "user-embeddings.sqlite"
 
-/** How long a statement waits for another process's transaction; it blocks this process meanwhile. */
+/** How long a statement waits for another process's transaction. The wait blocks this process. */
 const busyTimeoutMillis = 5_000
 
 const codeOf = ({ cause }: SqlError): string => (cause instanceof SQLiteError && cause.code) || ""
 
-/** What a failed statement means to the caller of a port. */
+/** The reason that a port reports for a failed statement. */
 export const failureReason = (error: SqlError): "unavailable" | "not_set_up" | "rejected" => {
   if (/^SQLITE_(BUSY|LOCKED|IOERR|CANTOPEN|FULL|READONLY)/.test(codeOf(error))) return "unavailable"
   return error.cause instanceof SQLiteError && /^no such (table|column)/.test(error.cause.message)
     ? "not_set_up"
     : "rejected"
 }
-
-/** A unique key is taken; nothing of the statement was kept. */
-export const isDuplicateKey = (error: SqlError): boolean =>
-  ["SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"].includes(codeOf(error))
-
-/** Never: writers wait for each other, and a statement is all or nothing. */
-export const isConflict = (_: SqlError): boolean => false
 
 const open = (directory: string) => {
   const file = join(directory, fileName)
@@ -66,7 +60,7 @@ const open = (directory: string) => {
         `busy_timeout = ${busyTimeoutMillis}`,
         "journal_mode = WAL",
         "synchronous = FULL",
-        // 32 MB: a page of an index that many rows touch is then copied back once for all of them.
+        // 32 MB: a checkpoint copies an index page that many rows changed only once.
         "wal_autocheckpoint = 8000",
         "foreign_keys = ON",
       ])
@@ -77,7 +71,7 @@ const open = (directory: string) => {
       new DependencyDown({
         dependency: "sqlite",
         detail: `cannot open ${file}: ${cause instanceof Error ? cause.message : String(cause)}`,
-        remedy: "let DATA_DIR name a folder that this process may create and write to",
+        remedy: "set DATA_DIR to a folder that this process may create and write to",
       }),
   })
 }
@@ -94,56 +88,56 @@ const makeConnection = (database: Database): Connection => {
       Effect.map(all(sql, params), (rows) => transform?.(rows) ?? rows),
     executeRaw: (sql, params) => attempt(() => database.query(sql).run(...bindings(params))),
     executeValues: (sql, params) => attempt(() => database.query(sql).values(...bindings(params))),
-    executeStream: () => Stream.dieMessage("SQLite rows are read in pages"),
+    executeStream: () => Stream.dieMessage("streams of SQLite rows are not supported: read pages"),
   }
 }
 
-/** Bind parameters are primitives by convention of this project; SQLite refuses anything else itself. */
+/** Safe, because SQLite itself rejects any parameter that is not a primitive. */
 const bindings = (params: ReadonlyArray<unknown>) => params as ReadonlyArray<SQLQueryBindings>
 
-/** How long statements may follow each other before timers and requests get a turn. */
+/** How long statements may run before timers and requests get a turn. */
 const turnMillis = 10
 
 /**
- * Statements are synchronous, and fibers go on in microtasks: a worker with a backlog would keep the event loop for
- * thousands of them, and the HTTP server beside it would answer nobody.
+ * Statements are synchronous and fibers continue in microtasks. Without a pause, a worker with a backlog would block
+ * the event loop for thousands of statements, and with it the HTTP server of the same process.
  */
-const makeYielding = () => {
-  let since = 0
-  const turn = Effect.async<void>((resume) => {
+const makeYieldToEventLoop = () => {
+  let turnBegan = 0
+  const nextTurn = Effect.async<void>((resume) => {
     const immediate = setImmediate(() => resume(Effect.void))
     return Effect.sync(() => clearImmediate(immediate))
   })
   return Effect.clockWith((clock) => {
-    if (clock.unsafeCurrentTimeMillis() - since < turnMillis) return Effect.void
-    return Effect.map(turn, () => {
-      since = clock.unsafeCurrentTimeMillis()
+    if (clock.unsafeCurrentTimeMillis() - turnBegan < turnMillis) return Effect.void
+    return Effect.map(nextTurn, () => {
+      turnBegan = clock.unsafeCurrentTimeMillis()
     })
   })
 }
 
-/** Opens the database in `directory`, which is created. */
+/** Opens the database in `directory`, and creates both if need be. */
 export const make = Effect.fnUntraced(function* (options: { readonly directory: string }) {
   const database = yield* Effect.acquireRelease(open(options.directory), (database) =>
     Effect.sync(() => database.close()),
   )
-  const permit = yield* Effect.makeSemaphore(1)
+  const semaphore = yield* Effect.makeSemaphore(1)
   const connection = makeConnection(database)
-  const yieldToEventLoop = makeYielding()
-  const hold = Effect.uninterruptibleMask((restore) =>
+  const yieldToEventLoop = makeYieldToEventLoop()
+  const lockForScope = Effect.uninterruptibleMask((restore) =>
     Effect.zipRight(
-      restore(permit.take(1)),
-      Effect.addFinalizer(() => permit.release(1)),
+      restore(semaphore.take(1)),
+      Effect.addFinalizer(() => semaphore.release(1)),
     ),
   )
   const client = yield* SqlClient.make({
-    acquirer: Effect.zipRight(yieldToEventLoop, Effect.as(hold, connection)),
+    acquirer: Effect.zipRight(yieldToEventLoop, Effect.as(lockForScope, connection)),
     beginTransaction: "BEGIN IMMEDIATE",
     compiler: Statement.makeCompilerSqlite(),
     spanAttributes: [[attribute.dbSystem, "sqlite"]],
   })
   const use = <A>(statements: (database: Database) => A) =>
-    Effect.zipRight(yieldToEventLoop, permit.withPermits(1)(attempt(() => statements(database))))
+    Effect.zipRight(yieldToEventLoop, semaphore.withPermits(1)(attempt(() => statements(database))))
   const sqlite = Sqlite.of({
     use,
     transaction: (statements) => use(() => database.transaction(() => statements(database)).immediate()),
@@ -151,31 +145,30 @@ export const make = Effect.fnUntraced(function* (options: { readonly directory: 
   return Context.make(Sqlite, sqlite).pipe(Context.add(SqlClient.SqlClient, client))
 })
 
-/** The database in `directory`. Fails only when its file can't be opened. */
+/** The database in `directory`. Fails only when the file cannot be opened. */
 export const layer = (options: { readonly directory: string }) =>
   Layer.scopedContext(make(options)).pipe(Layer.provide(Reactivity.layer))
 
-/** The database under DATA_DIR. */
+/** The database in DATA_DIR. */
 export const layerConfig = Layer.unwrapEffect(
   Effect.map(Settings.DATA_DIR, (directory) => layer({ directory })),
 )
 
-/** How long a lease outlives a process that died with it. */
+/** How long the lease of a dead process keeps other processes waiting. */
 const leaseMillis = 10_000
+const leaseRenewal = Duration.seconds(2)
 
 /**
- * Runs an effect while this process holds the lease `name` of the file; `None` when another one holds it. Fails
- * when the lease is lost, which takes a process that was stopped for longer than the lease.
+ * See {@link SqlDialect}. SQLite has no named locks, so the lock is a lease in a table. A process that is stopped for
+ * longer than the lease loses it.
  */
-export const exclusively =
-  (name: string) =>
-  <A, E, R>(
-    effect: Effect.Effect<A, E, R>,
-  ): Effect.Effect<Option.Option<A>, E | SqlError, R | SqlClient.SqlClient> =>
+const withNamedLock: SqlDialect["withNamedLock"] =
+  (name) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const holder = randomUUID()
-      const take = Effect.flatMap(
+      const acquireOrRenew = Effect.flatMap(
         Clock.currentTimeMillis,
         (now) => sql`
           INSERT INTO leases (name, holder, expires_at) VALUES (${name}, ${holder}, ${now + leaseMillis})
@@ -184,68 +177,97 @@ export const exclusively =
           RETURNING holder`,
       ).pipe(Effect.map((rows) => rows.length === 1))
       const release = Effect.ignore(sql`DELETE FROM leases WHERE name = ${name} AND holder = ${holder}`)
-      const held = yield* Effect.acquireRelease(take, (held) => (held ? release : Effect.void))
-      if (!held) return Option.none<A>()
-      const lost = take.pipe(
+      const acquired = yield* Effect.acquireRelease(acquireOrRenew, (acquired) =>
+        acquired ? release : Effect.void,
+      )
+      if (!acquired) return Option.none<A>()
+      const failWhenLost = acquireOrRenew.pipe(
         Effect.filterOrFail(
           (held) => held,
           () => new SqlError({ cause: new Error(`the lease ${name} was lost`) }),
         ),
-        Effect.delay("2 seconds"),
+        Effect.delay(leaseRenewal),
         Effect.forever,
       )
-      return Option.some(yield* Effect.raceFirst(effect, lost))
+      return Option.some(yield* Effect.raceFirst(effect, failWhenLost))
     }).pipe(Effect.scoped)
 
-/** Ping, missing migrations and setup. */
+export const dialect: SqlDialect = {
+  system: "sqlite",
+  failureReason,
+  isDuplicateKey: (error) =>
+    ["SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"].includes(codeOf(error)),
+  // Writers wait for each other, so no statement is rolled back in favour of another.
+  isConflict: () => false,
+  forceIndex: () => "",
+  affectedRows: (answer) => Number(Object(answer).changes ?? 0),
+  withNamedLock,
+}
+
+/** The file as a dependency of `doctor`, `setup` and the health checks. */
 export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
-  const ask = <A>(effect: Effect.Effect<A, SqlError, SqlClient.SqlClient>) =>
+  const run = <A>(effect: Effect.Effect<A, SqlError, SqlClient.SqlClient>) =>
     effect.pipe(
       Effect.mapError(
         (error) =>
           new DependencyDown({
             dependency: "sqlite",
             detail: error.cause instanceof Error ? error.cause.message : error.message,
-            remedy: "free the disk, or stop the other program that holds the file",
+            remedy: "free space on the disk, or stop the other program that locks the file",
           }),
       ),
       Effect.provideService(SqlClient.SqlClient, sql),
     )
-  const lists = [interactionLog, embedded]
+  const migrations = [interactionLog, embedded]
   return {
     name: "sqlite",
     essentialFor: ["api", "worker", "relay"],
-    ping: ask(
+    ping: run(
       Effect.map(
         sql<{ version: string }>`SELECT sqlite_version() AS version`,
         (rows) => rows[0]?.version ?? "",
       ),
     ),
-    missing: ask(
-      Effect.map(Effect.forEach(lists, pending), (names) => names.flat().map((name) => `migration ${name}`)),
+    missing: run(
+      Effect.map(Effect.forEach(migrations, pending), (names) =>
+        names.flat().map((name) => `migration ${name}`),
+      ),
     ),
-    setup: ask(
-      Effect.map(sql.withTransaction(Effect.forEach(lists, migrate)), (names) =>
+    setup: run(
+      Effect.map(sql.withTransaction(Effect.forEach(migrations, migrate)), (names) =>
         names.flat().map((name) => `ran migration ${name}`),
       ),
     ),
   }
 })
 
+/** The values of the ids for which `read` finds a row. */
+export const readById = <Id, Row, Value>(
+  ids: ReadonlyArray<Id>,
+  read: (id: Id) => Row | null,
+  toValue: (row: Row) => Value,
+): ReadonlyMap<Id, Value> =>
+  new Map(
+    ids.flatMap((id) => {
+      const row = read(id)
+      return row === null ? [] : [[id, toValue(row)] as const]
+    }),
+  )
+
 /**
- * Turns a failed statement into the error of a port: `failingWith((f) => new XError(f))("save")(effect)`; with a
- * `table` in a span of its own.
+ * Converts a failed statement into a port's error: `failingWith((fields) => new XError(fields))("save")(effect)`. With
+ * a `table`, the effect gets a span.
  */
 export const failingWith =
   <E>(
-    error: (failure: { reason: ReturnType<typeof failureReason>; operation: string; cause: unknown }) => E,
+    makeError: (fields: { reason: ReturnType<typeof failureReason>; operation: string; cause: unknown }) => E,
     table?: string,
   ) =>
   (operation: string) =>
   <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, E> => {
-    const failing = Effect.mapError(effect, (failed) =>
-      error({ reason: failureReason(failed), operation, cause: failed.cause ?? failed }),
+    const failing = Effect.mapError(effect, (error) =>
+      makeError({ reason: failureReason(error), operation, cause: error.cause ?? error }),
     )
     return table === undefined ? failing : databaseSpan("sqlite", operation, table)(failing)
   }

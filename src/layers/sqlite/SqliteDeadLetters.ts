@@ -1,14 +1,15 @@
-/** The dead letters of the embedded stack: rows of the queue table that were moved to `failed`. */
+/** The dead letters of the embedded stack: rows of `queue_messages` in the queue `failed`. */
 import type { Database } from "bun:sqlite"
 import { Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
 import { type DeadLetter, DeadLetters, DeadLettersError } from "../../services/ports/DeadLetters.ts"
 import { failedQueue, queue } from "../../services/ports/InteractionQueue.ts"
+import { portError } from "../../services/ports/PortFailure.ts"
 import { failingWith, Sqlite } from "./Sqlite.ts"
-import type { Headers } from "./SqliteInteractionQueue.ts"
+import type { Headers } from "./SqliteDelivery.ts"
 
-/** `available_at` is when it died. */
 interface Row {
   readonly id: number
+  /** When it became a dead letter. */
   readonly available_at: number
   readonly headers: string
   readonly body: Uint8Array
@@ -16,7 +17,7 @@ interface Row {
 
 const rowsPerPage = 500
 
-const toLetter = ({ body, headers: text }: Row): DeadLetter => {
+const toDeadLetter = ({ body, headers: text }: Row): DeadLetter => {
   const { exchange, failed, letter, messageId, recordedAt, retriedFrom, routingKey }: Headers =
     JSON.parse(text)
   return {
@@ -36,29 +37,30 @@ const toLetter = ({ body, headers: text }: Row): DeadLetter => {
   }
 }
 
-/** The message as it was before it failed, marked with the dead letter that it was. */
+/** The message before its failure, with the id of the dead letter. */
 const toRetry = ({ headers: text }: Row): Headers => {
   const { failed: _, letter, ...headers }: Headers = JSON.parse(text)
   const retriedFrom = letter === undefined ? {} : { retriedFrom: letter.id }
   return { ...headers, ...retriedFrom, retryCount: 0, isolatedAttempts: 0 }
 }
 
-const make = Effect.map(Sqlite, (sqlite) => {
-  const failing = failingWith((failure) => new DeadLettersError(failure))
+/** Messages that became dead letters at or before `until`, oldest first, after the last row of the page before. */
+const readPage = (database: Database, until: number, after: Pick<Row, "available_at" | "id">) =>
+  database
+    .query<Row, [string, number, number, number, number]>(
+      `SELECT id, available_at, headers, body FROM queue_messages
+       WHERE queue = ? AND holder IS NULL AND available_at <= ? AND (available_at, id) > (?, ?)
+       ORDER BY available_at, id LIMIT ?`,
+    )
+    .all(failedQueue, until, after.available_at, after.id, rowsPerPage)
 
-  /** Pages of letters that died at or before `until`, oldest first. */
+const make = Effect.map(Sqlite, (sqlite) => {
+  const failing = failingWith(portError(DeadLettersError))
+
   const pages = (operation: string, until: number) =>
     Stream.paginateEffect({ available_at: 0, id: 0 }, (after) =>
       sqlite
-        .use((database) =>
-          database
-            .query<Row, [string, number, number, number, number]>(
-              `SELECT id, available_at, headers, body FROM queue_messages
-               WHERE queue = ? AND holder IS NULL AND available_at <= ? AND (available_at, id) > (?, ?)
-               ORDER BY available_at, id LIMIT ?`,
-            )
-            .all(failedQueue, until, after.available_at, after.id, rowsPerPage),
-        )
+        .use((database) => readPage(database, until, after))
         .pipe(
           failing(operation),
           Effect.map((rows) => [
@@ -69,8 +71,8 @@ const make = Effect.map(Sqlite, (sqlite) => {
     )
 
   /**
-   * Does something to the letters that the predicate picks, a transaction a page; answers how many rows it changed.
-   * A letter that dies again meanwhile is left alone.
+   * Changes the picked dead letters, one transaction per page, and returns the number of changed rows. Messages that
+   * become dead letters meanwhile are left out.
    */
   const change = (
     operation: string,
@@ -80,7 +82,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
     Effect.flatMap(Clock.currentTimeMillis, (now) =>
       pages(operation, now).pipe(
         Stream.runFoldEffect(0, (changed, rows) => {
-          const picked = rows.filter((row) => pick(toLetter(row)))
+          const picked = rows.filter((row) => pick(toDeadLetter(row)))
           if (picked.length === 0) return Effect.succeed(changed)
           return sqlite
             .transaction((database) =>
@@ -93,7 +95,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
 
   return DeadLetters.of({
     list: Stream.mapConcatChunk(pages("list", Number.MAX_SAFE_INTEGER), (rows) =>
-      Chunk.map(Chunk.unsafeFromArray(rows), toLetter),
+      Chunk.map(Chunk.unsafeFromArray(rows), toDeadLetter),
     ),
     count: sqlite
       .use(

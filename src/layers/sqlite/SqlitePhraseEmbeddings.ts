@@ -1,4 +1,4 @@
-/** Phrase vectors of the embedded stack; those not used for PHRASE_TTL_DAYS are removed hourly. */
+/** Phrase vectors of the embedded stack. Vectors that were not used for PHRASE_TTL_DAYS are deleted hourly. */
 import { Clock, Duration, Effect, Layer, Schedule } from "effect"
 import * as Vector from "../../services/model/Vector.ts"
 import { PhraseEmbeddings, PhraseEmbeddingsError } from "../../services/ports/PhraseEmbeddings.ts"
@@ -13,37 +13,39 @@ interface Row {
 
 const make = Effect.gen(function* () {
   const sqlite = yield* Sqlite
-  const keptMillis = (yield* Settings.PHRASE_TTL_DAYS) * Duration.toMillis("1 day")
-  /** Use is written down once in a while only, so that reading stays cheap. */
-  const usedAgainMillis = keptMillis / 30
+  const ttlMillis = (yield* Settings.PHRASE_TTL_DAYS) * Duration.toMillis("1 day")
+  /** `last_used` may be older than the last use by this much, so that most reads need no write. */
+  const lastUsedToleranceMillis = ttlMillis / 30
   const failing = failingWith((failure) => new PhraseEmbeddingsError(failure))
-  const warning = (event: string) => (error: { readonly cause?: unknown }) =>
+  const logWarning = (event: string) => (error: { readonly cause?: unknown }) =>
     Effect.logWarning(event).pipe(Effect.annotateLogs({ error: "SqlError", detail: String(error.cause) }))
 
-  const expire = Effect.gen(function* () {
+  const deleteExpired = Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
     yield* sqlite.use((database) =>
-      database.query("DELETE FROM phrase_embeddings WHERE last_used < ?").run(now - keptMillis),
+      database.query("DELETE FROM phrase_embeddings WHERE last_used < ?").run(now - ttlMillis),
     )
   })
-  yield* expire.pipe(
-    // Before `setup` there is nothing to expire.
+  yield* deleteExpired.pipe(
+    // Before `setup` there is no table.
     Effect.catchIf(
       (error) => failureReason(error) === "not_set_up",
       () => Effect.void,
     ),
-    Effect.catchAll(warning("phrases.expire_failed")),
+    Effect.catchAll(logWarning("phrases.expire_failed")),
     Effect.repeat(Schedule.spaced("1 hour")),
     Effect.forkScoped,
   )
 
-  const touch = (keys: ReadonlyArray<string>, now: number) =>
+  const updateLastUsed = (keys: ReadonlyArray<string>, now: number) =>
     sqlite
       .transaction((database) => {
-        const use = database.query("UPDATE phrase_embeddings SET last_used = MAX(last_used, ?) WHERE key = ?")
-        for (const key of keys) use.run(now, key)
+        const update = database.query(
+          "UPDATE phrase_embeddings SET last_used = MAX(last_used, ?) WHERE key = ?",
+        )
+        for (const key of keys) update.run(now, key)
       })
-      .pipe(Effect.catchAll(warning("phrases.touch_failed")))
+      .pipe(Effect.catchAll(logWarning("phrases.touch_failed")))
 
   return PhraseEmbeddings.of({
     load: (keys) =>
@@ -51,13 +53,13 @@ const make = Effect.gen(function* () {
         const now = yield* Clock.currentTimeMillis
         const found = yield* sqlite
           .use((database) => {
-            const one = database.query<Row, [string]>("SELECT * FROM phrase_embeddings WHERE key = ?")
-            return keys.flatMap((key) => one.get(key) ?? [])
+            const select = database.query<Row, [string]>("SELECT * FROM phrase_embeddings WHERE key = ?")
+            return keys.flatMap((key) => select.get(key) ?? [])
           })
           .pipe(failing("load"))
-        const stale = found.filter(({ last_used }) => last_used < now - usedAgainMillis)
+        const stale = found.filter(({ last_used }) => last_used < now - lastUsedToleranceMillis)
         if (stale.length > 0)
-          yield* touch(
+          yield* updateLastUsed(
             stale.map(({ key }) => key),
             now,
           )

@@ -1,5 +1,7 @@
 /** Product vectors of the embedded stack. */
+import type { Database } from "bun:sqlite"
 import { Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
+import type { ProductId } from "../../services/model/Interaction.ts"
 import * as Vector from "../../services/model/Vector.ts"
 import {
   type Neighbour,
@@ -9,189 +11,175 @@ import {
   ProductEmbeddingsError,
 } from "../../services/ports/ProductEmbeddings.ts"
 import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
-import { failingWith, Sqlite } from "./Sqlite.ts"
+import { failingWith, readById, Sqlite } from "./Sqlite.ts"
 
-/** A product's row without what is not looked at. */
+/** Some columns of a product's row. */
 type Row<Column extends keyof ProductEmbedding> = Omit<Pick<ProductEmbedding, Column>, "embedding"> & {
   readonly embedding: Uint8Array
 }
-const described = ["product_id", "product_name", "category", "embedding"] as const
-const everything = [...described, "space", "text"] as const
+const descriptionColumns = ["product_id", "product_name", "category", "embedding"] as const
+type DescriptionRow = Row<(typeof descriptionColumns)[number]>
+const allColumns = [...descriptionColumns, "space", "text"] as const
 
 const rowsPerPage = 500
 
-const make = Effect.map(Sqlite, (sqlite) => {
-  const failing = failingWith((failure) => new ProductEmbeddingsError(failure), "product_embeddings")
+const load = (database: Database, products: ReadonlyArray<ProductId>, space: string) => {
+  const select = database.query<Row<"embedding">, [string, string]>(
+    "SELECT embedding FROM product_embeddings WHERE product_id = ? AND space = ?",
+  )
+  return readById(
+    products,
+    (id) => select.get(id, space),
+    ({ embedding }) => Vector.fromBytes(embedding),
+  )
+}
 
-  /** Products of a space in pages, in the order of their ids; other fibers run in between. */
+const knownSince = (database: Database, products: ReadonlyArray<ProductId>, space: string) => {
+  const select = database.query<{ created_at: number }, [string, string]>(
+    "SELECT created_at FROM product_embeddings WHERE product_id = ? AND space = ?",
+  )
+  return readById(
+    products,
+    (id) => select.get(id, space),
+    ({ created_at }) => created_at,
+  )
+}
+
+const describe = (database: Database, products: ReadonlyArray<ProductId>) => {
+  const select = database.query<Omit<DescriptionRow, "embedding">, [string]>(
+    "SELECT product_id, product_name, category FROM product_embeddings WHERE product_id = ?",
+  )
+  return readById(
+    products,
+    (id) => select.get(id),
+    (row) => row,
+  )
+}
+
+/** Inserts or replaces products, and tells for each whether it is new. */
+const upsert = (database: Database, products: ReadonlyArray<ProductEmbedding>, now: number) => {
+  const exists = database.query("SELECT 1 FROM product_embeddings WHERE product_id = ?")
+  const write = database.query(
+    `INSERT INTO product_embeddings
+       (product_id, embedding, dimension_count, product_name, category, space, text, created_at, updated_at)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)
+     ON CONFLICT (product_id) DO UPDATE SET embedding = ?2, dimension_count = ?3,
+       product_name = COALESCE(?4, product_name), category = COALESCE(?5, category),
+       space = ?6, text = ?7, updated_at = ?8`,
+  )
+  return products.map(({ category, embedding, product_id, product_name, space, text }) => {
+    const isNew = exists.get(product_id) === null
+    const bytes = Vector.toBytes(embedding)
+    write.run(product_id, bytes, embedding.length, product_name, category, space, text, now)
+    return isNew
+  })
+}
+
+const count = (database: Database): number =>
+  database.query<{ n: number }, []>("SELECT COUNT(*) AS n FROM product_embeddings").get()?.n ?? 0
+
+const countInOtherSpaces = (database: Database, space: string): number =>
+  database
+    .query<{ n: number }, [string]>("SELECT COUNT(*) AS n FROM product_embeddings WHERE space <> ?")
+    .get(space)?.n ?? 0
+
+/** A page of a space, ordered by id. */
+const pageOfSpace = <Column extends keyof ProductEmbedding>(
+  database: Database,
+  columns: ReadonlyArray<Column>,
+  space: string,
+  after: string,
+) =>
+  database
+    .query<Row<Column | "product_id">, [string, string, number]>(
+      `SELECT ${columns.join(", ")} FROM product_embeddings
+       WHERE space = ? AND product_id > ? ORDER BY product_id LIMIT ?`,
+    )
+    .all(space, after, rowsPerPage)
+
+type ChangedRow = Row<keyof ProductEmbedding> & { readonly updated_at: number }
+/** A page of products updated after a position, ordered by the time of the update. */
+const pageOfChanges = (database: Database, after: Pick<ChangedRow, "updated_at" | "product_id">) =>
+  database
+    .query<ChangedRow, [number, string, number]>(
+      `SELECT ${allColumns.join(", ")}, updated_at FROM product_embeddings
+       WHERE (updated_at, product_id) > (?, ?) ORDER BY updated_at, product_id LIMIT ?`,
+    )
+    .all(after.updated_at, after.product_id, rowsPerPage)
+
+/** Pages until one is not full. Other fibers run in between. */
+const paged = <Row, Key>(
+  first: Key,
+  page: (after: Key) => Effect.Effect<ReadonlyArray<Row>, ProductEmbeddingsError>,
+  key: (row: Row) => Key,
+) =>
+  Stream.paginateEffect(first, (after) =>
+    Effect.map(page(after), (rows) => [
+      rows,
+      rows.length === rowsPerPage ? Option.map(Option.fromNullable(rows.at(-1)), key) : Option.none(),
+    ]),
+  )
+
+const withVectors = <Row extends { readonly embedding: Uint8Array }>(rows: ReadonlyArray<Row>) =>
+  Chunk.map(Chunk.unsafeFromArray(rows), (row) => ({ ...row, embedding: Vector.fromBytes(row.embedding) }))
+
+/** Compares the vector with every product, which replaces the vector index that SQLite lacks. */
+const nearest = <E>(
+  pages: Stream.Stream<ReadonlyArray<DescriptionRow>, E>,
+  vector: Float32Array,
+  limit: number,
+): Effect.Effect<ReadonlyArray<Neighbour>, E> =>
+  Effect.suspend(() => {
+    const norm = Vector.norm(vector)
+    const best: Array<Neighbour> = []
+    const compare = ({ embedding: bytes, ...product }: DescriptionRow) => {
+      const embedding = Vector.fromBytes(bytes)
+      if (embedding.length !== vector.length) return
+      const norms = norm * Vector.norm(embedding)
+      const similarity = norms === 0 ? 0 : Vector.dot(vector, embedding) / norms
+      insertTopK(best, limit, { ...product, similarity }, moreSimilar)
+    }
+    return Effect.as(
+      Stream.runForEach(pages, (rows) => Effect.sync(() => rows.forEach(compare))),
+      best,
+    )
+  })
+
+const make = Effect.map(Sqlite, ({ transaction, use }) => {
+  const failing = failingWith((fields) => new ProductEmbeddingsError(fields), "product_embeddings")
   const pages = <Column extends keyof ProductEmbedding>(
     operation: string,
     columns: ReadonlyArray<Column | "product_id">,
     space: string,
   ) =>
-    Stream.paginateEffect("", (after: string) =>
-      sqlite
-        .use((database) =>
-          database
-            .query<Row<Column | "product_id">, [string, string, number]>(
-              `SELECT ${columns.join(", ")} FROM product_embeddings
-               WHERE space = ? AND product_id > ? ORDER BY product_id LIMIT ?`,
-            )
-            .all(space, after, rowsPerPage),
-        )
-        .pipe(
-          failing(operation),
-          Effect.map((rows) => [
-            rows,
-            Option.filter(Option.fromNullable(rows.at(-1)?.product_id), () => rows.length === rowsPerPage),
-          ]),
-        ),
-    )
-
-  /** Products stamped after `after` (Unix ms), in pages. */
-  const changedPages = (after: number) =>
-    Stream.paginateEffect({ updated_at: after, product_id: "\uffff" }, (last) =>
-      sqlite
-        .use((database) =>
-          database
-            .query<Row<keyof ProductEmbedding> & { readonly updated_at: number }, [number, string, number]>(
-              `SELECT ${everything.join(", ")}, updated_at FROM product_embeddings
-               WHERE (updated_at, product_id) > (?, ?) ORDER BY updated_at, product_id LIMIT ?`,
-            )
-            .all(last.updated_at, last.product_id, rowsPerPage),
-        )
-        .pipe(
-          failing("changed"),
-          Effect.map((rows) => [
-            rows,
-            Option.filter(Option.fromNullable(rows.at(-1)), () => rows.length === rowsPerPage),
-          ]),
-        ),
+    paged(
+      "",
+      (after: string) => failing(operation)(use((database) => pageOfSpace(database, columns, space, after))),
+      ({ product_id }) => product_id,
     )
 
   return ProductEmbeddings.of({
-    load: (products, space) =>
-      failing("load")(
-        sqlite.use((database) => {
-          const one = database.query<Row<"embedding">, [string, string]>(
-            "SELECT embedding FROM product_embeddings WHERE product_id = ? AND space = ?",
-          )
-          return new Map(
-            products.flatMap((id) => {
-              const row = one.get(id, space)
-              return row === null ? [] : [[id, Vector.fromBytes(row.embedding)] as const]
-            }),
-          )
-        }),
-      ),
-
+    load: (products, space) => failing("load")(use((database) => load(database, products, space))),
     knownSince: (products, space) =>
-      failing("knownSince")(
-        sqlite.use((database) => {
-          const one = database.query<{ created_at: number }, [string, string]>(
-            "SELECT created_at FROM product_embeddings WHERE product_id = ? AND space = ?",
-          )
-          return new Map(
-            products.flatMap((id) => {
-              const row = one.get(id, space)
-              return row === null ? [] : [[id, row.created_at] as const]
-            }),
-          )
-        }),
-      ),
-
+      failing("knownSince")(use((database) => knownSince(database, products, space))),
+    describe: (products) => failing("describe")(use((database) => describe(database, products))),
     upsert: (products) =>
       Effect.flatMap(Clock.currentTimeMillis, (now) =>
-        failing("upsert")(
-          sqlite.transaction((database) => {
-            const known = database.query("SELECT 1 FROM product_embeddings WHERE product_id = ?")
-            const write = database.query(
-              `INSERT INTO product_embeddings
-                 (product_id, embedding, dimension_count, product_name, category, space, text, created_at, updated_at)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)
-               ON CONFLICT (product_id) DO UPDATE SET embedding = ?2, dimension_count = ?3,
-                 product_name = COALESCE(?4, product_name), category = COALESCE(?5, category),
-                 space = ?6, text = ?7, updated_at = ?8`,
-            )
-            return products.map(({ category, embedding, product_id, product_name, space, text }) => {
-              const isNew = known.get(product_id) === null
-              const bytes = Vector.toBytes(embedding)
-              write.run(product_id, bytes, embedding.length, product_name, category, space, text, now)
-              return isNew
-            })
-          }),
-        ),
+        failing("upsert")(transaction((database) => upsert(database, products, now))),
       ),
-
     nearest: (vector, { limit, space }) =>
-      Effect.suspend(() => {
-        const asked = Vector.norm(vector)
-        const best: Array<Neighbour> = []
-        return pages("nearest", described, space).pipe(
-          Stream.runForEach((rows) =>
-            Effect.sync(() => {
-              for (const { embedding: bytes, ...product } of rows) {
-                const embedding = Vector.fromBytes(bytes)
-                if (embedding.length !== vector.length) continue
-                const lengths = asked * Vector.norm(embedding)
-                const similarity = lengths === 0 ? 0 : Vector.dot(vector, embedding) / lengths
-                insertTopK(best, limit, { ...product, similarity }, moreSimilar)
-              }
-            }),
-          ),
-          Effect.as(best),
-        )
-      }),
-
-    count: failing("count")(
-      sqlite.use(
-        (database) =>
-          database.query<{ n: number }, []>("SELECT COUNT(*) AS n FROM product_embeddings").get()?.n ?? 0,
-      ),
-    ),
-
-    elsewhere: (space) =>
-      failing("count")(
-        sqlite.use(
-          (database) =>
-            database
-              .query<{ n: number }, [string]>("SELECT COUNT(*) AS n FROM product_embeddings WHERE space <> ?")
-              .get(space)?.n ?? 0,
-        ),
-      ),
-
-    indexed: () => Effect.fail(new NoVectorIndex({ detail: "SQLite has no index of vectors" })),
-
-    describe: (products) =>
-      failing("describe")(
-        sqlite.use((database) => {
-          const one = database.query<Omit<Row<(typeof described)[number]>, "embedding">, [string]>(
-            "SELECT product_id, product_name, category FROM product_embeddings WHERE product_id = ?",
-          )
-          return new Map(
-            products.flatMap((id) => {
-              const row = one.get(id)
-              return row === null ? [] : [[id, row] as const]
-            }),
-          )
-        }),
-      ),
-
+      nearest(pages("nearest", descriptionColumns, space), vector, limit),
+    indexed: () => Effect.fail(new NoVectorIndex({ detail: "SQLite has no vector index" })),
+    count: failing("count")(use(count)),
+    countInOtherSpaces: (space) => failing("count")(use((database) => countInOtherSpaces(database, space))),
     changed: (after) =>
-      Stream.mapConcatChunk(changedPages(after), (rows) =>
-        Chunk.map(Chunk.unsafeFromArray(rows), (row) => ({
-          ...row,
-          embedding: Vector.fromBytes(row.embedding),
-        })),
-      ),
-
-    stream: (space) =>
-      Stream.mapConcatChunk(pages("stream", everything, space), (rows) =>
-        Chunk.map(Chunk.unsafeFromArray(rows), (row) => ({
-          ...row,
-          embedding: Vector.fromBytes(row.embedding),
-        })),
-      ),
+      paged(
+        // No product id sorts after this one, so that products updated in the same millisecond are left out.
+        { updated_at: after, product_id: "\uffff" },
+        (position) => failing("changed")(use((database) => pageOfChanges(database, position))),
+        (last) => last,
+      ).pipe(Stream.mapConcatChunk(withVectors)),
+    stream: (space) => Stream.mapConcatChunk(pages("stream", allColumns, space), withVectors),
   })
 })
 

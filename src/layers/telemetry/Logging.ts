@@ -1,4 +1,4 @@
-/** Logs on stderr: one JSON object a line, or a line for people on a terminal. docs/logs.md lists every event. */
+/** Logs to stderr: one JSON object a line, or a short line on a terminal. docs/logs.md lists every event. */
 import { createHash } from "node:crypto"
 import {
   Cause,
@@ -22,13 +22,13 @@ const levels = {
   error: LogLevel.Error,
 } as const
 
-/** A user id as logs have it: the same user is the same word, and nobody can read who that is. */
+/** The user id in logs: a hash, the same in every line. */
 export const hashed = (userId: string): string =>
   createHash("sha256").update(userId).digest("hex").slice(0, 16)
 
-/** The password in a URL, as drivers quote it in their errors. */
+/** The password of a URL, because drivers quote URLs in their errors. */
 const password = /(\b[a-z][a-z0-9+.-]*:\/\/[^\s:/?#@]*):[^\s/?#]*@/gi
-const safe = (value: unknown): unknown =>
+const withoutPassword = (value: unknown): unknown =>
   typeof value === "string" && value.includes("://") ? value.replace(password, "$1:***@") : value
 
 const fields = ({ annotations, cause, context, message }: Logger.Logger.Options<unknown>) => {
@@ -38,14 +38,14 @@ const fields = ({ annotations, cause, context, message }: Logger.Logger.Options<
     Context.getOption(Tracer.ParentSpan),
   )
   const given = HashMap.toEntries(annotations).map(([key, value]) =>
-    key === "user_id" ? ["user", hashed(String(value))] : [key, safe(value)],
+    key === "user_id" ? ["user", hashed(String(value))] : [key, withoutPassword(value)],
   )
   return {
     event: String(event),
     ...Object.fromEntries(given),
     ...(details.length > 0 ? { details } : {}),
     ...(Option.isSome(span) ? { trace_id: span.value.traceId, span_id: span.value.spanId } : {}),
-    ...(Cause.isEmpty(cause) ? {} : { cause: safe(Cause.pretty(cause)) }),
+    ...(Cause.isEmpty(cause) ? {} : { cause: withoutPassword(Cause.pretty(cause)) }),
   }
 }
 
@@ -77,11 +77,11 @@ const pretty = Logger.make<unknown, string>((options) => {
   return cause === undefined ? line : `${line}\n${cause}`
 })
 
-/** LOG_LEVEL, else what is usual: `info` for programs that run on, `warn` for commands that answer and end. */
-export const level = (usual: keyof typeof levels) =>
-  Effect.map(Settings.LOG_LEVEL, (given) => levels[Option.getOrElse(given, () => usual)])
+/** LOG_LEVEL, else the given default: `info` for servers, `warn` for commands. */
+export const level = (defaultLevel: keyof typeof levels) =>
+  Effect.map(Settings.LOG_LEVEL, (given) => levels[Option.getOrElse(given, () => defaultLevel)])
 
-/** Level of commands; form by LOG_FORMAT, or by whether `terminal` says that a person reads. */
+/** The level of commands. The default of LOG_FORMAT depends on whether stderr is a `terminal`. */
 export const layerConfig = (terminal: boolean) =>
   Layer.unwrapEffect(
     Effect.gen(function* () {

@@ -1,14 +1,14 @@
-/** Traces and metrics are exported when an OTLP endpoint is named; else nothing is loaded or built. */
+/** Exports traces and metrics to an OTLP endpoint. Without an endpoint nothing is loaded. */
 import { Effect, Layer, Option } from "effect"
 import * as Settings from "../../services/Settings.ts"
 
-/** Parts that serve have names of their own, so that a trace shows who did what. */
+/** Servers have a name each, so that a trace shows which one made a span. */
 const nameOf = (command: string | undefined): string =>
   command === "api" || command === "worker" || command === "relay"
     ? `user-embeddings-${command}`
     : "user-embeddings"
 
-/** `command` is the one that runs. */
+/** `command`: the command of the command line that runs. */
 export const layerConfig = (command: string | undefined) =>
   Layer.unwrapEffect(
     Effect.gen(function* () {

@@ -1,6 +1,6 @@
 /**
- * What exports traces and metrics. Loaded only when there is an endpoint. The SDK has exporter, batches and shutdown, and
- * serves whoever asks the OpenTelemetry API for a tracer; Effect's spans are handed to its processor finished.
+ * Exports traces and metrics; loaded only with an OTLP endpoint. The SDK provides the exporter, its batches,
+ * its shutdown and the tracer of the OpenTelemetry API. Effect's spans go to its processor when they end.
  */
 import * as Metrics from "@effect/opentelemetry/Metrics"
 import { Resource } from "@effect/opentelemetry/Resource"
@@ -21,7 +21,7 @@ import manifest from "../../../package.json" with { type: "json" }
 import type { OtlpProtocol, TracesSampler } from "../../services/Settings.ts"
 import { make, samplerOf } from "./OpenTelemetryTracer.ts"
 
-/** How long a stopping process may go on exporting. */
+/** For the last export of a process that stops. */
 const shutdownTimeout = Duration.seconds(3)
 
 const exporterOf = async (protocol: OtlpProtocol) => {
@@ -36,14 +36,14 @@ export interface Options {
   readonly serviceName: string
   readonly protocol: OtlpProtocol
   readonly sampler: TracesSampler
-  /** Of traces, from 0 to 1. */
+  /** Share of traces that are sampled, from 0 to 1. */
   readonly share: number
   readonly maxQueueSize: number
   readonly maxExportBatchSize: number
   readonly metricInterval: Duration.Duration
 }
 
-/** Headers, certificates, timeouts, compression and delays are read from their variables by exporter and processor. */
+/** Exporter and processor read the other variables of OpenTelemetry themselves. */
 const tracing = ({ maxExportBatchSize, maxQueueSize, protocol, sampler, share }: Options) =>
   Layer.unwrapScoped(
     Effect.gen(function* () {
@@ -57,7 +57,7 @@ const tracing = ({ maxExportBatchSize, maxQueueSize, protocol, sampler, share }:
             autoDetectResources: false,
             spanProcessors: [processor],
             textMapPropagator: null,
-            // Effect's metrics have a reader of their own, and logs go to stderr.
+            // Effect's metrics have their own reader, and logs go to stderr.
             metricReaders: [],
             logRecordProcessors: [],
           })
@@ -89,7 +89,7 @@ const metrics = ({ metricInterval }: Options) => {
   )
 }
 
-/** Of this process, with what OTEL_RESOURCE_ATTRIBUTES adds. */
+/** Describes this process, with the attributes of OTEL_RESOURCE_ATTRIBUTES. */
 const resource = ({ serviceName }: Options) =>
   defaultResource()
     .merge(detectResources({ detectors: [hostDetector, envDetector] }))

@@ -1,7 +1,7 @@
 /**
- * Effect's tracer with little between it and the exporter: an Effect span is what is exported, one that isn't sampled
- * is its ids and no more, and what is done for several messages at once is told in the trace of each by records that
- * share all but their ids. (With the SDK's own spans below Effect's an event cost several times as much.)
+ * A tracer for Effect that exports Effect's spans directly, because spans of the SDK below them cost several
+ * times as much. A span that is not sampled has ids and nothing else. The span of a batch is exported once
+ * more to the trace of each of its messages; these copies share everything but their ids.
  */
 import {
   type Attributes,
@@ -29,10 +29,10 @@ import { type BatchTrace, BatchTraces } from "../../services/MessageTraces.ts"
 import type { TracesSampler } from "../../services/Settings.ts"
 import { attribute, errorType, randomHex, TraceState } from "../../services/Telemetry.ts"
 
-/** Whether a trace is recorded that begins here, or has come from elsewhere with such a flag. */
+/** Whether a trace is sampled. `remote`: the flag of another process; `undefined`: the trace begins here. */
 export type Sampler = (traceId: string, remote: boolean | undefined) => boolean
 
-/** As `OTEL_TRACES_SAMPLER` and `_ARG` say. */
+/** The sampler of `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`. */
 export const samplerOf = (name: TracesSampler, share: number): Sampler => {
   const ratio = new TraceIdRatioBasedSampler(share)
   const begins = (traceId: string): boolean =>
@@ -58,14 +58,14 @@ const hrTime = (nanos: bigint): HrTime => [Number(nanos / 1_000_000_000n), Numbe
 const valueOf = (value: unknown): AttributeValue =>
   typeof value === "string" || typeof value === "number" || typeof value === "boolean" ? value : String(value)
 
-/** What spans have in common that tell the same. */
-interface Told
+/** The fields that the span of a batch shares with its copies. */
+interface SpanFields
   extends Pick<
     ReadableSpan,
     "name" | "kind" | "startTime" | "endTime" | "duration" | "status" | "attributes" | "links"
   > {}
 
-/** Where finished spans go, and what they say of this process. */
+/** Receives ended spans; `resource` describes this process. */
 export interface Destination {
   readonly resource: Resource
   readonly processor: Pick<SpanProcessor, "onEnd">
@@ -79,19 +79,19 @@ const finish = (
   { processor, resource }: Destination,
   own: SpanContext,
   parentSpanContext: SpanContext | undefined,
-  told: Told,
+  fields: SpanFields,
 ) =>
   processor.onEnd({
-    name: told.name,
-    kind: told.kind,
+    name: fields.name,
+    kind: fields.kind,
     spanContext: () => own,
     ...(parentSpanContext && { parentSpanContext }),
-    startTime: told.startTime,
-    endTime: told.endTime,
-    duration: told.duration,
-    status: told.status,
-    attributes: told.attributes,
-    links: told.links,
+    startTime: fields.startTime,
+    endTime: fields.endTime,
+    duration: fields.duration,
+    status: fields.status,
+    attributes: fields.attributes,
+    links: fields.links,
     events: none,
     ended: true,
     resource,
@@ -101,7 +101,7 @@ const finish = (
 
 const newSpanId = () => randomHex(16)
 
-/** A span as others refer to it. */
+/** How other spans refer to this one. */
 const contextOf = (span: Tracer.AnySpan): SpanContext => {
   if (span instanceof Span) return span.own
   const state = Context.getOption(span.context, TraceState)
@@ -115,8 +115,8 @@ const contextOf = (span: Tracer.AnySpan): SpanContext => {
   }
 }
 
-/** A span below `parent`, which is of the same trace. */
-const below = ({ traceId, traceState }: SpanContext): SpanContext => ({
+/** A child of `parent`. */
+const childOf = ({ traceId, traceState }: SpanContext): SpanContext => ({
   traceId,
   spanId: newSpanId(),
   traceFlags: TraceFlags.SAMPLED,
@@ -125,7 +125,7 @@ const below = ({ traceId, traceState }: SpanContext): SpanContext => ({
 
 const linkTo = ({ span }: Tracer.SpanLink): Link => ({ context: contextOf(span) })
 
-/** What a failed span tells: a kind of failure, not its text. */
+/** The type of a failure. Its text is not exported. */
 const failureOf = (exit: Exit.Exit<unknown, unknown>): string | undefined =>
   Exit.isSuccess(exit) || Cause.isInterruptedOnly(exit.cause)
     ? undefined
@@ -142,7 +142,7 @@ class Span implements Tracer.Span {
   links: ReadonlyArray<Tracer.SpanLink>
   status: Tracer.SpanStatus
   private readonly destination: Destination
-  private readonly told: Attributes = {}
+  private readonly ownAttributes: Attributes = {}
 
   constructor(
     destination: Destination,
@@ -171,18 +171,18 @@ class Span implements Tracer.Span {
     return this.own.traceFlags === TraceFlags.SAMPLED
   }
   get attributes(): ReadonlyMap<string, unknown> {
-    return new Map(Object.entries(this.told))
+    return new Map(Object.entries(this.ownAttributes))
   }
 
   attribute(key: string, value: unknown) {
-    if (this.sampled) this.told[key] = valueOf(value)
+    if (this.sampled) this.ownAttributes[key] = valueOf(value)
   }
 
   addLinks(links: ReadonlyArray<Tracer.SpanLink>) {
     if (this.sampled) this.links = this.links.concat(links)
   }
 
-  /** Log lines would be events, with the texts in them: they go to the log, and name the trace there. */
+  /** Log lines would be events. They are not exported, because they contain texts of users. */
   event() {}
 
   end(endTime: bigint, exit: Exit.Exit<unknown, unknown>) {
@@ -190,37 +190,37 @@ class Span implements Tracer.Span {
     this.status = { _tag: "Ended", startTime, endTime, exit }
     if (!this.sampled) return
     const failure = failureOf(exit)
-    if (failure !== undefined) this.told[attribute.errorType] = failure
-    const told: Told = {
+    if (failure !== undefined) this.ownAttributes[attribute.errorType] = failure
+    const fields: SpanFields = {
       name: this.name,
       kind: kinds[this.kind],
       startTime: hrTime(startTime),
       endTime: hrTime(endTime),
       duration: hrTime(endTime - startTime),
       status: failure === undefined ? unset : { code: SpanStatusCode.ERROR, message: failure },
-      attributes: this.told,
+      attributes: this.ownAttributes,
       links: this.links.length === 0 ? none : this.links.map(linkTo),
     }
     const parent = Option.isSome(this.parent) ? contextOf(this.parent.value) : undefined
-    finish(this.destination, this.own, parent, told)
+    finish(this.destination, this.own, parent, fields)
     if (this.members.length === 0) return
-    const repeated = { ...told, links: [{ context: this.own }] }
+    const repeated = { ...fields, links: [{ context: this.own }] }
     for (const { span } of this.members) {
       if (!span.sampled) continue
       const member = contextOf(span)
-      finish(this.destination, below(member), member, repeated)
+      finish(this.destination, childOf(member), member, repeated)
     }
   }
 }
 
-/** The messages on whose behalf the current fiber runs. */
+/** The messages that the current fiber processes. */
 const currentMembers = (): ReadonlyArray<BatchTrace> => {
   const fiber = Option.getOrUndefined(Fiber.getCurrentFiber())
   return fiber === undefined ? none : Context.get(fiber.getFiberRef(FiberRef.currentContext), BatchTraces)
 }
 
 export const make = (destination: Destination, sampler: Sampler): Tracer.Tracer => {
-  /** A trace is decided upon once in a process; a batch is recorded for any of its messages. */
+  /** A process decides once for each trace. A batch is sampled if one of its messages is. */
   const isSampled = (
     traceId: string,
     parent: Tracer.AnySpan | undefined,
@@ -231,19 +231,19 @@ export const make = (destination: Destination, sampler: Sampler): Tracer.Tracer 
     return sampler(traceId, parent?.sampled)
   }
   return Tracer.make({
-    span: (...asked) => {
-      const [, parent, , links, , kind] = asked
-      const above = Option.isSome(parent) ? contextOf(parent.value) : undefined
-      const traceId = above?.traceId ?? randomHex(32)
+    span: (...options) => {
+      const [, parent, , links, , kind] = options
+      const parentContext = Option.isSome(parent) ? contextOf(parent.value) : undefined
+      const traceId = parentContext?.traceId ?? randomHex(32)
       const sampled = isSampled(traceId, Option.getOrUndefined(parent), links)
       const own: SpanContext = {
         traceId,
         spanId: newSpanId(),
         traceFlags: sampled ? TraceFlags.SAMPLED : TraceFlags.NONE,
-        ...(above?.traceState && { traceState: above.traceState }),
+        ...(parentContext?.traceState && { traceState: parentContext.traceState }),
       }
       const members = !sampled || kind === "producer" || kind === "consumer" ? none : currentMembers()
-      return new Span(destination, asked, own, members)
+      return new Span(destination, options, own, members)
     },
     context: (execution) => execution(),
   })

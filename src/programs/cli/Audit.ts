@@ -1,4 +1,4 @@
-/** `audit`: the log against what is applied. */
+/** `audit`: compares the log with the embeddings. */
 import { Command, Options } from "@effect/cli"
 import { Effect, Layer, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
@@ -12,11 +12,11 @@ export const audit = Command.make(
   {
     user: Options.text("user").pipe(
       Options.withSchema(Schema.typeSchema(UserId)),
-      Options.withDescription("Only this user"),
+      Options.withDescription("Audit only this user"),
       Options.optional,
     ),
     details: Options.boolean("details").pipe(
-      Options.withDescription(`Name the interactions, at most ${Auditor.mostDetails} of each kind`),
+      Options.withDescription(`List the interactions, at most ${Auditor.mostDetails} of each state`),
     ),
     json,
   },
@@ -54,6 +54,6 @@ export const audit = Command.make(
     }).pipe(Effect.provide(Layer.provideMerge(Auditor.layer, Stack.layer))),
 ).pipe(
   Command.withDescription(
-    "Compares the log with what is applied, per user; exit 1 when something is missing or extra",
+    "Checks for every user that each recorded event counts exactly once; exits with 1 when events are missing or extra",
   ),
 )

@@ -1,4 +1,4 @@
-/** `config`: every variable. */
+/** `config`: shows every variable. */
 import { Command } from "@effect/cli"
 import { Effect } from "effect"
 import { showConfig } from "./ShowConfig.ts"
@@ -13,4 +13,4 @@ export const config = Command.make("config", { json }, ({ json }) =>
       ),
     ),
   ),
-).pipe(Command.withDescription("Shows every variable: value (secrets masked), origin, default, meaning"))
+).pipe(Command.withDescription("Shows every variable: value (secrets masked), origin and meaning"))

@@ -1,4 +1,4 @@
-/** `evaluate`: settings tried on a history. */
+/** `evaluate`: tries settings on a history. */
 import { Args, Command, Options } from "@effect/cli"
 import { Array as Arr, Effect, Either, Layer, Option } from "effect"
 import * as Embedder from "../../layers/embedder/Embedder.ts"
@@ -33,22 +33,22 @@ const conclusion = ({
   difference,
   says,
   setting,
-  baselines,
+  simple,
 }: Report["verdict"]): ReadonlyArray<string> => {
-  const by = `NDCG ${difference.mean >= 0 ? "+" : ""}${difference.mean.toFixed(3)} [${difference.low.toFixed(3)}, ${difference.high.toFixed(3)}] on users it was not chosen on`
+  const by = `NDCG ${difference.mean >= 0 ? "+" : ""}${difference.mean.toFixed(3)} [${difference.low.toFixed(3)}, ${difference.high.toFixed(3)}] on users not used for the choice`
   if (says === "simple")
-    return [`Something simpler wins: ${baselines}. The best vectors (${setting}) are behind it: ${by}.`]
+    return [`A simple method wins: ${simple}. The best taste (${setting}) is behind it: ${by}.`]
   if (says === "undecided")
     return [
-      `This history can't tell ${setting} from ${baselines}: ${by}. Take the simpler one, or try more history (--most).`,
+      `No clear winner between ${setting} and ${simple}: ${by}. Take the simple method, or predict more events (--most).`,
     ]
   const { history, lambda, mix, popularity, weights } = best
   return [
-    `Vectors win: ${setting}, ahead of the best simple way, ${baselines}: ${by}.`,
+    `Taste wins: ${setting}, ahead of the best simple method, ${simple}: ${by}.`,
     `EMBEDDING_DECAY_LAMBDA=${lambda} EMBEDDING_HISTORY=${history} POPULARITY_WEIGHT=${popularity}`,
     variablesOf(weights),
     ...(mix === "long"
-      ? ["Long memory alone is the stored vector; recommendations always mix short memory in."]
+      ? ["`long` is the stored vector alone, but recommendations always add the newest events."]
       : []),
   ]
 }
@@ -58,10 +58,10 @@ const human = (report: Report) => {
   const settings = rows.filter(({ setting }) => setting !== null)
   const shown = new Set([...settings].sort((a, b) => b.ndcg.mean - a.ndcg.mean).slice(0, settingsShown))
   return [
-    `${figure(interactions)} interactions (${figure(rejected)} unreadable), ${figure(products)} products; foretold: ${figure(foretold)} of ${figure(users)} users. At 10, with 95 % intervals:`,
+    `${figure(interactions)} interactions (${figure(rejected)} unreadable), ${figure(products)} products; ${figure(foretold)} events of ${figure(users)} users predicted. At 10, with 95 % intervals:`,
     "",
     table(
-      ["WAY", "HIT RATE", "NDCG", "MRR"],
+      ["METHOD", "HIT RATE", "NDCG", "MRR"],
       rows
         .filter(
           (row) => row.setting === null || row.configured || row.name === verdict.setting || shown.has(row),
@@ -83,38 +83,36 @@ export const evaluate = Command.make(
   "evaluate",
   {
     file: Args.file({ name: "file", exists: "yes" }).pipe(
-      Args.withDescription("History, as `import interactions` reads it; nothing is recorded"),
+      Args.withDescription("A history, in the format of `import interactions`; nothing is recorded"),
     ),
     ...reading,
     products: Options.file("products", { exists: "yes" }).pipe(
-      Options.withDescription(
-        "Products, as `products import` reads them; default: those of the configured stack",
-      ),
+      Options.withDescription("Products, in the format of `products import`; default: the stored products"),
       Options.optional,
     ),
-    target: eventType("target", "Only this type of event is predicted; default: all product events").pipe(
+    target: eventType("target", "Predict only events of this type; default: all product events").pipe(
       Options.optional,
     ),
     most: Options.integer("most").pipe(
-      Options.withDescription("Events foretold, drawn from the last fifth of the history"),
+      Options.withDescription("Events to predict, drawn at random from the last fifth of the history"),
       Options.withDefault(1_000),
     ),
     unseen: Options.boolean("unseen").pipe(
-      Options.withDescription("Only products that are new to the user: no repetitions"),
+      Options.withDescription("Predict only products that are new to the user"),
     ),
     json,
   },
   ({ file, json, most, products, target, unseen, ...given }) => {
     const run = <E, R>(catalogue: Effect.Effect<ReadonlyMap<string, Float32Array>, E, R>) =>
-      measured("interactions", (reads) =>
-        measured("foretold", (foretells) =>
+      measured("interactions", (onRead) =>
+        measured("predicted", (onPredicted) =>
           evaluateFile(file, catalogue, {
             reading: toReading(file, given),
             type: Option.getOrUndefined(target),
             most,
             unseenOnly: unseen,
-            reads,
-            foretells,
+            onRead,
+            onPredicted,
           }),
         ),
       ).pipe(Effect.flatMap((report) => print(json, report, human)))
@@ -128,6 +126,6 @@ export const evaluate = Command.make(
   },
 ).pipe(
   Command.withDescription(
-    "Which settings would have foretold a history, and whether something simpler would have done better",
+    "Finds the settings that would have recommended best what your users did next, and whether a simple method such as best-sellers does better",
   ),
 )

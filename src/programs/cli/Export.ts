@@ -1,4 +1,4 @@
-/** `export embeddings`, `export interactions`. */
+/** `export embeddings` and `export interactions`. */
 import { extname } from "node:path"
 import { Command, Options } from "@effect/cli"
 import { Console, Effect, Option, Schema } from "effect"
@@ -15,7 +15,7 @@ const out = Options.file("out").pipe(
   Options.optional,
 )
 
-/** The format asked for, else by the file's name, else the first. */
+/** The given format, else by the file's name, else the first. */
 const formatOf = <Format extends string>(
   formats: readonly [Format, ...ReadonlyArray<Format>],
   given: Option.Option<Format>,
@@ -25,7 +25,7 @@ const formatOf = <Format extends string>(
   return Option.getOrElse(given, () => formats.find((format) => format === ending) ?? formats[0])
 }
 
-/** Where the data itself goes to stdout, what was done is told on stderr. */
+/** The report goes to stderr when the data goes to stdout. */
 const report = <A extends { readonly exported: number; readonly files: ReadonlyArray<string> }>(
   json: boolean,
   toFile: boolean,
@@ -37,11 +37,13 @@ const embeddings = Command.make(
   "embeddings",
   {
     format: Options.choice("format", embeddingFormats).pipe(
-      Options.withDescription("Default: by the name of the file, else jsonl. npy writes the ids beside it"),
+      Options.withDescription(
+        "Default: by the name of the file, else jsonl. npy writes the user ids to a second file",
+      ),
       Options.optional,
     ),
     out,
-    since: instant("since", "Only embeddings written since; in jsonl also who was erased since"),
+    since: instant("since", "Only embeddings written, and in jsonl also users erased, since this time"),
     json,
   },
   ({ format, json, out, since }) =>
@@ -59,14 +61,20 @@ const embeddings = Command.make(
             `${figure(exported)} users in ${space}${files.length > 0 ? ` → ${files.join(", ")}` : ""}`,
             ...(erased > 0 ? [`${figure(erased)} users erased since`] : []),
             ...(other_space > 0
-              ? [`${figure(other_space)} users in another space left out: user-embeddings rebuild --all`]
+              ? [
+                  `${figure(other_space)} users left out, because their embeddings are in another space: user-embeddings rebuild --all`,
+                ]
               : []),
           ].join("\n"),
         ),
       ),
       Effect.provide(Stack.layer),
     ),
-).pipe(Command.withDescription("Embeddings of all users, or of those that changed, for other programs"))
+).pipe(
+  Command.withDescription(
+    "Writes the embeddings of all users, or of users that changed, to a file for other programs",
+  ),
+)
 
 const interactionFormats = ["jsonl", "csv"] as const
 
@@ -80,13 +88,13 @@ const interactions = Command.make(
     out,
     user: Options.text("user").pipe(
       Options.withSchema(Schema.typeSchema(UserId)),
-      Options.withDescription("Only of this user"),
+      Options.withDescription("Only events of this user"),
       Options.optional,
     ),
-    type: eventType("type", "Only of this event type").pipe(Options.optional),
-    since: instant("since", "Only what occurred at or after"),
-    until: instant("until", "Only what occurred before"),
-    recordedSince: instant("recorded-since", "Only what was recorded at or after, whenever it occurred"),
+    type: eventType("type", "Only events of this type").pipe(Options.optional),
+    since: instant("since", "Only events that occurred at or after this time"),
+    until: instant("until", "Only events that occurred before this time"),
+    recordedSince: instant("recorded-since", "Only events that were recorded at or after this time"),
     json,
   },
   ({ format, json, out, recordedSince, since, type, until, user }) =>
@@ -115,9 +123,9 @@ const interactions = Command.make(
       ),
       Effect.provide(Stack.layer),
     ),
-).pipe(Command.withDescription("The interaction log as lines that `import interactions` reads"))
+).pipe(Command.withDescription("Writes the recorded events in the format of `import interactions`"))
 
 export const exports = Command.make("export").pipe(
-  Command.withDescription("Embeddings or interactions, as files for other programs"),
+  Command.withDescription("Write embeddings or events to files for other programs"),
   Command.withSubcommands([embeddings, interactions]),
 )

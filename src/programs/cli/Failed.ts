@@ -1,4 +1,4 @@
-/** `failed …`: the dead letters. */
+/** `failed …`: the dead letters, which are messages in the queue `failed`. */
 import { Args, Command, Options } from "@effect/cli"
 import { Console, Effect, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
@@ -18,10 +18,13 @@ import { waiting } from "./support/Progress.ts"
 import { BadUsage, confirm, instant, yes } from "./support/Usage.ts"
 
 const filters = {
-  error: Options.text("error").pipe(Options.withDescription("Only with this error"), Options.optional),
-  type: Options.text("type").pipe(Options.withDescription("Only of this event type"), Options.optional),
-  user: Options.text("user").pipe(Options.withDescription("Only of this user"), Options.optional),
-  since: instant("since", "Only what failed last at or after this"),
+  error: Options.text("error").pipe(
+    Options.withDescription("Only dead letters with this error"),
+    Options.optional,
+  ),
+  type: Options.text("type").pipe(Options.withDescription("Only events of this type"), Options.optional),
+  user: Options.text("user").pipe(Options.withDescription("Only events of this user"), Options.optional),
+  since: instant("since", "Only dead letters that failed last at or after this time"),
 }
 type Filters = { readonly [Name in keyof typeof filters]: Option.Option<string> }
 
@@ -32,12 +35,12 @@ const toFilter = ({ error, since, type, user }: Filters): DeadLetterFilter => ({
   user: Option.getOrUndefined(user),
 })
 
-const letterTable = (letters: ReadonlyArray<Summary>) =>
-  letters.length === 0
+const toTable = (deadLetters: ReadonlyArray<Summary>) =>
+  deadLetters.length === 0
     ? "no dead letters"
     : table(
         ["ID", "LAST FAILED AT", "ERROR", "ATTEMPTS", "USER", "EVENT"],
-        letters.map(({ attempts, error, event_type, id, last_failed_at, user_id }) => [
+        deadLetters.map(({ attempts, error, event_type, id, last_failed_at, user_id }) => [
           id ?? "-",
           last_failed_at ?? "-",
           error ?? "-",
@@ -47,21 +50,23 @@ const letterTable = (letters: ReadonlyArray<Summary>) =>
         ]),
       )
 
-/** What a look at the letters finds; it says that it looks when that takes time. */
-const found = <A, E, R>(look: Effect.Effect<A, E, R>) =>
-  waiting("looking at the dead letters")(Effect.provide(look, Stack.layer))
+/** Reads with progress on the terminal. */
+const reading = <A, E, R>(read: Effect.Effect<A, E, R>) =>
+  waiting("reading the dead letters")(Effect.provide(read, Stack.layer))
 
 const list = Command.make("list", { ...filters, json }, ({ json, ...given }) =>
-  Effect.flatMap(found(listDeadLetters(toFilter(given))), (letters) => print(json, letters, letterTable)),
-).pipe(Command.withDescription("Dead letters, oldest first; looking consumes nothing"))
+  Effect.flatMap(reading(listDeadLetters(toFilter(given))), (deadLetters) =>
+    print(json, deadLetters, toTable),
+  ),
+).pipe(Command.withDescription("Lists the dead letters, oldest first, and leaves them in the queue"))
 
 const groups = Command.make("groups", { ...filters, json }, ({ json, ...given }) =>
-  Effect.flatMap(found(groupDeadLetters(toFilter(given))), (groups) =>
+  Effect.flatMap(reading(groupDeadLetters(toFilter(given))), (groups) =>
     print(json, groups, (groups) =>
       groups.length === 0
         ? "no dead letters"
         : table(
-            ["ERROR", "COUNT", "FIRST FAILED AT", "LAST FAILED AT", "EXAMPLE", "SAYS"],
+            ["ERROR", "COUNT", "FIRST FAILED AT", "LAST FAILED AT", "EXAMPLE", "MESSAGE"],
             groups.map(({ count, error, example, first_failed_at, last_failed_at }) => [
               error ?? "-",
               String(count),
@@ -73,20 +78,20 @@ const groups = Command.make("groups", { ...filters, json }, ({ json, ...given })
           ),
     ),
   ),
-).pipe(Command.withDescription("Dead letters by error: how many, since when, until when, an example"))
+).pipe(Command.withDescription("Counts the dead letters by error, with the first, the last and an example"))
 
 const idName = "id"
 const show = Command.make(
   "show",
   { id: Args.text({ name: idName }).pipe(Args.withDescription("x-dead-letter-id or message_id")), json },
   ({ id, json }) =>
-    Effect.flatMap(found(showDeadLetter(id)), (letters) =>
-      print(json, letters, (letters) =>
-        letters
-          .map((letter) =>
+    Effect.flatMap(reading(showDeadLetter(id)), (deadLetters) =>
+      print(json, deadLetters, (deadLetters) =>
+        deadLetters
+          .map((deadLetter) =>
             table(
               ["FIELD", "VALUE"],
-              Object.entries(letter).flatMap(([field, value]) =>
+              Object.entries(deadLetter).flatMap(([field, value]) =>
                 value === null ? [] : [[field, String(value)]],
               ),
             ),
@@ -94,20 +99,20 @@ const show = Command.make(
           .join("\n\n"),
       ),
     ),
-).pipe(Command.withDescription("All about a dead letter, its body included"))
+).pipe(Command.withDescription("Shows everything about one dead letter, including its body"))
 
 const targets = {
   ids: Args.text({ name: idName }).pipe(
     Args.withDescription("x-dead-letter-id or message_id"),
     Args.repeated,
   ),
-  all: Options.boolean("all").pipe(Options.withDescription("All of them, or all that the filters leave")),
+  all: Options.boolean("all").pipe(Options.withDescription("All dead letters that match the filters")),
   ...filters,
-  dryRun: Options.boolean("dry-run").pipe(Options.withDescription("Only tell which")),
+  dryRun: Options.boolean("dry-run").pipe(Options.withDescription("Only list them; change nothing")),
   json,
 }
 
-/** Ids, or `--all` with filters, and never both. */
+/** Either ids or `--all` with filters. */
 const target = (
   ids: ReadonlyArray<string>,
   all: boolean,
@@ -115,24 +120,27 @@ const target = (
 ): Effect.Effect<DeadLetterFilter, BadUsage> => {
   const filter = toFilter(given)
   const filtered = Object.values(filter).some((value) => value !== undefined)
-  if (all) return ids.length === 0 ? Effect.succeed(filter) : new BadUsage({ message: "either ids or --all" })
+  if (all)
+    return ids.length === 0 ? Effect.succeed(filter) : new BadUsage({ message: "give either ids or --all" })
   if (ids.length === 0)
-    return new BadUsage({ message: filtered ? "filters go with --all" : "name letters by id, or say --all" })
-  return filtered ? new BadUsage({ message: "filters go with --all" }) : Effect.succeed({ ids: new Set(ids) })
+    return new BadUsage({
+      message: filtered ? "filters need --all" : "give the ids of dead letters, or --all",
+    })
+  return filtered ? new BadUsage({ message: "filters need --all" }) : Effect.succeed({ ids: new Set(ids) })
 }
 
-const tell = (json: boolean, would: string, picked: ReadonlyArray<Summary>) =>
+const dryRunReport = (json: boolean, would: string, picked: ReadonlyArray<Summary>) =>
   json
-    ? print(json, picked, letterTable)
+    ? print(json, picked, toTable)
     : Effect.zipRight(
-        Console.log(letterTable(picked)),
+        Console.log(toTable(picked)),
         Console.error(`${picked.length} dead letters would be ${would}`),
       )
 
 const retry = Command.make("retry", targets, ({ all, dryRun, ids, json, ...given }) =>
   Effect.gen(function* () {
     const filter = yield* target(ids, all, given)
-    if (dryRun) return yield* tell(json, "retried", yield* pickDeadLetters(filter))
+    if (dryRun) return yield* dryRunReport(json, "retried", yield* pickDeadLetters(filter))
     if (!all) yield* pickDeadLetters(filter)
     const report = yield* retryDeadLetters(filter)
     yield* print(json, report, ({ retried }) => `${retried} dead letters published again`)
@@ -141,7 +149,7 @@ const retry = Command.make("retry", targets, ({ all, dryRun, ids, json, ...given
   }).pipe(Effect.provide(Stack.layer)),
 ).pipe(
   Command.withDescription(
-    "Publishes dead letters again, counted from the start, and removes each once its copy is confirmed",
+    "Publishes dead letters again for the workers, with new attempts, and removes each when the broker has confirmed it",
   ),
 )
 
@@ -149,14 +157,14 @@ const remove = Command.make("remove", { ...targets, yes }, ({ all, dryRun, ids, 
   Effect.gen(function* () {
     const filter = yield* target(ids, all, given)
     const picked = yield* pickDeadLetters(filter)
-    if (dryRun) return yield* tell(json, "removed", picked)
-    yield* confirm(`Remove ${picked.length} dead letters for good?`, yes)
+    if (dryRun) return yield* dryRunReport(json, "removed", picked)
+    yield* confirm(`Delete ${picked.length} dead letters?`, yes)
     const removed = yield* removeDeadLetters(picked)
     yield* print(json, { removed }, ({ removed }) => `${removed} dead letters removed`)
   }).pipe(Effect.provide(Stack.layer)),
-).pipe(Command.withDescription("Removes dead letters for good; asks unless --yes"))
+).pipe(Command.withDescription("Deletes dead letters; asks before unless --yes"))
 
 export const failed = Command.make("failed").pipe(
-  Command.withDescription("Dead letters: messages that gave up or could never succeed"),
+  Command.withDescription("Manage dead letters: messages whose processing failed for good"),
   Command.withSubcommands([list, groups, show, retry, remove]),
 )

@@ -1,4 +1,4 @@
-/** `generate`: load through the HTTP API, with a verdict. */
+/** `generate`: sends load through the HTTP API, and passes or fails. */
 import { Command, Options } from "@effect/cli"
 import { Console, Effect, Layer, Option, Redacted } from "effect"
 import * as Stack from "../../layers/Stack.ts"
@@ -14,7 +14,7 @@ const seconds = (s: number | null) => (s === null ? "never" : `${s.toFixed(2)} s
 const percent = (share: number) => `${(share * 100).toFixed(1)} %`
 
 const barWidth = 24
-/** Two in one: full blocks are embedded, light ones accepted. */
+/** Full blocks are embedded events, light blocks accepted ones. */
 const bar = ({ accepted, embedded, total }: Progress) => {
   const cells = (n: number) => Math.floor((n / Math.max(1, total)) * barWidth)
   return (
@@ -31,10 +31,10 @@ const drawing = (progress: Progress) =>
     )
   })
 
-const inWords = ({ audit, event_to_embedding_s: waited, ...report }: LoadReport) =>
+const toText = ({ audit, event_to_embedding_s: waited, ...report }: LoadReport) =>
   [
     `${count(report.sent)} sent, ${count(report.accepted)} accepted in ${report.seconds.toFixed(1)} s (${report.accepted_per_s}/s)` +
-      (report.duplicates > 0 ? `, ${count(report.duplicates)} had been recorded before` : ""),
+      (report.duplicates > 0 ? `, ${count(report.duplicates)} recorded before` : ""),
     `event to embedding: p50 ${seconds(waited.p50)} · p95 ${seconds(waited.p95)} · p99 ${seconds(waited.p99)}, ${percent(report.embedded_in_time)} within ${limits.seconds} s`,
     `greatest queue depth: ${count(report.max_queue_depth)}`,
     ...(audit === undefined
@@ -53,8 +53,8 @@ const positive = (name: string, fallback: number, description: string) =>
 export const generate = Command.make(
   "generate",
   {
-    users: positive("users", 100, "Users, of whom few do most"),
-    events: positive("events", 50, "Events of a user on average"),
+    users: positive("users", 100, "Number of users; a few of them are the most active"),
+    events: positive("events", 50, "Average number of events per user"),
     rate: Options.float("rate").pipe(
       Options.withDescription("Events per second; default: as fast as the API answers"),
       Options.filterMap((n) => (n > 0 ? Option.some(n) : Option.none()), "--rate must be greater than 0"),
@@ -66,23 +66,25 @@ export const generate = Command.make(
     ),
     start: instant(
       "start",
-      "When the first event occurred; with the same seed and start they are the same interactions, which count once. Default: just now",
+      "When the first event occurred; default: just before now. Two runs with the same seed and start send the same interactions, which count once",
     ),
-    bulk: Options.boolean("bulk").pipe(Options.withDescription("Send by POST /api/interactions")),
+    bulk: Options.boolean("bulk").pipe(
+      Options.withDescription("Send many events per request, by POST /api/interactions"),
+    ),
     check: Options.boolean("check").pipe(
-      Options.withDescription("Audit afterwards: nothing missing, nothing extra"),
+      Options.withDescription("Run the audit afterwards, and fail when events are missing or extra"),
     ),
     url: Options.text("url").pipe(
-      Options.withDescription("The API; default: http://127.0.0.1:API_PORT"),
+      Options.withDescription("Address of the API; default: http://127.0.0.1:API_PORT"),
       Options.optional,
     ),
     token: Options.text("token").pipe(
-      Options.withDescription("A token of the API; default: the first of API_TOKENS"),
+      Options.withDescription("Token for the API; default: the first of API_TOKENS"),
       Options.optional,
     ),
     products: Options.file("products", { exists: "yes" }).pipe(
       Options.withDescription(
-        "JSON Lines of products to interact with, put there where they are unknown; default: those that are stored, or a sample catalogue where there are none",
+        "JSON Lines of products to interact with, stored if they are new; default: the stored products, or a sample catalogue if there are none",
       ),
       Options.optional,
     ),
@@ -102,11 +104,11 @@ export const generate = Command.make(
         token: Option.getOrUndefined(Option.orElse(token, () => known)),
         progress: terminal ? drawing : () => Effect.void,
       }).pipe(Effect.ensuring(terminal ? Console.error("") : Effect.void))
-      yield* print(json, report, inWords)
-      if (!report.pass) return yield* new CommandFailed({ message: "the limits were not kept" })
+      yield* print(json, report, toText)
+      if (!report.pass) return yield* new CommandFailed({ message: "the run did not keep within the limits" })
     }).pipe(Effect.provide(Layer.provideMerge(Auditor.layer, Stack.layer))),
 ).pipe(
   Command.withDescription(
-    "Sends events through the HTTP API, waits until they are embedded, and says PASS or FAIL. Needs the configuration of the system under test: it looks into its stores for when each event has become part of an embedding",
+    "Load test: sends made-up shop events through the HTTP API, waits until they are in the embeddings, and prints PASS or FAIL. Needs the configuration of the system under test, because it reads the embeddings from its stores",
   ),
 )

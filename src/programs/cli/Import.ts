@@ -1,4 +1,4 @@
-/** `import interactions`: history from a file. */
+/** `import interactions`: records a history from a file. */
 import { extname } from "node:path"
 import { Args, Command, HelpDoc, Options, ValidationError } from "@effect/cli"
 import { Effect, Option } from "effect"
@@ -11,7 +11,7 @@ import { duration, figure, measured } from "./support/Progress.ts"
 
 const invalid = (text: string) => ValidationError.invalidValue(HelpDoc.p(text))
 
-/** `a=b,c=d`, several times too; `left` = what may stand on the left. */
+/** `a=b,c=d`, repeatable; `left` lists the names allowed on the left. */
 const pairs = (name: string, description: string, left?: ReadonlyArray<string>) =>
   Options.text(name).pipe(
     Options.withPseudoName("A=B,…"),
@@ -39,29 +39,33 @@ const formats: Readonly<Record<string, readonly [Format, string]>> = {
   ".tsv": ["csv", "\t"],
 }
 
-/** How a file of interactions is read; shared by the commands that read one. */
+/** Options that say how a file of interactions is read. */
 export const reading = {
   format: Options.choice("format", ["jsonl", "csv"]).pipe(
-    Options.withDescription("csv for names that end in .csv or .tsv, else jsonl"),
+    Options.withDescription("Default: csv for names that end in .csv or .tsv, else jsonl"),
     Options.optional,
   ),
   delimiter: Options.text("delimiter").pipe(
-    Options.withDescription("Between the cells of a CSV file: a comma, in .tsv a tab"),
+    Options.withDescription("Character between the cells of a CSV file; default: a comma, in .tsv a tab"),
     Options.optional,
   ),
   map: pairs(
     "map",
-    `Columns under other names, as user_id=customer; fields: ${mappable.join(", ")}`,
+    `Columns with other names, such as user_id=customer; fields: ${mappable.join(", ")}`,
     mappable,
   ),
   types: pairs(
     "types",
-    "Other names of event types, as buy=product_purchase; view, click and purchase are known",
+    "Other names of event types, such as buy=product_purchase; view, click and purchase are known",
   ),
-  set: pairs("set", "Fields that are the same in every record, as event_type=product_purchase", mappable),
+  set: pairs(
+    "set",
+    "Fields with the same value in every record, such as event_type=product_purchase",
+    mappable,
+  ),
   ignore: Options.text("ignore").pipe(
     Options.withPseudoName("COLUMN,…"),
-    Options.withDescription("Columns that do not become metadata; * for all"),
+    Options.withDescription("Columns not to store as metadata; * for all"),
     Options.repeated,
     Options.map((texts) => texts.flatMap((text) => text.split(",").map((column) => column.trim()))),
   ),
@@ -96,11 +100,11 @@ const importInteractionsCommand = Command.make(
     ),
     ...reading,
     state: Options.file("state").pipe(
-      Options.withDescription("Where it is kept how far the import is; default: under DATA_DIR/imports"),
+      Options.withDescription("File that stores the progress of the import; default: under DATA_DIR/imports"),
       Options.optional,
     ),
     restart: Options.boolean("restart").pipe(
-      Options.withDescription("Read the file from its beginning, whatever was done before"),
+      Options.withDescription("Read the file from its beginning, even if an earlier import got further"),
     ),
     strict: Options.boolean("strict").pipe(Options.withDescription("Stop at the first bad record")),
     json,
@@ -112,11 +116,13 @@ const importInteractionsCommand = Command.make(
       )
       yield* print(json, report, (report) =>
         [
-          `${figure(report.records)} records: ${figure(report.recorded)} recorded, ${figure(report.duplicates)} known before, ${figure(report.rejected)} rejected; ${duration(report.seconds)}${report.resumed_at_line > 1 ? `, from line ${figure(report.resumed_at_line)} on` : ""}`,
-          ...(report.rejected_file === null ? [] : [`Rejected, with reasons: ${report.rejected_file}`]),
+          `${figure(report.records)} records: ${figure(report.recorded)} recorded, ${figure(report.duplicates)} recorded before, ${figure(report.rejected)} rejected; ${duration(report.seconds)}${report.resumed_at_line > 1 ? `, from line ${figure(report.resumed_at_line)}` : ""}`,
+          ...(report.rejected_file === null
+            ? []
+            : [`Rejected records with reasons: ${report.rejected_file}`]),
           ...(report.recorded > 0
             ? [
-                "They wait in the outbox: `user-embeddings up`, `api` or `relay` publishes them to the workers.",
+                "The recorded events wait in the outbox until `user-embeddings up`, `api` or `relay` publishes them.",
               ]
             : []),
         ].join("\n"),
@@ -126,11 +132,11 @@ const importInteractionsCommand = Command.make(
     }).pipe(Effect.provide(Stack.layer)),
 ).pipe(
   Command.withDescription(
-    "Records years of history from a file; goes on where it was stopped, and again finds only what is new",
+    "Records the past events of a shop from a file. If stopped, it continues where it was; a second run records only what is new",
   ),
 )
 
 export const imports = Command.make("import").pipe(
-  Command.withDescription("History from a file"),
+  Command.withDescription("Record past events from a file"),
   Command.withSubcommands([importInteractionsCommand]),
 )

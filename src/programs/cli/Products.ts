@@ -1,4 +1,4 @@
-/** `products import`: product embeddings from a file. */
+/** `products import`: stores products from a file. */
 import { Args, Command, Options } from "@effect/cli"
 import { Effect, Layer } from "effect"
 import * as Stack from "../../layers/Stack.ts"
@@ -30,10 +30,12 @@ const productsImport = Command.make(
         return yield* new Provision.CommandFailed({ message: `${report.bad.length} lines were rejected` })
     }).pipe(Effect.provide(Layer.provideMerge(EventVectors.layer, Stack.layer))),
 ).pipe(
-  Command.withDescription("Stores product embeddings from a file, with vectors of its own or from texts"),
+  Command.withDescription(
+    "Stores the products of the shop from a file, and embeds those without a vector from their text",
+  ),
 )
 
 export const products = Command.make("products").pipe(
-  Command.withDescription("Product embeddings"),
+  Command.withDescription("Manage the products of the shop"),
   Command.withSubcommands([productsImport]),
 )

@@ -1,4 +1,4 @@
-/** The tree of commands. Each has lines in Examples.ts. */
+/** All commands. Each has examples in support/Examples.ts. */
 import { Command } from "@effect/cli"
 import manifest from "../../../package.json" with { type: "json" }
 import { audit } from "./Audit.ts"

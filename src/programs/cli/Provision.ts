@@ -1,4 +1,4 @@
-/** `setup` and `doctor`: what the dependencies lack, and how to mend it. */
+/** `setup` and `doctor`: create and check what the dependencies need. */
 import { Command, Options } from "@effect/cli"
 import { Array, Effect, Record } from "effect"
 import * as Stack from "../../layers/Stack.ts"
@@ -10,7 +10,7 @@ export const setup = Command.make(
   "setup",
   {
     check: Options.boolean("check").pipe(
-      Options.withDescription("Only look; exit 1 when something is missing"),
+      Options.withDescription("Only check; exit with 1 when something is missing"),
     ),
     json,
   },
@@ -40,9 +40,11 @@ export const setup = Command.make(
         return yield* new Provision.CommandFailed({
           message: "something is missing: run user-embeddings setup",
         })
-    }).pipe(Effect.provide(Stack.looking)),
+    }).pipe(Effect.provide(Stack.forSetup)),
 ).pipe(
-  Command.withDescription("Creates tables, exchanges, queues, collections and indexes; safe to run twice"),
+  Command.withDescription(
+    "Creates the tables, exchanges, queues, collections and indexes that are missing; safe to run again",
+  ),
 )
 
 const paint: Record<Provision.Diagnosis["status"], (text: string) => string> = {
@@ -52,7 +54,7 @@ const paint: Record<Provision.Diagnosis["status"], (text: string) => string> = {
   down: red,
 }
 
-/** What one remedy mends stands together. */
+/** Findings with the same remedy are printed together. */
 const byRemedy = (
   findings: Provision.Diagnosis["findings"],
 ): ReadonlyArray<[string, ReadonlyArray<string>]> =>
@@ -81,10 +83,10 @@ export const doctor = Command.make("doctor", { json }, ({ json }) =>
       ].join("\n\n"),
     )
     if (diagnoses.some(({ status }) => status === "down" || status === "incomplete"))
-      return yield* new Provision.CommandFailed({ message: "not everything is in order" })
-  }).pipe(Effect.provide(Stack.looking)),
+      return yield* new Provision.CommandFailed({ message: "some checks failed" })
+  }).pipe(Effect.provide(Stack.forSetup)),
 ).pipe(
   Command.withDescription(
-    "Checks each dependency and what is stored: reachable, version, missing, wrong; and says how to mend it",
+    "Checks each server and the stored data, and says how to fix what is missing or wrong",
   ),
 )

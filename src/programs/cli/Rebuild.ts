@@ -1,4 +1,4 @@
-/** `rebuild`: embeddings computed from the log, from nothing. */
+/** `rebuild`: computes embeddings again from the log. */
 import { Command, Options } from "@effect/cli"
 import { Effect, Layer, Option, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
@@ -9,10 +9,10 @@ import { json, print } from "./support/Output.ts"
 import { counting } from "./support/Progress.ts"
 import { BadUsage } from "./support/Usage.ts"
 
-/** Some embeddings stay as they were; the report says why. */
+/** The report names the users and the reasons. */
 class NotRebuilt extends Schema.TaggedError<NotRebuilt>()("NotRebuilt", { failed: Schema.Number }) {
   override get message() {
-    return `${this.failed} embeddings were not rebuilt and stay as they were`
+    return `${this.failed} embeddings could not be rebuilt and are unchanged`
   }
 }
 
@@ -21,18 +21,18 @@ export const rebuild = Command.make(
   {
     user: Options.text("user").pipe(
       Options.withSchema(Schema.typeSchema(UserId)),
-      Options.withDescription("This user"),
+      Options.withDescription("Rebuild only this user"),
       Options.optional,
     ),
-    all: Options.boolean("all").pipe(Options.withDescription("All users who have an embedding")),
+    all: Options.boolean("all").pipe(Options.withDescription("Rebuild all users who have an embedding")),
     allowMissing: Options.boolean("allow-missing").pipe(
-      Options.withDescription("Go on without interactions whose row or vector is gone"),
+      Options.withDescription("Leave out events whose row or vector no longer exists"),
     ),
     json,
   },
   ({ all, allowMissing, json, user }) =>
     Effect.gen(function* () {
-      if (all === Option.isSome(user)) return yield* new BadUsage({ message: "say either --user or --all" })
+      if (all === Option.isSome(user)) return yield* new BadUsage({ message: "give either --user or --all" })
       const rebuilder = yield* Rebuilder.Rebuilder
       const report = yield* counting("users", (progress) =>
         rebuilder.rebuild({ user: Option.getOrUndefined(user), allowMissing, progress }),
@@ -48,6 +48,6 @@ export const rebuild = Command.make(
     ),
 ).pipe(
   Command.withDescription(
-    "Computes embeddings anew from the log, in order, with the configured history, space, weights and decay",
+    "Computes embeddings again from the recorded events, after a change of model, weights, decay or history",
   ),
 )

@@ -1,4 +1,4 @@
-/** `replay`: rows of the log published again. */
+/** `replay`: publishes rows of the log again. */
 import { Command, Options } from "@effect/cli"
 import { Effect, Layer, Option, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
@@ -13,21 +13,21 @@ export const replay = Command.make(
   {
     user: Options.text("user").pipe(
       Options.withSchema(Schema.typeSchema(UserId)),
-      Options.withDescription("Only of this user"),
+      Options.withDescription("Only events of this user"),
       Options.optional,
     ),
-    since: instant("since", "Only what occurred at or after this"),
-    until: instant("until", "Only what occurred before this"),
-    type: eventType("type", "Only of this event type").pipe(Options.optional),
-    all: Options.boolean("all").pipe(Options.withDescription("The whole log")),
-    dryRun: Options.boolean("dry-run").pipe(Options.withDescription("Only tell how many")),
+    since: instant("since", "Only events that occurred at or after this time"),
+    until: instant("until", "Only events that occurred before this time"),
+    type: eventType("type", "Only events of this type").pipe(Options.optional),
+    all: Options.boolean("all").pipe(Options.withDescription("All recorded events")),
+    dryRun: Options.boolean("dry-run").pipe(Options.withDescription("Only count them; publish nothing")),
     json,
   },
   ({ all, dryRun, json, since, type, until, user }) =>
     Effect.gen(function* () {
       if (!all && [since, type, until, user].every(Option.isNone))
         return yield* new BadUsage({
-          message: "say which by --user, --since, --until or --type, or say --all",
+          message: "give --user, --since, --until or --type, or --all",
         })
       const filter = {
         ...(Option.isSome(user) ? { user: user.value } : {}),
@@ -45,6 +45,6 @@ export const replay = Command.make(
     }).pipe(Effect.provide(Layer.provideMerge(Replayer.layer, Stack.layer))),
 ).pipe(
   Command.withDescription(
-    "Publishes interactions of the log again; what was applied stays applied and is not applied twice",
+    "Publishes recorded events to the workers again, to apply those that were lost or skipped; no event counts twice",
   ),
 )

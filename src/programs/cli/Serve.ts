@@ -1,4 +1,4 @@
-/** `up`, `api`, `worker`, `relay`: programs that run until they are told to stop. */
+/** `up`, `api`, `worker`, `relay`: programs that run until a signal stops them. */
 import { Command } from "@effect/cli"
 import type { BunContext } from "@effect/platform-bun"
 import { Effect, Layer, Logger } from "effect"
@@ -11,7 +11,6 @@ import * as Up from "../Up.ts"
 import * as Worker from "../Worker.ts"
 import * as WorkerHealth from "../WorkerHealth.ts"
 
-/** Runs a program layer until it is told to stop. */
 const serve = <A, E>(
   name: string,
   description: string,
@@ -25,17 +24,21 @@ const serve = <A, E>(
 
 export const up = serve(
   "up",
-  "API, relay and worker in one process (embedded unless servers are configured)",
+  "Runs the whole system in one process: API, relay and worker; without servers it stores everything in SQLite",
   Up.layer,
 )
-export const api = serve("api", "The HTTP API, which also publishes and sweeps the outbox", Api.layer)
+export const api = serve(
+  "api",
+  "Runs the HTTP API, which records events and publishes them from the outbox",
+  Api.layer,
+)
 export const worker = serve(
   "worker",
-  "Folds interactions into embeddings; run as many as you like",
+  "Runs a worker, which folds events into user embeddings; run several to handle more load",
   WorkerHealth.layer.pipe(Layer.provideMerge(Worker.layer), Layer.provide(Worker.lowerPriority)),
 )
 export const relay = serve(
   "relay",
-  "Publishes what is left in the outbox, for those who want it apart",
+  "Runs a relay, which publishes events that the API has left in the outbox; needed only apart from the API",
   Layer.mergeAll(Relay.layer, Gauges.outbox, Gauges.ownProcess),
 )

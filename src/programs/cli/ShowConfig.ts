@@ -1,10 +1,10 @@
-/** `config`: every variable with its value, where it comes from, default and meaning; secrets masked. */
+/** Every variable with its value (secrets masked), origin, default and meaning. */
 import { Config, Effect, Option } from "effect"
 import * as Settings from "../../services/Settings.ts"
 
 export const showConfig = Effect.forEach(Settings.all, (setting) =>
   Effect.gen(function* () {
-    // A bad value fails here, with the message that names it.
+    // Fails here on an invalid value, with an error that names the variable.
     yield* setting
     const given = Option.filter(
       yield* Config.option(Config.string(setting.variable)),

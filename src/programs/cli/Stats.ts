@@ -1,4 +1,4 @@
-/** `stats`: the system in figures. */
+/** `stats`: figures of the system. */
 import { Command, Options } from "@effect/cli"
 import { Console, Effect } from "effect"
 import * as Stack from "../../layers/Stack.ts"
@@ -52,13 +52,13 @@ const inTables = ({
 export const stats = Command.make(
   "stats",
   {
-    watch: Options.boolean("watch").pipe(Options.withDescription("Look again every 2 seconds until Ctrl-C")),
+    watch: Options.boolean("watch").pipe(Options.withDescription("Refresh every 2 seconds until Ctrl-C")),
     json,
   },
   ({ json, watch }) =>
     Effect.gen(function* () {
       if (watch) {
-        // Redrawn in place on a terminal, one block or one line of JSON after the other elsewhere.
+        // A terminal redraws the figures in place; elsewhere each refresh appends to the output.
         const clear = process.stdout.isTTY && !json ? "\u001b[H\u001b[2J" : ""
         const show = Effect.flatMap(SystemStats.look, (stats) =>
           Console.log(json ? JSON.stringify(stats) : `${clear}${inTables(stats)}\n`),
@@ -67,13 +67,13 @@ export const stats = Command.make(
           Effect.provide(Stack.layer),
         )
       }
-      const found = yield* waiting("looking at the system")(Effect.provide(SystemStats.look, Stack.layer))
+      const found = yield* waiting("reading the figures")(Effect.provide(SystemStats.look, Stack.layer))
       yield* print(json, found, inTables)
       if (found.unavailable.length > 0)
-        return yield* new CommandFailed({ message: "not everything could be looked at" })
+        return yield* new CommandFailed({ message: "some figures are not available" })
     }),
 ).pipe(
   Command.withDescription(
-    "Queue depths, consumers, rates, the outbox, users, and how long events wait for their embedding",
+    "Shows queue depths, consumers, rates, the outbox, the number of users, and how long events take to reach an embedding",
   ),
 )

@@ -1,4 +1,4 @@
-/** `user show`: one user. */
+/** `user show` and `user erase`. */
 import { Args, Command } from "@effect/cli"
 import { Effect, Layer, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
@@ -10,7 +10,7 @@ import { json, print, table } from "./support/Output.ts"
 import { waiting } from "./support/Progress.ts"
 import { confirm, yes } from "./support/Usage.ts"
 
-const percent = (share: number | null) => (share === null ? "not counted" : `${(share * 100).toFixed(1)} %`)
+const percent = (share: number | null) => (share === null ? "not applied" : `${(share * 100).toFixed(1)} %`)
 
 const userShow = Command.make(
   "show",
@@ -18,7 +18,7 @@ const userShow = Command.make(
   ({ json, user }) =>
     showUser(user).pipe(
       Effect.provide(Stack.layer),
-      waiting("looking at the user"),
+      waiting("reading the user"),
       Effect.flatMap((shown) =>
         print(json, shown, ({ events, nearest_products, metadata, ...facts }) =>
           [
@@ -49,7 +49,9 @@ const userShow = Command.make(
       ),
     ),
 ).pipe(
-  Command.withDescription("One user's embedding, the newest events with their share in it, nearest products"),
+  Command.withDescription(
+    "Shows a user's embedding, the newest events with their share in it, and the nearest products",
+  ),
 )
 
 const userErase = Command.make(
@@ -57,21 +59,23 @@ const userErase = Command.make(
   { user: Args.text({ name: "user" }).pipe(Args.withSchema(Schema.typeSchema(UserId))), yes, json },
   ({ json, user, yes }) =>
     Effect.gen(function* () {
-      yield* confirm(`Erase user ${user} everywhere, for good?`, yes)
+      yield* confirm(`Erase user ${user} everywhere?`, yes)
       const { erase } = yield* Eraser.Eraser
       const report = yield* erase(user)
       yield* print(json, report, ({ dead_letters, embedding, interactions, phrases }) =>
         [
           `user ${user} is erased: ${interactions} interactions, ${embedding ? "the" : "no"} embedding`,
-          `${phrases} vectors of phrases, ${dead_letters} dead letters`,
+          `${phrases} vectors of search phrases, ${dead_letters} dead letters`,
         ].join(", "),
       )
     }).pipe(
       Effect.provide(Eraser.layer.pipe(Layer.provide(EventVectors.layer), Layer.provideMerge(Stack.layer))),
     ),
-).pipe(Command.withDescription("Erases a user everywhere, and what is queued; asks unless --yes"))
+).pipe(
+  Command.withDescription("Erases all data of a user, including queued events; asks before unless --yes"),
+)
 
 export const user = Command.make("user").pipe(
-  Command.withDescription("One user"),
+  Command.withDescription("Show or erase one user"),
   Command.withSubcommands([userShow, userErase]),
 )

@@ -1,4 +1,4 @@
-/** `evaluate FILE`: which settings would have foretold a history, and whether something simpler would have done it better. */
+/** `evaluate FILE`: which settings predict a history best, and whether a simple method predicts it better. */
 import { FileSystem } from "@effect/platform"
 import { Array as Arr, Chunk, Clock, Effect, Either, Stream } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
@@ -18,8 +18,8 @@ type Products = ReadonlyMap<ProductId, Float32Array>
 
 const textsAtOnce = 256
 
-/** Vectors of texts; those that can't be embedded are left out. */
-const embedded = Effect.fnUntraced(function* (texts: ReadonlyArray<string>) {
+/** Vectors by text; texts that can't be embedded are left out. */
+const embedTexts = Effect.fnUntraced(function* (texts: ReadonlyArray<string>) {
   const embedder = yield* PhraseEmbedder
   const found = new Map<string, Float32Array>()
   for (const some of Arr.chunksOf(texts, textsAtOnce))
@@ -28,7 +28,7 @@ const embedded = Effect.fnUntraced(function* (texts: ReadonlyArray<string>) {
   return found
 })
 
-/** Products of a file as `products import` reads it. */
+/** Product vectors from a file for `products import`. */
 export const productsOfFile = Effect.fn("productsOfFile")(function* (path: string) {
   const files = yield* FileSystem.FileSystem
   const { dimensions } = yield* EmbeddingConfig
@@ -45,7 +45,7 @@ export const productsOfFile = Effect.fn("productsOfFile")(function* (path: strin
     else if (Vector.problem(vector, dimensions) === undefined)
       vectors.set(product_id, Vector.normalise(Float32Array.from(vector)))
   }
-  const found = yield* embedded([...new Set(texts.values())])
+  const found = yield* embedTexts([...new Set(texts.values())])
   for (const [product_id, text] of texts) {
     const vector = found.get(text)
     if (vector !== undefined) vectors.set(product_id, vector)
@@ -53,7 +53,7 @@ export const productsOfFile = Effect.fn("productsOfFile")(function* (path: strin
   return vectors
 })
 
-/** Products of the configured stack. */
+/** Product vectors of the configured stack. */
 export const productsOfStack = Effect.gen(function* () {
   const { space } = yield* PhraseEmbedder
   const products = yield* ProductEmbeddings
@@ -82,49 +82,47 @@ const readHistory = Effect.fnUntraced(function* (
   const decode = InteractionFile.decoder(reading, start.columns, eventTypes)
   const split = InteractionFile.splitter(reading, start)
   const interactions: Array<Interaction> = []
-  /** Each user, product and phrase once: millions of rows share some thousands of them. */
-  const words = new Map<string, string>()
-  const shared = (word: string) => {
-    const known = words.get(word)
-    if (known === undefined) words.set(word, word)
-    return known ?? word
+  /** Each user, product and phrase once, because millions of rows share thousands of them. */
+  const interned = new Map<string, string>()
+  const intern = (text: string) => {
+    const known = interned.get(text)
+    if (known === undefined) interned.set(text, text)
+    return known ?? text
   }
-  const lean = (interaction: Interaction): Interaction => {
-    // Made anew, for a cell of a CSV file holds on to its whole line.
+  const compact = (interaction: Interaction): Interaction => {
+    // A new string, because a cell of a CSV file keeps its whole line in memory.
     const occurred_at = new Date(interaction.occurred_at).toISOString()
-    const facts = { user_id: shared(interaction.user_id), occurred_at, metadata: none }
+    const facts = { user_id: intern(interaction.user_id), occurred_at, metadata: none }
     return interaction.search_phrase !== null
-      ? { ...interaction, ...facts, search_phrase: shared(interaction.search_phrase) }
-      : { ...interaction, ...facts, product_id: shared(interaction.product_id) }
+      ? { ...interaction, ...facts, search_phrase: intern(interaction.search_phrase) }
+      : { ...interaction, ...facts, product_id: intern(interaction.product_id) }
   }
   let rejected = 0
   let done = start.offset
-  const take = (records: ReadonlyArray<InteractionFile.RawRecord>) => {
+  const add = (records: ReadonlyArray<InteractionFile.RawRecord>) => {
     for (const { problem, text } of records) {
       const decoded = problem === undefined ? decode(text, now) : Either.left(problem)
       if (Either.isLeft(decoded)) rejected += 1
-      else interactions.push(lean(decoded.right.interaction))
+      else interactions.push(compact(decoded.right.interaction))
     }
   }
   yield* files.stream(file, { offset: start.offset, chunkSize: bytesAtOnce }).pipe(
     Stream.runForEach((chunk) => {
-      take(split.push(chunk))
+      add(split.push(chunk))
       done += chunk.length
       return progress({ count: interactions.length, done, total })
     }),
   )
-  take(split.end())
+  add(split.end())
   return { interactions, rejected }
 })
 
 const lambdas = [0, 0.01, 0.023, 0.1]
 const popularityWeights = [0, 0.2]
 
-/** The grid, the configured setting first. */
-const grid = (
-  configured: Evaluation.Setting,
-  equal: Evaluation.Setting["weights"],
-): ReadonlyArray<Evaluation.Setting> => {
+/** All settings to try, the configured one first. */
+const grid = (configured: Evaluation.Setting): ReadonlyArray<Evaluation.Setting> => {
+  const equal = Evaluation.equalWeights(configured.weights)
   const all = new Map<string, Evaluation.Setting>()
   const add = (setting: Evaluation.Setting) =>
     all.set(JSON.stringify(Object.entries(setting).toSorted()), setting)
@@ -138,14 +136,14 @@ const grid = (
   return [...all.values()]
 }
 
-/** Figures of one way. */
+/** Figures of one method. */
 export interface Row extends Readonly<Record<Evaluation.Metric, Evaluation.Estimate>> {
   readonly name: string
-  /** `null` for the simple ways. */
+  /** `null` for a baseline. */
   readonly setting:
     | (Omit<Evaluation.Setting, "weights"> & { readonly weights: "configured" | "equal" })
     | null
-  /** Whether it is the one of the present configuration. */
+  /** Whether this is the present configuration. */
   readonly configured: boolean
 }
 
@@ -155,96 +153,112 @@ export interface EvaluateOptions {
   readonly type: EventType | undefined
   readonly most: number
   readonly unseenOnly: boolean
-  readonly reads: (reached: Reached) => Effect.Effect<void>
-  readonly foretells: (reached: Reached) => Effect.Effect<void>
+  readonly onRead: (reached: Reached) => Effect.Effect<void>
+  readonly onPredicted: (reached: Reached) => Effect.Effect<void>
 }
 
-export const evaluate = Effect.fn("evaluate")(function* <E, R>(
-  file: string,
-  products: Effect.Effect<Products, E, R>,
-  options: EvaluateOptions,
-) {
-  const config = yield* EmbeddingConfig
-  const { space } = yield* PhraseEmbedder
-  const popularity = yield* Settings.POPULARITY_WEIGHT
-  const { history, lambda } = config
-  const { weights } = config.eventTypes
-  const equal = Evaluation.equalWeights(weights)
-  const settings = grid({ lambda, weights, history, mix: "mixed", popularity }, equal)
-  const catalogue = yield* products
-  if (catalogue.size === 0)
-    return yield* new ImportRefused({ message: "there are no products with vectors: give --products FILE" })
-  const { interactions, rejected } = yield* readHistory(
-    file,
-    options.reading,
-    config.eventTypes,
-    options.reads,
-  )
-  const { most, type, unseenOnly } = options
-  const types =
-    type === undefined
-      ? config.eventTypes.all.flatMap(({ kind, name }) => (kind === "product" ? [name] : []))
-      : [type]
-  const plan = Evaluation.plan(interactions, { types, most, unseenOnly, known: (id) => catalogue.has(id) })
-  if (plan.targets.size === 0)
-    return yield* new ImportRefused({
-      message: `nothing to foretell: the last fifth of ${plan.interactions.length} interactions has no ${types.join(" or ")} of a product with a vector by a user who was there before`,
-    })
-  const users = new Set(
-    plan.interactions.flatMap(({ message_id, user_id }) => (plan.targets.has(message_id) ? user_id : [])),
-  )
-  const phrases = yield* embedded([
+/** Settings of the grid have either the configured weights or equal ones. */
+const weightsOf = (setting: Evaluation.Setting, configured: Evaluation.Setting) =>
+  setting.weights === configured.weights ? ("configured" as const) : ("equal" as const)
+
+const nameOf = (setting: Evaluation.Setting, configured: Evaluation.Setting) =>
+  `taste λ ${setting.lambda}, ${weightsOf(setting, configured)} weights, ${setting.history}, ${setting.mix}, popularity ${setting.popularity}`
+
+/** Figures of all methods: the baselines, then the settings. */
+const toRows = (
+  rankings: ReadonlyArray<Evaluation.Ranking>,
+  settings: ReadonlyArray<Evaluation.Setting>,
+): ReadonlyArray<Row> => {
+  const figures = (method: number) => {
+    const of = (metric: Evaluation.Metric) =>
+      Evaluation.estimate(rankings, (ranks) => Evaluation.metricOfRank[metric](ranks[method]!))
+    return { hit_rate: of("hit_rate"), ndcg: of("ndcg"), mrr: of("mrr") }
+  }
+  return [
+    ...Evaluation.baselines.map((name, index) => ({
+      name,
+      setting: null,
+      configured: false,
+      ...figures(index),
+    })),
+    ...settings.map((setting, index) => ({
+      name: nameOf(setting, settings[0]!),
+      setting: { ...setting, weights: weightsOf(setting, settings[0]!) },
+      configured: index === 0,
+      ...figures(Evaluation.baselines.length + index),
+    })),
+  ]
+}
+
+/** Vectors of the phrases that the users whose interactions are predicted searched for. */
+const embedPhrases = ({ interactions }: Evaluation.Plan, users: ReadonlySet<string>) =>
+  embedTexts([
     ...new Set(
-      plan.interactions.flatMap(({ search_phrase, user_id }) =>
+      interactions.flatMap(({ search_phrase, user_id }) =>
         search_phrase !== null && users.has(user_id) ? search_phrase : [],
       ),
     ),
   ])
 
-  const foretold: Array<Evaluation.Ranking> = []
-  const oneByOne = Evaluation.predict(plan, {
+const configuredSetting = Effect.gen(function* () {
+  const { eventTypes, history, lambda } = yield* EmbeddingConfig
+  const popularity = yield* Settings.POPULARITY_WEIGHT
+  return { lambda, weights: eventTypes.weights, history, mix: "mixed" as const, popularity }
+})
+
+export const evaluate = Effect.fn("evaluate")(function* <E, R>(
+  file: string,
+  products: Effect.Effect<Products, E, R>,
+  { most, onPredicted, onRead, reading, type, unseenOnly }: EvaluateOptions,
+) {
+  const { space } = yield* PhraseEmbedder
+  const { eventTypes } = yield* EmbeddingConfig
+  const types =
+    type === undefined
+      ? eventTypes.all.flatMap(({ kind, name }) => (kind === "product" ? [name] : []))
+      : [type]
+  const configured = yield* configuredSetting
+  const settings = grid(configured)
+  const catalogue = yield* products
+  if (catalogue.size === 0)
+    return yield* new ImportRefused({ message: "there are no products with vectors: give --products FILE" })
+  const { interactions, rejected } = yield* readHistory(file, reading, eventTypes, onRead)
+  const plan = Evaluation.plan(interactions, { types, most, unseenOnly, known: (id) => catalogue.has(id) })
+  if (plan.targets.size === 0)
+    return yield* new ImportRefused({
+      message: `nothing to predict: the last fifth of ${plan.interactions.length} interactions has no ${types.join(" or ")} of a product with a vector by a user with earlier interactions`,
+    })
+  const users = new Set(
+    plan.interactions.flatMap(({ message_id, user_id }) => (plan.targets.has(message_id) ? user_id : [])),
+  )
+  const phrases = yield* embedPhrases(plan, users)
+
+  const rankings: Array<Evaluation.Ranking> = []
+  const predictions = Evaluation.predict(plan, {
     products: [...catalogue].map(([product_id, vector]) => ({ product_id, vector })),
     vectorOf: ({ product_id, search_phrase }) =>
       search_phrase === null ? catalogue.get(product_id ?? "") : phrases.get(search_phrase),
     space,
     settings,
-    lambda,
+    lambda: configured.lambda,
     unseenOnly,
   })
-  for (const one of oneByOne) {
-    foretold.push(one)
-    const count = foretold.length
-    yield* options.foretells({ count, done: count, total: plan.targets.size })
+  for (const ranking of predictions) {
+    rankings.push(ranking)
+    const count = rankings.length
+    yield* onPredicted({ count, done: count, total: plan.targets.size })
     yield* Effect.yieldNow()
   }
 
-  const figures = (way: number) => {
-    const of = (metric: Evaluation.Metric) =>
-      Evaluation.estimate(foretold, (ranks) => Evaluation.metricOfRank[metric](ranks[way]!))
-    return { hit_rate: of("hit_rate"), ndcg: of("ndcg"), mrr: of("mrr") }
-  }
-  const nameOf = (setting: Evaluation.Setting) =>
-    `taste λ ${setting.lambda}, ${setting.weights === equal ? "equal" : "configured"} weights, ${setting.history}, ${setting.mix}, popularity ${setting.popularity}`
-  const rows: ReadonlyArray<Row> = [
-    ...Evaluation.baselines.map((name, way) => ({ name, setting: null, configured: false, ...figures(way) })),
-    ...settings.map((setting, index) => ({
-      name: nameOf(setting),
-      setting: {
-        ...setting,
-        weights: setting.weights === equal ? ("equal" as const) : ("configured" as const),
-      },
-      configured: index === 0,
-      ...figures(Evaluation.baselines.length + index),
-    })),
-  ]
-  const verdict = Evaluation.compareOnHoldout(foretold, settings.length)
+  const verdict = Evaluation.compareOnHoldout(rankings, settings.length)
+  const best = settings[verdict.setting]!
   return {
     interactions: plan.interactions.length,
     rejected,
     products: catalogue.size,
-    foretold: foretold.length,
+    foretold: rankings.length,
     users: users.size,
-    rows,
-    verdict: { ...verdict, setting: nameOf(settings[verdict.setting]!), best: settings[verdict.setting]! },
+    rows: toRows(rankings, settings),
+    verdict: { ...verdict, setting: nameOf(best, configured), best },
   }
 })

@@ -1,4 +1,4 @@
-/** `export …`: what is stored, for other programs, page by page. */
+/** `export …`: writes embeddings or interactions to files for other programs, page by page. */
 import { FileSystem } from "@effect/platform"
 import type { PlatformError } from "@effect/platform/Error"
 import { Chunk, Effect, Option, Stream } from "effect"
@@ -13,12 +13,12 @@ const pageOfUsers = 500
 
 interface Output {
   readonly write: (text: string) => Effect.Effect<void, EmbeddingFile.ExportFailed | PlatformError>
-  /** Answers the files. */
+  /** Answers the names of the files written. */
   readonly finish: Effect.Effect<ReadonlyArray<string>, PlatformError>
 }
 
-/** Lines to a file, which stands under its name when it is complete, or to stdout. */
-const lines = Effect.fnUntraced(function* (out: Option.Option<string>) {
+/** Writes lines to stdout, or to a file that gets its name when it is complete. */
+const openLines = Effect.fnUntraced(function* (out: Option.Option<string>) {
   const files = yield* FileSystem.FileSystem
   if (Option.isNone(out)) {
     const stdout: Output = {
@@ -45,7 +45,7 @@ const lines = Effect.fnUntraced(function* (out: Option.Option<string>) {
   return output
 })
 
-/** Rows of the log in the order in which they were recorded; answers how many, and the files. */
+/** Writes rows of the log in the order in which they were recorded. */
 export const exportInteractions = Effect.fn("exportInteractions")(function* (options: {
   readonly format: InteractionFile.Format
   readonly out: Option.Option<string>
@@ -53,7 +53,7 @@ export const exportInteractions = Effect.fn("exportInteractions")(function* (opt
   readonly progress: (count: number) => Effect.Effect<void>
 }) {
   const log = yield* InteractionLog
-  const output = yield* lines(options.out)
+  const output = yield* openLines(options.out)
   if (options.format === "csv") yield* output.write(`${InteractionFile.csvHeader}\n`)
   let exported = 0
   yield* log.stream(options.filter).pipe(
@@ -72,9 +72,9 @@ export const exportInteractions = Effect.fn("exportInteractions")(function* (opt
 
 export const embeddingFormats = ["jsonl", "npy", "parquet"] as const
 
-/** Users as JSON Lines; with `since` also those who were erased since, so that a copy can forget them too. */
+/** Users as JSON Lines. With `since`, also users erased since, so that the reader can remove them too. */
 const jsonLines = Effect.fnUntraced(function* (out: Option.Option<string>) {
-  const output = yield* lines(out)
+  const output = yield* openLines(out)
   return {
     write: (page: ReadonlyArray<EmbeddingFile.Exported>) =>
       output.write(page.map((one) => `${EmbeddingFile.toLine(one)}\n`).join("")),
@@ -85,8 +85,8 @@ const jsonLines = Effect.fnUntraced(function* (out: Option.Option<string>) {
 })
 
 /**
- * Embeddings in the configured space, in the order of user ids; with `since` (Unix ms) those written since.
- * `other_space`: users whose embedding lives in another space and was left out.
+ * Writes embeddings in the configured space, in the order of user ids; with `since` (Unix ms) only those written since.
+ * `other_space` counts the users left out because their embedding is in another space.
  */
 export const exportEmbeddings = Effect.fn("exportEmbeddings")(function* (options: {
   readonly format: (typeof embeddingFormats)[number]
@@ -108,7 +108,7 @@ export const exportEmbeddings = Effect.fn("exportEmbeddings")(function* (options
   let erased = 0
   let otherSpace = 0
 
-  const page = users.stream.pipe(
+  const pages = users.stream.pipe(
     Stream.mapEffect((record) =>
       Effect.gen(function* () {
         const { embedding, erased_at, user_id, version } = record
@@ -128,7 +128,7 @@ export const exportEmbeddings = Effect.fn("exportEmbeddings")(function* (options
     Stream.mapConcat((found) => found),
     Stream.grouped(pageOfUsers),
   )
-  yield* page.pipe(
+  yield* pages.pipe(
     Stream.runForEach((page) => {
       exported += page.length
       return Effect.zipRight(output.write(Chunk.toReadonlyArray(page)), options.progress(exported))

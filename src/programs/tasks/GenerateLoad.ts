@@ -1,7 +1,7 @@
 /**
- * `generate`: sends interactions through the HTTP API and watches, in the stores of the configured stack, when each of
- * them has become part of its user's embedding. The time of one runs from sending the request to the first look that
- * finds its id on the user's record: never too short, and too long by a look (some 100 ms) at most.
+ * `generate`: sends interactions through the HTTP API and watches the stores of the configured stack until each of them
+ * is part of its user's embedding. The time measured runs from sending the request to the first check that finds the id
+ * on the user's record, so it is too long by at most one check (about 100 ms) and never too short.
  */
 import { FileSystem } from "@effect/platform"
 import { Array as Arr, Clock, Duration, Effect, Fiber, Option, Schema, Stream } from "effect"
@@ -9,6 +9,7 @@ import { BulkReport, bulkItems } from "../../services/api/InteractionApi.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as LoadModel from "../../services/history/LoadModel.ts"
 import * as AppliedIds from "../../services/model/AppliedIds.ts"
+import { routeOf } from "../../services/model/EventTypes.ts"
 import {
   describeIssues,
   type Interaction,
@@ -27,7 +28,7 @@ import { ProductLine, sampleCatalogue } from "./ImportProducts.ts"
 export interface LoadOptions {
   readonly users: number
   readonly events: number
-  /** Per second; as fast as the API answers when there is none. */
+  /** Events per second; default: as fast as the API answers. */
   readonly rate: Option.Option<number>
   readonly seed: number
   readonly start: Option.Option<string>
@@ -36,7 +37,7 @@ export interface LoadOptions {
   readonly url: string
   readonly token: string | undefined
   readonly products: Option.Option<string>
-  /** Told every look. */
+  /** Called after each check. */
   readonly progress: (progress: Progress) => Effect.Effect<void>
 }
 
@@ -49,19 +50,18 @@ export interface Progress {
 
 export interface LoadReport {
   readonly sent: number
-  /** Recorded by this run. */
   readonly accepted: number
-  /** Recorded before, by a run with the same seed and start. */
+  /** Recorded before by a run with the same seed and start. */
   readonly duplicates: number
-  /** Of those accepted. */
+  /** Accepted interactions that are embedded. */
   readonly embedded: number
-  /** From the first request to the last answer. */
+  /** From the first request to the last response. */
   readonly seconds: number
   readonly accepted_per_s: number
   readonly event_to_embedding_s: SystemStats.Percentiles
-  /** Share of those accepted that were embedded within the limit. */
+  /** Share of the accepted interactions that were embedded within the limit. */
   readonly embedded_in_time: number
-  /** Waiting in the queue, or of this run accepted and not embedded yet, whichever was more. */
+  /** Messages in the queue, or accepted interactions not yet embedded, whichever was more. */
   readonly max_queue_depth: number
   readonly audit?: AuditReport
   readonly pass: boolean
@@ -69,7 +69,6 @@ export interface LoadReport {
 
 export const limits = { seconds: 30, share: 0.95, depth: 5_000 } as const
 
-/** The API does not take what it was sent. */
 export class NotAccepted extends Schema.TaggedError<NotAccepted>()("NotAccepted", {
   message: Schema.String,
 }) {}
@@ -78,30 +77,27 @@ const requestsAtOnce = 32
 const bulkRequestsAtOnce = 4
 const mostPerBulk = bulkItems / 2
 const requestDeadline = 15_000
-/** How often a request is sent that is not answered, or by 503. */
+/** For a request without a response, or with a 503. */
 const mostTries = 30
-const lookInterval = Duration.millis(100)
-/** What takes longer than this may have left the record for the ledger. */
-const ledgerAfterMillis = 2_000
-/** Nothing more is waited for when for so long nothing has been embedded. */
-const patienceMillis = 60_000
+const checkInterval = Duration.millis(100)
+/** After this long an id may have moved from the record to the overflow. */
+const overflowAfterMillis = 2_000
+/** The run ends when nothing has been embedded for this long. */
+const stalledAfterMillis = 60_000
 const mostProducts = 1_000
 
-const singly = (
-  { event_type, metadata, occurred_at, product_id, search_phrase, user_id }: Interaction,
-  routeOf: ReadonlyMap<string, string>,
-) =>
+const toRequest = ({ event_type, metadata, occurred_at, product_id, search_phrase, user_id }: Interaction) =>
   search_phrase !== null
     ? {
         path: `/api/user/${user_id}/search`,
         body: { ...metadata, query: search_phrase, occurred_at },
       }
     : {
-        path: `/api/user/${user_id}/product/${product_id}/${routeOf.get(event_type)}`,
+        path: `/api/user/${user_id}/product/${product_id}/${routeOf(event_type)}`,
         body: { ...metadata, occurred_at },
       }
 
-const together = (some: ReadonlyArray<Interaction>) => ({
+const toBulkRequest = (some: ReadonlyArray<Interaction>) => ({
   path: "/api/interactions",
   body: some.map(({ message_id: _, product_id, search_phrase, ...item }) => ({
     ...item,
@@ -112,14 +108,22 @@ const together = (some: ReadonlyArray<Interaction>) => ({
 const decodeProduct = Schema.decode(ProductLine)
 const decodeReport = Schema.decodeUnknown(BulkReport)
 
+interface ApiResponse {
+  readonly status: number
+  readonly text: string
+  readonly retryAfter: number
+  /** Not the first try, so a duplicate may come from an earlier try. */
+  readonly retried: boolean
+}
+
 /** Requests to the API under test. */
-const client = ({ token, url }: Pick<LoadOptions, "url" | "token">) => {
+const makeClient = ({ token, url }: Pick<LoadOptions, "url" | "token">) => {
   const headers = {
     "content-type": "application/json",
     ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
   }
   const base = url.replace(/\/+$/, "")
-  const send = (method: "POST" | "PUT", path: string, body: unknown) =>
+  const sendOnce = (method: "POST" | "PUT", path: string, body: unknown) =>
     Effect.tryPromise({
       try: async (signal) => {
         const response = await fetch(`${base}${path}`, {
@@ -137,36 +141,33 @@ const client = ({ token, url }: Pick<LoadOptions, "url" | "token">) => {
       catch: (error) =>
         new NotAccepted({ message: `${base}: ${error instanceof Error ? error.message : error}` }),
     })
-  /** Sent until it is answered; what it may have been before is for the caller to tell apart. */
-  const insist = (method: "POST" | "PUT", path: string, body: unknown) => {
-    const once = (tries: number): Effect.Effect<Answer, NotAccepted> =>
-      Effect.matchEffect(send(method, path, body), {
-        onFailure: (error) =>
-          tries < mostTries ? Effect.zipRight(Effect.sleep("1 second"), once(tries + 1)) : Effect.fail(error),
-        onSuccess: ({ retryAfter, status, text }) =>
-          status === 503 && tries < mostTries
-            ? Effect.zipRight(Effect.sleep(Duration.seconds(retryAfter)), once(tries + 1))
-            : status < 300 || status === 429
-              ? Effect.succeed({ status, text, retryAfter, again: tries > 1 })
-              : Effect.fail(
-                  new NotAccepted({ message: `${method} ${base}${path} was answered ${status}: ${text}` }),
-                ),
-      })
-    return once(1)
+  /** Tries again without a response and on 503; 429 is a response. */
+  const send = (
+    method: "POST" | "PUT",
+    path: string,
+    body: unknown,
+    tries = 1,
+  ): Effect.Effect<ApiResponse, NotAccepted> => {
+    const again = (seconds: number) =>
+      Effect.zipRight(Effect.sleep(Duration.seconds(seconds)), send(method, path, body, tries + 1))
+    return Effect.matchEffect(sendOnce(method, path, body), {
+      onFailure: (error) => (tries < mostTries ? again(1) : Effect.fail(error)),
+      onSuccess: (response) => {
+        const { retryAfter, status, text } = response
+        if (status === 503 && tries < mostTries) return again(retryAfter)
+        if (status < 300 || status === 429) return Effect.succeed({ ...response, retried: tries > 1 })
+        return Effect.fail(
+          new NotAccepted({ message: `${method} ${base}${path} was answered ${status}: ${text}` }),
+        )
+      },
+    })
   }
-  return { insist }
+  return { send }
 }
-interface Answer {
-  readonly status: number
-  readonly text: string
-  readonly retryAfter: number
-  /** Not the first try: a duplicate may be of an earlier one. */
-  readonly again: boolean
-}
-type Client = ReturnType<typeof client>
+type Client = ReturnType<typeof makeClient>
 
-/** The products to interact with; those that the system doesn't know yet are put there first. */
-const prepareProducts = Effect.fnUntraced(function* (file: Option.Option<string>, { insist }: Client) {
+/** The products to interact with. Stores those of the file that are not stored yet. */
+const prepareProducts = Effect.fnUntraced(function* (file: Option.Option<string>, { send }: Client) {
   const products = yield* ProductEmbeddings
   const { space } = yield* PhraseEmbedder
   if (Option.isNone(file)) {
@@ -184,12 +185,12 @@ const prepareProducts = Effect.fnUntraced(function* (file: Option.Option<string>
       ),
   )
   const ids = lines.map(({ product_id }) => product_id)
-  if (ids.length === 0) return yield* new NotAccepted({ message: "the file names no product" })
+  if (ids.length === 0) return yield* new NotAccepted({ message: "the file has no product" })
   const known = yield* products.knownSince(ids, space)
   yield* Effect.forEach(
     lines.filter(({ product_id }) => !known.has(product_id)),
     ({ product_id, text, vector, ...names }) =>
-      insist("PUT", `/api/product/${product_id}/embedding`, {
+      send("PUT", `/api/product/${product_id}/embedding`, {
         ...names,
         ...(vector === undefined ? { text: text ?? `${names.product_name}, ${names.category}` } : { vector }),
       }),
@@ -198,79 +199,203 @@ const prepareProducts = Effect.fnUntraced(function* (file: Option.Option<string>
   return ids
 })
 
-/** What is accepted and not embedded yet: when it was sent, by the prefix of its id. */
-class Waiting {
-  private readonly byUser = new Map<UserId, Map<string, number>>()
-  size = 0
+/** What was accepted so far, and how much of it is embedded. */
+class LoadRun {
+  accepted = 0
+  duplicates = 0
+  depth = 0
+  maxDepth = 0
+  /** Seconds that each embedded interaction waited. */
+  readonly waits: Array<number> = []
+  /** Accepted interactions that are not embedded yet. */
+  pending = 0
+  /** When each of them was sent, by user and by the prefix of the id. */
+  readonly sentAt = new Map<UserId, Map<string, number>>()
 
-  add({ message_id, user_id }: Interaction, since: number): void {
-    const own = this.byUser.get(user_id) ?? new Map<string, number>()
-    this.byUser.set(user_id, own.set(AppliedIds.prefix(message_id), since))
-    this.size += 1
+  constructor(public lastEmbeddedAt: number) {}
+
+  accept(interactions: ReadonlyArray<Interaction>, sentAt: number): void {
+    this.accepted += interactions.length
+    this.pending += interactions.length
+    for (const { message_id, user_id } of interactions) {
+      const own = this.sentAt.get(user_id) ?? new Map<string, number>()
+      this.sentAt.set(user_id, own.set(AppliedIds.prefix(message_id), sentAt))
+    }
   }
 
-  get users(): ReadonlyArray<UserId> {
-    return [...this.byUser.keys()]
-  }
-
-  /** Those that wait since before `until`. */
-  older(until: number) {
-    return Array.from(this.byUser, ([user_id, own]) => ({
+  /** Ids sent before `until` that are still pending. */
+  sentBefore(until: number) {
+    return Array.from(this.sentAt, ([user_id, own]) => ({
       user_id,
-      ids: Array.from(own).flatMap(([id, since]) => (since < until ? [id] : [])),
+      ids: Array.from(own).flatMap(([id, sentAt]) => (sentAt < until ? [id] : [])),
     })).filter(({ ids }) => ids.length > 0)
   }
 
-  /** Takes out those among `ids`; answers since when they waited. */
-  take(user: UserId, ids: ReadonlySet<string>): ReadonlyArray<number> {
-    const own = this.byUser.get(user)
-    if (own === undefined) return []
-    const taken = Array.from(own).filter(([id]) => ids.has(id))
-    for (const [id] of taken) own.delete(id)
-    if (own.size === 0) this.byUser.delete(user)
-    this.size -= taken.length
-    return taken.map(([, since]) => since)
+  /** `ids` were found applied; some of them may belong to other runs. */
+  embed(user: UserId, ids: ReadonlySet<string>, now: number): void {
+    const own = this.sentAt.get(user)
+    if (own === undefined) return
+    const found = Array.from(own).filter(([id]) => ids.has(id))
+    for (const [id, sentAt] of found) {
+      own.delete(id)
+      this.waits.push((now - sentAt) / 1_000)
+    }
+    if (own.size === 0) this.sentAt.delete(user)
+    if (found.length > 0) this.lastEmbeddedAt = now
+    this.pending -= found.length
   }
 }
 
-/** The report; `waited` has the seconds of each that was accepted, `Infinity` where it was not embedded. */
-export const judge = (run: {
+/** `waits` has the seconds of each accepted interaction, `Infinity` where it was not embedded. */
+export const toReport = (run: {
   readonly sent: number
   readonly accepted: number
   readonly duplicates: number
   readonly seconds: number
-  readonly waited: ReadonlyArray<number>
-  readonly deepest: number
+  readonly waits: ReadonlyArray<number>
+  readonly maxDepth: number
   readonly audit: AuditReport | undefined
 }): LoadReport => {
-  const { accepted, audit, deepest, duplicates, seconds, sent, waited } = run
-  const inTime = waited.filter((wait) => wait <= limits.seconds).length
+  const { accepted, audit, duplicates, maxDepth, seconds, sent, waits } = run
+  const inTime = waits.filter((wait) => wait <= limits.seconds).length
   return {
     sent,
     accepted,
     duplicates,
-    embedded: waited.filter(Number.isFinite).length,
+    embedded: waits.filter(Number.isFinite).length,
     seconds,
     accepted_per_s: Math.round((accepted / Math.max(seconds, 0.001)) * 10) / 10,
-    event_to_embedding_s: SystemStats.percentiles(waited),
+    event_to_embedding_s: SystemStats.percentiles(waits),
     embedded_in_time: accepted === 0 ? 1 : inTime / accepted,
-    max_queue_depth: deepest,
+    max_queue_depth: maxDepth,
     ...(audit === undefined ? {} : { audit }),
     pass:
       accepted + duplicates === sent &&
       inTime >= limits.share * accepted &&
-      deepest < limits.depth &&
+      maxDepth < limits.depth &&
       (audit === undefined || audit.missing + audit.extra === 0),
   }
 }
 
-export const generateLoad = Effect.fn("generateLoad")(function* (options: LoadOptions) {
-  const { eventTypes } = yield* EmbeddingConfig
-  const log = yield* InteractionLog
+/** Sends one interaction, or several in bulk. Sends again after a pause those refused by the rate limit. */
+const submit = (
+  client: Client,
+  run: LoadRun,
+  bulk: boolean,
+  some: ReadonlyArray<Interaction>,
+): Effect.Effect<void, NotAccepted> =>
+  Effect.gen(function* () {
+    const [first] = some
+    if (first === undefined) return
+    const now = yield* Clock.currentTimeMillis
+    const { body, path } = bulk ? toBulkRequest(some) : toRequest(first)
+    const { retried, retryAfter, status, text } = yield* client.send("POST", path, body)
+    let limited: ReadonlyArray<Interaction> = []
+    if (status === 429) limited = some
+    else if (!bulk) {
+      if (status === 201 || retried) run.accept(some, now)
+      else run.duplicates += 1
+    } else {
+      const { results } = yield* Effect.mapError(
+        decodeReport(JSON.parse(text)),
+        ({ message }) => new NotAccepted({ message }),
+      )
+      const refused = results.find((result) => result.status === 422)
+      if (refused !== undefined) return yield* new NotAccepted({ message: JSON.stringify(refused) })
+      const withStatus = (wanted: number) => some.filter((_, index) => results[index]?.status === wanted)
+      const duplicates = withStatus(200)
+      run.accept(retried ? [...withStatus(201), ...duplicates] : withStatus(201), now)
+      if (!retried) run.duplicates += duplicates.length
+      limited = withStatus(429)
+    }
+    if (limited.length > 0)
+      yield* Effect.zipRight(Effect.sleep(Duration.seconds(retryAfter)), submit(client, run, bulk, limited))
+  })
+
+/** Sends all interactions at the wanted rate; answers the seconds it took. */
+const sendAll = Effect.fnUntraced(function* (
+  client: Client,
+  run: LoadRun,
+  { bulk, ...options }: LoadOptions,
+  interactions: ReadonlyArray<Interaction>,
+) {
+  const rate = Option.getOrElse(options.rate, () => Number.POSITIVE_INFINITY)
+  const perRequest = bulk ? Math.max(1, Math.min(mostPerBulk, Math.floor(rate / 4))) : 1
+  const begin = yield* Clock.currentTimeMillis
+  yield* Effect.forEach(
+    Arr.chunksOf(interactions, perRequest),
+    (some, index) =>
+      Effect.gen(function* () {
+        const early = begin + (index * perRequest * 1_000) / rate - (yield* Clock.currentTimeMillis)
+        if (early > 0) yield* Effect.sleep(early)
+        yield* submit(client, run, bulk, some)
+      }),
+    { concurrency: bulk ? bulkRequestsAtOnce : requestsAtOnce, discard: true },
+  )
+  return ((yield* Clock.currentTimeMillis) - begin) / 1_000
+})
+
+/** Finds the interactions that are embedded by now, and the depth of the queue. */
+const check = Effect.fnUntraced(function* (run: LoadRun) {
   const queue = yield* InteractionQueue
   const users = yield* UserEmbeddings
-  const api = client(options)
-  const products: ReadonlyArray<ProductId> = yield* prepareProducts(options.products, api)
+  const pending = run.pending
+  const writes = yield* users.lastWrites([...run.sentAt.keys()])
+  const now = yield* Clock.currentTimeMillis
+  for (const [user, { applied }] of writes) run.embed(user, AppliedIds.toSet(applied), now)
+  const old = run.sentBefore(now - overflowAfterMillis)
+  if (old.length > 0) for (const [user, ids] of yield* users.findInOverflow(old)) run.embed(user, ids, now)
+  const { main } = yield* queue.depths
+  run.depth = Math.max(main.ready + main.unacked, pending)
+  run.maxDepth = Math.max(run.maxDepth, run.depth)
+})
+
+/** An API that records into other stores would make this command wait in vain. */
+const requireSameStores = Effect.fnUntraced(function* (url: string, [sample]: ReadonlyArray<Interaction>) {
+  const log = yield* InteractionLog
+  if (sample === undefined) return
+  const found = yield* log.existingIds([AppliedIds.prefix(sample.message_id)])
+  if (found.size === 0)
+    return yield* new NotAccepted({
+      message: `${url} uses other stores than this command: give it the same RABBITMQ_DSN, MYSQL_URL, MONGODB_URL or DATA_DIR`,
+    })
+})
+
+/** Sends all interactions, and checks until they are embedded or nothing moves; answers the seconds of sending. */
+const sendAndWatch = Effect.fnUntraced(function* (
+  client: Client,
+  run: LoadRun,
+  options: LoadOptions,
+  interactions: ReadonlyArray<Interaction>,
+) {
+  let sent = false
+  const watching = Effect.gen(function* () {
+    while (true) {
+      const [took] = yield* Effect.timed(check(run))
+      const { accepted, depth, waits } = run
+      yield* options.progress({ total: interactions.length, accepted, embedded: waits.length, depth })
+      const now = yield* Clock.currentTimeMillis
+      if (sent && (run.pending === 0 || now - run.lastEmbeddedAt > stalledAfterMillis)) return
+      // With very many users a check takes long and must not become the load itself.
+      yield* Effect.sleep(Duration.max(checkInterval, took))
+    }
+  })
+  const watcher = yield* Effect.forkScoped(watching)
+  const seconds = yield* Effect.raceFirst(
+    sendAll(client, run, options, interactions),
+    Effect.zipRight(Fiber.join(watcher), Effect.never),
+  )
+  yield* requireSameStores(options.url, interactions)
+  run.lastEmbeddedAt = yield* Clock.currentTimeMillis
+  sent = true
+  yield* Fiber.join(watcher)
+  return seconds
+}, Effect.scoped)
+
+export const generateLoad = Effect.fn("generateLoad")(function* (options: LoadOptions) {
+  const { eventTypes } = yield* EmbeddingConfig
+  const client = makeClient(options)
+  const products: ReadonlyArray<ProductId> = yield* prepareProducts(options.products, client)
   const total = options.users * options.events
   const now = yield* Clock.currentTimeMillis
   const interactions = LoadModel.interactions({
@@ -281,119 +406,17 @@ export const generateLoad = Effect.fn("generateLoad")(function* (options: LoadOp
     types: eventTypes.all,
     start: Option.match(options.start, { onNone: () => now - total, onSome: Date.parse }),
   })
-
-  const routeOf = new Map(eventTypes.all.map(({ name, route }) => [name, route]))
-  const waiting = new Waiting()
-  const waited: Array<number> = []
-  let accepted = 0
-  let duplicates = 0
-  let depth = 0
-  let deepest = 0
-  let lastSeen = now
-
-  const accept = (some: ReadonlyArray<Interaction>, since: number) => {
-    accepted += some.length
-    for (const one of some) waiting.add(one, since)
-  }
-
-  /** Sends one, or some by the bulk route; what the rate limit holds back is sent again. */
-  const submit = (some: ReadonlyArray<Interaction>): Effect.Effect<void, NotAccepted> =>
-    Effect.gen(function* () {
-      const [first] = some
-      if (first === undefined) return
-      const since = yield* Clock.currentTimeMillis
-      const { body, path } = options.bulk ? together(some) : singly(first, routeOf)
-      const { again, retryAfter, status, text } = yield* api.insist("POST", path, body)
-      let held: ReadonlyArray<Interaction> = []
-      if (status === 429) held = some
-      else if (!options.bulk) {
-        if (status === 201 || again) accept(some, since)
-        else duplicates += 1
-      } else {
-        const { results } = yield* Effect.mapError(
-          decodeReport(JSON.parse(text)),
-          ({ message }) => new NotAccepted({ message }),
-        )
-        const refused = results.find((result) => result.status === 422)
-        if (refused !== undefined) return yield* new NotAccepted({ message: JSON.stringify(refused) })
-        const by = (wanted: number) => some.filter((_, index) => results[index]?.status === wanted)
-        const known = by(200)
-        accept(again ? [...by(201), ...known] : by(201), since)
-        if (!again) duplicates += known.length
-        held = by(429)
-      }
-      if (held.length > 0) yield* Effect.zipRight(Effect.sleep(Duration.seconds(retryAfter)), submit(held))
-    })
-
-  const rate = Option.getOrElse(options.rate, () => Number.POSITIVE_INFINITY)
-  const perRequest = options.bulk ? Math.max(1, Math.min(mostPerBulk, Math.floor(rate / 4))) : 1
-  const sending = Effect.gen(function* () {
-    const begin = yield* Clock.currentTimeMillis
-    yield* Effect.forEach(
-      Arr.chunksOf(interactions, perRequest),
-      (some, index) =>
-        Effect.gen(function* () {
-          const early = begin + (index * perRequest * 1_000) / rate - (yield* Clock.currentTimeMillis)
-          if (early > 0) yield* Effect.sleep(early)
-          yield* submit(some)
-        }),
-      { concurrency: options.bulk ? bulkRequestsAtOnce : requestsAtOnce, discard: true },
-    )
-    return ((yield* Clock.currentTimeMillis) - begin) / 1_000
-  })
-
-  const found = (user: UserId, ids: ReadonlySet<string>, at: number) => {
-    const since = waiting.take(user, ids)
-    for (const one of since) waited.push((at - one) / 1_000)
-    if (since.length > 0) lastSeen = at
-  }
-  const look = Effect.gen(function* () {
-    const inFlight = waiting.size
-    const writes = yield* users.lastWrites(waiting.users)
-    const at = yield* Clock.currentTimeMillis
-    for (const [user, { applied }] of writes) found(user, AppliedIds.toSet(applied), at)
-    const old = waiting.older(at - ledgerAfterMillis)
-    if (old.length > 0) for (const [user, ids] of yield* users.archived(old)) found(user, ids, at)
-    const { main } = yield* queue.depths
-    depth = Math.max(main.ready + main.unacked, inFlight)
-    deepest = Math.max(deepest, depth)
-    yield* options.progress({ total, accepted, embedded: waited.length, depth })
-  })
-
-  const seconds = yield* Effect.scoped(
-    Effect.gen(function* () {
-      let sent = false
-      const watching = Effect.gen(function* () {
-        while (true) {
-          const [took] = yield* Effect.timed(look)
-          const at = yield* Clock.currentTimeMillis
-          if (sent && (waiting.size === 0 || at - lastSeen > patienceMillis)) return
-          // A look at very many users shall not be the load itself.
-          yield* Effect.sleep(Duration.max(lookInterval, took))
-        }
-      })
-      const watcher = yield* Effect.forkScoped(watching)
-      const seconds = yield* Effect.raceFirst(sending, Effect.zipRight(Fiber.join(watcher), Effect.never))
-      const [sample] = interactions
-      if (sample !== undefined && (yield* log.existingIds([AppliedIds.prefix(sample.message_id)])).size === 0)
-        return yield* new NotAccepted({
-          message: `${options.url} records elsewhere: give this command the same RABBITMQ_DSN, MYSQL_URL, MONGODB_URL or DATA_DIR`,
-        })
-      lastSeen = yield* Clock.currentTimeMillis
-      sent = true
-      yield* Fiber.join(watcher)
-      return seconds
-    }),
-  )
-
+  const run = new LoadRun(now)
+  const seconds = yield* sendAndWatch(client, run, options, interactions)
   const audit = options.check ? yield* Effect.flatMap(Auditor, (auditor) => auditor.audit({})) : undefined
-  return judge({
+  const { accepted, duplicates, maxDepth, pending, waits } = run
+  return toReport({
     sent: total,
     accepted,
     duplicates,
     seconds,
-    waited: [...waited, ...Array.from({ length: waiting.size }, () => Number.POSITIVE_INFINITY)],
-    deepest,
+    waits: [...waits, ...Array.from({ length: pending }, () => Number.POSITIVE_INFINITY)],
+    maxDepth,
     audit,
   })
 })

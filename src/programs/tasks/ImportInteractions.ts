@@ -1,7 +1,7 @@
 /**
- * `import interactions FILE`: years of history → InteractionLog, from where they are published and folded like
- * everything else. What has been done is kept in a state file, written after each commit, so that an import that was
- * killed goes on where it stopped; the few rows committed since are known by their message ids.
+ * `import interactions FILE`: a history → InteractionLog. From there it is published and folded like every interaction.
+ * A state file, written after each commit, says how far the import is, so an import that was killed continues where it
+ * stopped. Rows committed after the last state are recognised as duplicates by their message ids.
  */
 import { createHash } from "node:crypto"
 import { basename, dirname, join, resolve } from "node:path"
@@ -22,14 +22,14 @@ import type { Reached } from "../cli/support/Progress.ts"
 /** Rows of one commit. */
 const rowsAtOnce = 1_000
 export const bytesAtOnce = 1024 * 1024
-/** Bytes at the beginning of a file by which it is known again. */
+/** Bytes at the beginning of a file that identify it. */
 const fingerprinted = 64 * 1024
 /** Characters of a rejected record that are kept. */
 const longestRejected = 4_096
 
 const State = Schema.Struct({
   file: Schema.String,
-  /** Of the log, of how the file is read, and of its first `fingerprinted_bytes`. */
+  /** Hash of the log's address, the reading options and the first `fingerprinted_bytes` of the file. */
   fingerprint: Schema.String,
   fingerprinted_bytes: Schema.Number,
   columns: Schema.Array(Schema.String),
@@ -45,9 +45,9 @@ const decodeState = Schema.decodeUnknownOption(Schema.parseJson(State))
 
 export interface ImportOptions {
   readonly reading: InteractionFile.Reading
-  /** The state file; rejected records go beside it. */
+  /** The state file; the rejected records are stored beside it. */
   readonly state: Option.Option<string>
-  /** Begins anew, whatever was done before. */
+  /** Ignores the state of an earlier import. */
   readonly restart: boolean
   readonly strict: boolean
   readonly progress: (reached: Reached) => Effect.Effect<void>
@@ -55,22 +55,21 @@ export interface ImportOptions {
 
 export interface ImportReport {
   readonly file: string
-  /** Records read, over all runs. */
+  /** Records read by all runs. */
   readonly records: number
   readonly recorded: number
-  /** Known before, by message id or idempotency key. */
+  /** Recorded before, by message id or idempotency key. */
   readonly duplicates: number
   readonly rejected: number
-  /** The side file with line, reason and text of each rejected record; `null` when there are none. */
+  /** Line, reason and text of each rejected record; `null` when there are none. */
   readonly rejected_file: string | null
   readonly state_file: string
-  /** Line at which this run went on; 1 = from the beginning. */
+  /** Line at which this run began. */
   readonly resumed_at_line: number
   /** Of this run. */
   readonly seconds: number
 }
 
-/** The file can't be imported as asked. */
 export class ImportRefused extends Schema.TaggedError<ImportRefused>()("ImportRefused", {
   message: Schema.String,
 }) {}
@@ -82,15 +81,15 @@ const defaultState = (file: string) =>
     return join(directory, "imports", `${basename(file)}.${name}.json`)
   })
 
-/** The log that an import goes into: another one knows nothing of what was done. */
+/** Address of the log: the state of an import into one log says nothing about another. */
 const target = Effect.gen(function* () {
   const url = yield* Settings.MYSQL_URL
   return Option.isSome(url) ? Redacted.value(url.value) : resolve(yield* Settings.DATA_DIR)
 })
 
 const hash = Effect.fnUntraced(function* (reading: InteractionFile.Reading, beginning: Uint8Array) {
-  const how = JSON.stringify([yield* target, reading])
-  return createHash("sha256").update(how).update(beginning).digest("hex")
+  const options = JSON.stringify([yield* target, reading])
+  return createHash("sha256").update(options).update(beginning).digest("hex")
 })
 
 /** The first bytes of a file, at most `most`. */
@@ -100,8 +99,8 @@ const beginningOf = Effect.fnUntraced(function* (file: string, most: number) {
   return Buffer.concat([...chunks])
 })
 
-/** Where an import that was begun goes on; `None` when it can't, because there is none or the file is another one. */
-const stored = Effect.fnUntraced(function* (
+/** State of an earlier import; `None` when there is none, or when it belongs to another file, log or reading. */
+const storedState = Effect.fnUntraced(function* (
   file: string,
   stateFile: string,
   reading: InteractionFile.Reading,
@@ -115,9 +114,9 @@ const stored = Effect.fnUntraced(function* (
     (yield* hash(reading, beginning)) === state.value.fingerprint &&
     Number((yield* files.stat(file)).size) >= state.value.offset
   if (isSame) return state
-  yield* Effect.logWarning("import.begins_anew").pipe(
+  yield* Effect.logWarning("import.restarted").pipe(
     Effect.annotateLogs({
-      reason: "the file, the way to read it or the log is another one",
+      reason: "the state belongs to another file, other options or another log",
       state: stateFile,
     }),
   )
@@ -143,8 +142,7 @@ export const beginningOfRecords = Effect.fnUntraced(function* (
   return { columns, offset: first.end, line: first.nextLine }
 })
 
-/** The state of an import that begins. */
-const initial = Effect.fnUntraced(function* (file: string, reading: InteractionFile.Reading) {
+const initialState = Effect.fnUntraced(function* (file: string, reading: InteractionFile.Reading) {
   const beginning = yield* beginningOf(file, fingerprinted)
   return {
     file,
@@ -158,22 +156,77 @@ const initial = Effect.fnUntraced(function* (file: string, reading: InteractionF
   }
 })
 
-/** Replaces a file as a whole. */
+/** Replaces a file atomically. */
 const replace = Effect.fnUntraced(function* (path: string, text: string) {
   const files = yield* FileSystem.FileSystem
   yield* files.writeFileString(`${path}.new`, text)
   yield* files.rename(`${path}.new`, path)
 })
 
-/** The log is away for now: the import waits for it. */
-const passes = ({ reason }: InteractionLogError) => reason === "unavailable" || reason === "timeout"
+const isTransient = ({ reason }: InteractionLogError) => reason === "unavailable" || reason === "timeout"
+
+/** Appends to the log, and waits while the log is unavailable. */
+const append = Effect.fnUntraced(function* (entries: ReadonlyArray<NewInteraction>) {
+  const log = yield* InteractionLog
+  return yield* log.append(entries).pipe(
+    Effect.tapError((error) =>
+      isTransient(error)
+        ? Effect.logWarning("import.append_failed").pipe(Effect.annotateLogs(Telemetry.described(error)))
+        : Effect.void,
+    ),
+    Effect.retry({ schedule: RetryPolicies.reconnectRetry, while: isTransient }),
+  )
+})
+
+type Rejected = readonly [record: InteractionFile.RawRecord, reason: string]
+
+/** Decodes records and appends them to the log; answers how many became which. */
+const decodeAndAppend = Effect.fnUntraced(function* (
+  records: ReadonlyArray<InteractionFile.RawRecord>,
+  decode: ReturnType<typeof InteractionFile.decoder>,
+) {
+  const now = yield* Clock.currentTimeMillis
+  const accepted: Array<InteractionFile.RawRecord> = []
+  const entries: Array<NewInteraction> = []
+  const rejected: Array<Rejected> = []
+  for (const record of records) {
+    const decoded = record.problem === undefined ? decode(record.text, now) : Either.left(record.problem)
+    if (Either.isLeft(decoded)) rejected.push([record, decoded.left])
+    else {
+      accepted.push(record)
+      entries.push({ ...decoded.right, trace: null, recordedAt: now })
+    }
+  }
+  const answers = entries.length === 0 ? [] : yield* append(entries)
+  let recorded = 0
+  let duplicates = 0
+  for (const [index, { _tag }] of answers.entries()) {
+    if (_tag === "Recorded") recorded += 1
+    else if (_tag === "Duplicate") duplicates += 1
+    else rejected.push([accepted[index]!, "idempotency_key: was used before by another interaction"])
+  }
+  return { recorded, duplicates, rejected }
+})
+
+/** Lines of the file of rejected records, in the order of the imported file. */
+const toRejectedLines = (rejected: ReadonlyArray<Rejected>): Buffer => {
+  const lines = rejected
+    .toSorted(([a], [b]) => a.line - b.line)
+    .map(([{ line, text }, reason]) => JSON.stringify({ line, reason, text: text.slice(0, longestRejected) }))
+  return Buffer.from(lines.map((line) => `${line}\n`).join(""))
+}
+
+const toReached = ({ duplicates, offset, recorded, rejected }: State, total: number): Reached => ({
+  done: offset,
+  total,
+  count: recorded + duplicates + rejected,
+})
 
 export const importInteractions = Effect.fn("importInteractions")(function* (
   path: string,
   { progress, reading, restart, state: stateOption, strict }: ImportOptions,
 ) {
   const files = yield* FileSystem.FileSystem
-  const log = yield* InteractionLog
   const { eventTypes } = yield* EmbeddingConfig
   const file = resolve(path)
   const began = yield* Clock.currentTimeMillis
@@ -182,53 +235,19 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
   const rejectedFile = stateFile.replace(/(\.json)?$/, ".rejected.jsonl")
   yield* files.makeDirectory(dirname(stateFile), { recursive: true })
 
-  const known = restart ? Option.none<State>() : yield* stored(file, stateFile, reading)
-  let state: State = Option.isSome(known) ? known.value : yield* initial(file, reading)
+  const known = restart ? Option.none<State>() : yield* storedState(file, stateFile, reading)
+  let state: State = Option.isSome(known) ? known.value : yield* initialState(file, reading)
   const resumedAt = Option.isSome(known) ? state.line : 1
   const decode = InteractionFile.decoder(reading, state.columns, eventTypes)
 
-  // What was rejected after the state was written comes again.
+  // Records rejected after the last state are read again, and would be listed twice.
   const rejects = yield* files.open(rejectedFile, { flag: "a+" })
   yield* rejects.truncate(state.rejected_bytes)
 
-  const append = (entries: ReadonlyArray<NewInteraction>) =>
-    log.append(entries).pipe(
-      Effect.tapError((error) =>
-        passes(error)
-          ? Effect.logWarning("import.append_failed").pipe(Effect.annotateLogs(Telemetry.described(error)))
-          : Effect.void,
-      ),
-      Effect.retry({ schedule: RetryPolicies.reconnectRetry, while: passes }),
-    )
-
   const importRecords = Effect.fnUntraced(function* (records: ReadonlyArray<InteractionFile.RawRecord>) {
-    const now = yield* Clock.currentTimeMillis
-    const accepted: Array<InteractionFile.RawRecord> = []
-    const entries: Array<NewInteraction> = []
-    const bad: Array<readonly [InteractionFile.RawRecord, string]> = []
-    for (const record of records) {
-      const decoded = record.problem === undefined ? decode(record.text, now) : Either.left(record.problem)
-      if (Either.isLeft(decoded)) bad.push([record, decoded.left])
-      else {
-        accepted.push(record)
-        entries.push({ ...decoded.right, trace: null, recordedAt: now })
-      }
-    }
-    const answers = entries.length === 0 ? [] : yield* append(entries)
-    let recorded = 0
-    let duplicates = 0
-    for (const [index, { _tag }] of answers.entries()) {
-      if (_tag === "Recorded") recorded += 1
-      else if (_tag === "Duplicate") duplicates += 1
-      else bad.push([accepted[index]!, "idempotency_key: came before with another interaction"])
-    }
-    const lines = bad
-      .toSorted(([a], [b]) => a.line - b.line)
-      .map(([{ line, text }, reason]) =>
-        JSON.stringify({ line, reason, text: text.slice(0, longestRejected) }),
-      )
-    const rejected = Buffer.from(lines.map((line) => `${line}\n`).join(""))
-    if (rejected.length > 0) yield* rejects.writeAll(rejected)
+    const { duplicates, recorded, rejected } = yield* decodeAndAppend(records, decode)
+    const lines = toRejectedLines(rejected)
+    if (lines.length > 0) yield* rejects.writeAll(lines)
     const last = records.at(-1)!
     state = {
       ...state,
@@ -236,21 +255,18 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
       line: last.nextLine,
       recorded: state.recorded + recorded,
       duplicates: state.duplicates + duplicates,
-      rejected: state.rejected + bad.length,
-      rejected_bytes: state.rejected_bytes + rejected.length,
+      rejected: state.rejected + rejected.length,
+      rejected_bytes: state.rejected_bytes + lines.length,
     }
     yield* replace(stateFile, JSON.stringify(state))
-    if (strict && bad.length > 0)
-      return yield* new ImportRefused({ message: `line ${bad[0]![0].line}: ${bad[0]![1]}` })
-    yield* progress({
-      done: state.offset,
-      total,
-      count: state.recorded + state.duplicates + state.rejected,
-    })
+    const [first] = rejected
+    if (strict && first !== undefined)
+      return yield* new ImportRefused({ message: `line ${first[0].line}: ${first[1]}` })
+    yield* progress(toReached(state, total))
   })
 
   const split = InteractionFile.splitter(reading, state)
-  yield* progress({ done: state.offset, total, count: state.recorded + state.duplicates + state.rejected })
+  yield* progress(toReached(state, total))
   const inBatches = (records: ReadonlyArray<InteractionFile.RawRecord>) =>
     Effect.forEach(Arr.chunksOf(records, rowsAtOnce), importRecords, { discard: true })
   yield* files

@@ -1,4 +1,4 @@
-/** `products import FILE`: JSON Lines → product embeddings. Bad lines are named, the others are stored. */
+/** `products import FILE`: JSON Lines → product embeddings. Reports bad lines and stores the others. */
 import { fileURLToPath } from "node:url"
 import { FileSystem } from "@effect/platform"
 import { Chunk, Effect, Either, Schema, Stream } from "effect"
@@ -8,7 +8,7 @@ import * as Vector from "../../services/model/Vector.ts"
 import { type ProductEmbedding, ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import { EventVectors } from "../../services/update/EventVectors.ts"
 
-/** A catalogue to try things with. */
+/** A catalogue for trials. */
 export const sampleCatalogue = fileURLToPath(new URL("../../../samples/catalogue.jsonl", import.meta.url))
 
 /** A line of a catalogue. */
@@ -34,7 +34,7 @@ export interface ImportReport {
   readonly bad: ReadonlyArray<BadLine>
 }
 
-/** A line can't be imported and `strict` was asked for. */
+/** With `strict`, the first bad line ends the import. */
 export class ImportStopped extends Schema.TaggedError<ImportStopped>()("ImportStopped", {
   line: Schema.Number,
   reason: Schema.String,
@@ -47,8 +47,8 @@ export class ImportStopped extends Schema.TaggedError<ImportStopped>()("ImportSt
 const linesAtOnce = 256
 
 /**
- * Imports a file. A product with a vector keeps it, one with a text is embedded from it, and one with neither from its
- * name and category. `progress` is told how many lines have been read.
+ * Stores a product's own vector, or embeds its text, or else its name and category. `progress` receives the number of
+ * lines read.
  */
 export const importProducts = Effect.fn("importProducts")(function* (
   path: string,
@@ -68,7 +68,7 @@ export const importProducts = Effect.fn("importProducts")(function* (
     const toEmbed: Array<{
       readonly line: number
       readonly product: Omit<ProductEmbedding, "embedding">
-      readonly from: string
+      readonly source: string
     }> = []
     const reject = (line: number, reason: string) =>
       options.strict
@@ -90,14 +90,14 @@ export const importProducts = Effect.fn("importProducts")(function* (
         text: decoded.right.text ?? null,
       }
       if (vector === undefined)
-        toEmbed.push({ line, product, from: product.text ?? `${product_name}, ${category}` })
+        toEmbed.push({ line, product, source: product.text ?? `${product_name}, ${category}` })
       else {
         const problem = Vector.problem(vector, dimensions)
         if (problem !== undefined) yield* reject(line, `vector: ${problem}`)
         else ready.push({ ...product, embedding: Float32Array.from(vector) })
       }
     }
-    const embedded = yield* vectors.ofTexts(toEmbed.map(({ from }) => from))
+    const embedded = yield* vectors.ofTexts(toEmbed.map(({ source }) => source))
     for (const [index, { line, product }] of toEmbed.entries()) {
       const vector = embedded[index]!
       if (Either.isLeft(vector)) yield* reject(line, `text: ${vector.left.message}`)

@@ -1,4 +1,4 @@
-/** Sets the dependencies up, or only looks at what is missing or out of order. */
+/** `setup` and `doctor`: create what the dependencies lack, or only check them. */
 import { Array, Effect, Schema } from "effect"
 import { DeadLetters } from "../../services/ports/DeadLetters.ts"
 import { Dependencies, type Dependency, type Finding } from "../../services/ports/Dependencies.ts"
@@ -7,7 +7,7 @@ import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
 import { figure } from "../cli/support/Progress.ts"
 
-/** `setup`: creates what is missing in every dependency, and says what it did. Safe to run twice. */
+/** `setup`: creates what is missing in every dependency, and answers what it created. Safe to run twice. */
 export const setup = Effect.gen(function* () {
   const dependencies = yield* Dependencies
   return yield* Effect.forEach(dependencies, ({ name, setup }) =>
@@ -23,15 +23,15 @@ export const missing = Effect.gen(function* () {
   )
 })
 
-/** What `doctor` finds out about one dependency, or about what is stored. */
+/** What `doctor` reports about one dependency, or about one kind of stored data. */
 export interface Diagnosis {
   readonly dependency: string
-  /** `attention`: it works, and somebody should look. */
+  /** `attention`: it works, but an operator should look at it. */
   readonly status: "ok" | "attention" | "incomplete" | "down"
   readonly version: string | null
   /** What `setup` would create. */
   readonly missing: ReadonlyArray<string>
-  /** All that is out of order, what is missing included. */
+  /** All problems, including what is missing. */
   readonly findings: ReadonlyArray<Finding>
 }
 
@@ -46,29 +46,30 @@ const ofDependency = ({ inspect, missing, name, ping }: Dependency): Effect.Effe
         findings: [{ problem: detail, remedy }],
       }),
       onSuccess: ([version, missing, found]): Diagnosis => {
-        const mendable = missing.filter((what) => !found.some(({ problem }) => problem === what))
+        // A finding of `inspect` names a better remedy than `setup`.
+        const creatable = missing.filter((what) => !found.some(({ problem }) => problem === what))
         const findings = [
-          ...mendable.map((what) => ({ problem: `missing ${what}`, remedy: "run: user-embeddings setup" })),
+          ...creatable.map((what) => ({ problem: `missing ${what}`, remedy: "run: user-embeddings setup" })),
           ...found,
         ]
         return {
           dependency: name,
           status: findings.length === 0 ? "ok" : "incomplete",
           version,
-          missing: mendable,
+          missing: creatable,
           findings,
         }
       },
     }),
   )
 
-/** What is stored and can't be used, or waits for somebody. Nothing is told of stores that do not answer. */
+/** Checks the stored data. A store that does not answer is left out: its dependency is reported as down. */
 const ofContents = Effect.gen(function* () {
   const { space } = yield* PhraseEmbedder
   const products = yield* ProductEmbeddings
   const users = yield* UserEmbeddings
-  const letters = yield* DeadLetters
-  const stored = (
+  const deadLetters = yield* DeadLetters
+  const toDiagnosis = (
     dependency: string,
     amount: number,
     status: Diagnosis["status"],
@@ -80,49 +81,50 @@ const ofContents = Effect.gen(function* () {
     missing: [],
     findings: amount === 0 ? [] : [finding(figure(amount))],
   })
-  const told = <A, E, R>(found: Effect.Effect<A, E, R>, diagnosis: (found: A) => Diagnosis) =>
-    Effect.option(Effect.map(found, diagnosis))
-  const looked = yield* Effect.all(
+  const check = <A, E, R>(found: Effect.Effect<A, E, R>, diagnose: (found: A) => Diagnosis) =>
+    Effect.option(Effect.map(found, diagnose))
+  const diagnoses = yield* Effect.all(
     [
-      told(Effect.all([products.count, products.elsewhere(space)]), ([all, elsewhere]) =>
+      check(Effect.all([products.count, products.countInOtherSpaces(space)]), ([all, elsewhere]) =>
         all === 0
-          ? stored("products", 1, "attention", () => ({
-              problem: "there are none: their events count for nothing, and nothing can be recommended",
-              remedy: "user-embeddings products import FILE; to try things out, samples/catalogue.jsonl",
+          ? toDiagnosis("products", 1, "attention", () => ({
+              problem:
+                "there are no products: events about products have no effect, and nothing can be recommended",
+              remedy: "user-embeddings products import FILE; for a trial, samples/catalogue.jsonl",
             }))
-          : stored("products", elsewhere, "incomplete", (n) => ({
-              problem: `${n} products have no vector in the space ${space} and count for nothing`,
+          : toDiagnosis("products", elsewhere, "incomplete", (n) => ({
+              problem: `${n} products have no vector in the space ${space}, so their events have no effect`,
               remedy:
-                "import them again: user-embeddings products import FILE; or go back to the model and dimensions they were made with",
+                "user-embeddings products import FILE imports them again; or configure the model and dimensions of their vectors",
             })),
       ),
-      told(users.countInOtherSpaces(space), (amount) =>
-        stored("users", amount, "incomplete", (n) => ({
-          problem: `${n} users have their embedding in another space than ${space} and get no updates`,
+      check(users.countInOtherSpaces(space), (amount) =>
+        toDiagnosis("users", amount, "incomplete", (n) => ({
+          problem: `the embeddings of ${n} users are not in the space ${space} and get no updates`,
           remedy:
             "user-embeddings rebuild --all, then user-embeddings failed retry --all --error space_mismatch",
         })),
       ),
-      told(letters.count, (amount) =>
-        stored("dead letters", amount, "attention", (n) => ({
-          problem: `${n} messages gave up or could never succeed`,
+      check(deadLetters.count, (amount) =>
+        toDiagnosis("dead letters", amount, "attention", (n) => ({
+          problem: `${n} messages failed for good`,
           remedy:
-            "user-embeddings failed groups says why; mend that, then user-embeddings failed retry --all",
+            "user-embeddings failed groups shows why; fix the cause, then user-embeddings failed retry --all",
         })),
       ),
     ],
     { concurrency: "unbounded" },
   )
-  return Array.getSomes(looked)
+  return Array.getSomes(diagnoses)
 })
 
-/** `doctor`: each dependency: reachable, version, what is missing or wrong; then what is stored; how to mend it. */
+/** `doctor`: checks each dependency (reachable, version, complete) and the stored data, and names remedies. */
 export const doctor = Effect.gen(function* () {
   const ofAll = Effect.forEach(yield* Dependencies, ofDependency, { concurrency: "unbounded" })
   return (yield* Effect.all([ofAll, ofContents], { concurrency: "unbounded" })).flat()
 })
 
-/** Something is not as it should be; the report says what. */
+/** The command's report says what is wrong. */
 export class CommandFailed extends Schema.TaggedError<CommandFailed>()("CommandFailed", {
   message: Schema.String,
 }) {}

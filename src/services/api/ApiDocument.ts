@@ -1,26 +1,11 @@
-/** What the schemas of the contract can't say, added to its OpenAPI document. */
-import { JSONSchema, Record } from "effect"
-import { ProblemDocument } from "../model/Problem.ts"
+/** What HttpApi cannot declare, added to its OpenAPI document. */
+import type { OpenApi } from "@effect/platform"
+import { Record } from "effect"
+import { type EventTypes, namePattern } from "../model/EventTypes.ts"
 
-interface Operation {
-  readonly parameters?: ReadonlyArray<object>
-  readonly requestBody?: object
-  readonly responses: Readonly<Record<string, object>>
-  readonly security?: ReadonlyArray<object>
-}
-export interface Document {
-  readonly components: { readonly schemas: Readonly<Record<string, object>> }
-  readonly paths: Readonly<Record<string, Readonly<Record<string, Operation>>>>
-}
+/** Annotations `OpenApi.Transform` of an endpoint. */
+type Transform = OpenApi.Transform["Type"]
 
-const problem = {
-  description: "What is wrong, as RFC 9457 problem document",
-  content: { "application/problem+json": { schema: { $ref: "#/components/schemas/ProblemDocument" } } },
-}
-const retryLater = {
-  ...problem,
-  headers: { "Retry-After": { description: "Seconds to wait", schema: { type: "integer" } } },
-}
 const idempotencyKey = {
   name: "Idempotency-Key",
   in: "header",
@@ -28,47 +13,48 @@ const idempotencyKey = {
   description: "The same key for the same user answers with the first result, whatever the time",
   schema: { type: "string", minLength: 1, maxLength: 255 },
 }
-const ofBodies = { "400": problem, "413": problem, "415": problem }
+/** Not declared as a header of the endpoint: the typed client would require it. */
+export const withIdempotencyKey: Transform = (operation) => ({
+  ...operation,
+  parameters: [...operation.parameters, idempotencyKey],
+})
 
-/** What the schemas can't say of an operation: its problems, the key, and whether it needs a body. */
-const complete = (path: string, method: string, operation: Operation): Operation => {
-  const { "400": _, ...responses } = operation.responses
-  if (!path.startsWith("/api/")) return { ...operation, security: [], responses }
-  const records = method === "post"
-  const keyed = records && path.startsWith("/api/user/")
-  return {
-    ...operation,
-    // `{}`: no token, where the API is open.
-    security: [{ bearer: [] }, {}],
-    ...(keyed ? { parameters: [...(operation.parameters ?? []), idempotencyKey] } : {}),
-    ...(path.includes("/product/{productId}/") && records
-      ? { requestBody: { ...operation.requestBody, required: false } }
-      : {}),
-    responses: {
-      ...responses,
-      ...(operation.requestBody ? ofBodies : {}),
-      "401": problem,
-      ...(records && path.startsWith("/api/dead-letters/") ? { "403": problem } : {}),
-      ...(method === "get" ? { "404": problem } : {}),
-      "422": problem,
-      ...(keyed ? { "429": retryLater } : {}),
-      "503": retryLater,
-    },
-  }
+export const withOptionalBody: Transform = (operation) => ({
+  ...operation,
+  requestBody: { ...operation.requestBody, required: false },
+})
+
+const retryAfter = { "Retry-After": { description: "Seconds to wait", schema: { type: "integer" } } }
+
+const complete = (operation: OpenApi.OpenAPISpecOperation) => ({
+  ...operation,
+  // `{}`: without API_TOKENS no token is needed.
+  security: operation.security.flatMap((scheme) => [scheme, {}]),
+  responses: Record.map(operation.responses, (response, status) =>
+    (status === "429" || status === "503") && "application/problem+json" in (response.content ?? {})
+      ? { ...response, headers: retryAfter }
+      : response,
+  ),
+})
+
+/** Lists the event types of a program where the definition of the API knows only the pattern of their names. */
+export const withEventTypes = (document: OpenApi.OpenAPISpec, { all }: EventTypes): unknown => {
+  const products = all.filter(({ kind }) => kind === "product")
+  const own = products.filter(({ name, route }) => name === route)
+  const oneOf = (types: typeof all) => ({ type: "string", enum: types.map(({ name }) => name) })
+  return JSON.parse(JSON.stringify(document), (key, value) => {
+    if (value?.pattern === namePattern.source) return oneOf(products)
+    if (value?.in === "path" && value.name === "type") return { ...value, schema: oneOf(own) }
+    // The route for types of one's own.
+    return own.length === 0 && key.endsWith("/product/{productId}/{type}") ? undefined : value
+  })
 }
 
-export const completeDocument = ({ components, paths, ...rest }: Document) => {
-  const { HttpApiDecodeError, Issue, PropertyKey, ...schemas } = components.schemas
-  return {
-    ...rest,
-    paths: Record.map(paths, (methods, path) =>
-      Record.map(methods, (operation, method) => complete(path, method, operation)),
-    ),
-    components: {
-      schemas: { ...schemas, ...JSONSchema.make(ProblemDocument).$defs },
-      securitySchemes: {
-        bearer: { type: "http", scheme: "bearer", description: "Only where API_TOKENS is set" },
-      },
-    },
-  }
-}
+export const completeDocument = (document: OpenApi.OpenAPISpec) => ({
+  ...document,
+  paths: Record.map(
+    document.paths,
+    (operations: Record.ReadonlyRecord<string, OpenApi.OpenAPISpecOperation>) =>
+      Record.map(operations, complete),
+  ),
+})

@@ -1,4 +1,4 @@
-/** Parameters that routes of several groups take. */
+/** Parameters of routes in several groups. */
 import { HttpApiSchema } from "@effect/platform"
 import { Schema } from "effect"
 import { ProductId, UserId } from "../model/Interaction.ts"

@@ -1,22 +1,24 @@
-/** The HTTP contract: routes, payloads and answers. `/openapi.json` and `/docs` are generated from it. */
+/** The HTTP API: routes, payloads, responses and problems. `/openapi.json` is generated from it. */
 import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
 import { namePattern } from "../model/EventTypes.ts"
 import { EventType, MessageId } from "../model/Interaction.ts"
 import { FieldIssue } from "../model/Problem.ts"
-import { History } from "../model/UserEmbedding.ts"
+import { Ready, Unavailable } from "../operate/Health.ts"
 import { BulkItem, ProductBody, SearchBody } from "../record/Submission.ts"
-import { completeDocument, type Document } from "./ApiDocument.ts"
+import { completeDocument, withIdempotencyKey, withOptionalBody } from "./ApiDocument.ts"
 import { product, user, wellFormed } from "./ApiParameters.ts"
+import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
+import { Embedding } from "./EmbeddingJson.ts"
 import { operations } from "./OperationsApi.ts"
 import { recommendations } from "./RecommendationApi.ts"
 
-/** Greatest body in bytes, of the bulk route and of all others. */
-export const bulkBodyBytes = 1024 * 1024
+/** The largest body in bytes, for all routes without a limit of their own. */
 export const bodyBytes = 64 * 1024
-/** Of the route that takes a vector: room for its numbers, where 64 KiB are too few (from 2,048 dimensions on). */
+export const bulkBodyBytes = 1024 * 1024
+/** For a body with a vector: from 2,048 dimensions on, its numbers need more than 64 KiB. */
 export const vectorBytes = (dimensions: number): number => Math.max(bodyBytes, dimensions * 32)
-/** Items of one bulk request. */
+/** The most items of one bulk request. */
 export const bulkItems = 1_000
 
 const Recorded = Schema.Struct({
@@ -43,38 +45,11 @@ export const BulkReport = Schema.Struct({
   results: Schema.Array(BulkResult),
 }).annotations({ identifier: "BulkReport" })
 
-const RecentEvent = Schema.Struct({
-  event_type: EventType,
-  search_phrase: Schema.optional(Schema.String),
-  product_id: Schema.optional(Schema.String),
-  occurred_at: Schema.String,
-  message_id: MessageId,
-})
-
-export const Embedding = Schema.Struct({
-  user_id: Schema.String,
-  dimension_count: Schema.Number,
-  last_updated: Schema.String,
-  event_count: Schema.Number,
-  last_event_type: EventType,
-  last_event_id: MessageId,
-  mass: Schema.Number,
-  total_weight: Schema.Number,
-  space: Schema.String,
-  history: History,
-  created_at: Schema.String,
-  updated_at: Schema.String,
-  version: Schema.Number,
-  recent: Schema.Array(RecentEvent),
-  metadata: Schema.Record({ key: Schema.String, value: Schema.Union(Schema.Number, Schema.String) }),
-  embedding: Schema.optional(Schema.Array(Schema.Number)),
-}).annotations({ identifier: "UserEmbedding" })
-
 const shortText = Schema.optionalWith(
   wellFormed.pipe(Schema.filter((text) => text.length <= 255 || "must be at most 255 characters")),
   { nullable: true },
 )
-/** Exactly one of `vector` and `text`. Without a name or category what is stored stays. */
+/** Exactly one of `vector` and `text`. An absent name or category leaves the stored one as it is. */
 export const ProductEmbeddingBody = Schema.Struct({
   vector: Schema.optional(Schema.Array(Schema.Number)),
   text: Schema.optional(
@@ -92,62 +67,61 @@ export const ProductEmbeddingBody = Schema.Struct({
   )
   .annotations({ identifier: "ProductEmbeddingBody" })
 
-const ProductStored = Schema.Struct({
-  product_id: Schema.String,
-  space: Schema.String,
-  dimension_count: Schema.Number,
-  created: Schema.Boolean,
-})
+const stored = { product_id: Schema.String, space: Schema.String, dimension_count: Schema.Number }
+const ProductCreated = Schema.Struct({ ...stored, created: Schema.Literal(true) })
+const ProductReplaced = Schema.Struct({ ...stored, created: Schema.Literal(false) })
 
-const Health = Schema.Struct({
-  status: Schema.Literal("ok", "degraded", "unavailable"),
-  dependencies: Schema.Record({
-    key: Schema.String,
-    value: Schema.Struct({
-      status: Schema.Literal("up", "degraded", "down"),
-      detail: Schema.optional(Schema.String),
-      version: Schema.optional(Schema.String),
-      latency_ms: Schema.optional(Schema.Number),
-    }),
-  }),
-}).annotations({ identifier: "Health" })
-
-/** Ids decoded together with header and body, so that one answer names all that is wrong. */
-const idAsSent = Schema.String.annotations({
+/** RecordingRoutes.ts decodes the ids with header and body: one problem names every wrong field. */
+const undecodedId = Schema.String.annotations({
   jsonSchema: { type: "string", pattern: "^[A-Za-z0-9._:-]{1,64}$" },
 })
-const sentUser = HttpApiSchema.param("userId", idAsSent)
-const sentProduct = HttpApiSchema.param("productId", idAsSent)
-const sentType = HttpApiSchema.param(
+const undecodedUser = HttpApiSchema.param("userId", undecodedId)
+const undecodedProduct = HttpApiSchema.param("productId", undecodedId)
+
+const undecodedType = HttpApiSchema.param(
   "type",
   Schema.String.annotations({ jsonSchema: { type: "string", pattern: namePattern.source } }),
 )
 
-const productEvent = <Name extends string>(
-  endpoint: HttpApiEndpoint.HttpApiEndpoint<
-    Name,
-    "POST",
-    { readonly userId: string; readonly productId: string }
-  >,
+const productEvent = <
+  Name extends string,
+  Path extends { readonly userId: string; readonly productId: string },
+>(
+  endpoint: HttpApiEndpoint.HttpApiEndpoint<Name, "POST", Path>,
 ) =>
-  endpoint.setPayload(ProductBody).addSuccess(Recorded, { status: 201 }).addSuccess(Recorded, { status: 200 })
+  endpoint
+    .setPayload(ProductBody)
+    .addSuccess(Recorded, { status: 201 })
+    .addSuccess(Recorded, { status: 200 })
+    .addError(problems(429))
+    .annotate(OpenApi.Transform, (operation) => withIdempotencyKey(withOptionalBody(operation)))
 
 const interactions = HttpApiGroup.make("interactions")
   .add(
-    HttpApiEndpoint.post("search")`/api/user/${sentUser}/search`
+    HttpApiEndpoint.post("search")`/api/user/${undecodedUser}/search`
       .setPayload(SearchBody)
       .addSuccess(Recorded, { status: 201 })
-      .addSuccess(Recorded, { status: 200 }),
-  )
-  .add(productEvent(HttpApiEndpoint.post("view")`/api/user/${sentUser}/product/${sentProduct}/view`))
-  .add(productEvent(HttpApiEndpoint.post("click")`/api/user/${sentUser}/product/${sentProduct}/click`))
-  .add(productEvent(HttpApiEndpoint.post("purchase")`/api/user/${sentUser}/product/${sentProduct}/purchase`))
-  .add(
-    HttpApiEndpoint.post("product")`/api/user/${sentUser}/product/${sentProduct}/${sentType}`
-      .setPayload(ProductBody)
-      .addSuccess(Recorded, { status: 201 })
       .addSuccess(Recorded, { status: 200 })
-      .annotate(OpenApi.Description, "Records an event of a type that EVENT_WEIGHTS adds."),
+      .addError(problems(429))
+      .annotate(OpenApi.Transform, withIdempotencyKey),
+  )
+  .add(
+    productEvent(HttpApiEndpoint.post("view")`/api/user/${undecodedUser}/product/${undecodedProduct}/view`),
+  )
+  .add(
+    productEvent(HttpApiEndpoint.post("click")`/api/user/${undecodedUser}/product/${undecodedProduct}/click`),
+  )
+  .add(
+    productEvent(
+      HttpApiEndpoint.post("purchase")`/api/user/${undecodedUser}/product/${undecodedProduct}/purchase`,
+    ),
+  )
+  .add(
+    productEvent(
+      HttpApiEndpoint.post(
+        "product",
+      )`/api/user/${undecodedUser}/product/${undecodedProduct}/${undecodedType}`,
+    ).annotate(OpenApi.Description, "Records an event of a type that EVENT_WEIGHTS adds."),
   )
   .add(
     HttpApiEndpoint.post("bulk", "/api/interactions")
@@ -155,6 +129,8 @@ const interactions = HttpApiGroup.make("interactions")
       .addSuccess(BulkReport, { status: 200 })
       .addSuccess(BulkReport, { status: 207 }),
   )
+  .addError(problems(...bodyStatuses, 503))
+  .middleware(Authorisation)
 
 const trueOrFalse = Schema.Literal("true", "false").annotations({
   message: () => ({ message: "must be true or false", override: true }),
@@ -163,38 +139,48 @@ const embeddings = HttpApiGroup.make("embeddings")
   .add(
     HttpApiEndpoint.del("eraseUser")`/api/user/${user}`
       .addSuccess(HttpApiSchema.NoContent)
+      .addError(problems(422, 503))
       .annotate(
         OpenApi.Description,
-        "Erases the user everywhere: log, embedding, dead letters; what is queued is defeated. Safe to repeat.",
+        "Erases the user from the log, the embeddings and the dead letters. Queued interactions of the user are ignored. Safe to repeat.",
       ),
   )
   .add(
     HttpApiEndpoint.get("embedding")`/api/user/${user}/embedding`
       .setUrlParams(Schema.Struct({ vector: Schema.optional(trueOrFalse) }))
-      .addSuccess(Embedding),
+      .addSuccess(Embedding)
+      .addError(problems(404, 422, 503)),
   )
   .add(
     HttpApiEndpoint.put("putProduct")`/api/product/${product}/embedding`
       .setPayload(ProductEmbeddingBody)
-      .addSuccess(ProductStored, { status: 201 })
-      .addSuccess(ProductStored, { status: 200 }),
+      .addSuccess(ProductCreated, { status: 201 })
+      .addSuccess(ProductReplaced, { status: 200 })
+      .addError(problems(...bodyStatuses, 503)),
   )
+  .middleware(Authorisation)
 
 const health = HttpApiGroup.make("health")
   .add(HttpApiEndpoint.get("livez", "/livez").addSuccess(Schema.Struct({ status: Schema.Literal("ok") })))
   .add(
     HttpApiEndpoint.get("readyz", "/readyz")
       .setUrlParams(Schema.Struct({ verbose: Schema.optional(Schema.String) }))
-      .addSuccess(Health)
-      .addSuccess(Health, { status: 503 }),
+      .addSuccess(Ready)
+      .addSuccess(Unavailable, { status: 503 })
+      .addError(problems(401)),
   )
   .add(
-    HttpApiEndpoint.get("metrics", "/metrics").addSuccess(
-      HttpApiSchema.Text().annotations({ description: "Metrics in the text format of Prometheus" }),
-    ),
+    HttpApiEndpoint.get("metrics", "/metrics")
+      .addSuccess(
+        HttpApiSchema.Text().annotations({ description: "Metrics in the text format of Prometheus" }),
+      )
+      .middleware(Authorisation),
   )
 
-export const api = HttpApi.make("user-embeddings")
+/** HttpMiddleware.ts answers the decode error, which HttpApi declares for every endpoint, as a problem. */
+const withoutDecodeError = Object.assign(HttpApi.make("user-embeddings"), { errorSchema: Schema.Never })
+
+export const api = withoutDecodeError
   .add(interactions)
   .add(embeddings)
   .add(recommendations)
@@ -203,4 +189,4 @@ export const api = HttpApi.make("user-embeddings")
   .annotate(OpenApi.Title, "user-embeddings")
   .annotate(OpenApi.Description, "Keeps a vector of every user's taste up to date from what they do.")
   .annotate(OpenApi.Version, "1.0")
-  .annotate(OpenApi.Transform, (document) => completeDocument(document as Document))
+  .annotate(OpenApi.Transform, (document) => completeDocument(document as OpenApi.OpenAPISpec))

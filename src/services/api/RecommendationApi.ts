@@ -1,8 +1,9 @@
-/** The routes of recommendations and of the catalogue's search. */
+/** The routes of recommendations and of the search in the catalogue. */
 import { HttpApiEndpoint, HttpApiGroup } from "@effect/platform"
 import { Schema } from "effect"
 import { EventType, SearchPhrase, UserId } from "../model/Interaction.ts"
 import { Category, choice, Limit, limitRule, product, refused, user } from "./ApiParameters.ts"
+import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 
 const described = {
   product_id: Schema.String,
@@ -12,7 +13,7 @@ const described = {
 const Recommended = Schema.Struct({
   user_id: Schema.String,
   source: Schema.Literal("taste", "popular").annotations({
-    description: "popular: the user has no taste yet; score = popularity, of decayed counts",
+    description: "popular: the user has no taste yet; score = popularity, from decayed counts",
   }),
   items: Schema.Array(
     Schema.Struct({
@@ -31,7 +32,9 @@ const Recommended = Schema.Struct({
           occurred_at: Schema.String,
           share: Schema.Number,
         }),
-      ).annotations({ description: "the newest events that speak for the product, largest share first" }),
+      ).annotations({
+        description: "the newest events that raise the score of the product, largest share first",
+      }),
       rest: Schema.Number.annotations({ description: "share of all older events; all shares add up to 1" }),
     }),
   ),
@@ -53,10 +56,10 @@ const SimilarProducts = Schema.Struct({
 }).annotations({ identifier: "SimilarProducts" })
 const SimilarUsers = Schema.Struct({
   user_id: Schema.String,
-  compared: Schema.Number.annotations({ description: "users compared with" }),
+  compared: Schema.Number.annotations({ description: "number of users compared" }),
   items: Schema.Array(Schema.Struct({ user_id: Schema.String, similarity: Schema.Number })),
 }).annotations({ identifier: "SimilarUsers" })
-/** Asks for the products that a phrase means; nothing is recorded. */
+/** Finds products by a phrase. Nothing is recorded. */
 export const CatalogueSearchBody = Schema.Struct({
   query: SearchPhrase,
   user: Schema.optionalWith(UserId, { nullable: true }),
@@ -69,7 +72,7 @@ export const CatalogueSearchBody = Schema.Struct({
 const FoundProducts = Schema.Struct({
   query: Schema.String,
   user_id: Schema.NullOr(Schema.String),
-  personalised: Schema.Boolean.annotations({ description: "whether the user's taste took part" }),
+  personalised: Schema.Boolean.annotations({ description: "whether the user's taste changed the scores" }),
   items: Schema.Array(
     Schema.Struct({
       ...described,
@@ -95,25 +98,31 @@ export const recommendations = HttpApiGroup.make("recommendations")
           fallback: Schema.optionalWith(choice("popular", "none"), { default: () => "popular" as const }),
         }),
       )
-      .addSuccess(Recommended),
+      .addSuccess(Recommended)
+      .addError(problems(404, 422, 501, 503)),
   )
   .add(
     HttpApiEndpoint.get("buyAgain")`/api/user/${user}/buy-again`
       .setUrlParams(Schema.Struct({ limit: Limit }))
-      .addSuccess(BoughtBefore),
+      .addSuccess(BoughtBefore)
+      .addError(problems(422, 501, 503)),
   )
   .add(
     HttpApiEndpoint.get("similarUsers")`/api/user/${user}/similar`
       .setUrlParams(Schema.Struct({ limit: Limit }))
-      .addSuccess(SimilarUsers),
+      .addSuccess(SimilarUsers)
+      .addError(problems(404, 422, 501, 503)),
   )
   .add(
     HttpApiEndpoint.get("similarProducts")`/api/product/${product}/similar`
       .setUrlParams(Schema.Struct({ limit: Limit, category: Category }))
-      .addSuccess(SimilarProducts),
+      .addSuccess(SimilarProducts)
+      .addError(problems(404, 422, 501, 503)),
   )
   .add(
     HttpApiEndpoint.post("searchCatalogue", "/api/search")
       .setPayload(CatalogueSearchBody)
-      .addSuccess(FoundProducts),
+      .addSuccess(FoundProducts)
+      .addError(problems(...bodyStatuses, 501, 503)),
   )
+  .middleware(Authorisation)

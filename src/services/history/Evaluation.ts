@@ -1,6 +1,7 @@
 /**
- * Replays history in time order and asks before each chosen interaction: who would have put its product in the first ten?
- * Pure. Everything that answers knows only what came before. Tastes are those of the program itself: its fold, its reading.
+ * Replays a history in time order. Before each chosen interaction, every method ranks all products, from the interactions
+ * before it alone; a method is good when the product of the interaction is among its first ten. Pure. Tastes are computed
+ * by the program's own fold and reading.
  */
 
 import { Either } from "effect"
@@ -21,7 +22,7 @@ import * as Vector from "../model/Vector.ts"
 export const equalWeights = (weights: Weights): Weights =>
   Object.fromEntries(Object.entries(weights).map(([type, weight]) => [type, Math.sign(weight)]))
 
-/** A setting of the grid. */
+/** One choice of parameters for the taste. */
 export interface Setting {
   readonly lambda: number
   readonly weights: Weights
@@ -31,18 +32,18 @@ export interface Setting {
   readonly popularity: number
 }
 
-/** Ways that need no vector of a user, and the plainest that has one. */
+/** Methods without a taste: popularity, own purchases, neighbours of the last products, and the mean of the vectors. */
 export const baselines = ["popular", "buy again", "item kNN", "last item", "plain mean"] as const
 export type Baseline = (typeof baselines)[number]
 
 export interface Plan {
-  /** Oldest first, each once. */
+  /** Oldest first, without duplicates. */
   readonly interactions: ReadonlyArray<Interaction>
-  /** Message ids of what is to be foretold. */
+  /** Message ids of the interactions to predict. */
   readonly targets: ReadonlySet<string>
 }
 
-/** Numbers from a seed (mulberry32): the same history gives the same report. */
+/** Random numbers from a seed (mulberry32), so that the same history gives the same report. */
 export const randomOf = (seed: number) => () => {
   seed = (seed + 0x6d2b79f5) | 0
   let t = Math.imul(seed ^ (seed >>> 15), 1 | seed)
@@ -51,8 +52,8 @@ export const randomOf = (seed: number) => () => {
 }
 
 /**
- * Chooses what is foretold: product interactions of these types in the last fifth of the history, of users with something
- * before, at most `most`, spread at random. With `unseenOnly` not those with a product that the user has met before.
+ * Draws at most `most` interactions to predict, at random: product interactions of these types in the last fifth of the
+ * history, by users with earlier interactions. With `unseenOnly`, the product must be new to the user.
  */
 export const plan = (
   given: ReadonlyArray<Interaction>,
@@ -86,7 +87,7 @@ export const plan = (
   return { interactions, targets: new Set(chosen.map(([, id]) => id)) }
 }
 
-/** Rank of the product foretold, 0 = first, for every way: simple ones first, then the settings. */
+/** Rank of the target's product, 0 = first, by every method: the baselines, then the settings. */
 export interface Ranking {
   readonly user: UserId
   readonly ranks: ReadonlyArray<number>
@@ -98,17 +99,17 @@ export interface World {
   readonly vectorOf: (interaction: Interaction) => Float32Array | undefined
   readonly space: string
   readonly settings: ReadonlyArray<Setting>
-  /** λ of buying again. */
+  /** λ of the baseline "buy again". */
   readonly lambda: number
-  /** Products that the user has met are no candidates. */
+  /** Leaves out products that the user has interacted with. */
   readonly unseenOnly: boolean
 }
 
 const neighbours = 5
 const eventsRemembered = 10
 
-/** Mean of the catalogue, and the catalogue without it. */
-const centred = (products: World["products"]) => {
+/** The catalogue's mean, and its vectors centred by it. */
+const centre = (products: World["products"]) => {
   const sum = new Float64Array(products[0]?.vector.length ?? 0)
   for (const { vector } of products) Vector.addScaled(sum, 1 / products.length, vector)
   const mean = Float32Array.from(sum)
@@ -118,165 +119,233 @@ const centred = (products: World["products"]) => {
   }
 }
 
-/** Numbers in the order in which they came, four bytes each. */
+/** A growing list of numbers, four bytes each. */
 class Numbers {
-  private kept = new Uint32Array(4)
+  private items = new Uint32Array(4)
   private count = 0
 
   push(n: number): void {
-    if (this.count === this.kept.length) {
+    if (this.count === this.items.length) {
       const more = new Uint32Array(2 * this.count)
-      more.set(this.kept)
-      this.kept = more
+      more.set(this.items)
+      this.items = more
     }
-    this.kept[this.count++] = n
+    this.items[this.count++] = n
   }
 
-  /** How often each is here. */
+  /** How often each number occurs. */
   tally(): ReadonlyMap<number, number> {
     const times = new Map<number, number>()
     for (let at = 0; at < this.count; at++) {
-      const n = this.kept[at]!
+      const n = this.items[at]!
       times.set(n, (times.get(n) ?? 0) + 1)
     }
     return times
   }
 }
 
-/** Foretells each target; yields in time order, so that a caller can show progress and breathe. */
-export function* predict({ interactions, targets }: Plan, world: World): Generator<Ranking> {
-  const { lambda, products, settings, space, unseenOnly, vectorOf } = world
-  const { mean, vectors } = centred(products)
-  const indexOf = new Map(products.map(({ product_id }, index) => [product_id, index]))
-  const counts = new Float64Array(products.length)
-  /** Of each product, those that the same user had within five events, as often as that happened. */
-  const together = products.map(() => new Numbers())
-  const equal = equalWeights(settings[0]?.weights ?? {})
+/** Counts over all users, from the interactions so far. */
+class ProductCounts {
+  readonly interactions: Float64Array
+  /** By product: the products that the same user had within five events, once for each time. */
+  private readonly together: ReadonlyArray<Numbers>
+  private readonly recent = new Map<UserId, Array<number>>()
 
-  const scoresOf = (direction: Float32Array | undefined) => {
-    if (direction === undefined) return undefined
-    const scores = new Float64Array(vectors.length)
-    for (let product = 0; product < scores.length; product++)
-      scores[product] = Vector.dot(direction, vectors[product]!)
-    return scores
-  }
-  const unit = (sum: Float64Array | undefined) => sum && Vector.divide(sum, Vector.norm(sum))
-
-  const rankOf = (
-    target: number,
-    score: (product: number) => number,
-    without: ReadonlySet<number> | undefined,
-  ): number => {
-    const own = score(target)
-    let ahead = 0
-    let equals = 0
-    for (let product = 0; product < products.length; product++) {
-      if (product === target || without?.has(product)) continue
-      const other = score(product)
-      if (other > own) ahead += 1
-      else if (other === own) equals += 1
-    }
-    // Among equals the middle place is what chance gives.
-    return ahead + Math.floor(equals / 2)
+  constructor(products: number) {
+    this.interactions = new Float64Array(products)
+    this.together = Array.from({ length: products }, () => new Numbers())
   }
 
-  const ranks = (target: number, past: ReadonlyArray<Interaction>, now: number): ReadonlyArray<number> => {
-    const seen = past.flatMap(({ product_id }) => indexOf.get(product_id ?? "") ?? [])
-    const without = unseenOnly ? new Set(seen) : undefined
-    const most = counts.reduce((a, b) => Math.max(a, b), 0)
-    const popular = Float64Array.from(counts, (count) => Taste.popularityPart(1, count, most))
-    const popularity = (product: number) => popular[product]!
-    const rank = (score: (product: number) => number) => rankOf(target, score, without)
-    /** Where scores say nothing, popularity does. */
-    const orPopular = (scores: ReadonlyMap<number, number>) =>
-      rank((product) => (scores.get(product) ?? 0) + 1e-9 * popularity(product))
-
-    const again = new Map<number, number>()
-    for (const { event_type, occurred_at, product_id } of past) {
-      const index = indexOf.get(product_id ?? "")
-      if (index === undefined || event_type !== "product_purchase") continue
-      again.set(index, (again.get(index) ?? 0) + decay(lambda, now, Date.parse(occurred_at)))
-    }
-    const near = new Map<number, number>()
-    for (const [place, index] of seen.slice(-neighbours).toReversed().entries())
-      for (const [other, times] of together[index]!.tally()) {
-        const cosine = times / Math.sqrt(Math.max(1, counts[index]!) * Math.max(1, counts[other]!))
-        near.set(other, (near.get(other) ?? 0) + 0.5 ** place * cosine)
-      }
-
-    const events = past.flatMap((interaction): ReadonlyArray<Event> => {
-      const vector = vectorOf(interaction)
-      return vector === undefined ? [] : [{ interaction, vector }]
-    })
-    const remembered = events
-      .slice(-eventsRemembered)
-      .toReversed()
-      .map(({ interaction, vector }) => ({ event: interaction, vector }))
-    const last = events.at(-1)
-    const folded = new Map<string, ReturnType<typeof fold>>()
-    const embeddingOf = (setting: Omit<FoldSettings, "space">) => {
-      const key = JSON.stringify([setting.lambda, setting.weights, setting.history])
-      const known = folded.get(key) ?? fold(undefined, events, { ...setting, space }, now)
-      folded.set(key, known)
-      return Either.getOrThrow(known)
-    }
-    const read = new Map<string, Float64Array | undefined>()
-    const tasteOf = ({ history, lambda, mix, weights }: Setting) => {
-      const key = JSON.stringify([lambda, weights, history, mix])
-      if (!read.has(key)) {
-        const embedding = embeddingOf({ lambda, weights, history })
-        const direction =
-          mix === "long"
-            ? unit(Taste.longMemory(embedding, mean))
-            : Taste.read(embedding, remembered, mean, weights, now)?.direction
-        read.set(key, scoresOf(direction))
-      }
-      return read.get(key)
-    }
-    const byVector = (scores: Float64Array | undefined, weight: number) =>
-      rank((product) => (scores?.[product] ?? 0) + (scores === undefined ? 1 : weight) * popularity(product))
-
-    const plain: Setting = { lambda: 0, weights: equal, history: "cumulative", mix: "long", popularity: 0 }
-    const simpleRanks: Readonly<Record<Baseline, number>> = {
-      popular: rank(popularity),
-      "buy again": orPopular(again),
-      "item kNN": orPopular(near),
-      "last item": byVector(last && scoresOf(Taste.centre(last.vector, mean)), 0),
-      "plain mean": byVector(events.length === 0 ? undefined : tasteOf(plain), 0),
-    }
-    return [
-      ...baselines.map((name) => simpleRanks[name]),
-      ...settings.map((setting) =>
-        byVector(events.length === 0 ? undefined : tasteOf(setting), setting.popularity),
-      ),
-    ]
-  }
-
-  const pasts = new Map<UserId, Array<Interaction>>()
-  for (const { message_id, user_id } of interactions) if (targets.has(message_id)) pasts.set(user_id, [])
-  const lately = new Map<UserId, Array<number>>()
-  // A million times: nothing is made here that is thrown away at once.
-  for (const interaction of interactions) {
-    const { message_id, occurred_at, product_id, user_id } = interaction
-    const index = product_id === null ? undefined : indexOf.get(product_id)
-    const past = pasts.get(user_id)
-    if (index !== undefined && past !== undefined && targets.has(message_id))
-      yield { user: user_id, ranks: ranks(index, past, Date.parse(occurred_at)) }
-    past?.push(interaction)
-    if (index === undefined) continue
-    counts[index]! += 1
-    const before = lately.get(user_id)
+  /** Called for every interaction of the history, so it allocates nothing that is soon garbage. */
+  add(user: UserId, product: number): void {
+    this.interactions[product]! += 1
+    const before = this.recent.get(user)
     if (before === undefined) {
-      lately.set(user_id, [index])
-      continue
+      this.recent.set(user, [product])
+      return
     }
     for (let at = 0; at < before.length; at++) {
       const other = before[at]!
-      if (other === index || before.indexOf(other) < at) continue
-      together[index]!.push(other)
-      together[other]!.push(index)
+      if (other === product || before.indexOf(other) < at) continue
+      this.together[product]!.push(other)
+      this.together[other]!.push(product)
     }
-    if (before.push(index) > neighbours) before.shift()
+    if (before.push(product) > neighbours) before.shift()
+  }
+
+  popularity(): Float64Array {
+    const most = this.interactions.reduce((a, b) => Math.max(a, b), 0)
+    return Float64Array.from(this.interactions, (count) => Taste.popularityPart(1, count, most))
+  }
+
+  /** Item kNN: products that occur together with the last products seen; the newest counts most. */
+  neighbourScores(seen: ReadonlyArray<number>): ReadonlyMap<number, number> {
+    const scores = new Map<number, number>()
+    const count = (product: number) => Math.max(1, this.interactions[product]!)
+    for (const [place, product] of seen.slice(-neighbours).toReversed().entries())
+      for (const [other, times] of this.together[product]!.tally()) {
+        const cosine = times / Math.sqrt(count(product) * count(other))
+        scores.set(other, (scores.get(other) ?? 0) + 0.5 ** place * cosine)
+      }
+    return scores
+  }
+}
+
+/** Rank of the target among all products except those in `without`. */
+const rankOf = (
+  target: number,
+  products: number,
+  score: (product: number) => number,
+  without: ReadonlySet<number> | undefined,
+): number => {
+  const own = score(target)
+  let ahead = 0
+  let equals = 0
+  for (let product = 0; product < products; product++) {
+    if (product === target || without?.has(product)) continue
+    const other = score(product)
+    if (other > own) ahead += 1
+    else if (other === own) equals += 1
+  }
+  // Among equal scores, chance would put the target in the middle.
+  return ahead + Math.floor(equals / 2)
+}
+
+/** Products bought before; frequent and recent purchases score higher. */
+const purchaseScores = (
+  past: ReadonlyArray<Interaction>,
+  indexOf: ReadonlyMap<string, number>,
+  lambda: number,
+  now: number,
+): ReadonlyMap<number, number> => {
+  const scores = new Map<number, number>()
+  for (const { event_type, occurred_at, product_id } of past) {
+    const index = indexOf.get(product_id ?? "")
+    if (index === undefined || event_type !== "product_purchase") continue
+    scores.set(index, (scores.get(index) ?? 0) + decay(lambda, now, Date.parse(occurred_at)))
+  }
+  return scores
+}
+
+const scoresBy = (direction: Float32Array | undefined, vectors: ReadonlyArray<Float32Array>) => {
+  if (direction === undefined) return undefined
+  const scores = new Float64Array(vectors.length)
+  for (let product = 0; product < scores.length; product++)
+    scores[product] = Vector.dot(direction, vectors[product]!)
+  return scores
+}
+
+const unit = (sum: Float64Array | undefined) => sum && Vector.divide(sum, Vector.norm(sum))
+
+/** Scores of all products by one user's taste at one instant. Settings that share a fold or a taste compute it once. */
+class TasteScores {
+  private readonly remembered: ReadonlyArray<Taste.RememberedEvent>
+  private readonly folded = new Map<string, ReturnType<typeof fold>>()
+  private readonly scores = new Map<string, Float64Array | undefined>()
+
+  constructor(
+    private readonly events: ReadonlyArray<Event>,
+    private readonly catalogue: ReturnType<typeof centre>,
+    private readonly space: string,
+    private readonly now: number,
+  ) {
+    this.remembered = events
+      .slice(-eventsRemembered)
+      .toReversed()
+      .map(({ interaction, vector }) => ({ event: interaction, vector }))
+  }
+
+  /** `undefined` when the taste has no direction. */
+  of({ history, lambda, mix, weights }: Setting): Float64Array | undefined {
+    if (this.events.length === 0) return undefined
+    const key = JSON.stringify([lambda, weights, history, mix])
+    if (!this.scores.has(key)) {
+      const { mean, vectors } = this.catalogue
+      const embedding = this.embedding({ lambda, weights, history })
+      const direction =
+        mix === "long"
+          ? unit(Taste.longMemory(embedding, mean))
+          : Taste.read(embedding, this.remembered, mean, weights, this.now)?.direction
+      this.scores.set(key, scoresBy(direction, vectors))
+    }
+    return this.scores.get(key)
+  }
+
+  private embedding(setting: Omit<FoldSettings, "space">) {
+    const { space } = this
+    const key = JSON.stringify([setting.lambda, setting.weights, setting.history])
+    const embedding = this.folded.get(key) ?? fold(undefined, this.events, { ...setting, space }, this.now)
+    this.folded.set(key, embedding)
+    return Either.getOrThrow(embedding)
+  }
+}
+
+/** The plain mean of all events: the baseline that has a vector too. */
+const plainMean = ({ weights }: Pick<Setting, "weights">): Setting => ({
+  lambda: 0,
+  weights: equalWeights(weights),
+  history: "cumulative",
+  mix: "long",
+  popularity: 0,
+})
+
+/** Ranks of the target by every method. */
+const rankTarget = (
+  { lambda, settings, space, unseenOnly, vectorOf }: World,
+  catalogue: ReturnType<typeof centre>,
+  indexOf: ReadonlyMap<string, number>,
+  counts: ProductCounts,
+  { now, past, target }: { target: number; past: ReadonlyArray<Interaction>; now: number },
+): ReadonlyArray<number> => {
+  const { mean, vectors } = catalogue
+  const seen = past.flatMap(({ product_id }) => indexOf.get(product_id ?? "") ?? [])
+  const without = unseenOnly ? new Set(seen) : undefined
+  const popularities = counts.popularity()
+  const popularity = (product: number) => popularities[product]!
+  const rank = (score: (product: number) => number) => rankOf(target, vectors.length, score, without)
+  /** Products without a score are ranked by popularity. */
+  const orPopular = (scores: ReadonlyMap<number, number>) =>
+    rank((product) => (scores.get(product) ?? 0) + 1e-9 * popularity(product))
+  const byVector = (scores: Float64Array | undefined, weight: number) =>
+    rank((product) => (scores?.[product] ?? 0) + (scores === undefined ? 1 : weight) * popularity(product))
+
+  const events = past.flatMap((interaction): ReadonlyArray<Event> => {
+    const vector = vectorOf(interaction)
+    return vector === undefined ? [] : [{ interaction, vector }]
+  })
+  const last = events.at(-1)
+  const taste = new TasteScores(events, catalogue, space, now)
+  const byBaseline: Readonly<Record<Baseline, number>> = {
+    popular: rank(popularity),
+    "buy again": orPopular(purchaseScores(past, indexOf, lambda, now)),
+    "item kNN": orPopular(counts.neighbourScores(seen)),
+    "last item": byVector(last && scoresBy(Taste.centre(last.vector, mean), vectors), 0),
+    "plain mean": byVector(taste.of(plainMean(settings[0]!)), 0),
+  }
+  return [
+    ...baselines.map((name) => byBaseline[name]),
+    ...settings.map((setting) => byVector(taste.of(setting), setting.popularity)),
+  ]
+}
+
+/** Ranks each target; yields in time order, so that a caller can show progress and let other fibers run. */
+export function* predict({ interactions, targets }: Plan, world: World): Generator<Ranking> {
+  const { products } = world
+  const catalogue = centre(products)
+  const indexOf = new Map(products.map(({ product_id }, index) => [product_id, index]))
+  const counts = new ProductCounts(products.length)
+  const pasts = new Map<UserId, Array<Interaction>>()
+  for (const { message_id, user_id } of interactions) if (targets.has(message_id)) pasts.set(user_id, [])
+  for (const interaction of interactions) {
+    const { message_id, occurred_at, product_id, user_id } = interaction
+    const target = product_id === null ? undefined : indexOf.get(product_id)
+    const past = pasts.get(user_id)
+    if (target !== undefined && past !== undefined && targets.has(message_id)) {
+      const now = Date.parse(occurred_at)
+      yield { user: user_id, ranks: rankTarget(world, catalogue, indexOf, counts, { target, past, now }) }
+    }
+    past?.push(interaction)
+    if (target !== undefined) counts.add(user_id, target)
   }
 }
 
@@ -287,7 +356,7 @@ const first = 10
 export const metrics = ["hit_rate", "ndcg", "mrr"] as const
 export type Metric = (typeof metrics)[number]
 
-/** What a rank is worth, at 10. */
+/** Value of a rank, at 10. */
 export const metricOfRank: Readonly<Record<Metric, (rank: number) => number>> = {
   hit_rate: (rank) => (rank < first ? 1 : 0),
   ndcg: (rank) => (rank < first ? 1 / Math.log2(rank + 2) : 0),
@@ -304,15 +373,15 @@ export interface Estimate {
 const resamples = 1_000
 
 /**
- * Mean over all, and its 95 % percentile interval: bootstrap by user, for what one user does belongs together (Efron and
- * Tibshirani, "An Introduction to the Bootstrap", 1993).
+ * The mean, with its 95 % percentile interval by bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap",
+ * 1993). Users are drawn, not single targets, because the targets of one user are not independent.
  */
 export const estimate = (
-  foretold: ReadonlyArray<Ranking>,
+  rankings: ReadonlyArray<Ranking>,
   value: (ranks: ReadonlyArray<number>) => number,
 ): Estimate => {
   const sums = new Map<UserId, readonly [number, number]>()
-  for (const { ranks, user } of foretold) {
+  for (const { ranks, user } of rankings) {
     const [sum, count] = sums.get(user) ?? [0, 0]
     sums.set(user, [sum + value(ranks), count + 1])
   }
@@ -335,39 +404,41 @@ export const estimate = (
   return { mean: mean((index) => index), low: at(0.025), high: at(0.975) }
 }
 
-export interface Verdict {
-  /** Chosen on one half of the users: a name of {@link baselines}, an index of the settings. */
-  readonly baselines: Baseline
+export interface Comparison {
+  /** The best of {@link baselines} on one half of the users. */
+  readonly simple: Baseline
+  /** Index of the best setting on the same half. */
   readonly setting: number
-  /** NDCG of the setting less that of the simple way, on the other half. */
+  /** NDCG of the setting minus NDCG of the baseline, on the other half. */
   readonly difference: Estimate
   readonly says: "taste" | "simple" | "undecided"
 }
 
 /**
- * The best setting against the best simple way. Both are chosen on one half of the users and compared on the other: the
- * best of many on the same users would look better than it is.
+ * Compares the best setting with the best baseline. Both are chosen on one half of the users and compared on the other,
+ * because the best of many looks better than it is on the users on which it was chosen.
  */
-export const compareOnHoldout = (foretold: ReadonlyArray<Ranking>, settings: number): Verdict => {
+export const compareOnHoldout = (rankings: ReadonlyArray<Ranking>, settings: number): Comparison => {
   const halves: [Array<Ranking>, Array<Ranking>] = [[], []]
   const sides = new Map<UserId, 0 | 1>()
-  for (const one of foretold) {
+  for (const one of rankings) {
     const side = sides.get(one.user) ?? (sides.size % 2 === 0 ? 0 : 1)
     sides.set(one.user, side)
     halves[side].push(one)
   }
-  const ndcg = (way: number) => halves[0].reduce((sum, { ranks }) => sum + metricOfRank.ndcg(ranks[way]!), 0)
+  const ndcg = (method: number) =>
+    halves[0].reduce((sum, { ranks }) => sum + metricOfRank.ndcg(ranks[method]!), 0)
   const best = (from: number, count: number) =>
     Array.from({ length: count }, (_, index) => from + index).reduce((a, b) => (ndcg(b) > ndcg(a) ? b : a))
-  const plainest = best(0, baselines.length)
-  const richest = best(baselines.length, settings)
+  const baseline = best(0, baselines.length)
+  const setting = best(baselines.length, settings)
   const difference = estimate(
     halves[1],
-    (ranks) => metricOfRank.ndcg(ranks[richest]!) - metricOfRank.ndcg(ranks[plainest]!),
+    (ranks) => metricOfRank.ndcg(ranks[setting]!) - metricOfRank.ndcg(ranks[baseline]!),
   )
   return {
-    baselines: baselines[plainest]!,
-    setting: richest - baselines.length,
+    simple: baselines[baseline]!,
+    setting: setting - baselines.length,
     difference,
     says: difference.low > 0 ? "taste" : difference.high < 0 ? "simple" : "undecided",
   }

@@ -1,6 +1,6 @@
 /**
- * Interactions in files, JSON Lines or CSV (RFC 4180): pure splitting, decoding and encoding. A file says of each
- * interaction what an item of the bulk route says, under column names of its own; other columns become metadata.
+ * Splits, decodes and encodes files of interactions, JSON Lines or CSV (RFC 4180). Pure. A record has the fields of an
+ * item of the bulk route, possibly under other column names; other columns become metadata.
  */
 import { Either, Predicate } from "effect"
 import type { EventTypes } from "../model/EventTypes.ts"
@@ -11,55 +11,55 @@ import { ofBulkItem } from "../record/Submission.ts"
 
 export type Format = "jsonl" | "csv"
 
-/** How the records of a file are to be read. */
+/** Options for reading a file. */
 export interface Reading {
   readonly format: Format
-  /** One character between the cells of a CSV file. */
+  /** The character between the cells of a CSV file. */
   readonly delimiter: string
-  /** Field → the column that holds it, where its name is another. */
+  /** Field → its column, if that has another name. */
   readonly map: Readonly<Record<string, string>>
-  /** Value of the column → event type, beside the event types themselves and `view`, `click`, `purchase`. */
+  /** Value in the file → event type, in addition to the event types and `view`, `click`, `purchase`. */
   readonly types: Readonly<Record<string, string>>
   /** Field → value for every record. */
   readonly set: Readonly<Record<string, string>>
-  /** Columns that don't become metadata; `*` = none does. */
+  /** Columns not to store as metadata; `*` = all. */
   readonly ignore: ReadonlyArray<string>
 }
 
-/** A record as it stands in the file. */
+/** The text of a record and its place in the file. */
 export interface RawRecord {
   /** Line on which it begins, from 1. */
   readonly line: number
   readonly text: string
-  /** Offset in bytes behind it, and the line that begins there. */
+  /** Byte offset of the end of the record, and the line that begins there. */
   readonly end: number
   readonly nextLine: number
-  /** Why it can't be read at all. */
+  /** Why the record can't be read. */
   readonly problem?: string
 }
 
-/** Longest record in bytes; what is longer is no record, but a quote left open or another kind of file. */
+/** Anything longer is not a record, but an unclosed quote or another kind of file. */
 export const maxRecordBytes = 1024 * 1024
 
 const newline = 0x0a
 const quote = 0x22
 
 /**
- * Splits bytes into records from `start` on; blank lines are none. In CSV a quote opens at the beginning of a cell
- * only, and lines within quotes belong to one record.
+ * Splits bytes into records, beginning at `start`, and skips blank lines. In CSV a quote opens only at the beginning of a
+ * cell, and lines within quotes belong to one record.
  */
 export const splitter = (
   { format, delimiter }: Pick<Reading, "format" | "delimiter">,
   start: { readonly offset: number; readonly line: number },
 ) => {
   const delimiterByte = delimiter.charCodeAt(0)
-  /** Bytes of the current record; `scanned` of them have been looked at. */
+  /** Bytes of the current record, of which the first `scanned` have been scanned. */
   let pending: Buffer = Buffer.alloc(0)
   let scanned = 0
   let quoted = false
-  /** Where a quote was closed: right behind it another one is a quote of the text. */
+  /** Position of the last closing quote. A quote right after it is an escaped quote. */
   let closed = -1
-  /** Set while the rest of a record that is too long goes by. */
+  /** Set while the rest of a record that is too long is skipped. */
   let problem: string | undefined
   let { offset, line } = start
   let nextLine = line
@@ -98,8 +98,8 @@ export const splitter = (
     pending = pending.length === 0 ? Buffer.from(chunk) : Buffer.concat([pending, chunk])
     scan(records)
     while (quoted && pending.length > maxRecordBytes && pending.includes(newline)) {
-      // The line that opened the quote is given up; the next ones are read as if it had not.
-      problem = `${tooLong}; is a quote left open?`
+      // Rejects the line that opened the quote, and reads the next lines as unquoted.
+      problem = `${tooLong}; a quote may not be closed`
       nextLine = line + 1
       take(pending.indexOf(newline) + 1, records)
       scan(records)
@@ -114,7 +114,7 @@ export const splitter = (
     return records
   }
 
-  /** What is left when the file ends without a newline. */
+  /** The last record, when the file ends without a newline. */
   const end = (): ReadonlyArray<RawRecord> => {
     const records: Array<RawRecord> = []
     nextLine += 1
@@ -147,7 +147,7 @@ export const parseCells = (text: string, delimiter: string): ReadonlyArray<strin
       cell += '"'
       at += 1
     }
-    // Whatever stands between the closing quote and the next delimiter belongs to the cell, as spreadsheets read it.
+    // Text between the closing quote and the next delimiter belongs to the cell, as in spreadsheets.
     const next = text.indexOf(delimiter, at)
     const end = next === -1 ? text.length : next
     cells.push(cell + text.slice(at, end))
@@ -156,7 +156,7 @@ export const parseCells = (text: string, delimiter: string): ReadonlyArray<strin
   return cells
 }
 
-/** A cell, quoted where it must be. */
+/** A cell, quoted if necessary. */
 const toCell = (value: string): string =>
   /[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value
 
@@ -172,12 +172,12 @@ const fields = [
   "idempotency_key",
 ] as const
 export const mappable: ReadonlyArray<string> = [...fields, "metadata"]
-/** What an export adds and an import finds out by itself. */
+/** Fields that an export writes and an import computes. */
 const derived = ["message_id", "recorded_at"]
 
 /**
- * Event types by their names and by the words of their routes. The values are strings of this program: a string that
- * was cut from a line would keep the whole line in memory.
+ * Event types by name and by the last word of their route. Names map to themselves, because a string cut from a line
+ * would keep the whole line in memory.
  */
 const typesByWord = ({ all }: EventTypes): ReadonlyMap<string, string> =>
   new Map(all.flatMap(({ name, route }) => [[route, name] as const, [name, name] as const]))
@@ -186,8 +186,8 @@ const wallTime =
   /^(\d{4}-\d{2}-\d{2})(?:[ T](\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?))?(?: ?(Z|UTC|[+-]\d{2}:?\d{2}))?$/
 
 /**
- * Instants as histories have them, in the form of {@link canonicalTimestamp}: ISO 8601, `2020-01-31 12:34:56`, a day,
- * Unix seconds or milliseconds. What names no offset is UTC. Anything else is answered as it is, to be refused.
+ * Converts timestamps of histories to a canonical timestamp: ISO 8601, `2020-01-31 12:34:56`, a day, Unix seconds or
+ * milliseconds; UTC without an offset. Returns anything else unchanged, for the validation to reject.
  */
 export const toTimestamp = (value: unknown): unknown => {
   const unix =
@@ -277,7 +277,7 @@ export const header = (text: string, delimiter: string): ReadonlyArray<string> =
 export const csvHeader =
   "user_id,event_type,search_phrase,product_id,occurred_at,metadata,message_id,recorded_at"
 
-/** One line without its end; what is written so is read back by {@link decoder} as it was. */
+/** One line without its newline; {@link decoder} reads it back unchanged. */
 export const encode = (format: Format, { interaction, recordedAt }: LoggedInteraction): string => {
   const recorded_at = new Date(recordedAt).toISOString()
   if (format === "csv") {

@@ -1,6 +1,6 @@
 /**
- * Made-up interactions of a shop, repeatable by their seed: few users do most, few products and phrases are wanted
- * most (Zipf), and people look more often than they buy.
+ * Made-up interactions of a shop, repeatable by a seed. A few users, products and phrases occur most (Zipf), and users
+ * view more often than they buy.
  */
 import { PCGRandom } from "effect/Utils"
 import { type EventTypeDefinition, isPhraseEventType } from "../model/EventTypes.ts"
@@ -8,14 +8,14 @@ import * as Interaction from "../model/Interaction.ts"
 
 export interface LoadModel {
   readonly users: number
-  /** Of a user on average. */
+  /** On average. */
   readonly eventsPerUser: number
   readonly seed: number
   /** At least one, in any order. */
   readonly products: ReadonlyArray<Interaction.ProductId>
   /** Each type occurs by its `loadShare`. */
   readonly types: ReadonlyArray<EventTypeDefinition>
-  /** `occurred_at` of the first in Unix ms; each following one is a millisecond later. */
+  /** `occurred_at` of the first interaction in Unix ms; each next one is a millisecond later. */
   readonly start: number
 }
 
@@ -36,7 +36,7 @@ export const phrases: ReadonlyArray<string> = [
   ..."something warm for cold evenings|cheap laptop|hiking poles|Kaffeemühle|crème brûlée torch".split("|"),
 ]
 
-/** Picks index k with a weight of 1/(k + 1). */
+/** Draws index k with a weight of 1/(k + 1). */
 const zipf = (size: number) => {
   const sums = new Float64Array(size)
   let sum = 0
@@ -56,7 +56,7 @@ const zipf = (size: number) => {
   }
 }
 
-/** Fisher–Yates, so that not the first ids are the favourites. */
+/** Fisher–Yates; without it the first product ids would be the most popular. */
 const shuffled = <A>(all: ReadonlyArray<A>, random: PCGRandom): ReadonlyArray<A> => {
   const mixed = [...all]
   for (let i = mixed.length - 1; i > 0; i--) {
@@ -78,7 +78,7 @@ const pickType = (types: LoadModel["types"], random: number): string => {
   return types.at(-1)!.name
 }
 
-/** The same model gives the same interactions, in the order in which they occur. */
+/** In the order in which they occur; the same model gives the same interactions. */
 export const interactions = (model: LoadModel): ReadonlyArray<Interaction.Interaction> => {
   const random = new PCGRandom(model.seed)
   const products = shuffled(model.products.toSorted(), random)

@@ -1,15 +1,15 @@
 /**
- * The ids applied live on the user's document as 16-byte prefixes of message ids, packed, oldest first. They
- * change in the same compare-and-swap write as the vector. Before the oldest leave the document they are
- * written to the ledger, so what is looked up there has certainly been applied.
+ * Ids of the applied interactions, on the user's record: 16-byte prefixes of message ids, concatenated, oldest first. They
+ * change in the same compare-and-swap write as the vector. The oldest ids are written to the overflow before they leave
+ * the record, so every applied id is found in one of the two.
  */
 import type { MessageId } from "./Interaction.ts"
 
-/** Bytes of a message id that are kept: 128 bits. */
+/** Bytes stored of a message id: 128 bits. */
 export const prefixBytes = 16
-/** How many ids stay on the document. */
+/** Ids that stay on the record. */
 export const keptIds = 256
-/** How far the document may grow before the oldest ids move to the ledger together. */
+/** With more ids than this, the oldest move to the overflow together. */
 const archiveAt = keptIds + 64
 
 export type AppliedIds = Uint8Array
@@ -17,17 +17,17 @@ export const none: AppliedIds = new Uint8Array(0)
 
 export const count = (ids: AppliedIds): number => ids.byteLength / prefixBytes
 
-/** The first 32 hex digits: how an id is named in the ledger and in sets. */
+/** The first 32 hex digits: the form of an id in the overflow and in sets. */
 export const prefix = (id: MessageId): string => id.slice(0, 2 * prefixBytes)
 
-/** Message ids, or their prefixes, as they stand on the document. */
+/** Message ids, or their prefixes, in the form stored on the record. */
 export const pack = (ids: ReadonlyArray<MessageId>): AppliedIds => {
   const packed = Buffer.alloc(ids.length * prefixBytes)
   for (const [index, id] of ids.entries()) packed.write(prefix(id), index * prefixBytes, "hex")
   return packed
 }
 
-/** The prefixes on the document, for look-ups. */
+/** The prefixes, for look-ups. */
 export const toSet = (ids: AppliedIds): ReadonlySet<string> => {
   const hex = Buffer.from(ids.buffer, ids.byteOffset, ids.byteLength).toString("hex")
   const set = new Set<string>()
@@ -35,23 +35,23 @@ export const toSet = (ids: AppliedIds): ReadonlySet<string> => {
   return set
 }
 
-/** Whether the id is on the document; much cheaper than {@link toSet} for the few ids of a batch. */
+/** Whether the id is among `ids`; for a few look-ups much cheaper than {@link toSet}. */
 export const has = (ids: AppliedIds, id: MessageId): boolean => {
   const bytes = Buffer.from(ids.buffer, ids.byteOffset, ids.byteLength)
   const wanted = Buffer.from(prefix(id), "hex")
   let at = bytes.indexOf(wanted)
-  // What lies across two ids is none.
+  // A match across two ids is not an id.
   while (at >= 0 && at % prefixBytes !== 0) at = bytes.indexOf(wanted, at + 1)
   return at >= 0
 }
 
-/** The ids of the next document, and the prefixes to put into the ledger before it is written. */
+/** The ids of the next record, and the prefixes to write to the overflow before that record is saved. */
 export const append = (
   ids: AppliedIds,
   added: ReadonlyArray<MessageId>,
 ): { readonly kept: AppliedIds; readonly archive: ReadonlyArray<string> } => {
   const surplus = Math.max(0, count(ids) + added.length - keptIds)
-  // Only ids that are already durable may leave: those added now are not applied until the write succeeds.
+  // The added ids must stay: they are not applied until the record is saved.
   const leaving = count(ids) + added.length > archiveAt ? Math.min(surplus, count(ids)) : 0
   const staying = ids.subarray(leaving * prefixBytes)
   const kept = new Uint8Array(staying.byteLength + added.length * prefixBytes)

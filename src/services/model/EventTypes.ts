@@ -149,6 +149,12 @@ const counters: Readonly<Record<string, `${string}_count`>> = Object.fromEntries
 export const counterOf = (type: EventType): `${string}_count` =>
   builtInNames.has(type) ? counters[type]! : `${type}_count`
 
+const routes: Readonly<Record<string, string>> = Object.fromEntries(
+  builtInEventTypes.map(({ name, route }) => [name, route]),
+)
+/** Last word of the route that records events of a product type. */
+export const routeOf = (type: EventType): string => (builtInNames.has(type) ? routes[type]! : type)
+
 /** The counters of the built-in types, all 0. */
 export const zeroCounters: Readonly<Record<`${string}_count`, number>> = Object.fromEntries(
   builtInEventTypes.map(({ counter }) => [counter, 0]),

@@ -1,8 +1,8 @@
-/** What is wrong with a request, as an RFC 9457 problem document. */
+/** RFC 9457: what is wrong with a request. */
 import { Schema } from "effect"
 
 export const FieldIssue = Schema.Struct({
-  /** Dotted path in the body, a path parameter or a header; empty for the whole. */
+  /** A dotted path in the body, a path parameter or a header; empty for the whole body. */
   field: Schema.String,
   detail: Schema.String,
 })
@@ -23,7 +23,7 @@ const titles = {
   503: "Service Unavailable",
 } as const
 
-/** The document: `application/problem+json`. */
+/** The body: `application/problem+json`. */
 export const ProblemDocument = Schema.Struct({
   type: Schema.Literal("about:blank"),
   title: Schema.String,
@@ -45,7 +45,20 @@ export class Problem extends Schema.TaggedError<Problem>()("Problem", {
   }
 }
 
-/** 422 that names every offending field. */
+/** An issue of a schema, worded for clients. */
+export const fieldIssue = ({
+  field,
+  problem,
+}: {
+  readonly field: string
+  readonly problem: string
+}): FieldIssue => {
+  if (problem.startsWith("is unexpected")) return { field, detail: "is not a known field" }
+  if (problem.endsWith("actual undefined")) return { field, detail: "is missing" }
+  return { field, detail: field === "" ? problem.replace(/^Expected .*/, "must be a JSON object") : problem }
+}
+
+/** 422, naming every wrong field. */
 export const unprocessable = (errors: ReadonlyArray<FieldIssue>): Problem =>
   new Problem({
     status: 422,

@@ -1,6 +1,6 @@
 /**
- * Reading taste: long and short memory mixed when a recommendation is asked for. Pure; formulas: spec "Reading taste:
- * two horizons", worked through by hand in docs/concepts.md.
+ * Reading a taste: long and short memory, mixed when a recommendation is requested. Pure. docs/concepts.md works an
+ * example by hand.
  *
  *     centre(v) = unit(v − μ)                                  μ = mean of the catalogue's unit-length vectors
  *     long      = unit(mass · embedding − total · μ)           recency history: unit(embedding − μ)
@@ -11,13 +11,13 @@
 import { decay, type RecentEvent, type UserEmbedding, type Weights, weightOf } from "./UserEmbedding.ts"
 import * as Vector from "./Vector.ts"
 
-/** An event of the newest ten, with its unit-length vector where it could be found. */
+/** One of the newest ten events, with its unit-length vector if it was found. */
 export interface RememberedEvent {
   readonly event: RecentEvent
   readonly vector: Float32Array | undefined
 }
 
-/** What an event adds to the taste before that is made unit length: `long · (v − μ) + short · centre(v)`. */
+/** An event's part of the taste: `long · (v − μ) + short · centre(v)`. */
 interface Coefficients {
   readonly event: RecentEvent
   readonly vector: Float32Array
@@ -36,13 +36,13 @@ export interface Taste {
 
 const hourMillis = 3_600_000
 
-/** Below this length a difference of unit vectors is rounding and names no direction. */
+/** A difference of unit vectors shorter than this is a rounding error and has no direction. */
 const noDirection = 1e-6
 
-/** Weight of short memory, 0.7 right after an event, 0.3 long after it. */
+/** Weight of short memory: 0.7 right after an event, towards 0.3 later. */
 export const shortWeight = (hours: number): number => 0.3 + 0.4 * 2 ** (-Math.max(0, hours) / 24)
 
-/** `factor · v − share · μ`, not made unit length. */
+/** `factor · v − share · μ`. */
 const difference = (factor: number, v: Float32Array, share: number, mean: Float32Array): Float64Array => {
   const sum = new Float64Array(v.length)
   Vector.addScaled(sum, factor, v)
@@ -57,19 +57,17 @@ export const centre = (v: Float32Array, mean: Float32Array): Float32Array | unde
   return length < noDirection ? undefined : Vector.divide(sum, length)
 }
 
-/** Long memory: what the stored vector says beyond the catalogue's mean; `undefined` when it says nothing. */
+/** Long memory: how the stored vector differs from the catalogue's mean; `undefined` without a direction. */
 export const longMemory = (
   { embedding, history, mass, total_weight }: UserEmbedding,
   mean: Float32Array,
 ): Float64Array | undefined => {
   const [factor, share] = history === "cumulative" ? [mass, total_weight] : [1, 1]
   const sum = difference(factor, embedding, share, mean)
-  return Vector.norm(sum) < noDirection * share ? undefined : sum
+  return Vector.norm(sum) > noDirection * (factor + Math.abs(share)) ? sum : undefined
 }
 
-/**
- * The user's taste at `now` (Unix ms); `undefined` when neither memory names a direction. `recent`: newest first.
- */
+/** The user's taste at `now` (Unix ms); `undefined` when neither memory has a direction. `recent`: newest first. */
 export const read = (
   user: UserEmbedding,
   recent: ReadonlyArray<RememberedEvent>,
@@ -78,18 +76,21 @@ export const read = (
   now: number,
 ): Taste | undefined => {
   const shortSum = new Float64Array(mean.length)
+  let summands = 0
   for (const [rank, { event, vector }] of recent.entries()) {
     const centred = vector && centre(vector, mean)
-    if (centred !== undefined)
-      Vector.addScaled(shortSum, weightOf(weights, event.event_type) * 0.5 ** rank, centred)
+    if (centred === undefined) continue
+    const weight = weightOf(weights, event.event_type) * 0.5 ** rank
+    Vector.addScaled(shortSum, weight, centred)
+    summands += Math.abs(weight)
   }
   const shortLength = Vector.norm(shortSum)
   const long = longMemory(user, mean)
   const longLength = long === undefined ? 0 : Vector.norm(long)
   const b = shortWeight((now - Date.parse(recent[0]?.event.occurred_at ?? "")) / hourMillis || 0)
-  // A memory that says nothing takes no part.
+  // A memory without a direction is left out.
   const longFactor = longLength === 0 ? 0 : (1 - b) / longLength
-  const shortFactor = shortLength < noDirection ? 0 : b / shortLength
+  const shortFactor = shortLength > noDirection * summands ? b / shortLength : 0
 
   const mixed = new Float64Array(mean.length)
   for (let i = 0; i < mixed.length; i++) mixed[i] = longFactor * (long?.[i] ?? 0) + shortFactor * shortSum[i]!
@@ -99,7 +100,7 @@ export const read = (
   const events = recent.flatMap(({ event, vector }, rank): ReadonlyArray<Coefficients> => {
     if (vector === undefined) return []
     const weight = weightOf(weights, event.event_type)
-    // In recency history the part of one event in the stored vector is not known: it stays with the rest.
+    // In recency history the part of one event in the stored vector is unknown, so it counts in the rest.
     const kept =
       user.history === "cumulative"
         ? weight * decay(user.metadata.decay_lambda, user.last_updated, Date.parse(event.occurred_at))
@@ -116,21 +117,21 @@ export const read = (
   return { direction: Vector.divide(mixed, length), b, events, mean }
 }
 
-/** An event and its share of all that speaks for a product. */
+/** An event and its share of the reasons for a product. */
 export interface Reason {
   readonly event: RecentEvent
   readonly share: number
 }
 
 /**
- * Why a product is near the taste. Similarity is a sum over events, for taste is one:
+ * Why a product is near the taste. The taste is a sum over events, so the similarity is one too:
  *
  *     part_e     = (long_e · (v_e − μ) + short_e · centre(v_e)) · centre(product)
  *     part_rest  = similarity − Σ part_e                     all older events together
- *     share      = max(0, part) / Σ max(0, part)             of the events and the rest
+ *     share      = part / Σ |part|                           of the events and the rest
  *
- * Events with a negative part speak against the product and have no share. The shares and `rest` add up to 1; when
- * nothing speaks for the product, there are none and `rest` is 0. Largest share first.
+ * A negative share speaks against the product. The absolute values of the shares and of `rest` add up to 1. The share
+ * with the largest absolute value is the first.
  */
 export const explain = (
   { events, mean }: Taste,
@@ -144,19 +145,18 @@ export const explain = (
     return { event, part: along * (long + (length < noDirection ? 0 : short / length)) }
   })
   const rest = similarity - parts.reduce((sum, { part }) => sum + part, 0)
-  // What is left after all events are accounted for is rounding.
-  const others = Math.abs(rest) < noDirection ? 0 : Math.max(0, rest)
-  const speaking = parts.filter(({ part }) => part > 0)
-  const total = speaking.reduce((sum, { part }) => sum + part, others)
-  if (total <= 0) return { because: [], rest: 0 }
+  // A rest this small is a rounding error.
+  const others = Math.abs(rest) < noDirection ? 0 : rest
+  const counted = parts.filter(({ part }) => part !== 0)
+  const total = counted.reduce((sum, { part }) => sum + Math.abs(part), Math.abs(others))
   return {
-    because: speaking
+    because: counted
       .map(({ event, part }) => ({ event, share: part / total }))
-      .sort((a, b) => b.share - a.share),
-    rest: others / total,
+      .sort((a, b) => Math.abs(b.share) - Math.abs(a.share)),
+    rest: others === 0 ? 0 : others / total,
   }
 }
 
-/** Part of a score: `weight · log(1 + n) / log(1 + most)`; `most` = n of the most popular product. */
+/** Popularity's part of a score: `weight · log(1 + n) / log(1 + most)`; `most` = n of the most popular product. */
 export const popularityPart = (weight: number, n: number, most: number): number =>
   most <= 0 ? 0 : weight * (Math.log1p(n) / Math.log1p(most))

@@ -1,5 +1,5 @@
 /** The update message: the JSON body on the queue that asks a worker to fold one interaction into its user's embedding. */
-import { Either, type ParseResult, Predicate, Schema } from "effect"
+import { Either, type ParseResult, Schema } from "effect"
 import type { EventTypes } from "./EventTypes.ts"
 import * as Interaction from "./Interaction.ts"
 
@@ -136,13 +136,6 @@ export const decodeMessage = (body: Uint8Array, types: EventTypes): Decoded => {
       `event_type ${JSON.stringify(fields.event_type.slice(0, 64))} is none of ${types.names.join(", ")}: add it to EVENT_WEIGHTS of every program`,
     )
   return fastDecodeMessage(fields) ?? decodeBySchema(fields)
-}
-
-/** The search phrase in a body before it is checked. */
-export const phraseIn = (body: Uint8Array): string | undefined => {
-  const json = body.byteLength > maxMessageBytes ? undefined : parseJson(body)
-  const phrase = Predicate.hasProperty(json, "search_phrase") ? json.search_phrase : undefined
-  return typeof phrase === "string" ? phrase.trim().normalize("NFC") : undefined
 }
 
 /** The same interaction, or why it cannot have happened: `latest` (Unix ms) is the greatest `occurred_at` accepted. */

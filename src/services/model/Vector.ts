@@ -1,6 +1,6 @@
 /**
- * Pure vector maths. Stored vectors are `Float32Array`; sums are accumulated in `Float64Array`, one type per
- * argument position, because mixing typed arrays at one call site makes the JIT several times slower.
+ * Pure vector maths. Stored vectors are `Float32Array`, sums are `Float64Array`. Each function takes one kind of array,
+ * because two kinds at one call site make the compiled code several times slower.
  */
 
 /** Euclidean length of a stored vector. */
@@ -38,7 +38,7 @@ export const addScaled = (into: Float64Array, factor: number, v: Float32Array): 
 }
 
 let sum = new Float64Array(0)
-/** `factor · v`, to add to: in the one array that all sums are made in, so it is good until the next call. */
+/** `factor · v`, to add to. The array is shared by all sums: it is valid until the next call. */
 export const beginSum = (v: Float32Array, factor: number): Float64Array => {
   if (sum.length !== v.length) sum = new Float64Array(v.length)
   for (let i = 0; i < v.length; i++) sum[i] = v[i]! * factor
@@ -47,14 +47,14 @@ export const beginSum = (v: Float32Array, factor: number): Float64Array => {
 
 export const negate = (v: Float32Array): Float32Array => v.map((x) => -x)
 
-/** `v / length` as a stored vector; the caller has checked that `length` is positive. */
+/** `v / length` as a stored vector; `length` must be positive. */
 export const divide = (v: Float64Array, length: number): Float32Array => {
   const out = new Float32Array(v.length)
   for (let i = 0; i < v.length; i++) out[i] = v[i]! / length
   return out
 }
 
-/** Why a vector can't be used, in words, or `undefined` when it is fine; numbers count as the float32 stored. */
+/** Why a vector can't be used, or `undefined` when it can; its numbers are checked as float32. */
 export const problem = (v: ArrayLike<number>, dimensions: number): string | undefined => {
   if (v.length !== dimensions) return `has ${v.length} dimensions instead of ${dimensions}`
   let sum = 0
@@ -66,7 +66,7 @@ export const problem = (v: ArrayLike<number>, dimensions: number): string | unde
   return sum === 0 ? "is a zero vector" : undefined
 }
 
-/** A unit-length copy. The vector must be usable (see {@link problem}). */
+/** A unit-length copy of a vector without a {@link problem}. */
 export const normalise = (v: Float32Array): Float32Array => {
   const length = norm(v)
   const out = new Float32Array(v.length)
@@ -74,8 +74,8 @@ export const normalise = (v: Float32Array): Float32Array => {
   return out
 }
 
-/** The bytes of a vector, little-endian float32, without a copy. */
+/** The bytes of a vector, little-endian float32; shares its memory. */
 export const toBytes = (v: Float32Array): Uint8Array => new Uint8Array(v.buffer, v.byteOffset, v.byteLength)
 
-/** The vector in little-endian float32 bytes; copies, so that the bytes may be unaligned or reused. */
+/** The vector in little-endian float32 bytes; a copy, so the bytes may be unaligned or reused. */
 export const fromBytes = (bytes: Uint8Array): Float32Array => new Float32Array(new Uint8Array(bytes).buffer)

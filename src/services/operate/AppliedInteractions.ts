@@ -1,10 +1,10 @@
-/** Which interactions of the log have been applied: their ids are on the user's record or in the ledger. */
+/** Which interactions of the log are applied: their ids are on the user's record or in the overflow. */
 import { Effect, Stream } from "effect"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import type { MessageId, UserId } from "../model/Interaction.ts"
 import type { UserEmbeddings, UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
 
-/** The bookkeeping of a user, read at one instant. */
+/** What a user's record says of applied interactions, read at one instant. */
 export interface AppliedState extends Pick<UserRecord, "archived"> {
   readonly onRecord: ReadonlySet<string>
 }
@@ -17,7 +17,7 @@ export const appliedState = ({
   archived,
 })
 
-/** The prefixes of those interactions that are applied. The ledger is asked for what is not on the record. */
+/** Prefixes of the applied interactions. Ids that are not on the record are looked up in the overflow. */
 export const findApplied = Effect.fnUntraced(function* (
   users: UserEmbeddings["Type"],
   interactions: ReadonlyArray<{ readonly user_id: UserId; readonly message_id: MessageId }>,
@@ -36,12 +36,12 @@ export const findApplied = Effect.fnUntraced(function* (
     }
   }
   if (toLookUp.size === 0) return found
-  const ledger = yield* users.archived(Array.from(toLookUp, ([user_id, ids]) => ({ user_id, ids })))
-  for (const ids of ledger.values()) for (const id of ids) found.add(id)
+  const overflow = yield* users.findInOverflow(Array.from(toLookUp, ([user_id, ids]) => ({ user_id, ids })))
+  for (const ids of overflow.values()) for (const id of ids) found.add(id)
   return found
 })
 
-/** Ids in the ledger; what a lost compare-and-swap put there and is still on the record is left out. */
+/** Ids in the overflow, without those still on the record: a lost compare-and-swap leaves such ids behind. */
 export const overflowIds = (
   users: UserEmbeddings["Type"],
   user: UserId,
@@ -53,6 +53,5 @@ export const overflowIds = (
         entries.flatMap(({ ids }) => ids.filter((id) => !onRecord.has(id))),
       )
 
-/** How many interactions of the user are applied. */
 export const countApplied = (users: UserEmbeddings["Type"], user: UserId, record: AppliedState) =>
   Stream.runFold(overflowIds(users, user, record), record.onRecord.size, (sum, ids) => sum + ids.length)

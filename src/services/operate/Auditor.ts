@@ -1,8 +1,8 @@
 /**
- * Step: compares the log with what is applied, user by user. Both sides are read in the order of users and compared
- * by count and fingerprint (the XOR of the ids), so that memory stays bounded; only users who differ are looked at id
- * by id. What is not applied is explained by the outbox, the queues, the dead letters and products without embedding;
- * what nothing explains, also at a later look, is missing.
+ * Step: compares the log with the embeddings, user by user. Both sides are read in the order of users and compared by
+ * count and fingerprint (the XOR of the ids), so memory stays bounded. Only users who differ are compared id by id. The
+ * outbox, the queues, the dead letters and products without an embedding explain why an interaction is not applied. An
+ * interaction that nothing explains, even when the audit checks again later, is missing.
  */
 import { Array as Arr, Chunk, Context, Effect, Layer, Order, Schema, Stream } from "effect"
 import * as AppliedIds from "../model/AppliedIds.ts"
@@ -15,10 +15,10 @@ import { ProductEmbeddings, type ProductEmbeddingsError } from "../ports/Product
 import { type Bookkeeping, UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"
 
-/** One interaction that the log and the embedding do not agree about, or agree about only later. */
+/** One interaction about which log and embedding disagree, or about which they will agree later. */
 export interface Finding {
   readonly user_id: UserId
-  /** Of an extra one the first 32 digits: no more is kept. */
+  /** Only the first 32 digits of an extra interaction: the record keeps no more. */
   readonly message_id: string
   readonly state: "missing" | "extra" | "in_flight" | "dead" | "skipped"
   readonly event_type: EventType | null
@@ -29,17 +29,17 @@ export interface Finding {
 export interface AuditReport {
   /** Users with interactions in the log or in an embedding. */
   readonly users: number
-  /** Users of whom nothing is missing and nothing extra. */
+  /** Users without missing and without extra interactions. */
   readonly consistent: number
-  /** In the log, and neither applied nor explained by any of the following. */
+  /** In the log, not applied, and explained by none of the states below. */
   readonly missing: number
-  /** Applied and not in the log, or counted in `event_count` without an id. */
+  /** Applied but not in the log, or counted in `event_count` without an id. */
   readonly extra: number
   /** Waiting in the outbox or in a queue. */
   readonly in_flight: number
-  /** In `failed`. */
+  /** In the queue `failed`. */
   readonly dead: number
-  /** Their product has no embedding, or got it after them: a replay applies those. */
+  /** The product has no embedding, or got one after the interaction was recorded: a replay applies the latter. */
   readonly skipped: number
   /** At most {@link mostDetails} of each state. */
   readonly details?: ReadonlyArray<Finding>
@@ -54,19 +54,20 @@ export type AuditError =
   | DeadLettersError
   | ProductEmbeddingsError
 
+interface AuditOptions {
+  /** Audits only this user. */
+  readonly user?: UserId | undefined
+  readonly details?: boolean
+  /** Receives the number of log rows read so far. */
+  readonly progress?: (rows: number) => Effect.Effect<void>
+}
+
 export class Auditor extends Context.Tag("user-embeddings/Auditor")<
   Auditor,
-  {
-    /** Audits one user or all; `progress` is told how many rows of the log have been read. */
-    readonly audit: (options: {
-      readonly user?: UserId | undefined
-      readonly details?: boolean
-      readonly progress?: (rows: number) => Effect.Effect<void>
-    }) => Effect.Effect<AuditReport, AuditError>
-  }
+  { readonly audit: (options: AuditOptions) => Effect.Effect<AuditReport, AuditError> }
 >() {}
 
-/** More than the log holds is applied, or less and nothing explains it. */
+/** Interactions are missing or extra. */
 export class Inconsistent extends Schema.TaggedError<Inconsistent>()("Inconsistent", {
   missing: Schema.Number,
   extra: Schema.Number,
@@ -76,19 +77,100 @@ export class Inconsistent extends Schema.TaggedError<Inconsistent>()("Inconsiste
   }
 }
 
-/** Unexplained interactions that are looked at again; of more only the number is known. */
-const mostOpen = 200_000
+/** Unexplained interactions kept to be checked again; of any beyond these only the number is known. */
+const mostUnexplained = 200_000
 /** Interactions looked up together. */
 const page = 1_000
 /** Users compared together. */
 const usersPerPage = 1_000
-/** Users looked at id by id at the same time. */
+/** Users compared id by id at the same time. */
 const usersAtOnce = 4
-/** While there are consumers, who hold messages that no queue shows, so often is looked whether they are done. */
-const looks = 7
+/** Consumers hold messages that no queue shows, so while there are consumers the audit checks this often. */
+const mostChecks = 7
 const pause = "1 second"
-/** How often a user is read anew whom a worker changes meanwhile. */
+/** How often a user is read again because a worker changed the record meanwhile. */
 const mostReadings = 10
+
+const services = Effect.all({
+  log: InteractionLog,
+  users: UserEmbeddings,
+  queue: InteractionQueue,
+  deadLetters: DeadLetters,
+  products: ProductEmbeddings,
+  embedder: PhraseEmbedder,
+})
+type Services = Effect.Effect.Success<typeof services>
+
+/** A row of the log that is not applied. */
+type Unapplied = Omit<Finding, "state"> & { readonly recordedAt: number }
+
+const toUnapplied = ({ interaction, recordedAt }: LogRow): Unapplied => {
+  const { event_type, message_id, occurred_at, product_id, user_id } = interaction
+  return { user_id, message_id, event_type, product_id, occurred_at, recordedAt }
+}
+
+/** What one audit has found so far. */
+class Findings {
+  users = 0
+  /** Published, not applied, and not explained by anything checked so far. */
+  unexplained: Array<Unapplied> = []
+  /** How many more there were than {@link mostUnexplained}. */
+  private beyond = 0
+  private readonly counts = { missing: 0, extra: 0, in_flight: 0, dead: 0, skipped: 0 }
+  private readonly inconsistent = new Set<UserId>()
+  private readonly details: Array<Finding> | undefined
+
+  constructor(withDetails: boolean) {
+    this.details = withDetails ? [] : undefined
+  }
+
+  add(state: Finding["state"], { recordedAt: _, ...facts }: Unapplied): void {
+    this.counts[state] += 1
+    if (state === "missing" || state === "extra") this.inconsistent.add(facts.user_id)
+    if (this.counts[state] <= mostDetails) this.details?.push({ ...facts, state })
+  }
+
+  addExtra(user_id: UserId, message_id: string): void {
+    const unknown = { event_type: null, product_id: null, occurred_at: null, recordedAt: 0 }
+    this.add("extra", { user_id, message_id, ...unknown })
+  }
+
+  addUnexplained(row: Unapplied): void {
+    if (this.unexplained.length < mostUnexplained) this.unexplained.push(row)
+    else {
+      this.beyond += 1
+      this.inconsistent.add(row.user_id)
+    }
+  }
+
+  get unexplainedCount(): number {
+    return this.unexplained.length + this.beyond
+  }
+
+  /** Of the unexplained interactions at most `waiting` are in flight. The others are missing. */
+  conclude(waiting: number): void {
+    // A queue delivers its oldest message first, so a missing interaction is more likely an old one.
+    this.unexplained.sort((a, b) => a.recordedAt - b.recordedAt)
+    const missing = Math.max(0, this.unexplainedCount - waiting)
+    const missingBeyond = Math.min(missing, this.beyond)
+    for (const [index, row] of this.unexplained.entries())
+      this.add(index < missing - missingBeyond ? "missing" : "in_flight", row)
+    this.counts.missing += missingBeyond
+    this.counts.in_flight += this.beyond - missingBeyond
+  }
+
+  report(): AuditReport {
+    return {
+      users: this.users,
+      consistent: this.users - this.inconsistent.size,
+      ...this.counts,
+      ...(this.details && { details: this.details }),
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// All users: which of them differ
 
 /** Count and XOR of 128-bit ids: the same for the same set, in any order. */
 class Fingerprint {
@@ -102,7 +184,7 @@ class Fingerprint {
     this.add(ids)
   }
 
-  /** Adds the ids from one place among them to another. */
+  /** Adds the ids at the positions `from` to `to`. */
   add(ids: AppliedIds.AppliedIds, from = 0, to = AppliedIds.count(ids)): void {
     const words = new DataView(ids.buffer, ids.byteOffset, ids.byteLength)
     for (
@@ -128,16 +210,8 @@ interface Logged {
   readonly ids: Fingerprint
 }
 
-/** A row that is not applied, as long as nothing explains it. */
-type Open = Omit<Finding, "state"> & { readonly recordedAt: number }
-
-const toOpen = ({ interaction, recordedAt }: LogRow): Open => {
-  const { event_type, message_id, occurred_at, product_id, user_id } = interaction
-  return { user_id, message_id, event_type, product_id, occurred_at, recordedAt }
-}
-
-/** Identities in the order of users → one fingerprint a user. */
-const perUser = <E>(
+/** Ids in the order of users → one fingerprint per user. */
+const fingerprintUsers = <E>(
   pages: Stream.Stream<ReadonlyArray<{ readonly user_id: UserId; readonly message_id: string }>, E>,
   progress: (rows: number) => Effect.Effect<void>,
 ): Stream.Stream<Logged, E> => {
@@ -164,14 +238,15 @@ const perUser = <E>(
   )
 }
 
+/** What the log and the embeddings say about one user. */
 interface Both {
   readonly user_id: UserId
   readonly logged: Logged | undefined
   readonly applied: Bookkeeping | undefined
 }
 
-/** Two streams in the order of users → what both say of each user. */
-const joined = <E1, E2>(
+/** Joins two streams that are in the order of users. */
+const joinByUser = <E1, E2>(
   log: Stream.Stream<Logged, E1>,
   records: Stream.Stream<Bookkeeping, E2>,
 ): Stream.Stream<Both, E1 | E2> => {
@@ -188,242 +263,218 @@ const joined = <E1, E2>(
   )
 }
 
-/** A user's bookkeeping as it was read. */
-type Read = AppliedInteractions.AppliedState & Pick<Bookkeeping, "version" | "erased_at" | "event_count">
-const noRecord = { applied: AppliedIds.none, archived: 0, event_count: 0 }
-const nothing: Read = {
-  ...AppliedInteractions.appliedState(noRecord),
+/**
+ * Users of whom the log, the applied ids and their count disagree. An id that is both on the record and in the overflow
+ * counts twice and cancels itself out of the XOR, so its user differs and is compared id by id.
+ */
+const differing = Effect.fnUntraced(function* ({ users }: Services, some: ReadonlyArray<Both>) {
+  const fingerprints = new Map(
+    some.map(({ applied, user_id }) => [user_id, new Fingerprint(applied?.applied)]),
+  )
+  const overflowing = some.filter(({ applied }) => applied !== undefined && applied.archived > 0)
+  yield* Stream.runForEach(users.overflow(overflowing.map(({ user_id }) => user_id)), (entries) =>
+    Effect.sync(() => {
+      for (const { ids, user_id } of entries) fingerprints.get(user_id)?.add(AppliedIds.pack(ids))
+    }),
+  )
+  return some.filter(({ applied, logged, user_id }) => {
+    const ids = fingerprints.get(user_id) ?? new Fingerprint()
+    return !ids.equals(logged?.ids ?? new Fingerprint()) || ids.count !== (applied?.event_count ?? 0)
+  })
+})
+
+const auditAllUsers = (
+  services: Services,
+  findings: Findings,
+  progress: (rows: number) => Effect.Effect<void>,
+) =>
+  joinByUser(fingerprintUsers(services.log.messageIds, progress), services.users.bookkeeping).pipe(
+    Stream.filter(({ applied, logged }) => logged !== undefined || (applied?.event_count ?? 0) > 0),
+    Stream.grouped(usersPerPage),
+    Stream.runForEach((some) =>
+      Effect.gen(function* () {
+        findings.users += some.length
+        yield* Effect.forEach(
+          yield* differing(services, Chunk.toReadonlyArray(some)),
+          ({ user_id }) => auditUser(services, findings, user_id),
+          { concurrency: usersAtOnce, discard: true },
+        )
+      }),
+    ),
+  )
+
+// ---------------------------------------------------------------------------------------------------------
+// One user, id by id
+
+/** What a user's record says of applied interactions, read at one instant. */
+type RecordState = AppliedInteractions.AppliedState &
+  Pick<Bookkeeping, "version" | "erased_at" | "event_count">
+
+const noRecord: RecordState = {
+  ...AppliedInteractions.appliedState({ applied: AppliedIds.none, archived: 0 }),
   version: 0,
   erased_at: -1,
   event_count: 0,
 }
 
-/** Interactions that some queue may hold, as far as can be told. */
-const waiting = ({ quarantined: isolated, main, retry }: Depths, eventsPerMessage: number): number =>
-  main.ready * eventsPerMessage +
-  main.unacked +
-  isolated +
-  Object.values(retry).reduce((sum, depth) => sum + depth, 0)
+const loadStates = ({ users }: Services, wanted: ReadonlyArray<UserId>) =>
+  Effect.map(
+    users.load(wanted),
+    (records): ReadonlyMap<UserId, RecordState> =>
+      new Map(
+        Array.from(records, ([user, record]) => [
+          user,
+          {
+            ...AppliedInteractions.appliedState(record),
+            version: record.version,
+            erased_at: record.erased_at,
+            event_count: record.embedding?.event_count ?? 0,
+          },
+        ]),
+      ),
+  )
 
-const make = Effect.gen(function* () {
-  const log = yield* InteractionLog
-  const users = yield* UserEmbeddings
-  const queue = yield* InteractionQueue
-  const letters = yield* DeadLetters
-  const products = yield* ProductEmbeddings
-  const { space } = yield* PhraseEmbedder
-
-  const readOf = (wanted: ReadonlyArray<UserId>) =>
-    Effect.map(
-      users.load(wanted),
-      (records): ReadonlyMap<UserId, Read> =>
-        new Map(
-          Array.from(records, ([user, record]) => [
-            user,
-            {
-              ...AppliedInteractions.appliedState(record),
-              version: record.version,
-              erased_at: record.erased_at,
-              event_count: record.embedding?.event_count ?? 0,
-            },
-          ]),
-        ),
-    )
-
-  const audit = Effect.fn("Auditor.audit")(function* (options: {
-    readonly user?: UserId | undefined
-    readonly details?: boolean
-    readonly progress?: (rows: number) => Effect.Effect<void>
-  }) {
-    const counts = { missing: 0, extra: 0, in_flight: 0, dead: 0, skipped: 0 }
-    const details: Array<Finding> = []
-    const inconsistent = new Set<UserId>()
-    let audited = 0
-    let open: Array<Open> = []
-    let beyond = 0
-
-    const find = (state: Finding["state"], { recordedAt: _, ...facts }: Open) => {
-      counts[state] += 1
-      if (state === "missing" || state === "extra") inconsistent.add(facts.user_id)
-      if (options.details && counts[state] <= mostDetails) details.push({ ...facts, state })
-    }
-    const extra = (user_id: UserId, message_id: string) =>
-      find("extra", {
-        user_id,
-        message_id,
-        event_type: null,
-        product_id: null,
-        occurred_at: null,
-        recordedAt: 0,
-      })
-
-    /** Those of one or more users that are not applied. */
-    const unapplied = Effect.fnUntraced(function* <
-      Row extends { readonly user_id: UserId; readonly message_id: string; readonly recordedAt: number },
-    >(rows: ReadonlyArray<Row>, records: ReadonlyMap<UserId, Read>) {
-      const applied = yield* AppliedInteractions.findApplied(users, rows, records)
-      const left = rows.filter(({ message_id }) => !applied.has(AppliedIds.prefix(message_id)))
-      return {
-        applied: rows.length - left.length,
-        // What was recorded before the erasure counts no more; repeating the erasure removes the row.
-        left: left.filter(({ recordedAt, user_id }) => recordedAt > (records.get(user_id)?.erased_at ?? -1)),
-      }
-    })
-
-    /**
-     * One user, id by id. The record is read before the log, whose rows come before what is applied of them; if it has
-     * changed at the end, all is read anew, so that ids which move to the ledger are neither overlooked nor seen twice.
-     */
-    const readUser = Effect.fnUntraced(function* (user: UserId) {
-      const records = yield* readOf([user])
-      const record = records.get(user) ?? nothing
-      let applied = 0
-      const left: Array<LogRow> = []
-      yield* log.stream({ user }).pipe(
-        Stream.map((row) => ({ row, ...row.interaction, recordedAt: row.recordedAt })),
-        Stream.grouped(page),
-        Stream.runForEach((rows) =>
-          Effect.map(unapplied(Chunk.toReadonlyArray(rows), records), (part) => {
-            applied += part.applied
-            for (const { row } of part.left) left.push(row)
-          }),
-        ),
-      )
-      const total = yield* AppliedInteractions.countApplied(users, user, record)
-      const again = (yield* readOf([user])).get(user) ?? nothing
-      return { record, left, total, extra: total - applied, settled: again.version === record.version }
-    })
-
-    const inspect = Effect.fnUntraced(function* (user: UserId) {
-      const found = yield* readUser(user).pipe(
-        Effect.repeat({ until: ({ settled }) => settled, times: mostReadings }),
-      )
-      const { record, total } = found
-      if (found.extra > 0)
-        yield* Stream.make([...record.onRecord]).pipe(
-          Stream.concat(AppliedInteractions.overflowIds(users, user, record)),
-          Stream.runForEach((ids) =>
-            Effect.map(log.existingIds(ids), (known) => {
-              for (const id of ids) if (!known.has(id)) extra(user, id)
-            }),
-          ),
-        )
-      // After a rebuild what is not in the log any more is not counted either.
-      const miscounted = [total, total - found.extra].map((sum) => Math.abs(record.event_count - sum))
-      if (found.settled) for (let i = 0; i < Math.min(...miscounted); i++) extra(user, "")
-      const since = yield* products.knownSince(
-        [...new Set(found.left.flatMap(({ interaction }) => interaction.product_id ?? []))],
-        space,
-      )
-      for (const row of found.left) {
-        const one = toOpen(row)
-        const known = one.product_id === null ? 0 : since.get(one.product_id)
-        if (!row.published) find("in_flight", one)
-        else if (known === undefined || known > row.recordedAt) find("skipped", one)
-        else if (open.length < mostOpen) open.push(one)
-        else {
-          beyond += 1
-          inconsistent.add(user)
-        }
-      }
-    })
-
-    /**
-     * Users of whom the log, the applied ids and their count don't say the same. An id that is on the record and in the
-     * ledger counts twice here and cancels itself out, so that its user is looked at id by id.
-     */
-    const differing = Effect.fnUntraced(function* (some: ReadonlyArray<Both>) {
-      const found = new Map(some.map(({ applied, user_id }) => [user_id, new Fingerprint(applied?.applied)]))
-      const archived = some.filter(({ applied }) => applied !== undefined && applied.archived > 0)
-      yield* Stream.runForEach(users.overflow(archived.map(({ user_id }) => user_id)), (entries) =>
-        Effect.sync(() => {
-          for (const { ids, user_id } of entries) found.get(user_id)?.add(AppliedIds.pack(ids))
-        }),
-      )
-      return some.filter(({ applied, logged, user_id }) => {
-        const ids = found.get(user_id) ?? new Fingerprint()
-        return !ids.equals(logged?.ids ?? new Fingerprint()) || ids.count !== (applied?.event_count ?? 0)
-      })
-    })
-
-    if (options.user !== undefined) {
-      audited = 1
-      yield* inspect(options.user)
-    } else
-      yield* joined(perUser(log.messageIds, options.progress ?? (() => Effect.void)), users.bookkeeping).pipe(
-        Stream.filter(({ applied, logged }) => logged !== undefined || (applied?.event_count ?? 0) > 0),
-        Stream.grouped(usersPerPage),
-        Stream.runForEach((some) =>
-          Effect.gen(function* () {
-            audited += some.length
-            const those = yield* differing(Chunk.toReadonlyArray(some))
-            yield* Effect.forEach(those, ({ user_id }) => inspect(user_id), {
-              concurrency: usersAtOnce,
-              discard: true,
-            })
-          }),
-        ),
-      )
-
-    /** Dead letters of the open ones. */
-    const bury = Effect.gen(function* () {
-      const wanted = new Set(open.map(({ message_id }) => message_id))
-      const dead = new Set<string>()
-      yield* Stream.runForEach(letters.list, (letter) =>
-        Effect.sync(() => {
-          const { message_id } = content(letter)
-          if (message_id !== null && wanted.has(message_id)) dead.add(message_id)
-        }),
-      )
-      const [alive, buried] = Arr.partition(open, ({ message_id }) => dead.has(message_id))
-      for (const one of buried) find("dead", one)
-      open = alive
-    })
-
-    /** The queues first: what is in none of them by then has been applied by the time of the next reading. */
-    const look = Effect.gen(function* () {
-      if (open.length === 0) return { consumers: 0, depth: 0, unacked: 0 }
-      const depths = yield* queue.depths
-      const left = yield* Effect.forEach(
-        Arr.chunksOf(open, page),
-        (some) =>
-          Effect.flatMap(readOf([...new Set(some.map(({ user_id }) => user_id))]), (records) =>
-            unapplied(some, records),
-          ),
-        { concurrency: usersAtOnce },
-      )
-      open = left.flatMap((part) => part.left)
-      if (open.length > 0) yield* bury
-      const { consumers, unacked } = depths.main
-      return { consumers, depth: waiting(depths, queue.eventsPerMessage), unacked }
-    })
-
-    let found = yield* look
-    const unexplained = () => open.length + beyond > found.depth
-    // A message that moves from one place to another may be seen in neither, and what other processes hold in none.
-    for (let looked = 1; unexplained() && looked < (found.consumers > 0 ? looks : 2); looked++) {
-      yield* Effect.sleep(pause)
-      found = yield* look
-    }
-    const held = unexplained() && found.consumers > 0 ? ((yield* queue.traffic)?.unacked ?? 0) : 0
-    const waits = found.depth + Math.max(0, held * queue.eventsPerMessage - found.unacked)
-    // A queue hands out its oldest first: what is missing is rather older than what still waits.
-    open.sort((a, b) => a.recordedAt - b.recordedAt)
-    const lost = Math.max(0, open.length + beyond - waits)
-    const named = Math.max(0, lost - beyond)
-    for (const [index, one] of open.entries()) find(index < named ? "missing" : "in_flight", one)
-    counts.missing += lost - named
-    counts.in_flight += beyond - (lost - named)
-    const report: AuditReport = {
-      users: audited,
-      consistent: audited - inconsistent.size,
-      ...counts,
-      ...(options.details ? { details } : {}),
-    }
-    return report
-  })
-
-  return { audit }
+/** Splits rows of one or more users: how many are applied, and those that are not. */
+const splitApplied = Effect.fnUntraced(function* <
+  Row extends { readonly user_id: UserId; readonly message_id: string; readonly recordedAt: number },
+>({ users }: Services, rows: ReadonlyArray<Row>, records: ReadonlyMap<UserId, RecordState>) {
+  const applied = yield* AppliedInteractions.findApplied(users, rows, records)
+  const left = rows.filter(({ message_id }) => !applied.has(AppliedIds.prefix(message_id)))
+  return {
+    applied: rows.length - left.length,
+    // An interaction recorded before the user's erasure no longer counts. Repeating the erasure removes its row.
+    unapplied: left.filter(({ recordedAt, user_id }) => recordedAt > (records.get(user_id)?.erased_at ?? -1)),
+  }
 })
 
-export const layer = Layer.effect(Auditor, make)
+/**
+ * The record is read before the log, because a row is written before it is applied. `unchanged` is false when the record
+ * has changed at the end: then ids may have moved to the overflow, and would be overlooked or counted twice.
+ */
+const readUser = Effect.fnUntraced(function* (services: Services, user: UserId) {
+  const records = yield* loadStates(services, [user])
+  const record = records.get(user) ?? noRecord
+  let applied = 0
+  const unapplied: Array<LogRow> = []
+  yield* services.log.stream({ user }).pipe(
+    Stream.map((row) => ({ row, ...row.interaction, recordedAt: row.recordedAt })),
+    Stream.grouped(page),
+    Stream.runForEach((rows) =>
+      Effect.map(splitApplied(services, Chunk.toReadonlyArray(rows), records), (part) => {
+        applied += part.applied
+        for (const { row } of part.unapplied) unapplied.push(row)
+      }),
+    ),
+  )
+  const total = yield* AppliedInteractions.countApplied(services.users, user, record)
+  const { version } = (yield* loadStates(services, [user])).get(user) ?? noRecord
+  return { record, unapplied, total, extra: total - applied, unchanged: version === record.version }
+})
+
+/** Adds the applied ids that the log does not have. */
+const findExtraIds = ({ log, users }: Services, findings: Findings, user: UserId, record: RecordState) =>
+  Stream.make([...record.onRecord]).pipe(
+    Stream.concat(AppliedInteractions.overflowIds(users, user, record)),
+    Stream.runForEach((ids) =>
+      Effect.map(log.existingIds(ids), (existing) => {
+        for (const id of ids) if (!existing.has(id)) findings.addExtra(user, id)
+      }),
+    ),
+  )
+
+const auditUser = Effect.fnUntraced(function* (services: Services, findings: Findings, user: UserId) {
+  const { extra, record, total, unapplied, unchanged } = yield* readUser(services, user).pipe(
+    Effect.repeat({ until: ({ unchanged }) => unchanged, times: mostReadings }),
+  )
+  if (extra > 0) yield* findExtraIds(services, findings, user, record)
+  // A rebuild does not count interactions that the log no longer has, so either count is right.
+  const miscounted = [total, total - extra].map((sum) => Math.abs(record.event_count - sum))
+  if (unchanged) for (let i = 0; i < Math.min(...miscounted); i++) findings.addExtra(user, "")
+  const since = yield* services.products.knownSince(
+    [...new Set(unapplied.flatMap(({ interaction }) => interaction.product_id ?? []))],
+    services.embedder.space,
+  )
+  for (const row of unapplied) {
+    const one = toUnapplied(row)
+    const known = one.product_id === null ? 0 : since.get(one.product_id)
+    if (!row.published) findings.add("in_flight", one)
+    else if (known === undefined || known > row.recordedAt) findings.add("skipped", one)
+    else findings.addUnexplained(one)
+  }
+})
+
+// ---------------------------------------------------------------------------------------------------------
+// Unexplained interactions: checked against the embeddings, the dead letters and the queues
+
+/** Interactions that may be in a queue, at most. */
+const queued = ({ main, quarantined, retry }: Depths, eventsPerMessage: number): number =>
+  main.ready * eventsPerMessage +
+  main.unacked +
+  quarantined +
+  Object.values(retry).reduce((sum, depth) => sum + depth, 0)
+
+const explainByDeadLetters = Effect.fnUntraced(function* ({ deadLetters }: Services, findings: Findings) {
+  const wanted = new Set(findings.unexplained.map(({ message_id }) => message_id))
+  const dead = new Set<string>()
+  yield* Stream.runForEach(deadLetters.list, (deadLetter) =>
+    Effect.sync(() => {
+      const { message_id } = content(deadLetter)
+      if (message_id !== null && wanted.has(message_id)) dead.add(message_id)
+    }),
+  )
+  const [others, found] = Arr.partition(findings.unexplained, ({ message_id }) => dead.has(message_id))
+  for (const one of found) findings.add("dead", one)
+  findings.unexplained = others
+})
+
+/** The queues are read first: an interaction that has left them by then is on its user's record, which is read later. */
+const checkAgain = Effect.fnUntraced(function* (services: Services, findings: Findings) {
+  if (findings.unexplained.length === 0) return { consumers: 0, queued: 0, unacked: 0 }
+  const { queue } = services
+  const depths = yield* queue.depths
+  const parts = yield* Effect.forEach(
+    Arr.chunksOf(findings.unexplained, page),
+    (some) =>
+      Effect.flatMap(loadStates(services, [...new Set(some.map(({ user_id }) => user_id))]), (records) =>
+        splitApplied(services, some, records),
+      ),
+    { concurrency: usersAtOnce },
+  )
+  findings.unexplained = parts.flatMap(({ unapplied }) => unapplied)
+  if (findings.unexplained.length > 0) yield* explainByDeadLetters(services, findings)
+  const { consumers, unacked } = depths.main
+  return { consumers, queued: queued(depths, queue.eventsPerMessage), unacked }
+})
+
+/**
+ * Answers how many of the unexplained interactions may be in flight. A message that moves between queues may be seen in
+ * neither, and a message held by another process is in none, so the audit checks several times.
+ */
+const explainByQueues = Effect.fnUntraced(function* (services: Services, findings: Findings) {
+  const { queue } = services
+  let found = yield* checkAgain(services, findings)
+  const tooMany = () => findings.unexplainedCount > found.queued
+  for (let checks = 1; tooMany() && checks < (found.consumers > 0 ? mostChecks : 2); checks++) {
+    yield* Effect.sleep(pause)
+    found = yield* checkAgain(services, findings)
+  }
+  const held = tooMany() && found.consumers > 0 ? ((yield* queue.traffic)?.unacked ?? 0) : 0
+  return found.queued + Math.max(0, held * queue.eventsPerMessage - found.unacked)
+})
+
+const audit = Effect.fn("Auditor.audit")(function* (services: Services, options: AuditOptions) {
+  const findings = new Findings(options.details ?? false)
+  if (options.user === undefined)
+    yield* auditAllUsers(services, findings, options.progress ?? (() => Effect.void))
+  else {
+    findings.users = 1
+    yield* auditUser(services, findings, options.user)
+  }
+  findings.conclude(yield* explainByQueues(services, findings))
+  return findings.report()
+})
+
+export const layer = Layer.effect(
+  Auditor,
+  Effect.map(services, (services) => ({ audit: (options: AuditOptions) => audit(services, options) })),
+)

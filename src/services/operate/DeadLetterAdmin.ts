@@ -1,8 +1,9 @@
-/** `failed …`: dead letters looked at, grouped, retried and removed. Looking consumes nothing. */
+/** `failed …`: lists, groups, shows, retries and removes dead letters. Listing consumes nothing. */
 import { Effect, Schema, Stream } from "effect"
+import type { DeadLetterGroup } from "../api/OperationsApi.ts"
 import { content, type DeadLetter, DeadLetters } from "../ports/DeadLetters.ts"
 
-/** What all letters have that are meant; an absent field means any. */
+/** Selects the dead letters that match every given field. */
 export interface DeadLetterFilter {
   readonly error?: string | undefined
   readonly type?: string | undefined
@@ -15,32 +16,32 @@ export interface DeadLetterFilter {
 
 const orNull = (text: string) => (text === "" ? null : text)
 
-/** A letter as listed; `null` where the message or its headers can't be read. */
-export const summary = (letter: DeadLetter) => {
-  const { event_type, message_id, user_id } = content(letter)
+/** A dead letter as listed; `null` where the message or its headers can't be read. */
+export const summary = (deadLetter: DeadLetter) => {
+  const { event_type, message_id, user_id } = content(deadLetter)
   return {
-    id: orNull(letter.id),
+    id: orNull(deadLetter.id),
     message_id,
     user_id,
     event_type,
-    error: orNull(letter.error),
-    message: orNull(letter.message),
-    attempts: letter.attempts,
-    first_failed_at: orNull(letter.firstFailedAt),
-    last_failed_at: orNull(letter.lastFailedAt),
+    error: orNull(deadLetter.error),
+    message: orNull(deadLetter.message),
+    attempts: deadLetter.attempts,
+    first_failed_at: orNull(deadLetter.firstFailedAt),
+    last_failed_at: orNull(deadLetter.lastFailedAt),
   }
 }
 export type Summary = ReturnType<typeof summary>
 
 export const matching =
   ({ error, ids, since, type, user }: DeadLetterFilter) =>
-  (letter: DeadLetter): boolean => {
-    if (error !== undefined && letter.error !== error) return false
-    if (since !== undefined && !(letter.lastFailedAt >= since)) return false
+  (deadLetter: DeadLetter): boolean => {
+    if (error !== undefined && deadLetter.error !== error) return false
+    if (since !== undefined && !(deadLetter.lastFailedAt >= since)) return false
     if (ids === undefined && type === undefined && user === undefined) return true
-    const { event_type, message_id, user_id } = content(letter)
+    const { event_type, message_id, user_id } = content(deadLetter)
     return (
-      (ids === undefined || ids.has(letter.id) || (message_id !== null && ids.has(message_id))) &&
+      (ids === undefined || ids.has(deadLetter.id) || (message_id !== null && ids.has(message_id))) &&
       (type === undefined || event_type === type) &&
       (user === undefined || user_id === user)
     )
@@ -49,26 +50,19 @@ export const matching =
 const select = (filter: DeadLetterFilter) =>
   Effect.map(DeadLetters, ({ list }) => Stream.filter(list, matching(filter)))
 
-/** Letters, oldest first. */
+/** Oldest first. */
 export const listDeadLetters = (filter: DeadLetterFilter) =>
   Effect.flatMap(select(filter), (found) =>
     Effect.map(Stream.runCollect(Stream.map(found, summary)), (all): ReadonlyArray<Summary> => [...all]),
   )
 
-export interface Group {
-  readonly error: string | null
-  readonly count: number
-  readonly first_failed_at: string | null
-  readonly last_failed_at: string | null
-  /** The newest of them. */
-  readonly example: Pick<Summary, "id" | "message_id" | "message">
-}
+export type Group = typeof DeadLetterGroup.Type
 
-/** By error, the greatest group first. */
+/** Dead letters by error, the largest group first. */
 export const groupDeadLetters = (filter: DeadLetterFilter) =>
   Effect.flatMap(select(filter), (found) =>
-    Stream.runFold(Stream.map(found, summary), new Map<string | null, Group>(), (groups, letter) => {
-      const { error, first_failed_at, id, last_failed_at, message, message_id } = letter
+    Stream.runFold(Stream.map(found, summary), new Map<string | null, Group>(), (groups, deadLetter) => {
+      const { error, first_failed_at, id, last_failed_at, message, message_id } = deadLetter
       const known = groups.get(error)
       const first = known?.first_failed_at ?? first_failed_at
       return groups.set(error, {
@@ -94,7 +88,6 @@ const bodyOf = (body: Uint8Array) => {
   }
 }
 
-/** No letter has this id. */
 export class DeadLetterNotFound extends Schema.TaggedError<DeadLetterNotFound>()("DeadLetterNotFound", {
   ids: Schema.Array(Schema.String),
 }) {
@@ -103,22 +96,22 @@ export class DeadLetterNotFound extends Schema.TaggedError<DeadLetterNotFound>()
   }
 }
 
-/** All that is known of the letters with this id; several share a `message_id` when a message died more than once. */
+/** Every field of the dead letters with this id. A message that failed more than once has several with one `message_id`. */
 export const showDeadLetter = (id: string) =>
   Effect.gen(function* () {
     const found = yield* Stream.runCollect(yield* select({ ids: new Set([id]) }))
     if (found.length === 0) return yield* new DeadLetterNotFound({ ids: [id] })
-    return [...found].map((letter) => ({
-      ...summary(letter),
-      retried_from: letter.retriedFrom,
-      worker: orNull(letter.worker),
-      original_exchange: orNull(letter.originalExchange),
-      original_routing_key: orNull(letter.originalRoutingKey),
-      ...bodyOf(letter.body),
+    return [...found].map((deadLetter) => ({
+      ...summary(deadLetter),
+      retried_from: deadLetter.retriedFrom,
+      worker: orNull(deadLetter.worker),
+      original_exchange: orNull(deadLetter.originalExchange),
+      original_routing_key: orNull(deadLetter.originalRoutingKey),
+      ...bodyOf(deadLetter.body),
     }))
   })
 
-/** The letters that are meant. Fails when one of the ids is nobody's, so that nothing is done by halves. */
+/** The selected dead letters. Fails when one of the ids is unknown, so that a command acts on all ids or on none. */
 export const pickDeadLetters = (filter: DeadLetterFilter) =>
   Effect.gen(function* () {
     const picked = yield* listDeadLetters(filter)
@@ -128,32 +121,32 @@ export const pickDeadLetters = (filter: DeadLetterFilter) =>
     return picked
   })
 
-/** Not every letter that was meant could be published again; the others stay. */
+/** Some of the selected dead letters could not be published again. */
 export class NotRetried extends Schema.TaggedError<NotRetried>()("NotRetried", { left: Schema.Number }) {
   override get message() {
-    return `${this.left} could not be published and stay in failed`
+    return `${this.left} dead letters could not be published and stay in the queue failed`
   }
 }
 
-/** Publishes letters again and removes them; answers how many were meant and how many it was. */
+/** Publishes the selected dead letters again and removes each from the queue. */
 export const retryDeadLetters = (filter: DeadLetterFilter) =>
   Effect.gen(function* () {
     const { retry } = yield* DeadLetters
-    const isMeant = matching(filter)
+    const matches = matching(filter)
     let picked = 0
-    const retried = yield* retry((letter) => {
-      const meant = isMeant(letter)
-      if (meant) picked += 1
-      return meant
+    const retried = yield* retry((deadLetter) => {
+      const isPicked = matches(deadLetter)
+      if (isPicked) picked += 1
+      return isPicked
     })
     return { picked, retried }
   })
 
 const identity = ({ id, last_failed_at, message_id }: Summary) => `${id}|${message_id}|${last_failed_at}`
 
-/** Removes exactly these letters, none that came after them; answers how many. */
+/** Removes exactly these dead letters, none that arrived later; answers how many it removed. */
 export const removeDeadLetters = (picked: ReadonlyArray<Summary>) =>
   Effect.flatMap(DeadLetters, ({ remove }) => {
-    const meant = new Set(picked.map(identity))
-    return remove((letter) => meant.has(identity(summary(letter))))
+    const identities = new Set(picked.map(identity))
+    return remove((deadLetter) => identities.has(identity(summary(deadLetter))))
   })

@@ -1,7 +1,7 @@
 /**
- * Step: removes a user everywhere. The tombstone comes first: from then on nothing recorded before it changes anything,
- * wherever it still lies. The log comes after what is found by it (the phrases), so that an erasure which is cut off
- * anywhere is finished by repeating it.
+ * Step: removes a user everywhere. The tombstone is written first: from then on workers drop every message of the user
+ * recorded before it. Log rows are deleted after the phrases, because the phrases are found through the log. An erasure
+ * that fails half-way is finished by repeating it.
  */
 import { Chunk, Clock, Context, Effect, Layer, Stream } from "effect"
 import type { UserId } from "../model/Interaction.ts"
@@ -14,13 +14,13 @@ import { EventVectors } from "../update/EventVectors.ts"
 /** What an erasure removed. */
 export interface ErasureReport {
   readonly user_id: UserId
-  /** ISO; what was recorded until then is gone and does not come back. */
+  /** ISO; interactions recorded up to this instant are gone and do not come back. */
   readonly erased_at: string
   /** Rows of the log. */
   readonly interactions: number
-  /** Whether there was one; its ledger went with it. */
+  /** Whether the user had an embedding. The overflow of applied ids is removed with it. */
   readonly embedding: boolean
-  /** Vectors of phrases that the user searched for; others who did pay for them again. */
+  /** Vectors of the user's search phrases. If another user searched for the same phrase, it will be embedded again. */
   readonly phrases: number
   readonly dead_letters: number
 }
@@ -34,25 +34,24 @@ export type ErasureError =
 export class Eraser extends Context.Tag("user-embeddings/Eraser")<
   Eraser,
   {
-    /** Erases the user. What fails half-way is finished by doing it again. */
     readonly erase: (user: UserId) => Effect.Effect<ErasureReport, ErasureError>
   }
 >() {}
 
 const page = 500
-/** Rows that were recorded before the erasure may be committed during it. */
+/** Milliseconds. Rows recorded before the erasure may be committed during it. */
 const commitGrace = 100
-/** Longest wait for this clock to pass the tombstone. */
+/** Milliseconds: the longest wait for this clock to pass the tombstone's timestamp. */
 const clockGrace = 1_000
 
 const make = Effect.gen(function* () {
   const log = yield* InteractionLog
   const users = yield* UserEmbeddings
   const vectors = yield* EventVectors
-  const letters = yield* DeadLetters
+  const deadLetters = yield* DeadLetters
 
   const erase = Effect.fn("Eraser.erase")(function* (user_id: UserId) {
-    // What stands in the log was recorded before, also where the clock of whoever recorded it is ahead.
+    // The clock of the API that recorded the newest row may be ahead of this one.
     const newest = yield* log.newestRecordedAt(user_id)
     const at = Math.max(yield* Clock.currentTimeMillis, newest ?? 0)
     const embedding = yield* users.erase(user_id, at)
@@ -69,11 +68,12 @@ const make = Effect.gen(function* () {
       Stream.runSum,
     )
     let interactions = yield* log.erase(user_id, at)
-    const dead_letters = yield* letters.remove(
-      (letter) => (letter.recordedAt ?? 0) <= at && content(letter).user_id === user_id,
+    const dead_letters = yield* deadLetters.remove(
+      (deadLetter) => (deadLetter.recordedAt ?? 0) <= at && content(deadLetter).user_id === user_id,
     )
 
-    // Whoever gets the answer may act at once, and is not to fall into the tombstone's own millisecond.
+    // Wait until the clock has passed the tombstone's timestamp: an interaction recorded in the same millisecond would
+    // count as erased.
     const behind = at + 1 - (yield* Clock.currentTimeMillis)
     yield* Effect.sleep(Math.min(Math.max(behind, commitGrace), clockGrace))
     interactions += yield* log.erase(user_id, at)

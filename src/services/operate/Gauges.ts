@@ -1,6 +1,6 @@
 /**
- * Keeps the gauges current while the scope lives. What is far away is asked at an interval and not per scrape, so that
- * any number of scrapers cost the same; what can't be found out keeps its last value.
+ * Updates the gauges while the scope is open. Servers are polled at an interval instead of at each scrape, so
+ * that more scrapers cost nothing more. A gauge keeps its last value when its server does not answer.
  */
 import { Clock, Duration, Effect, Layer, Metric, Schedule } from "effect"
 import { InteractionLog } from "../ports/InteractionLog.ts"
@@ -14,11 +14,11 @@ import {
 import * as Telemetry from "../Telemetry.ts"
 
 const interval = Duration.seconds(5)
-/** Between two looks at how late a timer comes. */
+/** Between two measurements of the event loop. */
 const tick = Duration.millis(500)
 
-const polling = <E, R>(look: Effect.Effect<unknown, E, R>, every: Duration.Duration) =>
-  Effect.ignore(look).pipe(
+const polling = <E, R>(update: Effect.Effect<unknown, E, R>, every: Duration.Duration) =>
+  Effect.ignore(update).pipe(
     Effect.repeat(Schedule.spaced(every)),
     Telemetry.untraced,
     Effect.forkScoped,
@@ -28,10 +28,10 @@ const polling = <E, R>(look: Effect.Effect<unknown, E, R>, every: Duration.Durat
 /** Depths of all queues and the consumers of the main one. */
 export const queues = polling(
   Effect.gen(function* () {
-    const { failed, quarantined: isolated, main, retry } = yield* (yield* InteractionQueue).depths
+    const { failed, main, quarantined, retry } = yield* (yield* InteractionQueue).depths
     yield* Metric.set(Telemetry.queueDepth(queue), main.ready)
     yield* Metric.set(Telemetry.queueConsumers, main.consumers)
-    yield* Metric.set(Telemetry.queueDepth(quarantineQueue), isolated)
+    yield* Metric.set(Telemetry.queueDepth(quarantineQueue), quarantined)
     yield* Metric.set(Telemetry.queueDepth(failedQueue), failed)
     for (const [delay, waiting] of Object.entries(retry))
       yield* Metric.set(Telemetry.queueDepth(retryQueue(Number(delay))), waiting)
@@ -40,7 +40,7 @@ export const queues = polling(
   interval,
 )
 
-/** Rows that wait to be published. */
+/** Rows that are not published yet. */
 export const outbox = polling(
   Effect.gen(function* () {
     const { oldestUnpublishedSeconds, unpublished } = yield* (yield* InteractionLog).outbox
@@ -50,7 +50,7 @@ export const outbox = polling(
   interval,
 )
 
-/** Memory, and by how much the event loop was late at worst in the last interval. */
+/** Memory, and the longest delay of the event loop in the last interval. */
 export const ownProcess = polling(
   Effect.gen(function* () {
     let worst = 0

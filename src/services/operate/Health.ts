@@ -1,26 +1,35 @@
-/** Whether a part can do its job: what `/readyz` answers. */
-import { Duration, Effect, Option, Record } from "effect"
+/** Whether a part of the system can do its job, for `/readyz`. */
+import { Duration, Effect, Option, Record, Schema } from "effect"
 import { Dependencies, type Dependency } from "../ports/Dependencies.ts"
 
-export interface DependencyHealth {
-  readonly status: "up" | "degraded" | "down"
-  readonly detail?: string
-  /** Of what answered; only when asked for by `?verbose`. */
-  readonly version?: string
-  /** Until it answered a ping, in ms; only when asked for by `?verbose`. */
-  readonly latency_ms?: number
-}
-export interface Health {
-  /** `unavailable`: the part can't do its job; `degraded`: it can, and something else is down. */
-  readonly status: "ok" | "degraded" | "unavailable"
-  readonly dependencies: Readonly<Record<string, DependencyHealth>>
-}
+const DependencyHealth = Schema.Struct({
+  status: Schema.Literal("up", "degraded", "down"),
+  detail: Schema.optional(Schema.String),
+  /** Of the server; only with `?verbose`. */
+  version: Schema.optional(Schema.String),
+  /** Duration of a ping; only with `?verbose`. */
+  latency_ms: Schema.optional(Schema.Number),
+})
+type DependencyHealth = typeof DependencyHealth.Type
+const dependencies = Schema.Record({ key: Schema.String, value: DependencyHealth })
 
-const deadline = Duration.seconds(3)
-/** Probes come in crowds; the servers are asked once a second. */
-const freshness = Duration.seconds(1)
+/** `degraded`: the part can do its job, but a dependency is down or incomplete. */
+export const Ready = Schema.Struct({ status: Schema.Literal("ok", "degraded"), dependencies }).annotations({
+  identifier: "Health",
+})
+/** The part cannot do its job. */
+export const Unavailable = Schema.Struct({ status: Schema.Literal("unavailable"), dependencies }).annotations(
+  {
+    identifier: "Unavailable",
+  },
+)
+export type Health = typeof Ready.Type | typeof Unavailable.Type
 
-const look = ({ missing, ping }: Dependency): Effect.Effect<DependencyHealth> =>
+const timeout = Duration.seconds(3)
+/** Many clients may probe at the same time; the servers are pinged once a second. */
+const cacheDuration = Duration.seconds(1)
+
+const probe = ({ missing, ping }: Dependency): Effect.Effect<DependencyHealth> =>
   Effect.all([Effect.timed(ping), missing]).pipe(
     Effect.map(
       ([[latency, version], missing]): DependencyHealth => ({
@@ -35,15 +44,15 @@ const look = ({ missing, ping }: Dependency): Effect.Effect<DependencyHealth> =>
     Effect.interruptible,
     Effect.disconnect,
     Effect.timeoutTo({
-      duration: deadline,
+      duration: timeout,
       onTimeout: (): DependencyHealth => ({ status: "down", detail: "no answer within 3 s" }),
       onSuccess: (health) => health,
     }),
   )
 
 /**
- * The health of a part, looked at together. `outage` tells what a worker waits for, if it does: then it is degraded
- * even when every dependency answers.
+ * All dependencies are probed at once. `outage` says which outage a worker waits for. A waiting worker is
+ * degraded, even when every dependency answers.
  */
 export const make = (
   part: "api" | "worker",
@@ -52,7 +61,7 @@ export const make = (
   Effect.gen(function* () {
     const dependencies = yield* Dependencies
     const check = Effect.gen(function* () {
-      const found = yield* Effect.forEach(dependencies, look, { concurrency: "unbounded" })
+      const found = yield* Effect.forEach(dependencies, probe, { concurrency: "unbounded" })
       const waiting = yield* outage
       const isDown = (index: number) => found[index]?.status === "down"
       const unavailable = dependencies.some(
@@ -69,12 +78,12 @@ export const make = (
       }
       return health
     })
-    // A probe that hangs up must not take the answer of the others with it.
-    return yield* Effect.cachedWithTTL(Effect.uninterruptible(check), freshness)
+    // Uninterruptible, because a client that disconnects must not interrupt the probe that others wait for.
+    return yield* Effect.cachedWithTTL(Effect.uninterruptible(check), cacheDuration)
   })
 
-/** Without what only `?verbose` asks for. */
-export const brief = ({ dependencies, status }: Health): Health => ({
-  status,
+/** Without the fields that only `?verbose` shows. */
+export const brief = ({ dependencies, ...health }: Health): Health => ({
+  ...health,
   dependencies: Record.map(dependencies, ({ latency_ms: _, version: __, ...state }) => state),
 })

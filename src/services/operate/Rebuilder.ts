@@ -1,7 +1,7 @@
 /**
- * Step: InteractionLog → UserEmbeddings, from nothing. A user's vector is computed anew, in order, from exactly those
- * interactions that are applied already; the rest arrives by its messages. It moves to the configured history, space,
- * weights and λ. The write compares and swaps, so a worker that was faster only makes it start again.
+ * Step: InteractionLog → UserEmbeddings. Computes a user's vector from nothing, in order, with the configured history,
+ * space, weights and λ. It takes exactly the interactions that are applied already; the others arrive as messages. If a
+ * worker changes the record meanwhile, the version check fails and the rebuild of that user starts again.
  */
 import { Chunk, Clock, Context, Effect, Either, Layer, Schedule, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
@@ -20,7 +20,7 @@ import * as RetryPolicies from "../RetryPolicies.ts"
 import { type EventVectorError, EventVectors } from "../update/EventVectors.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"
 
-/** The vector can't be computed anew without losing something; it stays as it is. */
+/** A rebuild would lose something, so the embedding stays as it is. */
 export class CannotRebuild extends Schema.TaggedError<CannotRebuild>()("CannotRebuild", {
   user_id: Schema.String,
   detail: Schema.String,
@@ -31,181 +31,194 @@ export class CannotRebuild extends Schema.TaggedError<CannotRebuild>()("CannotRe
 }
 
 export interface RebuildReport {
-  /** Users whose embedding was computed anew. */
   readonly rebuilt: number
   /** Users whose embedding stays as it was; at most {@link mostFailures} are named. */
   readonly failed: number
   readonly failures: ReadonlyArray<{ readonly user_id: UserId; readonly reason: string }>
 }
 
+interface RebuildOptions {
+  /** Rebuilds only this user; default: all users who have an embedding. */
+  readonly user?: UserId | undefined
+  /**
+   * Skips interactions whose vector or row is gone. An interaction without a vector still counts as applied; a rebuild
+   * after the vector is back gives it weight again.
+   */
+  readonly allowMissing?: boolean
+  readonly progress?: (users: number) => Effect.Effect<void>
+}
+
 type PortError = InteractionLogError | UserEmbeddingsError | EventVectorError
 
 export class Rebuilder extends Context.Tag("user-embeddings/Rebuilder")<
   Rebuilder,
-  {
-    /**
-     * Rebuilds one user, or all who have an embedding. `allowMissing`: goes on without interactions whose vector or row
-     * is gone. Those without a vector still count as applied, and weigh again after a rebuild once it is back.
-     */
-    readonly rebuild: (options: {
-      readonly user?: UserId | undefined
-      readonly allowMissing?: boolean
-      readonly progress?: (users: number) => Effect.Effect<void>
-    }) => Effect.Effect<RebuildReport, PortError>
-  }
+  { readonly rebuild: (options: RebuildOptions) => Effect.Effect<RebuildReport, PortError> }
 >() {}
 
 export const mostFailures = 1_000
 const page = 500
 const usersAtOnce = 4
-/** How often vectors are asked for that can't be had just now. */
+/** For vectors that are unavailable for the moment. */
 const vectorRetry = Schedule.intersect(RetryPolicies.reconnectRetry, Schedule.recurs(8))
 
-/** The vector will not be there however often it is asked for. */
+const services = Effect.all({
+  log: InteractionLog,
+  users: UserEmbeddings,
+  vectors: EventVectors,
+  config: EmbeddingConfig,
+})
+type Services = Effect.Effect.Success<typeof services>
+
+/** No retry will find the vector. */
 const isGone = (error: EventVectorError): boolean => {
   const { _tag } = RetryPolicies.classify(error)
   return _tag === "Skip" || _tag === "Unrecoverable"
 }
 
-const make = Effect.gen(function* () {
-  const log = yield* InteractionLog
-  const users = yield* UserEmbeddings
-  const vectors = yield* EventVectors
-  const config = yield* EmbeddingConfig
-  const settings: FoldSettings = {
-    lambda: config.lambda,
-    weights: config.eventTypes.weights,
-    history: config.history,
-    space: vectors.space,
-  }
-
-  /** Vectors in the order of interactions, `Left` where there is none any more. */
-  const resolve = (interactions: ReadonlyArray<Interaction>) =>
-    vectors.resolve(interactions).pipe(
-      Effect.flatMap((found) =>
-        Effect.forEach(found, (one) =>
-          Either.isLeft(one) && !isGone(one.left) ? Effect.fail(one.left) : Effect.succeed(one),
-        ),
+/** Vectors in the order of the interactions; `Left` where the vector is gone. */
+const resolve = ({ vectors }: Services, interactions: ReadonlyArray<Interaction>) =>
+  vectors.resolve(interactions).pipe(
+    Effect.flatMap((found) =>
+      Effect.forEach(found, (one) =>
+        Either.isLeft(one) && !isGone(one.left) ? Effect.fail(one.left) : Effect.succeed(one),
       ),
-      Effect.retry(vectorRetry),
-    )
+    ),
+    Effect.retry(vectorRetry),
+  )
 
-  /** The embedding from nothing, and the interactions that are applied but have no vector any more. */
-  const compute = Effect.fnUntraced(function* (record: UserRecord, allowMissing: boolean, now: number) {
-    const { user_id } = record
-    const fail = (detail: string) =>
-      new CannotRebuild({ user_id, detail: `${detail}; --allow-missing goes on without` })
-    const records = new Map([[user_id, AppliedInteractions.appliedState(record)]])
-    const without: Array<Interaction> = []
-    let embedding: UserEmbedding | undefined
-    /** The last instant of a page may go on in the next one. */
-    let held: ReadonlyArray<Interaction> = []
+/**
+ * Computes the embedding from nothing. `notFolded` has the applied interactions whose vector is gone, or whose type is
+ * no longer configured.
+ */
+const compute = Effect.fnUntraced(function* (
+  services: Services,
+  record: UserRecord,
+  allowMissing: boolean,
+  now: number,
+) {
+  const { user_id } = record
+  const { config, log, users, vectors } = services
+  const { eventTypes, history, lambda } = config
+  const settings: FoldSettings = { lambda, weights: eventTypes.weights, history, space: vectors.space }
+  const fail = (detail: string) =>
+    new CannotRebuild({ user_id, detail: `${detail}; use --allow-missing to rebuild without` })
+  const state = AppliedInteractions.appliedState(record)
+  const states = new Map([[user_id, state]])
+  const notFolded: Array<Interaction> = []
+  let embedding: UserEmbedding | undefined
 
-    const take = Effect.fnUntraced(function* (interactions: ReadonlyArray<Interaction>) {
-      if (interactions.length === 0) return
-      const found = yield* resolve(interactions)
-      const events: Array<{ interaction: Interaction; vector: Float32Array }> = []
-      for (const [index, interaction] of interactions.entries()) {
-        const vector = found[index]!
-        if (Either.isRight(vector)) events.push({ interaction, vector: vector.right })
-        else if (allowMissing) without.push(interaction)
-        else return yield* fail(`${interaction.message_id}: ${vector.left.message}`)
+  const foldPage = Effect.fnUntraced(function* (interactions: ReadonlyArray<Interaction>) {
+    if (interactions.length === 0) return
+    const found = yield* resolve(services, interactions)
+    const events: Array<{ interaction: Interaction; vector: Float32Array }> = []
+    for (const [index, interaction] of interactions.entries()) {
+      const vector = found[index]!
+      const { event_type, message_id } = interaction
+      if (!eventTypes.has(event_type)) {
+        if (!allowMissing)
+          return yield* fail(`${message_id}: EVENT_WEIGHTS has no event type ${event_type} any more`)
+        notFolded.push(interaction)
+        continue
       }
-      // It began with nothing, so its space can't be another one.
-      if (events.length > 0) embedding = yield* Effect.orDie(fold(embedding, events, settings, now))
-    })
-
-    let inLog = 0
-    yield* log.stream({ user: user_id }).pipe(
-      Stream.map(({ interaction }) => interaction),
-      Stream.grouped(page),
-      Stream.runForEach((chunk) =>
-        Effect.gen(function* () {
-          const rows = Chunk.toReadonlyArray(chunk)
-          const ids = yield* AppliedInteractions.findApplied(users, rows, records)
-          const own = rows.filter(({ message_id }) => ids.has(AppliedIds.prefix(message_id)))
-          inLog += own.length
-          const all = [...held, ...own]
-          const last = all.at(-1)?.occurred_at
-          const cut = all.findIndex(({ occurred_at }) => occurred_at === last)
-          held = all.slice(cut)
-          yield* take(all.slice(0, cut))
-        }),
-      ),
-    )
-    yield* take(held)
-
-    const forgotten = (yield* AppliedInteractions.countApplied(users, user_id, records.get(user_id)!)) - inLog
-    if (forgotten > 0 && !allowMissing)
-      return yield* fail(`${forgotten} applied interactions are not in the log any more`)
-    if (embedding === undefined)
-      return yield* new CannotRebuild({ user_id, detail: "nothing that is applied has a row and a vector" })
-    return { embedding, without }
-  })
-
-  const once = Effect.fnUntraced(function* (user_id: UserId, allowMissing: boolean) {
-    const record = (yield* users.load([user_id])).get(user_id)
-    if (record?.embedding === undefined)
-      return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
-    const now = yield* Clock.currentTimeMillis
-    const { embedding, without } = yield* compute(record, allowMissing, now)
-    const counters: Record<`${string}_count`, number> = { ...embedding.metadata }
-    for (const { event_type } of without) {
-      const counter = counterOf(event_type)
-      counters[counter] = (counters[counter] ?? 0) + 1
+      if (Either.isRight(vector)) events.push({ interaction, vector: vector.right })
+      else if (allowMissing) notFolded.push(interaction)
+      else return yield* fail(`${message_id}: ${vector.left.message}`)
     }
-    const { decay_lambda } = embedding.metadata
-    const metadata = { ...counters, decay_lambda, last_recalculation: now }
-    const written: UserEmbedding = {
-      ...embedding,
-      event_count: embedding.event_count + without.length,
-      created_at: record.embedding.created_at,
-      metadata,
-    }
-    const [saved] = yield* users.save([
-      { record: { ...record, embedding: written, version: record.version + 1 }, expected: record.version },
-    ])
-    if (saved !== true) return yield* new LockConflict({ user_id, tries: 1 })
+    // The embedding began in this space, so the fold cannot find another one.
+    if (events.length > 0) embedding = yield* Effect.orDie(fold(embedding, events, settings, now))
   })
 
-  const one = (user_id: UserId, allowMissing: boolean) =>
-    once(user_id, allowMissing).pipe(
-      Effect.retry({ schedule: RetryPolicies.conflictRetry, while: ({ _tag }) => _tag === "LockConflict" }),
-    )
+  let inLog = 0
+  /** Interactions of the last instant read: the next page may hold more of the same instant, to be folded together. */
+  let last: ReadonlyArray<Interaction> = []
+  yield* log.stream({ user: user_id }).pipe(
+    Stream.map(({ interaction }) => interaction),
+    Stream.grouped(page),
+    Stream.runForEach((chunk) =>
+      Effect.gen(function* () {
+        const rows = Chunk.toReadonlyArray(chunk)
+        const ids = yield* AppliedInteractions.findApplied(users, rows, states)
+        const applied = rows.filter(({ message_id }) => ids.has(AppliedIds.prefix(message_id)))
+        inLog += applied.length
+        const all = [...last, ...applied]
+        const instant = all.at(-1)?.occurred_at
+        const cut = all.findIndex(({ occurred_at }) => occurred_at === instant)
+        last = all.slice(cut)
+        yield* foldPage(all.slice(0, cut))
+      }),
+    ),
+  )
+  yield* foldPage(last)
 
-  const rebuild: Rebuilder["Type"]["rebuild"] = Effect.fn("Rebuilder.rebuild")(function* (options) {
-    const { allowMissing = false, progress = () => Effect.void, user } = options
-    const failures: Array<{ user_id: UserId; reason: string }> = []
-    let rebuilt = 0
-    let failed = 0
-    const wanted =
-      user === undefined
-        ? users.bookkeeping.pipe(
-            Stream.filter(({ event_count }) => event_count > 0),
-            Stream.map(({ user_id }) => user_id),
-          )
-        : Stream.make(user)
-    yield* Stream.runDrain(
-      Stream.mapEffect(
-        wanted,
-        (user_id) =>
-          one(user_id, allowMissing).pipe(
-            Effect.matchEffect({
-              onSuccess: () => Effect.suspend(() => progress(++rebuilt)),
-              onFailure: (error) => {
-                if (error._tag !== "CannotRebuild" && error._tag !== "LockConflict") return Effect.fail(error)
-                if (failed++ < mostFailures) failures.push({ user_id, reason: error.message })
-                return Effect.void
-              },
-            }),
-          ),
-        { concurrency: usersAtOnce, unordered: true },
-      ),
-    )
-    return { rebuilt, failed, failures }
-  })
-
-  return { rebuild }
+  const gone = (yield* AppliedInteractions.countApplied(users, user_id, state)) - inLog
+  if (gone > 0 && !allowMissing) return yield* fail(`${gone} applied interactions are no longer in the log`)
+  if (embedding === undefined)
+    return yield* new CannotRebuild({ user_id, detail: "no applied interaction has both a row and a vector" })
+  return { embedding, notFolded }
 })
 
-export const layer = Layer.effect(Rebuilder, make)
+const rebuildOnce = Effect.fnUntraced(function* (services: Services, user_id: UserId, allowMissing: boolean) {
+  const record = (yield* services.users.load([user_id])).get(user_id)
+  if (record?.embedding === undefined)
+    return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
+  const now = yield* Clock.currentTimeMillis
+  const { embedding, notFolded } = yield* compute(services, record, allowMissing, now)
+  const counters: Record<`${string}_count`, number> = { ...embedding.metadata }
+  for (const { event_type } of notFolded) {
+    const counter = counterOf(event_type)
+    counters[counter] = (counters[counter] ?? 0) + 1
+  }
+  const { decay_lambda } = embedding.metadata
+  const rebuilt: UserEmbedding = {
+    ...embedding,
+    event_count: embedding.event_count + notFolded.length,
+    created_at: record.embedding.created_at,
+    metadata: { ...counters, decay_lambda, last_recalculation: now },
+  }
+  const [saved] = yield* services.users.save([
+    { record: { ...record, embedding: rebuilt, version: record.version + 1 }, expected: record.version },
+  ])
+  if (saved !== true) return yield* new LockConflict({ user_id, tries: 1 })
+})
+
+const rebuildUser = (services: Services, user_id: UserId, allowMissing: boolean) =>
+  rebuildOnce(services, user_id, allowMissing).pipe(
+    Effect.retry({ schedule: RetryPolicies.conflictRetry, while: ({ _tag }) => _tag === "LockConflict" }),
+  )
+
+const withEmbedding = ({ users }: Services) =>
+  users.bookkeeping.pipe(
+    Stream.filter(({ event_count }) => event_count > 0),
+    Stream.map(({ user_id }) => user_id),
+  )
+
+const rebuild = Effect.fn("Rebuilder.rebuild")(function* (services: Services, options: RebuildOptions) {
+  const { allowMissing = false, progress = () => Effect.void, user } = options
+  const failures: Array<{ user_id: UserId; reason: string }> = []
+  let rebuilt = 0
+  let failed = 0
+  const wanted = user === undefined ? withEmbedding(services) : Stream.make(user)
+  yield* Stream.runDrain(
+    Stream.mapEffect(
+      wanted,
+      (user_id) =>
+        rebuildUser(services, user_id, allowMissing).pipe(
+          Effect.matchEffect({
+            onSuccess: () => Effect.suspend(() => progress(++rebuilt)),
+            onFailure: (error) => {
+              if (error._tag !== "CannotRebuild" && error._tag !== "LockConflict") return Effect.fail(error)
+              if (failed++ < mostFailures) failures.push({ user_id, reason: error.message })
+              return Effect.void
+            },
+          }),
+        ),
+      { concurrency: usersAtOnce, unordered: true },
+    ),
+  )
+  return { rebuilt, failed, failures }
+})
+
+export const layer = Layer.effect(
+  Rebuilder,
+  Effect.map(services, (services) => ({ rebuild: (options: RebuildOptions) => rebuild(services, options) })),
+)

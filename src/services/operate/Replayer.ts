@@ -1,6 +1,6 @@
 /**
- * Step: InteractionLog → InteractionQueue, again. Ids and instants stay those of the log, so what was applied is not
- * applied again, and what was recorded before an erasure does not come back.
+ * Step: InteractionLog → InteractionQueue. Publishes rows of the log again with their ids and timestamps, so workers
+ * recognise interactions that are applied, and drop those recorded before the user's erasure.
  */
 import { Chunk, Clock, Context, Effect, Layer, Schedule, Schema, Stream } from "effect"
 import * as MessageTraces from "../MessageTraces.ts"
@@ -12,30 +12,30 @@ import {
 } from "../ports/InteractionLog.ts"
 import { InteractionQueue, InteractionQueueError } from "../ports/InteractionQueue.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
-import { roomInQueue, toMessage } from "../record/OutboxRelay.ts"
+import { awaitQueueCapacity, toMessage } from "../record/OutboxRelay.ts"
 
 export interface ReplayReport {
-  /** Rows of the log that the filter leaves. */
+  /** Rows of the log that match the filter. */
   readonly matched: number
-  /** Messages that the broker has confirmed; none in a dry run. */
+  /** Messages confirmed by the broker; 0 in a dry run. */
   readonly published: number
 }
 
-/** The broker did not take a page, however often it was offered. */
+/** The broker did not confirm a page within the time-out, despite retries. */
 export class ReplayStopped extends Schema.TaggedError<ReplayStopped>()("ReplayStopped", {
   published: Schema.Number,
   cause: Schema.Defect,
 }) {
   override get message() {
     const why = this.cause instanceof Error ? this.cause.message : String(this.cause)
-    return `stopped after ${this.published} messages: ${why}; to start anew does no harm`
+    return `stopped after ${this.published} messages: ${why}; it is safe to start the replay again`
   }
 }
 
 export class Replayer extends Context.Tag("user-embeddings/Replayer")<
   Replayer,
   {
-    /** Publishes rows again, page by page; `progress` is told how many. A dry run only counts. */
+    /** Publishes rows page by page. A dry run only counts them. `progress` receives the number published so far. */
     readonly replay: (
       filter: LogFilter,
       options?: {
@@ -46,9 +46,9 @@ export class Replayer extends Context.Tag("user-embeddings/Replayer")<
   }
 >() {}
 
-/** Rows of one publish: the confirm window. */
+/** Rows published together, up to the publisher's confirm window. */
 const page = 1_000
-const patience = "1 minute"
+const publishTimeout = "1 minute"
 
 const make = Effect.gen(function* () {
   const log = yield* InteractionLog
@@ -65,7 +65,7 @@ const make = Effect.gen(function* () {
         operation: "publish",
         cause: `${left.length} messages were not confirmed`,
       })
-    }).pipe(Effect.retry(RetryPolicies.reconnectRetry.pipe(Schedule.upTo(patience))))
+    }).pipe(Effect.retry(RetryPolicies.reconnectRetry.pipe(Schedule.upTo(publishTimeout))))
   }
 
   const send = (rows: ReadonlyArray<LogRow>) =>
@@ -88,7 +88,7 @@ const make = Effect.gen(function* () {
       Stream.map(Chunk.toReadonlyArray),
       Stream.runForEach((some) =>
         Effect.gen(function* () {
-          yield* Effect.mapError(roomInQueue(queue), stopped)
+          yield* Effect.mapError(awaitQueueCapacity(queue), stopped)
           yield* send(some).pipe(
             MessageTraces.withBatchSpan("replay interactions", some.map(MessageTraces.traced)),
             Effect.catchTag("InteractionQueueError", (cause) => Effect.fail(stopped(cause))),

@@ -1,5 +1,6 @@
-/** Step: one user's embedding in figures, the newest events with their share in it, nearest products. */
+/** One user's embedding in figures, with the newest events and the nearest products. */
 import { Effect, Schema } from "effect"
+import { embeddingJson } from "../api/EmbeddingJson.ts"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import type { UserId } from "../model/Interaction.ts"
@@ -22,16 +23,16 @@ const eventsShown = 20
 const neighboursShown = 10
 
 /**
- * `share` of an event = weight · exp(-λ · days before last_updated) / total_weight: its part of the weight behind
- * the vector in cumulative history. In recency history it tells the decayed weight only. What is not applied (its product
- * has no embedding, or it is on its way) has none.
+ * `share` of an event = weight · exp(-λ · days before last_updated) / total_weight. In cumulative history it is the
+ * event's part of the weight behind the vector; in recency history it only shows the decayed weight. An event that is not
+ * applied, because it is in flight or its product has no embedding, has no share.
  */
 export const userInFigures = Effect.fn("userInFigures")(function* (user_id: UserId) {
   const users = yield* UserEmbeddings
   const log = yield* InteractionLog
   const products = yield* ProductEmbeddings
   const config = yield* EmbeddingConfig
-  // Before the record: what was applied meanwhile is on it.
+  // Read before the record, so that an event applied meanwhile counts as applied.
   const newest = yield* log.newest(user_id, eventsShown)
   const record = (yield* users.load([user_id])).get(user_id)
   const embedding = record?.embedding
@@ -46,19 +47,10 @@ export const userInFigures = Effect.fn("userInFigures")(function* (user_id: User
     interactions,
     new Map([[user_id, AppliedInteractions.appliedState(record)]]),
   )
-  const { embedding: vector, last_updated, recent: _, ...facts } = embedding
+  const { recent: _, ...facts } = embeddingJson(embedding, record.version)
   return {
     ...facts,
-    created_at: new Date(facts.created_at).toISOString(),
-    updated_at: new Date(facts.updated_at).toISOString(),
-    last_updated: new Date(last_updated).toISOString(),
-    version: record.version,
-    dimension_count: vector.length,
-    norm: Vector.norm(vector),
-    metadata: {
-      ...facts.metadata,
-      last_recalculation: new Date(facts.metadata.last_recalculation).toISOString(),
-    },
+    norm: Vector.norm(embedding.embedding),
     events: newest.map(
       ({ interaction: { event_type, message_id, occurred_at, product_id, search_phrase }, trace }) => ({
         event_type,
@@ -68,7 +60,7 @@ export const userInFigures = Effect.fn("userInFigures")(function* (user_id: User
         message_id,
         share: applied.has(AppliedIds.prefix(message_id))
           ? (weightOf(config.eventTypes.weights, event_type) *
-              decay(embedding.metadata.decay_lambda, last_updated, Date.parse(occurred_at))) /
+              decay(embedding.metadata.decay_lambda, embedding.last_updated, Date.parse(occurred_at))) /
             embedding.total_weight
           : null,
         trace_id: trace?.traceparent.split("-")[1] ?? null,

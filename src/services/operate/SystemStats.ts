@@ -1,48 +1,53 @@
-/** Step: the system in figures: depths, rates, backlog, users, and how long events wait for their embedding. */
-import { Effect } from "effect"
+/** Figures of the whole system: queue depths, rates, backlog, users, and the time from event to embedding. */
+import { Effect, Schema } from "effect"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { InteractionLog } from "../ports/InteractionLog.ts"
 import { InteractionQueue } from "../ports/InteractionQueue.ts"
 import { UserEmbeddings } from "../ports/UserEmbeddings.ts"
 
-/** In seconds. `null`: of too few the time is known. */
-export interface Percentiles {
-  readonly p50: number | null
-  readonly p95: number | null
-  readonly p99: number | null
-}
+const Count = Schema.Number
 
-/** What could not be found out is `null`, and `unavailable` says why. */
-export interface SystemStats {
-  readonly queues: {
-    readonly user_embedding_updates: {
-      readonly ready: number
-      /** `null` where only RabbitMQ's management API could tell, and it is not reachable. */
-      readonly unacked: number | null
-      readonly consumers: number
-    }
-    /** Suspected of killing workers, handled one at a time. */
-    readonly isolated: number
-    /** Waiting, by delay in ms. */
-    readonly retry: Readonly<Record<string, number>>
-    readonly failed: number
-  } | null
+/** In seconds; `null` where the events at this rank have no embedding yet. */
+const Percentiles = Schema.Struct({
+  p50: Schema.NullOr(Schema.Number),
+  p95: Schema.NullOr(Schema.Number),
+  p99: Schema.NullOr(Schema.Number),
+})
+export type Percentiles = typeof Percentiles.Type
+
+/** A part that could not be determined is `null`, and `unavailable` says why. */
+export const SystemStats = Schema.Struct({
+  queues: Schema.NullOr(
+    Schema.Struct({
+      user_embedding_updates: Schema.Struct({
+        ready: Count,
+        /** `null` where only RabbitMQ's management API knows it and does not answer. */
+        unacked: Schema.NullOr(Count),
+        consumers: Count,
+      }),
+      /** Messages in quarantine. */
+      isolated: Count,
+      /** Messages in the retry queues, by delay in ms. */
+      retry: Schema.Record({ key: Schema.String, value: Count }),
+      /** Dead letters. */
+      failed: Count,
+    }),
+  ),
   /** Of the main queue, per second. */
-  readonly rates: { readonly publish: number; readonly deliver: number; readonly ack: number } | null
-  readonly log: {
-    readonly total: number
-    readonly unpublished: number
-    readonly oldest_unpublished_s: number | null
-  } | null
-  readonly users: number | null
-  /** From recording an event to writing the embedding with it; see {@link eventToEmbedding}. */
-  readonly event_to_embedding_s: Percentiles | null
-  readonly unavailable: ReadonlyArray<string>
-}
+  rates: Schema.NullOr(Schema.Struct({ publish: Count, deliver: Count, ack: Count })),
+  log: Schema.NullOr(
+    Schema.Struct({ total: Count, unpublished: Count, oldest_unpublished_s: Schema.NullOr(Schema.Number) }),
+  ),
+  users: Schema.NullOr(Count),
+  /** From recording an event to writing its embedding; see {@link eventToEmbedding}. */
+  event_to_embedding_s: Schema.NullOr(Percentiles),
+  unavailable: Schema.Array(Schema.String),
+}).annotations({ identifier: "SystemStats" })
+export type SystemStats = typeof SystemStats.Type
 
 const toMillis = (seconds: number) => Math.round(seconds * 1_000) / 1_000
 
-/** Nearest rank. What never came (`Infinity`) counts, and a percentile among it is `null`. */
+/** By nearest rank. An event without embedding counts as `Infinity`; a percentile of `Infinity` is `null`. */
 export const percentiles = (seconds: ReadonlyArray<number>): Percentiles => {
   const sorted = seconds.toSorted((a, b) => a - b)
   const at = (share: number) => {
@@ -52,18 +57,19 @@ export const percentiles = (seconds: ReadonlyArray<number>): Percentiles => {
   return { p50: at(0.5), p95: at(0.95), p99: at(0.99) }
 }
 
-const rowsLookedAt = 1_000
+const rowsMeasured = 1_000
 
 /**
- * Measured on the newest rows of the log: for each user whose last write added one of them, the time from recording
- * it to that write. Exact, over all workers, and nothing has to be kept for it; of one write only the last event
- * counts. A rebuild or a replay among the newest rows counts as late. `null` when no row has been folded yet.
+ * Measured on the newest rows of the log: for each user whose last write applied one of them, the time from
+ * recording the row to that write. The figure is exact over all workers, and nothing is stored for it. Of
+ * each write only the last event counts. A rebuild or a replay of these rows counts as late. `null` when none
+ * of these rows is applied.
  */
 export const eventToEmbedding = Effect.gen(function* () {
   const log = yield* InteractionLog
   const users = yield* UserEmbeddings
   const recorded = new Map(
-    (yield* log.lastRecorded(rowsLookedAt)).map(({ interaction, recordedAt }) => [
+    (yield* log.lastRecorded(rowsMeasured)).map(({ interaction, recordedAt }) => [
       AppliedIds.prefix(interaction.message_id),
       { user: interaction.user_id, recordedAt },
     ]),
@@ -77,7 +83,7 @@ export const eventToEmbedding = Effect.gen(function* () {
   return seconds.length === 0 ? null : percentiles(seconds)
 })
 
-/** All figures, looked at together; never fails. */
+/** Reads all figures at once. Never fails. */
 export const look: Effect.Effect<SystemStats, never, InteractionLog | InteractionQueue | UserEmbeddings> =
   Effect.gen(function* () {
     const log = yield* InteractionLog

@@ -1,12 +1,12 @@
-/** Messages that gave up or could never succeed, parked in the queue `failed`: looked at, retried, removed. */
+/** Dead letters: messages in the queue `failed`, after their last retry or after an error that no retry can solve. */
 import { Context, type Effect, Schema, type Stream } from "effect"
 import { describeFailure, portFailure } from "./PortFailure.ts"
 
 export interface DeadLetter {
-  /** `x-dead-letter-id`, a UUID. */
+  /** `x-dead-letter-id`: a UUID. */
   readonly id: string
   readonly messageId: string | null
-  /** Tag of the error, `x-error`. */
+  /** `x-error`: tag of the error. */
   readonly error: string
   readonly message: string
   readonly attempts: number
@@ -16,15 +16,15 @@ export interface DeadLetter {
   readonly worker: string
   readonly originalExchange: string
   readonly originalRoutingKey: string
-  /** The letter that it was before it was retried and died again, `x-retried-from`. */
+  /** `x-retried-from`: id of the earlier dead letter that was retried. */
   readonly retriedFrom: string | null
-  /** When the interaction was recorded, `x-recorded-at`, Unix ms. */
+  /** `x-recorded-at`: when the interaction was recorded, Unix ms. */
   readonly recordedAt: number | null
   /** The original bytes. */
   readonly body: Uint8Array
 }
 
-/** What a letter says about itself, `null` where it can't be read: anybody may have written it. */
+/** Fields of the body. `null`: not readable, because other programs may publish to `failed` too. */
 export interface Content {
   readonly message_id: string | null
   readonly user_id: string | null
@@ -63,15 +63,15 @@ export class DeadLettersError extends Schema.TaggedError<DeadLettersError>()(
 export class DeadLetters extends Context.Tag("user-embeddings/DeadLetters")<
   DeadLetters,
   {
-    /** Everything in `failed`, oldest first, without consuming it. */
+    /** All dead letters, oldest first. They stay in the queue. */
     readonly list: Stream.Stream<DeadLetter, DeadLettersError>
     readonly count: Effect.Effect<number, DeadLettersError>
     /**
-     * Publishes the letters that the predicate picks to their original exchange and routing key, with
-     * `x-retry-count` reset, and removes each once its copy is confirmed. Answers how many.
+     * Publishes the picked dead letters to their original exchange and routing key, with `x-retry-count` 0. Each is
+     * removed when its publishing is confirmed. Returns their number.
      */
     readonly retry: (pick: (letter: DeadLetter) => boolean) => Effect.Effect<number, DeadLettersError>
-    /** Removes the letters that the predicate picks. Answers how many. */
+    /** Removes the picked dead letters and returns their number. */
     readonly remove: (pick: (letter: DeadLetter) => boolean) => Effect.Effect<number, DeadLettersError>
   }
 >() {}

@@ -1,11 +1,11 @@
-/** The outside parts that a stack stands on: whether they answer, what they lack, and how to set them up. */
+/** The external systems that a stack depends on: their health, their missing parts and their setup. */
 import { Context, type Effect, Schema } from "effect"
 
 export class DependencyDown extends Schema.TaggedError<DependencyDown>()("DependencyDown", {
   dependency: Schema.String,
-  /** What failed, without secrets. */
+  /** The failure, without secrets. */
   detail: Schema.String,
-  /** What to do about it. */
+  /** How to correct it. */
   remedy: Schema.String,
 }) {
   override get message() {
@@ -13,39 +13,42 @@ export class DependencyDown extends Schema.TaggedError<DependencyDown>()("Depend
   }
 }
 
-/** Something that is out of order, and what to do about it. */
+/** A problem and how to correct it. */
 export interface Finding {
   readonly problem: string
   readonly remedy: string
 }
 
 export interface Dependency {
-  /** As in /readyz: `mysql`, `rabbitmq`, `mongodb`, `openai`, `sqlite`, `local`. */
+  /** The name in /readyz: `mysql`, `rabbitmq`, `mongodb`, `openai`, `sqlite`, `local`. */
   readonly name: string
-  /** The parts that can't do their job without it. */
+  /** The programs that cannot work without it. */
   readonly essentialFor: ReadonlyArray<"api" | "worker" | "relay">
-  /** Answers with the version, or says why it can't. Bounded: a few seconds. */
+  /** Succeeds with the version. Takes a few seconds at most. */
   readonly ping: Effect.Effect<string, DependencyDown>
-  /** What `setup` would create, each in words; empty when nothing is missing. Looks only. */
+  /** Descriptions of the parts that `setup` would create. Changes nothing. */
   readonly missing: Effect.Effect<ReadonlyArray<string>, DependencyDown>
   /**
-   * For `doctor`: what the others do not see, or `setup` can't mend. A problem in the words of `missing` is one that
-   * stays after `setup`.
+   * Further problems for `doctor`, such as those that `setup` cannot correct. A problem with the same text as an element
+   * of `missing` is one that remains after `setup`.
    */
   readonly inspect?: Effect.Effect<ReadonlyArray<Finding>, DependencyDown>
-  /** Creates what is missing and says what it did; safe to run twice and side by side. */
+  /** Creates the missing parts and succeeds with descriptions of the changes. May run twice, also concurrently. */
   readonly setup: Effect.Effect<ReadonlyArray<string>, DependencyDown>
 }
 
-const mostSkewMillis = 60_000
+const maxSkewMillis = 60_000
 
-/** Clocks that are apart, `server` and `here` in Unix ms: events seem to come from the future then. */
+/** A finding if two clocks (Unix ms) differ so much that interactions may seem to come from the future. */
 export const clockFindings = (server: number, here: number): ReadonlyArray<Finding> => {
   const skew = server - here
-  if (Math.abs(skew) <= mostSkewMillis) return []
-  const apart = `${Math.round(Math.abs(skew) / 1_000)} s ${skew > 0 ? "behind" : "ahead of"}`
+  if (Math.abs(skew) <= maxSkewMillis) return []
+  const difference = `${Math.round(Math.abs(skew) / 1_000)} s ${skew > 0 ? "behind" : "ahead of"}`
   return [
-    { problem: `this machine's clock is ${apart} the server's`, remedy: "set both clocks by NTP (chrony)" },
+    {
+      problem: `this machine's clock is ${difference} the server's`,
+      remedy: "set both clocks by NTP (chrony)",
+    },
   ]
 }
 

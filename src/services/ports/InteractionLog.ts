@@ -1,59 +1,59 @@
 /**
- * The interaction log: append-only source of truth and transactional outbox. What `append` has answered as
- * recorded is durable. Rows leave the outbox when they are marked published.
+ * The interaction log: an append-only source of truth with a transactional outbox. An interaction is durable once
+ * `append` has answered `Recorded`. A row leaves the outbox when it is marked published.
  */
 import { Context, type Effect, Schema, type Stream } from "effect"
 import type { EventType, Interaction, MessageId, ProductId, UserId } from "../model/Interaction.ts"
 import type { TraceContext } from "../Telemetry.ts"
 import { describeFailure, portFailure } from "./PortFailure.ts"
 
-/** An interaction to be recorded. */
+/** An interaction to append. */
 export interface NewInteraction {
   readonly interaction: Interaction
-  /** Unique per user; `null` when the client sent none. */
+  /** Unique per user. `null` if the client sent none. */
   readonly idempotencyKey: string | null
-  /** Whether the client named `occurred_at`: if not, a replayed key is compared without it. */
+  /** Whether the client sent `occurred_at`. If not, a replay with the same key may have another `occurred_at`. */
   readonly occurredAtGiven: boolean
   readonly trace: TraceContext | null
-  /** Unix ms; becomes `created_at` and the message's `x-recorded-at`. */
+  /** Unix ms. Stored as `created_at` and sent as the message's `x-recorded-at`. */
   readonly recordedAt: number
 }
 
-/** An interaction as it stands in the log. */
+/** An interaction in the log. */
 export interface LoggedInteraction {
   readonly interaction: Interaction
   readonly trace: TraceContext | null
   readonly recordedAt: number
 }
 
-/** A row of the log, with its part in the outbox. */
+/** A row of the log, with its state in the outbox. */
 export interface LogRow extends LoggedInteraction {
-  /** Whether a broker has confirmed it; until then it waits in the outbox. */
+  /** Whether the broker has confirmed its message. Until then the row is in the outbox. */
   readonly published: boolean
 }
 
-/** What became of one appended interaction. `interaction` is the one in the log: the first of its kind. */
+/** The outcome of one appended interaction. `interaction` is the one in the log. */
 export type Appended =
   | { readonly _tag: "Recorded"; readonly interaction: Interaction }
   | { readonly _tag: "Duplicate"; readonly interaction: Interaction }
-  /** The same key came before with another body or route. */
+  /** The user sent the same key before with another interaction. */
   | { readonly _tag: "KeyReused"; readonly interaction: Interaction }
 
 export interface LogFilter {
   readonly user?: UserId
   readonly type?: EventType
-  /** `occurred_at` from here on (canonical timestamp, inclusive). */
+  /** Lower bound of `occurred_at` (canonical timestamp, inclusive). */
   readonly since?: string
-  /** `occurred_at` before this (canonical timestamp, exclusive). */
+  /** Upper bound of `occurred_at` (canonical timestamp, exclusive). */
   readonly until?: string
-  /** Recorded from here on, whenever it occurred (canonical timestamp, inclusive). */
+  /** Lower bound of the time of recording (canonical timestamp, inclusive). */
   readonly recordedSince?: string
 }
 
-/** What waits to be published. */
+/** The rows that are not published. */
 export interface Outbox {
   readonly unpublished: number
-  /** Age of the oldest unpublished row in seconds, `null` when there is none. */
+  /** Age of the oldest unpublished row in seconds, `null` if there is none. */
   readonly oldestUnpublishedSeconds: number | null
 }
 
@@ -64,10 +64,10 @@ export interface ProductEvents {
   readonly events: number
 }
 
-/** How many interactions with a product one UTC day saw. */
+/** The number of interactions with a product that occurred on one UTC day. */
 export interface ProductCount {
   readonly product_id: ProductId
-  /** As `2026-02-10`. */
+  /** Such as `2026-02-10`. */
   readonly day: string
   readonly interactions: number
 }
@@ -89,33 +89,33 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
   InteractionLog,
   {
     /**
-     * Records interactions in one commit and answers in their order. A message id or a key that is known, also
-     * from earlier in the same batch, is not recorded again.
+     * Records interactions and answers in their order. An interaction is not recorded again when its message id or key
+     * is already in the log or earlier in the batch.
      */
     readonly append: (
       entries: ReadonlyArray<NewInteraction>,
     ) => Effect.Effect<ReadonlyArray<Appended>, InteractionLogError>
-    /** The oldest rows of the outbox that were recorded at or before `recordedBy` (Unix ms). */
+    /** The oldest unpublished rows among those recorded at or before `recordedBy` (Unix ms). */
     readonly unpublished: (options: {
       readonly limit: number
       readonly recordedBy: number
     }) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
-    /** Takes rows out of the outbox; `at` (Unix ms) becomes `published_at`. */
+    /** Removes rows from the outbox. `at` (Unix ms) is stored as `published_at`. */
     readonly markPublished: (
       ids: ReadonlyArray<MessageId>,
       at: number,
     ) => Effect.Effect<void, InteractionLogError>
     /**
-     * Rows in pages: those of one user oldest first by `occurred_at`, those of all in the order in which they were
-     * recorded. What is recorded meanwhile may be left out.
+     * Rows of one user by `occurred_at`, or rows of all users in the order of recording. Rows that are recorded during
+     * the stream may be missing.
      */
     readonly stream: (filter: LogFilter) => Stream.Stream<LogRow, InteractionLogError>
-    /** Whose interactions the log holds: all message ids, in pages and in the order of user ids. */
+    /** All message ids with their users, in pages, ordered by user id. */
     readonly messageIds: Stream.Stream<
       ReadonlyArray<Pick<Interaction, "user_id" | "message_id">>,
       InteractionLogError
     >
-    /** Which of these prefixes of message ids (32 hex digits) are in the log. */
+    /** Those of the given message id prefixes (32 hex digits) that exist in the log. */
     readonly existingIds: (
       prefixes: ReadonlyArray<string>,
     ) => Effect.Effect<ReadonlySet<string>, InteractionLogError>
@@ -133,22 +133,22 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       user: UserId,
       types?: ReadonlyArray<EventType>,
     ) => Effect.Effect<ReadonlyArray<ProductEvents>, InteractionLogError>
-    /** The last row's place in the log, 0 for none. Rows before it may still be on their way. */
+    /** The greatest row id, 0 if the log is empty. Rows with smaller ids may still become visible. */
     readonly maxId: Effect.Effect<number, InteractionLogError>
-    /** Interactions of these types with products, in the rows after one id and up to another. */
+    /** Counts interactions of these types with products, in the rows whose id is greater than `after` and at most `upTo`. */
     readonly productCounts: (
       types: ReadonlyArray<EventType>,
       after: number,
       upTo: number,
     ) => Effect.Effect<ReadonlyArray<ProductCount>, InteractionLogError>
     readonly outbox: Effect.Effect<Outbox, InteractionLogError>
-    /** Counts all rows: not to be asked again and again. */
+    /** Slow, because it counts all rows. */
     readonly backlog: Effect.Effect<Backlog, InteractionLogError>
-    /** When (Unix ms) the user's newest row was recorded, `null` when there is none. */
+    /** When (Unix ms) the user's latest row was recorded, `null` if there is none. */
     readonly newestRecordedAt: (user: UserId) => Effect.Effect<number | null, InteractionLogError>
-    /** Removes the user's rows that were recorded at or before `recordedBy` (Unix ms); answers how many there were. */
+    /** Deletes the user's rows that were recorded at or before `recordedBy` (Unix ms). Succeeds with their number. */
     readonly erase: (user: UserId, recordedBy: number) => Effect.Effect<number, InteractionLogError>
-    /** Runs the effect while this process is the elected relay; `false` when another one is. */
+    /** Runs the effect while this process holds the leader lock. Succeeds with `false` if another process holds it. */
     readonly withLeaderLock: <E, R>(
       effect: Effect.Effect<void, E, R>,
     ) => Effect.Effect<boolean, E | InteractionLogError, R>

@@ -1,6 +1,6 @@
 /**
- * The queue between the log and the workers. Publishing answers per message, once the broker has taken
- * responsibility; consuming is at least once, and nothing is acknowledged before the next hop has confirmed.
+ * The queue between the log and the workers. Publishing confirms each message when the broker has stored it. Delivery
+ * is at least once: no message is acknowledged before the broker has confirmed its retry or dead letter.
  */
 import { Context, type Effect, Schema, type Scope } from "effect"
 import type { EventType, MessageId } from "../model/Interaction.ts"
@@ -9,14 +9,14 @@ import { describeFailure, portFailure } from "./PortFailure.ts"
 
 export const exchange = "user_events"
 export const queue = "user_embedding_updates"
-/** Suspects wait here, each to be handled alone. */
+/** Poison-message candidates wait here. One at a time is handled, by a consumer that holds nothing else. */
 export const quarantineQueue = `${queue}.isolated`
 export const failedQueue = "failed"
 export const routingKey = (type: EventType): string => `user.embedding.${type}`
-/** The delay queue of a rung; its name tells the delay in ms. */
+/** Messages wait in a retry queue for its delay, which is part of the name. */
 export const retryQueue = (delayMillis: number): string => `${queue}.retry.${delayMillis}`
 
-/** An update message to be published. */
+/** An update message to publish. */
 export interface Message {
   readonly messageId: MessageId
   readonly eventType: EventType
@@ -26,23 +26,23 @@ export interface Message {
   readonly recordedAt: number
 }
 
-/** `confirmed`: durable and routed to a queue. Anything else may be published again. */
+/** `confirmed`: durable and routed to a queue. Any other message may be published again. */
 export type Confirmation = "confirmed" | "returned" | "nacked"
 
-/** A message as delivered; compare by identity. */
+/** A delivered message. Compare deliveries by identity. */
 export interface Delivery {
   readonly body: Uint8Array
   readonly routingKey: string
-  /** The property `message_id`, unchecked. */
+  /** The property `message_id`, as it came. */
   readonly messageId: string | null
   readonly trace: TraceContext | null
   /** `x-retry-count`: failed attempts so far. */
   readonly retryCount: number
-  /** `x-isolated-attempts`: how often it was handled alone as a suspect, this time included. */
+  /** `x-isolated-attempts`: how often the message came from quarantine, this delivery included. */
   readonly quarantineAttempts: number
-  /** A suspect that came alone: its consumer holds nothing else. */
+  /** The message comes from quarantine: its consumer holds nothing else. */
   readonly quarantined: boolean
-  /** How often the broker says that it was delivered before without an answer. */
+  /** `x-delivery-count`: how often the broker delivered the message before without a settlement. */
   readonly redeliveries: number
   /** `x-published-at`, Unix ms. */
   readonly publishedAt: number | null
@@ -50,22 +50,22 @@ export interface Delivery {
   readonly recordedAt: number | null
 }
 
-/** Why a message failed: the tag of the error and a text for people. */
+/** Why a message failed: the kind of error, and a text for people. */
 export interface Failure {
   readonly error: string
   readonly message: string
 }
 
-/** What is to become of a delivery. */
+/** What the consumer does with a delivery. */
 export type Settlement =
   | { readonly _tag: "Ack" }
-  /** Comes back after the delay, counted as one attempt more. `delayMillis` is one of the rungs. */
+  /** Waits in the retry queue of `delayMillis`, then comes back with `retryCount` + 1. */
   | { readonly _tag: "Retry"; readonly delayMillis: number; readonly failure: Failure }
   | { readonly _tag: "DeadLetter"; readonly failure: Failure }
-  /** Comes back at once and alone; counted as one attempt more if it already came alone. */
+  /** Goes to quarantine; if it came from there, `quarantineAttempts` grows by one. */
   | { readonly _tag: "Quarantine" }
 
-/** Of a delivery that is not done with. */
+/** The settlements that publish the message again. */
 export type NotAcked = Exclude<Settlement, { readonly _tag: "Ack" }>
 
 export const Ack: Settlement = { _tag: "Ack" }
@@ -79,12 +79,12 @@ export const DeadLetter = (failure: Failure): Settlement => ({ _tag: "DeadLetter
 
 export type Settled = readonly [Delivery, Settlement]
 
-/** `x-isolated-attempts` of the copy that is isolated; what the ladder brought back goes on where it was. */
+/** `x-isolated-attempts` of a message that goes to quarantine. A detour through a retry queue is no attempt. */
 export const nextQuarantineAttempt = ({
-  quarantined: isolated,
-  quarantineAttempts: isolatedAttempts,
+  quarantined,
+  quarantineAttempts,
 }: Pick<Delivery, "quarantined" | "quarantineAttempts">): number =>
-  isolated ? isolatedAttempts + 1 : Math.max(1, isolatedAttempts)
+  quarantined ? quarantineAttempts + 1 : Math.max(1, quarantineAttempts)
 
 export class InteractionQueueError extends Schema.TaggedError<InteractionQueueError>()(
   "InteractionQueueError",
@@ -97,70 +97,70 @@ export class InteractionQueueError extends Schema.TaggedError<InteractionQueueEr
 
 export interface Consumer {
   /**
-   * Waits for at least one delivery and takes up to `most` of what has arrived, in order. The consumer
-   * survives a lost connection by itself; deliveries of the lost one come again.
+   * Waits for deliveries and takes those that have arrived, in order, `most` at most. The consumer reconnects by
+   * itself; messages that were delivered on a lost connection are delivered again.
    *
-   * A suspect comes alone: intake stops until all that the consumer holds is settled, then it is the only one, and
-   * nothing else comes before it is settled. One consumer of all takes suspects. So whoever is beside a message
-   * that kills its worker does not suffer.
+   * One consumer in the whole system takes messages from quarantine. Before it takes one, it waits until all other
+   * deliveries are settled; before that one is settled, it takes no other. A message that kills its worker then harms
+   * no other message.
    */
   readonly take: (most: number) => Effect.Effect<ReadonlyArray<Delivery>>
   /**
-   * Settles deliveries in any order, each once. Retries and dead letters are copied with confirmation before
-   * the original is acknowledged; what can't be copied stays unacknowledged and is tried again. A delivery of a
-   * lost connection is forgotten: it comes again.
+   * Settles deliveries in any order, each once. A retry or dead letter is published and confirmed before the original
+   * is acknowledged. If publishing fails, the original stays unacknowledged and publishing is tried again. Deliveries of
+   * a lost connection are ignored: they come again.
    */
   readonly settle: (settled: ReadonlyArray<Settled>) => Effect.Effect<void>
   /**
-   * Takes in no more; ends when all that has come is taken. To be settled before the scope closes: the broker counts
-   * what goes back as delivered in vain, and who came back often is suspected of killing its worker.
+   * Stops deliveries, and ends when all that have arrived are taken. Settle them before the scope closes: the broker
+   * counts a message that goes back as redelivered, and many redeliveries make it a poison-message candidate.
    */
   readonly stop: Effect.Effect<void>
-  /** Whether a delivery is still to be settled here; one of a lost connection is not. */
+  /** Whether a delivery can be settled: it is not settled yet, and its connection is not lost. */
   readonly holds: (delivery: Delivery) => boolean
-  /** Whether it holds as much as it may: nothing more comes before something is settled. */
+  /** Whether the consumer holds as much as it may: more comes only after a settlement. */
   readonly full: () => boolean
 }
 
 export interface Depths {
-  /** Messages waiting in the main queue, interactions held by its consumers, and how many consumers it has. */
+  /** The main queue: waiting messages, interactions that consumers hold, and the number of consumers. */
   readonly main: { readonly ready: number; readonly unacked: number; readonly consumers: number }
-  /** Suspects, waiting or held. */
+  /** Messages in quarantine, waiting or held by the consumer. */
   readonly quarantined: number
-  /** Waiting by delay in ms. */
+  /** Messages in retry queues, by delay in ms. */
   readonly retry: Readonly<Record<string, number>>
   readonly failed: number
 }
 
-/** What moves through the main queue, per second, as the broker counts it. */
+/** Rates of the main queue per second, as the broker counts them. */
 export interface Traffic {
   readonly publish: number
   readonly deliver: number
   readonly ack: number
-  /** Held by consumers, in all processes. */
+  /** Messages that consumers hold, in all processes. */
   readonly unacked: number
 }
 
 export class InteractionQueue extends Context.Tag("user-embeddings/InteractionQueue")<
   InteractionQueue,
   {
-    /** `messaging.system` of its spans. */
+    /** `messaging.system` of spans. */
     readonly system: string
-    /** Interactions that one message of the main queue may hold, at most. */
+    /** The greatest number of interactions in one message of the main queue. */
     readonly eventsPerMessage: number
-    /** A batch of so many tells a worker that others wait for its thread; infinite where they have threads of their own. */
+    /** After a batch of at least this size a worker pauses: others wait for its thread. Infinite if none do. */
     readonly pauseAbove: number
-    /** Publishes messages in a window and answers in their order. Fails only when none can be published. */
+    /** Publishes messages, with a limit on unconfirmed ones; answers in their order. Fails only if none can be sent. */
     readonly publish: (
       messages: ReadonlyArray<Message>,
     ) => Effect.Effect<ReadonlyArray<Confirmation>, InteractionQueueError>
     /**
-     * A consumer that holds at most `prefetch` unsettled deliveries, or one message that holds more; closing the scope
-     * gives the rest back.
+     * A consumer that holds at most `prefetch` unsettled deliveries, or one message with more interactions. When the
+     * scope closes, unsettled deliveries go back to the queue.
      */
     readonly consume: (prefetch: number) => Effect.Effect<Consumer, never, Scope.Scope>
     readonly depths: Effect.Effect<Depths, InteractionQueueError>
-    /** `null` where nobody can tell: RabbitMQ's management API is not reachable. May take a second. */
+    /** `null` if it is not known: RabbitMQ's management API is not reachable. May take a second. */
     readonly traffic: Effect.Effect<Traffic | null, InteractionQueueError>
   }
 >() {}

@@ -3,8 +3,8 @@ import { Context, type Effect, type Either, Schema } from "effect"
 
 export class PhraseEmbedderError extends Schema.TaggedError<PhraseEmbedderError>()("PhraseEmbedderError", {
   /**
-   * `rate_limited`, `server_error`, `timeout`, `unreachable`: worth another try. `unauthorized`, `quota_exhausted`:
-   * the service as such is out. `invalid_input`, `bad_vector`: this phrase never succeeds.
+   * `rate_limited`, `server_error`, `timeout`, `unreachable`: try again. `unauthorized`, `quota_exhausted`: the service
+   * refuses all phrases. `invalid_input`, `bad_vector`: this phrase never succeeds.
    */
   reason: Schema.Literal(
     "rate_limited",
@@ -17,7 +17,7 @@ export class PhraseEmbedderError extends Schema.TaggedError<PhraseEmbedderError>
     "bad_vector",
   ),
   detail: Schema.String,
-  /** How long the service asked us to wait. */
+  /** The `Retry-After` of the service. */
   retryAfter: Schema.optional(Schema.DurationFromSelf),
   cause: Schema.optional(Schema.Defect),
 }) {
@@ -29,11 +29,11 @@ export class PhraseEmbedderError extends Schema.TaggedError<PhraseEmbedderError>
 export class PhraseEmbedder extends Context.Tag("user-embeddings/PhraseEmbedder")<
   PhraseEmbedder,
   {
-    /** Name of the vector space, as `openai:text-embedding-3-small:1536`. */
+    /** Name of the vector space, such as `openai:text-embedding-3-small:1536`. */
     readonly space: string
     /**
-     * Vectors of distinct, normalised phrases, in their order: unit length, of the configured dimension. One
-     * phrase's failure does not touch the others.
+     * Vectors of distinct, normalised phrases, in their order, of unit length and the configured dimension. The failure
+     * of one phrase does not affect the others.
      */
     readonly embed: (
       phrases: ReadonlyArray<string>,

@@ -1,21 +1,25 @@
-/** The fields that the errors of all ports to the outside share. */
+/** The fields that the errors of all ports share. */
 import { Schema } from "effect"
 
 export const portFailure = {
   /**
-   * `unavailable`: can't be reached or lost in between. `timeout`: no answer in time, the outcome is open.
-   * `not_set_up`: a table, collection, exchange or queue is missing. `rejected`: it answered with an error.
+   * `unavailable`: the connection failed. `timeout`: no answer in time, so the outcome is open. `not_set_up`: a table,
+   * collection, exchange or queue is missing. `rejected`: the answer is an error.
    */
   reason: Schema.Literal("unavailable", "timeout", "not_set_up", "rejected"),
-  /** What was tried, as `append` or `bulkWrite user_embeddings`. */
+  /** The operation that failed, such as `append` or `bulkWrite user_embeddings`. */
   operation: Schema.String,
   cause: Schema.Defect,
 }
 
-export const describeFailure = (
-  port: string,
-  failure: { readonly reason: string; readonly operation: string; readonly cause: unknown },
-): string => {
-  const cause = failure.cause instanceof Error ? failure.cause.message : String(failure.cause)
-  return `${port}: ${failure.operation}: ${failure.reason}: ${cause}`
-}
+/** A failed call of a driver. Every adapter classifies the errors of its driver as this. */
+export type PortFailure = Schema.Struct.Type<typeof portFailure>
+
+/** Makes the error of a port: `Effect.mapError(call, portError(DeadLettersError))`. */
+export const portError =
+  <E>(PortError: new (failure: PortFailure) => E) =>
+  ({ cause, operation, reason }: PortFailure): E =>
+    new PortError({ cause, operation, reason })
+
+export const describeFailure = (port: string, { cause, operation, reason }: PortFailure): string =>
+  `${port}: ${operation}: ${reason}: ${cause instanceof Error ? cause.message : String(cause)}`

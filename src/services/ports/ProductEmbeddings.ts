@@ -5,17 +5,17 @@ import { describeFailure, portFailure } from "./PortFailure.ts"
 
 export interface ProductEmbedding {
   readonly product_id: ProductId
-  /** As given, not necessarily unit length. */
+  /** As the producer sent it, not necessarily of unit length. */
   readonly embedding: Float32Array
   readonly product_name: string | null
   readonly category: string | null
   /** Name of the vector space. */
   readonly space: string
-  /** The text it was embedded from, if it was. */
+  /** The text that the vector is an embedding of, if it is known. */
   readonly text: string | null
 }
 
-/** A product with its cosine to what was asked for. */
+/** A product and the cosine between its vector and the vector of the query. */
 export interface Neighbour extends Pick<ProductEmbedding, "product_id" | "product_name" | "category"> {
   readonly similarity: number
 }
@@ -29,7 +29,30 @@ export class ProductEmbeddingsError extends Schema.TaggedError<ProductEmbeddings
   }
 }
 
-/** The store has no index of vectors to search in. */
+/** The product has no embedding in the configured space. */
+export class ProductMissing extends Schema.TaggedError<ProductMissing>()("ProductMissing", {
+  product_id: Schema.String,
+  space: Schema.String,
+}) {
+  override get message() {
+    return `product ${this.product_id} has no embedding in space ${this.space}`
+  }
+}
+
+/** A stored product vector has the wrong dimension, is zero, or is not finite. */
+export class UnusableVector extends Schema.TaggedError<UnusableVector>()("UnusableVector", {
+  product_id: Schema.String,
+  detail: Schema.String,
+}) {
+  override get message() {
+    return `the vector of product ${this.product_id} ${this.detail}`
+  }
+}
+
+/** Why a product has no usable vector. */
+export type ProductVectorError = ProductMissing | UnusableVector | ProductEmbeddingsError
+
+/** The store has no vector index. */
 export class NoVectorIndex extends Schema.TaggedError<NoVectorIndex>()("NoVectorIndex", {
   detail: Schema.String,
 }) {
@@ -41,44 +64,44 @@ export class NoVectorIndex extends Schema.TaggedError<NoVectorIndex>()("NoVector
 export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbeddings")<
   ProductEmbeddings,
   {
-    /** Vectors of those products that have one in this space. */
+    /** The vectors of these products in this space. */
     readonly load: (
       products: ReadonlyArray<ProductId>,
       space: string,
     ) => Effect.Effect<ReadonlyMap<ProductId, Float32Array>, ProductEmbeddingsError>
     /**
-     * Creates or replaces products (the last one wins when a product stands twice); answers in their order
-     * whether each is new. Name and category that are `null` keep what is stored.
+     * Creates or replaces products; of two with the same id the last one counts. Answers in their order whether each is
+     * new. A name or category of `null` keeps the stored value.
      */
     readonly upsert: (
       products: ReadonlyArray<ProductEmbedding>,
     ) => Effect.Effect<ReadonlyArray<boolean>, ProductEmbeddingsError>
-    /** The products of the vector's space with the greatest cosine, greatest first; exact. */
+    /** The products of a space with the greatest cosines, greatest first. Exact. */
     readonly nearest: (
       vector: Float32Array,
       options: { readonly space: string; readonly limit: number },
     ) => Effect.Effect<ReadonlyArray<Neighbour>, ProductEmbeddingsError>
-    /** Since when (Unix ms) those products are known that have a vector in this space. */
+    /** When the products that have a vector in this space were first stored (Unix ms). */
     readonly knownSince: (
       products: ReadonlyArray<ProductId>,
       space: string,
     ) => Effect.Effect<ReadonlyMap<ProductId, number>, ProductEmbeddingsError>
     readonly count: Effect.Effect<number, ProductEmbeddingsError>
-    /** How many have their vector in another space than this one. */
-    readonly elsewhere: (space: string) => Effect.Effect<number, ProductEmbeddingsError>
-    /** Products near a vector, by an index of the store, which may miss some: for catalogues too large for `nearest`. */
+    /** How many products have a vector in another space. */
+    readonly countInOtherSpaces: (space: string) => Effect.Effect<number, ProductEmbeddingsError>
+    /** Products near a vector, by a vector index, which may miss some: for catalogues too large for `nearest`. */
     readonly indexed: (
       vector: Float32Array,
       options: { readonly space: string; readonly limit: number; readonly category?: string | undefined },
     ) => Effect.Effect<ReadonlyArray<ProductEmbedding>, ProductEmbeddingsError | NoVectorIndex>
-    /** Names and categories of those products that there are. */
+    /** Names and categories of the products that exist. */
     readonly describe: (
       products: ReadonlyArray<ProductId>,
     ) => Effect.Effect<
       ReadonlyMap<ProductId, Pick<ProductEmbedding, "product_id" | "product_name" | "category">>,
       ProductEmbeddingsError
     >
-    /** Products of any space that were written after this instant (Unix ms), with the time of that. */
+    /** Products of any space that were written after this instant (Unix ms), and when. */
     readonly changed: (
       after: number,
     ) => Stream.Stream<ProductEmbedding & { readonly updated_at: number }, ProductEmbeddingsError>

@@ -1,7 +1,6 @@
 /**
- * The store of user embeddings. Writing is compare-and-swap on `version`; the applied ids change in the same
- * write as the vector. Erased users leave a tombstone of the same identity, so that a write that raced with the
- * erasure finds another version.
+ * The store of user embeddings. A write is a compare-and-swap on `version`, and changes the applied ids together with
+ * the vector. An erased user's record becomes a tombstone with a new version, so that a concurrent write fails.
  */
 import { Context, type Effect, Schema, type Stream } from "effect"
 import type { AppliedIds } from "../model/AppliedIds.ts"
@@ -14,39 +13,39 @@ export interface UserRecord {
   readonly user_id: UserId
   /** `undefined` after an erasure, until the user does something again. */
   readonly embedding: UserEmbedding | undefined
-  /** Optimistic lock; +1 per write. */
+  /** Optimistic lock: each write adds 1. */
   readonly version: number
   readonly applied: AppliedIds
-  /** How many ids have moved to the ledger. */
+  /** How many applied ids have moved to the applied overflow. */
   readonly archived: number
-  /** Interactions recorded before this instant (Unix ms) do not count any more; 0 = never erased. */
+  /** Interactions recorded up to this instant (Unix ms) are erased; 0 if the user was never erased. */
   readonly erased_at: number
 }
 
-/** A record to be written where `version` is still `expected`; `undefined` = where there is none. */
+/** Replaces the record if its version is `expected`; creates it if `expected` is `undefined`. */
 export interface Write {
   readonly record: UserRecord & { readonly embedding: UserEmbedding }
   readonly expected: number | undefined
 }
 
-/** Ids (first 32 hex digits of message ids) of one user in the ledger. */
+/** Applied ids of one user (the first 32 hex digits of message ids) that no longer fit on the record. */
 export interface OverflowEntry {
   readonly user_id: UserId
   readonly ids: ReadonlyArray<string>
 }
 
-/** What is known of a user's applied interactions, without the vector. */
+/** The applied interactions of a user, without the vector. */
 export interface Bookkeeping extends Pick<UserRecord, "user_id" | "applied" | "archived" | "erased_at"> {
   readonly version: number
-  /** 0 for a tombstone. */
+  /** 0 in a tombstone. */
   readonly event_count: number
 }
 
-/** What the last write of a user left behind. */
+/** The last write of a user's record. */
 export interface LastWrite {
-  /** The last of them are those that it added. */
+  /** The ids that the write added are at the end. */
   readonly applied: AppliedIds
-  /** Unix ms, just before it became durable. */
+  /** Unix ms, just before the write became durable. */
   readonly updated_at: number
 }
 
@@ -62,52 +61,52 @@ export class UserEmbeddingsError extends Schema.TaggedError<UserEmbeddingsError>
 export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings")<
   UserEmbeddings,
   {
-    /** Records of those users who have one. */
+    /** The records that exist. */
     readonly load: (
       users: ReadonlyArray<UserId>,
     ) => Effect.Effect<ReadonlyMap<UserId, UserRecord>, UserEmbeddingsError>
     /**
-     * Writes records, each for another user, durably (majority, journaled); answers in their order whether each was written.
-     * `false` = the version had moved on: load again. A failure leaves the outcome open: load again.
+     * Writes records of distinct users durably (majority, journaled); answers in their order whether each was written.
+     * After `false` (another version is stored) and after a failure (the outcome is open), load the records again.
      */
     readonly save: (
       writes: ReadonlyArray<Write>,
     ) => Effect.Effect<ReadonlyArray<boolean>, UserEmbeddingsError>
-    /** Puts ids into the ledger, durably; those already there stay. */
+    /** Adds ids to the applied overflow, durably. */
     readonly saveOverflow: (entries: ReadonlyArray<OverflowEntry>) => Effect.Effect<void, UserEmbeddingsError>
-    /** Which of these ids are in the ledger, per user. */
-    readonly archived: (
+    /** Which of these ids are in the applied overflow, by user. */
+    readonly findInOverflow: (
       entries: ReadonlyArray<OverflowEntry>,
     ) => Effect.Effect<ReadonlyMap<UserId, ReadonlySet<string>>, UserEmbeddingsError>
-    /** Waits until what was read last is durable on a majority; bumps no version. */
+    /** Waits until the records read last are durable on a majority. Changes no version. */
     readonly awaitDurable: Effect.Effect<void, UserEmbeddingsError>
-    /** Replaces the record by a tombstone at `at` (Unix ms) and removes the ledger; answers whether there was an embedding. */
+    /** Replaces the record by a tombstone of time `at` (Unix ms), and removes the overflow; answers whether there was an embedding. */
     readonly erase: (user: UserId, at: number) => Effect.Effect<boolean, UserEmbeddingsError>
-    /** The last writes of those users who have an embedding: without vectors, for those who watch progress. */
+    /** The last writes of users who have an embedding, to watch progress. */
     readonly lastWrites: (
       users: ReadonlyArray<UserId>,
     ) => Effect.Effect<ReadonlyMap<UserId, LastWrite>, UserEmbeddingsError>
     /** How many users have an embedding. */
     readonly count: Effect.Effect<number, UserEmbeddingsError>
-    /** How many have their embedding in another space than this one. */
+    /** How many users have an embedding in another space. */
     readonly countInOtherSpaces: (space: string) => Effect.Effect<number, UserEmbeddingsError>
     /** All records, tombstones included, in the order of user ids. */
     readonly stream: Stream.Stream<UserRecord, UserEmbeddingsError>
-    /** The same without what is large. */
+    /** All records without their embeddings, in the order of user ids. */
     readonly bookkeeping: Stream.Stream<Bookkeeping, UserEmbeddingsError>
-    /** All ids of these users in the ledger, in pages; those of one user may be spread over several. */
+    /** All ids of these users in the overflow, in pages. A user's ids may be spread over several entries. */
     readonly overflow: (
       users: ReadonlyArray<UserId>,
     ) => Stream.Stream<ReadonlyArray<OverflowEntry>, UserEmbeddingsError>
   }
 >() {}
 
-/** Other workers kept changing the user's record; the message is tried again later. */
+/** Other workers kept changing the user's record. */
 export class LockConflict extends Schema.TaggedError<LockConflict>()("LockConflict", {
   user_id: Schema.String,
   tries: Schema.Number,
 }) {
   override get message() {
-    return `the embedding of user ${this.user_id} changed under ${this.tries} tries to write it`
+    return `the embedding of user ${this.user_id} changed during each of ${this.tries} attempts to write it`
   }
 }

@@ -1,10 +1,10 @@
 /**
- * The catalogue in memory: the unit-length vectors of all products of the configured space, for exact scans. What the
- * store has is here within a second of being asked for; products that other programs removed leave within minutes. A
- * catalogue too large for that is asked through the store's own index of vectors, where it has one: then the products
- * near the direction are compared, and μ is that of the products that were looked at.
+ * The catalogue in memory: the unit-length vectors of all products of the configured space, for exact scans. A change in
+ * the store is seen within a second of the next request; a product that another program removed leaves within minutes. A
+ * catalogue that is too large for memory is searched through the store's own vector index, if there is one. Then μ stays
+ * that of the products read before the limit was exceeded.
  *
- * Rows are kept as they are, not centred, so that a changed mean μ costs no rewrite:
+ * Rows are stored uncentred, so that a change of the mean μ rewrites none of them:
  *
  *     q · centre(v) = (q · v − q · μ) / ‖v − μ‖
  */
@@ -22,36 +22,34 @@ import {
 import * as StaleWhileRevalidate from "./StaleWhileRevalidate.ts"
 import { insertTopK } from "./TopK.ts"
 
-/** Products that are held: 6 KB each at 1536 dimensions. */
+/** The most products held in memory: 6 KB each at 1536 dimensions. */
 export const mostProducts = 100_000
 
-/** Numbers of one block of rows, scanned in one go (about 2 ms) before other fibers have their turn. */
+/** Numbers in one block of rows, scanned in one go (about 2 ms) before other fibers run. */
 const blockNumbers = 1 << 21
-/** More would keep the first ones waiting. */
+/** With more, the first searches of a pass would wait too long for the last. */
 const searchesPerPass = 8
-/** How old the copy may be. */
 const freshFor = Duration.seconds(1)
-/** All products are read again this often, to see removals. */
-const sweepEvery = Duration.minutes(10)
-/** A write becomes visible up to this long after the time it was stamped with. */
+/** All products are read again this often, because removals leave no other trace. */
+const reloadEvery = Duration.minutes(10)
+/** Milliseconds between the `updated_at` of a write and the moment it becomes visible, at most. */
 const stampTolerance = 5_000
-/** The clocks of those who write products differ by less than this. */
+/** Milliseconds by which the clocks of programs that write products differ, at most. */
 const clockTolerance = 60_000
-/** μ moves when this part of the catalogue has changed, or this much time has passed since a change. */
+/** μ is computed again when this share of the catalogue has changed, or this long after the first change. */
 const meanMovesAt = 0.01
 const meanMovesAfter = Duration.minutes(1)
-/** Products that the store's index is asked for, for each that is wanted. */
+/** Candidates requested from the store's index per product of the answer. */
 const candidatesEach = 20
-/** Vectors closer than this to the mean have no direction from it. */
+/** A vector closer than this to the mean has no direction from it. */
 const noDirection = 1e-6
 
-/** The catalogue has outgrown the memory meant for it. */
 export class CatalogueTooLarge extends Schema.TaggedError<CatalogueTooLarge>()("CatalogueTooLarge", {
   most: Schema.Number,
   detail: Schema.String,
 }) {
   override get message() {
-    return `there are more than ${this.most} products, too many to be compared in memory, and ${this.detail}`
+    return `there are more than ${this.most} products, too many to compare in memory, and ${this.detail}`
   }
 }
 export type CatalogueError = ProductEmbeddingsError | CatalogueTooLarge
@@ -61,7 +59,7 @@ export type Product = Pick<ProductEmbedding, "product_id" | "product_name" | "ca
 /** A product with the parts of its score: `score = similarity + bonus`. */
 export interface Scored extends Product {
   readonly score: number
-  /** Cosine of the direction asked for and the product's centred vector. */
+  /** Cosine of the search direction and the product's centred vector. */
   readonly similarity: number
   readonly bonus: number
   /** The product's centred vector, unit length. */
@@ -73,40 +71,39 @@ export interface Search {
   /** Only products of this category. */
   readonly category?: string | undefined
   readonly without?: ReadonlySet<ProductId> | undefined
-  /** What is added to a product's similarity, at most `most`. */
+  /** Added to a product's similarity; never more than `most`. */
   readonly bonus?: { readonly most: number; readonly of: (product: ProductId) => number } | undefined
 }
 
 export class Catalogue extends Context.Tag("user-embeddings/Catalogue")<
   Catalogue,
   {
-    /** Name of the vector space. */
     readonly space: string
     /** μ: the mean of all unit-length vectors; a zero vector while there are no products. */
     readonly mean: Effect.Effect<Float32Array, CatalogueError>
     /** A product's centred vector (zero when it is the mean); `undefined` when it has none in this space. */
     readonly centred: (product: ProductId) => Effect.Effect<Float32Array | undefined, CatalogueError>
-    /** Names and categories of those products that are known. */
+    /** Names and categories; unknown products are left out. */
     readonly describe: (
       products: ReadonlyArray<ProductId>,
     ) => Effect.Effect<ReadonlyMap<ProductId, Product>, CatalogueError>
-    /** All products compared with a direction, the greatest scores first, ties by product id; exact, where held. */
+    /** The products with the greatest scores, ties by product id. Exact while the catalogue is in memory. */
     readonly search: (
       direction: Float32Array,
       search: Search,
     ) => Effect.Effect<ReadonlyArray<Scored>, CatalogueError>
-    /** The store has just been changed by this process: the next answer shows it, not only that of a second later. */
+    /** Call after this process has changed the store: the next answer then shows the change at once. */
     readonly invalidate: Effect.Effect<void>
   }
 >() {}
 
-/** Lets requests, timers and other fibers have their turn. */
+/** Lets requests, timers and other fibers run. */
 const yieldToEventLoop = Effect.async<void>((resume) => {
   const turn = setImmediate(() => resume(Effect.void))
   return Effect.sync(() => clearImmediate(turn))
 })
 
-/** Dot product with a row of a block; four sums at a time, for each addition waits for the one before. */
+/** Dot product with a row of a block. Four sums, because each addition to one sum waits for the one before. */
 const dotRow = (a: Float32Array, block: Float32Array, start: number): number => {
   const { length } = a
   let s0 = 0
@@ -125,194 +122,152 @@ const dotRow = (a: Float32Array, block: Float32Array, start: number): number => 
   return s0 + s1 + (s2 + s3)
 }
 
-/** A search on its way. */
-interface Asked {
-  readonly direction: Float32Array
-  readonly search: Search
-  readonly best: Array<Omit<Scored, "centred"> & { readonly row: number }>
-  /** direction · μ */
-  onMean: number
-  found: Exit.Exit<ReadonlyArray<Scored>> | undefined
-}
-
 const isKnown = (entry: readonly [ProductId, Product | undefined]): entry is readonly [ProductId, Product] =>
   entry[1] !== undefined
 
 const ahead = (a: Pick<Scored, "score" | "product_id">, b: Pick<Scored, "score" | "product_id">): boolean =>
   a.score > b.score || (a.score === b.score && a.product_id < b.product_id)
 
-const make = Effect.fnUntraced(function* (most: number) {
-  const products = yield* ProductEmbeddings
-  const { dimensions } = yield* EmbeddingConfig
-  const { space } = yield* PhraseEmbedder
+const toScored = (product: Product, similarity: number, bonus: Search["bonus"]) => {
+  const added = bonus?.of(product.product_id) ?? 0
+  return { ...product, score: similarity + added, similarity, bonus: added }
+}
 
-  const rowsPerBlock = Math.max(1, Math.floor(blockNumbers / dimensions))
-  const blocks: Array<Float32Array> = []
-  /** By row; `undefined` where a product has left. */
-  const rows: Array<Product | undefined> = []
+/** A search that waits for its result. */
+interface PendingSearch {
+  readonly direction: Float32Array
+  readonly search: Search
+  readonly best: Array<Omit<Scored, "centred"> & { readonly row: number }>
+  /** direction · μ */
+  onMean: number
+  result: Exit.Exit<ReadonlyArray<Scored>> | undefined
+}
+
+/** The vectors in memory, in blocks of rows, and their mean. */
+class ProductRows {
+  /** There are more products than the limit. */
+  tooLarge = false
+  readonly blocks: Array<Float32Array> = []
+  mean: Float32Array
   /** By row: ‖v − μ‖. */
-  let lengths: Array<number> = []
-  const rowOf = new Map<ProductId, number>()
-  const free: Array<number> = []
-  const sum = new Float64Array(dimensions)
-  let mean: Float32Array = new Float32Array(dimensions)
-  let meanSquared = 0
-  /** Changes that μ does not know yet, and the first one's time. */
-  let changes = 0
-  let changedAt = 0
-  let sweptAt = Number.NEGATIVE_INFINITY
-  let newest = 0
-  /** Too large to be held. */
-  let tooLarge = false
-  const scans = yield* Effect.makeSemaphore(1)
+  lengths: Array<number> = []
+  /** Changes since μ was computed, and when the first of them happened. */
+  private changes = 0
+  private changedAt = 0
+  private meanSquared = 0
+  /** By row; `undefined` where a product was removed. */
+  private readonly products: Array<Product | undefined> = []
+  readonly rowOf = new Map<ProductId, number>()
+  private readonly free: Array<number> = []
+  private readonly sum: Float64Array
+  private readonly rowsPerBlock: number
 
-  const vectorAt = (row: number): Float32Array => {
-    const start = (row % rowsPerBlock) * dimensions
-    return blocks[Math.floor(row / rowsPerBlock)]!.subarray(start, start + dimensions)
+  constructor(
+    readonly space: string,
+    readonly dimensions: number,
+    readonly limit: number,
+  ) {
+    this.rowsPerBlock = Math.max(1, Math.floor(blockNumbers / dimensions))
+    this.sum = new Float64Array(dimensions)
+    this.mean = new Float32Array(dimensions)
   }
-  const lengthOf = (row: number, mean: Float32Array, meanSquared: number): number => {
-    const v = vectorAt(row)
-    return Math.sqrt(Math.max(0, Vector.dot(v, v) - 2 * Vector.dot(v, mean) + meanSquared))
-  }
-  const centredAt = (row: number): Float32Array =>
-    Taste.centre(vectorAt(row), mean) ?? new Float32Array(dimensions)
 
-  const touched = (now: number) => {
-    changedAt = changes === 0 ? now : changedAt
-    changes += 1
+  product(id: ProductId): Product | undefined {
+    const row = this.rowOf.get(id)
+    return row === undefined ? undefined : this.products[row]
   }
-  const remove = (id: ProductId, now: number) => {
-    const row = rowOf.get(id)
-    if (row === undefined) return
-    Vector.addScaled(sum, -1, vectorAt(row))
-    rowOf.delete(id)
-    rows[row] = undefined
-    free.push(row)
-    touched(now)
-  }
-  const same = (row: number, unit: Float32Array): boolean =>
-    vectorAt(row).every((value, i) => value === unit[i])
 
-  /** Takes a product in, or out when its vector is of another space or can't be used. */
-  const take = (product: ProductEmbedding, now: number): void => {
+  centred(id: ProductId): Float32Array | undefined {
+    const row = this.rowOf.get(id)
+    return row === undefined ? undefined : this.centredAt(row)
+  }
+
+  centredAt(row: number): Float32Array {
+    return this.centre(this.vectorAt(row))
+  }
+
+  /** Zero for a unit-length vector that is the mean. */
+  centre(unit: Float32Array): Float32Array {
+    return Taste.centre(unit, this.mean) ?? new Float32Array(this.dimensions)
+  }
+
+  /** Inserts or replaces a product. Removes it when its vector is of another space or can't be used. */
+  put(product: ProductEmbedding, now: number): void {
     const { category, embedding, product_id, product_name } = product
-    if (product.space !== space || Vector.problem(embedding, dimensions) !== undefined) {
-      remove(product_id, now)
+    if (product.space !== this.space || Vector.problem(embedding, this.dimensions) !== undefined) {
+      this.remove(product_id, now)
       return
     }
     const unit = Vector.normalise(embedding)
-    const known = rowOf.get(product_id)
-    if (known === undefined && rowOf.size >= most) {
-      tooLarge = true
+    const existing = this.rowOf.get(product_id)
+    if (existing === undefined && this.rowOf.size >= this.limit) {
+      this.tooLarge = true
       return
     }
-    const row = known ?? free.pop() ?? rows.length
-    if (known === undefined || !same(row, unit)) {
-      if (row === blocks.length * rowsPerBlock) blocks.push(new Float32Array(rowsPerBlock * dimensions))
-      if (known !== undefined) Vector.addScaled(sum, -1, vectorAt(row))
-      vectorAt(row).set(unit)
-      Vector.addScaled(sum, 1, unit)
-      lengths[row] = lengthOf(row, mean, meanSquared)
-      touched(now)
+    const row = existing ?? this.free.pop() ?? this.products.length
+    if (existing === undefined || !this.isSame(row, unit)) {
+      if (row === this.blocks.length * this.rowsPerBlock)
+        this.blocks.push(new Float32Array(this.rowsPerBlock * this.dimensions))
+      if (existing !== undefined) Vector.addScaled(this.sum, -1, this.vectorAt(row))
+      this.vectorAt(row).set(unit)
+      Vector.addScaled(this.sum, 1, unit)
+      this.lengths[row] = this.lengthOf(row, this.mean, this.meanSquared)
+      this.countChange(now)
     }
-    rows[row] = { product_id, product_name, category }
-    rowOf.set(product_id, row)
+    this.products[row] = { product_id, product_name, category }
+    this.rowOf.set(product_id, row)
   }
 
-  /** Reads all products, and lets those go that are no longer there. */
-  const sweep = Effect.fnUntraced(function* (now: number) {
-    if (tooLarge && (yield* products.count) > most) return
-    tooLarge = false
-    const found = new Set<ProductId>()
-    yield* Stream.runForEachWhile(products.stream(space), (product) =>
-      Effect.sync(() => {
-        take(product, now)
-        found.add(product.product_id)
-        return !tooLarge
-      }),
-    )
-    for (const id of rowOf.keys()) if (!found.has(id)) remove(id, now)
-    if (newest === 0) newest = now - clockTolerance
-  })
-
-  /** Reads what has changed since. */
-  const catchUp = Effect.fnUntraced(function* (now: number) {
-    const since = now - newest < 2 * stampTolerance ? newest - stampTolerance : newest
-    yield* Stream.runForEach(products.changed(since), (product) =>
-      Effect.sync(() => {
-        take(product, now)
-        newest = Math.max(newest, product.updated_at)
-      }),
-    )
-  })
-
-  const moveMean = Effect.fnUntraced(function* () {
-    const moved = rowOf.size === 0 ? new Float32Array(dimensions) : Vector.divide(sum, rowOf.size)
-    const squared = Vector.dot(moved, moved)
-    const measured: Array<number> = []
-    for (let row = 0; row < rows.length; row++) {
-      measured.push(rows[row] === undefined ? 0 : lengthOf(row, moved, squared))
-      if (row % rowsPerBlock === rowsPerBlock - 1) yield* yieldToEventLoop
-    }
-    // At once, so that no search sees a part of it.
-    mean = moved
-    meanSquared = squared
-    lengths = measured
-    changes = 0
-  })
-
-  /** Keeps μ and nothing else. */
-  const evictAll = Effect.fnUntraced(function* () {
-    if (rowOf.size === 0) return
-    yield* moveMean()
-    const clear = Effect.sync(() => {
-      for (const held of [blocks, rows, free]) held.length = 0
-      rowOf.clear()
-      sum.fill(0)
-      newest = 0
-    })
-    yield* scans.withPermits(1)(clear)
-    yield* Effect.logWarning("catalogue.outgrown").pipe(Effect.annotateLogs({ most }))
-  })
-
-  const refresh = Effect.gen(function* () {
-    const now = yield* Clock.currentTimeMillis
-    if (now - sweptAt >= Duration.toMillis(sweepEvery)) {
-      yield* sweep(now)
-      sweptAt = now
-    } else if (!tooLarge) yield* catchUp(now)
-    if (tooLarge) return yield* evictAll()
-    const due = changes >= meanMovesAt * rowOf.size || now - changedAt >= Duration.toMillis(meanMovesAfter)
-    if (changes > 0 && due) yield* moveMean()
-  })
-
-  const { current, invalidate } = yield* StaleWhileRevalidate.make<CatalogueError, never>({
-    name: "catalogue",
-    freshFor,
-    refresh,
-    stillLoading: () =>
-      new ProductEmbeddingsError({
-        reason: "unavailable",
-        operation: "load the catalogue",
-        cause: new Error("the catalogue is still being loaded"),
-      }),
-  })
-
-  const score = (product: Product, similarity: number, bonus: Search["bonus"]) => {
-    const added = bonus?.of(product.product_id) ?? 0
-    return { ...product, score: similarity + added, similarity, bonus: added }
+  remove(id: ProductId, now: number): void {
+    const row = this.rowOf.get(id)
+    if (row === undefined) return
+    Vector.addScaled(this.sum, -1, this.vectorAt(row))
+    this.rowOf.delete(id)
+    this.products[row] = undefined
+    this.free.push(row)
+    this.countChange(now)
   }
 
-  /** Compares a search with one block of rows. */
-  const compare = (
-    { best, direction, onMean, search: { bonus, category, limit, without } }: Asked,
+  /** Removes all products and keeps μ. */
+  clear(): void {
+    for (const list of [this.blocks, this.products, this.free]) list.length = 0
+    this.rowOf.clear()
+    this.sum.fill(0)
+  }
+
+  isMeanOutdated(now: number): boolean {
+    const due = now - this.changedAt >= Duration.toMillis(meanMovesAfter)
+    return this.changes > 0 && (due || this.changes >= meanMovesAt * this.rowOf.size)
+  }
+
+  /** Computes μ and all lengths; yields after each block, for a caller to let other fibers run. */
+  *recomputeMean(): Generator<void> {
+    const { size } = this.rowOf
+    const mean = size === 0 ? new Float32Array(this.dimensions) : Vector.divide(this.sum, size)
+    const meanSquared = Vector.dot(mean, mean)
+    const lengths: Array<number> = []
+    for (let row = 0; row < this.products.length; row++) {
+      lengths.push(this.products[row] === undefined ? 0 : this.lengthOf(row, mean, meanSquared))
+      if (row % this.rowsPerBlock === this.rowsPerBlock - 1) yield
+    }
+    // Set together, so that no search sees a mean without its lengths.
+    this.mean = mean
+    this.meanSquared = meanSquared
+    this.lengths = lengths
+    this.changes = 0
+  }
+
+  /** Compares a search with one block of rows; `lengths` are those of the mean with which the search began. */
+  compare(
+    { best, direction, onMean, search: { bonus, category, limit, without } }: PendingSearch,
     index: number,
     lengths: ReadonlyArray<number>,
-  ) => {
-    const block = blocks[index]!
-    const end = Math.min(rows.length, (index + 1) * rowsPerBlock)
+  ): void {
+    const { dimensions, products, rowsPerBlock } = this
+    const block = this.blocks[index]!
+    const end = Math.min(products.length, (index + 1) * rowsPerBlock)
     for (let row = index * rowsPerBlock; row < end; row++) {
-      const product = rows[row]
+      const product = products[row]
       if (product === undefined || (category !== undefined && product.category !== category)) continue
       const length = lengths[row]!
       const along = dotRow(direction, block, (row % rowsPerBlock) * dimensions) - onMean
@@ -320,113 +275,219 @@ const make = Effect.fnUntraced(function* (most: number) {
       const worst = best[limit - 1]
       if (worst !== undefined && similarity + (bonus?.most ?? 0) < worst.score) continue
       if (without?.has(product.product_id)) continue
-      insertTopK(best, limit, { ...score(product, similarity, bonus), row }, ahead)
+      insertTopK(best, limit, { ...toScored(product, similarity, bonus), row }, ahead)
     }
   }
 
-  /** What a search throws is its own: the others of a pass go on. */
-  const attempt = (asked: Asked, index: number, lengths: ReadonlyArray<number>) => {
-    try {
-      compare(asked, index, lengths)
-    } catch (defect) {
-      asked.found = Exit.die(defect)
-    }
+  private vectorAt(row: number): Float32Array {
+    const start = (row % this.rowsPerBlock) * this.dimensions
+    return this.blocks[Math.floor(row / this.rowsPerBlock)]!.subarray(start, start + this.dimensions)
   }
 
-  let waiting: Array<Asked> = []
-  /** Searches that wait, oldest first, go over the rows together: each block is read from memory once for all of them. */
-  const pass = Effect.gen(function* () {
-    const together = waiting.slice(0, searchesPerPass)
-    waiting = waiting.slice(searchesPerPass)
-    const from = lengths
-    for (const asked of together) asked.onMean = Vector.dot(asked.direction, mean)
-    for (const index of blocks.keys())
-      for (const [place, asked] of together.entries()) {
-        if (index + place > 0) yield* yieldToEventLoop
-        if (asked.found === undefined) attempt(asked, index, from)
-      }
-    for (const asked of together)
-      asked.found ??= Exit.succeed(
-        asked.best.map(({ row, ...scored }): Scored => ({ ...scored, centred: centredAt(row) })),
-      )
+  private lengthOf(row: number, mean: Float32Array, meanSquared: number): number {
+    const v = this.vectorAt(row)
+    return Math.sqrt(Math.max(0, Vector.dot(v, v) - 2 * Vector.dot(v, mean) + meanSquared))
+  }
+
+  private isSame(row: number, unit: Float32Array): boolean {
+    return this.vectorAt(row).every((value, i) => value === unit[i])
+  }
+
+  private countChange(now: number): void {
+    if (this.changes === 0) this.changedAt = now
+    this.changes += 1
+  }
+}
+
+const recomputeMean = Effect.fnUntraced(function* (rows: ProductRows) {
+  for (const _ of rows.recomputeMean()) yield* yieldToEventLoop
+})
+
+/** Reads all products, and removes those that the store no longer has. */
+const reloadAll = Effect.fnUntraced(function* (
+  products: ProductEmbeddings["Type"],
+  rows: ProductRows,
+  now: number,
+) {
+  if (rows.tooLarge && (yield* products.count) > rows.limit) return
+  rows.tooLarge = false
+  const found = new Set<ProductId>()
+  yield* Stream.runForEachWhile(products.stream(rows.space), (product) =>
+    Effect.sync(() => {
+      rows.put(product, now)
+      found.add(product.product_id)
+      return !rows.tooLarge
+    }),
+  )
+  for (const id of rows.rowOf.keys()) if (!found.has(id)) rows.remove(id, now)
+})
+
+/** Empties the memory, except μ, when no search is running. */
+const evictAll = Effect.fnUntraced(function* (rows: ProductRows, scans: Effect.Semaphore) {
+  yield* recomputeMean(rows)
+  yield* scans.withPermits(1)(Effect.sync(() => rows.clear()))
+  yield* Effect.logWarning("catalogue.too_large").pipe(Effect.annotateLogs({ most: rows.limit }))
+})
+
+/** Brings the rows up to date: by all products now and then, in between by those written since. */
+const makeRefresh = (products: ProductEmbeddings["Type"], rows: ProductRows, scans: Effect.Semaphore) => {
+  let reloadedAt = Number.NEGATIVE_INFINITY
+  /** Of the writes seen; 0 when the memory is empty. */
+  let newestWrite = 0
+
+  const catchUp = (now: number) => {
+    const since = now - newestWrite < 2 * stampTolerance ? newestWrite - stampTolerance : newestWrite
+    return Stream.runForEach(products.changed(since), (product) =>
+      Effect.sync(() => {
+        rows.put(product, now)
+        newestWrite = Math.max(newestWrite, product.updated_at)
+      }),
+    )
+  }
+
+  return Effect.gen(function* () {
+    const now = yield* Clock.currentTimeMillis
+    if (now - reloadedAt >= Duration.toMillis(reloadEvery)) {
+      yield* reloadAll(products, rows, now)
+      if (!rows.tooLarge && newestWrite === 0) newestWrite = now - clockTolerance
+      reloadedAt = now
+    } else if (!rows.tooLarge) yield* catchUp(now)
+    if (rows.tooLarge) {
+      if (rows.rowOf.size > 0) yield* evictAll(rows, scans)
+      newestWrite = 0
+    } else if (rows.isMeanOutdated(now)) yield* recomputeMean(rows)
   })
+}
 
-  const scan = (direction: Float32Array, search: Search) =>
+/** A defect ends only the search that caused it: the others of the pass continue. */
+const compareSafely = (
+  rows: ProductRows,
+  pending: PendingSearch,
+  ...block: [number, ReadonlyArray<number>]
+) => {
+  try {
+    rows.compare(pending, ...block)
+  } catch (defect) {
+    pending.result = Exit.die(defect)
+  }
+}
+
+/** Runs searches together: each block is read from memory once for all of them. */
+const scanTogether = Effect.fnUntraced(function* (rows: ProductRows, searches: ReadonlyArray<PendingSearch>) {
+  const { lengths, mean } = rows
+  for (const pending of searches) pending.onMean = Vector.dot(pending.direction, mean)
+  for (const index of rows.blocks.keys())
+    for (const [place, pending] of searches.entries()) {
+      if (index + place > 0) yield* yieldToEventLoop
+      if (pending.result === undefined) compareSafely(rows, pending, index, lengths)
+    }
+  for (const pending of searches)
+    pending.result ??= Exit.succeed(
+      pending.best.map(({ row, ...scored }): Scored => ({ ...scored, centred: rows.centredAt(row) })),
+    )
+})
+
+/** Searches the memory. A search waits for its turn, then runs with those that wait behind it, oldest first. */
+const makeScan = (rows: ProductRows, scans: Effect.Semaphore) => {
+  let waiting: Array<PendingSearch> = []
+  const pass = Effect.suspend(() => {
+    const next = waiting.slice(0, searchesPerPass)
+    waiting = waiting.slice(searchesPerPass)
+    return scanTogether(rows, next)
+  })
+  return (direction: Float32Array, search: Search) =>
     Effect.suspend(() => {
-      const asked: Asked = { direction, search, best: [], onMean: 0, found: undefined }
-      waiting.push(asked)
+      const pending: PendingSearch = { direction, search, best: [], onMean: 0, result: undefined }
+      waiting.push(pending)
       return Effect.gen(function* () {
-        while (asked.found === undefined) yield* Effect.uninterruptible(pass)
-        return yield* asked.found
+        while (pending.result === undefined) yield* Effect.uninterruptible(pass)
+        return yield* pending.result
       }).pipe(
         scans.withPermits(1),
         Effect.onInterrupt(() =>
           Effect.sync(() => {
-            waiting = waiting.filter((other) => other !== asked)
+            waiting = waiting.filter((other) => other !== pending)
           }),
         ),
       )
     })
+}
 
-  /** The same among the products that the store's index finds near the direction. */
-  const ask = Effect.fnUntraced(function* (
-    direction: Float32Array,
-    { bonus, category, limit, without }: Search,
-  ) {
-    const wanted = { space, limit: candidatesEach * limit, category }
-    const found = yield* Effect.catchTag(products.indexed(direction, wanted), "NoVectorIndex", ({ detail }) =>
-      Effect.fail(new CatalogueTooLarge({ most, detail })),
-    )
-    const best: Array<Scored> = []
-    for (const { category, embedding, product_id, product_name } of found) {
-      if (without?.has(product_id) || Vector.problem(embedding, dimensions) !== undefined) continue
-      const centred = Taste.centre(Vector.normalise(embedding), mean) ?? new Float32Array(dimensions)
-      const product = { product_id, product_name, category }
-      const scored = score(product, Vector.dot(direction, centred), bonus)
-      insertTopK(best, limit, { ...scored, centred }, ahead)
-    }
-    return best
-  })
-
-  const held = (id: ProductId) => {
-    const row = rowOf.get(id)
-    return row === undefined ? undefined : { row, product: rows[row]! }
+/** Searches the products that the store's index finds near the direction. */
+const searchIndex = Effect.fnUntraced(function* (
+  products: ProductEmbeddings["Type"],
+  rows: ProductRows,
+  direction: Float32Array,
+  { bonus, category, limit, without }: Search,
+) {
+  const wanted = { space: rows.space, limit: candidatesEach * limit, category }
+  const found = yield* Effect.catchTag(products.indexed(direction, wanted), "NoVectorIndex", ({ detail }) =>
+    Effect.fail(new CatalogueTooLarge({ most: rows.limit, detail })),
+  )
+  const best: Array<Scored> = []
+  for (const { category, embedding, product_id, product_name } of found) {
+    if (without?.has(product_id) || Vector.problem(embedding, rows.dimensions) !== undefined) continue
+    const centred = rows.centre(Vector.normalise(embedding))
+    const product = { product_id, product_name, category }
+    const scored = toScored(product, Vector.dot(direction, centred), bonus)
+    insertTopK(best, limit, { ...scored, centred }, ahead)
   }
+  return best
+})
 
-  const centredOf = Effect.fnUntraced(function* (id: ProductId) {
-    if (!tooLarge) {
-      const known = held(id)
-      return known && centredAt(known.row)
-    }
-    const vector = (yield* products.load([id], space)).get(id)
-    if (vector === undefined || Vector.problem(vector, dimensions) !== undefined) return undefined
-    return Taste.centre(Vector.normalise(vector), mean) ?? new Float32Array(dimensions)
+const loadCentred = Effect.fnUntraced(function* (
+  products: ProductEmbeddings["Type"],
+  rows: ProductRows,
+  id: ProductId,
+) {
+  const vector = (yield* products.load([id], rows.space)).get(id)
+  if (vector === undefined || Vector.problem(vector, rows.dimensions) !== undefined) return undefined
+  return rows.centre(Vector.normalise(vector))
+})
+
+const make = Effect.fnUntraced(function* (limit: number) {
+  const products = yield* ProductEmbeddings
+  const { dimensions } = yield* EmbeddingConfig
+  const { space } = yield* PhraseEmbedder
+  const rows = new ProductRows(space, dimensions, limit)
+  const scans = yield* Effect.makeSemaphore(1)
+  const scan = makeScan(rows, scans)
+
+  const { current, invalidate } = yield* StaleWhileRevalidate.make<CatalogueError, never>({
+    name: "catalogue",
+    freshFor,
+    refresh: makeRefresh(products, rows, scans),
+    stillLoading: () =>
+      new ProductEmbeddingsError({
+        reason: "unavailable",
+        operation: "load the catalogue",
+        cause: new Error("the catalogue is still loading"),
+      }),
   })
-
-  const describe = (ids: ReadonlyArray<ProductId>) =>
-    tooLarge
-      ? products.describe(ids)
-      : Effect.succeed(new Map(ids.flatMap((id) => [[id, held(id)?.product] as const]).filter(isKnown)))
+  /** Runs after the catalogue is loaded and fresh enough. */
+  const whenFresh = <A, E>(answer: () => Effect.Effect<A, E>) =>
+    Effect.zipRight(current, Effect.suspend(answer))
 
   return Catalogue.of({
     space,
-    mean: Effect.map(current, () => mean),
-    centred: (id) => Effect.zipRight(current, centredOf(id)),
+    mean: Effect.map(current, () => rows.mean),
+    centred: (id) =>
+      whenFresh(() => (rows.tooLarge ? loadCentred(products, rows, id) : Effect.succeed(rows.centred(id)))),
     describe: (ids) =>
-      Effect.zipRight(
-        current,
-        Effect.suspend(() => describe(ids)),
+      whenFresh(() =>
+        rows.tooLarge
+          ? products.describe(ids)
+          : Effect.succeed(new Map(ids.map((id) => [id, rows.product(id)] as const).filter(isKnown))),
       ),
     search: (direction, search) =>
-      Effect.zipRight(
-        current,
-        Effect.suspend(() => (tooLarge ? ask : scan)(direction, search)),
+      whenFresh(() =>
+        rows.tooLarge ? searchIndex(products, rows, direction, search) : scan(direction, search),
       ),
     invalidate,
   })
 })
 
-/** Holds up to `most` products. */
-export const layerOf = (most: number) => Layer.scoped(Catalogue, make(most))
+/** Holds up to `limit` products in memory. */
+export const layerOf = (limit: number) => Layer.scoped(Catalogue, make(limit))
 
 export const layer = layerOf(mostProducts)

@@ -1,7 +1,6 @@
 /**
- * How often products were interacted with, counted from the log: read once in slices, then kept up with what is added.
- * Rows may be committed out of order, so the last of them are counted anew each time. What an erasure removes from the
- * log counts until the next start.
+ * Counts the interactions with each product: reads the log once in slices, then only what is added. Rows may be committed
+ * out of order, so the last rows are counted again each time. Interactions removed by an erasure count until the next start.
  */
 import { Clock, Context, Duration, Effect, Layer } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
@@ -9,15 +8,15 @@ import type { ProductId } from "../model/Interaction.ts"
 import { InteractionLog, InteractionLogError } from "../ports/InteractionLog.ts"
 import * as StaleWhileRevalidate from "./StaleWhileRevalidate.ts"
 
-/** Rows counted by one statement: some 20 ms of the server's time. */
+/** Rows counted by one statement: about 20 ms of the server's time. */
 const rowsPerSlice = 10_000
-/** Rows at the end of the log that are not counted for good yet. */
-const unsettledRows = 10_000
+/** Rows at the end of the log, where earlier ids may still be committed. */
+const recentRows = 10_000
 /** How old the counts may be. */
 const freshFor = Duration.seconds(2)
 const dayMillis = 86_400_000
 
-/** A product and its interactions, each weighed by exp(−λ · days since the day on which it occurred). */
+/** A product and the sum of its interactions, each weighted by exp(−λ · days since the day it occurred). */
 export interface Popular {
   readonly product_id: ProductId
   readonly decayed: number
@@ -26,7 +25,7 @@ export interface Popular {
 export interface Counts {
   /** Interactions with the product, ever. */
   readonly of: (product: ProductId) => number
-  /** The same of the product that has most. */
+  /** Interactions with the most popular product. */
   readonly most: number
 }
 
@@ -34,7 +33,7 @@ export class Popularity extends Context.Tag("user-embeddings/Popularity")<
   Popularity,
   {
     readonly counts: Effect.Effect<Counts, InteractionLogError>
-    /** All products with interactions, most popular first by decayed count, ties by product id. */
+    /** All products with interactions, greatest decayed count first, ties by product id. */
     readonly ranking: Effect.Effect<ReadonlyArray<Popular>, InteractionLogError>
   }
 >() {}
@@ -54,14 +53,14 @@ const make = Effect.gen(function* () {
     kind === "product" && weight > 0 ? [name] : [],
   )
 
-  /** The rows up to `settled`, and those after it. */
+  /** Counts of the rows up to `countedUpTo`, which are final, and of the rows after it. */
   const old: Tally = new Map()
   let recent: Tally = new Map()
-  let settled = 0
-  /** `ever` of the most popular product, of the old rows and of all. */
+  let countedUpTo = 0
+  /** `ever` of the most popular product: by the old rows, and by all rows. */
   let mostOld = 0
   let most = 0
-  /** The day as of which counts are decayed; later all are scaled alike, so that their order stays. */
+  /** The day to which counts are decayed. A later day scales all counts alike. */
   let asOf = 0
 
   const tally = Effect.fnUntraced(function* (into: Tally, after: number, upTo: number, today: number) {
@@ -82,14 +81,14 @@ const make = Effect.gen(function* () {
       for (const [id, { decayed, ever }] of old) old.set(id, { ever, decayed: decayed * fading })
     asOf = today
     const end = yield* log.maxId
-    const settling = end - unsettledRows
-    while (settled < settling) {
-      const upTo = Math.min(settling, settled + rowsPerSlice)
-      yield* tally(old, settled, upTo, today)
-      settled = upTo
+    const target = end - recentRows
+    while (countedUpTo < target) {
+      const upTo = Math.min(target, countedUpTo + rowsPerSlice)
+      yield* tally(old, countedUpTo, upTo, today)
+      countedUpTo = upTo
     }
     const last: Tally = new Map()
-    for (let after = settled; after < end; after += rowsPerSlice)
+    for (let after = countedUpTo; after < end; after += rowsPerSlice)
       yield* tally(last, after, Math.min(end, after + rowsPerSlice), today)
     recent = last
     for (const { ever } of old.values()) mostOld = Math.max(mostOld, ever)

@@ -1,4 +1,4 @@
-/** Step: taste → products. What the rows mean, and their arithmetic: docs/concepts.md. */
+/** Step: taste → products. docs/concepts.md explains the figures and their arithmetic. */
 import { Array as Arr, Clock, Context, Duration, Effect, Either, Layer, Option, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import type { ProductId, UserId } from "../model/Interaction.ts"
@@ -13,11 +13,11 @@ import { Catalogue, type CatalogueError, type Product } from "./Catalogue.ts"
 import { Popularity } from "./Popularity.ts"
 import { insertTopK, moreSimilar } from "./TopK.ts"
 
-/** Which products a user is not shown: those bought, those interacted with in any way, or all are shown. */
+/** Products left out of the recommendations: those the user bought, those the user interacted with, or none. */
 export const Exclusion = Schema.Literal("purchased", "seen", "none")
 export type Exclusion = typeof Exclusion.Type
 
-/** There is no embedding to read a taste from, or none in the space of the catalogue. */
+/** The user has no embedding in the space of the catalogue, or one without a direction. */
 export class NoTaste extends Schema.TaggedError<NoTaste>()("NoTaste", {
   user_id: Schema.String,
   detail: Schema.String,
@@ -27,7 +27,6 @@ export class NoTaste extends Schema.TaggedError<NoTaste>()("NoTaste", {
   }
 }
 
-/** The product has no vector in the space of the catalogue. */
 export class ProductNotFound extends Schema.TaggedError<ProductNotFound>()("ProductNotFound", {
   product_id: Schema.String,
 }) {
@@ -36,13 +35,13 @@ export class ProductNotFound extends Schema.TaggedError<ProductNotFound>()("Prod
   }
 }
 
-/** Similar users are found by comparing with each, which is too much for so many. */
+/** Similar users are found by comparing with every user, which takes too long for this many. */
 export class TooManyUsers extends Schema.TaggedError<TooManyUsers>()("TooManyUsers", {
   users: Schema.Number,
   most: Schema.Number,
 }) {
   override get message() {
-    return `there are ${this.users} users; similar ones are found among at most ${this.most}`
+    return `there are ${this.users} users; similar users can be found among at most ${this.most}`
   }
 }
 
@@ -74,16 +73,16 @@ export interface BoughtBefore extends Product {
 export interface Found extends Product {
   readonly score: number
   readonly similarity: number
-  /** Cosine with the user's taste; `null` where no user was named or there is no taste. */
+  /** Cosine with the user's taste; `null` without a user or without taste. */
   readonly taste: number | null
 }
 
-/** Part of taste in the score of a search. */
+/** Weight of the taste in the score of a search. */
 export const tasteWeight = 0.3
-/** Users that are compared with: some 20 µs each. */
+/** The most users compared, at about 20 µs each. */
 export const mostUsersCompared = 50_000
-/** How long the vectors of the newest events are waited for. */
-const vectorPatience = Duration.seconds(2)
+/** For the vectors of the newest search phrases. */
+const vectorTimeout = Duration.seconds(2)
 
 type StoreError = CatalogueError | InteractionLogError | UserEmbeddingsError
 
@@ -97,18 +96,18 @@ export class Recommender extends Context.Tag("user-embeddings/Recommender")<
         readonly limit: number
         readonly exclude: Exclusion
         readonly category?: string | undefined
-        /** What a user without taste gets: popular products, or the failure {@link NoTaste}. */
+        /** For a user without taste: popular products, or the failure {@link NoTaste}. */
         readonly fallback: "popular" | "none"
       },
     ) => Effect.Effect<Recommendations, StoreError | NoTaste>
-    /** What the user bought, most often and most lately first. */
+    /** Products the user bought; frequent and recent purchases come first. */
     readonly buyAgain: (user: UserId, limit: number) => Effect.Effect<ReadonlyArray<BoughtBefore>, StoreError>
-    /** Products like one, by the cosine of the centred vectors. */
+    /** Products similar to one, by the cosine of the centred vectors. */
     readonly similarProducts: (
       product: ProductId,
       options: { readonly limit: number; readonly category?: string | undefined },
     ) => Effect.Effect<ReadonlyArray<Product & { readonly similarity: number }>, StoreError | ProductNotFound>
-    /** Products that a phrase means, for a user with taste nearer to it. Nothing is recorded. */
+    /** Products near a phrase; with a user, also near the user's taste. Records nothing. */
     readonly search: (
       phrase: string,
       options: {
@@ -120,7 +119,7 @@ export class Recommender extends Context.Tag("user-embeddings/Recommender")<
       { readonly personalised: boolean; readonly items: ReadonlyArray<Found> },
       StoreError | PhraseEmbedderError
     >
-    /** Users like one, by the cosine of their long memories. */
+    /** Users similar to one, by the cosine of their long memories. */
     readonly similarUsers: (
       user: UserId,
       limit: number,
@@ -134,227 +133,253 @@ export class Recommender extends Context.Tag("user-embeddings/Recommender")<
   }
 >() {}
 
-const make = Effect.gen(function* () {
-  const catalogue = yield* Catalogue
-  const config = yield* EmbeddingConfig
-  const log = yield* InteractionLog
-  const popularity = yield* Popularity
-  const users = yield* UserEmbeddings
-  const vectors = yield* EventVectors
-  const comparing = yield* Effect.makeSemaphore(1)
+const services = Effect.all({
+  catalogue: Catalogue,
+  config: EmbeddingConfig,
+  log: InteractionLog,
+  popularity: Popularity,
+  users: UserEmbeddings,
+  vectors: EventVectors,
+  /** One comparison of all users at a time. */
+  comparisons: Effect.makeSemaphore(1),
+})
+type Services = Effect.Effect.Success<typeof services>
 
-  const embeddingOf = Effect.fnUntraced(function* (user_id: UserId) {
-    const embedding = (yield* users.load([user_id])).get(user_id)?.embedding
-    if (embedding === undefined)
-      return yield* new NoTaste({ user_id, detail: `user ${user_id} has no embedding` })
-    if (embedding.space !== catalogue.space)
-      return yield* new NoTaste({
-        user_id,
-        detail: `the embedding of user ${user_id} is in space ${embedding.space}, not ${catalogue.space}: rebuild it`,
-      })
-    return embedding
-  })
+const noDirection = (user_id: UserId) =>
+  new NoTaste({ user_id, detail: `the taste of user ${user_id} has no direction` })
 
-  /** The newest events with their vectors; phrases that the embedder does not answer in time are left without. */
-  const remember = Effect.fnUntraced(function* ({ recent }: UserEmbedding) {
-    const find = (events: ReadonlyArray<RecentEvent>) =>
-      Effect.map(vectors.resolve(events), (found) => Arr.zip(events, found))
-    const [phrases, products] = Arr.partition(recent, ({ product_id }) => product_id !== null)
-    const inTime = find(phrases).pipe(
-      Effect.timeoutOption(vectorPatience),
-      Effect.map(Option.getOrElse(() => [])),
-    )
-    const found = yield* Effect.all([find(products), inTime], { concurrency: 2 })
-    const vectorOf = new Map(found.flat().map(([event, vector]) => [event.message_id, vector]))
-    return recent.map(
-      (event): Taste.RememberedEvent => ({
-        event,
-        vector: Option.getOrUndefined(
-          Option.flatMap(Option.fromNullable(vectorOf.get(event.message_id)), Either.getRight),
-        ),
-      }),
-    )
-  })
-
-  const tasteOf = Effect.fn("taste.read")(function* (user_id: UserId) {
-    const embedding = yield* embeddingOf(user_id)
-    const recent = yield* remember(embedding)
-    const mean = yield* catalogue.mean
-    const taste = Taste.read(embedding, recent, mean, weights, yield* Clock.currentTimeMillis)
-    return taste ?? (yield* new NoTaste({ user_id, detail: `the taste of user ${user_id} has no direction` }))
-  })
-
-  const { weights } = config.eventTypes
-  /** Without negative weights, purchases alone decide what `exclude=purchased` leaves out. */
-  const typesOfPurchased = Object.values(weights).some((weight) => weight < 0)
-    ? undefined
-    : ["product_purchase"]
-
-  /** Products to leave out: bought or seen ones, and those that the user's own events speak against. */
-  const excluded = Effect.fnUntraced(function* (user: UserId, exclusion: Exclusion) {
-    const without = new Set<ProductId>()
-    if (exclusion === "none") return without
-    const sums = new Map<ProductId, number>()
-    const events = yield* log.productEvents(user, exclusion === "seen" ? undefined : typesOfPurchased)
-    for (const { event_type, events: count, product_id } of events) {
-      if (exclusion === "seen" || event_type === "product_purchase") without.add(product_id)
-      sums.set(product_id, (sums.get(product_id) ?? 0) + count * weightOf(weights, event_type))
-    }
-    for (const [product_id, sum] of sums) if (sum < 0) without.add(product_id)
-    return without
-  })
-
-  const popular = Effect.fnUntraced(function* (
-    without: ReadonlySet<ProductId>,
-    limit: number,
-    category: string | undefined,
-  ) {
-    const ranking = yield* popularity.ranking
-    const most = ranking[0]?.decayed ?? 0
-    const known = yield* catalogue.describe(ranking.map(({ product_id }) => product_id))
-    const items: Array<Recommendation> = []
-    for (const { decayed, product_id } of ranking) {
-      if (items.length === limit) break
-      const product = known.get(product_id)
-      if (product === undefined || without.has(product_id)) continue
-      if (category !== undefined && product.category !== category) continue
-      const score = Taste.popularityPart(1, decayed, most)
-      items.push({ ...product, score, similarity: 0, popularity: score, because: [], rest: 0 })
-    }
-    return items
-  })
-
-  const recommend: Recommender["Type"]["recommend"] = Effect.fn("recommend")(function* (
-    user,
-    { category, exclude, fallback, limit },
-  ) {
-    const [taste, without] = yield* Effect.all([Effect.either(tasteOf(user)), excluded(user, exclude)], {
-      concurrency: 2,
+const loadEmbedding = Effect.fnUntraced(function* ({ catalogue, users }: Services, user_id: UserId) {
+  const embedding = (yield* users.load([user_id])).get(user_id)?.embedding
+  if (embedding === undefined)
+    return yield* new NoTaste({ user_id, detail: `user ${user_id} has no embedding` })
+  if (embedding.space !== catalogue.space)
+    return yield* new NoTaste({
+      user_id,
+      detail: `the embedding of user ${user_id} is in space ${embedding.space}, not ${catalogue.space}: rebuild it`,
     })
-    if (Either.isLeft(taste)) {
-      if (taste.left._tag !== "NoTaste" || fallback === "none") return yield* taste.left
-      return { source: "popular", items: yield* popular(without, limit, category) }
-    }
-    const { most, of } = yield* popularity.counts
-    const weight = config.popularityWeight
-    const bonus = { most: weight, of: (id: ProductId) => Taste.popularityPart(weight, of(id), most) }
-    const found = yield* catalogue.search(taste.right.direction, { limit, category, without, bonus })
-    return {
-      source: "taste",
-      items: found.map(({ bonus, centred, similarity, ...product }) => ({
-        ...product,
-        similarity,
-        popularity: bonus,
-        ...Taste.explain(taste.right, centred, similarity),
-      })),
-    }
-  })
-
-  const buyAgain: Recommender["Type"]["buyAgain"] = Effect.fn("buyAgain")(function* (user, limit) {
-    const now = yield* Clock.currentTimeMillis
-    const bought = new Map<ProductId, { score: number; purchases: number; last: number }>()
-    yield* Stream.runForEach(log.stream({ user, type: "product_purchase" }), ({ interaction }) =>
-      Effect.sync(() => {
-        const { occurred_at, product_id } = interaction
-        const at = Date.parse(occurred_at)
-        const { last, purchases, score } = bought.get(product_id!) ?? { score: 0, purchases: 0, last: at }
-        bought.set(product_id!, {
-          score: score + decay(config.lambda, now, at),
-          purchases: purchases + 1,
-          last: Math.max(last, at),
-        })
-      }),
-    )
-    const ranked = [...bought].sort(([a, x], [b, y]) => y.score - x.score || (a < b ? -1 : 1)).slice(0, limit)
-    const known = yield* catalogue.describe(ranked.map(([id]) => id))
-    return ranked.map(([product_id, { last, purchases, score }]) => {
-      const { category = null, product_name = null } = known.get(product_id) ?? {}
-      const last_purchased_at = new Date(last).toISOString()
-      return { product_id, product_name, category, score, purchases, last_purchased_at }
-    })
-  })
-
-  const similarProducts: Recommender["Type"]["similarProducts"] = Effect.fn("similarProducts")(
-    function* (product_id, options) {
-      const direction = yield* catalogue.centred(product_id)
-      if (direction === undefined) return yield* new ProductNotFound({ product_id })
-      const found = yield* catalogue.search(direction, { ...options, without: new Set([product_id]) })
-      return found.map(({ category, product_id, product_name, similarity }) => ({
-        product_id,
-        product_name,
-        category,
-        similarity,
-      }))
-    },
-  )
-
-  const search: Recommender["Type"]["search"] = Effect.fn("search")(function* (
-    phrase,
-    { category, limit, user },
-  ) {
-    const asked = { message_id: "", search_phrase: phrase, product_id: null }
-    const [[vector], taste] = yield* Effect.all(
-      [
-        vectors.resolve([asked]),
-        user === undefined
-          ? Effect.succeedNone
-          : Effect.catchTag(Effect.asSome(tasteOf(user)), "NoTaste", () => Effect.succeedNone),
-      ],
-      { concurrency: 2 },
-    )
-    const meant = yield* Effect.catchTags(vector!, {
-      ProductMissing: Effect.die,
-      UnusableVector: Effect.die,
-    })
-    const centred = Taste.centre(meant, yield* catalogue.mean) ?? new Float32Array(meant.length)
-    // A sum of cosines with two directions is one with their sum: the scan stays exact.
-    const direction = Option.match(taste, {
-      onNone: () => centred,
-      onSome: (taste) => {
-        const sum = Float64Array.from(centred)
-        Vector.addScaled(sum, tasteWeight, taste.direction)
-        return Vector.divide(sum, 1)
-      },
-    })
-    const found = yield* catalogue.search(direction, { limit, category })
-    const items = found.map(({ category, centred: product, product_id, product_name }): Found => {
-      const similarity = Vector.dot(centred, product)
-      const liked = Option.map(taste, ({ direction }) => Vector.dot(direction, product))
-      const score = similarity + tasteWeight * Option.getOrElse(liked, () => 0)
-      return { product_id, product_name, category, score, similarity, taste: Option.getOrNull(liked) }
-    })
-    return { personalised: Option.isSome(taste), items }
-  })
-
-  const similarUsers: Recommender["Type"]["similarUsers"] = Effect.fn("similarUsers")(
-    function* (user_id, limit) {
-      const embedding = yield* embeddingOf(user_id)
-      const count = yield* users.count
-      if (count > mostUsersCompared) return yield* new TooManyUsers({ users: count, most: mostUsersCompared })
-      const mean = yield* catalogue.mean
-      const unit = (user: UserEmbedding) => {
-        const long = Taste.longMemory(user, mean)
-        return long && Vector.divide(long, Vector.norm(long))
-      }
-      const own = unit(embedding)
-      if (own === undefined)
-        return yield* new NoTaste({ user_id, detail: `the taste of user ${user_id} has no direction` })
-      const best: Array<{ readonly user_id: UserId; readonly similarity: number }> = []
-      let compared = 0
-      yield* Stream.runForEach(users.stream, ({ embedding: other, user_id: id }) =>
-        Effect.sync(() => {
-          if (other === undefined || id === user_id || other.space !== catalogue.space) return
-          const direction = unit(other)
-          if (direction === undefined) return
-          compared += 1
-          insertTopK(best, limit, { user_id: id, similarity: Vector.dot(own, direction) }, moreSimilar)
-        }),
-      ).pipe(comparing.withPermits(1))
-      return { compared, users: best }
-    },
-  )
-
-  return Recommender.of({ recommend, buyAgain, similarProducts, search, similarUsers })
+  return embedding
 })
 
-export const layer = Layer.effect(Recommender, make)
+/** The newest events with their vectors. A phrase that the embedder does not answer in time has no vector. */
+const loadRecentVectors = Effect.fnUntraced(function* ({ vectors }: Services, { recent }: UserEmbedding) {
+  const find = (events: ReadonlyArray<RecentEvent>) =>
+    Effect.map(vectors.resolve(events), (found) => Arr.zip(events, found))
+  const [phrases, products] = Arr.partition(recent, ({ product_id }) => product_id !== null)
+  const inTime = find(phrases).pipe(
+    Effect.timeoutOption(vectorTimeout),
+    Effect.map(Option.getOrElse(() => [])),
+  )
+  const found = yield* Effect.all([find(products), inTime], { concurrency: 2 })
+  const vectorOf = new Map(found.flat().map(([event, vector]) => [event.message_id, vector]))
+  return recent.map(
+    (event): Taste.RememberedEvent => ({
+      event,
+      vector: Option.getOrUndefined(
+        Option.flatMap(Option.fromNullable(vectorOf.get(event.message_id)), Either.getRight),
+      ),
+    }),
+  )
+})
+
+/** Products to leave out: bought or seen ones, and those that the user's own events speak against. */
+const excludedProducts = Effect.fnUntraced(function* (
+  { config, log }: Services,
+  user: UserId,
+  exclusion: Exclusion,
+) {
+  const without = new Set<ProductId>()
+  if (exclusion === "none") return without
+  const { weights } = config.eventTypes
+  const hasNegative = Object.values(weights).some((weight) => weight < 0)
+  const types = exclusion === "seen" || hasNegative ? undefined : ["product_purchase"]
+  const sums = new Map<ProductId, number>()
+  for (const { event_type, events, product_id } of yield* log.productEvents(user, types)) {
+    if (exclusion === "seen" || event_type === "product_purchase") without.add(product_id)
+    sums.set(product_id, (sums.get(product_id) ?? 0) + events * weightOf(weights, event_type))
+  }
+  for (const [product_id, sum] of sums) if (sum < 0) without.add(product_id)
+  return without
+})
+
+const readTaste = Effect.fn("taste.read")(function* (services: Services, user_id: UserId) {
+  const embedding = yield* loadEmbedding(services, user_id)
+  const recent = yield* loadRecentVectors(services, embedding)
+  const mean = yield* services.catalogue.mean
+  const { weights } = services.config.eventTypes
+  const taste = Taste.read(embedding, recent, mean, weights, yield* Clock.currentTimeMillis)
+  return taste ?? (yield* noDirection(user_id))
+})
+
+const popularProducts = Effect.fnUntraced(function* (
+  { catalogue, popularity }: Services,
+  without: ReadonlySet<ProductId>,
+  limit: number,
+  category: string | undefined,
+) {
+  const ranking = yield* popularity.ranking
+  const most = ranking[0]?.decayed ?? 0
+  const known = yield* catalogue.describe(ranking.map(({ product_id }) => product_id))
+  const items: Array<Recommendation> = []
+  for (const { decayed, product_id } of ranking) {
+    if (items.length === limit) break
+    const product = known.get(product_id)
+    if (product === undefined || without.has(product_id)) continue
+    if (category !== undefined && product.category !== category) continue
+    const score = Taste.popularityPart(1, decayed, most)
+    items.push({ ...product, score, similarity: 0, popularity: score, because: [], rest: 0 })
+  }
+  return items
+})
+
+const recommend = Effect.fn("recommend")(function* (
+  services: Services,
+  ...[user, { category, exclude, fallback, limit }]: Parameters<Recommender["Type"]["recommend"]>
+) {
+  const { catalogue, config, popularity } = services
+  const [taste, without] = yield* Effect.all(
+    [Effect.either(readTaste(services, user)), excludedProducts(services, user, exclude)],
+    { concurrency: 2 },
+  )
+  if (Either.isLeft(taste)) {
+    if (taste.left._tag !== "NoTaste" || fallback === "none") return yield* taste.left
+    const items = yield* popularProducts(services, without, limit, category)
+    return { source: "popular" as const, items }
+  }
+  const { most, of } = yield* popularity.counts
+  const weight = config.popularityWeight
+  const bonus = { most: weight, of: (id: ProductId) => Taste.popularityPart(weight, of(id), most) }
+  const found = yield* catalogue.search(taste.right.direction, { limit, category, without, bonus })
+  return {
+    source: "taste" as const,
+    items: found.map(({ bonus, centred, similarity, ...product }) => ({
+      ...product,
+      similarity,
+      popularity: bonus,
+      ...Taste.explain(taste.right, centred, similarity),
+    })),
+  }
+})
+
+const buyAgain = Effect.fn("buyAgain")(function* (
+  { catalogue, config, log }: Services,
+  user: UserId,
+  limit: number,
+) {
+  const now = yield* Clock.currentTimeMillis
+  const bought = new Map<ProductId, { score: number; purchases: number; last: number }>()
+  yield* Stream.runForEach(log.stream({ user, type: "product_purchase" }), ({ interaction }) =>
+    Effect.sync(() => {
+      const { occurred_at, product_id } = interaction
+      const at = Date.parse(occurred_at)
+      const { last, purchases, score } = bought.get(product_id!) ?? { score: 0, purchases: 0, last: at }
+      bought.set(product_id!, {
+        score: score + decay(config.lambda, now, at),
+        purchases: purchases + 1,
+        last: Math.max(last, at),
+      })
+    }),
+  )
+  const ranked = [...bought].sort(([a, x], [b, y]) => y.score - x.score || (a < b ? -1 : 1)).slice(0, limit)
+  const known = yield* catalogue.describe(ranked.map(([id]) => id))
+  return ranked.map(([product_id, { last, purchases, score }]) => {
+    const { category = null, product_name = null } = known.get(product_id) ?? {}
+    const last_purchased_at = new Date(last).toISOString()
+    return { product_id, product_name, category, score, purchases, last_purchased_at }
+  })
+})
+
+const similarProducts = Effect.fn("similarProducts")(function* (
+  { catalogue }: Services,
+  ...[product_id, options]: Parameters<Recommender["Type"]["similarProducts"]>
+) {
+  const direction = yield* catalogue.centred(product_id)
+  if (direction === undefined) return yield* new ProductNotFound({ product_id })
+  const found = yield* catalogue.search(direction, { ...options, without: new Set([product_id]) })
+  return found.map(({ category, product_id, product_name, similarity }) => ({
+    product_id,
+    product_name,
+    category,
+    similarity,
+  }))
+})
+
+const search = Effect.fn("search")(function* (
+  services: Services,
+  ...[phrase, { category, limit, user }]: Parameters<Recommender["Type"]["search"]>
+) {
+  const { catalogue, vectors } = services
+  const [[found], taste] = yield* Effect.all(
+    [
+      vectors.resolve([{ message_id: "", search_phrase: phrase, product_id: null }]),
+      user === undefined
+        ? Effect.succeedNone
+        : Effect.catchTag(Effect.asSome(readTaste(services, user)), "NoTaste", () => Effect.succeedNone),
+    ],
+    { concurrency: 2 },
+  )
+  const vector = yield* Effect.catchTags(found!, {
+    ProductMissing: Effect.die,
+    UnusableVector: Effect.die,
+  })
+  const centred = Taste.centre(vector, yield* catalogue.mean) ?? new Float32Array(vector.length)
+  // The sum of two dot products is the dot product with the sum of the directions, so the scan stays exact.
+  const direction = Option.match(taste, {
+    onNone: () => centred,
+    onSome: (taste) => {
+      const sum = Float64Array.from(centred)
+      Vector.addScaled(sum, tasteWeight, taste.direction)
+      return Vector.divide(sum, 1)
+    },
+  })
+  const products = yield* catalogue.search(direction, { limit, category })
+  const items = products.map(({ category, centred: product, product_id, product_name }): Found => {
+    const similarity = Vector.dot(centred, product)
+    const liked = Option.map(taste, ({ direction }) => Vector.dot(direction, product))
+    const score = similarity + tasteWeight * Option.getOrElse(liked, () => 0)
+    return { product_id, product_name, category, score, similarity, taste: Option.getOrNull(liked) }
+  })
+  return { personalised: Option.isSome(taste), items }
+})
+
+const similarUsers = Effect.fn("similarUsers")(function* (
+  services: Services,
+  user_id: UserId,
+  limit: number,
+) {
+  const { catalogue, comparisons, users } = services
+  const embedding = yield* loadEmbedding(services, user_id)
+  const count = yield* users.count
+  if (count > mostUsersCompared) return yield* new TooManyUsers({ users: count, most: mostUsersCompared })
+  const mean = yield* catalogue.mean
+  const toDirection = (user: UserEmbedding) => {
+    const long = Taste.longMemory(user, mean)
+    return long && Vector.divide(long, Vector.norm(long))
+  }
+  const own = toDirection(embedding)
+  if (own === undefined) return yield* noDirection(user_id)
+  const best: Array<{ readonly user_id: UserId; readonly similarity: number }> = []
+  let compared = 0
+  yield* Stream.runForEach(users.stream, ({ embedding: other, user_id: id }) =>
+    Effect.sync(() => {
+      if (other === undefined || id === user_id || other.space !== catalogue.space) return
+      const direction = toDirection(other)
+      if (direction === undefined) return
+      compared += 1
+      insertTopK(best, limit, { user_id: id, similarity: Vector.dot(own, direction) }, moreSimilar)
+    }),
+  ).pipe(comparisons.withPermits(1))
+  return { compared, users: best }
+})
+
+export const layer = Layer.effect(
+  Recommender,
+  Effect.map(services, (services) =>
+    Recommender.of({
+      recommend: (user, options) => recommend(services, user, options),
+      buyAgain: (user, limit) => buyAgain(services, user, limit),
+      similarProducts: (product, options) => similarProducts(services, product, options),
+      search: (phrase, options) => search(services, phrase, options),
+      similarUsers: (user, limit) => similarUsers(services, user, limit),
+    }),
+  ),
+)

@@ -1,20 +1,20 @@
 /**
- * Keeps a copy in memory fresh at the moment it is asked for: who asks waits for the first load, later for a refresh
- * that is due, but not for a slow one. Nothing runs while nobody asks, but for the first load.
+ * Keeps data in memory fresh, on demand. A caller waits for the first load. Later a caller waits for a refresh that is
+ * due, but only briefly: a slow refresh finishes in the background. Without callers nothing runs except the first load.
  */
 import { Clock, Duration, Effect, Exit, Fiber } from "effect"
 
-/** How long a caller waits for a refresh, and for the first load. */
+/** How long a caller waits. */
 const refreshTimeout = Duration.millis(250)
 const firstLoadTimeout = Duration.seconds(10)
 
 /**
- * `refresh` brings the copy up to date; it is never run twice at a time and not interrupted by callers. `current`
- * fails only while there is no copy yet; `stillLoading` is its error when that takes too long.
+ * `refresh` brings the data up to date. It never runs twice at the same time, and callers do not interrupt it. `current`
+ * completes when the data may be read; it fails only before the first load, with `stillLoading` if that takes too long.
  */
 export const make = Effect.fnUntraced(function* <E, R>(options: {
   readonly name: string
-  /** How old the copy may be when it is used. */
+  /** How old the data may be when it is read. */
   readonly freshFor: Duration.Duration
   readonly refresh: Effect.Effect<unknown, E, R>
   readonly stillLoading: () => E
@@ -23,24 +23,24 @@ export const make = Effect.fnUntraced(function* <E, R>(options: {
   const context = yield* Effect.context<R>()
   let freshUntil = Number.NEGATIVE_INFINITY
   let loaded = false
-  /** Set by `outdate`, until a refresh begins. */
-  let outdated = false
+  /** Set by `invalidate` until a refresh begins. */
+  let invalidated = false
   let running: Fiber.Fiber<unknown, E> | undefined
 
   const finished = Effect.fnUntraced(function* (exit: Exit.Exit<unknown, E>) {
     running = undefined
-    // After a failure too: the store is asked again later, not by every caller.
+    // After a failure too, so that not every caller queries a failing store.
     const now = yield* Clock.currentTimeMillis
-    freshUntil = outdated ? now : now + Duration.toMillis(options.freshFor)
+    freshUntil = invalidated ? now : now + Duration.toMillis(options.freshFor)
     if (Exit.isSuccess(exit)) loaded = true
     else if (!Exit.isInterrupted(exit))
-      yield* Effect.logWarning("copy.refresh_failed", exit.cause).pipe(
-        Effect.annotateLogs({ copy: options.name }),
+      yield* Effect.logWarning("cache.refresh_failed", exit.cause).pipe(
+        Effect.annotateLogs({ cache: options.name }),
       )
   })
   const start = Effect.suspend(() => {
     if (running !== undefined) return Effect.succeed(running)
-    outdated = false
+    invalidated = false
     return options.refresh.pipe(
       Effect.onExit(finished),
       Effect.interruptible,
@@ -56,14 +56,15 @@ export const make = Effect.fnUntraced(function* <E, R>(options: {
   yield* start
   const current = Effect.gen(function* () {
     if (loaded && freshUntil > (yield* Clock.currentTimeMillis)) return
-    // One that began before the copy was outdated doesn't count.
-    if (outdated && running !== undefined) yield* Effect.timeoutOption(Fiber.await(running), refreshTimeout)
+    // A refresh that began before `invalidate` may have read the old data.
+    if (invalidated && running !== undefined)
+      yield* Effect.timeoutOption(Fiber.await(running), refreshTimeout)
     const refreshed = Fiber.join(yield* start)
     if (loaded) return yield* Effect.ignore(Effect.timeoutOption(refreshed, refreshTimeout))
     yield* Effect.timeoutFail(refreshed, { duration: firstLoadTimeout, onTimeout: options.stillLoading })
   })
   const invalidate = Effect.sync(() => {
-    outdated = true
+    invalidated = true
     freshUntil = Number.NEGATIVE_INFINITY
   })
   return { current, invalidate }

@@ -1,6 +1,6 @@
-/** Keeps the best of many candidates without sorting them all. */
+/** The best of many candidates, without sorting them all. */
 
-/** Puts a candidate among the best so far, at most `limit` of them; of equals the one that came first is ahead. */
+/** Inserts a candidate into the sorted list of the best `limit`; among equals the earlier one stays ahead. */
 export const insertTopK = <A>(
   best: Array<A>,
   limit: number,

@@ -1,8 +1,8 @@
 /**
- * Step: InteractionLog → InteractionQueue. Rows are published right after their commit by the process that
- * committed them; what is left (a crash, a broker that was away) is swept up by one elected relay. A row is
- * marked published only when the broker has confirmed that it reached a queue, so a row may be published twice
- * and is never lost.
+ * Step: InteractionLog → InteractionQueue, as a transactional outbox. The process that commits rows publishes them at
+ * once. Rows that remain unpublished, after a crash or an outage of the broker, are drained by the process that holds
+ * the leader lock. A row is marked published only after the broker has confirmed its message, so a row may be
+ * published twice but is never lost.
  */
 import { Array as Arr, Clock, Context, Duration, Effect, Fiber, Layer, Schedule } from "effect"
 import * as MessageTraces from "../MessageTraces.ts"
@@ -12,48 +12,47 @@ import { InteractionLog, type InteractionLogError, type LoggedInteraction } from
 import { InteractionQueue, type InteractionQueueError, type Message } from "../ports/InteractionQueue.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as Telemetry from "../Telemetry.ts"
+import { WorkQueue } from "./WorkQueue.ts"
 
 export class OutboxRelay extends Context.Tag("user-embeddings/OutboxRelay")<
   OutboxRelay,
   {
-    /** Hands over rows just committed, to be published at once; never waits. */
+    /** Publishes rows that were just committed, in the background. */
     readonly offer: (rows: ReadonlyArray<LoggedInteraction>) => void
     /**
-     * Publishes rows that were left in the outbox, page by page until it is empty or nothing gets through, while workers
-     * keep up; answers how many were published. Does nothing while another relay is elected.
+     * Publishes the rows that remain in the outbox, until it is empty or the broker confirms nothing. Pauses while the
+     * queue is long. Succeeds with the number of published rows, which is 0 while another process holds the leader lock.
      */
-    readonly sweep: Effect.Effect<number, InteractionLogError | InteractionQueueError>
+    readonly drain: Effect.Effect<number, InteractionLogError | InteractionQueueError>
   }
 >() {}
 
 /** Messages of one publish: the confirm window. */
-const page = 1_000
-/**
- * A busy relay publishes large pages, which cost the broker a fifth less: while so many rows come in a second, a page
- * begins no sooner than so many ms after the one before.
- */
+const rowsPerPublish = 1_000
+/** Rows per second from which on rows are collected for some time, because large publishes cost the broker a fifth less. */
 const busyRate = 2_500
-const busyPageMillis = 100
-/** Rows that a sweep reads together. */
+/** Minimum time between the beginnings of two publishes at a busy rate. */
+const busyPublishMillis = 100
+/** Rows that a drain reads with one statement. */
 const rowsPerRead = 5_000
-/** Pages of them on their way at the same time: while one is marked, the broker confirms the next. */
-const pagesAtOnce = 3
-/** Rows that may wait in memory; the rest is left to the sweep. */
-const rowsWaiting = 20_000
-/** How long a stopping process goes on publishing what it has just committed. */
+/** Publishes of a drain at the same time: the broker confirms some while others are marked. */
+const concurrentPublishes = 3
+/** Maximum rows waiting in memory. Any further rows stay in the outbox and are drained. */
+const maxWaitingRows = 20_000
+/** How long a stopping process continues to publish the rows that it has committed. */
 const flushDeadline = Duration.seconds(5)
 
-/** While so many interactions wait for workers, what is old waits too: what happens now is not to queue behind it. */
-const mostWaiting = 5_000
+/** A longer queue pauses a drain, so that new interactions do not wait behind old ones. */
+const maxQueuedEvents = 5_000
 
-/** Waits until workers have made room in the queue; without any there is nothing to wait for. */
-export const roomInQueue = ({
+/** Waits while the queue is long. Does not wait when there are no workers. */
+export const awaitQueueCapacity = ({
   depths,
   eventsPerMessage,
 }: Pick<InteractionQueue["Type"], "depths" | "eventsPerMessage">) =>
   Effect.repeat(depths, {
     schedule: Schedule.spaced("200 millis"),
-    while: ({ main }) => main.consumers > 0 && main.ready * eventsPerMessage > mostWaiting,
+    while: ({ main }) => main.consumers > 0 && main.ready * eventsPerMessage > maxQueuedEvents,
   })
 
 /** The update message of a row. */
@@ -65,136 +64,140 @@ export const toMessage = ({ interaction, trace, recordedAt }: LoggedInteraction)
   recordedAt,
 })
 
-const make = Effect.gen(function* () {
+/** Publishes rows and marks the confirmed ones. Succeeds with their number. */
+const publish = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
   const log = yield* InteractionLog
   const queue = yield* InteractionQueue
-  const work = yield* Effect.makeLatch(false)
-  let waiting: Array<LoggedInteraction> = []
-  /** Waiting or being published by this process right now: the sweep leaves them alone. */
-  const own = new Set<MessageId>()
-  let closing = false
+  const confirmations = yield* queue.publish(rows.map(toMessage))
+  const confirmed = rows
+    .filter((_, index) => confirmations[index] === "confirmed")
+    .map(({ interaction }) => interaction.message_id)
+  if (confirmed.length > 0) yield* log.markPublished(confirmed, yield* Clock.currentTimeMillis)
+  if (confirmed.length < rows.length)
+    yield* Effect.logWarning("publish.unconfirmed").pipe(
+      Effect.annotateLogs({ count: rows.length - confirmed.length, left_to: "drain" }),
+    )
+  return confirmed.length
+})
 
-  const publish = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
-    const confirmations = yield* queue.publish(rows.map(toMessage))
-    const confirmed = rows
-      .filter((_, index) => confirmations[index] === "confirmed")
-      .map(({ interaction }) => interaction.message_id)
-    if (confirmed.length > 0) yield* log.markPublished(confirmed, yield* Clock.currentTimeMillis)
-    if (confirmed.length < rows.length)
-      yield* Effect.logWarning("publish.unconfirmed").pipe(
-        Effect.annotateLogs({ count: rows.length - confirmed.length, left_to: "sweep" }),
-      )
-    return confirmed.length
-  })
+/** Tells whether rows arrive at a busy rate, measured over {@link busyPublishMillis} or longer. */
+class ArrivalRate {
+  private rows = 0
+  private isBusy = false
+  constructor(private since: number) {}
 
-  const publishWaiting = Effect.gen(function* () {
-    const rows = waiting.slice(0, page)
-    waiting = waiting.slice(page)
+  add(rows: number, now: number): boolean {
+    this.rows += rows
+    if (now - this.since >= busyPublishMillis) {
+      this.isBusy = this.rows * 1_000 >= busyRate * (now - this.since)
+      this.rows = 0
+      this.since = now
+    }
+    return this.isBusy
+  }
+}
+
+/** Publishes rows that this process has just committed, until `waiting` is closed and empty. */
+const publishCommitted = Effect.fnUntraced(function* (
+  waiting: WorkQueue<LoggedInteraction>,
+  inProgress: Set<MessageId>,
+) {
+  const rate = new ArrivalRate(yield* Clock.currentTimeMillis)
+  const publishNext = Effect.gen(function* () {
+    const began = yield* Clock.currentTimeMillis
+    const rows = waiting.take(rowsPerPublish)
+    const isBusy = rate.add(rows.length, began)
     yield* publish(rows).pipe(
       MessageTraces.withBatchSpan("relay interactions", rows.map(MessageTraces.traced)),
       Effect.catchAll((error) =>
         Effect.logWarning("publish.failed").pipe(
-          Effect.annotateLogs({ count: rows.length, left_to: "sweep", ...Telemetry.described(error) }),
+          Effect.annotateLogs({ count: rows.length, left_to: "drain", ...Telemetry.described(error) }),
         ),
       ),
       Effect.ensuring(
         Effect.sync(() => {
-          for (const { interaction } of rows) own.delete(interaction.message_id)
+          for (const { interaction } of rows) inProgress.delete(interaction.message_id)
         }),
       ),
     )
+    if (isBusy && waiting.weight < rowsPerPublish && !waiting.isClosed)
+      yield* Effect.sleep(Math.max(0, began + busyPublishMillis - (yield* Clock.currentTimeMillis)))
   })
+  yield* waiting.consume(publishNext)
+})
 
-  const lane = Effect.gen(function* () {
-    /** Rows that came in since then, Unix ms. */
-    let rows = 0
-    let since = yield* Clock.currentTimeMillis
-    let isBusy = false
-    while (!closing || waiting.length > 0) {
-      if (waiting.length === 0) {
-        work.unsafeClose()
-        yield* work.await
-        continue
-      }
-      const began = yield* Clock.currentTimeMillis
-      rows += Math.min(waiting.length, page)
-      if (began - since >= busyPageMillis) {
-        isBusy = rows * 1_000 >= busyRate * (began - since)
-        rows = 0
-        since = began
-      }
-      yield* publishWaiting
-      if (isBusy && waiting.length < page && !closing)
-        yield* Effect.sleep(Math.max(0, began + busyPageMillis - (yield* Clock.currentTimeMillis)))
-    }
-  })
+/** Publishes the rows of the outbox that this process is not publishing already. */
+const drainOutbox = Effect.fnUntraced(function* (inProgress: ReadonlySet<MessageId>) {
+  const log = yield* InteractionLog
+  const queue = yield* InteractionQueue
+  const recordedBy = (yield* Clock.currentTimeMillis) - Duration.toMillis(RetryPolicies.drainGrace)
+  let published = 0
+  while (true) {
+    const rows = yield* log.unpublished({ limit: rowsPerRead, recordedBy })
+    // A short outage leaves fewer rows. A broker that cannot report depths may still take messages.
+    if (rows.length === rowsPerRead) yield* Effect.ignore(awaitQueueCapacity(queue))
+    const left = rows.filter(({ interaction }) => !inProgress.has(interaction.message_id))
+    const before = published
+    yield* Effect.forEach(
+      Arr.chunksOf(left, rowsPerPublish),
+      (page) =>
+        publish(page).pipe(
+          MessageTraces.withBatchSpan("drain interactions", page.map(MessageTraces.traced)),
+          Effect.withTracerEnabled(true),
+          Effect.map((confirmed) => (published += confirmed)),
+        ),
+      { concurrency: concurrentPublishes, discard: true },
+    )
+    if (published === before || rows.length < rowsPerRead) return published
+  }
+})
 
-  yield* Effect.acquireRelease(Effect.forkDaemon(Effect.interruptible(lane)), (fiber) =>
-    Effect.sync(() => {
-      closing = true
-      work.unsafeOpen()
-    }).pipe(
+const make = Effect.gen(function* () {
+  const log = yield* InteractionLog
+  const ports = yield* Effect.context<InteractionLog | InteractionQueue>()
+  const waiting = new WorkQueue<LoggedInteraction>()
+  const inProgress = new Set<MessageId>()
+
+  const publisher = Effect.provide(publishCommitted(waiting, inProgress), ports)
+  yield* Effect.acquireRelease(Effect.forkDaemon(Effect.interruptible(publisher)), (fiber) =>
+    waiting.close.pipe(
       Effect.zipRight(Fiber.await(fiber)),
       Effect.timeoutOption(flushDeadline),
       Effect.zipRight(Fiber.interrupt(fiber)),
     ),
   )
 
-  const sweepPages = Effect.gen(function* () {
-    const recordedBy = (yield* Clock.currentTimeMillis) - Duration.toMillis(RetryPolicies.sweepGrace)
-    let published = 0
-    while (true) {
-      const rows = yield* log.unpublished({ limit: rowsPerRead, recordedBy })
-      // There is more than a short outage leaves. A broker that tells no depths may still take messages.
-      if (rows.length === rowsPerRead) yield* Effect.ignore(roomInQueue(queue))
-      const left = rows.filter(({ interaction }) => !own.has(interaction.message_id))
-      const before = published
-      yield* Effect.forEach(
-        Arr.chunksOf(left, page),
-        (some) =>
-          publish(some).pipe(
-            MessageTraces.withBatchSpan("sweep interactions", some.map(MessageTraces.traced)),
-            Effect.withTracerEnabled(true),
-            Effect.map((confirmed) => (published += confirmed)),
-          ),
-        { concurrency: pagesAtOnce, discard: true },
-      )
-      if (published === before || rows.length < rowsPerRead) return published
+  const offer = (rows: ReadonlyArray<LoggedInteraction>) => {
+    for (const row of rows.slice(0, Math.max(0, maxWaitingRows - waiting.weight))) {
+      inProgress.add(row.interaction.message_id)
+      waiting.offer(row)
     }
-  })
+  }
 
-  const sweep = Effect.gen(function* () {
+  const drain = Effect.gen(function* () {
     let published = 0
-    const counting = Effect.map(sweepPages, (count) => {
+    const drained = Effect.map(Effect.provide(drainOutbox(inProgress), ports), (count) => {
       published = count
     })
-    yield* Telemetry.untraced(log.withLeaderLock(counting))
-    if (published > 0) yield* Effect.logInfo("outbox.swept").pipe(Effect.annotateLogs({ count: published }))
+    yield* Telemetry.untraced(log.withLeaderLock(drained))
+    if (published > 0) yield* Effect.logInfo("outbox.drained").pipe(Effect.annotateLogs({ count: published }))
     return published
   })
 
-  return {
-    offer: (rows: ReadonlyArray<LoggedInteraction>) => {
-      const room = rows.slice(0, Math.max(0, rowsWaiting - waiting.length))
-      for (const row of room) own.add(row.interaction.message_id)
-      waiting = waiting.concat(room)
-      work.unsafeOpen()
-    },
-    sweep,
-  }
+  return { offer, drain }
 })
 
 export const layer = Layer.scoped(OutboxRelay, make)
 
-/** Sweeps for as long as the scope lives. */
-export const sweeping = Layer.scopedDiscard(
+/** Drains the outbox every second for the lifetime of the scope. */
+export const draining = Layer.scopedDiscard(
   Effect.gen(function* () {
     const relay = yield* OutboxRelay
-    const quietly = relay.sweep.pipe(
+    const drain = relay.drain.pipe(
       Effect.catchAll((error) =>
-        Effect.logWarning("outbox.sweep_failed").pipe(Effect.annotateLogs(Telemetry.described(error))),
+        Effect.logWarning("outbox.drain_failed").pipe(Effect.annotateLogs(Telemetry.described(error))),
       ),
     )
-    yield* Effect.forkScoped(Effect.repeat(quietly, RetryPolicies.sweepInterval))
+    yield* Effect.forkScoped(Effect.repeat(drain, RetryPolicies.drainInterval))
   }),
 )

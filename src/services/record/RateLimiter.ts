@@ -1,13 +1,13 @@
-/** A token bucket per user, in memory: `rate` tokens a second, as many at once. */
+/** A token bucket per user, in memory. It holds `rate` tokens and gains `rate` tokens a second. */
 interface Bucket {
   tokens: number
   at: number
 }
 
-/** Users remembered; the longest unused go first, and would have full buckets again. */
+/** The most buckets kept. The least recently used goes first; its user gets a full one later. */
 const mostUsers = 100_000
 
-/** Takes a token of the user at `now` (Unix ms): `true` when there was one. `rate` 0 = no limit. */
+/** Takes a token of the user at `now` (Unix ms), if there is one. `rate` 0: no limit. */
 export const make = (rate: number) => {
   const buckets = new Map<string, Bucket>()
   const take = (user: string, now: number): boolean => {

@@ -1,33 +1,33 @@
 /**
- * What a client sent → {@link Submission}: pure decoding, shared by every route that records interactions. Path,
- * header and body are decoded together, so that one answer names every offending field as the client knows it.
+ * Decodes a request or a bulk item into a {@link Submission}. Path, header and body are decoded together, so
+ * that one problem names every wrong field by the name that the client used.
  */
 import { Either, type ParseResult, Predicate, Schema } from "effect"
 import { type EventTypes, isPhraseEventType, phraseEventTypes } from "../model/EventTypes.ts"
 import * as Interaction from "../model/Interaction.ts"
-import type { FieldIssue } from "../model/Problem.ts"
+import { type FieldIssue, fieldIssue } from "../model/Problem.ts"
 import type { Submission } from "./InteractionRecorder.ts"
 
 export type Decoded = Either.Either<Submission, ReadonlyArray<FieldIssue>>
 
-/** Facts of any kind beside the fields that a route names: they become the metadata. */
-const facts = {
+/** All further fields of a body become the metadata. */
+const metadata = {
   key: Schema.String,
   value: Schema.Unknown.annotations({ jsonSchema: { type: ["string", "number", "boolean", "null"] } }),
 }
-/** `null` says as much as nothing. */
+/** `null` means absent. */
 const optional = <A, I>(schema: Schema.Schema<A, I>) => Schema.optionalWith(schema, { nullable: true })
 
 /** Body of the search route: `{"query", "occurred_at"?, …metadata}`. */
 export const SearchBody = Schema.Struct(
   { query: Interaction.SearchPhrase, occurred_at: Schema.optional(Interaction.Timestamp) },
-  facts,
+  metadata,
 ).annotations({ identifier: "SearchBody" })
 
 /** Body of the product routes, optional: `{"occurred_at"?, …metadata}`. */
 export const ProductBody = Schema.Struct(
   { occurred_at: Schema.optional(Interaction.Timestamp) },
-  facts,
+  metadata,
 ).annotations({ identifier: "ProductBody" })
 
 const keyPattern = /^[\x20-\x7e]{1,255}$/
@@ -67,29 +67,24 @@ const decodeProduct = Schema.decodeUnknownEither(ProductItem, options)
 
 const issue = (field: string, detail: string) => Either.left([{ field, detail }])
 
-const describe = (problem: string): string => {
-  if (problem.startsWith("is unexpected")) return "is not a known field"
-  return problem.endsWith("actual undefined") ? "is missing" : problem
-}
-
-const fields = new Set([...Object.keys(SearchItem.fields), ...Object.keys(ProductItem.fields)])
+const knownFields = new Set([...Object.keys(SearchItem.fields), ...Object.keys(ProductItem.fields)])
 const isKey = (value: unknown): value is string => typeof value === "string" && keyPattern.test(value)
 
-interface Sent {
-  readonly made: Interaction.DecodedFields
+interface DecodedItem {
+  readonly fields: Interaction.DecodedFields
   readonly idempotencyKey: string | null
   readonly occurredAtGiven: boolean
 }
 
-/** The usual item as it stands; `undefined` = ask its schema. */
-const asItStands = (item: Readonly<Record<string, unknown>>, instant: string): Sent | undefined => {
-  for (const field in item) if (!fields.has(field)) return undefined
+/** Decodes an item that its schema would not change; `undefined`: the item needs its schema. */
+const decodedFast = (item: Readonly<Record<string, unknown>>, instant: string): DecodedItem | undefined => {
+  for (const field in item) if (!knownFields.has(field)) return undefined
   const { event_type, idempotency_key = null, product_id, search_phrase, user_id } = item
   if (idempotency_key !== null && !isKey(idempotency_key)) return undefined
   const given = item.occurred_at ?? undefined
   const occurred_at = given ?? instant
   const metadata = item.metadata ?? {}
-  const made = Interaction.fastDecode({
+  const decoded = Interaction.fastDecode({
     event_type,
     metadata,
     occurred_at,
@@ -97,47 +92,46 @@ const asItStands = (item: Readonly<Record<string, unknown>>, instant: string): S
     search_phrase,
     user_id,
   })
-  return made && { made, idempotencyKey: idempotency_key, occurredAtGiven: given !== undefined }
+  return decoded && { fields: decoded, idempotencyKey: idempotency_key, occurredAtGiven: given !== undefined }
 }
 
-/** By the schema of its kind, so that the issues are those of the one that was meant. */
-const asDecoded = (
+/** Decodes by the schema of its event type, so that the issues are about that type. */
+const decodedBySchema = (
   item: Readonly<Record<string, unknown>>,
   instant: string,
-): Either.Either<Sent, ReadonlyArray<FieldIssue>> => {
+): Either.Either<DecodedItem, ReadonlyArray<FieldIssue>> => {
   const decoded: Either.Either<typeof BulkItem.Type, ParseResult.ParseError> = isPhraseEventType(
     item.event_type,
   )
     ? decodeSearch(item)
     : decodeProduct(item)
   return Either.mapBoth(decoded, {
-    onLeft: (error) =>
-      Interaction.issues(error).map(({ field, problem }) => ({ field, detail: describe(problem) })),
+    onLeft: (error) => Interaction.issues(error).map(fieldIssue),
     onRight: (sent) => {
       const { idempotency_key = null, metadata = {}, occurred_at: given, user_id } = sent
-      const facts = { user_id, occurred_at: given ?? instant, metadata }
-      const made =
+      const common = { user_id, occurred_at: given ?? instant, metadata }
+      const fields =
         typeof sent.search_phrase === "string"
-          ? { ...facts, event_type: sent.event_type, search_phrase: sent.search_phrase }
-          : { ...facts, event_type: sent.event_type, product_id: sent.product_id }
-      return { made, idempotencyKey: idempotency_key, occurredAtGiven: given !== undefined }
+          ? { ...common, event_type: sent.event_type, search_phrase: sent.search_phrase }
+          : { ...common, event_type: sent.event_type, product_id: sent.product_id }
+      return { fields, idempotencyKey: idempotency_key, occurredAtGiven: given !== undefined }
     },
   })
 }
 
-/** `item` is parsed JSON; keys that are not known are refused. `now` in Unix ms. */
+/** `item` is parsed JSON, without unknown keys. `now` is Unix ms. */
 export const ofBulkItem = (item: unknown, now: number, types: EventTypes): Decoded => {
   if (!Predicate.isRecord(item)) return issue("", "must be a JSON object")
   const { event_type } = item
   if (typeof event_type !== "string" || !types.has(event_type))
     return issue("event_type", `must be one of ${types.names.join(", ")}`)
   const instant = new Date(now).toISOString()
-  const usual = asItStands(item, instant)
-  const sent = usual ? Either.right(usual) : asDecoded(item, instant)
-  return Either.flatMap(sent, ({ made, ...rest }) =>
-    Date.parse(made.occurred_at) > now + Interaction.maxFutureMillis
+  const fast = decodedFast(item, instant)
+  const sent = fast ? Either.right(fast) : decodedBySchema(item, instant)
+  return Either.flatMap(sent, ({ fields, ...rest }) =>
+    Date.parse(fields.occurred_at) > now + Interaction.maxFutureMillis
       ? issue("occurred_at", "must not be more than 60 s in the future")
-      : Either.right({ interaction: Interaction.make(made), ...rest }),
+      : Either.right({ interaction: Interaction.make(fields), ...rest }),
   )
 }
 
@@ -147,7 +141,7 @@ const names: Readonly<Record<string, string>> = {
   search_phrase: "query",
   idempotency_key: "Idempotency-Key",
 }
-/** A route is a bulk item whose parts stand elsewhere. */
+/** Decodes the request of a route as a bulk item, and gives its issues the names of the route. */
 const ofRoute = (
   body: unknown,
   item: (body: Readonly<Record<string, unknown>>) => object,
@@ -163,7 +157,7 @@ const ofRoute = (
       )
     : issue("", "must be a JSON object")
 
-/** `body` is parsed JSON, `key` the header `Idempotency-Key`, if there was one. */
+/** `body` is parsed JSON, `key` the header `Idempotency-Key`. */
 export const ofSearch = (
   user_id: string,
   body: unknown,
@@ -185,7 +179,7 @@ export const ofSearch = (
     types,
   )
 
-/** `body` is parsed JSON, or `{}` where the request had none. */
+/** `body` is parsed JSON, or `{}` for a request without body. */
 export const ofProduct = (
   user_id: string,
   product_id: string,

@@ -1,13 +1,13 @@
 /**
- * Users' records as this worker last wrote them, so that the next batch needn't read them again. A record that another
- * worker has changed since is found out by its version when it is written. Then others write the same users, and
- * keeping pauses for a while: reading costs less than writing in vain.
+ * Users' records as this worker last wrote them, so that the next batch need not read them. If another worker has
+ * changed a record since, the next write fails the version check. Then workers write the same users, and the cache
+ * pauses for a while: a read costs less than a lost write.
  */
 import type { UserId } from "../model/Interaction.ts"
 import type { UserRecord } from "../ports/UserEmbeddings.ts"
 
 /** 14 KB each at 1536 dimensions. */
-const mostRecords = 4_000
+const capacity = 4_000
 const pauseMillis = 10_000
 
 export class UserRecordCache {
@@ -16,7 +16,7 @@ export class UserRecordCache {
   /** Unix ms. */
   private pausedUntil = 0
 
-  /** Those that are here; they are taken out, until a write of them succeeds. */
+  /** Removes and returns the cached records of these users. A successful write puts them back. */
   take(users: ReadonlyArray<UserId>): Map<UserId, UserRecord> {
     const taken = new Map<UserId, UserRecord>()
     for (const user of users) {
@@ -28,17 +28,17 @@ export class UserRecordCache {
     return taken
   }
 
-  /** Keeps a record as it has just been written. */
+  /** Caches a record as it was just written. */
   put(record: UserRecord, now: number): void {
     if (now < this.pausedUntil) return
     this.records.set(record.user_id, record)
     for (const oldest of this.records.keys()) {
-      if (this.records.size <= mostRecords) break
+      if (this.records.size <= capacity) break
       this.records.delete(oldest)
     }
   }
 
-  /** A record that was taken turned out to be old, unless this worker itself has written a newer one meanwhile. */
+  /** The write of a taken record lost the version check. If this worker wrote the newer record, the cache stays. */
   invalidate(record: UserRecord | undefined, now: number): void {
     if (record === undefined) return
     if ((this.records.get(record.user_id)?.version ?? 0) > record.version) return

@@ -12,18 +12,16 @@ const layerOf = (dimensions: number) =>
 
 suite("local", layerOf(1536), { dimensions: 1536, space: "local:minilm-words:1536" })
 
-effectTest(
-  "dimensions that the rows can't be tiled to stop the start with a message that names the way out",
-  () =>
-    Effect.gen(function* () {
-      const error = yield* Effect.flip(Layer.build(layerOf(1000)))
-      expect(ConfigError.isConfigError(error)).toBe(true)
-      expect(String(error)).toContain('EMBEDDING_DIMENSIONS "1000": must be a multiple of 384')
-      expect(String(error)).toContain("EMBEDDING_DIMENSIONS=1536")
-    }),
+effectTest("dimensions that are no multiple of 384 stop the start with an error that names a remedy", () =>
+  Effect.gen(function* () {
+    const error = yield* Effect.flip(Layer.build(layerOf(1000)))
+    expect(ConfigError.isConfigError(error)).toBe(true)
+    expect(String(error)).toContain('EMBEDDING_DIMENSIONS "1000": must be a multiple of 384')
+    expect(String(error)).toContain("EMBEDDING_DIMENSIONS=1536")
+  }),
 )
 
-effectTest("tiling keeps cosines", () =>
+effectTest("repeating the dimensions preserves cosines", () =>
   Effect.gen(function* () {
     const cosine = (dimensions: number) =>
       vectorsOf(["wireless headphones", "bluetooth earbuds"]).pipe(
@@ -38,7 +36,7 @@ layerSuite("local: meaning", layerOf(384), (it) => {
   const cosine = (one: string, other: string) =>
     Effect.map(vectorsOf([one, other]), ([a, b]) => Vector.dot(a!, b!))
 
-  it("related words are nearer than unrelated ones", () =>
+  it("related words are more similar than unrelated words", () =>
     Effect.gen(function* () {
       const related = [
         ["wireless headphones", "bluetooth earbuds"],
@@ -52,24 +50,24 @@ layerSuite("local: meaning", layerOf(384), (it) => {
           expect(yield* cosine(phrase, near)).toBeGreaterThan(yield* cosine(phrase, far))
     }))
 
-  it("case, accents and invisible characters change nothing", () =>
+  it("case, accents and invisible characters have no effect", () =>
     Effect.gen(function* () {
       expect(yield* cosine("Café Table", "cafe table")).toBeCloseTo(1, 6)
       expect(yield* cosine("head\u00adphones", "headphones")).toBeCloseTo(1, 6)
     }))
 
-  it("a character outside the vocabulary hardly moves words that are known", () =>
+  it("a character outside the vocabulary has little effect on known words", () =>
     Effect.gen(function* () {
       expect(yield* cosine("wireless headphones 🎧", "wireless headphones")).toBeGreaterThan(0.99)
     }))
 
-  it("words that say little count little", () =>
+  it("frequent words have little weight", () =>
     Effect.gen(function* () {
       const withArticle = yield* cosine("the headphones", "headphones")
       expect(withArticle).toBeGreaterThan(yield* cosine("orange headphones", "headphones"))
     }))
 
-  it("a phrase without anything to read still has a vector", () =>
+  it("a phrase without visible characters has the vector of an unknown word", () =>
     Effect.gen(function* () {
       const { embed } = yield* PhraseEmbedder
       expect(yield* embed(["\u200d"])).toEqual(yield* embed(["🎧"]))

@@ -1,4 +1,4 @@
-/** The real client against a server that speaks the protocol and fails as it is told. */
+/** The real client with a stand-in for the OpenAI API that can be made to fail. */
 import { afterAll, beforeEach, describe, expect, test } from "bun:test"
 import { Duration, Effect, Either, Fiber, Layer, Redacted, TestClock, TestContext, Tracer } from "effect"
 import * as OpenAi from "../../../src/layers/embedder/OpenAi.ts"
@@ -32,27 +32,27 @@ const failureOf = (results: ReadonlyArray<Either.Either<Float32Array, PhraseEmbe
   Effect.flip(results[0]!)
 const reasons = (results: ReadonlyArray<Either.Either<Float32Array, PhraseEmbedderError>>) =>
   results.map(Either.match({ onLeft: ({ reason }) => reason, onRight: () => "ok" as const }))
-/** Waits for what happens in real time, also under a test clock. */
+/** Waits in real time for a condition, also under a test clock. */
 const until = (happened: () => boolean) =>
   Effect.promise(async () => {
     const end = performance.now() + 5000
     while (!happened()) {
-      if (performance.now() > end) throw new Error("it did not happen within 5 s")
+      if (performance.now() > end) throw new Error("the condition was not met within 5 s")
       await Bun.sleep(2)
     }
   })
 
-describe("requests at once", () => {
+describe("concurrent requests", () => {
   const limited = OpenAiPhraseEmbedder.layer({ requestsAtOnce: 8, phrasesPerRequest: 2 }).pipe(
     Layer.provide(client()),
     Layer.provide(EmbeddingConfig.layer({ dimensions })),
   )
   const phrases = Array.from({ length: 32 }, (_, i) => `phrase ${i}`)
 
-  effectTest("are halved by refusals for too many, and grow again with answers", () =>
+  effectTest("are halved by 429 responses, and increase again with successes", () =>
     Effect.gen(function* () {
       const embedder = yield* PhraseEmbedder
-      const together = (fault: Fault | undefined) =>
+      const embedAll = (fault: Fault | undefined) =>
         Effect.gen(function* () {
           server.mend()
           server.fault = fault
@@ -60,14 +60,14 @@ describe("requests at once", () => {
           const results = yield* embedder.embed(phrases)
           return { most: server.mostConcurrent, reasons: new Set(reasons(results)) }
         })
-      expect(yield* together(undefined)).toEqual({ most: 8, reasons: new Set(["ok"]) })
-      expect(yield* together({ status: 429 })).toMatchObject({ reasons: new Set(["rate_limited"]) })
-      // One at a time after so many refusals; 16 answers bring back some.
-      const careful = yield* together(undefined)
-      expect(careful.most).toBeLessThan(8)
-      expect(careful.reasons).toEqual(new Set(["ok"]))
-      for (let i = 0; i < 4; i++) yield* together(undefined)
-      expect((yield* together(undefined)).most).toBe(8)
+      expect(yield* embedAll(undefined)).toEqual({ most: 8, reasons: new Set(["ok"]) })
+      expect(yield* embedAll({ status: 429 })).toMatchObject({ reasons: new Set(["rate_limited"]) })
+      // The 429 responses reduced the limit to 1, and 16 successes increase it to less than 8.
+      const recovering = yield* embedAll(undefined)
+      expect(recovering.most).toBeLessThan(8)
+      expect(recovering.reasons).toEqual(new Set(["ok"]))
+      for (let i = 0; i < 4; i++) yield* embedAll(undefined)
+      expect((yield* embedAll(undefined)).most).toBe(8)
       expect(server.received.every(({ input }) => input.length <= 2)).toBe(true)
     }).pipe(Effect.provide(limited)),
   )
@@ -81,51 +81,51 @@ describe("failures", () => {
     reason: PhraseEmbedderError["reason"],
     retryAfterMs?: readonly [least: number, most: number],
   ]
-  const refused = (status: number, more: object = {}): Fault => ({ status, ...more })
-  const waiting = (name: string, value: string, status = 429) =>
-    refused(status, { headers: { [name]: value } })
+  const rejected = (status: number, more: object = {}): Fault => ({ status, ...more })
+  const retryAfterHeader = (name: string, value: string, status = 429) =>
+    rejected(status, { headers: { [name]: value } })
   const table: ReadonlyArray<Row> = [
-    ["429", refused(429, { code: "rate_limit_exceeded" }), "rate_limited"],
-    ["429 with Retry-After in seconds", waiting("retry-after", "7"), "rate_limited", [7000, 7000]],
+    ["429", rejected(429, { code: "rate_limit_exceeded" }), "rate_limited"],
+    ["429 with Retry-After in seconds", retryAfterHeader("retry-after", "7"), "rate_limited", [7000, 7000]],
     [
       "429 with Retry-After as a date",
-      waiting("retry-after", inOneMinute()),
+      retryAfterHeader("retry-after", inOneMinute()),
       "rate_limited",
       [20_000, 60_000],
     ],
     [
       "429 with Retry-After in the past",
-      waiting("retry-after", new Date(0).toUTCString()),
+      retryAfterHeader("retry-after", new Date(0).toUTCString()),
       "rate_limited",
       [0, 0],
     ],
-    ["429 with an unreadable Retry-After", waiting("retry-after", "soon"), "rate_limited"],
-    ["429 with retry-after-ms", waiting("retry-after-ms", "250"), "rate_limited", [250, 250]],
-    ["503 with Retry-After", waiting("retry-after", "120", 503), "server_error", [120_000, 120_000]],
-    ["429 insufficient_quota", refused(429, { code: "insufficient_quota" }), "quota_exhausted"],
-    ["429 of type insufficient_quota", refused(429, { type: "insufficient_quota" }), "quota_exhausted"],
-    ["402", refused(402), "quota_exhausted"],
-    ["401", refused(401, { code: "invalid_api_key" }), "unauthorized"],
-    ["403", refused(403), "unauthorized"],
-    ["404", refused(404, { code: "model_not_found" }), "unauthorized"],
-    ["400 about the model", refused(400, { param: "model" }), "unauthorized"],
-    ["400 about the dimensions", refused(400, { param: "dimensions" }), "unauthorized"],
-    ["400", refused(400, { param: "input" }), "invalid_input"],
-    ["413", refused(413), "invalid_input"],
-    ["422", refused(422), "invalid_input"],
-    ["408", refused(408), "timeout"],
-    ["409", refused(409), "server_error"],
-    ["500", refused(500), "server_error"],
-    ["503", refused(503), "server_error"],
-    ["an answer that is not JSON", "not_json", "server_error"],
-    ["an answer without data", "no_data", "server_error"],
-    ["an answer that breaks off", "truncated", "server_error"],
-    ["a connection that breaks", "drop", "unreachable"],
-    ["a vector of another dimension", "wrong_dimension", "bad_vector"],
+    ["429 with an invalid Retry-After", retryAfterHeader("retry-after", "soon"), "rate_limited"],
+    ["429 with retry-after-ms", retryAfterHeader("retry-after-ms", "250"), "rate_limited", [250, 250]],
+    ["503 with Retry-After", retryAfterHeader("retry-after", "120", 503), "server_error", [120_000, 120_000]],
+    ["429 insufficient_quota", rejected(429, { code: "insufficient_quota" }), "quota_exhausted"],
+    ["429 of type insufficient_quota", rejected(429, { type: "insufficient_quota" }), "quota_exhausted"],
+    ["402", rejected(402), "quota_exhausted"],
+    ["401", rejected(401, { code: "invalid_api_key" }), "unauthorized"],
+    ["403", rejected(403), "unauthorized"],
+    ["404", rejected(404, { code: "model_not_found" }), "unauthorized"],
+    ["400 about the model", rejected(400, { param: "model" }), "unauthorized"],
+    ["400 about the dimensions", rejected(400, { param: "dimensions" }), "unauthorized"],
+    ["400", rejected(400, { param: "input" }), "invalid_input"],
+    ["413", rejected(413), "invalid_input"],
+    ["422", rejected(422), "invalid_input"],
+    ["408", rejected(408), "timeout"],
+    ["409", rejected(409), "server_error"],
+    ["500", rejected(500), "server_error"],
+    ["503", rejected(503), "server_error"],
+    ["a response that is not JSON", "not_json", "server_error"],
+    ["a response without data", "no_data", "server_error"],
+    ["a truncated response", "truncated", "server_error"],
+    ["a broken connection", "drop", "unreachable"],
+    ["a vector of other dimensions", "wrong_dimension", "bad_vector"],
     ["a zero vector", "zero", "bad_vector"],
     ["a vector with NaN", "not_finite", "bad_vector"],
     ["a missing vector", "missing", "bad_vector"],
-    ["bytes that are no floats", "garbled", "bad_vector"],
+    ["bytes that are not floats", "garbled", "bad_vector"],
   ]
   for (const [what, fault, reason, retryAfter] of table)
     effectTest(`${what} is ${reason}${retryAfter ? ` after ${retryAfter[1]} ms` : ""}`, () =>
@@ -143,22 +143,22 @@ describe("failures", () => {
       }),
     )
 
-  effectTest("a server that is not there is unreachable, and found again when it is", () =>
+  effectTest("a stopped server is unreachable, and calls succeed when it runs again", () =>
     Effect.gen(function* () {
-      const gone = openAiStandIn()
-      const port = Number(new URL(gone.url).port)
-      yield* Effect.promise(gone.stop)
-      const embedder = yield* Effect.provide(PhraseEmbedder, layerOf({ baseUrl: gone.url }))
+      const stopped = openAiStandIn()
+      const port = Number(new URL(stopped.url).port)
+      yield* Effect.promise(stopped.stop)
+      const embedder = yield* Effect.provide(PhraseEmbedder, layerOf({ baseUrl: stopped.url }))
       const error = yield* Effect.flatMap(embedder.embed(["a"]), failureOf)
       expect(error.reason).toBe("unreachable")
       expect(String(error.cause)).toContain("Connection error")
-      const back = openAiStandIn({ port })
+      const restarted = openAiStandIn({ port })
       expect(reasons(yield* embedder.embed(["a"]))).toEqual(["ok"])
-      yield* Effect.promise(back.stop)
+      yield* Effect.promise(restarted.stop)
     }),
   )
 
-  effectTest("a server that does not answer is a timeout after 15 s, and its request is aborted", () =>
+  effectTest("a request without a response times out after 15 s and is aborted", () =>
     Effect.gen(function* () {
       server.fault = "hang"
       const waiting = yield* Effect.fork(Effect.flatMap(embed(["a"]), failureOf))
@@ -171,7 +171,7 @@ describe("failures", () => {
     }).pipe(Effect.provide(TestContext.TestContext)),
   )
 
-  effectTest("interruption aborts the request", () =>
+  effectTest("an interruption aborts the request", () =>
     Effect.gen(function* () {
       server.fault = "hang"
       const waiting = yield* Effect.fork(embed(["a"]))
@@ -181,11 +181,11 @@ describe("failures", () => {
     }),
   )
 
-  effectTest("the key appears nowhere in an error, even when the service quotes it", () =>
+  effectTest("an error never contains the key, even if the response does", () =>
     Effect.gen(function* () {
       for (const fault of [
-        refused(401, { message: `Incorrect key ${key}` }),
-        refused(500, { code: key }),
+        rejected(401, { message: `Incorrect key ${key}` }),
+        rejected(500, { code: key }),
         "drop" as const,
       ]) {
         server.fault = fault
@@ -198,7 +198,7 @@ describe("failures", () => {
 
 describe("requests", () => {
   effectTest(
-    "carry many phrases in base64, ask for the dimensions, and never go beyond the service's limits",
+    "have many phrases, ask for base64 and the dimensions, and respect the limits of the service",
     () =>
       Effect.gen(function* () {
         const short = Array.from({ length: 3000 }, (_, i) => `phrase ${i}`)
@@ -211,7 +211,7 @@ describe("requests", () => {
       }),
   )
 
-  effectTest("older models are not asked for dimensions", () =>
+  effectTest("have no dimensions for older models", () =>
     Effect.gen(function* () {
       const layer = layerOf({ model: "text-embedding-ada-002" }, 1536)
       expect(reasons(yield* embed(["a"], layer))).toEqual(["ok"])
@@ -219,7 +219,7 @@ describe("requests", () => {
     }),
   )
 
-  effectTest("vectors are matched by index and read as numbers too", () =>
+  effectTest("vectors are matched by index, and may be numbers instead of base64", () =>
     Effect.gen(function* () {
       const phrases = ["a", "b", "c"]
       for (const fault of ["shuffled", "floats"] as const) {
@@ -233,7 +233,7 @@ describe("requests", () => {
     }),
   )
 
-  effectTest("one refused phrase does not touch the others", () =>
+  effectTest("one rejected phrase does not affect the others", () =>
     Effect.gen(function* () {
       const phrases = Array.from({ length: 64 }, (_, i) => `phrase ${i}`)
       server.faults.set("phrase 17", { status: 400, message: "bad input" })
@@ -245,7 +245,7 @@ describe("requests", () => {
     }),
   )
 
-  effectTest("a service that is out is asked once for the whole batch", () =>
+  effectTest("a failure of the service costs one request for the whole batch", () =>
     Effect.gen(function* () {
       server.fault = { status: 401 }
       const found = reasons(yield* embed(["a", "b", "c"]))
@@ -254,7 +254,7 @@ describe("requests", () => {
     }),
   )
 
-  test("are split at 2,048 inputs and 300,000 bytes, and a text beyond that stands alone", () => {
+  test("are split at 2,048 inputs and 300,000 bytes, and a longer text is alone", () => {
     const sizes = (phrases: ReadonlyArray<string>) =>
       OpenAiPhraseEmbedder.requests(phrases).map(({ length }) => length)
     expect(sizes(Array.from({ length: 4097 }, () => "a"))).toEqual([2048, 2048, 1])
@@ -264,7 +264,7 @@ describe("requests", () => {
   })
 })
 
-effectTest("a request is a client span by the conventions, without the phrase", () =>
+effectTest("a request has a client span by the semantic conventions, without the phrase", () =>
   Effect.gen(function* () {
     const spans: Array<Tracer.Span> = []
     const native = yield* Effect.tracer
@@ -293,14 +293,14 @@ describe("dependency", () => {
   const ping = (options: Partial<OpenAi.OpenAiOptions> = {}) =>
     Effect.flatMap(OpenAi.dependency, (dependency) => dependency.ping).pipe(Effect.provide(client(options)))
 
-  effectTest("answers with the model, without paying for an embedding", () =>
+  effectTest("succeeds with the model, without requesting an embedding", () =>
     Effect.gen(function* () {
       expect(yield* ping()).toBe(model)
       expect(server.received).toHaveLength(0)
     }),
   )
 
-  effectTest("says what is wrong and how to mend it", () =>
+  effectTest("fails with the problem and a remedy", () =>
     Effect.gen(function* () {
       const wrongKey = yield* Effect.flip(ping({ apiKey: Redacted.make("sk-wrong") }))
       expect(wrongKey.message).toBe("openai: unauthorized: 401 Incorrect API key provided")
@@ -312,7 +312,7 @@ describe("dependency", () => {
     }),
   )
 
-  effectTest("gives up after 5 s", () =>
+  effectTest("times out after 5 s", () =>
     Effect.gen(function* () {
       server.fault = "hang"
       const waiting = yield* Effect.fork(Effect.flip(ping()))

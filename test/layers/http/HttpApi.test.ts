@@ -1,12 +1,14 @@
-/** The HTTP API over a listening server on the embedded stack. */
+/** The HTTP API on a listening server and the embedded stack. */
 import { expect } from "bun:test"
 import { connect } from "node:net"
 import { HttpServer } from "@effect/platform"
 import { Deferred, Effect, Exit, Fiber, Layer, Schedule, Scope } from "effect"
 import * as Api from "../../../src/programs/Api.ts"
+import * as Worker from "../../../src/programs/Worker.ts"
 import { InteractionLog, InteractionLogError } from "../../../src/services/ports/InteractionLog.ts"
-import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
+import { UserEmbeddings, type UserRecord } from "../../../src/services/ports/UserEmbeddings.ts"
 import { effectTest, layerSuite } from "../../support/effect.ts"
+import { eventually } from "../../support/pipeline.ts"
 import { parsePrometheus } from "../../support/prometheus.ts"
 import { embedded } from "../../support/stacks.ts"
 
@@ -44,7 +46,7 @@ const call = (
       }
     })
   })
-/** Sends bytes as they are; all that came back until the server closed the connection. */
+/** Sends raw bytes and returns the response, when the server closes the connection. */
 const exchange = (request: string) =>
   Effect.gen(function* () {
     const { address } = yield* HttpServer.HttpServer
@@ -72,7 +74,7 @@ const view = "/api/user/u-42/product/456/view"
 const bulk = "/api/interactions"
 const vector = "/api/product/456/embedding"
 
-/** Method, path, body, headers → status and the field that the problem names. */
+/** Method, path, body, headers → status and a field that the problem names. */
 const bad: ReadonlyArray<
   readonly [string, string, string | Uint8Array | undefined, Record<string, string>, number, string?]
 > = [
@@ -162,7 +164,7 @@ layerSuite("HTTP API", api(), (it) => {
         expect(yield* total).toBe(before)
       }))
 
-  it("one answer names every offending field, each once", () =>
+  it("one problem names every wrong field once", () =>
     Effect.gen(function* () {
       const answer = yield* post(
         "/api/user/a%20b/search",
@@ -179,7 +181,7 @@ layerSuite("HTTP API", api(), (it) => {
       ])
     }))
 
-  it("a body that is too large is refused as a problem, whether its length is announced or not", () =>
+  it("a body that is too large gets a problem, with and without Content-Length", () =>
     Effect.gen(function* () {
       const before = yield* total
       const head = `POST ${search} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n`
@@ -195,7 +197,7 @@ layerSuite("HTTP API", api(), (it) => {
       expect(yield* total).toBe(before)
     }))
 
-  it("trace ids are only taken from a valid traceparent", () =>
+  it("only a valid traceparent sets the trace id", () =>
     Effect.gen(function* () {
       const zero = `00-${"0".repeat(32)}-${"0".repeat(16)}-01`
       for (const headers of [
@@ -209,7 +211,7 @@ layerSuite("HTTP API", api(), (it) => {
       }
     }))
 
-  it("/metrics is well-formed for Prometheus, and counts requests by route but not by who asks for what", () =>
+  it("/metrics is well-formed for Prometheus, and counts requests by route, without ids and unknown paths", () =>
     Effect.gen(function* () {
       yield* post("/api/user/counted-user/search", { query: "counted" })
       yield* call("GET", "/api/nothing/at/all")
@@ -226,7 +228,7 @@ layerSuite("HTTP API", api(), (it) => {
       expect(text).not.toContain("/api/nothing")
     }))
 
-  it("another method is told which ones there are", () =>
+  it("a response to another method lists the methods of the path", () =>
     Effect.gen(function* () {
       const put = yield* call("PUT", search)
       expect([put.status, put.headers.get("allow")]).toEqual([405, "POST, OPTIONS"])
@@ -235,7 +237,7 @@ layerSuite("HTTP API", api(), (it) => {
       expect((yield* call("HEAD", "/livez")).status).toBe(200)
     }))
 
-  it("null is as good as nothing where a field may be left out", () =>
+  it("null is the same as an absent field where the field is optional", () =>
     Effect.gen(function* () {
       expect((yield* post(search, { query: "null", occurred_at: null, device: null })).status).toBe(201)
       const item = { user_id: "u", event_type: "search", search_phrase: "null", product_id: null }
@@ -245,7 +247,7 @@ layerSuite("HTTP API", api(), (it) => {
       expect(answer.body).toMatchObject({ accepted: 1 })
     }))
 
-  it("a search is recorded once, with its message id, and a trace to follow", () =>
+  it("a search is recorded once, with its message id, and continues the trace of the client", () =>
     Effect.gen(function* () {
       const body = {
         query: " wireless headphones ",
@@ -281,7 +283,7 @@ layerSuite("HTTP API", api(), (it) => {
       }
     }))
 
-  it("an idempotency key gives the first result again, and 422 for anything else", () =>
+  it("an idempotency key returns the first result again, and 422 for another interaction", () =>
     Effect.gen(function* () {
       const key = { "idempotency-key": "k-1" }
       const first = yield* post("/api/user/keyed/search", { query: "tent" }, key)
@@ -292,7 +294,7 @@ layerSuite("HTTP API", api(), (it) => {
       expect((yield* post("/api/user/other/search", { query: "tent" }, key)).status).toBe(201)
     }))
 
-  it("the bulk route answers per item, 207 when some are rejected", () =>
+  it("the bulk route has a result for each item, and 207 when some are rejected", () =>
     Effect.gen(function* () {
       const good = { user_id: 9, event_type: "product_view", product_id: 456, occurred_at: at }
       const answer = yield* post(bulk, [
@@ -315,14 +317,14 @@ layerSuite("HTTP API", api(), (it) => {
       expect((yield* post(bulk, [good])).status).toBe(200)
     }))
 
-  it("a product is stored from a text, replaced by a vector", () =>
+  it("a text stores a product, and a vector replaces it", () =>
     Effect.gen(function* () {
       const put = (body: unknown) => call("PUT", "/api/product/p-1/embedding", JSON.stringify(body), json)
       expect((yield* put({ text: "a garden hose", product_name: "Hose" })).status).toBe(201)
       expect((yield* put({ vector: Array.from({ length: 1536 }, (_, i) => i) })).status).toBe(200)
     }))
 
-  it("a user is erased, as often as asked for, and starts anew", () =>
+  it("a user can be erased repeatedly and then records interactions again", () =>
     Effect.gen(function* () {
       const erased = { query: "erased", occurred_at: at }
       expect((yield* post("/api/user/u-erased/search", erased)).status).toBe(201)
@@ -346,7 +348,7 @@ layerSuite("HTTP API", api(), (it) => {
       ])
     }))
 
-  it("health, documents and the contract are open", () =>
+  it("health and documents need no token", () =>
     Effect.gen(function* () {
       expect((yield* call("GET", "/livez")).body).toEqual({ status: "ok" })
       expect((yield* call("GET", "/readyz")).body).toMatchObject({
@@ -368,7 +370,7 @@ layerSuite("HTTP API", api(), (it) => {
       expect(JSON.stringify(paths)).toContain("application/problem+json")
     }))
 
-  it("the contract refers to nothing that it lacks", () =>
+  it("every reference of the OpenAPI document has its schema", () =>
     Effect.gen(function* () {
       const { body } = yield* call("GET", "/openapi.json")
       const { schemas } = body.components as { readonly schemas: object }
@@ -391,10 +393,10 @@ const failing = (reason: InteractionLogError["reason"]) =>
 
 for (const reason of ["unavailable", "timeout"] as const)
   layerSuite(
-    `HTTP API, log ${reason}`,
+    `HTTP API, interaction log ${reason}`,
     Api.layer.pipe(Layer.provide(failing(reason)), Layer.provideMerge(embedded({ API_PORT: "0" }))),
     (it) => {
-      it("answers 503 with Retry-After, and nothing of the cause", () =>
+      it("the response is 503 with Retry-After, without the cause", () =>
         Effect.gen(function* () {
           for (const answer of [
             yield* post(search, { query: "a" }),
@@ -407,32 +409,71 @@ for (const reason of ["unavailable", "timeout"] as const)
     },
   )
 
-/** Loading an embedding takes this long, from the moment that `begun` tells. */
-const slow = (begun: Deferred.Deferred<void>) =>
+const malformed = Layer.effect(
+  UserEmbeddings,
+  Effect.map(UserEmbeddings, (users) => ({
+    ...users,
+    load: (ids: ReadonlyArray<string>) =>
+      Effect.map(users.load(ids), (records) => {
+        const broken = ([id, record]: readonly [string, UserRecord]) =>
+          [id, { ...record, embedding: { ...record.embedding!, last_event_id: "a secret" } }] as const
+        return new Map([...records].map(broken))
+      }),
+  })),
+)
+
+effectTest("a response that does not match its schema becomes a 500 without its content", () =>
+  Effect.gen(function* () {
+    yield* post("/api/user/stored/search", { query: "a" })
+    yield* eventually(
+      Effect.map(
+        Effect.flatMap(UserEmbeddings, (users) => users.load(["stored"])),
+        (records) => records.get("stored"),
+      ),
+    )
+    const answer = yield* call("GET", "/api/user/stored/embedding")
+    expect([answer.status, answer.headers.get("content-type")]).toEqual([500, "application/problem+json"])
+    expect(answer.text).not.toContain("a secret")
+  }).pipe(
+    Effect.provide(
+      Layer.merge(Api.layer.pipe(Layer.provide(malformed)), Worker.layer).pipe(
+        Layer.provideMerge(embedded({ API_PORT: "0" })),
+      ),
+    ),
+  ),
+)
+
+/** Loading an embedding completes `begun` and then waits for `released`. */
+const slow = (begun: Deferred.Deferred<void>, released: Deferred.Deferred<void>) =>
   Layer.effect(
     UserEmbeddings,
     Effect.map(UserEmbeddings, (users) => ({
       ...users,
       load: (ids: ReadonlyArray<string>) =>
-        Effect.zipRight(Deferred.succeed(begun, undefined), Effect.delay(users.load(ids), "700 millis")),
+        Deferred.succeed(begun, undefined).pipe(
+          Effect.zipRight(Deferred.await(released)),
+          Effect.zipRight(users.load(ids)),
+        ),
     })),
   )
 
 effectTest("a closing server finishes open requests and refuses new connections", () =>
   Effect.gen(function* () {
     const begun = yield* Deferred.make<void>()
+    const released = yield* Deferred.make<void>()
     const scope = yield* Scope.make()
     const context = yield* Layer.buildWithScope(
-      Api.layer.pipe(Layer.provide(slow(begun)), Layer.provideMerge(embedded({ API_PORT: "0" }))),
+      Api.layer.pipe(Layer.provide(slow(begun, released)), Layer.provideMerge(embedded({ API_PORT: "0" }))),
       scope,
     )
-    const ask = (path: string) => Effect.provide(call("GET", path), context)
+    const get = (path: string) => Effect.provide(call("GET", path), context)
     const idle = yield* Effect.provide(exchange(""), context).pipe(Effect.fork)
-    const open = yield* Effect.fork(ask("/api/user/nobody/embedding"))
+    const open = yield* Effect.fork(get("/api/user/nobody/embedding"))
     yield* Deferred.await(begun)
     const closed = yield* Effect.fork(Scope.close(scope, Exit.void))
-    const refused = ask("/livez").pipe(Effect.sandbox, Effect.flip)
-    yield* Effect.retry(refused, { schedule: Schedule.spaced("5 millis"), times: 60 })
+    const refused = get("/livez").pipe(Effect.sandbox, Effect.flip)
+    yield* Effect.retry(refused, { schedule: Schedule.spaced("5 millis"), times: 1_000 })
+    yield* Deferred.succeed(released, undefined)
     expect((yield* Fiber.join(open)).status).toBe(404)
     yield* Fiber.join(closed)
     yield* Fiber.interrupt(idle)
@@ -440,10 +481,10 @@ effectTest("a closing server finishes open requests and refuses new connections"
 )
 
 layerSuite(
-  "HTTP API with tokens and a limit",
+  "HTTP API with tokens and a rate limit",
   api({ API_TOKENS: "one, two", RATE_LIMIT_PER_USER: "3", API_HOST: "127.0.0.1" }),
   (it) => {
-    it("asks for a token, but not for health", () =>
+    it("all paths but health need a token", () =>
       Effect.gen(function* () {
         const none = yield* post(search, { query: "a" })
         expect([none.status, none.headers.get("www-authenticate")]).toEqual([401, "Bearer"])
@@ -456,7 +497,7 @@ layerSuite(
         expect((yield* call("GET", "/metrics")).status).toBe(401)
       }))
 
-    it("limits each user, item by item, and lets others pass", () =>
+    it("the rate limit counts the items of each user separately", () =>
       Effect.gen(function* () {
         const token = { authorization: "Bearer one" }
         const items = Array.from({ length: 5 }, (_, i) => ({

@@ -1,4 +1,4 @@
-/** The routes behind the page, over a listening server on the embedded stack. */
+/** The routes of the page, on a listening server and the embedded stack. */
 import { describe, expect } from "bun:test"
 import { HttpServer } from "@effect/platform"
 import { Context, Duration, Effect, Exit, Layer, Scope } from "effect"
@@ -28,7 +28,7 @@ const events = (base: string) =>
   fetch(`${base}/api/system/events`, { headers: { authorization: "Bearer t" } })
 
 layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
-  it("the page is open, its figures are not", () =>
+  it("the page needs no token, but its figures do", () =>
     Effect.gen(function* () {
       const page = yield* call("/")
       expect([page.status, page.headers.get("content-type")]).toEqual([200, "text/html; charset=utf-8"])
@@ -43,7 +43,7 @@ layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
     }))
 
   it(
-    "the system comes as events, one look for all who watch",
+    "all clients receive the figures of the system as server-sent events",
     () =>
       Effect.gen(function* () {
         const base = yield* address
@@ -56,10 +56,10 @@ layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
           await reader.cancel()
           return text.split("\n\n").slice(0, 2)
         })
-        for (const looks of yield* Effect.all([read, read], { concurrency: 2 }))
-          for (const look of looks) {
-            expect(look).toStartWith("data: ")
-            expect(JSON.parse(look.slice(6))).toMatchObject({
+        for (const received of yield* Effect.all([read, read], { concurrency: 2 }))
+          for (const event of received) {
+            expect(event).toStartWith("data: ")
+            expect(JSON.parse(event.slice(6))).toMatchObject({
               queues: { failed: 0, user_embedding_updates: { ready: 0 } },
               log: { total: 0 },
             })
@@ -77,12 +77,12 @@ layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
     '{"ids": ["a b"]}',
     '{"all": true, "x": 1}',
   ])
-    it(`letters picked by ${body} are refused`, () =>
+    it(`the selection ${body} of dead letters is refused`, () =>
       Effect.gen(function* () {
         for (const what of ["retry", "remove"] as const) expect((yield* act(what, body)).status).toBe(422)
       }))
 
-  it("who isn't there is said to be missing, who is picked by nothing is none", () =>
+  it("an unknown user or dead letter is 404, and a selection without match acts on nothing", () =>
     Effect.gen(function* () {
       const headers = { authorization: "Bearer t" }
       expect((yield* call("/api/user/nobody/profile", { headers })).status).toBe(404)
@@ -94,7 +94,7 @@ layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
 })
 
 describe("operations over HTTP", () => {
-  effectTest("where no token is configured nothing is retried or removed", () =>
+  effectTest("without API_TOKENS no dead letter is retried or removed", () =>
     Effect.gen(function* () {
       const answer = yield* act("remove", '{"all": true}')
       expect([answer.status, JSON.parse(answer.text).detail]).toEqual([
@@ -104,7 +104,7 @@ describe("operations over HTTP", () => {
     }).pipe(Effect.provide(api())),
   )
 
-  effectTest("somebody who watches does not keep the server from closing", () =>
+  effectTest("a client that reads the events does not delay the close of the server", () =>
     Effect.gen(function* () {
       const scope = yield* Scope.make()
       const context = yield* Layer.buildWithScope(api({ API_TOKENS: "t" }), scope)

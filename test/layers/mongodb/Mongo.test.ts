@@ -15,7 +15,7 @@ const usersAt = (url: string) =>
     ),
   )
 
-/** A proxy to the server; its URL keeps the driver from going to the addresses that a replica set names. */
+/** A proxy to the server. With directConnection, the driver does not connect to the addresses of a replica set. */
 const mongoProxy = Effect.suspend(() => {
   const url = new URL(urlOf("mongodb"))
   url.pathname ||= "/"
@@ -23,14 +23,14 @@ const mongoProxy = Effect.suspend(() => {
   return tcpProxy(url.href)
 })
 
-/** The failure of a call, and how many seconds it took. */
+/** The failure of a call, and its duration. */
 const failureOf = <A, E, R>(call: Effect.Effect<A, E, R>) =>
   Effect.map(Effect.timed(Effect.flip(call)), ([took, failure]) => ({
     failure,
     seconds: Duration.toSeconds(took),
   }))
 
-effectTest("a malformed URL stops the start without showing the password", () =>
+effectTest("a malformed URL fails the start without showing the password", () =>
   Effect.gen(function* () {
     const exit = yield* Effect.exit(usersAt("mongodb://me:s3cret@/nowhere"))
     expect(Exit.isFailure(exit)).toBe(true)
@@ -40,7 +40,7 @@ effectTest("a malformed URL stops the start without showing the password", () =>
   }),
 )
 
-effectTest("a missing MONGODB_URL is named", () =>
+effectTest("a missing MONGODB_URL is named in the error", () =>
   Effect.gen(function* () {
     const error = yield* Layer.build(Mongo.layerConfig).pipe(
       Effect.withConfigProvider(ConfigProvider.fromMap(new Map())),
@@ -51,7 +51,7 @@ effectTest("a missing MONGODB_URL is named", () =>
 )
 
 effectTest(
-  "nobody listening: the layer is there, its calls fail as unavailable within 6 s, again and again",
+  "without a server the layer starts, and each call fails as unavailable within 6 s",
   () =>
     Effect.gen(function* () {
       const context = yield* usersAt("mongodb://me:s3cret@127.0.0.1:1")
@@ -74,7 +74,7 @@ effectTest(
 
 withServers(["mongodb"], "MongoDB", () => {
   effectTest(
-    "calls recover by themselves from a server that was away at the start, and from one that went away",
+    "calls recover when a server was down at the start, and when it goes down later",
     () =>
       Effect.gen(function* () {
         const proxy = yield* mongoProxy
@@ -89,7 +89,7 @@ withServers(["mongodb"], "MongoDB", () => {
           const [took] = yield* Effect.timed(users.load(["u"]))
           expect(Duration.toSeconds(took)).toBeLessThan(5)
         }
-        // A call under way when the server comes back succeeds.
+        // A call that waits when the server comes back succeeds.
         proxy.cut()
         const waiting = yield* Effect.fork(users.load(["u"]))
         yield* Effect.sleep("1 second")
@@ -100,7 +100,7 @@ withServers(["mongodb"], "MongoDB", () => {
   )
 
   effectTest(
-    "a server that falls silent is a timeout, for a write too, and calls recover",
+    "a server that stops answering causes timeouts, also of writes, and calls recover",
     () =>
       Effect.gen(function* () {
         const proxy = yield* mongoProxy
@@ -134,8 +134,8 @@ withServers(["mongodb"], "MongoDB", () => {
     }),
   )
 
-  layerSuite("MongoDB: setting up", emptyMongo(), (it) => {
-    it("looks without creating, creates what is missing, and then nothing is", () =>
+  layerSuite("MongoDB: setup", emptyMongo(), (it) => {
+    it("the check creates nothing, and setup creates everything that is missing", () =>
       Effect.gen(function* () {
         const { database } = yield* Mongo.Mongo
         const { missing, setup, ping } = yield* Mongo.dependency
@@ -163,7 +163,7 @@ withServers(["mongodb"], "MongoDB", () => {
         expect(indexes.find(({ name }) => name === "last_used_1")?.expireAfterSeconds).toBe(30 * 86_400)
       }))
 
-    it("mends a validator and an expiry that differ, and keeps the documents", () =>
+    it("corrects a different validator and a different expiry, and keeps the documents", () =>
       Effect.gen(function* () {
         const { database } = yield* Mongo.Mongo
         const { setup } = yield* Mongo.dependency

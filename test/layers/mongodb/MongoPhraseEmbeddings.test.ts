@@ -15,7 +15,7 @@ withServers(["mongodb"], "MongoDB", () => {
     "MongoDB: documents of phrases",
     MongoPhraseEmbeddings.layer.pipe(Layer.provideMerge(preparedMongo())),
     (it) =>
-      it("being read counts as use, written down when the last one is more than a day ago", () =>
+      it("loading a phrase updates last_used if it is more than a day ago", () =>
         Effect.gen(function* () {
           const store = yield* PhraseEmbeddings
           const { database } = yield* Mongo

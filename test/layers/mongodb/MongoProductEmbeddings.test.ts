@@ -5,6 +5,7 @@ import { Mongo } from "../../../src/layers/mongodb/Mongo.ts"
 import * as MongoProductEmbeddings from "../../../src/layers/mongodb/MongoProductEmbeddings.ts"
 import { ProductEmbeddings } from "../../../src/services/ports/ProductEmbeddings.ts"
 import * as ProductEmbeddingsContract from "../../contracts/ProductEmbeddingsContract.ts"
+import { later } from "../../support/clocks.ts"
 import { layerSuite } from "../../support/effect.ts"
 import { preparedMongo } from "../../support/mongo.ts"
 import { withServers } from "../../support/servers.ts"
@@ -40,7 +41,7 @@ withServers(["mongodb"], "MongoDB", () => {
           ),
         )
 
-      it("stores the documented fields, and when a product was created and last changed", () =>
+      it("stores the documented fields, with the times of creation and the last change", () =>
         Effect.gen(function* () {
           const store = yield* ProductEmbeddings
           yield* store.upsert([boot])
@@ -56,14 +57,13 @@ withServers(["mongodb"], "MongoDB", () => {
             created_at: expect.any(Date),
             updated_at: expect.any(Date),
           })
-          yield* Effect.sleep("5 millis")
-          yield* store.upsert([{ ...boot, product_name: "Boot" }])
+          yield* later("5 millis")(store.upsert([{ ...boot, product_name: "Boot" }]))
           const second = yield* raw("boot")
           expect(second?.created_at).toEqual(first?.created_at)
           expect(second?.updated_at.getTime() ?? 0).toBeGreaterThan(first?.updated_at.getTime() ?? 0)
         }))
 
-      it("stores arrays when asked to, and reads what other programs wrote", () =>
+      it("stores arrays if configured, and reads documents of other programs", () =>
         Effect.gen(function* () {
           const store = yield* ProductEmbeddings
           const { database } = yield* Mongo
@@ -80,7 +80,7 @@ withServers(["mongodb"], "MongoDB", () => {
           expect(found.get("theirs")).toEqual(Float32Array.of(1, 0.5))
         }))
 
-      it("passes over vectors of another length in a search", () =>
+      it("a search ignores vectors of another length", () =>
         Effect.gen(function* () {
           const store = yield* ProductEmbeddings
           yield* store.upsert(

@@ -70,7 +70,7 @@ withServers(["mongodb"], "MongoDB", () => {
       const collection = Effect.map(Mongo, ({ database }) =>
         database.collection<{ readonly _id: string; readonly [field: string]: unknown }>("user_embeddings"),
       )
-      /** The document with the types it is stored in. */
+      /** The document with its BSON types. */
       const raw = (user_id: string) =>
         Effect.flatMap(collection, (users) =>
           Effect.promise(() => users.findOne({ user_id }, { promoteValues: false })),
@@ -126,7 +126,7 @@ withServers(["mongodb"], "MongoDB", () => {
           })
         }))
 
-      it("leaves a tombstone of three fields, and nothing of the user's in the ledger", () =>
+      it("an erasure leaves a tombstone of three fields, and no applied overflow", () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings
           const { database } = yield* Mongo
@@ -145,7 +145,7 @@ withServers(["mongodb"], "MongoDB", () => {
           expect(left).toBe(0)
         }))
 
-      it("reads vectors and arrays alike, whichever it writes", () =>
+      it("reads vectors and arrays, no matter which it writes", () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings
           const inArrays = yield* MongoUserEmbeddings.make({ storage: "array" })
@@ -158,14 +158,14 @@ withServers(["mongodb"], "MongoDB", () => {
             for (const user of ["array", "vector"])
               expect(found.get(user)?.embedding?.embedding).toEqual(Float32Array.of(0, 1, 0, 0))
           }
-          // The next write of the other kind converts the document.
+          // The next write converts the document.
           yield* users.save([{ record: { ...record("array"), version: 2 }, expected: 1 }])
           expect((yield* raw("array"))?.embedding).toEqual(
             Binary.fromFloat32Array(Float32Array.of(0, 1, 0, 0)),
           )
         }))
 
-      it("the validator refuses what is no user document", () =>
+      it("the validator refuses invalid documents", () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings
           const documents = yield* collection
@@ -183,7 +183,9 @@ withServers(["mongodb"], "MongoDB", () => {
             { $set: { mass: double(-1) } },
             { $set: { event_count: double(1.5) } },
             { $set: { last_updated: "2026-02-10T12:34:56.789Z" } },
-            { $set: { last_event_type: "wished" } },
+            { $set: { last_event_type: "Wished" } },
+            { $set: { "metadata.wish_count": int(-1) } },
+            { $set: { "recent.0.event_type": "search", "recent.0.product_id": "p" } },
             { $set: { embedding: "none" } },
             { $set: { embedding: [int(1)] } },
             { $set: { "recent.0.search_phrase": "both" } },
@@ -194,10 +196,15 @@ withServers(["mongodb"], "MongoDB", () => {
             { $unset: { embedding: "" } },
           ])
             expect([update, yield* change(update)]).toEqual([update, documentValidationFailure])
-          expect(yield* change({ $set: { mass: double(1) } })).toBe("accepted")
+          for (const update of [
+            { $set: { mass: double(1) } },
+            { $set: { total_weight: double(-1) } },
+            { $set: { last_event_type: "wished", "metadata.wished_count": int(1) } },
+          ])
+            expect([update, yield* change(update)]).toEqual([update, "accepted"])
         }))
 
-      it("a write that the validator refuses fails, and none of its batch is taken for a lost race", () =>
+      it("a write that the validator refuses fails, and no write of its batch counts as a version conflict", () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings
           const good = record("beside")
@@ -209,7 +216,7 @@ withServers(["mongodb"], "MongoDB", () => {
           expect([...(yield* users.load(["beside", "bad"])).keys()]).toEqual(["beside"])
         }))
 
-      it("settling flushes the journal", () =>
+      it("awaitDurable flushes the journal", () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings
           const { database } = yield* Mongo

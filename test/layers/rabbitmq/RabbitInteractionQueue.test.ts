@@ -1,4 +1,4 @@
-/** What is particular to RabbitMQ: copies on the wire, outages, topology. The port's promises are in the contracts. */
+/** RabbitMQ only: republished messages on the wire, outages and topology. The rest is in the contract of the queue. */
 import { expect } from "bun:test"
 import type { Options } from "amqplib"
 import { Effect, Either, Schema } from "effect"
@@ -36,7 +36,7 @@ const connectionNames = Schema.decodeUnknownSync(Schema.Array(Schema.Struct({ na
 const it = onRabbit()
 
 withServers(["rabbitmq"], "RabbitMQ", () => {
-  it("a retry waits in the queue of its rung with the failure in its headers", ({ dsn }) =>
+  it("a retried message waits in its retry queue, with the failure in its headers", ({ dsn }) =>
     Effect.gen(function* () {
       const [sent] = messages(1)
       yield* publish([sent!])
@@ -71,7 +71,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       })
     }))
 
-  it("a dead letter of the whole ladder has the documented headers, and its error text at most 1 KiB", ({
+  it("a dead letter after all retries has the documented headers, with an error text of at most 1 KiB", ({
     dsn,
   }) =>
     Effect.gen(function* () {
@@ -110,7 +110,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       expect(between).toBeGreaterThanOrEqual(0.9 * 1400 - 50)
     }))
 
-  it("a retried dead letter tells which it was, and nothing of its failure", ({ dsn }) =>
+  it("a retried dead letter has the id of the dead letter, and no headers of its failure", ({ dsn }) =>
     Effect.gen(function* () {
       const [sent] = messages(1)
       yield* publish([sent!])
@@ -140,7 +140,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       })
     }))
 
-  it("whatever others publish is delivered: headers that are garbage count as absent", ({ dsn }) =>
+  it("messages of other programs are delivered, and headers of the wrong type count as absent", ({ dsn }) =>
     Effect.gen(function* () {
       const consumer = yield* consume(10)
       const channel = yield* client(dsn)
@@ -181,17 +181,17 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       const { content, properties } = yield* get(channel, "failed")
       expect(content.toString()).toBe("bare")
       expect(properties.messageId).toBeUndefined()
-      // Whoever lists further recipients has been obeyed once; the copy goes to the worker's queue alone.
+      // The broker has obeyed the CC header once. The republished message has no CC.
       yield* sendForeign("twice", { headers: { CC: ["user_embedding_updates"] }, expiration: 60_000 })
-      const copied = yield* takeOne(consumer)
-      yield* consumer.settle([[copied, Quarantine]])
+      const once = yield* takeOne(consumer)
+      yield* consumer.settle([[once, Quarantine]])
       const alone = yield* takeOne(consumer)
       expect(alone.quarantineAttempts).toBe(1)
       yield* acknowledge(consumer, [alone])
       yield* eventually((yield* InteractionQueue).depths, ({ main }) => main.ready + main.unacked === 0)
     }))
 
-  it("a message with as many headers as AMQP allows can be parked", ({ dsn }) =>
+  it("a message with as many headers as AMQP allows can become a dead letter", ({ dsn }) =>
     Effect.gen(function* () {
       const consumer = yield* consume(10)
       const channel = yield* client(dsn)
@@ -204,7 +204,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       expect(properties.headers).toMatchObject({ "x-error": "e", "x-attempts": 1, traceparent: "kept" })
     }))
 
-  it("what matches no queue is returned, and published again later arrives", ({ dsn }) =>
+  it("messages that match no queue are returned, and can be published again later", ({ dsn }) =>
     Effect.gen(function* () {
       const sent = messages(50)
       const channel = yield* client(dsn)
@@ -220,9 +220,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       )
     }))
 
-  it("a message that can't be parked is kept unacknowledged and parked as soon as that is possible", ({
-    dsn,
-  }) =>
+  it("a dead letter that cannot be republished stays unacknowledged until it can be", ({ dsn }) =>
     Effect.gen(function* () {
       const queue = yield* InteractionQueue
       const [sent, other] = messages(2)
@@ -243,11 +241,13 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       expect((yield* get(channel, "failed")).properties.messageId).toBe(sent!.messageId)
     }))
 
-  it("what can't be parked holds up neither a suspect nor, being one, the others", ({ dsn }) =>
+  it("a blocked dead letter delays neither quarantined messages nor, if it is quarantined, the others", ({
+    dsn,
+  }) =>
     Effect.gen(function* () {
       const queue = yield* InteractionQueue
-      const [dead, suspect, other] = messages(3)
-      yield* publish([dead!, suspect!])
+      const [dead, poison, other] = messages(3)
+      yield* publish([dead!, poison!])
       const channel = yield* client(dsn)
       const consumer = yield* consume(10)
       const [first, second] = yield* takeAll(consumer, 2)
@@ -257,10 +257,10 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
         [second!, Quarantine],
       ])
       const alone = yield* takeOne(consumer)
-      expect(alone).toMatchObject({ messageId: suspect!.messageId, quarantined: true })
+      expect(alone).toMatchObject({ messageId: poison!.messageId, quarantined: true })
       yield* consumer.settle([[alone, DeadLetter(failure)]])
       yield* publish([other!])
-      // The first is given back when the consumer takes up its work again; whoever gets it parks it anew.
+      // When the consumer receives from the main queue again, the first is delivered again and has to be settled again.
       const next = yield* takeAll(consumer, 2)
       expect(ids(next).toSorted()).toEqual(ids([dead!, other!]))
       yield* consumer.settle(
@@ -273,7 +273,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       )
     }))
 
-  it("goes on where it was when its connections are closed by force, and loses nothing", ({ name }) =>
+  it("loses no message when its connections are closed by force", ({ name }) =>
     Effect.gen(function* () {
       const consumer = yield* consume(50)
       const seen = new Map<string | null, number>()
@@ -322,7 +322,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       yield* eventually((yield* InteractionQueue).depths, ({ main }) => main.ready + main.unacked === 0)
     }))
 
-  it("deliveries of a lost connection are forgotten: settling them harms nothing and they come again", () =>
+  it("deliveries of a lost connection are delivered again, and settling the old ones has no effect", () =>
     Effect.gen(function* () {
       const { dsn } = yield* virtualHost
       const proxy = yield* tcpProxy(dsn)
@@ -343,7 +343,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       }).pipe(Effect.provide(ports(proxy.url)))
     }))
 
-  it("starts while the broker is away, says so at once, and works when it has come", () =>
+  it("starts while the broker is down, fails calls at once, and works when the broker is up", () =>
     Effect.gen(function* () {
       const { dsn } = yield* virtualHost
       const proxy = yield* tcpProxy(dsn)
@@ -370,17 +370,17 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       }).pipe(Effect.provide(ports(proxy.url)))
     }))
 
-  it("names what is missing and what was declared otherwise, and sets up the rest", ({ dsn, name }) =>
+  it("reports missing and differently declared parts, and declares the missing ones", ({ dsn, name }) =>
     Effect.gen(function* () {
       const { missing, setup } = yield* dependency
       yield* setup
       yield* setup
       expect(yield* missing).toEqual([])
-      const rung = yield* Effect.promise(async () => {
+      const retryQueue = yield* Effect.promise(async () => {
         const response = await management(`/queues/${name}/user_embedding_updates.retry.400`)
         return response.json()
       })
-      expect(rung).toMatchObject({
+      expect(retryQueue).toMatchObject({
         durable: true,
         arguments: {
           "x-queue-type": "quorum",
@@ -408,7 +408,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       expect(yield* missing).toEqual([])
     }))
 
-  it("declares again what was deleted under a running consumer", ({ dsn }) =>
+  it("declares a queue and an exchange again that were deleted under a running consumer", ({ dsn }) =>
     Effect.gen(function* () {
       const consumer = yield* consume(10)
       yield* eventually((yield* InteractionQueue).depths, ({ main }) => main.consumers === 1)

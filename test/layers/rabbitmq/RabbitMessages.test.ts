@@ -1,4 +1,4 @@
-/** Packs on the wire, and what becomes of the interactions in them. */
+/** Message batches on the wire, and how their interactions are settled. */
 import { expect } from "bun:test"
 import { Effect } from "effect"
 import { headerSchemas } from "../../../scripts/contracts/documents.ts"
@@ -35,10 +35,10 @@ const views = (count: number): ReadonlyArray<Message> =>
   messages(count).map((message) => ({ ...message, eventType: "product_view" as const }))
 const text = ({ body }: { readonly body: Uint8Array }) => Buffer.from(body).toString()
 const depths = Effect.flatMap(InteractionQueue, ({ depths }) => depths)
-const settled = eventually(depths, ({ main }) => main.ready + main.unacked === 0)
+const allSettled = eventually(depths, ({ main }) => main.ready + main.unacked === 0)
 
 withServers(["rabbitmq"], "RabbitMQ", () => {
-  it("a pack has the interactions of one type as lines, their traces and instants in its headers", ({
+  it("a message batch has interactions of one type as lines, and their traces and times in its headers", ({
     dsn,
   }) =>
     Effect.gen(function* () {
@@ -70,39 +70,39 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       })
     }))
 
-  it("one interaction is a message like any other; a pack holds no more than told, one type, and not too many bytes", ({
+  it("one interaction is a single message; a message batch has limits of interactions and bytes, and one type", ({
     dsn,
   }) =>
     Effect.gen(function* () {
       const channel = yield* client(dsn)
-      const packs = Effect.gen(function* () {
+      const batchSizes = Effect.gen(function* () {
         const counts: Array<number> = []
         while ((yield* depths).main.ready > 0) {
           const { content, properties } = yield* get(channel, "user_embedding_updates")
-          const isPack = properties.contentType === "application/x-ndjson"
-          const lines = isPack ? content.toString("latin1").split("\n").length : 1
-          expect(isPack).toBe(lines > 1)
+          const isBatch = properties.contentType === "application/x-ndjson"
+          const lines = isBatch ? content.toString("latin1").split("\n").length : 1
+          expect(isBatch).toBe(lines > 1)
           expect(content.length).toBeLessThan(160_000)
           counts.push(lines)
         }
         return counts
       })
       yield* publish(views(1))
-      expect(yield* packs).toEqual([1])
+      expect(yield* batchSizes).toEqual([1])
       yield* publish(views(21))
-      expect(yield* packs).toEqual([10, 10, 1])
+      expect(yield* batchSizes).toEqual([10, 10, 1])
       yield* publish(messages(8))
-      expect(yield* packs).toEqual(defaults.names.map(() => 2))
+      expect(yield* batchSizes).toEqual(defaults.names.map(() => 2))
       const large = (one: Message) => ({ ...one, body: Buffer.alloc(50_000, "x") })
       yield* publish(views(5).map(large))
-      expect(yield* packs).toEqual([2, 2, 1])
+      expect(yield* batchSizes).toEqual([2, 2, 1])
       const tracestate = `vendor=${"x".repeat(5000)}`
-      const talkative = ({ trace, ...one }: Message) => ({ ...one, trace: { ...trace!, tracestate } })
-      yield* publish(views(10).map(talkative))
-      expect(yield* packs).toEqual([6, 4])
+      const traced = ({ trace, ...one }: Message) => ({ ...one, trace: { ...trace!, tracestate } })
+      yield* publish(views(10).map(traced))
+      expect(yield* batchSizes).toEqual([6, 4])
     }))
 
-  it("what comes out of packs is what went in, in the order of its type, and can be settled one by one", () =>
+  it("the interactions of message batches arrive unchanged, in order per type, and are settled one by one", () =>
     Effect.gen(function* () {
       const binary: Message = { ...messages(1)[0]!, body: Uint8Array.of(10, 0, 255, 10), trace: null }
       const sent = [...messages(250), binary]
@@ -132,15 +132,15 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
         )
       const odd = got.filter((_, index) => index % 2 === 1)
       yield* acknowledge(consumer, odd.toReversed())
-      // Twice is once.
+      // A second acknowledgement has no effect.
       yield* acknowledge(consumer, odd)
       expect(got.filter(consumer.holds)).toEqual(got.filter((_, index) => index % 2 === 0))
       expect((yield* depths).main.unacked).toBe(got.length - odd.length)
       yield* acknowledge(consumer, got)
-      yield* settled
+      yield* allSettled
     }))
 
-  it("a pack is acknowledged with the last of its interactions; until then all of it comes again", () =>
+  it("a message batch is acknowledged with its last interaction, and until then redelivered as a whole", () =>
     Effect.gen(function* () {
       const sent = views(20)
       yield* publish(sent)
@@ -156,13 +156,13 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       expect(ids(again)).toEqual(ids(sent.slice(0, 10)))
       expect(again.every(({ redeliveries }) => redeliveries === 1)).toBe(true)
       yield* acknowledge(consumer, again)
-      yield* settled
+      yield* allSettled
     }))
 
-  it("what fails leaves its pack as a message of its own", ({ dsn }) =>
+  it("an interaction that is not acknowledged is republished as a message of its own", ({ dsn }) =>
     Effect.gen(function* () {
-      const [good, retried, dead, suspect] = views(4)
-      yield* publish([good!, retried!, { ...dead!, trace: null }, suspect!])
+      const [good, retried, dead, poison] = views(4)
+      yield* publish([good!, retried!, { ...dead!, trace: null }, poison!])
       const consumer = yield* consume(100)
       const got = yield* takeAll(consumer, 4)
       yield* consumer.settle([
@@ -175,17 +175,17 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       yield* acknowledge(consumer, back)
       back.push(yield* takeOne(consumer))
       yield* acknowledge(consumer, back)
-      const [alone, climbed] = back.toSorted((a, b) => a.retryCount - b.retryCount)
+      const [alone, again] = back.toSorted((a, b) => a.retryCount - b.retryCount)
       const same = { recordedAt, publishedAt: got[0]!.publishedAt, routingKey: "user.embedding.product_view" }
       expect(alone).toMatchObject({
         ...same,
-        messageId: suspect!.messageId,
+        messageId: poison!.messageId,
         quarantined: true,
         retryCount: 0,
       })
-      expect(climbed).toMatchObject({ ...same, messageId: retried!.messageId, retryCount: 1 })
-      expect(climbed!.trace).toEqual(retried!.trace)
-      expect(text(climbed!)).toBe(text(retried!))
+      expect(again).toMatchObject({ ...same, messageId: retried!.messageId, retryCount: 1 })
+      expect(again!.trace).toEqual(retried!.trace)
+      expect(text(again!)).toBe(text(retried!))
       const { content, properties } = yield* get(yield* client(dsn), "failed")
       expect(content.toString()).toBe(text(dead!))
       expect(properties).toMatchObject({
@@ -200,10 +200,10 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       })
       for (const name of ["traceparent", "tracestate", "x-traces"])
         expect(properties.headers).not.toHaveProperty(name)
-      yield* settled
+      yield* allSettled
     }))
 
-  it("takes packs of others as they come: without headers, with a line break at the end, empty, with garbage", ({
+  it("accepts message batches of other programs: without headers, with a trailing line break, empty, invalid", ({
     dsn,
   }) =>
     Effect.gen(function* () {

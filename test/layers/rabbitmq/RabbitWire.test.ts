@@ -1,4 +1,4 @@
-/** The update message as a plain amqplib client sees it, field by field. */
+/** The update message, field by field, as read by a plain amqplib client. */
 import { expect } from "bun:test"
 import amqp from "amqplib"
 import { Config, Effect } from "effect"
@@ -63,7 +63,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "RabbitMQ on the wire", () =>
           appId: "user-embeddings",
           type: "search",
         })
-        // The quorum queue adds its own count.
+        // The quorum queue adds x-delivery-count.
         const { "x-delivery-count": _, "x-published-at": publishedAt, ...headers } = properties.headers ?? {}
         expect(headers).toEqual({
           traceparent,

@@ -17,9 +17,9 @@ import { tcpProxy } from "../../support/tcpProxy.ts"
 
 const withSetup = <E>(
   client: Layer.Layer<SqlClient.SqlClient, E>,
-  dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient>,
+  { dependency, dialect }: Pick<typeof Mysql, "dependency" | "dialect">,
 ) =>
-  SqlInteractionLog.layer.pipe(
+  SqlInteractionLog.layer(dialect).pipe(
     Layer.provideMerge(Layer.effectDiscard(Effect.flatMap(dependency, ({ setup }) => setup))),
     Layer.provideMerge(client),
   )
@@ -28,7 +28,7 @@ const temporary = (): string => mkdtempSync(join(tmpdir(), "user-embeddings-"))
 const temporaryFolder = Effect.acquireRelease(Effect.sync(temporary), (folder) =>
   Effect.sync(() => rmSync(folder, { recursive: true })),
 )
-/** A new database for the scope. */
+/** A new database, dropped with the scope. */
 const mysqlDatabase = Effect.map(
   Effect.acquireRelease(Effect.promise(freshMysql), ({ drop }) => Effect.promise(drop)),
   ({ url }) => url,
@@ -40,10 +40,10 @@ const query = (url: string, statement: string) =>
     await connection.end()
     return rows.map((row): Record<string, unknown> => ({ ...row }))
   })
-const mysqlLog = (url: string) => withSetup(Mysql.layer({ url: Redacted.make(url) }), Mysql.dependency)
-const sqliteLog = (directory: string) => withSetup(Sqlite.layer({ directory }), Sqlite.dependency)
+const mysqlLog = (url: string) => withSetup(Mysql.layer({ url: Redacted.make(url) }), Mysql)
+const sqliteLog = (directory: string) => withSetup(Sqlite.layer({ directory }), Sqlite)
 
-/** An instance of its own: another process, as far as the server can tell. */
+/** A separate instance, like one of another process. */
 const open = <E>(layer: Layer.Layer<InteractionLog, E>) =>
   Effect.map(Layer.build(Layer.fresh(layer)), (context) => Context.get(context, InteractionLog))
 const dependencyOf = (
@@ -51,7 +51,7 @@ const dependencyOf = (
   dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient>,
 ) => Effect.flatMap(Layer.build(Layer.fresh(layer)), (context) => Effect.provide(dependency, context))
 
-/** Why an effect fails, and after how many ms. */
+/** The error of an effect, and the time in ms until it failed. */
 const failure = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.map(Effect.timed(Effect.flip(effect)), ([took, error]) => ({
     error,
@@ -66,7 +66,7 @@ const failure = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
 }
 
 describe("the SQLite file", () => {
-  effectTest("survives being closed and opened again", () =>
+  effectTest("keeps its rows when it is closed and opened again", () =>
     Effect.gen(function* () {
       const directory = join(yield* temporaryFolder, "new", "folder")
       const entry = search("u", "shoes")
@@ -76,7 +76,7 @@ describe("the SQLite file", () => {
     }),
   )
 
-  effectTest("that can't be opened is named, with what to do about it", () =>
+  effectTest("that cannot be opened is named in the error, with a remedy", () =>
     Effect.gen(function* () {
       const occupied = join(yield* temporaryFolder, "file")
       writeFileSync(occupied, "")
@@ -87,17 +87,19 @@ describe("the SQLite file", () => {
     }),
   )
 
-  effectTest("without tables says that setup is missing", () =>
+  effectTest("without tables fails with an error that names setup", () =>
     Effect.gen(function* () {
       const directory = yield* temporaryFolder
-      const log = yield* open(SqlInteractionLog.layer.pipe(Layer.provide(Sqlite.layer({ directory }))))
+      const log = yield* open(
+        SqlInteractionLog.layer(Sqlite.dialect).pipe(Layer.provide(Sqlite.layer({ directory }))),
+      )
       const { error } = yield* failure(log.append([search("u", "shoes")]))
       expect(error).toMatchObject({ reason: "not_set_up", operation: "append" })
       expect(error.message).toContain("user-embeddings setup")
     }),
   )
 
-  effectTest("is migrated once by many that start together", () =>
+  effectTest("is migrated once by several processes that start together", () =>
     Effect.gen(function* () {
       const client = Sqlite.layer({ directory: yield* temporaryFolder })
       const instances = yield* Effect.replicateEffect(dependencyOf(client, Sqlite.dependency), 4)
@@ -109,7 +111,7 @@ describe("the SQLite file", () => {
     }),
   )
 
-  effectTest("keeps the transactions of concurrent fibers apart", () =>
+  effectTest("isolates the transactions of concurrent fibers", () =>
     Effect.gen(function* () {
       const context = yield* Layer.build(Sqlite.layer({ directory: yield* temporaryFolder }))
       const sql = Context.get(context, SqlClient.SqlClient)
@@ -132,7 +134,7 @@ describe("the SQLite file", () => {
     }),
   )
 
-  effectTest("elects a relay again once a dead one's lease has run out", () =>
+  effectTest("gives the leader lock to another process when the lease of a dead process has expired", () =>
     Effect.gen(function* () {
       const directory = yield* temporaryFolder
       const context = yield* Layer.build(sqliteLog(directory))
@@ -158,7 +160,7 @@ withServers(["mysql"], "MySQL", () => {
     suite("InteractionLog on MySQL", log, Layer.fresh(log))
   }
 
-  effectTest("rows read as the table promises them", () =>
+  effectTest("stores rows in the documented columns", () =>
     Effect.gen(function* () {
       const url = yield* mysqlDatabase
       const log = yield* open(mysqlLog(url))
@@ -212,7 +214,7 @@ withServers(["mysql"], "MySQL", () => {
     }),
   )
 
-  effectTest("the table refuses a row whose reference doesn't fit its type", () =>
+  effectTest("rejects a row whose reference does not fit its event type", () =>
     Effect.gen(function* () {
       const url = yield* mysqlDatabase
       yield* open(mysqlLog(url))
@@ -237,7 +239,7 @@ withServers(["mysql"], "MySQL", () => {
     }),
   )
 
-  effectTest("has exactly the indexes that its queries use", () =>
+  effectTest("has exactly the indexes that the queries use", () =>
     Effect.gen(function* () {
       const url = yield* mysqlDatabase
       yield* open(mysqlLog(url))
@@ -259,7 +261,7 @@ withServers(["mysql"], "MySQL", () => {
     }),
   )
 
-  effectTest("is migrated once by many that start together", () =>
+  effectTest("is migrated once by several processes that start together", () =>
     Effect.gen(function* () {
       const client = Mysql.layer({ url: Redacted.make(yield* mysqlDatabase) })
       const instances = yield* Effect.replicateEffect(dependencyOf(client, Mysql.dependency), 4)
@@ -272,35 +274,35 @@ withServers(["mysql"], "MySQL", () => {
     }),
   )
 
-  effectTest("without tables says that setup is missing", () =>
+  effectTest("without tables fails with an error that names setup", () =>
     Effect.gen(function* () {
       const client = Mysql.layer({ url: Redacted.make(yield* mysqlDatabase) })
-      const log = yield* open(SqlInteractionLog.layer.pipe(Layer.provide(client)))
+      const log = yield* open(SqlInteractionLog.layer(Mysql.dialect).pipe(Layer.provide(client)))
       const { error } = yield* failure(log.append([search("u", "shoes")]))
       expect(error).toMatchObject({ reason: "not_set_up", operation: "append" })
       expect(error.message).toContain("user-embeddings setup")
     }),
   )
 
-  effectTest("a database that is missing, or a wrong password, is told apart from an outage", () =>
+  effectTest("a missing database and a wrong password have other remedies than an outage", () =>
     Effect.gen(function* () {
       const url = new URL(urlOf("mysql"))
-      url.pathname = "/user_embeddings_nowhere"
+      url.pathname = "/user_embeddings_missing"
       const missing = yield* dependencyOf(Mysql.layer({ url: Redacted.make(url.href) }), Mysql.dependency)
       expect((yield* failure(missing.ping)).error.remedy).toContain("create the database")
       url.password = "not-the-password"
-      const locked = yield* dependencyOf(Mysql.layer({ url: Redacted.make(url.href) }), Mysql.dependency)
-      const { error } = yield* failure(locked.ping)
+      const denied = yield* dependencyOf(Mysql.layer({ url: Redacted.make(url.href) }), Mysql.dependency)
+      const { error } = yield* failure(denied.ping)
       expect(error.remedy).toContain("check user, password")
       expect(JSON.stringify(error) + error.message).not.toContain("not-the-password")
     }),
   )
 
-  effectTest("waits for another process's open transaction, then answers by its outcome", () =>
+  effectTest("an append waits for the open transaction of another process, and depends on its outcome", () =>
     Effect.gen(function* () {
       const url = yield* mysqlDatabase
       const log = yield* open(mysqlLog(url))
-      const insertOpenly = (entry: NewInteraction) =>
+      const insertUncommitted = (entry: NewInteraction) =>
         Effect.promise(async () => {
           const connection = await createConnection(url)
           await connection.beginTransaction()
@@ -319,7 +321,7 @@ withServers(["mysql"], "MySQL", () => {
         })
       for (const outcome of ["commit", "rollback"] as const) {
         const entry = view("u", outcome, { occurred_at: "2026-02-10T12:34:56.789Z" })
-        const connection = yield* insertOpenly(entry)
+        const connection = yield* insertUncommitted(entry)
         const appending = yield* Effect.fork(log.append([entry]))
         const waiting = query(
           url,
@@ -334,7 +336,7 @@ withServers(["mysql"], "MySQL", () => {
     }),
   )
 
-  effectTest("callers that give up leave no connection behind", () =>
+  effectTest("interrupted callers return their connections", () =>
     Effect.gen(function* () {
       const log = yield* open(mysqlLog(yield* mysqlDatabase))
       for (let round = 0; round < 20; round++) {
@@ -348,11 +350,11 @@ withServers(["mysql"], "MySQL", () => {
   )
 })
 
-describe("MySQL that nobody runs", () => {
-  effectTest("is no reason not to start, and calls say so at once", () =>
+describe("a MySQL server that does not run", () => {
+  effectTest("does not prevent the start, and calls fail at once", () =>
     Effect.gen(function* () {
       const client = Mysql.layer({ url: Redacted.make("mysql://ue:hidden@127.0.0.1:1/user_embeddings") })
-      const log = yield* open(SqlInteractionLog.layer.pipe(Layer.provide(client)))
+      const log = yield* open(SqlInteractionLog.layer(Mysql.dialect).pipe(Layer.provide(client)))
       const { error, millis } = yield* failure(log.append([search("u", "shoes")]))
       expect(error).toMatchObject({ reason: "unavailable", operation: "append" })
       expect(millis).toBeLessThan(2_000)
@@ -370,7 +372,7 @@ withServers(["mysql"], "MySQL in an outage", () => {
     return { url, proxy, log: yield* open(mysqlLog(proxy.url)) }
   })
 
-  effectTest("fails fast while it is gone and works again when it is back", () =>
+  effectTest("calls fail fast during the outage and succeed after it", () =>
     Effect.gen(function* () {
       const { proxy, log } = yield* proxied
       yield* log.append([view("u", "before")])
@@ -388,20 +390,20 @@ withServers(["mysql"], "MySQL in an outage", () => {
   )
 
   effectTest(
-    "gives up a silent server in time and keeps no connection to it",
+    "calls to a silent server time out and keep no connection to it",
     () =>
       Effect.gen(function* () {
         const { proxy, log } = yield* proxied
         const client = Mysql.layer({ url: Redacted.make(proxy.url) })
-        const newcomer = yield* open(SqlInteractionLog.layer.pipe(Layer.provide(client)))
+        const unconnected = yield* open(SqlInteractionLog.layer(Mysql.dialect).pipe(Layer.provide(client)))
         yield* log.append([view("u", "before")])
         proxy.freeze()
-        const [asked, connecting] = yield* Effect.all(
-          [failure(log.append([view("u", "p")])), failure(newcomer.append([view("u", "p")]))],
+        const [connected, connecting] = yield* Effect.all(
+          [failure(log.append([view("u", "p")])), failure(unconnected.append([view("u", "p")]))],
           { concurrency: "unbounded" },
         )
-        expect(asked.error.reason).toBe("timeout")
-        expect(asked.millis).toBeLessThan(11_000)
+        expect(connected.error.reason).toBe("timeout")
+        expect(connected.millis).toBeLessThan(11_000)
         expect(connecting.error.reason).toBe("unavailable")
         expect(connecting.millis).toBeLessThan(7_000)
         proxy.restore()
@@ -412,20 +414,20 @@ withServers(["mysql"], "MySQL in an outage", () => {
   )
 
   effectTest(
-    "ends the election of a relay that has lost its connection, and elects another one",
+    "a process that loses its connection loses the leader lock, and another process gets it",
     () =>
       Effect.gen(function* () {
         const { url, proxy, log } = yield* proxied
         const other = yield* open(mysqlLog(url))
-        const elected = yield* Deferred.make<void>()
+        const acquired = yield* Deferred.make<void>()
         const relay = yield* Effect.fork(
-          failure(log.withLeaderLock(Effect.zipRight(Deferred.succeed(elected, undefined), Effect.never))),
+          failure(log.withLeaderLock(Effect.zipRight(Deferred.succeed(acquired, undefined), Effect.never))),
         )
-        yield* Deferred.await(elected)
+        yield* Deferred.await(acquired)
         expect(yield* other.withLeaderLock(Effect.void)).toBe(false)
         proxy.cut()
         const { error } = yield* Fiber.join(relay).pipe(Effect.timeout("5 seconds"))
-        expect(error).toMatchObject({ reason: "unavailable", operation: "whileElected" })
+        expect(error).toMatchObject({ reason: "unavailable", operation: "withLeaderLock" })
         const next = Effect.repeat(other.withLeaderLock(Effect.void), {
           until: (ran) => ran,
           schedule: Schedule.spaced("50 millis"),

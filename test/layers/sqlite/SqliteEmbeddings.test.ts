@@ -1,4 +1,4 @@
-/** The stores of the embedded stack keep the promises of their ports. */
+/** The contract suites of the stores, on the embedded stack. */
 import { suite as phrases } from "../../contracts/PhraseEmbeddingsContract.ts"
 import { suite as products } from "../../contracts/ProductEmbeddingsContract.ts"
 import { suite as users } from "../../contracts/UserEmbeddingsContract.ts"

@@ -1,4 +1,4 @@
-/** Statements are synchronous: who runs many of them must leave the event loop to others, as to the HTTP server. */
+/** SQLite statements are synchronous. A worker that runs many must yield to the event loop, for example to the HTTP server. */
 import { expect } from "bun:test"
 import { Effect, Layer } from "effect"
 import * as Worker from "../../../src/programs/Worker.ts"
@@ -9,7 +9,7 @@ import { embedded } from "../../support/stacks.ts"
 
 layerSuite("a worker with a backlog on the embedded stack", recording(embedded()), (it) => {
   it(
-    "lets timers and requests in",
+    "lets the event loop serve requests",
     () =>
       Effect.gen(function* () {
         const queue = yield* InteractionQueue
@@ -33,7 +33,7 @@ layerSuite("a worker with a backlog on the embedded stack", recording(embedded()
         yield* Layer.build(Layer.fresh(Worker.layer))
         yield* drained
         asking = false
-        // Without a break one is answered, when all is done.
+        // Without yielding, one request is answered, after the backlog.
         expect(answered).toBeGreaterThan(8)
       }),
     60_000,

@@ -1,10 +1,10 @@
-/** The queue in a file: it outlives processes, and processes share it. The rest is in the contract of the queue. */
+/** The queue in a file that outlives processes and is shared by them. The rest is in the contract of the queue. */
 import { Database } from "bun:sqlite"
 import { describe, expect } from "bun:test"
 import { spawn } from "node:child_process"
 import { join } from "node:path"
 import { createInterface } from "node:readline"
-import { Array as Arr, Chunk, Effect, Fiber, Layer, Stream, TestClock, TestContext } from "effect"
+import { Array as Arr, Chunk, Effect, Exit, Fiber, Layer, Stream, TestClock, TestContext } from "effect"
 import { fileName } from "../../../src/layers/sqlite/Sqlite.ts"
 import { DeadLetters } from "../../../src/services/ports/DeadLetters.ts"
 import {
@@ -46,7 +46,7 @@ const takeAll = (consumer: Consumer, count: number) =>
     return taken
   }).pipe(Effect.timeout("10 seconds"))
 
-/** A consumer in another process, killed with the scope; `line` is the next that it prints. */
+/** A consumer in another process, killed with the scope. `line` waits for the next line of its output. */
 const spawnConsumer = (directory: string, mode: "hold" | "drain") =>
   Effect.gen(function* () {
     const script = join(import.meta.dir, "../../support/sqliteConsumer.ts")
@@ -73,7 +73,7 @@ const spawnConsumer = (directory: string, mode: "hold" | "drain") =>
   })
 
 describe("SQLite: the queue in a file", () => {
-  effectTest("messages, their delays and dead letters survive that the file is closed", () =>
+  effectTest("messages, retry delays and dead letters survive closing the file", () =>
     Effect.gen(function* () {
       const directory = yield* freshDirectory
       const sent = messages(4)
@@ -83,12 +83,12 @@ describe("SQLite: the queue in a file", () => {
         const [done, slow, dead] = yield* takeAll(consumer, 4)
         yield* consumer.settle([
           [done!, Ack],
-          [slow!, Retry(400, failure)],
+          [slow!, Retry(5_000, failure)],
           [dead!, DeadLetter(failure)],
         ])
         expect(yield* depths).toMatchObject({
           main: { ready: 0, unacked: 1, consumers: 1 },
-          retry: { 400: 1, 5000: 0, 60000: 0 },
+          retry: { 5000: 1, 60000: 0 },
           failed: 1,
         })
       }).pipe(Effect.scoped, Effect.provide(queueIn(directory)))
@@ -96,7 +96,8 @@ describe("SQLite: the queue in a file", () => {
       yield* Effect.gen(function* () {
         expect(yield* depths).toMatchObject({ main: { ready: 1, unacked: 0, consumers: 0 }, failed: 1 })
         const consumer = yield* consume(10)
-        const [first, second] = yield* takeAll(consumer, 2)
+        const [first] = yield* takeAll(consumer, 1)
+        const [second] = yield* later("5 seconds")(takeAll(consumer, 1))
         expect(ids([first!, second!])).toEqual([sent[3]!.messageId, sent[1]!.messageId])
         expect(first).toMatchObject({ redeliveries: 0, retryCount: 0 })
         expect(second).toMatchObject({ redeliveries: 0, retryCount: 1, recordedAt: sent[1]!.recordedAt })
@@ -105,29 +106,35 @@ describe("SQLite: the queue in a file", () => {
     }),
   )
 
-  effectTest("what a killed process held comes back when its lease is over, and is counted", () =>
-    Effect.gen(function* () {
-      const directory = yield* freshDirectory
-      yield* Effect.gen(function* () {
-        const sent = messages(5)
-        yield* publish(sent)
-        const other = yield* spawnConsumer(directory, "hold")
-        expect(JSON.parse(yield* other.line)).toEqual(ids(sent))
-        yield* other.kill
-        expect(yield* depths).toMatchObject({ main: { ready: 0, unacked: 5 } })
+  effectTest(
+    "messages of a killed process are delivered again when its lease has expired, counted as redeliveries",
+    () =>
+      Effect.gen(function* () {
+        const directory = yield* freshDirectory
+        yield* Effect.gen(function* () {
+          const sent = messages(5)
+          yield* publish(sent)
+          const other = yield* spawnConsumer(directory, "hold")
+          expect(JSON.parse(yield* other.line)).toEqual(ids(sent))
+          yield* other.kill
+          expect(yield* depths).toMatchObject({ main: { ready: 0, unacked: 5 } })
 
-        const early = yield* consume(10)
-        expect(yield* Effect.timeoutOption(early.take(10), "500 millis")).toMatchObject({ _tag: "None" })
+          const early = yield* consume(10)
+          const waiting = yield* Effect.fork(early.take(10))
+          // Statements of one connection run in order: after these, `take` has run its own.
+          yield* Effect.repeatN(depths, 5)
+          expect(yield* depths).toMatchObject({ main: { ready: 0, unacked: 5 } })
+          expect(Exit.isInterrupted(yield* Fiber.interrupt(waiting))).toBe(true)
 
-        const late = yield* later("10 seconds")(consume(10))
-        const again = yield* takeAll(late, 5)
-        expect(ids(again)).toEqual(ids(sent))
-        expect(again.map(({ redeliveries }) => redeliveries)).toEqual([1, 1, 1, 1, 1])
-      }).pipe(Effect.scoped, Effect.provide(queueIn(directory)))
-    }),
+          const late = yield* later("10 seconds")(consume(10))
+          const again = yield* takeAll(late, 5)
+          expect(ids(again)).toEqual(ids(sent))
+          expect(again.map(({ redeliveries }) => redeliveries)).toEqual([1, 1, 1, 1, 1])
+        }).pipe(Effect.scoped, Effect.provide(queueIn(directory)))
+      }),
   )
 
-  effectTest("a living consumer keeps what it holds for as long as it likes", () =>
+  effectTest("a living consumer keeps its messages, no matter how long", () =>
     Effect.gen(function* () {
       const directory = yield* freshDirectory
       yield* Effect.gen(function* () {
@@ -144,7 +151,7 @@ describe("SQLite: the queue in a file", () => {
     }),
   )
 
-  effectTest("a settlement that comes after the lease was lost changes nothing", () =>
+  effectTest("a settlement after the lease has expired changes nothing", () =>
     Effect.gen(function* () {
       const directory = yield* freshDirectory
       yield* Effect.gen(function* () {
@@ -164,7 +171,7 @@ describe("SQLite: the queue in a file", () => {
     }),
   )
 
-  effectTest("two processes share the messages of a third, and none gets what the other has", () =>
+  effectTest("two processes share the messages of a third, each message going to one of them", () =>
     Effect.gen(function* () {
       const directory = yield* freshDirectory
       yield* Effect.gen(function* () {
@@ -195,13 +202,13 @@ describe("SQLite: the queue in a file", () => {
     }),
   )
 
-  effectTest("a waiting consumer gets a message that is published in its process without a poll", () =>
+  effectTest("a waiting consumer receives a message of its own process without polling", () =>
     Effect.gen(function* () {
       const directory = yield* freshDirectory
       yield* Effect.gen(function* () {
         const consumers = yield* Effect.all([consume(1), consume(1)])
         const waiting = yield* Effect.forEach(consumers, (consumer) => Effect.fork(consumer.take(1)))
-        // Each sleeps until its next poll and its next renewal, which never come: time stands still.
+        // Each consumer sleeps until its next poll and its next renewal. The clock stands still, so both never end.
         yield* Effect.repeat(TestClock.sleeps(), { until: (sleeps) => Chunk.size(sleeps) === 4 })
         yield* publish(messages(2))
         const taken = yield* Effect.forEach(waiting, Fiber.join)
@@ -210,7 +217,7 @@ describe("SQLite: the queue in a file", () => {
     }),
   )
 
-  effectTest("settling goes on until the file takes it", () =>
+  effectTest("settling is retried until the database answers", () =>
     Effect.gen(function* () {
       const directory = yield* freshDirectory
       yield* Effect.gen(function* () {
@@ -226,18 +233,20 @@ describe("SQLite: the queue in a file", () => {
             [second!, Retry(200, failure)],
           ]),
         )
-        yield* Effect.sleep("50 millis")
+        // The consumer sleeps until its next renewal, and the settlement until its next attempt.
+        yield* Effect.repeat(TestClock.sleeps(), { until: (sleeps) => Chunk.size(sleeps) === 2 })
         expect(settling.unsafePoll()).toBeNull()
         outside.run("ALTER TABLE away RENAME TO queue_messages")
         outside.close()
-        yield* Effect.timeout(Fiber.join(settling), "5 seconds")
+        yield* TestClock.adjust("1 second")
+        yield* Fiber.join(settling)
         const [again] = yield* takeAll(consumer, 1)
         expect(again).toMatchObject({ messageId: second!.messageId, retryCount: 1 })
-      }).pipe(Effect.scoped, Effect.provide(queueIn(directory)))
+      }).pipe(Effect.scoped, Effect.provide(Layer.provideMerge(queueIn(directory), TestContext.TestContext)))
     }),
   )
 
-  effectTest("dead letters stand in the order of their deaths, and a page is no limit", () =>
+  effectTest("dead letters are listed in the order in which they failed, over several pages", () =>
     Effect.gen(function* () {
       const directory = yield* freshDirectory
       yield* Effect.gen(function* () {
@@ -246,17 +255,18 @@ describe("SQLite: the queue in a file", () => {
         const consumer = yield* consume(2_000)
         const [first, ...others] = yield* takeAll(consumer, sent.length)
         yield* consumer.settle(others.map((one) => [one, DeadLetter(failure)]))
-        yield* Effect.sleep("2 millis")
-        yield* consumer.settle([[first!, DeadLetter(failure)]])
+        yield* later("2 millis")(consumer.settle([[first!, DeadLetter(failure)]]))
         expect(ids(yield* letters)).toEqual([...ids(sent.slice(1)), sent[0]!.messageId])
         const dead = yield* DeadLetters
-        expect(yield* dead.remove(({ messageId }) => messageId !== sent[600]!.messageId)).toBe(1_200)
+        expect(
+          yield* later("2 millis")(dead.remove(({ messageId }) => messageId !== sent[600]!.messageId)),
+        ).toBe(1_200)
         expect(yield* dead.count).toBe(1)
       }).pipe(Effect.scoped, Effect.provide(queueIn(directory)))
     }),
   )
 
-  effectTest("a letter that was retried and dies again is a new one, with its attempts counted anew", () =>
+  effectTest("a retried message that fails again is a new dead letter with a new count of attempts", () =>
     Effect.gen(function* () {
       const directory = yield* freshDirectory
       yield* Effect.gen(function* () {
@@ -268,12 +278,12 @@ describe("SQLite: the queue in a file", () => {
         yield* consumer.settle([[second!, DeadLetter(failure)]])
         const [old] = yield* letters
         expect(old).toMatchObject({ attempts: 2 })
-        yield* Effect.sleep("2 millis")
         const dead = yield* DeadLetters
         expect(yield* dead.retry(() => true)).toBe(1)
         expect(yield* dead.count).toBe(0)
         const [third] = yield* takeAll(consumer, 1)
-        yield* consumer.settle([[third!, DeadLetter({ error: "other", message: "é".repeat(600) })]])
+        const other = { error: "other", message: "é".repeat(600) }
+        yield* later("2 millis")(consumer.settle([[third!, DeadLetter(other)]]))
         const [fresh] = yield* letters
         expect(fresh).toMatchObject({ attempts: 1, error: "other", message: "é".repeat(512) })
         expect(fresh!.id).not.toBe(old!.id)

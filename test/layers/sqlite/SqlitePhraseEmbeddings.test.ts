@@ -1,4 +1,4 @@
-/** Phrases in a file expire. The rest is in the contract of phrase embeddings. */
+/** Expiry of phrase vectors. PhraseEmbeddingsContract tests everything else. */
 import { describe, expect } from "bun:test"
 import { ConfigProvider, Effect, Layer } from "effect"
 import * as Sqlite from "../../../src/layers/sqlite/Sqlite.ts"
@@ -23,26 +23,26 @@ const rows = Effect.flatMap(Sqlite.Sqlite, ({ use }) =>
   ),
 )
 
-describe("SQLite: phrases in a file", () => {
-  effectTest("a phrase that was not used for PHRASE_TTL_DAYS is removed at the next start", () =>
+describe("SQLite: expiry of phrase embeddings", () => {
+  effectTest("a phrase that was not used for PHRASE_TTL_DAYS is deleted at the next start", () =>
     Effect.gen(function* () {
       const directory = yield* freshDirectory
       const start = <A, E>(
         effect: Effect.Effect<A, E, PhraseEmbeddings | Sqlite.Sqlite>,
         after: "0 days" | "2 days" | "4 days",
       ) => Effect.provide(effect, phrasesIn(directory)).pipe(later(after))
-      const kept = Float32Array.of(1, 2)
+      const vector = Float32Array.of(1, 2)
       const save = Effect.flatMap(PhraseEmbeddings, (phrases) =>
         phrases.save(
           new Map([
-            ["forgotten", kept],
-            ["used", kept],
+            ["unused", vector],
+            ["used", vector],
           ]),
         ),
       )
       yield* start(save, "0 days")
       const use = Effect.flatMap(PhraseEmbeddings, (phrases) => phrases.load(["used", "unknown"]))
-      expect([...(yield* start(use, "2 days"))]).toEqual([["used", kept]])
+      expect([...(yield* start(use, "2 days"))]).toEqual([["used", vector]])
       const left = Effect.repeat(rows, { until: ({ length }) => length < 2 }).pipe(
         Effect.timeout("5 seconds"),
       )

@@ -1,4 +1,4 @@
-/** What a log line looks like, and what never gets into one. */
+/** The content of log lines. */
 import { describe, expect, test } from "bun:test"
 import { createHash } from "node:crypto"
 import { Cause, Effect, Layer, Tracer } from "effect"
@@ -33,7 +33,7 @@ const spanId = "b7ad6b7169203331"
 const parent = Tracer.externalSpan({ traceId, spanId, sampled: true })
 
 describe("a log line", () => {
-  test("is one JSON object with time, level, event, what was annotated, and the trace", async () => {
+  test("is one JSON object with time, level, event, annotations and trace", async () => {
     const [line = "", ...others] = await linesOf(
       Effect.logWarning("message.retried").pipe(
         Effect.annotateLogs({ message_id: "m", attempt: 2, error: "two\nlines" }),
@@ -55,7 +55,7 @@ describe("a log line", () => {
     })
   })
 
-  test("names levels as LOG_LEVEL does, and leaves out those below it", async () => {
+  test("names levels like LOG_LEVEL; lines below that level are not written", async () => {
     const all = Effect.all([
       Effect.logDebug("a"),
       Effect.logInfo("b"),
@@ -68,13 +68,13 @@ describe("a log line", () => {
     expect(await levels("warn")).toEqual(["warn", "error"])
   })
 
-  test("has a user's hash in place of the id, as docs/logs.md says it is made", async () => {
+  test("has a hash instead of the user id, as documented in docs/logs.md", async () => {
     const [line = ""] = await linesOf(Effect.annotateLogs(Effect.logInfo("a"), { user_id: "u-42" }))
     expect(line).not.toContain("u-42")
     expect(JSON.parse(line).user).toBe(createHash("sha256").update("u-42").digest("hex").slice(0, 16))
   })
 
-  test("has no password of a URL, wherever it stands", async () => {
+  test("never has the password of a URL", async () => {
     const dsn = "amqp://shop:hunter2@rabbit.example:5672/vhost"
     const program = Effect.logError("a", Cause.fail(new Error(`can't reach ${dsn}`))).pipe(
       Effect.annotateLogs({
@@ -91,7 +91,7 @@ describe("a log line", () => {
     }
   })
 
-  test("for people is short: time, level, event, fields, no trace", async () => {
+  test("in the format pretty has time, level, event and fields, without trace", async () => {
     const [line = ""] = await linesOf(
       Effect.logInfo("batch.processed").pipe(
         Effect.annotateLogs({ count: 3 }),

@@ -24,7 +24,7 @@ const tracerWith = (...sampler: Parameters<typeof samplerOf>) => {
 const remote = (sampled: boolean) =>
   Tracer.externalSpan({ traceId: randomHex(32), spanId: randomHex(16), sampled })
 
-describe("which traces are recorded", () => {
+describe("sampling", () => {
   test.each([
     ["always_on", true, true, true],
     ["always_off", false, false, false],
@@ -39,7 +39,7 @@ describe("which traces are recorded", () => {
     ])
   })
 
-  test("a share of them, by their ids alone, so that every process decides the same", () => {
+  test("a share of the traces, by their ids, so that every process decides the same", () => {
     const { begin } = tracerWith("parentbased_traceidratio", 0.1)
     const spans = Array.from({ length: 5_000 }, () => begin())
     const share = spans.filter(({ sampled }) => sampled).length / spans.length
@@ -49,14 +49,14 @@ describe("which traces are recorded", () => {
     expect(spans.every(({ sampled, traceId }) => other(traceId, undefined) === sampled)).toBe(true)
   })
 
-  test("a batch is, for any of its messages", () => {
+  test("a batch is sampled if one of its messages is", () => {
     const { begin } = tracerWith("parentbased_traceidratio", 0)
     expect(begin(undefined, [remote(false), remote(true)]).sampled).toBe(true)
     expect(begin(undefined, [remote(false)]).sampled).toBe(false)
   })
 })
 
-test("a span that isn't recorded still names its trace, and is told nobody", () => {
+test("a span that is not sampled has ids and is not exported", () => {
   const { begin, spans } = tracerWith("parentbased_always_on", 1)
   const above = remote(false)
   const span = begin(above)
@@ -68,7 +68,7 @@ test("a span that isn't recorded still names its trace, and is told nobody", () 
   expect(spans).toEqual([])
 })
 
-test("times, parents, attributes and failures are told; texts of errors are not", () => {
+test("times, parents, attributes and failures are exported; error messages are not", () => {
   const { begin, spans } = tracerWith("always_on", 1)
   const span = begin()
   const child = begin(span)
@@ -88,7 +88,7 @@ test("times, parents, attributes and failures are told; texts of errors are not"
   expect(root?.status).toEqual({ code: 0 })
 })
 
-test("what is done for several messages is told in the trace of each that is recorded", async () => {
+test("the span of a batch is exported to the trace of each sampled message", async () => {
   const { spans, tracer } = tracerWith("parentbased_always_on", 1)
   const members = [remote(true), remote(false), remote(true)].map((span, index) => ({
     messageId: String(index),

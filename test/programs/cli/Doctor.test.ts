@@ -1,8 +1,8 @@
-/** What goes wrong between an installation and its servers: planted on real ones, named by `doctor` with what mends it. */
+/** `doctor` on real servers: each problem is caused on purpose, and must be reported with its remedy. */
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { resolve } from "node:path"
 import amqp, { type Channel } from "amqplib"
-import { Clock, Effect, Layer } from "effect"
+import { Clock, Effect, identity, Layer } from "effect"
 import { MongoClient } from "mongodb"
 import mysql from "mysql2/promise"
 import * as Stack from "../../../src/layers/Stack.ts"
@@ -20,13 +20,13 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
   const undo: Array<() => Promise<unknown>> = []
 
   const configured = (changed: Variables = {}) => Layer.merge(variables({ ...env, ...changed }), quiet)
-  const looking = (changed: Variables) => Layer.provideMerge(Stack.looking, configured(changed))
+  const looking = (changed: Variables) => Layer.provideMerge(Stack.forSetup, configured(changed))
 
-  /** All findings, as `mysql: what is wrong → what to do`. */
+  /** All findings, each as `dependency: problem → remedy`. */
   const findings = async (changed: Variables = {}, clock?: Clock.Clock): Promise<ReadonlyArray<string>> => {
     const diagnoses = await Effect.runPromise(
       Provision.doctor.pipe(
-        clock === undefined ? (same) => same : Effect.withClock(clock),
+        clock === undefined ? identity : Effect.withClock(clock),
         Effect.provide(looking(changed)),
       ),
     )
@@ -78,23 +78,23 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     for (const drop of undo) await drop()
   }, 60_000)
 
-  const planted = (name: string, run: () => Promise<unknown>) => test(name, run, 60_000)
+  const slowTest = (name: string, run: () => Promise<unknown>) => test(name, run, 60_000)
 
-  planted("finds nothing where nothing is wrong", async () => {
+  slowTest("finds nothing when nothing is wrong", async () => {
     expect(await findings()).toEqual([])
   })
 
-  planted("no products at all, told without failing", async () => {
+  slowTest("no products: reported without failing", async () => {
     const { database, drop } = freshMongo()
     undo.push(drop)
     const empty = { MONGODB_DATABASE: database }
     await Effect.runPromise(Effect.provide(Provision.setup, looking(empty)))
     expect(await findings(empty)).toEqual([
-      expect.stringMatching(/^products: there are none: .* → user-embeddings products import FILE; /),
+      expect.stringMatching(/^products: there are no products: .* → user-embeddings products import FILE; /),
     ])
   })
 
-  planted("a wrong password of MySQL", async () => {
+  slowTest("a wrong password of MySQL", async () => {
     expect(
       await findings(
         changedUrl("MYSQL_URL", (url) => {
@@ -106,7 +106,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     ])
   })
 
-  planted("no such database in MySQL", async () => {
+  slowTest("no such database in MySQL", async () => {
     expect(
       await findings(
         changedUrl("MYSQL_URL", (url) => {
@@ -115,12 +115,12 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
       ),
     ).toEqual([
       expect.stringMatching(
-        /^mysql: (Unknown database 'ue_nope'|Access denied .* 'ue_nope') → create the database that MYSQL_URL names, and let its user in$/,
+        /^mysql: (Unknown database 'ue_nope'|Access denied .* 'ue_nope') → create the database that MYSQL_URL names, and grant its user access$/,
       ),
     ])
   })
 
-  planted("nothing listens where MySQL should", async () => {
+  slowTest("MySQL is not running", async () => {
     expect(
       await findings(
         changedUrl("MYSQL_URL", (url) => {
@@ -132,7 +132,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     ])
   })
 
-  planted("a migration that has not run", async () => {
+  slowTest("a migration that has not run", async () => {
     await onMysql(`DELETE FROM ${interactionLog.table}`)
     const names = Object.keys(interactionLog.steps).toSorted()
     expect(await findings()).toEqual(
@@ -141,7 +141,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     await setUp()
   })
 
-  planted("a virtual host that is not there", async () => {
+  slowTest("a virtual host that does not exist", async () => {
     expect(
       await findings(
         changedUrl("RABBITMQ_DSN", (url) => {
@@ -155,7 +155,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     ])
   })
 
-  planted("a wrong password of RabbitMQ", async () => {
+  slowTest("a wrong password of RabbitMQ", async () => {
     expect(
       await findings(
         changedUrl("RABBITMQ_DSN", (url) => {
@@ -169,7 +169,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     ])
   })
 
-  planted("a user of RabbitMQ who may do nothing", async () => {
+  slowTest("a user of RabbitMQ without permissions", async () => {
     const host = new URL(env.RABBITMQ_DSN ?? "").pathname.slice(1)
     const name = `nobody_${host}`
     const put = (path: string, body: object) =>
@@ -193,7 +193,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     }
   })
 
-  planted("a main queue that another program declared as classic", async () => {
+  slowTest("a main queue that another program declared as classic", async () => {
     await onChannel(async (channel) => {
       await channel.deleteQueue("user_embedding_updates")
       await channel.assertQueue("user_embedding_updates", { durable: true })
@@ -211,7 +211,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     await setUp()
   })
 
-  planted("a main queue that is not bound", async () => {
+  slowTest("a main queue that is not bound", async () => {
     await onChannel((channel) =>
       channel.unbindQueue("user_embedding_updates", "user_events", "user.embedding.*"),
     )
@@ -221,13 +221,13 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     await setUp()
   })
 
-  planted("nothing listens where MongoDB should", async () => {
+  slowTest("MongoDB is not running", async () => {
     expect(await findings({ MONGODB_URL: "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=500" })).toEqual([
       expect.stringMatching(/^mongodb: .*ECONNREFUSED.* → start MongoDB, or correct MONGODB_URL$/),
     ])
   })
 
-  planted("a user whom MongoDB does not know", async () => {
+  slowTest("a user unknown to MongoDB", async () => {
     expect(
       await findings(
         changedUrl("MONGODB_URL", (url) => {
@@ -242,7 +242,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     ])
   })
 
-  planted("an index and a validator that are not there", async () => {
+  slowTest("a missing index and a missing validator", async () => {
     const client = await MongoClient.connect(env.MONGODB_URL ?? "")
     const database = client.db(env.MONGODB_DATABASE)
     await database.collection("product_embeddings").dropIndex("product_id_1")
@@ -255,11 +255,11 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     await setUp()
   })
 
-  planted("a key that OpenAI refuses", async () => {
+  slowTest("a key that OpenAI refuses", async () => {
     const service = openAiStandIn({ apiKey: "right" })
     try {
       const found = await findings({ OPENAI_API_KEY: "sk-wrong", OPENAI_BASE_URL: service.url })
-      // The product that there is was embedded locally.
+      // The stored product was embedded locally, so it is reported too.
       expect(found.filter((line) => !line.startsWith("products: "))).toEqual([
         expect.stringMatching(
           /^openai: .*401.* → correct OPENAI_API_KEY, OPENAI_EMBEDDING_MODEL or OPENAI_BASE_URL$/,
@@ -271,7 +271,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     }
   })
 
-  planted("clocks that are apart", async () => {
+  slowTest("clocks that differ", async () => {
     const clock = Clock.make()
     const late = 90_000
     const behind: Clock.Clock = Object.assign(Object.create(clock), {
@@ -288,7 +288,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
       )
   })
 
-  planted("products and users of another space, after the dimensions were changed", async () => {
+  slowTest("products and users of another space, after a change of the dimensions", async () => {
     await Effect.runPromise(
       Effect.gen(function* () {
         yield* record(search("u-1", "wireless headphones", "2026-02-10T12:34:56.789Z"))
@@ -298,15 +298,15 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     expect(await findings()).toEqual([])
     expect(await findings({ EMBEDDING_DIMENSIONS: "768" })).toEqual([
       expect.stringMatching(
-        /^products: 1 products have no vector in the space local:.*:768 .* → import them again: /,
+        /^products: 1 products have no vector in the space local:.*:768, .* → user-embeddings products import FILE imports them again; /,
       ),
       expect.stringMatching(
-        /^users: 1 users have their embedding in another space than local:.*:768 .* → user-embeddings rebuild --all, /,
+        /^users: the embeddings of 1 users are not in the space local:.*:768 .* → user-embeddings rebuild --all, /,
       ),
     ])
   })
 
-  planted("dead letters, told without failing; and as people read it", async () => {
+  slowTest("dead letters: reported without failing, also as text", async () => {
     const main = resolve(import.meta.dir, "../../../src/programs/main.ts")
     const doctor = (changed: Variables = {}) => {
       const { exitCode, stdout } = Bun.spawnSync([process.execPath, main, "doctor"], {
@@ -320,9 +320,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     const { code, out } = doctor()
     expect(code).toBe(0)
     expect(out).toMatch(/^dead letters +attention/m)
-    expect(out).toContain(
-      "dead letters: 1 messages gave up or could never succeed\n  → user-embeddings failed groups",
-    )
+    expect(out).toContain("dead letters: 1 messages failed for good\n  → user-embeddings failed groups")
     const wrong = doctor({ MYSQL_URL: "mysql://root:nope@127.0.0.1:1/x" })
     expect(wrong.code).toBe(1)
     expect(wrong.out).toMatch(/^mysql +down/m)

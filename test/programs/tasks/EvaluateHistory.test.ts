@@ -1,4 +1,4 @@
-/** `evaluate` as a command: a file of history and a file of products in, a table and a plain sentence out. */
+/** The command `evaluate`: reads a history and products from files, prints a table and a sentence. */
 import { afterAll, expect, test } from "bun:test"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -13,7 +13,7 @@ const main = await bundledProgram("src/programs/main.ts")
 const run = async (...args: ReadonlyArray<string>) => {
   const child = Bun.spawn([process.execPath, main, "evaluate", ...args], {
     cwd: folder,
-    env: { PATH: process.env.PATH ?? "", EMBEDDING_DIMENSIONS: "8", OPENAI_API_KEY: "never-asked" },
+    env: { PATH: process.env.PATH ?? "", EMBEDDING_DIMENSIONS: "8", OPENAI_API_KEY: "unused" },
     stdout: "pipe",
     stderr: "pipe",
   })
@@ -44,24 +44,24 @@ const records = Array.from(
   (_, n) =>
     `u-${Math.floor(random() * 60)},p-${Math.floor(random() ** 4 * 100)},${1_700_000_000 + n * 3_600}`,
 )
-// One is there twice.
+// One record occurs twice.
 writeFileSync(history, ["who,what,when", ...records, "broken", records[7], ""].join("\n"))
 const reading = ["--map", "user_id=who,product_id=what,occurred_at=when", "--set", "event_type=purchase"]
 
-test("where everybody buys what is popular, it says so; the present configuration is among the rows", async () => {
+test("when everybody buys popular products, the simple method wins; the present configuration is among the rows", async () => {
   const { code, stdout } = await run(history, "--products", products, ...reading, "--most", "200")
   expect(code).toBe(0)
-  expect(stdout).toStartWith("3,000 interactions (1 unreadable), 100 products; foretold: 200 of ")
-  expect(stdout).toContain("Something simpler wins: popular.")
+  expect(stdout).toStartWith("3,000 interactions (1 unreadable), 100 products; 200 events of ")
+  expect(stdout).toContain("A simple method wins: popular.")
   expect(stdout).toMatch(/\(configured\) +0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]/)
   const lines = stdout.split("\n")
-  const best = /The best vectors \((.*)\) are behind/.exec(stdout)?.[1]
+  const best = /The best taste \((.*)\) is behind/.exec(stdout)?.[1]
   expect(lines.some((line) => best !== undefined && line.startsWith(best))).toBe(true)
   const first = lines.find((line) => line.includes("["))
   expect(first).toMatch(/^popular|popularity 0\.2/)
 }, 60_000)
 
-test("--json: every way of the grid with its intervals, and the verdict", async () => {
+test("--json has every method with its intervals, and the verdict", async () => {
   const { stdout } = await run(history, "--products", products, ...reading, "--most", "100", "--json")
   const { foretold, rows, verdict } = JSON.parse(stdout)
   expect(foretold).toBe(100)
@@ -72,15 +72,15 @@ test("--json: every way of the grid with its intervals, and the verdict", async 
   expect(["simple", "undecided"]).toContain(verdict.says)
 }, 60_000)
 
-test("nothing to foretell is told, exit 1", async () => {
+test("without anything to predict it says so, and exits with 1", async () => {
   const { code, stderr } = await run(history, "--products", products, ...reading, "--target", "product_view")
   expect([code, stderr.split("\n").find((line) => line.startsWith("user-embeddings:"))]).toEqual([
     1,
-    "user-embeddings: nothing to foretell: the last fifth of 3000 interactions has no product_view of a product with a vector by a user who was there before",
+    "user-embeddings: nothing to predict: the last fifth of 3000 interactions has no product_view of a product with a vector by a user with earlier interactions",
   ])
 }, 60_000)
 
-test("where taste foretells, the variables to set are named, weights included", async () => {
+test("when taste wins, it prints the variables to set, weights included", async () => {
   const kinds = 12
   const centres = Array.from({ length: kinds }, () => Array.from({ length: 8 }, () => random() - 0.5))
   const things = join(folder, "things.jsonl")
@@ -95,7 +95,7 @@ test("where taste foretells, the variables to set are named, weights included", 
       }),
     ).join("\n"),
   )
-  // Each user buys from one kind, which changes now and then, and looks at anything.
+  // Each user buys products of one kind, which changes now and then, and views products of all kinds.
   const tastes = join(folder, "tastes.jsonl")
   writeFileSync(
     tastes,
@@ -114,7 +114,7 @@ test("where taste foretells, the variables to set are named, weights included", 
   )
   const { stdout } = await run(tastes, "--products", things, "--target", "product_purchase", "--most", "800")
   const [, lambda, weights, history, popularity] =
-    /^Vectors win: taste λ (\S+), (\w+) weights, (\w+), \w+, popularity (\S+),/m.exec(stdout) ?? []
+    /^Taste wins: taste λ (\S+), (\w+) weights, (\w+), \w+, popularity (\S+),/m.exec(stdout) ?? []
   expect(stdout).toContain(
     `\nEMBEDDING_DECAY_LAMBDA=${lambda} EMBEDDING_HISTORY=${history} POPULARITY_WEIGHT=${popularity}\n`,
   )

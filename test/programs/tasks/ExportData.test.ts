@@ -1,4 +1,4 @@
-/** Exports on both stacks, read back by other hands: every vector to the bit, and only what was asked for. */
+/** Exports on both stacks, read back by independent readers: every vector exactly, and only the selected data. */
 import { afterAll, expect } from "bun:test"
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -27,7 +27,7 @@ const dimensions = 24
 const noon = Date.parse("2026-03-01T12:00:00.000Z")
 const minutes = (n: number) => noon + n * 60_000
 
-/** Embedding of a user, last written at minute `n`, in no particular direction. */
+/** Embedding of a user, written at minute `n`, in an arbitrary direction. */
 const embeddingOf = (user: string, n: number, space: string): UserEmbedding => {
   const vector = Vector.normalise(
     Float32Array.from({ length: dimensions }, (_, i) => Math.sin(n * 31 + i * i)),
@@ -83,7 +83,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
   layerSuite(name, Layer.merge(stack, BunContext.layer), (it) => {
     let all: ReadonlyArray<UserEmbedding> = []
 
-    it("JSON Lines hold each user's document and vector; users of another space are counted, not mixed in", () =>
+    it("JSON Lines have each user's record and vector; users of another space are counted, but left out", () =>
       Effect.gen(function* () {
         all = yield* fill
         const file = fresh("jsonl")
@@ -102,7 +102,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
         })
       }))
 
-    it("since takes what was written since, and tells who was erased", () =>
+    it("with since, only embeddings written since, and users erased since", () =>
       Effect.gen(function* () {
         const file = fresh("jsonl")
         const done = yield* exportEmbeddings(options("jsonl", file, minutes(stored - 2)))
@@ -118,7 +118,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
         )
       }))
 
-    it("NumPy: a matrix of float32 with the ids of its rows beside it", () =>
+    it("NumPy: a matrix of float32, and the ids of its rows in a second file", () =>
       Effect.gen(function* () {
         const file = fresh("npy")
         const done = yield* exportEmbeddings(options("npy", file))
@@ -135,7 +135,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
           expect(bits(matrix.subarray(row * dimensions, (row + 1) * dimensions))).toBe(bits(embedding))
       }))
 
-    it("Parquet: the same rows, the vector as a list of floats", () =>
+    it("Parquet: the same rows, with the vector as a list of floats", () =>
       Effect.gen(function* () {
         const file = fresh("parquet")
         yield* exportEmbeddings(options("parquet", file))
@@ -156,7 +156,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
         })
       }))
 
-    it("an export that fails leaves nothing under the file's name", () =>
+    it("a failed export leaves no file under the final name", () =>
       Effect.gen(function* () {
         const file = fresh("npy")
         const failed = yield* Effect.exit(
@@ -165,7 +165,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
         expect([failed._tag, existsSync(file)]).toEqual(["Failure", false])
       }))
 
-    it("interactions go out and come back: nothing is new", () =>
+    it("exported interactions, imported again, are all duplicates", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const interactions = Array.from({ length: 700 }, (_, n) =>

@@ -1,10 +1,10 @@
-/** Load with a verdict: measured on the embedded stack, judged by its limits. */
+/** Generated load: measured on the embedded stack, passed or failed by its limits. */
 import { expect, test } from "bun:test"
 import { HttpServer } from "@effect/platform"
 import { BunContext } from "@effect/platform-bun"
 import { Effect, Layer, Option } from "effect"
 import * as Api from "../../../src/programs/Api.ts"
-import { generateLoad, judge, type LoadOptions } from "../../../src/programs/tasks/GenerateLoad.ts"
+import { generateLoad, type LoadOptions, toReport } from "../../../src/programs/tasks/GenerateLoad.ts"
 import * as Worker from "../../../src/programs/Worker.ts"
 import * as Auditor from "../../../src/services/operate/Auditor.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
@@ -38,7 +38,7 @@ const start = Option.some("2026-02-10T12:00:00.000Z")
 
 layerSuite("load on the embedded stack", system, (it) => {
   it(
-    "one by one: brings a catalogue where there is none, and counts every event once",
+    "one request per event: stores the sample catalogue when there is none, and counts every event once",
     () =>
       Effect.gen(function* () {
         const before = performance.now()
@@ -58,7 +58,7 @@ layerSuite("load on the embedded stack", system, (it) => {
   )
 
   it(
-    "the same again has no effect and is said to be known",
+    "the same run again has no effect, and reports duplicates",
     () =>
       Effect.gen(function* () {
         for (const bulk of [false, true]) {
@@ -71,20 +71,20 @@ layerSuite("load on the embedded stack", system, (it) => {
   )
 
   it(
-    "in bulk: what the rate limit holds back is sent again, and --rate is kept",
+    "in bulk: sends again what the rate limit refused, and keeps to --rate",
     () =>
       Effect.gen(function* () {
-        const looks: Array<number> = []
+        const checks: Array<number> = []
         const report = yield* generate({
           users: 2,
           events: 150,
           bulk: true,
-          progress: ({ embedded }) => Effect.sync(() => void looks.push(embedded)),
+          progress: ({ embedded }) => Effect.sync(() => void checks.push(embedded)),
         })
         expect(report).toMatchObject({ sent: 300, accepted: 300, embedded: 300, pass: true })
-        // 200 of 300 are of one user, who may send 100 a second.
+        // 200 of the 300 events are of one user, and a user may send 100 per second.
         expect(report.seconds).toBeGreaterThan(0.9)
-        expect(looks.at(-1)).toBe(300)
+        expect(checks.at(-1)).toBe(300)
         const slow = yield* generate({ users: 3, events: 10, rate: Option.some(20), bulk: true })
         expect(slow.seconds).toBeGreaterThan(1.2)
         expect(slow.seconds).toBeLessThan(5)
@@ -92,16 +92,16 @@ layerSuite("load on the embedded stack", system, (it) => {
     60_000,
   )
 
-  it("an API that refuses is quoted", () =>
+  it("quotes the response of an API that refuses", () =>
     Effect.gen(function* () {
       const refused = yield* Effect.flip(generate({ token: "another" }))
       expect(refused.message).toContain("401")
     }))
 })
 
-test("judged: all accepted, 95 % within 30 s, depth below 5,000, nothing missing or extra", () => {
+test("passes when all are accepted, 95 % within 30 s, depth below 5,000, nothing missing or extra", () => {
   const audit = { users: 1, consistent: 1, missing: 0, extra: 0, in_flight: 0, dead: 0, skipped: 0 }
-  const waits = (late: number, never: number) => [
+  const waiting = (late: number, never: number) => [
     ...Array.from({ length: 100 - late - never }, () => 2),
     ...Array.from({ length: late }, () => 30.001),
     ...Array.from({ length: never }, () => Number.POSITIVE_INFINITY),
@@ -111,11 +111,11 @@ test("judged: all accepted, 95 % within 30 s, depth below 5,000, nothing missing
     accepted: 100,
     duplicates: 0,
     seconds: 4,
-    waited: waits(0, 0),
-    deepest: 4_999,
+    waits: waiting(0, 0),
+    maxDepth: 4_999,
     audit,
   }
-  expect(judge(run)).toEqual({
+  expect(toReport(run)).toEqual({
     sent: 100,
     accepted: 100,
     duplicates: 0,
@@ -128,19 +128,23 @@ test("judged: all accepted, 95 % within 30 s, depth below 5,000, nothing missing
     audit,
     pass: true,
   })
-  expect(judge({ ...run, waited: waits(3, 2) })).toMatchObject({
+  expect(toReport({ ...run, waits: waiting(3, 2) })).toMatchObject({
     pass: true,
     embedded: 98,
     embedded_in_time: 0.95,
   })
-  expect(judge({ ...run, waited: waits(3, 2) }).event_to_embedding_s).toEqual({ p50: 2, p95: 2, p99: null })
+  expect(toReport({ ...run, waits: waiting(3, 2) }).event_to_embedding_s).toEqual({
+    p50: 2,
+    p95: 2,
+    p99: null,
+  })
   for (const change of [
-    { waited: waits(6, 0) },
-    { waited: waits(0, 6) },
-    { deepest: 5_000 },
-    { accepted: 99, waited: waits(0, 0).slice(1) },
+    { waits: waiting(6, 0) },
+    { waits: waiting(0, 6) },
+    { maxDepth: 5_000 },
+    { accepted: 99, waits: waiting(0, 0).slice(1) },
     { audit: { ...audit, missing: 1 } },
     { audit: { ...audit, extra: 1 } },
   ])
-    expect(judge({ ...run, ...change }).pass).toBe(false)
+    expect(toReport({ ...run, ...change }).pass).toBe(false)
 })

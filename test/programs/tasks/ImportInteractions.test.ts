@@ -1,4 +1,4 @@
-/** History from files: exact, also when the import is killed in the middle, and what can't be read is named. */
+/** Imports of histories: exact, even when the import is killed in the middle; unreadable records are listed. */
 import { afterAll, describe, expect, test } from "bun:test"
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -43,7 +43,7 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
     auditor.pipe(Layer.provideMerge(pipeline(stack)), Layer.provideMerge(BunContext.layer)),
     (it) => {
       it(
-        "what is imported is folded, exact by audit; a second import finds nothing new, a longer file the rest",
+        "imported records are applied exactly, by the audit; a second import records nothing, and a longer file only its new rows",
         () =>
           Effect.gen(function* () {
             yield* storeProduct("p-import", "a tent")
@@ -71,7 +71,7 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
         60_000,
       )
 
-      it("bad records are named with line, reason and text; the others are recorded", () =>
+      it("bad records are listed with line, reason and text; the others are recorded", () =>
         Effect.gen(function* () {
           const before = yield* total
           const lines = [
@@ -101,7 +101,7 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
           expect(stopped.message).toStartWith("line 3: event_type")
         }))
 
-      it("another file under the name of an old one begins anew; an unknown column stops before anything is read", () =>
+      it("a new file with an old name is imported from the beginning; an unknown column is refused", () =>
         Effect.gen(function* () {
           const file = write("other.csv", head + rows(() => "other-a", 10))
           yield* importInteractions(file, options("other"))
@@ -137,7 +137,7 @@ describe("the command", () => {
     return { code, text }
   }
 
-  test("killed in the middle, it goes on where it stopped, and the log holds each record once", async () => {
+  test("killed in the middle, it resumes where it stopped, and the log has each record once", async () => {
     const count = 12_000
     const file = write("killed.csv", head + rows((n) => `k-${n % 50}`, count))
     const state = join(folder, "killed.json")
@@ -159,13 +159,13 @@ describe("the command", () => {
     const { code, text } = await output("import", "interactions", file, "--state", state, "--json")
     const report = JSON.parse(text)
     expect([code, report.records, report.resumed_at_line]).toEqual([0, count, before + 2])
-    // At most the one commit that the state had not told of yet.
+    // At most the records of the commit after the last state.
     expect(report.duplicates).toBeLessThanOrEqual(1_000)
     const logged = await Effect.runPromise(Effect.provide(total, embedded({ DATA_DIR: data })))
     expect(logged).toBe(count)
   }, 60_000)
 
-  test("bad usage is told with the fields there are, exit 2", async () => {
+  test("an unknown field exits with 2", async () => {
     const { code } = await output("import", "interactions", main, "--map", "who=x")
     expect(code).toBe(2)
   })

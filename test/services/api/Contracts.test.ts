@@ -1,6 +1,6 @@
 /**
- * The contracts in docs/contracts: as the program makes them, valid by the judgement of others, and true of what is
- * really sent. Messages of 1.0 are kept in test/corpus and decode for ever.
+ * The contracts in docs/contracts match the program, are valid for independent validators, and describe what the program
+ * sends. The messages of version 1.0 in test/corpus must stay decodable.
  */
 import { describe, expect, test } from "bun:test"
 import specs from "@asyncapi/specs"
@@ -31,7 +31,7 @@ const updateMessage = documents["update-message.schema.json"]!
 const parsed = (bytes: Uint8Array): unknown => JSON.parse(Buffer.from(bytes).toString())
 
 describe("the committed contracts", () => {
-  test.each(Object.keys(documents))("%s is what the program says today (bun run contracts)", async (name) => {
+  test.each(Object.keys(documents))("%s is what `bun run contracts` writes", async (name) => {
     expect(await Bun.file(new URL(name, folder)).text()).toBe(text(documents[name]!))
   })
 
@@ -54,7 +54,7 @@ describe("the committed contracts", () => {
   })
 })
 
-describe("what is sent keeps them", () => {
+describe("sent data conforms to the contracts", () => {
   const at = "2026-02-10T12:34:56.789Z"
   const interactions = [search("u-1", "a tent", at), product("u-1", "product_purchase", "p-1", at)]
 
@@ -81,7 +81,7 @@ describe("what is sent keeps them", () => {
   })
 })
 
-withServers(["rabbitmq", "mysql", "mongodb"], "what RabbitMQ delivers keeps them", () => {
+withServers(["rabbitmq", "mysql", "mongodb"], "what RabbitMQ delivers conforms to the contracts", () => {
   test("properties, headers and body of a published message", async () => {
     const rabbit = await freshRabbit()
     const interaction = search("u-1", "a tent", "2026-02-10T12:34:56.789Z")
@@ -117,7 +117,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "what RabbitMQ delivers keeps them
   }, 60_000)
 })
 
-describe("messages of 1.0 decode for ever", () => {
+describe("messages of version 1.0 can be decoded", () => {
   test.each(corpus)("$name", ({ body, decoded }) => {
     const interaction = Either.getOrThrow(UpdateMessage.decodeMessage(Buffer.from(body), defaults))
     expect<unknown>(interaction).toEqual(decoded)

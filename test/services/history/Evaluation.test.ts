@@ -1,4 +1,4 @@
-/** The evaluation on histories whose winner is known, because they were made so. */
+/** The evaluation on made-up histories whose winner is known. */
 import { describe, expect, test } from "bun:test"
 import * as Evaluation from "../../../src/services/history/Evaluation.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
@@ -52,7 +52,7 @@ const report = (
     }),
   )
   const plan = Evaluation.plan(interactions, { types, most: 400, unseenOnly, known: (id) => vectors.has(id) })
-  const foretold = [
+  const rankings = [
     ...Evaluation.predict(plan, {
       products,
       vectorOf: ({ product_id }) => vectors.get(product_id ?? ""),
@@ -63,13 +63,13 @@ const report = (
     }),
   ]
   const ndcg = (way: number) =>
-    Evaluation.estimate(foretold, (ranks) => Evaluation.metricOfRank.ndcg(ranks[way]!))
+    Evaluation.estimate(rankings, (ranks) => Evaluation.metricOfRank.ndcg(ranks[way]!))
   return {
-    foretold,
+    rankings,
     targets: plan.targets.size,
     simple: Object.fromEntries(Evaluation.baselines.map((name, way) => [name, ndcg(way).mean])),
     settings: settings.map((_, index) => ndcg(Evaluation.baselines.length + index)),
-    verdict: Evaluation.compareOnHoldout(foretold, settings.length),
+    verdict: Evaluation.compareOnHoldout(rankings, settings.length),
   }
 }
 
@@ -79,11 +79,11 @@ const each = (perUser: number, event: (user: number, n: number) => Omit<Event, "
     Array.from({ length: users }, (_, user) => ({ user, hour: n * 12 + user / users, ...event(user, n) })),
   ).flat()
 
-describe("the winner of a history that was made for it", () => {
-  test("taste that moves, among views that mean little: the taste of two horizons", () => {
+describe("the winner of a history made for it", () => {
+  test("tastes that change, among random views: the mixed taste wins", () => {
     const random = Evaluation.randomOf(3)
     const pick = (n: number) => Math.floor(random() * n)
-    // Each user's purchases come from one cluster, which changes every ten events; two of three events are random views.
+    // Each user buys from one cluster, which changes every twenty events; two of three events are random views.
     const events = each(60, (user, n) => {
       const cluster = (user + Math.floor(n / 20) * 5) % 12
       return n % 3 === 2
@@ -97,27 +97,27 @@ describe("the winner of a history that was made for it", () => {
     expect(simple["plain mean"]).toBeGreaterThan(simple.popular!)
   }, 60_000)
 
-  test("everybody buys what is popular: popularity, said plainly", () => {
+  test("everybody buys popular products: popularity wins", () => {
     const random = Evaluation.randomOf(4)
     const zipf = () => Math.min(199, Math.floor(random() ** 3 * 200))
     const events = each(30, () => ({ type: "product_purchase", product: zipf() }))
     const { simple, verdict } = report(events, catalogue(200, 12))
-    expect([verdict.says, verdict.baselines]).toEqual(["simple", "popular"])
+    expect([verdict.says, verdict.simple]).toEqual(["simple", "popular"])
     expect(verdict.difference.high).toBeLessThan(0)
     expect(simple.popular).toBeGreaterThan(0.2)
   }, 60_000)
 
-  test("groceries, the same few things again: buying again", () => {
+  test("every user buys the same few products again: own purchases win", () => {
     const random = Evaluation.randomOf(5)
     const events = each(30, (user) => ({
       type: "product_purchase",
       product: (user * 31 + [0, 7, 113, 200][Math.floor(random() * 4)]!) % 300,
     }))
     const { verdict } = report(events, catalogue(300, 12))
-    expect([verdict.says, verdict.baselines]).toEqual(["simple", "buy again"])
+    expect([verdict.says, verdict.simple]).toEqual(["simple", "buy again"])
   }, 60_000)
 
-  test("one thing leads to another, whatever they look like: item kNN", () => {
+  test("pairs of products follow each other, with unrelated vectors: item kNN wins", () => {
     const random = Evaluation.randomOf(6)
     const start = Array.from({ length: users }, () => 0)
     // Pairs (2k, 2k + 1) lie in different clusters.
@@ -126,10 +126,10 @@ describe("the winner of a history that was made for it", () => {
       return { type: "product_view", product: start[user]! + (n % 2) }
     })
     const { verdict } = report(events, catalogue(200, 12), { types: ["product_view"] })
-    expect([verdict.says, verdict.baselines]).toEqual(["simple", "item kNN"])
+    expect([verdict.says, verdict.simple]).toEqual(["simple", "item kNN"])
   }, 60_000)
 
-  test("chance: nothing is claimed", () => {
+  test("random purchases: no winner", () => {
     const random = Evaluation.randomOf(8)
     const events = each(20, () => ({ type: "product_purchase", product: Math.floor(random() * 200) }))
     const { verdict, simple } = report(events, catalogue(200, 12))
@@ -139,11 +139,11 @@ describe("the winner of a history that was made for it", () => {
 })
 
 describe("no look ahead", () => {
-  test("what comes after a target changes no rank", () => {
+  test("interactions after a target do not change its rank", () => {
     const random = Evaluation.randomOf(9)
     const products = catalogue(50, 5)
     const early = each(10, () => ({ type: "product_purchase", product: Math.floor(random() * 50) }))
-    const ranks = ({ foretold }: ReturnType<typeof report>) => foretold.map(({ ranks }) => ranks)
+    const ranks = ({ rankings }: ReturnType<typeof report>) => rankings.map(({ ranks }) => ranks)
     const vectors = new Map(products.map(({ product_id, vector }) => [product_id, vector]))
     const world = {
       products,
@@ -173,31 +173,31 @@ describe("no look ahead", () => {
     expect(shortened.map(({ ranks }) => ranks)).toEqual(ranks(full))
   }, 60_000)
 
-  test("with unseen products only, neither targets nor candidates are known to the user", () => {
+  test("with unseen products only, neither targets nor candidates are products the user has met", () => {
     const random = Evaluation.randomOf(10)
     const events = each(20, () => ({ type: "product_purchase", product: Math.floor(random() * 40) }))
-    const { foretold, targets } = report(events, catalogue(40, 4), { unseenOnly: true })
-    expect(foretold.length).toBe(targets)
+    const { rankings, targets } = report(events, catalogue(40, 4), { unseenOnly: true })
+    expect(rankings.length).toBe(targets)
     // 16 to 19 of 40 products are known by then: no rank can be as low as 35.
-    expect(Math.max(...foretold.flatMap(({ ranks }) => ranks))).toBeLessThan(35)
+    expect(Math.max(...rankings.flatMap(({ ranks }) => ranks))).toBeLessThan(35)
   }, 60_000)
 })
 
 describe("figures", () => {
-  test("worth at 10", () => {
+  test("value of a rank at 10", () => {
     const { hit_rate, mrr, ndcg } = Evaluation.metricOfRank
     expect([0, 1, 9, 10].map(hit_rate)).toEqual([1, 1, 1, 0])
     expect([0, 1, 9, 10].map(mrr)).toEqual([1, 0.5, 0.1, 0])
     expect([0, 2, 10].map(ndcg)).toEqual([1, 0.5, 0])
   })
 
-  test("the interval of a mean over equal users is as wide as theory says", () => {
+  test("the interval of a mean over users with one target each is as wide as theory says", () => {
     const random = Evaluation.randomOf(11)
-    const foretold = Array.from({ length: 400 }, (_, user) => ({
+    const rankings = Array.from({ length: 400 }, (_, user) => ({
       user: `u-${user}`,
       ranks: [random() < 0.3 ? 0 : 99],
     }))
-    const { high, low, mean } = Evaluation.estimate(foretold, ([rank]) =>
+    const { high, low, mean } = Evaluation.estimate(rankings, ([rank]) =>
       Evaluation.metricOfRank.hit_rate(rank!),
     )
     const half = 1.96 * Math.sqrt((mean * (1 - mean)) / 400)

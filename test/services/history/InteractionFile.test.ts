@@ -1,4 +1,4 @@
-/** Files of interactions: split anywhere, quoted in any way, under other names; and back. */
+/** Files of interactions: splitting at any byte, quoting, other names of columns and types, and encoding. */
 import { describe, expect, test } from "bun:test"
 import { Either } from "effect"
 import fc from "fast-check"
@@ -17,7 +17,7 @@ const plain: InteractionFile.Reading = {
 const now = Date.parse("2026-11-24T00:00:00.000Z")
 const begin = { offset: 0, line: 1 }
 
-/** Splits the text in chunks of these sizes. */
+/** Splits the text, fed in chunks of these sizes. */
 const splitIn = (
   text: string,
   sizes: ReadonlyArray<number>,
@@ -45,7 +45,7 @@ describe("splitting", () => {
     maxLength: 4,
   })
 
-  test("CSV records come out whole, wherever the chunks are cut, with cells as they were written", () => {
+  test("CSV records and their cells are exact, wherever the chunks are cut", () => {
     fc.assert(
       fc.property(
         fc.array(cells, { maxLength: 6 }),
@@ -60,7 +60,7 @@ describe("splitting", () => {
     )
   })
 
-  test("going on behind any record gives the rest, with the same lines", () => {
+  test("resuming after any record gives the remaining records, with the same line numbers", () => {
     fc.assert(
       fc.property(fc.array(cells, { minLength: 1, maxLength: 6 }), (rows) => {
         const text = rows.map((row) => `${row.map(quoteCell).join(",")}\r\n`).join("\n")
@@ -75,7 +75,7 @@ describe("splitting", () => {
     )
   })
 
-  test("a quote in the middle of a cell opens nothing", () => {
+  test("a quote in the middle of a cell is text", () => {
     const records = splitIn('a,5" pipe\nb,6""\nc,"x"" ""y"\n', [], csv)
     expect(records.map(({ text }) => InteractionFile.parseCells(text, ","))).toEqual([
       ["a", '5" pipe'],
@@ -84,28 +84,28 @@ describe("splitting", () => {
     ])
   })
 
-  test("blank lines count as lines and are no records", () => {
+  test("blank lines are counted as lines but are not records", () => {
     expect(splitIn('\n{"a":1}\r\n\n\n{"b":2}', [3, 4], plain).map(({ line, text }) => [line, text])).toEqual([
       [2, '{"a":1}'],
       [5, '{"b":2}'],
     ])
   })
 
-  test("a quote left open costs its line, not the file", () => {
+  test("an unclosed quote spoils its line, not the file", () => {
     const good = Array.from({ length: 200_000 }, (_, index) => `u-${index},p\n`)
     const text = `a,b\n"open,1\n${good.join("")}`
     const chunks = Array.from({ length: 40 }, () => 64 * 1024)
     const records = splitIn(text, chunks, csv)
     expect(records.slice(0, 3).map(({ line, problem }) => [line, problem?.replace(/\d+/, "N")])).toEqual([
       [1, undefined],
-      [2, "is longer than N bytes; is a quote left open?"],
+      [2, "is longer than N bytes; a quote may not be closed"],
       [3, undefined],
     ])
     expect(records.length).toBe(200_002)
     expect(records.at(-1)).toMatchObject({ text: "u-199999,p", line: 200_002, end: text.length })
   })
 
-  test("a line without end is one bad record", () => {
+  test("an endless line is one bad record", () => {
     const text = `{"a":1}\n${"x".repeat(3_000_000)}\n{"b":2}\n`
     const records = splitIn(text, [500_000, 500_000, 500_000, 500_000], plain)
     expect(records.map(({ line, problem }) => [line, problem])).toEqual([
@@ -122,7 +122,7 @@ describe("decoding", () => {
     InteractionFile.decoder({ ...plain, ...more }, [], defaults)(JSON.stringify(record), now)
   const view = { user_id: 7, event_type: "view", product_id: 9, occurred_at: "2020-01-31T12:34:56Z" }
 
-  test("a record becomes the interaction that the API would make of it", () => {
+  test("a record becomes the same interaction as by the API", () => {
     const decoded = Either.getOrThrow(decode({ ...view, price: 3.5, session_id: "s" }))
     expect(decoded.interaction).toEqual(
       Interaction.make({
@@ -136,7 +136,7 @@ describe("decoding", () => {
     expect(decoded.occurredAtGiven).toBe(true)
   })
 
-  test("columns, event types and constants as the file has them", () => {
+  test("columns and event types can have other names, and fields can be constant", () => {
     const reading = {
       ...plain,
       format: "csv",
@@ -203,7 +203,7 @@ describe("decoding", () => {
     expect(Either.getOrThrow(Either.flip(decoded))).toStartWith(reason)
   })
 
-  test("a row with too few cells is refused, not shifted", () => {
+  test("a row with too few cells is rejected", () => {
     const decoded = InteractionFile.decoder(
       { ...plain, format: "csv" },
       ["a", "b", "c"],

@@ -1,4 +1,4 @@
-/** The ids on the document, against a plain list of all ids ever added. */
+/** The ids on the record, compared with a plain list of all ids ever added. */
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import * as AppliedIds from "../../../src/services/model/AppliedIds.ts"
@@ -6,11 +6,11 @@ import * as AppliedIds from "../../../src/services/model/AppliedIds.ts"
 const id = (n: number) => new Bun.CryptoHasher("sha256").update(String(n)).digest("hex")
 const ids = (from: number, count: number) => Array.from({ length: count }, (_, i) => id(from + i))
 const prefixes = (given: ReadonlyArray<string>) => given.map(AppliedIds.prefix)
-/** What is on the document, in order. */
+/** Ids on the record, in order. */
 const listed = (kept: AppliedIds.AppliedIds) => [...AppliedIds.toSet(kept)]
 
 describe("append", () => {
-  test("keeps every id, in order, on the document or in the archive, and in no two places", () => {
+  test("keeps every id, in order, either on the record or in the overflow", () => {
     const anyBatches = fc.array(
       fc.oneof(fc.integer({ min: 0, max: 90 }), fc.constantFrom(1, 256, 257, 320, 321, 700)),
       { maxLength: 12 },
@@ -24,7 +24,7 @@ describe("append", () => {
           const added = ids(all.length, size)
           const onDocument = listed(document)
           const { archive, kept } = AppliedIds.append(document, added)
-          // Durable before they leave: never one of those that this write adds.
+          // Only ids of earlier writes may move to the overflow.
           expect(archive).toEqual(onDocument.slice(0, archive.length))
           document = kept
           archived.push(...archive)
@@ -38,7 +38,7 @@ describe("append", () => {
     )
   })
 
-  test("archives nothing up to 320 ids, then the oldest together, down to 256", () => {
+  test("moves nothing to the overflow up to 320 ids, then the oldest together, down to 256", () => {
     const { kept: most } = AppliedIds.append(AppliedIds.none, ids(0, 300))
     const { archive: early, kept: full } = AppliedIds.append(most, ids(300, 20))
     expect([early, AppliedIds.count(full)]).toEqual([[], 320])
@@ -47,7 +47,7 @@ describe("append", () => {
     expect(AppliedIds.count(kept)).toBe(256)
   })
 
-  test("of more than the document holds keeps all of them and archives only what was there", () => {
+  test("of more ids than fit keeps all of them, and moves only earlier ones to the overflow", () => {
     const { kept: before } = AppliedIds.append(AppliedIds.none, ids(0, 3))
     const { archive, kept } = AppliedIds.append(before, ids(3, 1000))
     expect(archive).toEqual(prefixes(ids(0, 3)))
@@ -57,7 +57,7 @@ describe("append", () => {
     expect(AppliedIds.count(next.kept)).toBe(256)
   })
 
-  test("leaves the bytes it is given alone, and shares none with them", () => {
+  test("leaves the given bytes unchanged, and shares no memory with them", () => {
     const { kept: before } = AppliedIds.append(AppliedIds.none, ids(0, 2))
     const copy = before.slice()
     const { kept } = AppliedIds.append(before, ids(2, 1))
@@ -65,7 +65,7 @@ describe("append", () => {
     expect(before).toEqual(copy)
   })
 
-  test("of nothing changes nothing", () => {
+  test("of no ids changes nothing", () => {
     const { kept: before } = AppliedIds.append(AppliedIds.none, ids(0, 5))
     expect(AppliedIds.append(before, [])).toEqual({ kept: before, archive: [] })
     expect(AppliedIds.append(AppliedIds.none, [])).toEqual({ kept: AppliedIds.none, archive: [] })
@@ -73,13 +73,13 @@ describe("append", () => {
 })
 
 describe("the packed form", () => {
-  test("is the first 16 bytes of each message id, one after the other", () => {
+  test("is the first 16 bytes of each message id, concatenated", () => {
     const { kept } = AppliedIds.append(AppliedIds.none, ["0f".repeat(32), "a1".repeat(32)])
     expect(kept).toEqual(Uint8Array.from([...Array(16).fill(0x0f), ...Array(16).fill(0xa1)]))
     expect(listed(kept)).toEqual(["0f".repeat(16), "a1".repeat(16)])
   })
 
-  test("is read from a view into a larger buffer, as a driver hands it out", () => {
+  test("is read from a view into a larger buffer, as database drivers return it", () => {
     const { kept } = AppliedIds.append(AppliedIds.none, ids(0, 3))
     const room = new Uint8Array(7 + kept.length + 5).fill(0xee)
     room.set(kept, 7)
@@ -89,14 +89,14 @@ describe("the packed form", () => {
     expect(listed(Buffer.from(view))).toEqual(prefixes(ids(0, 3)))
   })
 
-  test("finds what was added and nothing else", () => {
+  test("finds the added ids and no others", () => {
     const set = AppliedIds.toSet(AppliedIds.append(AppliedIds.none, ids(0, 256)).kept)
     expect(ids(0, 256).every((one) => set.has(AppliedIds.prefix(one)))).toBe(true)
     expect(ids(256, 256).some((one) => set.has(AppliedIds.prefix(one)))).toBe(false)
     expect(AppliedIds.toSet(AppliedIds.none).size).toBe(0)
   })
 
-  test("says of each id what the set of all says, also of one that lies across two others", () => {
+  test("agrees with the set of all ids, also for bytes that lie across two ids", () => {
     const known = ids(0, 40)
     const { kept } = AppliedIds.append(AppliedIds.none, known)
     const hex = prefixes(known).join("")

@@ -7,12 +7,12 @@ const reading = (text: string) => Either.merge(EventTypes.parseWeights(text))
 
 describe("EVENT_WEIGHTS", () => {
   test("adds types and changes weights", () => {
-    const weights = { add_to_cart: 0.8, dislike: -0.4, product_view: 0.2 }
-    expect(reading("add_to_cart:0.8, dislike:-0.4,product_view:0.2")).toEqual(weights)
+    const weights = { wish: 0.8, dislike: -0.4, product_view: 0.2 }
+    expect(reading("wish:0.8, dislike:-0.4,product_view:0.2")).toEqual(weights)
     const types = EventTypes.make(weights)
-    expect(types.names).toEqual([...EventTypes.defaults.names, "add_to_cart", "dislike"])
+    expect(types.names).toEqual([...EventTypes.defaults.names, "wish", "dislike"])
     expect(types.weights).toEqual({ ...EventTypes.defaults.weights, ...weights })
-    expect(types.ofRoute("add_to_cart")?.name).toBe("add_to_cart")
+    expect(types.ofRoute("wish")?.name).toBe("wish")
     expect(types.ofRoute("view")?.weight).toBe(0.2)
     expect(types.has("wishlist")).toBe(false)
   })
@@ -51,7 +51,7 @@ test("names that every object has are names like any other", () => {
 })
 
 test("rows of a type that is no longer configured keep their type; reserved names are no types", () => {
-  for (const name of ["add_to_cart", "product_view", "constructor"])
+  for (const name of ["wish", "product_view", "constructor"])
     expect(EventTypes.isProductEventType(name)).toBe(true)
   for (const name of ["search", "view", "merge", "retraction", "product_wish", "a", "A", "", 5, null])
     expect(EventTypes.isProductEventType(name)).toBe(false)

@@ -1,4 +1,4 @@
-/** Reading taste: the worked example of docs/concepts.md, and what holds for every taste. */
+/** Reading a taste: the worked example of docs/concepts.md, and properties of every taste. */
 import { describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import { Either } from "effect"
@@ -120,7 +120,7 @@ const someEvents = (most: number) =>
 const catalogue = fc.array(unitVector, { minLength: 3, maxLength: 12 })
 
 describe("every taste", () => {
-  test("is unit length, and its parts by event make up the similarity to any product", () => {
+  test("has unit length, and the parts of its events add up to the similarity to any product", () => {
     fc.assert(
       fc.property(someEvents(10), catalogue, unitVector, (events, vectors, product) => {
         const user = foldAll(events)
@@ -130,7 +130,7 @@ describe("every taste", () => {
         if (taste === undefined || centred === undefined) return
         expect(Vector.norm(taste.direction)).toBeCloseTo(1, 6)
         const similarity = Vector.dot(taste.direction, centred)
-        // All ten events are known: what they add up to, without the rest, is the similarity.
+        // All ten events have vectors, so their parts alone add up to the similarity.
         const sum = taste.events.reduce((total, { long, short, vector }) => {
           const parted = Float32Array.from(vector, (x, i) => x - mean[i]!)
           const own = Taste.centre(vector, mean)
@@ -141,7 +141,7 @@ describe("every taste", () => {
     )
   })
 
-  test("explains products in shares from 0 to 1 that add up, largest first", () => {
+  test("explains a product in signed shares whose absolute values add up to 1, largest first", () => {
     fc.assert(
       fc.property(someEvents(25), catalogue, unitVector, (events, vectors, product) => {
         const user = foldAll(events)
@@ -153,14 +153,13 @@ describe("every taste", () => {
         const { because, rest } = Taste.explain(taste, centred, similarity)
         const shares = because.map(({ share }) => share)
         expect(because.length).toBeLessThanOrEqual(10)
-        expect(shares).toEqual(shares.toSorted((a, b) => b - a))
-        for (const share of [...shares, rest]) {
-          expect(share).toBeGreaterThanOrEqual(0)
-          expect(share).toBeLessThanOrEqual(1)
-        }
-        const total = shares.reduce((sum, share) => sum + share, rest)
-        if (similarity > 1e-5) expect(total).toBeCloseTo(1, 9)
-        else expect(Math.abs(total - Math.round(total))).toBeLessThan(1e-9)
+        expect(shares).toEqual(shares.toSorted((a, b) => Math.abs(b) - Math.abs(a)))
+        for (const share of [...shares, rest]) expect(Math.abs(share)).toBeLessThanOrEqual(1)
+        const total = shares.reduce((sum, share) => sum + Math.abs(share), Math.abs(rest))
+        expect(total).toBeCloseTo(1, 9)
+        // The shares of one sum: their balance has the sign of the similarity.
+        const balance = shares.reduce((sum, share) => sum + share, rest)
+        if (Math.abs(similarity) > 1e-5) expect(Math.sign(balance)).toBe(Math.sign(similarity))
       }),
     )
   })
@@ -185,12 +184,12 @@ describe("taste at its limits", () => {
   const user = foldAll([event("product_view", "a", "2026-01-01T00:00:00.000Z", f32(1, 0))])
   const recent = remembered(user, [event("product_view", "a", "2026-01-01T00:00:00.000Z", f32(1, 0))])
 
-  test("a catalogue of one product names no direction", () => {
+  test("a catalogue of one product gives no direction", () => {
     expect(Taste.read(user, recent, f32(1, 0), weights, 0)).toBeUndefined()
     expect(Taste.centre(f32(1, 0), f32(1, 0))).toBeUndefined()
   })
 
-  test("without the vectors of the newest events long memory speaks alone", () => {
+  test("without the vectors of the newest events the taste is long memory alone", () => {
     const mean = f32(0, 1)
     const taste = Taste.read(
       user,
@@ -211,14 +210,14 @@ describe("taste at its limits", () => {
     expect([...Taste.longMemory(recency, f32(0, 0.5))!]).toEqual([1, -0.5])
   })
 
-  test("short memory weighs 0.7 at once, 0.5 after a day, 0.3 in the end, and no more for a clock that is behind", () => {
+  test("short memory weighs 0.7 at once, 0.5 after a day, 0.3 in the end, and never more when a clock is behind", () => {
     expect(Taste.shortWeight(0)).toBeCloseTo(0.7, 12)
     expect(Taste.shortWeight(24)).toBeCloseTo(0.5, 12)
     expect(Taste.shortWeight(24_000)).toBeCloseTo(0.3, 12)
     expect(Taste.shortWeight(-1)).toBeCloseTo(0.7, 12)
   })
 
-  test("popularity is the whole weight for the most popular, nothing for the unknown or an empty log", () => {
+  test("popularity is the full weight for the most popular product, and 0 for an unknown one or an empty log", () => {
     expect(Taste.popularityPart(0.2, 9, 9)).toBeCloseTo(0.2, 12)
     expect(Taste.popularityPart(0.2, 0, 9)).toBe(0)
     expect(Taste.popularityPart(0.2, 0, 0)).toBe(0)

@@ -172,12 +172,12 @@ describe("update messages", () => {
     },
     unknown_event_type: {
       "a type that is not configured": [
-        { ...view, event_type: "add_to_cart" },
-        'event_type "add_to_cart" is none of search, product_view, product_click, product_purchase: add it to EVENT_WEIGHTS of every program',
+        { ...view, event_type: "wish" },
+        `event_type "wish" is none of ${defaults.names.join(", ")}: add it to EVENT_WEIGHTS of every program`,
       ],
       "no name of a type": [
         { ...view, event_type: "Like it!" },
-        'event_type "Like it!" is none of search, product_view, product_click, product_purchase: add it to EVENT_WEIGHTS of every program',
+        `event_type "Like it!" is none of ${defaults.names.join(", ")}: add it to EVENT_WEIGHTS of every program`,
       ],
     },
     message_id_mismatch: {
@@ -291,10 +291,10 @@ describe("update messages", () => {
   })
 
   test("of a configured type are accepted", () => {
-    const types = EventTypes.make({ add_to_cart: 0.8 })
+    const types = EventTypes.make({ wish: 0.8 })
     const cart = Interaction.make({
       ...click,
-      event_type: "add_to_cart",
+      event_type: "wish",
       search_phrase: null,
       product_id: "p",
     })

@@ -11,14 +11,13 @@ import {
   fold,
   SpaceMismatch,
   type UserEmbedding,
-  type Weights,
 } from "../../../src/services/model/UserEmbedding.ts"
 import * as Vector from "../../../src/services/model/Vector.ts"
 
 const dimensions = 8
 const start = Date.UTC(2026, 0, 1)
 const dayMillis = 86_400_000
-const weights: Weights = { product_purchase: 1, search: 0.7, product_click: 0.5, product_view: 0.3 }
+const { weights } = defaults
 const cumulative: FoldSettings = { lambda: 0.023, weights, history: "cumulative", space: "test" }
 const recency: FoldSettings = { ...cumulative, history: "recency" }
 
@@ -65,12 +64,9 @@ const arrivals = fc
   )
 const anySettings: fc.Arbitrary<FoldSettings> = fc.record({
   lambda: fc.oneof(fc.constantFrom(0, 0.023), fc.double({ min: 0, max: 10, noNaN: true })),
-  weights: fc.record({
-    product_purchase: fc.double({ min: 1e-3, max: 1e3, noNaN: true }),
-    search: fc.double({ min: 1e-3, max: 1e3, noNaN: true }),
-    product_click: fc.double({ min: 1e-3, max: 1e3, noNaN: true }),
-    product_view: fc.double({ min: 1e-3, max: 1e3, noNaN: true }),
-  }),
+  weights: fc.record(
+    Object.fromEntries(defaults.names.map((name) => [name, fc.double({ min: 1e-3, max: 1e3, noNaN: true })])),
+  ),
   history: fc.constantFrom("cumulative" as const, "recency" as const),
   space: fc.constant("test"),
 })
@@ -252,12 +248,11 @@ describe("cumulative history", () => {
   test("stays exact with other weights and another λ", () => {
     const wide = fc.record({
       lambda: fc.double({ min: 0, max: 1, noNaN: true }),
-      weights: fc.record({
-        product_purchase: fc.double({ min: 0.5, max: 5, noNaN: true }),
-        search: fc.double({ min: 0.5, max: 5, noNaN: true }),
-        product_click: fc.double({ min: 0.5, max: 5, noNaN: true }),
-        product_view: fc.double({ min: 0.5, max: 5, noNaN: true }),
-      }),
+      weights: fc.record(
+        Object.fromEntries(
+          defaults.names.map((name) => [name, fc.double({ min: 0.5, max: 5, noNaN: true })]),
+        ),
+      ),
       history: fc.constant("cumulative" as const),
       space: fc.constant("test"),
     })

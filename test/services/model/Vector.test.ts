@@ -1,4 +1,4 @@
-/** Vector maths against plain float64 arithmetic, and what must never be taken for a vector. */
+/** Vector maths against plain float64 arithmetic, and values that are not accepted as vectors. */
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import * as Vector from "../../../src/services/model/Vector.ts"
@@ -14,12 +14,12 @@ const pair = fc
   )
   .map(([a, b]) => [float32(a ?? []), float32(b ?? [])] as const)
 
-/** Equal up to float64 rounding, at whatever magnitude. */
+/** Equal up to float64 rounding, at any magnitude. */
 const close = (a: number, b: number, magnitude = Math.max(Math.abs(a), Math.abs(b))) =>
   Math.abs(a - b) <= 1e-12 * magnitude
 
 describe("arithmetic", () => {
-  test("norm is the Euclidean length, also of the smallest and the greatest float32", () => {
+  test("norm is the Euclidean length, even of the smallest and the greatest float32", () => {
     fc.assert(fc.property(anyVector, (v) => close(Vector.norm(v), Math.hypot(...v))))
     expect(Vector.norm(float32([2 ** -149]))).toBe(2 ** -149)
     expect(Vector.norm(float32([3.4028234663852886e38, 3.4028234663852886e38]))).toBeCloseTo(4.812e38, -36)
@@ -27,7 +27,7 @@ describe("arithmetic", () => {
     expect(Vector.norm(new Float32Array(0))).toBe(0)
   })
 
-  test("dot is the sum of products and does not care for the order of its arguments", () => {
+  test("dot is the sum of products, in either order of the arguments", () => {
     fc.assert(
       fc.property(pair, ([a, b]) => {
         const products = Array.from(a, (value, i) => value * (b[i] ?? Number.NaN))
@@ -43,7 +43,7 @@ describe("arithmetic", () => {
     )
   })
 
-  test("cosine lies in [-1, 1], is 1 with itself, -1 with the opposite, and 0 with a zero vector", () => {
+  test("cosine is in [-1, 1]: 1 with itself, -1 with the opposite, 0 with a zero vector", () => {
     fc.assert(
       fc.property(pair, ([a, b]) => {
         expect(Math.abs(Vector.cosine(a, b))).toBeLessThanOrEqual(1 + 1e-12)
@@ -93,7 +93,7 @@ describe("normalise", () => {
     }
   })
 
-  test("copies: the given vector is not touched", () => {
+  test("copies, and leaves the given vector unchanged", () => {
     const v = float32([3, 4])
     expect(Vector.normalise(v)).toEqual(float32([0.6, 0.8]))
     expect(v).toEqual(float32([3, 4]))
@@ -101,14 +101,14 @@ describe("normalise", () => {
 })
 
 describe("problem", () => {
-  test("finds nothing wrong with a usable vector, whatever holds it", () => {
+  test("accepts a usable vector in any kind of array", () => {
     for (const v of [float32([0, 1]), new Float64Array([0, 1]), [0, 1]])
       expect(Vector.problem(v, 2)).toBeUndefined()
     expect(Vector.problem([2 ** -149, 0], 2)).toBeUndefined()
     expect(Vector.problem([3.4e38, -3.4e38], 2)).toBeUndefined()
   })
 
-  test("names wrong dimensions, zero vectors and the place of a value that is no float32", () => {
+  test("reports wrong dimensions, zero vectors, and the index of a value that is not a float32", () => {
     const table: ReadonlyArray<readonly [ArrayLike<number>, string]> = [
       [[1, 2], "has 2 dimensions instead of 3"],
       [[1, 2, 3, 4], "has 4 dimensions instead of 3"],
@@ -118,7 +118,7 @@ describe("problem", () => {
       [[0, Number.NaN, 0], "has the value NaN at index 1, which is not a finite float32"],
       [[0, 1, Number.POSITIVE_INFINITY], "has the value Infinity at index 2, which is not a finite float32"],
       [[Number.NEGATIVE_INFINITY, 1, 0], "has the value -Infinity at index 0, which is not a finite float32"],
-      // Finite as doubles, but not as the float32 that is stored.
+      // Finite as a double, but not as the stored float32.
       [[0, 1e39, 0], "has the value 1e+39 at index 1, which is not a finite float32"],
       [[0, -1e300, 0], "has the value -1e+300 at index 1, which is not a finite float32"],
       [[1e-60, 1e-60, 0], "is a zero vector"],
@@ -126,7 +126,7 @@ describe("problem", () => {
     for (const [v, problem] of table) expect(Vector.problem(v, 3)).toBe(problem)
   })
 
-  test("what it accepts becomes unit length once it is stored as float32", () => {
+  test("an accepted vector, stored as float32, can be normalised", () => {
     const anyDouble = fc.oneof(
       fc.double(),
       fc.double({ min: -1e39, max: 1e39 }),
@@ -142,17 +142,17 @@ describe("problem", () => {
 })
 
 describe("bytes", () => {
-  test("are little-endian float32 and come back exactly", () => {
+  test("are little-endian float32 and decode exactly", () => {
     expect(Vector.toBytes(float32([1, -2]))).toEqual(Uint8Array.of(0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0))
     fc.assert(fc.property(anyVector, (v) => expect(Vector.fromBytes(Vector.toBytes(v))).toEqual(v)))
   })
 
-  test("of a part of a buffer are that part alone", () => {
+  test("of a part of a buffer are only that part", () => {
     const whole = float32([1, 2, 3, 4])
     expect(Vector.fromBytes(Vector.toBytes(whole.subarray(1, 3)))).toEqual(float32([2, 3]))
   })
 
-  test("may be unaligned, and are free to be reused afterwards", () => {
+  test("may be unaligned, and may be reused afterwards", () => {
     const room = new Uint8Array(9)
     room.set(Vector.toBytes(float32([1, 2])), 1)
     const v = Vector.fromBytes(room.subarray(1))
@@ -160,7 +160,7 @@ describe("bytes", () => {
     expect(v).toEqual(float32([1, 2]))
   })
 
-  test("of a Buffer are copied too, though its slice is a view", () => {
+  test("of a Buffer are copied too, although its slice is a view", () => {
     const room = Buffer.concat([Buffer.alloc(4), Vector.toBytes(float32([5, 6]))])
     const v = Vector.fromBytes(room.subarray(4))
     room.fill(0xff)

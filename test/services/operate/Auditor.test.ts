@@ -1,4 +1,4 @@
-/** The audit on both stacks: each way in which log and embedding may differ, by name. */
+/** The audit on both stacks: every way in which log and embedding can differ. */
 import { expect } from "bun:test"
 import amqp from "amqplib"
 import { Effect, Layer, Option, Redacted } from "effect"
@@ -43,7 +43,7 @@ const detailed = (user: string) =>
 const ids = (details: ReadonlyArray<Finding>, state: Finding["state"]) =>
   details.flatMap((finding) => (finding.state === state ? [finding.message_id] : [])).toSorted()
 
-/** Into the log alone, as if the process had died right after. */
+/** Writes to the log only, as if the process had died before publishing. */
 const append = (...interactions: ReadonlyArray<Interaction>) =>
   Effect.flatMap(InteractionLog, (log) =>
     log.append(
@@ -63,18 +63,18 @@ const markPublished = (...interactions: ReadonlyArray<Interaction>) =>
       Date.now(),
     ),
   )
-/** Marked as published, and in no queue: what no bug may ever do. */
+/** Marks interactions as published without publishing them, which only a bug could do. */
 const lose = (...interactions: ReadonlyArray<Interaction>) =>
   Effect.zipRight(append(...interactions), markPublished(...interactions))
 
 const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
   layerSuite(name, Layer.provideMerge(auditor, recording(stack)), (it) => {
-    it("nothing is consistent with nothing", () =>
+    it("an empty log and no embeddings are consistent", () =>
       Effect.gen(function* () {
         expect(yield* audit()).toEqual(none)
       }))
 
-    it("waiting in the outbox and waiting in the queue is in flight, applied is consistent", () =>
+    it("interactions in the outbox or in the queue are in flight; applied ones are consistent", () =>
       Effect.gen(function* () {
         yield* append(...searches("outbox", 3))
         expect(yield* audit("outbox")).toEqual({ ...none, users: 1, consistent: 1, in_flight: 3 })
@@ -92,27 +92,27 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         expect(yield* audit()).toEqual({ ...none, users: 2, consistent: 2 })
       }))
 
-    it("ids on the record and in the ledger count alike, and once where they are in both", () =>
+    it("ids on the record and in the overflow count alike, and an id in both counts once", () =>
       Effect.gen(function* () {
-        const many = searches("ledger", 900)
+        const many = searches("overflow", 900)
         for (const part of [many.slice(0, 400), many.slice(400)]) {
           yield* record(...part)
           yield* workedOff
         }
         const users = yield* UserEmbeddings
-        const found = (yield* users.load(["ledger"])).get("ledger")
+        const found = (yield* users.load(["overflow"])).get("overflow")
         expect(found?.archived).toBeGreaterThan(0)
-        expect(yield* audit("ledger")).toEqual({ ...none, users: 1, consistent: 1 })
-        // As a lost compare-and-swap leaves it.
+        expect(yield* audit("overflow")).toEqual({ ...none, users: 1, consistent: 1 })
+        // A lost compare-and-swap leaves ids in the overflow that are still on the record.
         yield* users.saveOverflow([
-          { user_id: "ledger", ids: many.slice(-300).map(({ message_id }) => message_id.slice(0, 32)) },
+          { user_id: "overflow", ids: many.slice(-300).map(({ message_id }) => message_id.slice(0, 32)) },
         ])
-        expect(yield* audit("ledger")).toEqual({ ...none, users: 1, consistent: 1 })
+        expect(yield* audit("overflow")).toEqual({ ...none, users: 1, consistent: 1 })
         expect(yield* audit()).toMatchObject({ missing: 0, extra: 0 })
       }))
 
     it(
-      "what was marked as published and is in no queue is missing, and named",
+      "an interaction marked as published but in no queue is missing, and listed",
       () =>
         Effect.gen(function* () {
           const [lost, ...rest] = searches("lost", 5)
@@ -131,7 +131,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
             },
           ])
           expect(yield* audit("lost")).toEqual({ ...none, users: 1, missing: 1 })
-          // A message of somebody else in the queue may be the one: so many are in flight, and no more.
+          // The audit can't read the queue: a message of another user may be one of the two, so one counts as in flight.
           yield* lose(search("lost", "another", day(9)))
           const queue = yield* InteractionQueue
           yield* queue.publish([message(search("stranger", "tent", day(1)))])
@@ -147,7 +147,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
       60_000,
     )
 
-    it("what is applied and not in the log is extra, and named by the half of its id that is kept", () =>
+    it("an applied interaction that is not in the log is extra, and listed by the stored half of its id", () =>
       Effect.gen(function* () {
         const known = searches("more", 3)
         const unknown = searches("more", 5).slice(3)
@@ -165,7 +165,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         expect(yield* audit("more")).toEqual({ ...none, users: 1, consistent: 1 })
       }))
 
-    it("a count that is not the number of ids is extra", () =>
+    it("an event_count that differs from the number of ids counts as extra", () =>
       Effect.gen(function* () {
         yield* record(...searches("count", 4))
         yield* workedOff
@@ -183,7 +183,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         expect(yield* audit("count")).toEqual({ ...none, users: 1, consistent: 1 })
       }))
 
-    it("products without embedding are skipped, also those that came too late; a replay applies them", () =>
+    it("events of a product without embedding are skipped, even after it gets one; a replay applies them", () =>
       Effect.gen(function* () {
         const clicked = product("skipper", "product_click", "p-none", day(1))
         yield* record(clicked, search("skipper", "tent", day(2)))
@@ -199,7 +199,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         expect(yield* audit("skipper")).toEqual({ ...none, users: 1, consistent: 1 })
       }))
 
-    it("dead letters explain what is not applied", () =>
+    it("a dead letter explains why an interaction is not applied", () =>
       Effect.gen(function* () {
         const dying = searches("dead", 2)
         yield* record(...dying)
@@ -224,7 +224,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         expect(yield* audit("dead")).toEqual({ ...none, users: 1, consistent: 1, dead: 2 })
       }))
 
-    it("an erased user is consistent, also with a row that was recorded before", () =>
+    it("an erased user is consistent, even with a row recorded before the erasure", () =>
       Effect.gen(function* () {
         yield* record(...searches("erased", 3))
         yield* workedOff
@@ -239,7 +239,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
       }))
 
     it(
-      "adds up over all users, and tells how many rows it has read",
+      "adds up over all users, and reports the number of rows read",
       () =>
         Effect.gen(function* () {
           yield* lose(search("aa-lost", "x", day(1)))
@@ -266,15 +266,15 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
 
 suite("the audit on the embedded stack", embedded())
 withServers(["rabbitmq", "mysql", "mongodb"], "the audit on real servers", () => {
-  suite("with nobody else at work", external())
+  suite("without other consumers", external())
 
   const management = process.env.RABBITMQ_MANAGEMENT_URL ?? ""
   layerSuite(
-    "beside somebody who holds messages",
+    "beside a consumer that holds messages",
     Layer.provideMerge(auditor, recording(external({ RABBITMQ_MANAGEMENT_URL: management }))),
     (it) => {
       it(
-        "what another process holds is in flight: the management API tells",
+        "messages held by another process are in flight, according to the management API",
         () =>
           Effect.gen(function* () {
             const dsn = Option.getOrThrow(yield* Settings.RABBITMQ_DSN)
@@ -287,7 +287,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the audit on real servers", () =>
             yield* Effect.promise(() => channel.consume("user_embedding_updates", () => void held++))
             yield* record(...searches("held", 7))
             yield* eventually(Effect.sync(() => (held === 7 ? true : undefined)))
-            // The broker gathers its statistics every few seconds.
+            // The broker updates its statistics every few seconds.
             const { traffic } = yield* InteractionQueue
             yield* eventually(Effect.map(traffic, (now) => (now?.unacked === 7 ? true : undefined)))
             expect(yield* audit("held")).toEqual({ ...none, users: 1, consistent: 1, in_flight: 7 })

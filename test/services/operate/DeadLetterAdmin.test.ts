@@ -1,4 +1,4 @@
-/** `failed …` on both stacks: what is shown, what is meant by a filter, and what happens to it. */
+/** The operations of `failed …` on both stacks. */
 import { expect } from "bun:test"
 import { Effect } from "effect"
 import type { Interaction } from "../../../src/services/model/Interaction.ts"
@@ -20,13 +20,16 @@ import { embedded, external } from "../../support/stacks.ts"
 
 const at = (second: number) => new Date(Date.UTC(2026, 0, 1, 0, 0, second)).toISOString()
 
-/** Lets messages die of an error; their bodies may be anything. */
-const bury = (error: string, ...dying: ReadonlyArray<readonly [Interaction, (Uint8Array | string)?]>) =>
+/** Publishes messages and settles them as dead letters; a body may be any bytes. */
+const addDeadLetters = (
+  error: string,
+  ...dying: ReadonlyArray<readonly [Interaction, (Uint8Array | string)?]>
+) =>
   Effect.scoped(
     Effect.gen(function* () {
       const queue = yield* InteractionQueue
-      const letters = yield* DeadLetters
-      const before = yield* letters.count
+      const deadLetters = yield* DeadLetters
+      const before = yield* deadLetters.count
       yield* queue.publish(
         dying.map(([one, body]) => (body === undefined ? message(one) : message(one, Buffer.from(body)))),
       )
@@ -35,26 +38,26 @@ const bury = (error: string, ...dying: ReadonlyArray<readonly [Interaction, (Uin
         const taken = yield* consumer.take(left)
         left -= taken.length
         yield* consumer.settle(
-          taken.map((delivery) => [delivery, DeadLetter({ error, message: `died of ${error}` })]),
+          taken.map((delivery) => [delivery, DeadLetter({ error, message: `failed with ${error}` })]),
         )
       }
       yield* eventually(
-        Effect.map(letters.count, (found) => (found === before + dying.length ? true : undefined)),
+        Effect.map(deadLetters.count, (found) => (found === before + dying.length ? true : undefined)),
       )
     }),
   )
 
 const clear = Effect.flatMap(DeadLetters, ({ remove }) => remove(() => true))
-const messageIds = (letters: ReadonlyArray<{ readonly message_id: string | null }>) =>
-  letters.map(({ message_id }) => message_id)
+const messageIds = (deadLetters: ReadonlyArray<{ readonly message_id: string | null }>) =>
+  deadLetters.map(({ message_id }) => message_id)
 
 const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
   layerSuite(name, recording(stack), (it) => {
-    it("lists letters in the promised shape, with null for what can't be read", () =>
+    it("lists dead letters with the documented fields, and null for fields that can't be read", () =>
       Effect.gen(function* () {
         const good = search("u-1", "tent", at(1))
-        yield* bury("not_json", [search("u-2", "tent", at(2)), Buffer.from([0xff, 0xfe])])
-        yield* bury("some_error", [good])
+        yield* addDeadLetters("not_json", [search("u-2", "tent", at(2)), Buffer.from([0xff, 0xfe])])
+        yield* addDeadLetters("some_error", [good])
         const [unreadable, readable] = yield* listDeadLetters({})
         expect(Object.keys(readable!)).toEqual([
           "id",
@@ -72,7 +75,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           user_id: "u-1",
           event_type: "search",
           error: "some_error",
-          message: "died of some_error",
+          message: "failed with some_error",
           attempts: 1,
         })
         expect(unreadable).toMatchObject({ user_id: null, event_type: null, error: "not_json" })
@@ -102,10 +105,11 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           product("filter-1", "product_click", "p", at(2)),
           search("filter-2", "tent", at(3)),
         ]
-        yield* bury("first", [a], [b])
-        const between = new Date().toISOString()
-        yield* Effect.sleep("5 millis")
-        yield* bury("second", [c])
+        yield* addDeadLetters("first", [a], [b])
+        const lastFailure = Date.parse((yield* listDeadLetters({})).at(-1)!.last_failed_at!)
+        const between = new Date(lastFailure + 1).toISOString()
+        yield* eventually(Effect.sync(() => (Date.now() > lastFailure ? true : undefined)))
+        yield* addDeadLetters("second", [c])
         const found = (filter: Parameters<typeof listDeadLetters>[0]) =>
           Effect.map(listDeadLetters(filter), messageIds)
         expect(yield* found({})).toEqual([a.message_id, b.message_id, c.message_id])
@@ -120,24 +124,24 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
             count: 2,
             first_failed_at: (yield* listDeadLetters({ error: "first" }))[0]!.first_failed_at,
             last_failed_at: second!.last_failed_at,
-            example: { id: second!.id, message_id: b.message_id, message: "died of first" },
+            example: { id: second!.id, message_id: b.message_id, message: "failed with first" },
           },
           {
             error: "second",
             count: 1,
             first_failed_at: expect.any(String),
             last_failed_at: expect.any(String),
-            example: { id: expect.any(String), message_id: c.message_id, message: "died of second" },
+            example: { id: expect.any(String), message_id: c.message_id, message: "failed with second" },
           },
         ])
         yield* clear
       }))
 
-    it("retries by either id, applies what can be, and marks what dies again", () =>
+    it("retries by either id; a message that fails again becomes a dead letter with a reference to the first", () =>
       Effect.gen(function* () {
         const good = search("retried", "tent", at(1))
         const bad = search("retried", "boat", at(2))
-        yield* bury("outage", [good], [bad, "{}"])
+        yield* addDeadLetters("outage", [good], [bad, "{}"])
         const [first, second] = yield* listDeadLetters({})
         expect(yield* retryDeadLetters({ ids: new Set([first!.id!, bad.message_id]) })).toEqual({
           picked: 2,
@@ -157,29 +161,29 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         yield* clear
       }))
 
-    it("acts on nothing when one of the ids is unknown, and removes no more than was picked", () =>
+    it("changes nothing when one of the ids is unknown, and removes only what was picked", () =>
       Effect.gen(function* () {
         const dying = Array.from({ length: 3 }, (_, index) => search("removed", "tent", at(index)))
-        yield* bury("error", ...dying.map((one) => [one] as const))
+        yield* addDeadLetters("error", ...dying.map((one) => [one] as const))
         const [first] = yield* listDeadLetters({})
         expect(yield* Effect.flip(pickDeadLetters({ ids: new Set([first!.id!, "nobody"]) }))).toEqual(
           new DeadLetterNotFound({ ids: ["nobody"] }),
         )
         const picked = yield* pickDeadLetters({ user: "removed" })
-        yield* bury("error", [search("removed", "later", at(9))])
+        yield* addDeadLetters("error", [search("removed", "later", at(9))])
         expect(yield* removeDeadLetters(picked)).toBe(3)
         expect((yield* listDeadLetters({})).length).toBe(1)
         yield* clear
       }))
 
     it(
-      "10,000 letters are listed, retried and removed in seconds",
+      "10,000 dead letters are listed, retried and removed within seconds",
       () =>
         Effect.gen(function* () {
           const dying = Array.from({ length: 10_000 }, (_, index) =>
             search(`many-${index}`, "tent", at(index)),
           )
-          yield* bury("error", ...dying.map((one) => [one] as const))
+          yield* addDeadLetters("error", ...dying.map((one) => [one] as const))
           const started = performance.now()
           expect((yield* groupDeadLetters({}))[0]?.count).toBe(10_000)
           expect((yield* listDeadLetters({ user: "many-5" })).length).toBe(1)

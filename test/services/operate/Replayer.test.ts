@@ -1,4 +1,4 @@
-/** Replay and rebuild on both stacks: nothing is applied twice, and the same interactions give the same vector. */
+/** Replay and rebuild on both stacks: no interaction is applied twice, and the same interactions give the same vector. */
 import { expect } from "bun:test"
 import { Chunk, Effect, Fiber, Layer, Stream } from "effect"
 import { EmbeddingConfig } from "../../../src/services/EmbeddingConfig.ts"
@@ -54,7 +54,7 @@ const rebuild = (user: string, allowMissing = false) =>
   Effect.flatMap(Rebuilder, ({ rebuild }) => rebuild({ user, allowMissing }))
 const replay = (...args: Parameters<Replayer["Type"]["replay"]>) =>
   Effect.flatMap(Replayer, ({ replay }) => replay(...args))
-/** In parts, so that ids move to the ledger. */
+/** In parts, so that ids move to the overflow. */
 const apply = (interactions: ReadonlyArray<Interaction>, atOnce = 300) =>
   Effect.gen(function* () {
     for (let i = 0; i < interactions.length; i += atOnce) {
@@ -68,7 +68,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
     name,
     Layer.mergeAll(auditor, replayer, rebuilder).pipe(Layer.provideMerge(recording(stack))),
     (it) => {
-      it("a replay of what is applied changes nothing, also of the first of many", () =>
+      it("a replay of applied interactions changes nothing, even of the oldest of many", () =>
         Effect.gen(function* () {
           yield* apply(searches("replayed", 900))
           const before = yield* recordOf("replayed")
@@ -98,7 +98,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           yield* workedOff
         }))
 
-      it("a replay publishes what still waits in the outbox and marks it, and applies what was skipped", () =>
+      it("a replay publishes rows that wait in the outbox and marks them, and applies skipped events", () =>
         Effect.gen(function* () {
           const log = yield* InteractionLog
           const viewed = product("waiting", "product_view", "p-waiting", at(1))
@@ -122,9 +122,9 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           expect((yield* embeddingOf("waiting"))?.event_count).toBe(1)
         }))
 
-      it("a rebuild gives the same vector, keeps what is known as applied, and counts a version more", () =>
+      it("a rebuild gives the same vector, keeps the applied ids, and increases the version by one", () =>
         Effect.gen(function* () {
-          // Out of order and in parts.
+          // Applied out of order and in parts.
           const many = searches("rebuilt", 700).toSorted((a, b) => (a.message_id < b.message_id ? -1 : 1))
           yield* apply(many)
           const before = yield* recordOf("rebuilt")
@@ -145,7 +145,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           yield* consistent("rebuilt")
         }))
 
-      it("a rebuild takes in exactly what is applied: what waits arrives by its message", () =>
+      it("a rebuild counts exactly the applied interactions; the others arrive as messages", () =>
         Effect.gen(function* () {
           const [first, second, third] = searches("partly", 3)
           yield* apply([first!])
@@ -188,7 +188,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           expect(embedding!.mass).toBeCloseTo(right.embedding!.mass, 4)
         }))
 
-      it("in recency history a rebuild folds in order, whatever order the interactions arrived in", () =>
+      it("in recency history a rebuild folds in the order of occurrence, not of arrival", () =>
         Effect.gen(function* () {
           const events = searches("recent", 10)
           yield* apply(events.toReversed(), 1)
@@ -218,7 +218,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           expect(greatestDifference(embedding!.embedding, expected.embedding)).toBeLessThan(1e-4)
         }))
 
-      it("stops at a vector that is gone and names it; goes on without when told, until it is back", () =>
+      it("refuses when a vector is gone, and names it; with allowMissing it rebuilds without, until the vector is back", () =>
         Effect.gen(function* () {
           yield* storeProduct("p-gone", "a garden hose")
           const bought = product("gone", "product_purchase", "p-gone", at(2))
@@ -255,7 +255,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           expect(greatestDifference(embedding!.embedding, before.embedding!.embedding)).toBeLessThan(1e-4)
         }))
 
-      it("does not forget what the log has lost, unless told", () =>
+      it("refuses when the log has lost interactions, unless allowMissing is set", () =>
         Effect.gen(function* () {
           const events = searches("pruned", 4)
           yield* apply(events)
@@ -263,21 +263,21 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           yield* queue.publish([message(search("pruned", "never logged", at(9)))])
           yield* workedOff
           const stopped = yield* rebuild("pruned")
-          expect(stopped.failures[0]?.reason).toContain("1 applied interactions are not in the log")
+          expect(stopped.failures[0]?.reason).toContain("1 applied interactions are no longer in the log")
           expect((yield* embeddingOf("pruned"))?.event_count).toBe(5)
           expect(yield* rebuild("pruned", true)).toMatchObject({ rebuilt: 1 })
           expect((yield* embeddingOf("pruned"))?.event_count).toBe(4)
           expect(yield* (yield* Auditor).audit({ user: "pruned" })).toMatchObject({ missing: 0, extra: 1 })
         }))
 
-      it("says so when there is nothing to rebuild", () =>
+      it("reports a user without embedding", () =>
         Effect.gen(function* () {
           const { failures } = yield* rebuild("nobody")
           expect(failures).toEqual([{ user_id: "nobody", reason: "user nobody: has no embedding" }])
         }))
 
       it(
-        "rebuilding again and again beside workers loses nothing and doubles nothing",
+        "repeated rebuilds beside workers lose nothing and count nothing twice",
         () =>
           Effect.gen(function* () {
             const many = Array.from({ length: 5 }, (_, user) => searches(`busy-${user}`, 200)).flat()
@@ -285,7 +285,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
             yield* workedOff
             const users = [...new Set(many.map(({ user_id }) => user_id))]
             const rebuilding = yield* Effect.forEach(users, (user) => rebuild(user)).pipe(
-              Effect.zipRight(Effect.sleep("2 millis")),
+              Effect.zipRight(Effect.promise(() => new Promise(setImmediate))),
               Effect.forever,
               Effect.fork,
             )

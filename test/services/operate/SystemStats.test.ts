@@ -1,10 +1,15 @@
-/** The system in figures, on both stacks. */
+/** The figures of the system, on both stacks. */
 import { expect, test } from "bun:test"
 import { Duration, Effect, Fiber, Layer, Schedule } from "effect"
 import { target } from "../../../src/layers/rabbitmq/RabbitManagement.ts"
 import * as Worker from "../../../src/programs/Worker.ts"
+import type { Interaction } from "../../../src/services/model/Interaction.ts"
 import * as SystemStats from "../../../src/services/operate/SystemStats.ts"
-import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
+import {
+  type Appended,
+  InteractionLog,
+  type InteractionLogError,
+} from "../../../src/services/ports/InteractionLog.ts"
 import {
   DeadLetter,
   InteractionQueue,
@@ -12,6 +17,7 @@ import {
   Retry,
 } from "../../../src/services/ports/InteractionQueue.ts"
 import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
+import { InteractionRecorder } from "../../../src/services/record/InteractionRecorder.ts"
 import { takeAll } from "../../contracts/InteractionQueueContract.ts"
 import { layerSuite } from "../../support/effect.ts"
 import { drained, eventually, record, recording, search } from "../../support/pipeline.ts"
@@ -22,12 +28,12 @@ const searches = (user: string, from: number, count: number) =>
   Array.from({ length: count }, (_, index) =>
     search(user, "red wine", new Date(1_770_000_000_000 + from + index).toISOString()),
   )
-const rungs = { "5000": 0, "10000": 0, "20000": 0, "40000": 0, "60000": 0 }
-const nothing = {
+const emptyRetryQueues = { "5000": 0, "10000": 0, "20000": 0, "40000": 0, "60000": 0 }
+const emptySystem = {
   queues: {
     user_embedding_updates: { ready: 0, unacked: 0, consumers: 0 },
     isolated: 0,
-    retry: rungs,
+    retry: emptyRetryQueues,
     failed: 0,
   },
   rates: { publish: 0, deliver: 0, ack: 0 },
@@ -37,36 +43,47 @@ const nothing = {
   unavailable: [],
 }
 
+/** Records interactions with a time of recording in the past. */
+const recordSecondsAgo = (seconds: number, ...interactions: ReadonlyArray<Interaction>) =>
+  Effect.flatMap(InteractionRecorder, (recorder) =>
+    Effect.async<ReadonlyArray<Appended>, InteractionLogError>((resume) =>
+      recorder.submit(
+        interactions.map((interaction) => ({ interaction, idempotencyKey: null, occurredAtGiven: true })),
+        { trace: null, recordedAt: Date.now() - seconds * 1_000 },
+        resume,
+      ),
+    ),
+  )
+
 const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
   layerSuite(name, recording(stack), (it) => {
     it(
-      "has all figures of an empty system",
+      "an empty system has all figures",
       () =>
         Effect.gen(function* () {
-          // The management API hears of a new queue a moment later.
+          // The management API learns of a new queue a moment later.
           const stats = yield* eventually(
             Effect.map(SystemStats.look, (stats) => (stats.rates === null ? undefined : stats)),
           )
-          expect(stats).toEqual(nothing)
+          expect(stats).toEqual(emptySystem)
         }),
       30_000,
     )
 
     it(
-      "measures how long events waited for their embedding, and sees traffic",
+      "the time from event to embedding and the rates are measured",
       () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings
           const waiting = Array.from({ length: 20 }, (_, index) => `waited-${index}`)
-          yield* record(...waiting.flatMap((user) => searches(user, 0, 2)))
-          yield* Effect.sleep("1 second")
+          yield* recordSecondsAgo(1, ...waiting.flatMap((user) => searches(user, 0, 2)))
           yield* Layer.build(Layer.fresh(Worker.layer))
           yield* eventually(Effect.map(users.count, (count) => (count === 20 ? true : undefined)))
           const waited = yield* SystemStats.eventToEmbedding
           expect(waited!.p50).toBeGreaterThanOrEqual(1)
           expect(waited!.p99).toBeLessThan(15)
 
-          // What was not written by an event among the newest of the log is not measured.
+          // A write whose last event is not among the newest rows of the log is not measured.
           const { embedding, ...facts } = (yield* users.load(["waited-0"])).get("waited-0")!
           const changed = {
             ...facts,
@@ -96,7 +113,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
     )
 
     it(
-      "tells where messages are: waiting, held, on a rung, failed",
+      "messages are counted where they are: ready, unacknowledged, waiting for a retry, failed",
       () =>
         Effect.gen(function* () {
           const queue = yield* InteractionQueue
@@ -133,7 +150,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
       30_000,
     )
 
-    it("says what it could not find out, and tells the rest", () =>
+    it("a part that is not available is named, and the other parts are shown", () =>
       Effect.gen(function* () {
         const queue = yield* InteractionQueue
         const away = new InteractionQueueError({
@@ -154,12 +171,12 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
       }))
   })
 
-suite("stats on the embedded stack", embedded())
-withServers(["rabbitmq", "mysql", "mongodb"], "stats on real servers", () =>
+suite("statistics on the embedded stack", embedded())
+withServers(["rabbitmq", "mysql", "mongodb"], "statistics on real servers", () =>
   suite("with the management API", external()),
 )
 
-test("a percentile is the nearest rank; what never came counts", () => {
+test("a percentile is the nearest rank; events without embedding count", () => {
   const hundred = Array.from({ length: 100 }, (_, index) => 100 - index)
   expect(SystemStats.percentiles(hundred)).toEqual({ p50: 50, p95: 95, p99: 99 })
   expect(SystemStats.percentiles([0.12345])).toEqual({ p50: 0.123, p95: 0.123, p99: 0.123 })
@@ -171,7 +188,7 @@ test("a percentile is the nearest rank; what never came counts", () => {
   expect(SystemStats.percentiles([])).toEqual({ p50: null, p95: null, p99: null })
 })
 
-test("the management API is asked on the broker's host as the broker's user, unless told otherwise", () => {
+test("the management API has the host and the user of RABBITMQ_DSN, unless its own URL is set", () => {
   const basic = (user: string) => `Basic ${btoa(user)}`
   expect(target("amqp://shop:p%40ss@rabbit:5672", undefined)).toEqual({
     url: "http://rabbit:15672/api/queues/%2F/user_embedding_updates",

@@ -1,4 +1,4 @@
-/** The catalogue in memory over a store of its own, with a clock that is set. */
+/** The catalogue in memory, over a store in memory, with a test clock. */
 import { expect } from "bun:test"
 import {
   Duration,
@@ -29,7 +29,7 @@ const space = "test"
 
 type Stored = ProductEmbedding & { readonly updated_at: number }
 
-/** A store in memory that counts how often all of it is read. */
+/** A store in memory that counts how often all products are read. */
 const world = () => {
   const state = { stored: new Map<string, Stored>(), sweeps: 0, down: false, hasIndex: false }
   const all = () => [...state.stored.values()].toSorted((a, b) => (a.product_id < b.product_id ? -1 : 1))
@@ -55,7 +55,7 @@ const world = () => {
     nearest: () => Effect.succeed([]),
     knownSince: () => Effect.succeed(new Map()),
     count: Effect.sync(() => state.stored.size),
-    elsewhere: () => Effect.succeed(0),
+    countInOtherSpaces: () => Effect.succeed(0),
     indexed: (_, { category, limit }) =>
       Effect.suspend(() =>
         state.hasIndex
@@ -107,7 +107,7 @@ const some = (count: number, seed = 1) =>
   fc.sample(values, { numRuns: count, seed }).map((v, id) => product(id, v))
 
 const unit = (v: ReadonlyArray<number>) => v.map((x) => x / Math.hypot(...v))
-/** The same by plain arithmetic. */
+/** The expected result by plain arithmetic. */
 const expected = (catalogue: ReadonlyArray<ProductEmbedding>, direction: Float32Array) => {
   const units = catalogue.map(({ embedding }) => unit([...embedding]))
   const mean = units.reduce(
@@ -139,79 +139,76 @@ const agrees = (
   for (const [i, { similarity }] of found.entries()) expect(similarity).toBeCloseTo(wanted[i]!.similarity, 5)
 }
 
-effectTest("a search sees every product, whatever was put, moved to another space or removed before", () => {
-  const { layer, put, state } = world()
-  return Effect.gen(function* () {
-    const first = some(300)
-    yield* Effect.forEach(first, put)
-    agrees(yield* compared, first)
-
-    yield* TestClock.adjust("2 seconds")
-    const replaced = some(10, 2)
-    yield* Effect.forEach(replaced, put)
-    yield* put({ ...first[20]!, space: "another" })
-    yield* put(product(500, [1, 0, 0, 0, 0, 0, 0, 1]))
-    yield* TestClock.adjust("2 seconds")
-    const now = [...state.stored.values()].filter((p) => p.space === space)
-    expect(now).toHaveLength(300)
-    agrees(yield* compared, now)
-
-    for (const id of ["p-000", "p-001", "p-299"]) state.stored.delete(id)
-    yield* TestClock.adjust("11 minutes")
-    agrees(
-      yield* compared,
-      [...state.stored.values()].filter((p) => p.space === space),
-    )
-    expect(state.sweeps).toBe(2)
-    // A place that was left is taken again. One product of so many moves the mean a minute later.
-    yield* put(product(501, [0, 1, 0, 0, 0, 0, 1, 1]))
-    yield* TestClock.adjust("2 seconds")
-    expect((yield* compared).map(({ product_id }) => product_id)).toContain("p-501")
-    yield* TestClock.adjust("2 minutes")
-    agrees(
-      yield* compared,
-      [...state.stored.values()].filter((p) => p.space === space),
-    )
-  }).pipe(Effect.provide(layer(1_000)))
-})
-
 effectTest(
-  "of equals the one with the smaller id comes first, and no product is left out by the limit",
-  () => {
-    const { layer, put } = world()
-    return Effect.gen(function* () {
-      const twins = [3, 1, 2].map((id) => product(id, [1, 0, 0, 0, 0, 0, 0, 0]))
-      yield* Effect.forEach([...twins, product(9, [0, 1, 0, 0, 0, 0, 0, 0])], put)
-      const catalogue = yield* Catalogue
-      const asked = Float32Array.from([1, 0, 0, 0, 0, 0, 0, 0])
-      const found = yield* catalogue.search(asked, { limit: 2 })
-      expect(found.map(({ product_id }) => product_id)).toEqual(["p-001", "p-002"])
-      const bonus = { most: 2, of: (id: string) => (id === "p-009" ? 2 : 0) }
-      const [best] = yield* catalogue.search(asked, { limit: 1, bonus })
-      expect(best).toMatchObject({ product_id: "p-009", bonus: 2 })
-      expect(best!.score).toBe(best!.similarity + 2)
-    }).pipe(Effect.provide(layer(1_000)))
-  },
-)
-
-effectTest(
-  "what is there is answered from while the store is down, and nothing before it was ever read",
+  "a search sees every product, after products were stored, moved to another space or removed",
   () => {
     const { layer, put, state } = world()
     return Effect.gen(function* () {
-      yield* Effect.forEach(some(5), put)
-      state.down = true
-      expect(Either.isLeft(yield* Effect.either(compared))).toBe(true)
-      state.down = false
-      expect(yield* compared).toHaveLength(5)
-      state.down = true
-      yield* TestClock.adjust("1 hour")
-      expect(yield* compared).toHaveLength(5)
+      const first = some(300)
+      yield* Effect.forEach(first, put)
+      agrees(yield* compared, first)
+
+      yield* TestClock.adjust("2 seconds")
+      const replaced = some(10, 2)
+      yield* Effect.forEach(replaced, put)
+      yield* put({ ...first[20]!, space: "another" })
+      yield* put(product(500, [1, 0, 0, 0, 0, 0, 0, 1]))
+      yield* TestClock.adjust("2 seconds")
+      const now = [...state.stored.values()].filter((p) => p.space === space)
+      expect(now).toHaveLength(300)
+      agrees(yield* compared, now)
+
+      for (const id of ["p-000", "p-001", "p-299"]) state.stored.delete(id)
+      yield* TestClock.adjust("11 minutes")
+      agrees(
+        yield* compared,
+        [...state.stored.values()].filter((p) => p.space === space),
+      )
+      expect(state.sweeps).toBe(2)
+      // A new product reuses the row of a removed one. A single change moves the mean only a minute later.
+      yield* put(product(501, [0, 1, 0, 0, 0, 0, 1, 1]))
+      yield* TestClock.adjust("2 seconds")
+      expect((yield* compared).map(({ product_id }) => product_id)).toContain("p-501")
+      yield* TestClock.adjust("2 minutes")
+      agrees(
+        yield* compared,
+        [...state.stored.values()].filter((p) => p.space === space),
+      )
     }).pipe(Effect.provide(layer(1_000)))
   },
 )
 
-effectTest("too many products are an error by name, unless the store has an index to ask", () => {
+effectTest("among equal scores the smaller id comes first, also at the limit", () => {
+  const { layer, put } = world()
+  return Effect.gen(function* () {
+    const twins = [3, 1, 2].map((id) => product(id, [1, 0, 0, 0, 0, 0, 0, 0]))
+    yield* Effect.forEach([...twins, product(9, [0, 1, 0, 0, 0, 0, 0, 0])], put)
+    const catalogue = yield* Catalogue
+    const asked = Float32Array.from([1, 0, 0, 0, 0, 0, 0, 0])
+    const found = yield* catalogue.search(asked, { limit: 2 })
+    expect(found.map(({ product_id }) => product_id)).toEqual(["p-001", "p-002"])
+    const bonus = { most: 2, of: (id: string) => (id === "p-009" ? 2 : 0) }
+    const [best] = yield* catalogue.search(asked, { limit: 1, bonus })
+    expect(best).toMatchObject({ product_id: "p-009", bonus: 2 })
+    expect(best!.score).toBe(best!.similarity + 2)
+  }).pipe(Effect.provide(layer(1_000)))
+})
+
+effectTest("answers from memory while the store is down, but fails before the first load", () => {
+  const { layer, put, state } = world()
+  return Effect.gen(function* () {
+    yield* Effect.forEach(some(5), put)
+    state.down = true
+    expect(Either.isLeft(yield* Effect.either(compared))).toBe(true)
+    state.down = false
+    expect(yield* compared).toHaveLength(5)
+    state.down = true
+    yield* TestClock.adjust("1 hour")
+    expect(yield* compared).toHaveLength(5)
+  }).pipe(Effect.provide(layer(1_000)))
+})
+
+effectTest("too many products are an error, unless the store has a vector index", () => {
   const { layer, put, state } = world()
   return Effect.gen(function* () {
     const catalogue = yield* Catalogue
@@ -221,7 +218,7 @@ effectTest("too many products are an error by name, unless the store has an inde
     const refused = yield* Effect.flip(compared)
     expect(refused).toBeInstanceOf(CatalogueTooLarge)
     expect(refused.message).toBe(
-      "there are more than 50 products, too many to be compared in memory, and there is no index",
+      "there are more than 50 products, too many to compare in memory, and there is no index",
     )
     state.hasIndex = true
     const without = new Set(["p-000", "p-002"])
@@ -239,7 +236,7 @@ effectTest("too many products are an error by name, unless the store has an inde
     expect(Math.hypot(...(yield* catalogue.centred("p-003"))!)).toBeCloseTo(1, 6)
     expect(yield* catalogue.centred("nowhere")).toBeUndefined()
 
-    // Back under the limit it is held again.
+    // Below the limit again, the catalogue returns to memory.
     for (const { product_id } of many.slice(40)) state.stored.delete(product_id)
     state.hasIndex = false
     yield* TestClock.adjust("11 minutes")
@@ -266,7 +263,7 @@ effectTest("vectors that can't be used are left out", () => {
   }).pipe(Effect.provide(layer(1_000)))
 })
 
-effectTest("searches side by side get the answers they would get alone, in the order they were asked", () => {
+effectTest("concurrent searches get the same results as alone, in the order of their requests", () => {
   const { layer, put } = world()
   return Effect.gen(function* () {
     const catalogue = yield* Catalogue
@@ -300,7 +297,7 @@ effectTest("searches side by side get the answers they would get alone, in the o
     expect(yield* Fiber.join(asked)).toEqual(alone)
     expect((yield* Fiber.await(broken))._tag).toBe("Failure")
     expect(order).toHaveLength(30)
-    // Eight go over the rows together; nobody is overtaken by more than that.
+    // Eight searches run together, so a search can overtake no more than the others of its pass and the next.
     expect(order.every((index, place) => Math.abs(index - place) < 16)).toBe(true)
   }).pipe(Effect.provide(layer(1_000)))
 })

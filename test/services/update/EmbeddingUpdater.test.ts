@@ -1,4 +1,4 @@
-/** The updater over stores in memory that can be told to fail, lose and race. */
+/** The updater over stores in memory, whose failures, lost writes and races the test controls. */
 import { describe, expect, test } from "bun:test"
 import { ConfigProvider, Duration, Effect, Either, Layer, Stream } from "effect"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
@@ -7,6 +7,7 @@ import * as Interaction from "../../../src/services/model/Interaction.ts"
 import * as UpdateMessage from "../../../src/services/model/UpdateMessage.ts"
 import type { Delivery } from "../../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../../../src/services/ports/PhraseEmbedder.ts"
+import { ProductMissing } from "../../../src/services/ports/ProductEmbeddings.ts"
 import {
   UserEmbeddings,
   UserEmbeddingsError,
@@ -14,12 +15,8 @@ import {
   type Write,
 } from "../../../src/services/ports/UserEmbeddings.ts"
 import * as EmbeddingUpdater from "../../../src/services/update/EmbeddingUpdater.ts"
-import {
-  type EventVectorError,
-  EventVectors,
-  ProductMissing,
-} from "../../../src/services/update/EventVectors.ts"
-import { delivery } from "../../support/delivery.ts"
+import { type EventVectorError, EventVectors } from "../../../src/services/update/EventVectors.ts"
+import { decoded, delivery } from "../../support/delivery.ts"
 
 const dimensions = 4
 const axis = (i: number) =>
@@ -37,17 +34,18 @@ const search = (user_id: string, search_phrase: string, second = 0) =>
 const of = (interaction: Interaction.Interaction, more: Partial<Delivery> = {}) =>
   delivery(UpdateMessage.encodeMessage(interaction), more)
 
-/** A store in memory; `before` runs ahead of every save and may change what is stored. */
+/** A store in memory. `before` runs before each save and may change the records, as another worker would. */
 const store = () => {
   const records = new Map<string, UserRecord>()
-  const ledger = new Set<string>()
+  const overflow = new Set<string>()
   const state = {
     records,
-    ledger,
+    overflow,
     saves: 0,
-    /** Users read, call by call. */
+    /** The users of each load. */
     reads: [] as Array<ReadonlyArray<string>>,
-    confirmations: 0,
+    /** Waits for durability. */
+    waits: 0,
     before: (_writes: ReadonlyArray<Write>): void => {},
     failure: undefined as UserEmbeddingsError | undefined,
   }
@@ -73,20 +71,20 @@ const store = () => {
       }),
     saveOverflow: (entries) =>
       guard(() => {
-        for (const { ids, user_id } of entries) for (const id of ids) ledger.add(key(user_id, id))
+        for (const { ids, user_id } of entries) for (const id of ids) overflow.add(key(user_id, id))
       }),
-    archived: (entries) =>
+    findInOverflow: (entries) =>
       guard(
         () =>
           new Map(
             entries.map(({ ids, user_id }) => [
               user_id,
-              new Set(ids.filter((id) => ledger.has(key(user_id, id)))),
+              new Set(ids.filter((id) => overflow.has(key(user_id, id)))),
             ]),
           ),
       ),
     awaitDurable: guard(() => {
-      state.confirmations += 1
+      state.waits += 1
     }),
     erase: () => Effect.succeed(false),
     count: Effect.succeed(0),
@@ -99,7 +97,7 @@ const store = () => {
   return { state, layer }
 }
 
-/** Phrases `fail:…` fail with what the table says; the others lie on the axis of their length. */
+/** Phrases `fail:…` fail with the error of this table. The vector of another phrase is the axis of its length. */
 const failures: Record<string, EventVectorError> = {
   "fail:missing": new ProductMissing({ product_id: "p", space: "test" }),
   "fail:429": new PhraseEmbedderError({
@@ -136,12 +134,12 @@ const config = EmbeddingConfig.layer({ dimensions }).pipe(
   Layer.provide(Layer.setConfigProvider(ConfigProvider.fromMap(new Map()))),
 )
 type Batch = ReadonlyArray<Delivery>
-/** Batches one after the other through one worker; a function is called when it is the batch's turn. */
+/** Updates batches, one after the other, with one updater. A function is called just before its batch. */
 const run = (layer: Layer.Layer<UserEmbeddings>, ...batches: ReadonlyArray<Batch | (() => Batch)>) =>
   Effect.gen(function* () {
     const updater = yield* EmbeddingUpdater.EmbeddingUpdater
     return yield* Effect.forEach(batches, (batch) =>
-      updater.update(typeof batch === "function" ? batch() : batch),
+      updater.update((typeof batch === "function" ? batch() : batch).map(decoded)),
     )
   }).pipe(
     Effect.provide(EmbeddingUpdater.layer.pipe(Layer.provide([layer, vectors, config]))),
@@ -151,7 +149,7 @@ const tags = (outcomes: ReadonlyArray<EmbeddingUpdater.Outcome>) =>
   outcomes.map((outcome) => (outcome._tag === "Outage" ? "Outage" : outcome.settlement._tag))
 
 describe("exactly once", () => {
-  test("copies in one batch, in later batches and after 1,000 other events change nothing", async () => {
+  test("copies in the same batch, in a later batch and after 1,000 other events change nothing", async () => {
     const { layer, state } = store()
     const first = search("u", "a")
     const others = Array.from({ length: 1_000 }, (_, i) => search("u", "b".repeat((i % 7) + 1), i + 1))
@@ -168,23 +166,23 @@ describe("exactly once", () => {
     expect(record.version).toBe(1_001)
     expect(AppliedIds.count(record.applied)).toBeLessThanOrEqual(AppliedIds.keptIds + 64)
     expect(record.archived + AppliedIds.count(record.applied)).toBe(1_001)
-    expect(state.ledger.size).toBe(record.archived)
+    expect(state.overflow.size).toBe(record.archived)
   })
 
-  test("a user id that names a part of every object is a user like any other", async () => {
+  test("a user id may be the name of a property that every object has", async () => {
     const { layer, state } = store()
     await run(layer, [of(search("__proto__", "a")), of(search("constructor", "bb", 1))])
     expect([...state.records.keys()].toSorted()).toEqual(["__proto__", "constructor"])
   })
 
-  test("a duplicate is acknowledged only after the store confirmed that its write is durable", async () => {
+  test("a duplicate is acknowledged only after the earlier write is durable", async () => {
     const { layer, state } = store()
     await run(layer, [of(search("u", "a"))], [of(search("u", "a"))])
     expect(state.saves).toBe(1)
-    expect(state.confirmations).toBe(1)
+    expect(state.waits).toBe(1)
   })
 
-  test("a duplicate beside a write that fails is not acknowledged either", async () => {
+  test("a duplicate is not acknowledged if a write of the same batch fails", async () => {
     const { layer } = store()
     await run(layer, [of(search("u", "a"))])
     const failing = Layer.effect(
@@ -201,7 +199,7 @@ describe("exactly once", () => {
     expect(tags(answer!)).toEqual(["Outage", "Outage"])
   })
 
-  test("of two copies, one from before the erasure, the one posted anew counts", async () => {
+  test("of two copies, one recorded before an erasure and one after it, the latter counts", async () => {
     const { layer, state } = store()
     const erased_at = Date.UTC(2026, 1, 11)
     state.records.set("u", {
@@ -221,7 +219,7 @@ describe("exactly once", () => {
     expect(state.records.get("u")?.embedding?.event_count).toBe(1)
   })
 
-  test("a lost compare-and-swap is read again and folded on top of the winner", async () => {
+  test("after a lost compare-and-swap the events are folded into the record of the winner", async () => {
     const { layer, state } = store()
     let losses = 5
     state.before = ([write]) => {
@@ -234,13 +232,13 @@ describe("exactly once", () => {
     expect(state.records.get("u")?.embedding?.event_count).toBe(2)
   })
 
-  test("what it has written itself is not read again, until another worker turns out to write the same users", async () => {
+  test("records that the updater wrote are not read again, until another worker writes the same users", async () => {
     const { layer, state } = store()
     const batch = (second: number) => [of(search("u", "a", second)), of(search("v", "aa", second))]
     state.before = (writes) => {
       const u = state.records.get("u")
       if (state.saves !== 2 || u === undefined) return
-      // Another worker is faster, with an event that comes here again.
+      // Another worker writes first, and applies an event that this worker also gets.
       state.before = () => {}
       const { kept } = AppliedIds.append(u.applied, [search("u", "a", 2).message_id])
       const embedding = { ...u.embedding!, event_count: u.embedding!.event_count + 1 }
@@ -249,7 +247,7 @@ describe("exactly once", () => {
     }
     const outcomes = await run(layer, batch(0), batch(1), batch(2), batch(3))
     expect(outcomes.flatMap(tags)).toEqual(Array.from({ length: 8 }, () => "Ack"))
-    // Not in the second batch and in the third; then what was lost, and after it everybody.
+    // The second and third batch read nothing. After the lost write its user is read, and in the next batch both.
     expect(state.reads).toEqual([["u", "v"], ["u"], ["u", "v"]])
     for (const user of ["u", "v"]) {
       expect(state.records.get(user)?.embedding?.event_count).toBe(4)
@@ -257,7 +255,7 @@ describe("exactly once", () => {
     }
   })
 
-  test("what is posted anew after an erasure counts, also for the worker that wrote the embedding before it", async () => {
+  test("an interaction posted again after an erasure counts, also if the updater has the old record in its cache", async () => {
     const { layer, state } = store()
     const same = search("u", "a")
     const erasing = () => {
@@ -271,7 +269,7 @@ describe("exactly once", () => {
     expect(state.records.get("u")).toMatchObject({ erased_at: 10, embedding: { event_count: 1 } })
   })
 
-  test("endless conflicts end on the ladder, not in a loop", async () => {
+  test("endless conflicts send the message to a retry queue", async () => {
     const { layer, state } = store()
     state.before = () => {
       const stored = state.records.get("u")
@@ -284,7 +282,7 @@ describe("exactly once", () => {
     ])
   })
 
-  test("what was recorded before the erasure does not count, what comes after does", async () => {
+  test("interactions recorded before an erasure do not count, later ones do", async () => {
     const { layer, state } = store()
     const erased_at = Date.UTC(2026, 1, 10, 0, 0, 5)
     state.records.set("u", {
@@ -303,7 +301,7 @@ describe("exactly once", () => {
   })
 })
 
-describe("what a failure means", () => {
+describe("a failure", () => {
   const table: ReadonlyArray<readonly [string, number, unknown]> = [
     ["fail:missing", 0, { _tag: "Settle", settlement: { _tag: "Ack" } }],
     ["fail:429", 0, { _tag: "Settle", settlement: { _tag: "Retry", delayMillis: 40_000 } }],
@@ -322,7 +320,7 @@ describe("what a failure means", () => {
     ["fail:zero", 0, { _tag: "Settle", settlement: { _tag: "DeadLetter" } }],
   ]
   for (const [phrase, retryCount, expected] of table)
-    test(`${phrase} at its ${retryCount + 1}. attempt, and a good message beside it counts`, async () => {
+    test(`of a message (${phrase}, attempt ${retryCount + 1}) does not affect another message of the batch`, async () => {
       const { layer, state } = store()
       const [answer] = await run(layer, [of(search("bad", phrase), { retryCount }), of(search("good", "a"))])
       expect(answer?.[0]).toMatchObject(expected as object)
@@ -331,14 +329,14 @@ describe("what a failure means", () => {
     })
 
   for (const reason of ["unavailable", "timeout", "rejected"] as const)
-    test(`a store that is ${reason} ${reason === "rejected" ? "is tried again" : "is an outage"}`, async () => {
+    test(`of the store with "${reason}" is ${reason === "rejected" ? "retried" : "an outage"}`, async () => {
       const { layer, state } = store()
       state.failure = new UserEmbeddingsError({ reason, operation: "load", cause: new Error("no") })
       const [answer] = await run(layer, [of(search("u", "a"))])
       expect(tags(answer!)).toEqual([reason === "rejected" ? "Retry" : "Outage"])
     })
 
-  test("an embedding of another space is a dead letter that says rebuild", async () => {
+  test("because of an embedding in another space makes a dead letter whose text says rebuild", async () => {
     const { layer, state } = store()
     await run(layer, [of(search("u", "a"))])
     const record = state.records.get("u")!

@@ -1,7 +1,23 @@
-/** The worker's loop over a queue and an updater that the test plays. */
+/** The worker's loop over a queue and an updater that the test controls, on a test clock. */
 import { expect, test } from "bun:test"
-import { type ConfigError, Duration, Effect, Layer, Option } from "effect"
+import {
+  Chunk,
+  Clock,
+  type ConfigError,
+  Duration,
+  Effect,
+  Exit,
+  Layer,
+  Logger,
+  Option,
+  Queue,
+  Scope,
+  TestClock,
+  TestContext,
+} from "effect"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
+import * as Interaction from "../../../src/services/model/Interaction.ts"
+import { encodeMessage } from "../../../src/services/model/UpdateMessage.ts"
 import {
   Ack,
   DeadLetter,
@@ -17,49 +33,63 @@ import * as EmbeddingWorker from "../../../src/services/update/EmbeddingWorker.t
 import { delivery } from "../../support/delivery.ts"
 import { variables } from "../../support/stacks.ts"
 
-const from = (user: string): Delivery => delivery(Buffer.from(`{"user_id":"${user}"}`))
+const occurred = { occurred_at: "2026-02-10T12:34:56.789Z", metadata: {} }
+const search = (user_id: string, more: Partial<Delivery> = {}): Delivery =>
+  delivery(
+    encodeMessage(
+      Interaction.make({ user_id, event_type: "search", search_phrase: "garden chairs", ...occurred }),
+    ),
+    more,
+  )
+const view = (user_id: string): Delivery =>
+  delivery(
+    encodeMessage(Interaction.make({ user_id, event_type: "product_view", product_id: "1", ...occurred })),
+    { routingKey: "user.embedding.product_view" },
+  )
 const failure = { error: "user_embeddings_unavailable", message: "gone" }
 const error = new UserEmbeddingsError({ reason: "unavailable", operation: "load", cause: new Error("gone") })
 const acked: Outcome = { _tag: "Settle", settlement: Ack }
-const out: Outcome = { _tag: "Outage", error, settlement: Retry(5_000, failure) }
+const outage: Outcome = { _tag: "Outage", error, settlement: Retry(5_000, failure) }
 
-/** A worker with the deliveries that arrive, and what it did with them. */
-const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}, busyBatch = 1_000) => {
+/** A worker, the messages that arrive, and what the worker did with them. */
+const setUp = (knobs: Partial<EmbeddingConfig.Knobs> = {}, pauseAbove = 1_000) => {
+  const arriving = Effect.runSync(Queue.unbounded<Delivery>())
   const state = {
-    arriving: [] as Array<Delivery>,
     batches: [] as Array<ReadonlyArray<Delivery>>,
     settled: [] as Array<Settled>,
-    answer: ((_: Delivery) => acked) as (delivery: Delivery) => Outcome,
-    /** Waiting in the queue beside what the worker holds. */
+    outcomeOf: ((_: Delivery) => acked) as (delivery: Delivery) => Outcome,
+    /** Messages that wait in the main queue. */
     ready: 0,
-    climbing: 0,
-    /** Held by all workers together. */
-    held: undefined as number | undefined,
-    /** How long searches take, in ms. */
-    searching: 0,
+    /** Messages in retry queues. */
+    retrying: 0,
+    /** Messages that all workers hold together; `undefined` if there is only one worker. */
+    unacked: undefined as number | undefined,
+    /** Duration of a batch, and of a batch with searches, in ms. */
+    updateMillis: 0,
+    searchMillis: 0,
+    /** Deliveries of a lost connection. */
     lost: new Set<Delivery>(),
     taken: 0,
   }
   const queue = Layer.succeed(InteractionQueue, {
     system: "test",
     eventsPerMessage: 1,
-    pauseAbove: busyBatch,
+    pauseAbove,
     publish: () => Effect.succeed([]),
     traffic: Effect.sync(() =>
-      state.held === undefined ? null : { publish: 0, deliver: 0, ack: 0, unacked: state.held },
+      state.unacked === undefined ? null : { publish: 0, deliver: 0, ack: 0, unacked: state.unacked },
     ),
     depths: Effect.sync(() => ({
-      main: { ready: state.ready, unacked: 1, consumers: state.held === undefined ? 1 : 2 },
+      main: { ready: state.ready, unacked: 1, consumers: state.unacked === undefined ? 1 : 2 },
       quarantined: 0,
-      retry: { "5000": state.climbing },
+      retry: { "5000": state.retrying },
       failed: 0,
     })),
     consume: () =>
       Effect.succeed({
         take: () =>
-          Effect.suspend(() => Effect.succeed(state.arriving.splice(0))).pipe(
-            Effect.delay("5 millis"),
-            Effect.repeat({ until: (taken) => taken.length > 0 }),
+          Queue.takeBetween(arriving, 1, 1_000).pipe(
+            Effect.map(Chunk.toReadonlyArray),
             Effect.tap((taken) => Effect.sync(() => (state.taken += taken.length))),
           ),
         settle: (settled) => Effect.sync(() => void state.settled.push(...settled)),
@@ -69,41 +99,68 @@ const play = (knobs: Partial<EmbeddingConfig.Knobs> = {}, busyBatch = 1_000) => 
       }),
   })
   const updater = Layer.succeed(EmbeddingUpdater, {
-    update: (batch) =>
-      Effect.sync(() => {
-        state.batches.push(batch)
-        return batch.map((one) => state.answer(one))
-      }).pipe(
-        Effect.delay(batch.some(({ routingKey }) => routingKey.endsWith("search")) ? state.searching : 0),
-      ),
-    needsEmbedder: () => state.searching > 0,
+    update: (messages) => {
+      const deliveries = messages.map(({ delivery }) => delivery)
+      const isSearch = deliveries.some(({ routingKey }) => routingKey.endsWith("search"))
+      return Effect.sync(() => {
+        state.batches.push(deliveries)
+        return deliveries.map((one) => state.outcomeOf(one))
+      }).pipe(Effect.delay(state.updateMillis + (isSearch ? state.searchMillis : 0)))
+    },
+    needsEmbedder: () => state.searchMillis > 0,
   })
   const config = EmbeddingConfig.layer(knobs).pipe(Layer.provide(variables({})))
-  return { state, layer: EmbeddingWorker.layer.pipe(Layer.provide([queue, updater, config])) }
+  return {
+    state,
+    arrive: (...deliveries: ReadonlyArray<Delivery>) => Queue.offerAll(arriving, deliveries),
+    layer: EmbeddingWorker.layer.pipe(Layer.provide([queue, updater, config])),
+  }
 }
 
+/** Lets all fibers run until they wait, and the clock jump from one timer to the next, until the condition holds. */
 const until = (holds: () => boolean) =>
-  Effect.repeat(Effect.delay(Effect.sync(holds), "5 millis"), { until: (yes) => yes }).pipe(
-    Effect.timeout("5 seconds"),
-  )
+  Effect.gen(function* () {
+    for (let jump = 0; jump < 100; jump++) {
+      for (let turn = 0; turn < 100; turn++) {
+        if (holds()) return
+        yield* Effect.yieldNow()
+      }
+      const timers = yield* TestClock.sleeps()
+      if (Chunk.isNonEmpty(timers)) yield* TestClock.setTime(Math.min(...timers))
+    }
+    throw new Error("the condition never holds")
+  })
+
+/** Runs the program beside the worker, then stops the worker; answers how long that took, in ms. */
 const run = <A, E>(
   layer: Layer.Layer<EmbeddingWorker.EmbeddingWorker, ConfigError.ConfigError>,
   program: Effect.Effect<A, E, EmbeddingWorker.EmbeddingWorker>,
-) => Effect.runPromise(Effect.provide(program, layer))
+) =>
+  Effect.gen(function* () {
+    const scope = yield* Scope.make()
+    yield* program.pipe(Effect.provide(yield* Layer.buildWithScope(layer, scope)))
+    const stopped = yield* Clock.currentTimeMillis
+    const stopping = yield* Effect.fork(Scope.close(scope, Exit.void))
+    yield* until(() => stopping.unsafePoll() !== null)
+    return (yield* Clock.currentTimeMillis) - stopped
+  }).pipe(
+    Effect.provide([Logger.replace(Logger.defaultLogger, Logger.none), TestContext.TestContext]),
+    Effect.runPromise,
+  )
 
-test("a backlog waits unharmed through an outage, probed by one message, and is finished after it", async () => {
-  const { layer, state } = play()
-  state.answer = () => out
-  state.arriving.push(...["a", "b", "c", "d"].map(from))
+test("in an outage a backlog waits, is probed by one message, and is finished when the outage ends", async () => {
+  const { arrive, layer, state } = setUp()
+  state.outcomeOf = () => outage
   await run(
     layer,
     Effect.gen(function* () {
       const worker = yield* EmbeddingWorker.EmbeddingWorker
+      yield* arrive(...["a", "b", "c", "d"].map((user) => search(user)))
       yield* until(() => state.batches.length === 2)
       expect(state.batches.map(({ length }) => length)).toEqual([4, 1])
       expect(state.settled).toEqual([])
       expect(Option.isSome(yield* worker.outage)).toBe(true)
-      state.answer = () => acked
+      state.outcomeOf = () => acked
       yield* until(() => state.settled.length === 4)
       expect(Option.isNone(yield* worker.outage)).toBe(true)
     }),
@@ -111,87 +168,92 @@ test("a backlog waits unharmed through an outage, probed by one message, and is 
   expect(new Set(state.settled.map(([, { _tag }]) => _tag))).toEqual(new Set(["Ack"]))
 })
 
-test("product events go on while phrases are being embedded, and nothing is left when it stops", async () => {
-  const { layer, state } = play()
-  state.searching = 400
-  const view = (user: string) =>
-    delivery(Buffer.from(`{"user_id":"${user}"}`), { routingKey: "user.embedding.product_view" })
+test("product events do not wait for phrases to be embedded, and a worker that stops finishes both", async () => {
+  const { arrive, layer, state } = setUp()
+  state.searchMillis = 400
   const users = () => state.settled.map(([{ body }]) => JSON.parse(Buffer.from(body).toString()).user_id)
   await run(
     layer,
     Effect.gen(function* () {
-      state.arriving.push(from("s1"), view("p1"))
+      yield* arrive(search("s1"), view("p1"))
       yield* until(() => state.settled.length === 1)
-      state.arriving.push(view("p2"), from("s2"))
+      yield* arrive(view("p2"), search("s2"))
       yield* until(() => state.settled.length === 2)
       expect(users()).toEqual(["p1", "p2"])
       yield* until(() => state.settled.length === 4)
-      state.arriving.push(from("s3"), view("p3"))
+      yield* arrive(search("s3"), view("p3"))
       yield* until(() => state.settled.length === 5)
     }),
   )
-  // The last one was under way when the worker was told to stop.
+  // The last search was in process when the worker was stopped.
   expect(users()).toEqual(["p1", "p2", "s1", "s2", "p3", "s3"])
 })
 
-test("a lone message climbs its rungs in an outage", async () => {
-  const { layer, state } = play()
-  state.answer = () => out
-  state.arriving.push(from("a"))
+test("in an outage a single message goes to the retry queues", async () => {
+  const { arrive, layer, state } = setUp()
+  state.outcomeOf = () => outage
   await run(
     layer,
-    until(() => state.settled.length === 1),
+    Effect.zipRight(
+      arrive(search("a")),
+      until(() => state.settled.length === 1),
+    ),
   )
   expect(state.settled[0]?.[1]).toMatchObject({ _tag: "Retry", delayMillis: 5_000 })
 })
 
-test("a message beside which another worker holds others is no lone one, and climbs when it has become one", async () => {
-  const { layer, state } = play()
-  state.answer = () => out
-  state.held = 5
-  state.arriving.push(from("a"))
+test("in an outage a message waits while another worker holds messages, then goes to the retry queues", async () => {
+  const { arrive, layer, state } = setUp()
+  state.outcomeOf = () => outage
+  state.unacked = 5
   await run(
     layer,
     Effect.gen(function* () {
+      yield* arrive(search("a"))
       yield* until(() => state.batches.length === 2)
       expect(state.settled).toEqual([])
-      state.held = 1
+      state.unacked = 1
       yield* until(() => state.settled.length === 1)
     }),
   )
   expect(state.settled[0]?.[1]).toMatchObject({ _tag: "Retry", delayMillis: 5_000 })
 })
 
-test("with the window on, what arrives for a user within it becomes one batch; stopping does not wait for it", async () => {
-  const { layer, state } = play({ batchEnabled: true, batchWindow: Duration.millis(300) })
-  const started = Date.now()
-  await run(
+test("messages of a user that arrive within the window become one batch; a worker that stops does not wait for it", async () => {
+  const { arrive, layer, state } = setUp({ batchEnabled: true, batchWindow: Duration.millis(300) })
+  const stopMillis = await run(
     layer,
     Effect.gen(function* () {
-      state.arriving.push(from("a"))
-      yield* until(() => state.arriving.length === 0)
-      state.arriving.push(from("a"), from("a"))
+      yield* arrive(search("a"))
+      yield* until(() => state.taken === 1)
+      yield* arrive(search("a"), search("a"))
       yield* until(() => state.settled.length === 3)
       expect(state.batches.map(({ length }) => length)).toEqual([3])
-      expect(Date.now() - started).toBeGreaterThanOrEqual(300)
-      state.arriving.push(from("b"))
+      expect(yield* Clock.currentTimeMillis).toBe(300)
+      yield* arrive(search("b"))
       yield* until(() => state.taken === 4)
     }),
   )
   expect(state.settled.length).toBe(4)
+  expect(stopMillis).toBe(0)
 })
 
-test("a worker that holds all that it may does not wait for the window: half goes early, whose window opened first", async () => {
-  const { layer, state } = play({ batchEnabled: true, batchWindow: Duration.minutes(1), prefetch: 4 })
-  const [a, b, again, c] = ["a", "b", "a", "c"].map(from)
+test("a worker that is full handles half of its messages before their window closes, the oldest windows first", async () => {
+  const { arrive, layer, state } = setUp({
+    batchEnabled: true,
+    batchWindow: Duration.minutes(1),
+    prefetch: 4,
+  })
+  const [a, b, again, c] = ["a", "b", "a", "c"].map((user) => search(user))
   await run(
     layer,
     Effect.gen(function* () {
-      state.arriving.push(a!, b!, again!)
+      yield* arrive(a!, b!, again!)
       yield* until(() => state.taken === 3)
-      state.arriving.push(c!)
+      yield* arrive(c!)
       yield* until(() => state.settled.length === 2)
       expect(state.batches).toEqual([[a!, again!]])
+      expect(yield* Clock.currentTimeMillis).toBe(0)
     }),
   )
   expect(state.batches).toEqual([
@@ -200,23 +262,22 @@ test("a worker that holds all that it may does not wait for the window: half goe
   ])
 })
 
-test("after a batch of a busy thread a worker pauses, and what comes meanwhile is one batch", async () => {
-  const { layer, state } = play({}, 2)
-  state.answer = () => {
-    Bun.sleepSync(20)
-    return acked
-  }
-  const [a, b, c, d, e] = ["a", "b", "c", "d", "e"].map(from)
-  state.arriving.push(a!, b!)
+test("on a shared thread a worker pauses after a large batch, and messages that arrive meanwhile become one batch", async () => {
+  const { arrive, layer, state } = setUp({}, 2)
+  state.updateMillis = 20
+  const [a, b, c, d, e] = ["a", "b", "c", "d", "e"].map((user) => search(user))
   await run(
     layer,
     Effect.gen(function* () {
+      yield* arrive(a!, b!)
       yield* until(() => state.settled.length === 2)
-      state.arriving.push(c!)
+      yield* arrive(c!)
       yield* until(() => state.taken === 3)
-      state.arriving.push(d!)
+      yield* arrive(d!)
       yield* until(() => state.settled.length === 4)
-      state.arriving.push(e!)
+      // 20 ms for each batch, and three times as long for the pause.
+      expect(yield* Clock.currentTimeMillis).toBe(20 + 60 + 20)
+      yield* arrive(e!)
       yield* until(() => state.settled.length === 5)
     }),
   )
@@ -224,121 +285,121 @@ test("after a batch of a busy thread a worker pauses, and what comes meanwhile i
 })
 
 test.each([
-  ["in the queue", { ready: 5 }],
-  ["on the ladder", { climbing: 1 }],
-])("one message of a backlog that waits %s is held, however few a worker may hold", async (_, backlog) => {
-  const { layer, state } = play({ prefetch: 1 })
-  state.answer = () => out
+  ["in the main queue", { ready: 5 }],
+  ["in a retry queue", { retrying: 1 }],
+])("in an outage the only message of a worker waits while others are %s", async (_, backlog) => {
+  const { arrive, layer, state } = setUp({ prefetch: 1 })
+  state.outcomeOf = () => outage
   Object.assign(state, backlog)
-  state.arriving.push(from("a"))
   await run(
     layer,
     Effect.gen(function* () {
+      yield* arrive(search("a"))
       yield* until(() => state.batches.length === 2)
       expect(state.settled).toEqual([])
-      Object.assign(state, { ready: 0, climbing: 0 })
+      Object.assign(state, { ready: 0, retrying: 0 })
       yield* until(() => state.settled.length === 1)
     }),
   )
 })
 
-test("while only phrases can't be embedded, product events go on; a bad message does not end the outage", async () => {
-  const { layer, state } = play()
+test("while phrases can't be embedded, product events are handled; a bad message does not end the outage", async () => {
+  const { arrive, layer, state } = setUp()
   const error = new PhraseEmbedderError({ reason: "unauthorized", detail: "401" })
-  const search = (user: string, more = {}) => ({
-    ...from(user),
-    routingKey: "user.embedding.search",
-    ...more,
-  })
-  const view = (user: string) => ({ ...from(user), routingKey: "user.embedding.product_view" })
   const bad = search("bad")
-  state.answer = (one) => {
+  state.outcomeOf = (one) => {
     if (one === bad) return { _tag: "Settle", settlement: DeadLetter(failure) }
-    return one.routingKey.endsWith("search") ? { ...out, error } : acked
+    return one.routingKey.endsWith("search") ? { ...outage, error } : acked
   }
   const searches = [search("a", { retryCount: 1 }), search("b", { retryCount: 1 })]
-  state.arriving.push(...searches, view("c"))
   await run(
     layer,
     Effect.gen(function* () {
       const worker = yield* EmbeddingWorker.EmbeddingWorker
+      yield* arrive(...searches, view("c"))
       yield* until(() => state.settled.length === 1)
-      state.arriving.push(bad, view("d"), view("e"))
+      yield* arrive(bad, view("d"), view("e"))
       yield* until(() => state.settled.length === 3)
       expect(Option.isSome(yield* worker.outage)).toBe(true)
-      // The probe takes the least tried, which is the bad one, and the next at once.
+      // The probe is the message with the fewest attempts, the bad one. The next probe follows at once.
       yield* until(() => state.settled.length === 4)
       yield* until(() => state.batches.at(-1)?.[0] === searches[0])
       expect(Option.isSome(yield* worker.outage)).toBe(true)
-      state.answer = () => acked
+      state.outcomeOf = () => acked
       yield* until(() => state.settled.length === 6)
       expect(Option.isNone(yield* worker.outage)).toBe(true)
     }),
   )
 })
 
-test("a batch that is too much for a slow store becomes smaller until it gets through", async () => {
-  const { layer, state } = play()
-  state.answer = () => (state.batches.at(-1)!.length > 10 ? out : acked)
-  state.arriving.push(...Array.from({ length: 20 }, (_, i) => from(`u${i}`)))
+test("a batch that is too large for a slow store becomes smaller until it succeeds", async () => {
+  const { arrive, layer, state } = setUp()
+  state.outcomeOf = () => (state.batches.at(-1)!.length > 10 ? outage : acked)
   await run(
     layer,
-    until(() => state.settled.length === 20),
+    Effect.zipRight(
+      arrive(...Array.from({ length: 20 }, (_, i) => search(`u${i}`))),
+      until(() => state.settled.length === 20),
+    ),
   )
   expect(state.batches.map(({ length }) => length)).toEqual([20, 1, 10, 9])
 })
 
-test("what a lost connection held is dropped, so that an outage piles nothing up", async () => {
-  const { layer, state } = play({ prefetch: 3 })
-  state.answer = () => out
-  const first = ["a", "b", "c"].map(from)
-  state.arriving.push(...first)
-  const again = ["a", "b", "c"].map(from)
+test("after a lost connection in an outage the worker drops the messages that are delivered again", async () => {
+  const { arrive, layer, state } = setUp({ prefetch: 3 })
+  state.outcomeOf = () => outage
+  const first = ["a", "b", "c"].map((user) => search(user))
+  const again = ["a", "b", "c"].map((user) => search(user))
   await run(
     layer,
     Effect.gen(function* () {
+      yield* arrive(...first)
       yield* until(() => state.batches.length === 1)
       for (const one of first) state.lost.add(one)
-      state.arriving.push(...again)
-      yield* until(() => state.arriving.length === 0)
-      state.answer = () => acked
+      yield* arrive(...again)
+      yield* until(() => state.taken === 6)
+      state.outcomeOf = () => acked
       yield* until(() => state.settled.length >= 3)
     }),
   )
   expect(new Set(state.settled.map(([one]) => one))).toEqual(new Set(again))
 })
 
-test("suspects are isolated before anything is done with the others", async () => {
-  const { layer, state } = play()
-  state.arriving.push(
-    { ...from("killer"), redeliveries: 3 },
-    from("a"),
-    { ...from("from the ladder"), quarantineAttempts: 2 },
-    { ...from("b"), redeliveries: 2 },
-  )
+test("poison-message candidates go to quarantine before other messages are handled", async () => {
+  const { arrive, layer, state } = setUp()
   await run(
     layer,
-    until(() => state.settled.length === 4),
+    Effect.zipRight(
+      arrive(
+        search("killer", { redeliveries: 3 }),
+        search("a"),
+        search("from a retry queue", { quarantineAttempts: 2 }),
+        search("b", { redeliveries: 2 }),
+      ),
+      until(() => state.settled.length === 4),
+    ),
   )
   expect(state.settled.map(([, { _tag }]) => _tag)).toEqual(["Quarantine", "Quarantine", "Ack", "Ack"])
   expect(state.batches.map(({ length }) => length)).toEqual([2])
 })
 
-test("a batch that throws is isolated; alone, a message that throws ten times is a crash loop", async () => {
-  const { layer, state } = play({ batchEnabled: true, batchWindow: Duration.millis(100) })
-  state.answer = () => {
+test("a batch that throws goes to quarantine; a message that throws there ten times is a crash loop", async () => {
+  const { arrive, layer, state } = setUp({ batchEnabled: true, batchWindow: Duration.millis(100) })
+  state.outcomeOf = () => {
     throw new Error("a bug")
   }
-  state.arriving.push(from("a"), from("b"))
-  const alone = (quarantineAttempts: number) => ({ ...from("c"), quarantined: true, quarantineAttempts })
+  const quarantined = (quarantineAttempts: number) => search("c", { quarantined: true, quarantineAttempts })
   await run(
     layer,
     Effect.gen(function* () {
+      yield* arrive(search("a"), search("b"))
       yield* until(() => state.settled.length === 2)
-      state.arriving.push(alone(9))
+      yield* arrive(quarantined(9))
       yield* until(() => state.settled.length === 3)
-      state.arriving.push(alone(10))
+      yield* arrive(quarantined(10))
       yield* until(() => state.settled.length === 4)
+      // Messages from quarantine did not wait for the window.
+      expect(yield* Clock.currentTimeMillis).toBe(100)
     }),
   )
   expect(state.settled.map(([, { _tag }]) => _tag)).toEqual([

@@ -1,4 +1,4 @@
-/** Event vectors over ports in memory that count their calls and can be told to fail and to wait. */
+/** Event vectors over ports in memory that count calls. The test makes the ports fail and wait. */
 import { describe, expect } from "bun:test"
 import {
   ConfigProvider,
@@ -40,18 +40,18 @@ const vectorOf = (phrase: string) => {
 }
 const down = { reason: "unavailable", operation: "find", cause: new Error("down") } as const
 
-const world = () => {
+const setUp = () => {
   const state = {
     products: new Map<string, Float32Array>(),
     productLoads: [] as Array<ReadonlyArray<string>>,
     productsDown: false,
-    kept: new Map<string, Float32Array>(),
+    stored: new Map<string, Float32Array>(),
     loads: 0,
     storeDown: false,
     embedded: [] as Array<ReadonlyArray<string>>,
-    /** Phrases that the embedder refuses. */
+    /** Phrases that fail in the embedder. */
     refused: new Set<string>(),
-    /** What the embedder does before it answers. */
+    /** Runs in the embedder before it answers. */
     before: Effect.void as Effect.Effect<void>,
     warnings: [] as Array<unknown>,
   }
@@ -70,7 +70,7 @@ const world = () => {
       upsert: () => Effect.succeed([]),
       nearest: () => Effect.succeed([]),
       count: Effect.succeed(0),
-      elsewhere: () => Effect.succeed(0),
+      countInOtherSpaces: () => Effect.succeed(0),
       knownSince: () => Effect.succeed(new Map()),
       changed: () => Stream.empty,
       indexed: () => Effect.succeed([]),
@@ -81,11 +81,13 @@ const world = () => {
       load: (keys) =>
         store(() => {
           state.loads += 1
-          return new Map(keys.flatMap((key) => (state.kept.has(key) ? [[key, state.kept.get(key)!]] : [])))
+          return new Map(
+            keys.flatMap((key) => (state.stored.has(key) ? [[key, state.stored.get(key)!]] : [])),
+          )
         }),
       save: (vectors) =>
         store(() => {
-          for (const [key, vector] of vectors) state.kept.set(key, vector)
+          for (const [key, vector] of vectors) state.stored.set(key, vector)
         }),
       remove: () => Effect.succeed(0),
     }),
@@ -114,14 +116,14 @@ const world = () => {
   )
   return { state, layer: eventVectors.pipe(Layer.provideMerge(ports)) }
 }
-type State = ReturnType<typeof world>["state"]
+type State = ReturnType<typeof setUp>["state"]
 
 const withVectors = (
   name: string,
   program: (vectors: EventVectors["Type"], state: State) => Effect.Effect<unknown, unknown, Scope.Scope>,
 ) =>
   effectTest(name, () => {
-    const { layer, state } = world()
+    const { layer, state } = setUp()
     return Effect.flatMap(EventVectors, (vectors) => program(vectors, state)).pipe(
       Effect.provide(Layer.provideMerge(layer, TestContext.TestContext)),
     )
@@ -131,7 +133,7 @@ const tags = (results: ReadonlyArray<Either.Either<Float32Array, { readonly _tag
   results.map(Either.match({ onLeft: ({ _tag }) => _tag, onRight: () => "ok" }))
 
 describe("products", () => {
-  withVectors("are loaded once each, in one call, normalised, and answered in order", (vectors, state) =>
+  withVectors("are loaded in one call, each once, and normalised", (vectors, state) =>
     Effect.gen(function* () {
       state.products.set("1", Float32Array.of(3, 4))
       state.products.set("2", Float32Array.of(0, 2))
@@ -146,7 +148,7 @@ describe("products", () => {
     }),
   )
 
-  withVectors("without a usable vector fail alone, and say why", (vectors, state) =>
+  withVectors("without a usable vector fail with the reason, and do not affect others", (vectors, state) =>
     Effect.gen(function* () {
       state.products.set("1", Float32Array.of(1, 0))
       state.products.set("short", Float32Array.of(1))
@@ -162,7 +164,7 @@ describe("products", () => {
     }),
   )
 
-  withVectors("whose store is down fail with its error, phrases don't", (vectors, state) =>
+  withVectors("fail with the error of their store, and phrases do not", (vectors, state) =>
     Effect.gen(function* () {
       state.productsDown = true
       const found = yield* vectors.resolve([view("1"), search("a"), view("2")])
@@ -172,36 +174,36 @@ describe("products", () => {
 })
 
 describe("phrases", () => {
-  withVectors("are embedded once, in one call, and kept under their hash", (vectors, state) =>
+  withVectors("are embedded in one call, each once, and stored under their hash", (vectors, state) =>
     Effect.gen(function* () {
       yield* vectors.resolve([search("a"), search("b"), search("a")])
       expect(state.embedded).toEqual([["a", "b"]])
-      expect([...state.kept.keys()]).toEqual([phraseKey(space, "a"), phraseKey(space, "b")])
+      expect([...state.stored.keys()]).toEqual([phraseKey(space, "a"), phraseKey(space, "b")])
       expect(tags(yield* vectors.resolve([search("b"), search("a")]))).toEqual(["ok", "ok"])
       expect([state.embedded.length, state.loads]).toEqual([1, 1])
     }),
   )
 
-  withVectors("already paid for are not embedded", (vectors, state) =>
+  withVectors("in the store are not embedded", (vectors, state) =>
     Effect.gen(function* () {
-      state.kept.set(phraseKey(space, "a"), Float32Array.of(1, 0))
+      state.stored.set(phraseKey(space, "a"), Float32Array.of(1, 0))
       const [a] = yield* vectors.resolve([search("a"), search("b")])
       expect(a).toEqual(Either.right(Float32Array.of(1, 0)))
       expect(state.embedded).toEqual([["b"]])
     }),
   )
 
-  withVectors("kept with a vector that can't be used are embedded anew", (vectors, state) =>
+  withVectors("stored with an unusable vector are embedded again", (vectors, state) =>
     Effect.gen(function* () {
-      state.kept.set(phraseKey(space, "a"), Float32Array.of(1, 0, 0))
-      state.kept.set(phraseKey(space, "b"), Float32Array.of(0, 0))
+      state.stored.set(phraseKey(space, "a"), Float32Array.of(1, 0, 0))
+      state.stored.set(phraseKey(space, "b"), Float32Array.of(0, 0))
       const found = yield* vectors.resolve([search("a"), search("b")])
       expect(found.map(Either.getOrThrow)).toEqual([vectorOf("a"), vectorOf("b")])
-      expect(state.kept.get(phraseKey(space, "a"))).toEqual(vectorOf("a"))
+      expect(state.stored.get(phraseKey(space, "a"))).toEqual(vectorOf("a"))
     }),
   )
 
-  withVectors("are found while their store is down, with a warning", (vectors, state) =>
+  withVectors("are embedded while their store is down, with a warning", (vectors, state) =>
     Effect.gen(function* () {
       state.storeDown = true
       expect(tags(yield* vectors.resolve([search("a")]))).toEqual(["ok"])
@@ -211,19 +213,19 @@ describe("phrases", () => {
     }),
   )
 
-  withVectors("that fail do so alone, and are tried again the next time", (vectors, state) =>
+  withVectors("that fail do not affect others, and are embedded again next time", (vectors, state) =>
     Effect.gen(function* () {
       state.refused.add("b")
       const interactions = [search("a"), search("b"), search("c")]
       expect(tags(yield* vectors.resolve(interactions))).toEqual(["ok", "PhraseEmbedderError", "ok"])
-      expect(state.kept.size).toBe(2)
+      expect(state.stored.size).toBe(2)
       state.refused.clear()
       expect(tags(yield* vectors.resolve(interactions))).toEqual(["ok", "ok", "ok"])
       expect(state.embedded).toEqual([["a", "b", "c"], ["b"]])
     }),
   )
 
-  withVectors("leave memory after EMBEDDING_CACHE_TTL, however often they are used", (vectors, state) =>
+  withVectors("leave memory after EMBEDDING_CACHE_TTL, also if they are used", (vectors, state) =>
     Effect.gen(function* () {
       yield* vectors.resolve([search("a")])
       for (let used = 0; used < 2; used++) {
@@ -237,7 +239,7 @@ describe("phrases", () => {
     }),
   )
 
-  withVectors("stay in memory up to 4,000, the least recently used leaves first", (vectors, state) =>
+  withVectors("stay in memory, 4,000 of them; the least recently used leaves first", (vectors, state) =>
     Effect.gen(function* () {
       const phrases = Array.from({ length: 4000 }, (_, i) => search(`phrase ${i}`))
       yield* vectors.resolve(phrases)
@@ -252,9 +254,9 @@ describe("phrases", () => {
   )
 })
 
-describe("phrases that several want at once", () => {
-  /** The embedder waits until it is let go. */
-  const held = (state: State) =>
+describe("phrases that several callers need at once", () => {
+  /** Makes the embedder wait until it is released. */
+  const heldEmbedder = (state: State) =>
     Effect.gen(function* () {
       const reached = yield* Deferred.make<void>()
       const release = yield* Deferred.make<void>()
@@ -262,9 +264,9 @@ describe("phrases that several want at once", () => {
       return { reached: Deferred.await(reached), release: Deferred.succeed(release, undefined) }
     })
 
-  withVectors("are embedded once for all of them", (vectors, state) =>
+  withVectors("are embedded once", (vectors, state) =>
     Effect.gen(function* () {
-      const { reached, release } = yield* held(state)
+      const { reached, release } = yield* heldEmbedder(state)
       const first = yield* Effect.fork(vectors.resolve([search("a"), search("b")]))
       yield* reached
       const others = yield* Effect.fork(
@@ -283,9 +285,9 @@ describe("phrases that several want at once", () => {
     }),
   )
 
-  withVectors("are found for the others when the first is interrupted", (vectors, state) =>
+  withVectors("are found for the others when the first caller is interrupted", (vectors, state) =>
     Effect.gen(function* () {
-      const { reached, release } = yield* held(state)
+      const { reached, release } = yield* heldEmbedder(state)
       const first = yield* Effect.fork(vectors.resolve([search("a")]))
       yield* reached
       const second = yield* Effect.fork(vectors.resolve([search("a")]))
@@ -297,7 +299,7 @@ describe("phrases that several want at once", () => {
     }),
   )
 
-  withVectors("are not waited for in vain when the embedder dies, and can be found later", (vectors, state) =>
+  withVectors("fail for all callers when the embedder dies, and can be found later", (vectors, state) =>
     Effect.gen(function* () {
       state.before = Effect.die("broken")
       const both = Effect.forEach([1, 2], () => Effect.exit(vectors.resolve([search("a")])), {
@@ -309,13 +311,13 @@ describe("phrases that several want at once", () => {
     }),
   )
 
-  effectTest("are given up when the service closes", () =>
+  effectTest("are interrupted when the service closes", () =>
     Effect.gen(function* () {
-      const { layer, state } = world()
+      const { layer, state } = setUp()
       const scope = yield* Scope.make()
       const context = yield* Layer.buildWithScope(layer, scope)
       let aborted = false
-      const { reached } = yield* held(state)
+      const { reached } = yield* heldEmbedder(state)
       state.before = Effect.onInterrupt(state.before, () =>
         Effect.sync(() => {
           aborted = true
@@ -332,10 +334,10 @@ describe("phrases that several want at once", () => {
   )
 })
 
-withVectors("texts are embedded in order and not kept", (vectors, state) =>
+withVectors("texts are embedded in order and not stored", (vectors, state) =>
   Effect.gen(function* () {
     state.refused.add("b")
     expect(tags(yield* vectors.ofTexts(["a", "b"]))).toEqual(["ok", "PhraseEmbedderError"])
-    expect([state.kept.size, state.loads]).toEqual([0, 0])
+    expect([state.stored.size, state.loads]).toEqual([0, 0])
   }),
 )

@@ -1,4 +1,4 @@
-/** The tables that only the embedded stack has. */
+/** The tables that exist only in the embedded stack. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { Effect } from "effect"
 import type { Migrations } from "../SqlMigrations.ts"
@@ -9,9 +9,10 @@ const statements = (texts: ReadonlyArray<string>) =>
   )
 
 /**
- * `available_at` (Unix ms): when a message may be delivered, for a dead letter when it died; `rung`: the delay in ms
- * that it waits or waited for, 0 for none; `deliveries` counts claims without an answer; `holder`: the consumer that
- * holds it, for as long as that consumer's lease in `queue_consumers` lasts.
+ * - `available_at` (Unix ms): when a message may be delivered; for a dead letter, when it was dead-lettered.
+ * - `rung`: the delay in ms of the message's latest retry, 0 without one.
+ * - `deliveries`: the number of deliveries that were not settled.
+ * - `holder`: the consumer that the message was delivered to, valid while its lease in `queue_consumers` lasts.
  */
 const queue = statements([
   `CREATE TABLE IF NOT EXISTS queue_messages (
@@ -33,7 +34,7 @@ const queue = statements([
   ) WITHOUT ROWID`,
 ])
 
-/** Small columns first: what follows a vector is read through its overflow pages. */
+/** Small columns come first, because SQLite reads the columns after a vector through its overflow pages. */
 const userEmbeddings = statements([
   `CREATE TABLE IF NOT EXISTS user_embeddings (
     user_id TEXT PRIMARY KEY,

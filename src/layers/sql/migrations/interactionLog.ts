@@ -1,4 +1,4 @@
-/** The tables of the interaction log. */
+/** The table of the interaction log, and the leases that replace named locks in SQLite. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { Effect } from "effect"
 import type { Migrations } from "../SqlMigrations.ts"
@@ -50,7 +50,7 @@ const userInteractions = Effect.gen(function* () {
         ${references}
       )`,
   })
-  // MySQL declares its indexes with the table; leases stand in for its named locks.
+  // MySQL declares its indexes in CREATE TABLE and has named locks instead of leases.
   yield* sql.onDialectOrElse({
     mysql: () => Effect.void,
     orElse: () =>

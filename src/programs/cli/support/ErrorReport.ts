@@ -1,53 +1,52 @@
-/** What a command that fails tells: what is wrong in one line, and what to do next in another. */
+/** Text of a command's error: one line says what is wrong, the next what to do about it. */
 import { ValidationError } from "@effect/cli"
 import { ConfigError, Predicate } from "effect"
 import { BadUsage } from "./Usage.ts"
 
-/** By reason of a port's error. */
+/** Next steps by the reason of a port's error. */
 const byReason: Readonly<Record<string, string>> = {
-  unavailable: "user-embeddings doctor says what can't be reached, and why",
-  timeout: "user-embeddings doctor says what does not answer; to try again does no harm",
+  unavailable: "user-embeddings doctor shows which server can't be reached, and why",
+  timeout: "user-embeddings doctor shows which server does not answer; it is safe to try again",
   not_set_up: "user-embeddings setup creates what is missing",
-  rejected: "user-embeddings doctor looks at rights and at what was declared differently",
+  rejected: "user-embeddings doctor checks permissions and declarations on the servers",
 }
 
-/** By tag of an error. */
+/** Next steps by the tag of an error. */
 const byTag: Readonly<Record<string, string>> = {
   UserNotFound:
-    "an embedding comes with the first interaction: user-embeddings audit --user U says what waits",
-  DeadLetterNotFound: "user-embeddings failed list shows those that there are",
-  ProductNotFound: "user-embeddings products import FILE brings products in",
-  ImportStopped: "correct the line, or leave --strict out: then all others are imported",
-  ImportRefused: "user-embeddings import interactions --help says how a file is read",
-  NotRebuilt:
-    "import the products that are missing, or go on without them by --allow-missing; the others are rebuilt",
-  NotAccepted: "is the API running there? user-embeddings up, or name another one by --url",
-  Inconsistent: "user-embeddings audit --details names them; docs/operations.md says what each word means",
-  ServeError: "free the port, or choose another one by API_PORT",
-  NotRetried: "user-embeddings doctor; then the same command again",
+    "the first event creates the embedding; user-embeddings audit --user U shows events in flight",
+  DeadLetterNotFound: "user-embeddings failed list shows the dead letters and their ids",
+  ProductNotFound: "user-embeddings products import FILE stores products",
+  ImportStopped: "correct the line, or import the other lines without --strict",
+  ImportRefused: "user-embeddings import interactions --help explains the format and the options",
+  NotRebuilt: "import the missing products, or rebuild without them with --allow-missing",
+  NotAccepted: "user-embeddings up starts the API; --url gives the address of another one",
+  Inconsistent: "user-embeddings audit --details lists them; docs/operations.md explains the states",
+  ServeError: "free the port, or set another one with API_PORT",
+  NotRetried: "user-embeddings doctor shows the cause; then run the same command again",
 }
 
-/** What to do next; `undefined` when the error says it itself. */
+/** `undefined` when the error's own text says what to do. */
 const nextStep = (error: unknown, command: ReadonlyArray<string>): string | undefined => {
   if (ValidationError.isValidationError(error) || error instanceof BadUsage)
     return [...["user-embeddings", ...command], "--help"].join(" ")
   if (ConfigError.isConfigError(error))
-    return ".env.example names every variable with an example; user-embeddings config shows what is set"
+    return ".env.example explains every variable; user-embeddings config shows the present values"
   if (!Predicate.isRecord(error)) return undefined
   if (Predicate.isString(error.remedy)) return error.remedy
   if (error._tag === "SystemError")
-    return error.reason === "NotFound" ? "is the path right?" : "may this user read and write there?"
+    return error.reason === "NotFound" ? "check the path" : "check the permissions of the file"
   return byTag[String(error._tag)] ?? (Predicate.isString(error.reason) ? byReason[error.reason] : undefined)
 }
 
-/** Errors without words of their own have them in their cause. */
+/** The message of an error, or of its cause when the error has none. */
 const messageOf = (error: unknown): string => {
-  const isWorded = error instanceof Error || ConfigError.isConfigError(error)
-  if (!isWorded) return String(error)
+  const hasMessage = error instanceof Error || ConfigError.isConfigError(error)
+  if (!hasMessage) return String(error)
   return error.message !== "" || !("cause" in error) ? error.message : messageOf(error.cause)
 }
 
-/** Lines for stderr. What the command line lacks has been told by its parser. `command`: as in `["failed", "list"]`. */
+/** Lines for stderr. The parser has already printed its own errors. `command`: for example `["failed", "list"]`. */
 export const renderError = (error: unknown, command: ReadonlyArray<string>): string => {
   const step = nextStep(error, command)
   return [

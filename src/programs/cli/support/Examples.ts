@@ -1,6 +1,6 @@
-/** What somebody would type: the lines at the end of each command's `--help`. */
+/** Examples at the end of each command's `--help`. */
 
-/** Commands in the order in which `--help` lists them, by their whole name, with their arguments. */
+/** By the full name of the command, in the order of `--help`. */
 export const examples: Readonly<Record<string, ReadonlyArray<string>>> = {
   up: ["up", "API_PORT=8080 DATA_DIR=/var/lib/user-embeddings user-embeddings up"],
   api: ["api", "API_HOST=0.0.0.0 API_TOKENS=first,second user-embeddings api"],

@@ -1,6 +1,6 @@
 /**
- * `--help` of every command: the whole command line, what it does, arguments and options in columns, and examples. Made
- * from what the commands say of themselves, without what @effect/cli adds to each option.
+ * `--help` of every command: purpose, command line, arguments and options in columns, and examples. The texts are those
+ * of the commands, without the sentences that @effect/cli adds to each option.
  */
 import {
   BuiltInOptions,
@@ -16,24 +16,24 @@ import { bold } from "./Output.ts"
 
 const program = "user-embeddings"
 type Root = CommandDescriptor.Command<unknown>
-/** A command without the program's name, as `["failed", "list"]`; the program itself is `[]`. */
+/** Words of a command, such as `["failed", "list"]`; the program itself is `[]`. */
 type Path = ReadonlyArray<string>
 
 const under = (path: Path): ReadonlyArray<readonly [string, ReadonlyArray<string>]> =>
   Object.entries(examples).filter(([name]) => path.every((word, depth) => name.split(" ")[depth] === word))
 
-/** The command that the words begin with. */
+/** The command at the beginning of a command line. */
 export const find = (words: Path): Path => {
   const differs = words.findIndex((_, index) => under(words.slice(0, index + 1)).length === 0)
   return differs < 0 ? words : words.slice(0, differs)
 }
 
-/** What the commands of a group are called, in the order of the examples. */
+/** Commands of a group, in the order of the examples. */
 const childrenOf = (path: Path): ReadonlyArray<string> => [
   ...new Set(under(path).flatMap(([name]) => name.split(" ").slice(path.length, path.length + 1))),
 ]
 
-/** What @effect/cli would print. Its descriptors tell of no command deeper than one level, its parser does. */
+/** The help of @effect/cli. It comes from the parser, because descriptors hold only the first level of commands. */
 const docOf = (root: Root, path: Path, config: CliConfig.CliConfig) =>
   CommandDescriptor.parse(root, [program, ...path, "--help"], config).pipe(
     Effect.map((directive) =>
@@ -58,7 +58,7 @@ const textOf = (span: Span.Span): string => {
 const flat = (doc: HelpDoc.HelpDoc): ReadonlyArray<HelpDoc.HelpDoc> =>
   doc._tag === "Sequence" ? [...flat(doc.left), ...flat(doc.right)] : doc._tag === "Empty" ? [] : [doc]
 
-/** What is under a heading. */
+/** The blocks under a heading. */
 const section = (doc: HelpDoc.HelpDoc, heading: string): ReadonlyArray<HelpDoc.HelpDoc> => {
   const blocks = flat(doc)
   const isHeading = (block: HelpDoc.HelpDoc) => block._tag === "Header"
@@ -72,8 +72,8 @@ const section = (doc: HelpDoc.HelpDoc, heading: string): ReadonlyArray<HelpDoc.H
 const paragraphs = (blocks: ReadonlyArray<HelpDoc.HelpDoc>): ReadonlyArray<string> =>
   blocks.flatMap((block) => (block._tag === "Paragraph" ? [textOf(block.value)] : []))
 
-/** Sentences about the kind of a value, which its name tells as well. */
-const noise =
+/** Sentences of @effect/cli about the type of a value, which the option's name shows as well. */
+const typeSentence =
   /^(A user-defined piece of text|An? (existing )?(file|directory|path)|An integer|A (whole|floating point) number|A true or false value|One of the following: .*|This (setting|option|argument) (is optional|may be repeated zero or more times))\.?$/
 
 const definitions = (blocks: ReadonlyArray<HelpDoc.HelpDoc>): ReadonlyArray<readonly [string, string]> =>
@@ -81,14 +81,14 @@ const definitions = (blocks: ReadonlyArray<HelpDoc.HelpDoc>): ReadonlyArray<read
     block._tag !== "DescriptionList"
       ? []
       : block.definitions.map(([name, about]) => {
-          const own = paragraphs(flat(about)).filter((sentence) => !noise.test(sentence))
+          const own = paragraphs(flat(about)).filter((sentence) => !typeSentence.test(sentence))
           return [textOf(name).replaceAll(" | ", "|").replace("…...", "…"), own.join(" ")]
         }),
   )
 
 const width = 100
 
-/** Name and meaning in two columns; a meaning goes on in lines of its column. */
+/** Names and meanings in two columns; long meanings are wrapped. */
 const columns = (rows: ReadonlyArray<readonly [string, string]>): string => {
   const left = Math.min(32, Math.max(...rows.map(([name]) => name.length))) + 4
   return rows
@@ -109,14 +109,14 @@ const columns = (rows: ReadonlyArray<readonly [string, string]>): string => {
 const describe = (doc: HelpDoc.HelpDoc): string => paragraphs(section(doc, "DESCRIPTION")).join(" ")
 
 const ofProgram: ReadonlyArray<readonly [string, string]> = [
-  ["-h, --help", `Also of each command, with examples: ${program} failed retry --help`],
-  ["--version", "The version of this program"],
-  ["--completions bash|zsh|fish", "A script for this shell that completes commands and options"],
+  ["-h, --help", `Shows help, also for each command: ${program} failed retry --help`],
+  ["--version", "Shows the version"],
+  ["--completions bash|zsh|fish", "Prints a completion script for the shell"],
 ]
 
 const line = (example: string) => `  ${example.includes(`${program} `) ? example : `${program} ${example}`}`
 
-/** The help of the command at `path`, for a terminal. */
+/** Help of the command at `path`. */
 export const render = (root: Root, path: Path, config: CliConfig.CliConfig) =>
   Effect.gen(function* () {
     const doc = yield* docOf(root, path, config)
@@ -141,8 +141,8 @@ export const render = (root: Root, path: Path, config: CliConfig.CliConfig) =>
   })
 
 /**
- * A script for bash. @effect/cli's loses its way at a program's name with a hyphen, and looks for the commands of a group
- * beside it.
+ * A completion script for bash. Corrects that of @effect/cli, which breaks on the hyphen in the program's name and does
+ * not find the commands of a group.
  */
 export const bashCompletions = (root: Root) =>
   Effect.map(CommandDescriptor.getBashCompletions(root, program), (lines) =>

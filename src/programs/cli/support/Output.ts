@@ -1,4 +1,4 @@
-/** What commands print: JSON for programs, tables for people; colours for those who see them. */
+/** Output of commands: JSON for programs, tables for people, colours on terminals. */
 import { Options } from "@effect/cli"
 import { Console, Effect, Layer, Option } from "effect"
 import * as Settings from "../../../services/Settings.ts"
@@ -13,7 +13,7 @@ export const red = paint(31, 39)
 const colours = new RegExp(`${RegExp.escape(escape)}[\\d;]*m`, "g")
 const plain = (line: unknown) => (typeof line === "string" ? line.replace(colours, "") : line)
 
-/** A console that paints on terminals alone, and nowhere with NO_COLOR. */
+/** A console that removes colours unless it writes to a terminal, and always with NO_COLOR. */
 export const layerConfig = Layer.unwrapEffect(
   Effect.gen(function* () {
     const unwanted = Option.isSome(yield* Settings.NO_COLOR)
@@ -36,14 +36,13 @@ export const layerConfig = Layer.unwrapEffect(
   }),
 )
 
-/** The option `--json` of every command that prints something. */
 export const json = Options.boolean("json").pipe(Options.withDescription("Print JSON on stdout"))
 
-/** Prints the value as JSON, or for people as `human` words it. */
+/** Prints the value as JSON, or as the text that `human` makes of it. */
 export const print = <A>(json: boolean, value: A, human: (value: A) => string): Effect.Effect<void> =>
   Console.log(json ? JSON.stringify(value, null, 2) : human(value))
 
-/** Rows in aligned columns under their headings; colours and wide characters are measured as they are seen. */
+/** Rows in aligned columns under their headings. Widths ignore colour codes and count wide characters as two. */
 export const table = (
   headings: ReadonlyArray<string>,
   rows: ReadonlyArray<ReadonlyArray<string>>,

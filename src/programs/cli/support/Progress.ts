@@ -1,11 +1,11 @@
 /**
- * Progress of long commands on stderr: one line that is drawn over on a terminal; elsewhere, where the end is known, a
- * log entry now and then.
+ * Progress of long commands on stderr: on a terminal one line, redrawn in place; elsewhere a log entry every ten seconds,
+ * if the total is known.
  */
 import { Clock, Effect, identity, Logger, LogLevel, Option } from "effect"
 import * as Settings from "../../../services/Settings.ts"
 
-/** `count` things so far; `done` of `total` (bytes, say) tell the share and the time left. */
+/** `count` things so far; `done` of `total`, in bytes for example, give the percentage and the time left. */
 export interface Reached {
   readonly count: number
   readonly done?: number
@@ -15,8 +15,8 @@ export interface Reached {
 const drawEveryMillis = 200
 const logEveryMillis = 10_000
 
-/** Commands log warnings only, but not where somebody waits for minutes; LOG_LEVEL decides where it is given. */
-const unlessToldOtherwise = Effect.map(Effect.option(Settings.LOG_LEVEL), (given) =>
+/** Commands log only warnings, but progress is logged too unless LOG_LEVEL is set. */
+const logProgress = Effect.map(Effect.option(Settings.LOG_LEVEL), (given) =>
   Option.isSome(Option.flatten(given)) ? identity : Logger.withMinimumLogLevel(LogLevel.Info),
 )
 
@@ -31,7 +31,10 @@ export const duration = (seconds: number): string => {
   return minutes < 60 ? `${minutes} min ${whole % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`
 }
 
-/** Runs what reports how far it is with `things`, as "rows". What was done before the first report has no rate. */
+/**
+ * Shows the progress that `run` reports, in `things` such as "rows". The first report is the base of the rate, because an
+ * import that resumes begins with a count.
+ */
 export const measured = <A, E, R>(
   things: string,
   run: (progress: (reached: Reached) => Effect.Effect<void>) => Effect.Effect<A, E, R>,
@@ -64,7 +67,7 @@ export const measured = <A, E, R>(
         )
       else if (percent !== undefined)
         yield* Effect.logInfo("progress").pipe(
-          yield* unlessToldOtherwise,
+          yield* logProgress,
           Effect.annotateLogs({
             [things]: reached.count,
             per_second: Math.round(rate),
@@ -78,7 +81,7 @@ export const measured = <A, E, R>(
     return Effect.ensuring(run(show), clear)
   })
 
-/** The same for what only counts. */
+/** The same for a run without a known total. */
 export const counting = <A, E, R>(
   things: string,
   run: (progress: (count: number) => Effect.Effect<void>) => Effect.Effect<A, E, R>,
@@ -86,7 +89,7 @@ export const counting = <A, E, R>(
 
 const spinner = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"]
 
-/** Where nothing can be counted: `what` with the seconds so far, on a terminal, after the first of them. */
+/** For work without a count: shows `what` and the seconds so far, on a terminal, after the first second. */
 export const waiting =
   (what: string) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
@@ -94,9 +97,9 @@ export const waiting =
       if (!process.stderr.isTTY) return effect
       let drawn = 0
       const draw = Effect.sync(() => {
-        const sign = spinner[drawn % spinner.length]
+        const symbol = spinner[drawn % spinner.length]
         const seconds = 1 + Math.floor((drawn++ * drawEveryMillis) / 1_000)
-        process.stderr.write(`\r\x1b[K${sign} ${what}, ${duration(seconds)}`)
+        process.stderr.write(`\r\x1b[K${symbol} ${what}, ${duration(seconds)}`)
       })
       const drawing = Effect.zipRight(
         Effect.sleep("1 second"),

@@ -1,4 +1,4 @@
-/** What commands share on the command line: bad usage, questions, instants. */
+/** Parts shared by commands: bad usage, questions, timestamps. */
 import { HelpDoc, Options, ValidationError } from "@effect/cli"
 import { Terminal } from "@effect/platform"
 import { Clock, Console, Effect, Option, Schema } from "effect"
@@ -6,17 +6,20 @@ import * as EmbeddingConfig from "../../../services/EmbeddingConfig.ts"
 import { defaults } from "../../../services/model/EventTypes.ts"
 import { canonicalTimestamp } from "../../../services/model/Interaction.ts"
 
-/** The command line asks for something that makes no sense; exit 2. */
+/** The options do not fit together; exit 2. */
 export class BadUsage extends Schema.TaggedError<BadUsage>()("BadUsage", { message: Schema.String }) {}
 
-/** Somebody was asked and said no. */
+/** The user answered a question with no. */
 export class Declined extends Schema.TaggedError<Declined>()("Declined", {}) {
   override get message() {
-    return "nothing was done"
+    return "nothing was changed"
   }
 }
 
-export const yes = Options.boolean("yes").pipe(Options.withAlias("y"), Options.withDescription("Don't ask"))
+export const yes = Options.boolean("yes").pipe(
+  Options.withAlias("y"),
+  Options.withDescription("Do not ask for confirmation"),
+)
 
 /** An option that takes a configured event type. */
 export const eventType = (name: string, description: string) =>
@@ -39,12 +42,14 @@ export const eventType = (name: string, description: string) =>
     ),
   )
 
-/** Goes on when the answer is yes. Where nobody can be asked, `--yes` is required. */
+/** Continues when the answer is yes. Without a terminal, `--yes` is required. */
 export const confirm = (question: string, yes: boolean) =>
   Effect.gen(function* () {
     if (yes) return
     if (!process.stdin.isTTY)
-      return yield* new BadUsage({ message: `${question} Say --yes: nobody can be asked` })
+      return yield* new BadUsage({
+        message: `${question} Confirm with --yes, because there is no terminal for the question`,
+      })
     const terminal = yield* Terminal.Terminal
     yield* Console.error(`${question} [y/N]`)
     const answer = yield* Effect.orElseSucceed(terminal.readLine, () => "")
@@ -63,17 +68,17 @@ export const parseInstant = (text: string, now: number): string | undefined => {
   return canonicalTimestamp(/^\d{4}-\d{2}-\d{2}$/.test(text) ? `${text}T00:00:00Z` : text)
 }
 
-/** An option that names an instant, as canonical timestamp. */
+/** An option with a point in time, decoded to a canonical timestamp. */
 export const instant = (name: string, description: string) =>
   Options.text(name).pipe(
-    Options.withDescription(`${description}: 2026-02-10T12:34:56Z, 2026-02-10, or 1h, 7d ago`),
+    Options.withDescription(`${description} (2026-02-10T12:34:56Z, 2026-02-10, or 1h, 7d ago)`),
     Options.mapEffect((text) =>
       Effect.flatMap(Clock.currentTimeMillis, (now) =>
         Option.match(Option.fromNullable(parseInstant(text, now)), {
           onNone: () =>
             Effect.fail(
               ValidationError.invalidValue(
-                HelpDoc.p(`--${name} ${text}: must be as 2026-02-10T12:34:56Z, 2026-02-10, 1h or 7d`),
+                HelpDoc.p(`--${name} ${text}: must be like 2026-02-10T12:34:56Z, 2026-02-10, 1h or 7d`),
               ),
             ),
           onSome: Effect.succeed,

@@ -1,13 +1,14 @@
-/** What somebody meets who types something wrong or has something down: one line, the next step, 1 or 2. */
+/** Errors of commands: one line with the reason, one with the next step, exit code 1 or 2. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { createServer } from "node:net"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { Effect } from "effect"
 import { bundledProgram } from "../../../support/bundledProgram.ts"
 
 const main = await bundledProgram("src/programs/main.ts")
-const folder = mkdtempSync(join(tmpdir(), "complaints-"))
+const folder = mkdtempSync(join(tmpdir(), "error-report-"))
 const badLines = join(folder, "bad.jsonl")
 const embedded = { DATA_DIR: join(folder, "data") }
 const nowhere = {
@@ -31,6 +32,11 @@ const run = async (line: string, env: Readonly<Record<string, string>>) => {
   return { code, out, err }
 }
 
+/** Four processes at a time: with more, each would come near its time-out on a small machine. */
+const processes = Effect.unsafeMakeSemaphore(4)
+const runSoon = (line: string, env: Readonly<Record<string, string>>) =>
+  Effect.runPromise(processes.withPermits(1)(Effect.promise(() => run(line, env))))
+
 const busy = createServer()
 let busyPort = 0
 
@@ -40,6 +46,7 @@ beforeAll(async () => {
   const address = busy.address()
   if (typeof address === "object" && address !== null) busyPort = address.port
   expect(await run("setup", embedded)).toMatchObject({ code: 0 })
+  for (const one of cases) results.set(one, runSoon(one.line, one.env ?? embedded))
 }, 60_000)
 afterAll(() => {
   busy.close()
@@ -51,13 +58,19 @@ interface Case {
   readonly env?: Readonly<Record<string, string>>
   readonly code: 1 | 2
   readonly says: string
-  /** The last line. */
+  /** Part of the last line. */
   readonly next: string
 }
+const results = new Map<Case, ReturnType<typeof run>>()
 const cases: ReadonlyArray<Case> = [
   { line: "bogus", code: 2, says: "Invalid subcommand", next: "user-embeddings --help" },
   { line: "stats --bogus", code: 2, says: "--bogus", next: "user-embeddings stats --help" },
-  { line: "failed retry", code: 2, says: "name letters by id", next: "user-embeddings failed retry --help" },
+  {
+    line: "failed retry",
+    code: 2,
+    says: "give the ids of dead letters",
+    next: "user-embeddings failed retry --help",
+  },
   { line: "user erase 1", code: 2, says: "--yes", next: "user-embeddings user erase --help" },
   {
     line: "products import /no/such/file",
@@ -95,10 +108,11 @@ const cases: ReadonlyArray<Case> = [
   { line: `import interactions ${badLines} --strict`, code: 1, says: "line 1", next: "--help" },
 ]
 
-describe("a command that fails says why and what to do", () => {
-  for (const { code, env, line, next, says } of cases)
+describe("a command that fails prints the reason and the next step", () => {
+  for (const one of cases) {
+    const { code, line, next, says } = one
     test(`${line.replaceAll(folder, "")}: ${says}`, async () => {
-      const { err, out, ...ended } = await run(line, env ?? embedded)
+      const { err, out, ...ended } = await results.get(one)!
       expect({ ...ended, out }).toEqual({ code, out: "" })
       expect(err).toContain(says)
       expect(err.trimEnd().split("\n").at(-1)).toStartWith("  → ")
@@ -107,8 +121,9 @@ describe("a command that fails says why and what to do", () => {
       expect(err).not.toContain("sekret")
       expect(err).not.toMatch(/^ +at /m)
     }, 60_000)
+  }
 
-  test("a busy port", async () => {
+  test("a port in use", async () => {
     const { code, err } = await run("api", { ...embedded, API_PORT: String(busyPort) })
     expect(code).toBe(1)
     expect(err).toContain(String(busyPort))

@@ -17,15 +17,23 @@ const run = <A, E>(effect: Effect.Effect<A, E, BunContext.BunContext>) =>
 const helpOf = (...path: ReadonlyArray<string>) => run(Help.render(root, path, config))
 
 const main = await bundledProgram("src/programs/main.ts")
-const cli = (args: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) => {
-  const { exitCode, stderr, stdout } = Bun.spawnSync([process.execPath, main, ...args], {
+const spawn = async (command: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) => {
+  const child = Bun.spawn([...command], {
     env: { PATH: process.env.PATH, ...env },
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
   })
-  return { code: exitCode, out: stdout.toString(), err: stderr.toString() }
+  const [code, out, err] = await Promise.all([
+    child.exited,
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+  ])
+  return { code, out, err }
 }
 
 describe("--help", () => {
-  test("every command has examples, and nothing else has", async () => {
+  test("has examples for every command, and for nothing else", async () => {
     const script = await run(CommandDescriptor.getBashCompletions(root, "user-embeddings"))
     const paths = [...script.join("\n").matchAll(/cmd="user__embeddings__(\w+)"/g)].map(([, name = ""]) =>
       name.replaceAll("__", " "),
@@ -36,7 +44,7 @@ describe("--help", () => {
     for (const lines of Object.values(examples)) expect(lines.length).toBeWithin(1, 4)
   })
 
-  test("every example is understood", async () => {
+  test("has only examples that the parser accepts", async () => {
     const folder = mkdtempSync(join(tmpdir(), "examples-"))
     for (const name of ["history.jsonl", "history.csv", "events.tsv", "catalogue.jsonl"])
       writeFileSync(join(folder, name), "")
@@ -60,7 +68,7 @@ describe("--help", () => {
     }
   })
 
-  test("shows the whole command, each option with its meaning alone, and ends with the examples", async () => {
+  test("shows the command line and each option with its meaning, and ends with the examples", async () => {
     const help = Bun.stripANSI(await helpOf("import", "interactions"))
     expect(help).toContain("USAGE\n  user-embeddings import interactions [OPTIONS] <file>\n")
     expect(help).toMatch(/ {2}--strict +Stop at the first bad record\n/)
@@ -70,55 +78,61 @@ describe("--help", () => {
     )
   })
 
-  test("of a group lists its commands", async () => {
+  test("of a group lists the commands of the group", async () => {
     const help = Bun.stripANSI(await helpOf("failed"))
     expect(help).toContain("USAGE\n  user-embeddings failed COMMAND\n")
     for (const child of ["list", "groups", "show", "retry", "remove"])
       expect(help).toMatch(new RegExp(`^  ${child} +[A-Z]`, "m"))
   })
 
-  test("is asked of the command that the line begins with", () => {
+  test("is about the command at the beginning of the command line", () => {
     expect(Help.find(["failed", "retry", "--all", "--help"])).toEqual(["failed", "retry"])
     expect(Help.find(["failed", "--help"])).toEqual(["failed"])
     expect(Help.find(["--help"])).toEqual([])
     expect(Help.find(["user", "show", "show", "-h"])).toEqual(["user", "show"])
   })
 
-  test("is plain where no terminal reads it", () => {
-    const { code, err, out } = cli(["failed", "retry", "--help"])
+  test("has no colours without a terminal", async () => {
+    const { code, err, out } = await spawn([process.execPath, main, "failed", "retry", "--help"])
     expect({ code, err }).toEqual({ code: 0, err: "" })
     expect(out).toBe(Bun.stripANSI(out))
     expect(out).toContain("user-embeddings failed retry")
   }, 60_000)
 
   test.skipIf(Bun.which("script") === null)(
-    "is painted on a terminal, unless NO_COLOR is set",
-    () => {
-      const onTerminal = (command: string, env: Readonly<Record<string, string>>) =>
-        Bun.spawnSync(["script", "-qec", `${process.execPath} ${main} ${command}`, "/dev/null"], {
-          env: { PATH: process.env.PATH, ...env },
-        }).stdout.toString()
-      expect(onTerminal("stats --help", {})).toContain("\u001b[1mUSAGE\u001b[22m")
-      const plain = onTerminal("stats --help", { NO_COLOR: "1" })
+    "has colours on a terminal, unless NO_COLOR is set",
+    async () => {
+      const onTerminal = async (command: string, env: Readonly<Record<string, string>>) =>
+        (await spawn(["script", "-qec", `${process.execPath} ${main} ${command}`, "/dev/null"], env)).out
+      const [painted, plain, failure] = await Promise.all([
+        onTerminal("stats --help", {}),
+        onTerminal("stats --help", { NO_COLOR: "1" }),
+        onTerminal("failed retry", {}),
+      ])
+      expect(painted).toContain("\u001b[1mUSAGE\u001b[22m")
       expect(plain).toContain("USAGE")
       expect(plain).not.toContain("\u001b[")
-      const failure = onTerminal("failed retry", {})
-      expect(failure).toStartWith("user-embeddings: name letters by id")
+      expect(failure).toStartWith("user-embeddings: give the ids of dead letters")
       expect(failure).not.toContain("\u001b[31m")
     },
     60_000,
   )
 })
 
-test("bash completes commands, commands of groups, and their options", async () => {
+test("bash completes commands, commands of a group, and options", async () => {
   const script = await run(Help.bashCompletions(root))
-  const complete = (...words: ReadonlyArray<string>) => {
+  const complete = async (...words: ReadonlyArray<string>) => {
     const line = `${script}
 COMP_WORDS=(${words.map((word) => `"${word}"`).join(" ")}); COMP_CWORD=${words.length - 1}
 _user-embeddings_bash_completions user-embeddings; printf '%s\\n' "\${COMPREPLY[@]}"`
-    return Bun.spawnSync(["bash", "-c", line]).stdout.toString().trim().split("\n")
+    return (await spawn(["bash", "-c", line])).out.trim().split("\n")
   }
-  expect(complete("user-embeddings", "im")).toEqual(["import"])
-  expect(complete("user-embeddings", "failed", "re").toSorted()).toEqual(["remove", "retry"])
-  expect(complete("user-embeddings", "failed", "retry", "--dr")).toEqual(["--dry-run"])
+  const [command, commandsOfGroup, option] = await Promise.all([
+    complete("user-embeddings", "im"),
+    complete("user-embeddings", "failed", "re"),
+    complete("user-embeddings", "failed", "retry", "--dr"),
+  ])
+  expect(command).toEqual(["import"])
+  expect(commandsOfGroup.toSorted()).toEqual(["remove", "retry"])
+  expect(option).toEqual(["--dry-run"])
 })

@@ -1,4 +1,4 @@
-/** What a long command tells where nobody draws: a log entry every ten seconds. */
+/** Progress without a terminal: a log entry every ten seconds. */
 import { afterAll, beforeAll, expect } from "bun:test"
 import { ConfigProvider, Effect, HashMap, Logger, LogLevel, TestClock, TestContext } from "effect"
 import { measured } from "../../../../src/programs/cli/support/Progress.ts"
@@ -12,7 +12,7 @@ afterAll(() => {
   process.stderr.isTTY = terminal
 })
 
-/** Entries of a run of 100 rows a second, of 6,000, told every second for 25 s. */
+/** Log entries of a run that reports 100 more of 6,000 rows every second, for 25 s. */
 const entries = (env: Readonly<Record<string, string>>) =>
   Effect.gen(function* () {
     const logged: Array<unknown> = []
@@ -34,7 +34,7 @@ const entries = (env: Readonly<Record<string, string>>) =>
     return logged
   }).pipe(Effect.provide(TestContext.TestContext))
 
-effectTest("a command that logs warnings only tells how far it is, with rate and time left", () =>
+effectTest("a command that logs only warnings still logs its progress, with rate and time left", () =>
   Effect.gen(function* () {
     expect(yield* entries({})).toEqual([
       ["progress", { rows: 1_000, per_second: 100, percent: 17, seconds_left: 50 }],
@@ -43,7 +43,7 @@ effectTest("a command that logs warnings only tells how far it is, with rate and
   }),
 )
 
-effectTest("LOG_LEVEL=warn keeps it quiet", () =>
+effectTest("with LOG_LEVEL=warn it logs no progress", () =>
   Effect.gen(function* () {
     expect(yield* entries({ LOG_LEVEL: "warn" })).toEqual([])
   }),

@@ -1,0 +1,33 @@
+/**
+ * What the interaction log needs to know about a SQL database beyond its `SqlClient`. A new database provides one
+ * value of this type, its own `CREATE TABLE` in `migrations/interactionLog.ts`, and passes
+ * `test/contracts/InteractionLogContract.ts`.
+ */
+import type { SqlClient } from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import type { Effect, Option } from "effect"
+import type { InteractionLogError } from "../../services/ports/InteractionLog.ts"
+
+export interface SqlDialect {
+  /** The attribute `db.system.name` of the spans of statements. */
+  readonly system: string
+  /** The reason that the port reports for a failed statement. */
+  readonly failureReason: (error: SqlError) => InteractionLogError["reason"]
+  /** The statement violated a unique key, and the database kept none of its changes. */
+  readonly isDuplicateKey: (error: SqlError) => boolean
+  /** A deadlock or a lock timeout rolled the statement back, so the same statement may be run again. */
+  readonly isConflict: (error: SqlError) => boolean
+  /** The clause after a table's name that makes the planner use an index; empty where the planner needs no hint. */
+  readonly forceIndex: (index: string) => string
+  /** The number of rows that a statement changed, from the driver's answer to a `raw` statement. */
+  readonly affectedRows: (answer: unknown) => number
+  /**
+   * Runs an effect while this process holds the lock `name`, which all clients of the database share. Succeeds with
+   * `None` when another process holds the lock. Fails and interrupts the effect when the lock is lost meanwhile.
+   */
+  readonly withNamedLock: (
+    name: string,
+  ) => <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+  ) => Effect.Effect<Option.Option<A>, E | SqlError, R | SqlClient>
+}

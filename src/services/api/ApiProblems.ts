@@ -1,0 +1,40 @@
+/** Problems and authentication, as the endpoints declare them. */
+import { HttpApiMiddleware, HttpApiSchema, HttpApiSecurity, OpenApi } from "@effect/platform"
+import { Schema } from "effect"
+import { Problem, ProblemDocument } from "../model/Problem.ts"
+
+/** OpenAPI names the schema of a transformation after its type side. */
+const problemType = Schema.typeSchema(Problem).annotations({ identifier: "ProblemDocument" })
+const ProblemResponse = Schema.transform(ProblemDocument, problemType, {
+  strict: true,
+  decode: ({ detail, errors, status }) => new Problem({ status, detail, ...(errors ? { errors } : {}) }),
+  encode: ({ document }) => document,
+}).pipe(HttpApiSchema.withEncoding({ kind: "Json", contentType: "application/problem+json" }))
+
+/** For `addError`: the endpoint may fail with a {@link Problem} of these statuses. */
+export const problems = (...statuses: ReadonlyArray<number>) =>
+  Schema.Union(
+    ...statuses.map((status) =>
+      ProblemResponse.annotations(
+        HttpApiSchema.annotations({ status, description: "What is wrong, as RFC 9457 problem document" }),
+      ),
+    ),
+  )
+
+/** The statuses of a body that cannot be read or decoded. */
+export const bodyStatuses = [400, 413, 415, 422] as const
+
+/**
+ * A bearer token. HttpMiddleware.ts checks it before routing, because a request for an unknown path needs a
+ * token too.
+ */
+export class Authorisation extends HttpApiMiddleware.Tag<Authorisation>()("user-embeddings/Authorisation", {
+  failure: problems(401),
+  security: {
+    bearer: HttpApiSecurity.annotate(
+      HttpApiSecurity.bearer,
+      OpenApi.Description,
+      "Only where API_TOKENS is set",
+    ),
+  },
+}) {}

@@ -1,0 +1,66 @@
+/**
+ * Items that one fiber handles in the order of arrival, as many at once as fit together. Callers add items without a
+ * fiber of their own. Effect's `Mailbox` takes a number of items rather than a weight, and made the recorder cost 7 %
+ * more CPU.
+ */
+import { Effect } from "effect"
+
+export class WorkQueue<Item> {
+  private items: Array<Item> = []
+  private total = 0
+  private closed = false
+  private readonly wake = Effect.unsafeMakeLatch(false)
+
+  constructor(private readonly weigh: (item: Item) => number = () => 1) {}
+
+  /** The weight of all waiting items. */
+  get weight(): number {
+    return this.total
+  }
+
+  get isClosed(): boolean {
+    return this.closed
+  }
+
+  offer(item: Item): void {
+    this.items.push(item)
+    this.total += this.weigh(item)
+    this.wake.unsafeOpen()
+  }
+
+  /** Removes the oldest items that weigh `most` together, or a single heavier one. */
+  take(most: number): ReadonlyArray<Item> {
+    let count = 0
+    let weight = 0
+    for (const item of this.items) {
+      const next = weight + this.weigh(item)
+      if (count > 0 && next > most) break
+      weight = next
+      count += 1
+    }
+    const taken = this.items.slice(0, count)
+    this.items = this.items.slice(count)
+    this.total -= weight
+    return taken
+  }
+
+  /** Runs `handle`, which takes items, whenever items wait. Ends when the queue is closed and empty. */
+  consume<E, R>(handle: Effect.Effect<void, E, R>): Effect.Effect<void, E, R> {
+    const { wake } = this
+    return Effect.whileLoop({
+      while: () => !this.closed || this.items.length > 0,
+      body: () => {
+        if (this.items.length > 0) return handle
+        wake.unsafeClose()
+        return wake.await
+      },
+      step: () => {},
+    })
+  }
+
+  /** Lets {@link consume} end after the waiting items. */
+  readonly close: Effect.Effect<void> = Effect.sync(() => {
+    this.closed = true
+    this.wake.unsafeOpen()
+  })
+}
