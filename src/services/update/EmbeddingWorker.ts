@@ -54,6 +54,8 @@ interface Worker {
   /** Opens when the search lane may have something to do. */
   readonly laneWaits: Effect.Latch
   state: OutageState.OutageState
+  /** Whether the search lane handles a batch: its settlement will make room for more messages. */
+  laneIsBusy: boolean
   /** Shrinks when a batch fails, because its dependency may be slow rather than out. */
   batchLimit: number
 }
@@ -258,11 +260,12 @@ const intake = (worker: Worker) =>
     worker.loopWaits.unsafeOpen()
   })
 
-const takeWork = ({ batchLimit, batchSize, consumer, held, laneWaits, state }: Worker, now: number) => {
+const takeWork = (worker: Worker, now: number) => {
+  const { batchLimit, batchSize, consumer, held, laneIsBusy, laneWaits, state } = worker
   // A worker that is full and holds nothing but open windows would wait in vain for more: half of it goes early.
   held.closeWindows(
     state._tag === "Stopping" ? Number.POSITIVE_INFINITY : now,
-    consumer.full() ? batchSize : 0,
+    consumer.full() && !laneIsBusy ? batchSize : 0,
   )
   laneWaits.unsafeOpen()
   return held.take(state, batchLimit, now)
@@ -300,7 +303,9 @@ const searchLane = Effect.fnUntraced(function* (worker: Worker) {
   while (worker.state._tag !== "Stopping") {
     const batch = worker.held.takeSearches(worker.batchLimit)
     if (batch.length > 0) {
+      worker.laneIsBusy = true
       yield* handle(worker, { batch, probe: false })
+      worker.laneIsBusy = false
       worker.loopWaits.unsafeOpen()
       continue
     }
@@ -341,6 +346,7 @@ const make = Effect.gen(function* () {
     loopWaits: yield* Effect.makeLatch(false),
     laneWaits: yield* Effect.makeLatch(false),
     state: OutageState.working,
+    laneIsBusy: false,
     batchLimit: batchSize,
   }
   const handling = Effect.all([loop(worker), searchLane(worker)], { concurrency: 2 })

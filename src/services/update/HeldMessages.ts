@@ -59,10 +59,9 @@ export class HeldMessages {
     this.searches = this.searches.filter(({ delivery }) => holds(delivery))
   }
 
-  /** Admits the messages of closed windows. `least` messages leave their windows early if no others are ready. */
+  /** Admits the messages of closed windows. `least` messages leave their windows early if all messages wait in windows. */
   closeWindows(now: number, least: number): void {
-    for (const message of this.window?.take(now, this.ready.length === 0 ? least : 0) ?? [])
-      this.admit(message)
+    for (const message of this.window?.take(now, this.size === 0 ? least : 0) ?? []) this.admit(message)
   }
 
   /** The next batch, at most `limit` messages; in an outage the next probe, when it is due. */
