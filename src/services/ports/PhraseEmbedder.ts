@@ -3,8 +3,8 @@ import { Context, type Effect, type Either, Schema } from "effect"
 
 export class PhraseEmbedderError extends Schema.TaggedError<PhraseEmbedderError>()("PhraseEmbedderError", {
   /**
-   * `rate_limited`, `server_error`, `timeout`, `unreachable`: try again. `unauthorized`, `quota_exhausted`: the service
-   * refuses all phrases. `invalid_input`, `bad_vector`: this phrase never succeeds.
+   * `rate_limited`, `server_error`, `timeout`, `unreachable`: try again. `unauthorized`, `quota_exhausted`,
+   * `misconfigured`: the service refuses all phrases. `invalid_input`, `bad_vector`: this phrase never succeeds.
    */
   reason: Schema.Literal(
     "rate_limited",
@@ -13,6 +13,7 @@ export class PhraseEmbedderError extends Schema.TaggedError<PhraseEmbedderError>
     "unreachable",
     "unauthorized",
     "quota_exhausted",
+    "misconfigured",
     "invalid_input",
     "bad_vector",
   ),
