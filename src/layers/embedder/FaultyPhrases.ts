@@ -12,8 +12,6 @@ export type Request = (
   within?: Duration.Duration,
 ) => Effect.Effect<ReadonlyArray<Result>, CallFailure>
 
-/** A text that every service embeds. */
-export const harmlessText = "shoes"
 const harmlessDeadline = Duration.seconds(5)
 /** After this time, or after so many failures without a success in between, the rest of the phrases is retried later. */
 const searchMillis = 60_000

@@ -5,7 +5,7 @@
 import { Config, ConfigError, Context, Duration, Effect, Either, Layer, Redacted } from "effect"
 import OpenAI, { APIConnectionError, APIConnectionTimeoutError, APIError } from "openai"
 import { type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
-import { PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
+import { harmlessText, PhraseEmbedder, PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
 import * as Settings from "../../services/Settings.ts"
 
 export interface OpenAiOptions {
@@ -171,18 +171,40 @@ const remedies: Record<PhraseEmbedderError["reason"], string> = {
     "correct OPENAI_EMBEDDING_MODEL, EMBEDDING_DIMENSIONS, OPENAI_BASE_URL or OPENAI_SEND_DIMENSIONS",
 }
 
-/** The service and its model as a dependency of `doctor` and the health checks. The ping is free of charge. */
-export const dependency: Effect.Effect<Dependency, never, OpenAi> = Effect.map(OpenAi, ({ call, model }) => ({
-  name: "openai",
-  // Workers wait and report it while the service is unavailable.
-  essentialFor: [],
-  ping: call((client, options) => client.models.retrieve(model, options), pingDeadline).pipe(
-    Effect.mapBoth({
-      onSuccess: ({ id }) => id,
-      onFailure: ({ error: { message, reason } }) =>
-        new DependencyDown({ dependency: "openai", detail: message, remedy: remedies[reason] }),
+/** How long the answer to a request for an embedding counts, because health checks ping every second. */
+const embeddingAnswerTtl = Duration.seconds(30)
+
+/**
+ * The service and its model as a dependency of `doctor` and the health checks. The ping is free of charge if the
+ * service describes its models. Many compatible services do not: then an embedding shows whether the service works.
+ */
+export const dependency: Effect.Effect<Dependency, never, OpenAi | PhraseEmbedder> = Effect.gen(function* () {
+  const { call, model } = yield* OpenAi
+  const { embed } = yield* PhraseEmbedder
+  const down = ({ message, reason }: PhraseEmbedderError) =>
+    new DependencyDown({ dependency: "openai", detail: message, remedy: remedies[reason] })
+  const embedding = Effect.flatMap(embed([harmlessText]), ([result]) =>
+    result && Either.isLeft(result) ? Effect.fail(down(result.left)) : Effect.succeed(model),
+  )
+  const recentEmbedding = yield* Effect.cachedWithTTL(embedding, embeddingAnswerTtl)
+  return {
+    name: "openai",
+    // Workers wait and report it while the service is unavailable.
+    essentialFor: [],
+    ping: call((client, options) => client.models.retrieve(model, options), pingDeadline).pipe(
+      Effect.matchEffect({
+        onSuccess: ({ id }) => (typeof id === "string" ? Effect.succeed(id) : recentEmbedding),
+        onFailure: ({ error }) =>
+          error.reason === "timeout" || error.reason === "unreachable"
+            ? Effect.fail(down(error))
+            : recentEmbedding,
+      }),
+    ),
+    missing: Effect.succeed([]),
+    inspect: Effect.match(embedding, {
+      onSuccess: () => [],
+      onFailure: ({ detail, remedy }) => [{ problem: `no text can be embedded: ${detail}`, remedy }],
     }),
-  ),
-  missing: Effect.succeed([]),
-  setup: Effect.succeed([]),
-}))
+    setup: Effect.succeed([]),
+  }
+})

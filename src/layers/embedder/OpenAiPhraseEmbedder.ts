@@ -2,25 +2,52 @@
  * Embeds phrases with the OpenAI API, many per request. The number of concurrent requests adapts to the service's rate
  * limit.
  */
-import { Array as Arr, Config, Duration, Effect, Either, Layer, Metric } from "effect"
+import { createHash } from "node:crypto"
+import { Array as Arr, Config, Duration, Effect, Either, Layer, Metric, Option } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
-import { PhraseEmbedder, PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
+import {
+  harmlessText,
+  PhraseEmbedder,
+  PhraseEmbedderError,
+  type TextKind,
+} from "../../services/ports/PhraseEmbedder.ts"
 import * as Settings from "../../services/Settings.ts"
 import { attribute, embeddingsDuration } from "../../services/Telemetry.ts"
 import { inOrder, toVector } from "./EmbeddingsResponse.ts"
-import { embedApart, harmlessText, type Request } from "./FaultyPhrases.ts"
+import { embedApart, type Request } from "./FaultyPhrases.ts"
 import { type CallFailure, OpenAi } from "./OpenAi.ts"
 
 /** The service's limits for one request. A token has at least one byte, so bytes are an upper bound of tokens. */
 const maxInputs = 2048
 const maxTokens = 300_000
 
-export interface Limits {
+export interface EmbedderOptions {
   /** A maximum: fewer after the service has reported too many requests. */
   readonly requestsAtOnce: number
   readonly phrasesPerRequest: number
+  readonly prefixes: Readonly<Record<TextKind, string>>
+  /** Whether a request asks for the number of dimensions; `undefined`: if the model is known to take the parameter. */
+  readonly sendDimensions: boolean | undefined
 }
-const defaultLimits: Limits = { requestsAtOnce: 4, phrasesPerRequest: maxInputs }
+const defaults: EmbedderOptions = {
+  requestsAtOnce: 4,
+  phrasesPerRequest: maxInputs,
+  prefixes: { query: "", document: "" },
+  sendDimensions: undefined,
+}
+
+/**
+ * Vectors with a prefix are not comparable with vectors without it, so the name of the space contains a hash of both
+ * prefixes. A stored vector of a phrase is then never used after a prefix has changed.
+ */
+const spaceOf = (model: string, dimensions: number, { document, query }: EmbedderOptions["prefixes"]) => {
+  const space = `openai:${model}:${dimensions}`
+  if (query === "" && document === "") return space
+  const hash = createHash("sha256")
+    .update(JSON.stringify([query, document]))
+    .digest("hex")
+  return `${space}:${hash.slice(0, 8)}`
+}
 
 /** Splits phrases into batches that fit into one request each. */
 export const requests = (
@@ -65,12 +92,14 @@ const adaptiveLimit = (most: number) =>
       )
   })
 
-const make = Effect.fnUntraced(function* ({ phrasesPerRequest, requestsAtOnce }: Limits) {
+const make = Effect.fnUntraced(function* (options: EmbedderOptions) {
+  const { phrasesPerRequest, prefixes, requestsAtOnce } = options
   const { call, model } = yield* OpenAi
   const limited = yield* adaptiveLimit(requestsAtOnce)
   const { dimensions } = yield* EmbeddingConfig
   // Older models have a fixed number of dimensions and reject the parameter.
-  const dimensionsParameter = model.startsWith("text-embedding-3-") ? { dimensions } : {}
+  const sendDimensions = options.sendDimensions ?? model.startsWith("text-embedding-3-")
+  const dimensionsParameter = sendDimensions ? { dimensions } : {}
 
   const request: Request = (phrases, within) =>
     call(async (client, options) => {
@@ -103,26 +132,39 @@ const make = Effect.fnUntraced(function* ({ phrasesPerRequest, requestsAtOnce }:
     )
 
   return PhraseEmbedder.of({
-    space: `openai:${model}:${dimensions}`,
-    embed: (phrases) =>
-      Effect.forEach(
-        requests(phrases, phrasesPerRequest),
-        (batch) => embedApart(request, batch, harmlessText),
+    space: spaceOf(model, dimensions, prefixes),
+    embed: (phrases, kind = "query") => {
+      const prefixed = phrases.map((phrase) => prefixes[kind] + phrase)
+      return Effect.forEach(
+        requests(prefixed, phrasesPerRequest),
+        (batch) => embedApart(request, batch, prefixes[kind] + harmlessText),
         { concurrency: requestsAtOnce },
-      ).pipe(Effect.map(Arr.flatten)),
+      ).pipe(Effect.map(Arr.flatten))
+    },
   })
 })
 
-export const layer = (limits: Partial<Limits> = {}) =>
-  Layer.effect(PhraseEmbedder, make({ ...defaultLimits, ...limits }))
+export const layer = (options: Partial<EmbedderOptions> = {}) =>
+  Layer.effect(PhraseEmbedder, make({ ...defaults, ...options }))
 
-/** From OPENAI_REQUESTS_AT_ONCE and OPENAI_PHRASES_PER_REQUEST. */
+const textOf = (setting: Config.Config<Option.Option<string>>) =>
+  Config.map(
+    setting,
+    Option.getOrElse(() => ""),
+  )
+
+/** From the variables OPENAI_*. */
 export const layerConfig = Layer.effect(
   PhraseEmbedder,
   Effect.flatMap(
     Config.all({
       requestsAtOnce: Settings.OPENAI_REQUESTS_AT_ONCE,
       phrasesPerRequest: Settings.OPENAI_PHRASES_PER_REQUEST,
+      prefixes: Config.all({
+        query: textOf(Settings.OPENAI_QUERY_PREFIX),
+        document: textOf(Settings.OPENAI_DOCUMENT_PREFIX),
+      }),
+      sendDimensions: Config.map(Settings.OPENAI_SEND_DIMENSIONS, Option.getOrUndefined),
     }),
     make,
   ),

@@ -1,6 +1,17 @@
 /** The real client with a stand-in for the OpenAI API that can be made to fail. */
 import { afterAll, beforeEach, describe, expect, test } from "bun:test"
-import { Duration, Effect, Either, Fiber, Layer, Redacted, TestClock, TestContext, Tracer } from "effect"
+import {
+  ConfigProvider,
+  Duration,
+  Effect,
+  Either,
+  Fiber,
+  Layer,
+  Redacted,
+  TestClock,
+  TestContext,
+  Tracer,
+} from "effect"
 import * as OpenAi from "../../../src/layers/embedder/OpenAi.ts"
 import * as OpenAiPhraseEmbedder from "../../../src/layers/embedder/OpenAiPhraseEmbedder.ts"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
@@ -227,6 +238,53 @@ describe("requests", () => {
     }),
   )
 
+  const configured = (variables: Readonly<Record<string, string>>) =>
+    OpenAiPhraseEmbedder.layerConfig.pipe(
+      Layer.provide(client(variables.model === undefined ? {} : { model: variables.model })),
+      Layer.provide(EmbeddingConfig.layer({ dimensions: 1536 })),
+      Layer.provide(Layer.setConfigProvider(ConfigProvider.fromMap(new Map(Object.entries(variables))))),
+    )
+
+  effectTest("have the prefixes of the settings, which name a space of their own", () =>
+    Effect.gen(function* () {
+      const spaces = new Set<string>()
+      for (const variables of [
+        {},
+        { OPENAI_QUERY_PREFIX: "query: " },
+        { OPENAI_DOCUMENT_PREFIX: "query: " },
+        { OPENAI_QUERY_PREFIX: "query: ", OPENAI_DOCUMENT_PREFIX: "passage: " },
+        { OPENAI_QUERY_PREFIX: "query:" },
+      ])
+        spaces.add((yield* Effect.provide(PhraseEmbedder, configured(variables))).space)
+      expect(spaces.size).toBe(5)
+      expect([...spaces][0]).toBe(`openai:${model}:1536`)
+
+      const embedder = yield* Effect.provide(
+        PhraseEmbedder,
+        configured({ OPENAI_QUERY_PREFIX: "query: ", OPENAI_DOCUMENT_PREFIX: "passage: " }),
+      )
+      yield* embedder.embed(["boots"])
+      yield* embedder.embed(["boots"], "document")
+      expect(server.received.map(({ input }) => input)).toEqual([["query: boots"], ["passage: boots"]])
+    }),
+  )
+
+  effectTest("have the dimensions if OPENAI_SEND_DIMENSIONS says so, whatever the model", () =>
+    Effect.gen(function* () {
+      for (const [name, send, sent] of [
+        [model, undefined, 1536],
+        [model, "false", undefined],
+        ["text-embedding-ada-002", "true", 1536],
+      ] as const) {
+        server.mend()
+        const variables = { model: name, ...(send && { OPENAI_SEND_DIMENSIONS: send }) }
+        const embedder = yield* Effect.provide(PhraseEmbedder, configured(variables))
+        yield* embedder.embed(["a"])
+        expect(server.received[0]?.dimensions).toBe(sent)
+      }
+    }),
+  )
+
   effectTest(
     "vectors are matched by index, or by position without an index, and may be numbers instead of base64",
     () =>
@@ -381,7 +439,9 @@ effectTest("a request has a client span by the semantic conventions, without the
 
 describe("dependency", () => {
   const ping = (options: Partial<OpenAi.OpenAiOptions> = {}) =>
-    Effect.flatMap(OpenAi.dependency, (dependency) => dependency.ping).pipe(Effect.provide(client(options)))
+    Effect.flatMap(OpenAi.dependency, (dependency) => dependency.ping).pipe(
+      Effect.provide(Layer.merge(client(options), Layer.orDie(layerOf(options)))),
+    )
 
   effectTest("succeeds with the model, without requesting an embedding", () =>
     Effect.gen(function* () {
@@ -400,6 +460,44 @@ describe("dependency", () => {
       const wrongAddress = yield* Effect.flip(ping({ baseUrl: "http://127.0.0.1:1/v1" }))
       expect(wrongAddress.remedy).toContain("OPENAI_BASE_URL")
     }),
+  )
+
+  effectTest("of a service that does not describe its models is up if it embeds a text", () =>
+    Effect.gen(function* () {
+      server.describesModels = false
+      expect(yield* ping()).toBe(model)
+      expect(server.received).toHaveLength(1)
+      server.faults.set("shoes", { status: 400, message: "no such model" })
+      const refused = yield* Effect.flip(ping())
+      expect(refused.message).toContain("misconfigured")
+      expect(refused.remedy).toContain("OPENAI_EMBEDDING_MODEL")
+    }),
+  )
+
+  effectTest("requests one embedding in half a minute, however often it is pinged", () =>
+    Effect.gen(function* () {
+      server.describesModels = false
+      const { ping } = yield* OpenAi.dependency
+      for (let second = 0; second < 29; second++) {
+        yield* ping
+        yield* TestClock.adjust("1 second")
+      }
+      expect(server.received).toHaveLength(1)
+      yield* TestClock.adjust("2 seconds")
+      yield* ping
+      expect(server.received).toHaveLength(2)
+    }).pipe(Effect.provide(Layer.mergeAll(client(), layerOf(), TestContext.TestContext))),
+  )
+
+  effectTest("names unusable vectors when doctor inspects it", () =>
+    Effect.gen(function* () {
+      const { inspect } = yield* OpenAi.dependency
+      expect(yield* inspect!).toEqual([])
+      server.fault = "wrong_dimension"
+      const [finding] = yield* inspect!
+      expect(finding?.problem).toContain("63 dimensions instead of 64")
+      expect(finding?.remedy).toContain("EMBEDDING_DIMENSIONS")
+    }).pipe(Effect.provide(Layer.merge(client(), layerOf()))),
   )
 
   effectTest("times out after 5 s", () =>
