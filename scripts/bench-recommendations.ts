@@ -41,6 +41,7 @@ const ports = Layer.mergeAll(
     knownSince: () => Effect.succeed(new Map()),
     count: Effect.succeed(count),
     countInOtherSpaces: () => Effect.succeed(0),
+    texts: () => Effect.succeed(new Map()),
     changed: () => Stream.empty,
     indexed: () => Effect.succeed([]),
     describe: () => Effect.succeed(new Map()),

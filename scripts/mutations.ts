@@ -164,7 +164,7 @@ export const mutations: ReadonlyArray<Mutation> = [
     scenario: "the embedding service 401",
     without: "pausing while the service refuses",
     file: policies,
-    from: '        case "unauthorized":\n        case "quota_exhausted":\n',
+    from: '        case "unauthorized":\n        case "quota_exhausted":\n        case "misconfigured":\n',
     to: "",
   },
   {

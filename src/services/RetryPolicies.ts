@@ -132,6 +132,7 @@ export const classify = (error: UpdateError): FailureClass => {
           return { _tag: "Unrecoverable" }
         case "unauthorized":
         case "quota_exhausted":
+        case "misconfigured":
           return { _tag: "Outage" }
         default:
           if (error.retryAfter === undefined) return { _tag: "Retryable" }

@@ -22,16 +22,18 @@ interface Declaration<A, I extends string = string> {
   readonly example: string
   readonly fallback?: string
   readonly secret?: boolean
+  /** Spaces at the ends are part of the value. */
+  readonly keepsSpaces?: boolean
   readonly schema: Schema.Schema<A, I>
 }
 
 const read = <A, I extends string>(
   variable: string,
-  { schema, example, secret = false }: Declaration<A, I>,
+  { schema, example, keepsSpaces = false, secret = false }: Declaration<A, I>,
 ) => {
   const decode = Schema.decodeUnknownEither(schema)
   return (text: string): Either.Either<A, ConfigError.ConfigError> =>
-    Either.mapLeft(decode(text.trim()), (error) => {
+    Either.mapLeft(decode(keepsSpaces ? text : text.trim()), (error) => {
       const given = secret ? "" : ` ${JSON.stringify(text)}`
       return ConfigError.InvalidData(
         [variable],
@@ -202,6 +204,25 @@ export const OPENAI_PHRASES_PER_REQUEST = withDefault("OPENAI_PHRASES_PER_REQUES
   example: "2048",
   fallback: "2048",
   schema: integer(1, 2048),
+})
+export const OPENAI_QUERY_PREFIX = optional("OPENAI_QUERY_PREFIX", {
+  meaning:
+    "Text before each search phrase, for models that want one; it names another vector space, so import products and rebuild after a change",
+  example: '"query: "',
+  schema: text,
+  keepsSpaces: true,
+})
+export const OPENAI_DOCUMENT_PREFIX = optional("OPENAI_DOCUMENT_PREFIX", {
+  meaning: "The same before each text of a product",
+  example: '"passage: "',
+  schema: text,
+  keepsSpaces: true,
+})
+export const OPENAI_SEND_DIMENSIONS = optional("OPENAI_SEND_DIMENSIONS", {
+  meaning:
+    "Whether requests ask for EMBEDDING_DIMENSIONS; default true for text-embedding-3-*, false for other models",
+  example: "true",
+  schema: boolean,
 })
 export const EMBEDDING_DIMENSIONS = withDefault("EMBEDDING_DIMENSIONS", {
   meaning: "Dimensions of every vector",
@@ -443,6 +464,9 @@ export const all: ReadonlyArray<Setting<unknown>> = [
   OPENAI_EMBEDDING_MODEL,
   OPENAI_REQUESTS_AT_ONCE,
   OPENAI_PHRASES_PER_REQUEST,
+  OPENAI_QUERY_PREFIX,
+  OPENAI_DOCUMENT_PREFIX,
+  OPENAI_SEND_DIMENSIONS,
   EMBEDDING_DIMENSIONS,
   EMBEDDING_DECAY_LAMBDA,
   EMBEDDING_HISTORY,

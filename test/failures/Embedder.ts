@@ -57,7 +57,11 @@ failures("the embedding service", "programs", (scenario) => {
       await until("three dead letters", 120, async () => (await system.depths()).failed === 3 || undefined)
       for (const { headers } of await system.deadLetters())
         expect(headers).toMatchObject({ "x-error": "phrase_embedder_server_error", "x-attempts": 6 })
-      for (const phrase of bad) expect(callsFor(openAi, phrase)).toBe(6)
+      // Six attempts. Phrases that fail together are also requested in smaller groups.
+      for (const phrase of bad) {
+        expect(callsFor(openAi, phrase)).toBeGreaterThanOrEqual(6)
+        expect(callsFor(openAi, phrase)).toBeLessThanOrEqual(18)
+      }
       await system.post(searches(phrases("later", 20)))
       await system.settled(30, 3)
       openAi.mend()

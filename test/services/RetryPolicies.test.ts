@@ -123,6 +123,7 @@ describe("a failed message", () => {
     [embedder("rate_limited", 61), "Outage", "phrase_embedder_rate_limited"],
     [embedder("unauthorized"), "Outage", "phrase_embedder_unauthorized"],
     [embedder("quota_exhausted"), "Outage", "phrase_embedder_quota_exhausted"],
+    [embedder("misconfigured"), "Outage", "phrase_embedder_misconfigured"],
     [embedder("invalid_input"), "Unrecoverable", "phrase_embedder_invalid_input"],
     [embedder("bad_vector"), "Unrecoverable", "phrase_embedder_bad_vector"],
   ]

@@ -24,8 +24,18 @@ export type RequestFault =
   | "shuffled"
   | "floats"
   | "garbled"
+  | IndexFault
+/** `index` is left out, left out where it is 0, 0 everywhere, or counted from 1. */
+export type IndexFault = "no_index" | "no_zero_index" | "same_index" | "index_from_one"
 /** A failure of one vector in a response. */
-export type VectorFault = "wrong_dimension" | "zero" | "not_finite" | "missing"
+export type VectorFault =
+  | "wrong_dimension"
+  | "zero"
+  | "not_finite"
+  | "missing"
+  | "nulls"
+  | "strings"
+  | "damaged_base64"
 export type Fault = RequestFault | VectorFault
 
 export interface StandInOptions {
@@ -84,11 +94,26 @@ const refuse = ({ status, code, type, param, message, headers }: Refusal): Respo
     { status, ...(headers && { headers }) },
   )
 
+/** The failures of a whole request that one phrase may cause. */
+const failsRequest = (fault: Fault | undefined): boolean =>
+  typeof fault === "object" || fault === "hang" || fault === "drop" || fault === "truncated"
+
+/** Every second element is no number. */
+const withoutNumbers = (vector: Float32Array, fault: "nulls" | "strings") =>
+  Array.from(vector, (x, i) => (i % 2 === 0 ? x : fault === "nulls" ? null : String(x)))
+
+const indexOf = (index: number, fault: Fault | undefined): { readonly index?: number } => {
+  if (fault === "no_index" || (fault === "no_zero_index" && index === 0)) return {}
+  return { index: fault === "same_index" ? 0 : fault === "index_from_one" ? index + 1 : index }
+}
+
 const makeState = (latencyMs: number) => ({
   /** The fault of every request. */
   fault: undefined as Fault | undefined,
   /** By phrase: the fault of every request with the phrase, or of the phrase's vector. */
   faults: new Map<string, Fault>(),
+  /** Whether the server has the route for models. */
+  describesModels: true,
   latencyMs,
   /** Requests for embeddings, in order of arrival. */
   received: [] as Array<Received>,
@@ -151,11 +176,14 @@ const vectorsResponse = (
     if (vectorFault === "missing") return []
     const vector = corrupt(vectorOf(text, received.dimensions ?? native), vectorFault)
     const bytes = vector.byteLength - (vectorFault === "garbled" ? 1 : 0)
+    const base64 = Buffer.from(vector.slice().buffer, 0, bytes).toString("base64")
     const embedding =
-      received.encoding === "base64" && fault !== "floats"
-        ? Buffer.from(vector.slice().buffer, 0, bytes).toString("base64")
-        : Array.from(vector)
-    return [{ object: "embedding", index, embedding }]
+      vectorFault === "nulls" || vectorFault === "strings"
+        ? withoutNumbers(vector, vectorFault)
+        : received.encoding === "base64" && fault !== "floats"
+          ? `${vectorFault === "damaged_base64" ? "!!!!" : ""}${base64}`
+          : Array.from(vector)
+    return [{ object: "embedding", ...indexOf(index, fault), embedding }]
   })
   const tokens = received.input.reduce((sum, text) => sum + tokensOf(text), 0)
   return Response.json({
@@ -167,9 +195,7 @@ const vectorsResponse = (
 }
 
 const respond = async (state: State, models: ReadonlySet<string>, received: Received): Promise<Response> => {
-  const requestFault = received.input
-    .map((text) => state.faults.get(text))
-    .find((fault) => typeof fault === "object")
+  const requestFault = received.input.map((text) => state.faults.get(text)).find(failsRequest)
   const fault = state.fault ?? requestFault
   const refusal = typeof fault === "object" ? fault : validate(models, received)
   if (state.latencyMs > 0) await Bun.sleep(state.latencyMs)
@@ -230,6 +256,7 @@ export const openAiStandIn = ({ apiKey, latencyMs = 0, models: names, port = 0 }
       "/v1/models/:model": {
         GET: guard((request) => {
           const model = decodeURIComponent(new URL(request.url).pathname.slice("/v1/models/".length))
+          if (!state.describesModels) return refuse({ status: 404, message: "unknown URL" })
           if (typeof state.fault === "object") return refuse(state.fault)
           if (state.fault === "hang") return new Promise<Response>(() => {})
           return models.has(model)
@@ -258,6 +285,7 @@ export const openAiStandIn = ({ apiKey, latencyMs = 0, models: names, port = 0 }
   const mend = () => {
     state.fault = undefined
     state.faults.clear()
+    state.describesModels = true
     state.latencyMs = latencyMs
     state.received.length = 0
     state.mostConcurrent = state.concurrent

@@ -29,10 +29,10 @@ export const of = (embedder: PhraseEmbedder["Type"]): Layer.Layer<Embedder> =>
     }),
   )
 
-const openAi = Layer.merge(
-  OpenAiPhraseEmbedder.layerConfig,
-  Layer.effect(EmbedderDependency, OpenAi.dependency),
-).pipe(Layer.provide(OpenAi.layerConfig))
+const openAi = Layer.effect(EmbedderDependency, OpenAi.dependency).pipe(
+  Layer.provideMerge(OpenAiPhraseEmbedder.layerConfig),
+  Layer.provide(OpenAi.layerConfig),
+)
 const local = Layer.merge(
   LocalPhraseEmbedder.layer,
   Layer.succeed(EmbedderDependency, LocalPhraseEmbedder.dependency),

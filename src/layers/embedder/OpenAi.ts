@@ -5,13 +5,23 @@
 import { Config, ConfigError, Context, Duration, Effect, Either, Layer, Redacted } from "effect"
 import OpenAI, { APIConnectionError, APIConnectionTimeoutError, APIError } from "openai"
 import { type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
-import { PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
+import { harmlessText, PhraseEmbedder, PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
 import * as Settings from "../../services/Settings.ts"
 
 export interface OpenAiOptions {
   readonly apiKey: Redacted.Redacted
   readonly baseUrl: string
   readonly model: string
+}
+
+/** A failed call, and what it may come from. */
+export interface CallFailure {
+  readonly error: PhraseEmbedderError
+  /**
+   * `service`: no request succeeds at the moment. `phrase`: the service names the input as the cause. `unclear`: the
+   * answer does not tell, so that another request must show it.
+   */
+  readonly cause: "service" | "phrase" | "unclear"
 }
 
 export class OpenAi extends Context.Tag("user-embeddings/OpenAi")<
@@ -22,7 +32,7 @@ export class OpenAi extends Context.Tag("user-embeddings/OpenAi")<
     readonly call: <A>(
       run: (client: OpenAI, options: { readonly signal: AbortSignal }) => PromiseLike<A>,
       within?: Duration.Duration,
-    ) => Effect.Effect<A, PhraseEmbedderError>
+    ) => Effect.Effect<A, CallFailure>
   }
 >() {}
 
@@ -56,6 +66,17 @@ const reasonOf = (error: unknown): PhraseEmbedderError["reason"] => {
   return configuredParameters.has(error.param) ? "unauthorized" : "invalid_input"
 }
 
+/**
+ * A firewall in front of the service may answer 403 because of a phrase. Only a proxy that knows the real parameters
+ * names the wrong one, so a refusal without a known parameter is unclear.
+ */
+const causeOf = (error: unknown, reason: PhraseEmbedderError["reason"]): CallFailure["cause"] => {
+  const { param, status } = error instanceof APIError ? error : { param: undefined, status: undefined }
+  if (reason === "rate_limited" || reason === "quota_exhausted") return "service"
+  if (reason === "unauthorized") return status === 403 ? "unclear" : "service"
+  return reason === "invalid_input" && /^\$?\.?input\b/.test(param ?? "") ? "phrase" : "unclear"
+}
+
 /** `retry-after-ms`, or `retry-after` in seconds or as an HTTP date. */
 const retryAfterOf = (headers: Headers, now: number): Duration.Duration | undefined => {
   const milliseconds = Number.parseFloat(headers.get("retry-after-ms") ?? "")
@@ -81,17 +102,22 @@ const make = ({ apiKey, baseUrl, model }: OpenAiOptions): Context.Tag.Service<Op
     logLevel: "warn",
   })
 
-  const embedderError = (error: unknown, now: number): PhraseEmbedderError => {
+  const failureOf = (error: unknown, now: number): CallFailure => {
+    const reason = reasonOf(error)
     const text = error instanceof Error ? error.message : String(error)
     const headers = error instanceof APIError ? error.headers : undefined
     const retryAfter = headers && retryAfterOf(headers, now)
-    return new PhraseEmbedderError({
-      reason: reasonOf(error),
-      detail: text.replaceAll(Redacted.value(apiKey), "<redacted>").slice(0, maxDetailLength),
-      ...(retryAfter && { retryAfter }),
-      // The cause of an HTTP error is left out, because the response body may contain the key.
-      ...(headers === undefined && { cause: error }),
-    })
+    return {
+      // A service that says when it can be asked again is busy, whatever the phrases are.
+      cause: retryAfter === undefined ? causeOf(error, reason) : "service",
+      error: new PhraseEmbedderError({
+        reason,
+        detail: text.replaceAll(Redacted.value(apiKey), "<redacted>").slice(0, maxDetailLength),
+        ...(retryAfter && { retryAfter }),
+        // The cause of an HTTP error is left out, because the response body may contain the key.
+        ...(headers === undefined && { cause: error }),
+      }),
+    }
   }
 
   return {
@@ -100,16 +126,18 @@ const make = ({ apiKey, baseUrl, model }: OpenAiOptions): Context.Tag.Service<Op
       Effect.flatMap(Effect.clock, (clock) =>
         Effect.tryPromise({
           try: (signal) => run(client, { signal }),
-          catch: (error) => embedderError(error, clock.unsafeCurrentTimeMillis()),
+          catch: (error) => failureOf(error, clock.unsafeCurrentTimeMillis()),
         }),
       ).pipe(
         Effect.timeoutFail({
           duration: within,
-          onTimeout: () =>
-            new PhraseEmbedderError({
+          onTimeout: (): CallFailure => ({
+            cause: "unclear",
+            error: new PhraseEmbedderError({
               reason: "timeout",
               detail: `no answer in ${Duration.format(within)}`,
             }),
+          }),
         }),
       ),
   }
@@ -139,20 +167,44 @@ const remedies: Record<PhraseEmbedderError["reason"], string> = {
   server_error: "wait until the service works again",
   invalid_input: "correct OPENAI_EMBEDDING_MODEL",
   bad_vector: "correct EMBEDDING_DIMENSIONS",
+  misconfigured:
+    "correct OPENAI_EMBEDDING_MODEL, EMBEDDING_DIMENSIONS, OPENAI_BASE_URL or OPENAI_SEND_DIMENSIONS",
 }
 
-/** The service and its model as a dependency of `doctor` and the health checks. The ping is free of charge. */
-export const dependency: Effect.Effect<Dependency, never, OpenAi> = Effect.map(OpenAi, ({ call, model }) => ({
-  name: "openai",
-  // Workers wait and report it while the service is unavailable.
-  essentialFor: [],
-  ping: call((client, options) => client.models.retrieve(model, options), pingDeadline).pipe(
-    Effect.mapBoth({
-      onSuccess: ({ id }) => id,
-      onFailure: ({ message, reason }) =>
-        new DependencyDown({ dependency: "openai", detail: message, remedy: remedies[reason] }),
+/** How long the answer to a request for an embedding counts, because health checks ping every second. */
+const embeddingAnswerTtl = Duration.seconds(30)
+
+/**
+ * The service and its model as a dependency of `doctor` and the health checks. The ping is free of charge if the
+ * service describes its models. Many compatible services do not: then an embedding shows whether the service works.
+ */
+export const dependency: Effect.Effect<Dependency, never, OpenAi | PhraseEmbedder> = Effect.gen(function* () {
+  const { call, model } = yield* OpenAi
+  const { embed } = yield* PhraseEmbedder
+  const down = ({ message, reason }: PhraseEmbedderError) =>
+    new DependencyDown({ dependency: "openai", detail: message, remedy: remedies[reason] })
+  const embedding = Effect.flatMap(embed([harmlessText]), ([result]) =>
+    result && Either.isLeft(result) ? Effect.fail(down(result.left)) : Effect.succeed(model),
+  )
+  const recentEmbedding = yield* Effect.cachedWithTTL(embedding, embeddingAnswerTtl)
+  return {
+    name: "openai",
+    // Workers wait and report it while the service is unavailable.
+    essentialFor: [],
+    ping: call((client, options) => client.models.retrieve(model, options), pingDeadline).pipe(
+      Effect.matchEffect({
+        onSuccess: ({ id }) => (typeof id === "string" ? Effect.succeed(id) : recentEmbedding),
+        onFailure: ({ error }) =>
+          error.reason === "timeout" || error.reason === "unreachable"
+            ? Effect.fail(down(error))
+            : recentEmbedding,
+      }),
+    ),
+    missing: Effect.succeed([]),
+    inspect: Effect.match(embedding, {
+      onSuccess: () => [],
+      onFailure: ({ detail, remedy }) => [{ problem: `no text can be embedded: ${detail}`, remedy }],
     }),
-  ),
-  missing: Effect.succeed([]),
-  setup: Effect.succeed([]),
-}))
+    setup: Effect.succeed([]),
+  }
+})

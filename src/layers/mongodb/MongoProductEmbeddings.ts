@@ -107,6 +107,21 @@ const knownSince = ({ call, products }: Store, wanted: ReadonlyArray<ProductId>,
     return new Map(found.map(({ created_at, product_id }) => [product_id, created_at?.getTime() ?? 0]))
   })
 
+const texts = ({ call, products }: Store, wanted: ReadonlyArray<ProductId>, space: string) =>
+  call("find", name, async () => {
+    const found = await products
+      .find<Pick<ProductEmbedding, "product_id" | "text">>(
+        { product_id: { $in: [...wanted] }, space },
+        { projection: { _id: 0, product_id: 1, text: 1 }, batchSize: wanted.length },
+      )
+      .toArray()
+    return new Map(
+      found.flatMap(({ product_id, text }) =>
+        typeof text === "string" ? [[product_id, text] as const] : [],
+      ),
+    )
+  })
+
 const upsert = ({ call, products, storage }: Store, given: ReadonlyArray<ProductEmbedding>) =>
   Effect.gen(function* () {
     const now = new Date(yield* Clock.currentTimeMillis)
@@ -216,6 +231,8 @@ export const make = (options: { readonly storage: Storage }) =>
       load: (wanted, space) => (wanted.length === 0 ? Effect.succeed(new Map()) : load(store, wanted, space)),
       knownSince: (wanted, space) =>
         wanted.length === 0 ? Effect.succeed(new Map()) : knownSince(store, wanted, space),
+      texts: (wanted, space) =>
+        wanted.length === 0 ? Effect.succeed(new Map()) : texts(store, wanted, space),
       upsert: (given) => (given.length === 0 ? Effect.succeed([]) : upsert(store, given)),
       nearest: (vector, { limit, space }) => nearest(store, vector, space, limit),
       count: call("count", name, () => products.countDocuments()),

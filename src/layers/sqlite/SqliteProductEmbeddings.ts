@@ -45,6 +45,17 @@ const knownSince = (database: Database, products: ReadonlyArray<ProductId>, spac
   )
 }
 
+const texts = (database: Database, products: ReadonlyArray<ProductId>, space: string) => {
+  const select = database.query<{ text: string }, [string, string]>(
+    "SELECT text FROM product_embeddings WHERE product_id = ? AND space = ? AND text IS NOT NULL",
+  )
+  return readById(
+    products,
+    (id) => select.get(id, space),
+    ({ text }) => text,
+  )
+}
+
 const describe = (database: Database, products: ReadonlyArray<ProductId>) => {
   const select = database.query<Omit<DescriptionRow, "embedding">, [string]>(
     "SELECT product_id, product_name, category FROM product_embeddings WHERE product_id = ?",
@@ -162,6 +173,7 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
     load: (products, space) => failing("load")(use((database) => load(database, products, space))),
     knownSince: (products, space) =>
       failing("knownSince")(use((database) => knownSince(database, products, space))),
+    texts: (products, space) => failing("texts")(use((database) => texts(database, products, space))),
     describe: (products) => failing("describe")(use((database) => describe(database, products))),
     upsert: (products) =>
       Effect.flatMap(Clock.currentTimeMillis, (now) =>

@@ -7,7 +7,7 @@ import * as InteractionFile from "../../services/history/InteractionFile.ts"
 import type { EventType, EventTypes } from "../../services/model/EventTypes.ts"
 import type { Interaction, ProductId } from "../../services/model/Interaction.ts"
 import * as Vector from "../../services/model/Vector.ts"
-import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
+import { PhraseEmbedder, type TextKind } from "../../services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import * as Settings from "../../services/Settings.ts"
 import type { Reached } from "../cli/support/Progress.ts"
@@ -19,11 +19,11 @@ type Products = ReadonlyMap<ProductId, Float32Array>
 const textsAtOnce = 256
 
 /** Vectors by text; texts that can't be embedded are left out. */
-const embedTexts = Effect.fnUntraced(function* (texts: ReadonlyArray<string>) {
+const embedTexts = Effect.fnUntraced(function* (texts: ReadonlyArray<string>, kind: TextKind) {
   const embedder = yield* PhraseEmbedder
   const found = new Map<string, Float32Array>()
   for (const some of Arr.chunksOf(texts, textsAtOnce))
-    for (const [text, vector] of Arr.zip(some, yield* embedder.embed(some)))
+    for (const [text, vector] of Arr.zip(some, yield* embedder.embed(some, kind)))
       if (Either.isRight(vector)) found.set(text, vector.right)
   return found
 })
@@ -45,7 +45,7 @@ export const productsOfFile = Effect.fn("productsOfFile")(function* (path: strin
     else if (Vector.problem(vector, dimensions) === undefined)
       vectors.set(product_id, Vector.normalise(Float32Array.from(vector)))
   }
-  const found = yield* embedTexts([...new Set(texts.values())])
+  const found = yield* embedTexts([...new Set(texts.values())], "document")
   for (const [product_id, text] of texts) {
     const vector = found.get(text)
     if (vector !== undefined) vectors.set(product_id, vector)
@@ -192,13 +192,16 @@ const toRows = (
 
 /** Vectors of the phrases that the users whose interactions are predicted searched for. */
 const embedPhrases = ({ interactions }: Evaluation.Plan, users: ReadonlySet<string>) =>
-  embedTexts([
-    ...new Set(
-      interactions.flatMap(({ search_phrase, user_id }) =>
-        search_phrase !== null && users.has(user_id) ? search_phrase : [],
+  embedTexts(
+    [
+      ...new Set(
+        interactions.flatMap(({ search_phrase, user_id }) =>
+          search_phrase !== null && users.has(user_id) ? search_phrase : [],
+        ),
       ),
-    ),
-  ])
+    ],
+    "query",
+  )
 
 const configuredSetting = Effect.gen(function* () {
   const { eventTypes, history, lambda } = yield* EmbeddingConfig

@@ -1,11 +1,14 @@
 /** `products import FILE`: JSON Lines → product embeddings. Reports bad lines and stores the others. */
 import { fileURLToPath } from "node:url"
 import { FileSystem } from "@effect/platform"
-import { Chunk, Effect, Either, Schema, Stream } from "effect"
+import { Array as Arr, Chunk, Duration, Effect, Either, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import { describeIssues, ProductId } from "../../services/model/Interaction.ts"
 import * as Vector from "../../services/model/Vector.ts"
+import { harmlessText, type PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
 import { type ProductEmbedding, ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
+import * as RetryPolicies from "../../services/RetryPolicies.ts"
+import * as Telemetry from "../../services/Telemetry.ts"
 import { EventVectors } from "../../services/update/EventVectors.ts"
 
 /** A catalogue for trials. */
@@ -45,6 +48,101 @@ export class ImportStopped extends Schema.TaggedError<ImportStopped>()("ImportSt
 }
 
 const linesAtOnce = 256
+/** How often a text that fails is tried again although the service works. */
+const mostRetries = 6
+
+/** A product whose vector will be the embedding of `text`. */
+interface ToEmbed {
+  readonly line: number
+  readonly product: Omit<ProductEmbedding, "embedding" | "text">
+  readonly text: string
+}
+
+const decode = (text: string, line: number, space: string, dimensions: number) =>
+  Either.flatMap(
+    Either.mapLeft(decodeLine(text), (error): BadLine => ({ line, reason: describeIssues(error) })),
+    ({ text: given, vector, ...rest }): Either.Either<ToEmbed | ProductEmbedding, BadLine> => {
+      const product = { ...rest, space }
+      if (vector === undefined)
+        return Either.right({ line, product, text: given ?? `${rest.product_name}, ${rest.category}` })
+      const problem = Vector.problem(vector, dimensions)
+      return problem === undefined
+        ? Either.right({ ...product, embedding: Float32Array.from(vector), text: null })
+        : Either.left({ line, reason: `vector: ${problem}` })
+    },
+  )
+
+/** Stored vectors by text, of products whose text is the same as before. They are not paid for again. */
+const storedVectors = Effect.fnUntraced(function* (toEmbed: ReadonlyArray<ToEmbed>, space: string) {
+  const products = yield* ProductEmbeddings
+  const { dimensions } = yield* EmbeddingConfig
+  const texts = yield* products.texts(
+    toEmbed.map(({ product }) => product.product_id),
+    space,
+  )
+  const unchanged = toEmbed.filter(({ product, text }) => texts.get(product.product_id) === text)
+  const vectors = yield* products.load(
+    unchanged.map(({ product }) => product.product_id),
+    space,
+  )
+  return new Map(
+    unchanged.flatMap(({ product, text }) => {
+      const vector = vectors.get(product.product_id)
+      return vector && Vector.problem(vector, dimensions) === undefined
+        ? [[text, Either.right(vector)] as const]
+        : []
+    }),
+  )
+})
+
+/** Fails if the service refuses all texts and does not say for how long, because no other line could succeed. */
+const waitForEmbedder = Effect.fnUntraced(function* (
+  errors: ReadonlyArray<PhraseEmbedderError>,
+  tries: number,
+) {
+  const refusal = errors.find(
+    (error) => RetryPolicies.classify(error)._tag === "Outage" && error.retryAfter === undefined,
+  )
+  if (refusal !== undefined) return yield* refusal
+  const delay = errors.reduce(
+    (longest, { retryAfter = 0 }) => Duration.max(longest, retryAfter),
+    RetryPolicies.probeDelay(tries),
+  )
+  yield* Effect.logWarning("import.embed_failed").pipe(
+    Effect.annotateLogs({
+      texts: errors.length,
+      retry_in_s: Math.round(Duration.toSeconds(delay)),
+      ...Telemetry.described(errors[0]!),
+    }),
+  )
+  yield* Effect.sleep(delay)
+})
+
+/**
+ * Vectors of distinct texts. Waits and tries again while the service is busy or down. A text that keeps failing while
+ * the service embeds a harmless text gets its error.
+ */
+const embedTexts = Effect.fnUntraced(function* (texts: ReadonlyArray<string>) {
+  const { ofTexts } = yield* EventVectors
+  const found = new Map<string, Either.Either<Float32Array, PhraseEmbedderError>>()
+  let left = texts
+  let retries = 0
+  for (let tries = 0; left.length > 0; tries++) {
+    const failed = new Map<string, PhraseEmbedderError>()
+    for (const [text, result] of Arr.zip(left, yield* ofTexts(left))) {
+      found.set(text, result)
+      if (Either.isLeft(result) && RetryPolicies.classify(result.left)._tag !== "Unrecoverable")
+        failed.set(text, result.left)
+    }
+    if (failed.size < left.length) retries = 0
+    left = [...failed.keys()]
+    if (left.length === 0 || retries === mostRetries) break
+    yield* waitForEmbedder([...failed.values()], tries)
+    const [harmless] = yield* ofTexts([harmlessText])
+    if (harmless && Either.isRight(harmless)) retries += 1
+  }
+  return found
+})
 
 /**
  * Stores a product's own vector, or embeds its text, or else its name and category. `progress` receives the number of
@@ -56,52 +154,33 @@ export const importProducts = Effect.fn("importProducts")(function* (
 ) {
   const files = yield* FileSystem.FileSystem
   const products = yield* ProductEmbeddings
-  const vectors = yield* EventVectors
+  const { space } = yield* EventVectors
   const { dimensions } = yield* EmbeddingConfig
   const bad: Array<BadLine> = []
   let imported = 0
   let created = 0
   let read = 0
 
+  const reject = (line: BadLine) =>
+    options.strict ? Effect.fail(new ImportStopped(line)) : Effect.sync(() => void bad.push(line))
+
   const importLines = Effect.fnUntraced(function* (lines: ReadonlyArray<readonly [string, number]>) {
     const ready: Array<ProductEmbedding> = []
-    const toEmbed: Array<{
-      readonly line: number
-      readonly product: Omit<ProductEmbedding, "embedding">
-      readonly source: string
-    }> = []
-    const reject = (line: number, reason: string) =>
-      options.strict
-        ? Effect.fail(new ImportStopped({ line, reason }))
-        : Effect.sync(() => void bad.push({ line, reason }))
+    const toEmbed: Array<ToEmbed> = []
     for (const [text, line] of lines) {
       if (text.trim() === "") continue
-      const decoded = decodeLine(text)
-      if (Either.isLeft(decoded)) {
-        yield* reject(line, describeIssues(decoded.left))
-        continue
-      }
-      const { category, product_id, product_name, vector } = decoded.right
-      const product = {
-        product_id,
-        product_name,
-        category,
-        space: vectors.space,
-        text: decoded.right.text ?? null,
-      }
-      if (vector === undefined)
-        toEmbed.push({ line, product, source: product.text ?? `${product_name}, ${category}` })
-      else {
-        const problem = Vector.problem(vector, dimensions)
-        if (problem !== undefined) yield* reject(line, `vector: ${problem}`)
-        else ready.push({ ...product, embedding: Float32Array.from(vector) })
-      }
+      const decoded = decode(text, line, space, dimensions)
+      if (Either.isLeft(decoded)) yield* reject(decoded.left)
+      else if ("embedding" in decoded.right) ready.push(decoded.right)
+      else toEmbed.push(decoded.right)
     }
-    const embedded = yield* vectors.ofTexts(toEmbed.map(({ source }) => source))
-    for (const [index, { line, product }] of toEmbed.entries()) {
-      const vector = embedded[index]!
-      if (Either.isLeft(vector)) yield* reject(line, `text: ${vector.left.message}`)
-      else ready.push({ ...product, embedding: vector.right })
+    const stored = yield* storedVectors(toEmbed, space)
+    const texts = new Set(toEmbed.flatMap(({ text }) => (stored.has(text) ? [] : [text])))
+    const embedded = new Map([...stored, ...(yield* embedTexts([...texts]))])
+    for (const { line, product, text } of toEmbed) {
+      const vector = embedded.get(text)!
+      if (Either.isLeft(vector)) yield* reject({ line, reason: `text: ${vector.left.message}` })
+      else ready.push({ ...product, text, embedding: vector.right })
     }
     if (ready.length > 0) {
       const isNew = yield* products.upsert(ready)

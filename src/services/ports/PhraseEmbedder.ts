@@ -3,8 +3,8 @@ import { Context, type Effect, type Either, Schema } from "effect"
 
 export class PhraseEmbedderError extends Schema.TaggedError<PhraseEmbedderError>()("PhraseEmbedderError", {
   /**
-   * `rate_limited`, `server_error`, `timeout`, `unreachable`: try again. `unauthorized`, `quota_exhausted`: the service
-   * refuses all phrases. `invalid_input`, `bad_vector`: this phrase never succeeds.
+   * `rate_limited`, `server_error`, `timeout`, `unreachable`: try again. `unauthorized`, `quota_exhausted`,
+   * `misconfigured`: the service refuses all phrases. `invalid_input`, `bad_vector`: this phrase never succeeds.
    */
   reason: Schema.Literal(
     "rate_limited",
@@ -13,6 +13,7 @@ export class PhraseEmbedderError extends Schema.TaggedError<PhraseEmbedderError>
     "unreachable",
     "unauthorized",
     "quota_exhausted",
+    "misconfigured",
     "invalid_input",
     "bad_vector",
   ),
@@ -26,6 +27,12 @@ export class PhraseEmbedderError extends Schema.TaggedError<PhraseEmbedderError>
   }
 }
 
+/** A text that every service embeds: it shows whether a failure comes from the service or from other texts. */
+export const harmlessText = "shoes"
+
+/** Some models embed search phrases and texts of products in different ways. */
+export type TextKind = "query" | "document"
+
 export class PhraseEmbedder extends Context.Tag("user-embeddings/PhraseEmbedder")<
   PhraseEmbedder,
   {
@@ -33,10 +40,11 @@ export class PhraseEmbedder extends Context.Tag("user-embeddings/PhraseEmbedder"
     readonly space: string
     /**
      * Vectors of distinct, normalised phrases, in their order, of unit length and the configured dimension. The failure
-     * of one phrase does not affect the others.
+     * of one phrase does not affect the others. They are search phrases unless `kind` says otherwise.
      */
     readonly embed: (
       phrases: ReadonlyArray<string>,
+      kind?: TextKind,
     ) => Effect.Effect<ReadonlyArray<Either.Either<Float32Array, PhraseEmbedderError>>>
   }
 >() {}

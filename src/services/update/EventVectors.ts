@@ -47,7 +47,7 @@ export class EventVectors extends Context.Tag("user-embeddings/EventVectors")<
     ) => Effect.Effect<ReadonlyArray<Found<EventVectorError>>>
     /** Whether the phrase's vector is in memory. */
     readonly remembers: (phrase: string) => boolean
-    /** Vectors of texts, in their order. They are not stored. */
+    /** Vectors of texts of products, in their order. They are not stored. */
     readonly ofTexts: (
       texts: ReadonlyArray<string>,
     ) => Effect.Effect<ReadonlyArray<Found<PhraseEmbedderError>>>
@@ -279,7 +279,7 @@ const make = Effect.gen(function* () {
     space,
     resolve: (interactions) => resolve(phrases, products, interactions),
     remembers: (phrase) => memory.has(phrase, clock.unsafeCurrentTimeMillis()),
-    ofTexts: embedder.embed,
+    ofTexts: (texts) => embedder.embed(texts, "document"),
     forget: (forgotten) =>
       Effect.suspend(() => {
         for (const phrase of forgotten) memory.delete(phrase)

@@ -1,9 +1,21 @@
 /** The real client with a stand-in for the OpenAI API that can be made to fail. */
 import { afterAll, beforeEach, describe, expect, test } from "bun:test"
-import { Duration, Effect, Either, Fiber, Layer, Redacted, TestClock, TestContext, Tracer } from "effect"
+import {
+  ConfigProvider,
+  Duration,
+  Effect,
+  Either,
+  Fiber,
+  Layer,
+  Redacted,
+  TestClock,
+  TestContext,
+  Tracer,
+} from "effect"
 import * as OpenAi from "../../../src/layers/embedder/OpenAi.ts"
 import * as OpenAiPhraseEmbedder from "../../../src/layers/embedder/OpenAiPhraseEmbedder.ts"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
+import * as Vector from "../../../src/services/model/Vector.ts"
 import { PhraseEmbedder, type PhraseEmbedderError } from "../../../src/services/ports/PhraseEmbedder.ts"
 import { suite } from "../../contracts/PhraseEmbedderContract.ts"
 import { effectTest } from "../../support/effect.ts"
@@ -111,8 +123,9 @@ describe("failures", () => {
     ["400 about the model", rejected(400, { param: "model" }), "unauthorized"],
     ["400 about the dimensions", rejected(400, { param: "dimensions" }), "unauthorized"],
     ["400", rejected(400, { param: "input" }), "invalid_input"],
-    ["413", rejected(413), "invalid_input"],
-    ["422", rejected(422), "invalid_input"],
+    ["400 that names nothing", rejected(400), "misconfigured"],
+    ["413", rejected(413), "misconfigured"],
+    ["422", rejected(422), "misconfigured"],
     ["408", rejected(408), "timeout"],
     ["409", rejected(409), "server_error"],
     ["500", rejected(500), "server_error"],
@@ -121,11 +134,15 @@ describe("failures", () => {
     ["a response without data", "no_data", "server_error"],
     ["a truncated response", "truncated", "server_error"],
     ["a broken connection", "drop", "unreachable"],
-    ["a vector of other dimensions", "wrong_dimension", "bad_vector"],
-    ["a zero vector", "zero", "bad_vector"],
-    ["a vector with NaN", "not_finite", "bad_vector"],
-    ["a missing vector", "missing", "bad_vector"],
-    ["bytes that are not floats", "garbled", "bad_vector"],
+    ["a vector of other dimensions", "wrong_dimension", "misconfigured"],
+    ["a zero vector", "zero", "misconfigured"],
+    ["a vector with NaN", "not_finite", "misconfigured"],
+    ["a missing vector", "missing", "server_error"],
+    ["a vector of which every second number is null", "nulls", "misconfigured"],
+    ["a vector of which every second number is a string", "strings", "misconfigured"],
+    ["a vector with characters that are not base64", "damaged_base64", "misconfigured"],
+    ["an index that is not the phrase's", "index_from_one", "server_error"],
+    ["bytes that are not floats", "garbled", "misconfigured"],
   ]
   for (const [what, fault, reason, retryAfter] of table)
     effectTest(`${what} is ${reason}${retryAfter ? ` after ${retryAfter[1]} ms` : ""}`, () =>
@@ -139,7 +156,9 @@ describe("failures", () => {
           expect(wait).toBeGreaterThanOrEqual(retryAfter[0])
           expect(wait).toBeLessThanOrEqual(retryAfter[1])
         }
-        expect(server.received).toHaveLength(1)
+        // A refusal that may be about the phrase is checked by a harmless text.
+        const checked = reason === "misconfigured" || what === "403"
+        expect(server.received).toHaveLength(checked ? 2 : 1)
       }),
     )
 
@@ -219,18 +238,67 @@ describe("requests", () => {
     }),
   )
 
-  effectTest("vectors are matched by index, and may be numbers instead of base64", () =>
+  const configured = (variables: Readonly<Record<string, string>>) =>
+    OpenAiPhraseEmbedder.layerConfig.pipe(
+      Layer.provide(client(variables.model === undefined ? {} : { model: variables.model })),
+      Layer.provide(EmbeddingConfig.layer({ dimensions: 1536 })),
+      Layer.provide(Layer.setConfigProvider(ConfigProvider.fromMap(new Map(Object.entries(variables))))),
+    )
+
+  effectTest("have the prefixes of the settings, which name a space of their own", () =>
     Effect.gen(function* () {
-      const phrases = ["a", "b", "c"]
-      for (const fault of ["shuffled", "floats"] as const) {
-        server.fault = fault
-        const vectors = (yield* embed(phrases)).map(Either.getOrThrow)
-        for (const [index, phrase] of phrases.entries()) {
-          const expected = vectorOf(phrase, dimensions)
-          expect(vectors[index]?.[0]).toBeCloseTo(expected[0]! / 1.001, 6)
-        }
+      const spaces = new Set<string>()
+      for (const variables of [
+        {},
+        { OPENAI_QUERY_PREFIX: "query: " },
+        { OPENAI_DOCUMENT_PREFIX: "query: " },
+        { OPENAI_QUERY_PREFIX: "query: ", OPENAI_DOCUMENT_PREFIX: "passage: " },
+        { OPENAI_QUERY_PREFIX: "query:" },
+      ])
+        spaces.add((yield* Effect.provide(PhraseEmbedder, configured(variables))).space)
+      expect(spaces.size).toBe(5)
+      expect([...spaces][0]).toBe(`openai:${model}:1536`)
+
+      const embedder = yield* Effect.provide(
+        PhraseEmbedder,
+        configured({ OPENAI_QUERY_PREFIX: "query: ", OPENAI_DOCUMENT_PREFIX: "passage: " }),
+      )
+      yield* embedder.embed(["boots"])
+      yield* embedder.embed(["boots"], "document")
+      expect(server.received.map(({ input }) => input)).toEqual([["query: boots"], ["passage: boots"]])
+    }),
+  )
+
+  effectTest("have the dimensions if OPENAI_SEND_DIMENSIONS says so, whatever the model", () =>
+    Effect.gen(function* () {
+      for (const [name, send, sent] of [
+        [model, undefined, 1536],
+        [model, "false", undefined],
+        ["text-embedding-ada-002", "true", 1536],
+      ] as const) {
+        server.mend()
+        const variables = { model: name, ...(send && { OPENAI_SEND_DIMENSIONS: send }) }
+        const embedder = yield* Effect.provide(PhraseEmbedder, configured(variables))
+        yield* embedder.embed(["a"])
+        expect(server.received[0]?.dimensions).toBe(sent)
       }
     }),
+  )
+
+  effectTest(
+    "vectors are matched by index, or by position without an index, and may be numbers instead of base64",
+    () =>
+      Effect.gen(function* () {
+        const phrases = ["a", "b", "c"]
+        for (const fault of ["shuffled", "floats", "no_index", "no_zero_index"] as const) {
+          server.fault = fault
+          const vectors = (yield* embed(phrases)).map(Either.getOrThrow)
+          for (const [index, phrase] of phrases.entries()) {
+            const expected = vectorOf(phrase, dimensions)
+            expect(vectors[index]?.[0]).toBeCloseTo(expected[0]! / 1.001, 6)
+          }
+        }
+      }),
   )
 
   effectTest("one rejected phrase does not affect the others", () =>
@@ -241,7 +309,87 @@ describe("requests", () => {
       const found = reasons(yield* embed(phrases))
       expect(found.filter((reason) => reason === "ok")).toHaveLength(62)
       expect([found[17], found[40]]).toEqual(["invalid_input", "bad_vector"])
-      expect(server.received.length).toBeLessThanOrEqual(13)
+      // All phrases, the harmless text, and two parts for each of the six halvings.
+      expect(server.received.length).toBeLessThanOrEqual(14)
+    }),
+  )
+
+  const faulty: ReadonlyArray<readonly [what: string, fault: Fault, PhraseEmbedderError["reason"]]> = [
+    ["is refused with 400", { status: 400 }, "invalid_input"],
+    ["is refused with 400 and named", { status: 400, param: "input[3]" }, "invalid_input"],
+    ["is refused with 403", { status: 403 }, "invalid_input"],
+    ["is refused with 422", { status: 422 }, "invalid_input"],
+    ["makes the service answer 500", { status: 500 }, "server_error"],
+    ["closes the connection", "drop", "unreachable"],
+    ["cuts the response off", "truncated", "server_error"],
+    ["has no vector in the response", "missing", "server_error"],
+    ["has a vector of other dimensions", "wrong_dimension", "bad_vector"],
+    ["has a zero vector", "zero", "bad_vector"],
+    ["has a vector with nulls", "nulls", "bad_vector"],
+    ["has a vector of strings", "strings", "bad_vector"],
+    ["has damaged base64", "damaged_base64", "bad_vector"],
+  ]
+  for (const [what, fault, reason] of faulty)
+    effectTest(`fail only for the one phrase of seven that ${what}, and for that phrase alone`, () =>
+      Effect.gen(function* () {
+        const phrases = Array.from({ length: 7 }, (_, i) => `phrase ${i}`)
+        server.faults.set("phrase 4", fault)
+        const found = reasons(yield* embed(phrases))
+        expect(found).toEqual(phrases.map((phrase) => (phrase === "phrase 4" ? reason : "ok")))
+        expect(server.received.length).toBeLessThanOrEqual(8)
+        expect(reasons(yield* embed(["phrase 4"]))).toEqual([reason])
+      }),
+    )
+
+  effectTest("a phrase without a response fails alone, after a few deadlines", () =>
+    Effect.gen(function* () {
+      server.faults.set("phrase 1", "hang")
+      const waiting = yield* Effect.fork(embed(["phrase 0", "phrase 1", "phrase 2"]))
+      for (const requests of [1, 4]) {
+        yield* until(() => server.received.length === requests && server.concurrent === 1)
+        yield* TestClock.adjust("15 seconds")
+      }
+      yield* until(() => server.received.length === 6 && server.concurrent === 1)
+      yield* TestClock.adjust("15 seconds")
+      expect(reasons(yield* waiting)).toEqual(["ok", "timeout", "ok"])
+    }).pipe(Effect.provide(TestContext.TestContext)),
+  )
+
+  for (const [status, reason] of [
+    [400, "misconfigured"],
+    [422, "misconfigured"],
+    [403, "unauthorized"],
+    [404, "unauthorized"],
+    [500, "server_error"],
+  ] as const)
+    effectTest(`${status} for every text is a failure of the service, and costs two requests at most`, () =>
+      Effect.gen(function* () {
+        server.fault = { status }
+        const found = reasons(yield* embed(Array.from({ length: 40 }, (_, i) => `phrase ${i}`)))
+        expect(new Set(found)).toEqual(new Set([reason]))
+        expect(server.received.length).toBeLessThanOrEqual(2)
+      }),
+    )
+
+  effectTest("a service that only answers the harmless text gets few requests", () =>
+    Effect.gen(function* () {
+      const phrases = Array.from({ length: 512 }, (_, i) => `phrase ${i}`)
+      for (const phrase of phrases) server.faults.set(phrase, { status: 500 })
+      expect(new Set(reasons(yield* embed(phrases)))).toEqual(new Set(["server_error"]))
+      expect(server.received.length).toBeLessThanOrEqual(40)
+    }),
+  )
+
+  effectTest("an answer whose indexes name no phrase is not used, and smaller requests follow", () =>
+    Effect.gen(function* () {
+      const phrases = ["a", "b", "c"]
+      server.fault = "index_from_one"
+      expect(reasons(yield* embed(phrases))).toEqual(["server_error", "server_error", "server_error"])
+      server.fault = "same_index"
+      expect((yield* embed(phrases)).map(Either.getOrThrow)).toEqual(
+        phrases.map((phrase) => Vector.normalise(vectorOf(phrase, dimensions))),
+      )
+      expect(server.received.at(-1)?.input).toHaveLength(1)
     }),
   )
 
@@ -291,7 +439,9 @@ effectTest("a request has a client span by the semantic conventions, without the
 
 describe("dependency", () => {
   const ping = (options: Partial<OpenAi.OpenAiOptions> = {}) =>
-    Effect.flatMap(OpenAi.dependency, (dependency) => dependency.ping).pipe(Effect.provide(client(options)))
+    Effect.flatMap(OpenAi.dependency, (dependency) => dependency.ping).pipe(
+      Effect.provide(Layer.merge(client(options), Layer.orDie(layerOf(options)))),
+    )
 
   effectTest("succeeds with the model, without requesting an embedding", () =>
     Effect.gen(function* () {
@@ -310,6 +460,44 @@ describe("dependency", () => {
       const wrongAddress = yield* Effect.flip(ping({ baseUrl: "http://127.0.0.1:1/v1" }))
       expect(wrongAddress.remedy).toContain("OPENAI_BASE_URL")
     }),
+  )
+
+  effectTest("of a service that does not describe its models is up if it embeds a text", () =>
+    Effect.gen(function* () {
+      server.describesModels = false
+      expect(yield* ping()).toBe(model)
+      expect(server.received).toHaveLength(1)
+      server.faults.set("shoes", { status: 400, message: "no such model" })
+      const refused = yield* Effect.flip(ping())
+      expect(refused.message).toContain("misconfigured")
+      expect(refused.remedy).toContain("OPENAI_EMBEDDING_MODEL")
+    }),
+  )
+
+  effectTest("requests one embedding in half a minute, however often it is pinged", () =>
+    Effect.gen(function* () {
+      server.describesModels = false
+      const { ping } = yield* OpenAi.dependency
+      for (let second = 0; second < 29; second++) {
+        yield* ping
+        yield* TestClock.adjust("1 second")
+      }
+      expect(server.received).toHaveLength(1)
+      yield* TestClock.adjust("2 seconds")
+      yield* ping
+      expect(server.received).toHaveLength(2)
+    }).pipe(Effect.provide(Layer.mergeAll(client(), layerOf(), TestContext.TestContext))),
+  )
+
+  effectTest("names unusable vectors when doctor inspects it", () =>
+    Effect.gen(function* () {
+      const { inspect } = yield* OpenAi.dependency
+      expect(yield* inspect!).toEqual([])
+      server.fault = "wrong_dimension"
+      const [finding] = yield* inspect!
+      expect(finding?.problem).toContain("63 dimensions instead of 64")
+      expect(finding?.remedy).toContain("EMBEDDING_DIMENSIONS")
+    }).pipe(Effect.provide(Layer.merge(client(), layerOf()))),
   )
 
   effectTest("times out after 5 s", () =>

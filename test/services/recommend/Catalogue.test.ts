@@ -56,6 +56,7 @@ const world = () => {
     knownSince: () => Effect.succeed(new Map()),
     count: Effect.sync(() => state.stored.size),
     countInOtherSpaces: () => Effect.succeed(0),
+    texts: () => Effect.succeed(new Map()),
     indexed: (_, { category, limit }) =>
       Effect.suspend(() =>
         state.hasIndex

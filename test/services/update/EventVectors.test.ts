@@ -71,6 +71,7 @@ const setUp = () => {
       nearest: () => Effect.succeed([]),
       count: Effect.succeed(0),
       countInOtherSpaces: () => Effect.succeed(0),
+      texts: () => Effect.succeed(new Map()),
       knownSince: () => Effect.succeed(new Map()),
       changed: () => Stream.empty,
       indexed: () => Effect.succeed([]),

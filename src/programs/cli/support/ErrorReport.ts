@@ -22,6 +22,7 @@ const byTag: Readonly<Record<string, string>> = {
   NotRebuilt: "import the missing products, or rebuild without them with --allow-missing",
   NotAccepted: "user-embeddings up starts the API; --url gives the address of another one",
   Inconsistent: "user-embeddings audit --details lists them; docs/operations.md explains the states",
+  PhraseEmbedderError: "user-embeddings doctor checks the embedding service; then run the same command again",
   ServeError: "free the port, or set another one with API_PORT",
   NotRetried: "user-embeddings doctor shows the cause; then run the same command again",
 }
