@@ -135,7 +135,7 @@ export const mutations: ReadonlyArray<Mutation> = [
   {
     scenario: "poison one that kills",
     without: "quarantine",
-    file: policies,
+    file: "src/services/update/Quarantine.ts",
     from: "export const quarantineAfterRedeliveries = 3",
     to: "export const quarantineAfterRedeliveries = 3_000",
   },

@@ -44,6 +44,7 @@ export * as Relay from "./programs/Relay.ts"
 export * as Provision from "./programs/tasks/ProvisionServers.ts"
 export * as Worker from "./programs/Worker.ts"
 export * as EmbeddingConfig from "./services/EmbeddingConfig.ts"
+export * as Fold from "./services/model/Fold.ts"
 // The model: pure, without Effect.
 export * as Interaction from "./services/model/Interaction.ts"
 export * as Taste from "./services/model/Taste.ts"

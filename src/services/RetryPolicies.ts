@@ -1,16 +1,8 @@
 /** All schedules by name, and what each failure means: skip, dead letter, retry, or outage of a dependency. */
 import { Chunk, Duration, Effect, Schedule } from "effect"
+import type { SpaceMismatch } from "./model/Fold.ts"
 import type { InvalidMessage } from "./model/UpdateMessage.ts"
-import type { SpaceMismatch } from "./model/UserEmbedding.ts"
-import {
-  Ack,
-  DeadLetter,
-  type Delivery,
-  type Failure,
-  Quarantine,
-  Retry,
-  type Settlement,
-} from "./ports/InteractionQueue.ts"
+import { Ack, DeadLetter, type Failure, Retry, type Settlement } from "./ports/InteractionQueue.ts"
 import type { PhraseEmbedderError } from "./ports/PhraseEmbedder.ts"
 import type { ProductVectorError } from "./ports/ProductEmbeddings.ts"
 import type { LockConflict, UserEmbeddingsError } from "./ports/UserEmbeddings.ts"
@@ -62,34 +54,6 @@ export const probeDelay = (failedProbes: number): Duration.Duration =>
 export const drainInterval = Schedule.spaced("1 second")
 /** Draining leaves a row alone for this time: the process that committed it publishes it. */
 export const drainGrace = Duration.seconds(2)
-
-/** A message that was redelivered so often, without being settled, may be what kills its worker. */
-export const quarantineAfterRedeliveries = 3
-/** How often a quarantined message is handled, one at a time, before it becomes a dead letter `crash_loop`. */
-export const maxQuarantineAttempts = 10
-
-/**
- * Whether a message may kill its worker, and must go to quarantine before anything is done with it. Retry queues return
- * messages to the main queue: one that was in quarantine before goes back there.
- */
-export const isPoisonCandidate = ({
-  quarantineAttempts,
-  quarantined,
-  redeliveries,
-}: Pick<Delivery, "quarantined" | "quarantineAttempts" | "redeliveries">): boolean =>
-  quarantined ? redeliveries > 0 : redeliveries >= quarantineAfterRedeliveries || quarantineAttempts > 0
-
-/** The settlement of a poison-message candidate, and of a message whose batch threw an unexpected error. */
-export const quarantineSettlement = ({
-  quarantineAttempts,
-  quarantined,
-}: Pick<Delivery, "quarantined" | "quarantineAttempts">): Settlement =>
-  quarantined && quarantineAttempts >= maxQuarantineAttempts
-    ? DeadLetter({
-        error: "crash_loop",
-        message: `its worker died ${quarantineAttempts} times while handling only this message`,
-      })
-    : Quarantine
 
 export type UpdateError =
   | InvalidMessage

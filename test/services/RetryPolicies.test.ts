@@ -2,8 +2,8 @@
 import { describe, expect, test } from "bun:test"
 import { Array as Arr, Chunk, Duration, Effect, Schedule } from "effect"
 import fc from "fast-check"
+import { SpaceMismatch } from "../../src/services/model/Fold.ts"
 import { InvalidMessage } from "../../src/services/model/UpdateMessage.ts"
-import { SpaceMismatch } from "../../src/services/model/UserEmbedding.ts"
 import { Ack, DeadLetter, Retry } from "../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../../src/services/ports/PhraseEmbedder.ts"
 import {
@@ -162,41 +162,5 @@ describe("a failed message", () => {
     expect(delayOf(1, 3)).toBe(40_000)
     expect(delayOf(45, 0, [200, 400])).toBe(400)
     expect(delayOf(1, 5)).toBe("DeadLetter")
-  })
-})
-
-describe("quarantine", () => {
-  const message = (quarantined: boolean, quarantineAttempts: number, redeliveries: number) => ({
-    quarantined,
-    quarantineAttempts,
-    redeliveries,
-  })
-
-  test("takes messages that were redelivered three times, were in quarantine before, or were redelivered there", () => {
-    const harmless = [message(false, 0, 0), message(false, 0, 2), message(true, 1, 0), message(true, 10, 0)]
-    const candidates = [
-      message(false, 0, 3),
-      message(false, 4, 0),
-      message(true, 1, 1),
-      message(true, 9, 2),
-      message(true, 10, 1),
-    ]
-    expect(harmless.filter(RetryPolicies.isPoisonCandidate)).toEqual([])
-    expect(candidates.filter(RetryPolicies.isPoisonCandidate)).toEqual(candidates)
-  })
-
-  test("gives a message up when its worker has died ten times while handling only that message", () => {
-    for (const again of [
-      message(false, 0, 3),
-      message(false, 4, 0),
-      message(false, 10, 0),
-      message(true, 1, 1),
-      message(true, 9, 2),
-    ])
-      expect(RetryPolicies.quarantineSettlement(again)).toEqual({ _tag: "Quarantine" })
-    expect(RetryPolicies.quarantineSettlement(message(true, 10, 1))).toMatchObject({
-      _tag: "DeadLetter",
-      failure: { error: "crash_loop" },
-    })
   })
 })

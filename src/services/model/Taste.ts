@@ -8,7 +8,8 @@
  *     b         = 0.3 + 0.4 · 2^(−hours since the newest event / 24)
  *     taste     = unit((1 − b) · long + b · short)
  */
-import { decay, type RecentEvent, type UserEmbedding, type Weights, weightOf } from "./UserEmbedding.ts"
+import { decay, type Weights, weightOf } from "./Fold.ts"
+import type { RecentEvent, UserEmbedding } from "./UserEmbedding.ts"
 import * as Vector from "./Vector.ts"
 
 /** One of the newest ten events, with its unit-length vector if it was found. */

@@ -7,8 +7,9 @@ import { Chunk, Clock, Context, Effect, Either, Layer, Schedule, Schema, Stream 
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { counterOf } from "../model/EventTypes.ts"
+import { type FoldSettings, fold } from "../model/Fold.ts"
 import type { Interaction, UserId } from "../model/Interaction.ts"
-import { type FoldSettings, fold, type UserEmbedding } from "../model/UserEmbedding.ts"
+import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import { InteractionLog, type InteractionLogError } from "../ports/InteractionLog.ts"
 import {
   LockConflict,

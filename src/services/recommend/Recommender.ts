@@ -1,9 +1,10 @@
 /** Step: taste → products. docs/concepts.md explains the figures and their arithmetic. */
 import { Array as Arr, Clock, Context, Duration, Effect, Either, Layer, Option, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
+import { decay, weightOf } from "../model/Fold.ts"
 import type { ProductId, UserId } from "../model/Interaction.ts"
 import * as Taste from "../model/Taste.ts"
-import { decay, type RecentEvent, type UserEmbedding, weightOf } from "../model/UserEmbedding.ts"
+import type { RecentEvent, UserEmbedding } from "../model/UserEmbedding.ts"
 import * as Vector from "../model/Vector.ts"
 import { InteractionLog, type InteractionLogError } from "../ports/InteractionLog.ts"
 import type { PhraseEmbedderError } from "../ports/PhraseEmbedder.ts"

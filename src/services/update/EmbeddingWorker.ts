@@ -15,12 +15,13 @@ import {
   type Settled,
   type Settlement,
 } from "../ports/InteractionQueue.ts"
-import * as RetryPolicies from "../RetryPolicies.ts"
+import type * as RetryPolicies from "../RetryPolicies.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { BatchWindow } from "./BatchWindow.ts"
 import { EmbeddingUpdater, type Outcome } from "./EmbeddingUpdater.ts"
 import { HeldMessages, type Work } from "./HeldMessages.ts"
 import * as OutageState from "./OutageState.ts"
+import { quarantineSettlement } from "./Quarantine.ts"
 import { type DecodedMessage, isDecoded, logDefect, receive } from "./ReceivedMessage.ts"
 
 export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorker")<
@@ -118,9 +119,7 @@ const settleAll = Effect.fnUntraced(function* (consumer: Consumer, settled: Read
 
 /** Poison-message candidates go to quarantine before anything else is done. */
 const quarantine = ({ consumer, queue }: Worker, deliveries: ReadonlyArray<Delivery>) => {
-  const settled = deliveries.map(
-    (delivery): Settled => [delivery, RetryPolicies.quarantineSettlement(delivery)],
-  )
+  const settled = deliveries.map((delivery): Settled => [delivery, quarantineSettlement(delivery)])
   return MessageTraces.processing(
     queue.system,
     deliveries,
@@ -165,7 +164,7 @@ const updateAndSettle = Effect.fnUntraced(function* (
       messages.map(
         ({ delivery }): Outcome => ({
           _tag: "Settle",
-          settlement: RetryPolicies.quarantineSettlement(delivery),
+          settlement: quarantineSettlement(delivery),
         }),
       ),
     ),

@@ -4,8 +4,9 @@ import type { EventTypes } from "../model/EventTypes.ts"
 import type { Interaction } from "../model/Interaction.ts"
 import { decodeMessage, type InvalidMessage } from "../model/UpdateMessage.ts"
 import type { Delivery } from "../ports/InteractionQueue.ts"
-import * as RetryPolicies from "../RetryPolicies.ts"
+
 import * as Telemetry from "../Telemetry.ts"
+import { isPoisonCandidate } from "./Quarantine.ts"
 
 export interface DecodedMessage {
   readonly delivery: Delivery
@@ -39,7 +40,7 @@ export const receive = (
   Effect.sync(() =>
     deliveries.map((delivery) => ({
       delivery,
-      decoded: RetryPolicies.isPoisonCandidate(delivery) ? undefined : decodeMessage(delivery.body, types),
+      decoded: isPoisonCandidate(delivery) ? undefined : decodeMessage(delivery.body, types),
     })),
   ).pipe(
     Effect.catchAllDefect((defect) =>

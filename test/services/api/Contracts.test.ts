@@ -13,8 +13,8 @@ import { Effect, Either } from "effect"
 import { documents, headerSchemas, text } from "../../../scripts/contracts/documents.ts"
 import { toLine } from "../../../src/layers/files/EmbeddingFile.ts"
 import { defaults } from "../../../src/services/model/EventTypes.ts"
+import * as Fold from "../../../src/services/model/Fold.ts"
 import * as UpdateMessage from "../../../src/services/model/UpdateMessage.ts"
-import * as UserEmbedding from "../../../src/services/model/UserEmbedding.ts"
 import { InteractionQueue, queue } from "../../../src/services/ports/InteractionQueue.ts"
 import corpus from "../../corpus/update-messages-1.0.json" with { type: "json" }
 import { message, product, search } from "../../support/pipeline.ts"
@@ -74,7 +74,7 @@ describe("sent data conforms to the contracts", () => {
     const weights = { search: 0.7, product_view: 0.3, product_click: 0.5, product_purchase: 1 }
     const settings = { lambda: 0.023, weights, history: "cumulative", space: "test:2" } as const
     const events = interactions.map((interaction) => ({ interaction, vector }))
-    const embedding = Either.getOrThrow(UserEmbedding.fold(undefined, events, settings, Date.parse(at)))
+    const embedding = Either.getOrThrow(Fold.fold(undefined, events, settings, Date.parse(at)))
     const line = JSON.parse(toLine({ embedding, version: 1 }))
     expect(conforms(documents["user-embedding.schema.json"]!, line)).toEqual([])
     expect(conforms(documents["user-embedding.schema.json"]!, { ...line, history: "none" })).not.toEqual([])

@@ -3,14 +3,10 @@ import { describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import { Either } from "effect"
 import fc from "fast-check"
+import { type Event, type FoldSettings, fold } from "../../../src/services/model/Fold.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
 import * as Taste from "../../../src/services/model/Taste.ts"
-import {
-  type Event,
-  type FoldSettings,
-  fold,
-  type UserEmbedding,
-} from "../../../src/services/model/UserEmbedding.ts"
+import type { UserEmbedding } from "../../../src/services/model/UserEmbedding.ts"
 import * as Vector from "../../../src/services/model/Vector.ts"
 
 const weights = { product_purchase: 1, search: 0.7, product_click: 0.5, product_view: 0.3 }

@@ -3,15 +3,15 @@ import { describe, expect, test } from "bun:test"
 import { Either } from "effect"
 import fc from "fast-check"
 import { defaults, isPhraseEventType } from "../../../src/services/model/EventTypes.ts"
-import * as Interaction from "../../../src/services/model/Interaction.ts"
 import {
   decay,
   type Event,
   type FoldSettings,
   fold,
   SpaceMismatch,
-  type UserEmbedding,
-} from "../../../src/services/model/UserEmbedding.ts"
+} from "../../../src/services/model/Fold.ts"
+import * as Interaction from "../../../src/services/model/Interaction.ts"
+import type { UserEmbedding } from "../../../src/services/model/UserEmbedding.ts"
 import * as Vector from "../../../src/services/model/Vector.ts"
 
 const dimensions = 8
