@@ -177,7 +177,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
       }))
 
     it(
-      "10,000 dead letters are listed, retried and removed within seconds",
+      "10,000 dead letters are listed, retried and removed in less than a minute",
       () =>
         Effect.gen(function* () {
           const dying = Array.from({ length: 10_000 }, (_, index) =>
@@ -194,9 +194,9 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
             retried: 10,
           })
           expect(yield* removeDeadLetters(yield* pickDeadLetters({ error: "error" }))).toBe(9_990)
-          expect(performance.now() - started).toBeLessThan(20_000)
+          expect(performance.now() - started).toBeLessThan(50_000)
         }),
-      60_000,
+      90_000,
     )
   })
 
