@@ -203,7 +203,7 @@ export const dependency: Effect.Effect<Dependency, never, OpenAi | PhraseEmbedde
     missing: Effect.succeed([]),
     inspect: Effect.match(embedding, {
       onSuccess: () => [],
-      onFailure: ({ detail, remedy }) => [{ problem: `no text can be embedded: ${detail}`, remedy }],
+      onFailure: ({ detail, remedy }) => [{ problem: detail, remedy }],
     }),
     setup: Effect.succeed([]),
   }
