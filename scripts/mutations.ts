@@ -48,8 +48,8 @@ const republishUnconfirmed = {
 const noOutage = {
   without: "pausing while a store is out",
   file: policies,
-  from: 'reason === "rejected" ? { _tag: "Retryable" } : { _tag: "Outage" }',
-  to: 'reason === "rejected" ? { _tag: "Retryable" } : { _tag: "Retryable" }',
+  from: 'reason === "conflict" ? { _tag: "Retryable" } : { _tag: "Outage" }',
+  to: 'reason === "conflict" ? { _tag: "Retryable" } : { _tag: "Retryable" }',
 }
 
 export const mutations: ReadonlyArray<Mutation> = [

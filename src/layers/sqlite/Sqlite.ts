@@ -43,8 +43,11 @@ const busyTimeoutMillis = 5_000
 const codeOf = ({ cause }: SqlError): string => (cause instanceof SQLiteError && cause.code) || ""
 
 /** The reason that a port reports for a failed statement. */
-export const failureReason = (error: SqlError): "unavailable" | "not_set_up" | "rejected" => {
+export const failureReason = (
+  error: SqlError,
+): "unavailable" | "not_set_up" | "invalid_data" | "rejected" => {
   if (/^SQLITE_(BUSY|LOCKED|IOERR|CANTOPEN|FULL|READONLY)/.test(codeOf(error))) return "unavailable"
+  if (/^SQLITE_(CONSTRAINT|TOOBIG|MISMATCH)/.test(codeOf(error))) return "invalid_data"
   return error.cause instanceof SQLiteError && /^no such (table|column)/.test(error.cause.message)
     ? "not_set_up"
     : "rejected"
