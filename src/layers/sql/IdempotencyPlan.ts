@@ -21,6 +21,9 @@ export interface ExistingRow {
   key: string | null
 }
 
+/** An {@link Appended} whose row has no id yet. */
+type Planned = Pick<Appended, "_tag" | "interaction">
+
 export type KeyUpdate = Pick<Row, "message_id" | "idempotency_key">
 
 /**
@@ -37,7 +40,7 @@ export const plan = (entries: ReadonlyArray<NewInteraction>, stored: ReadonlyArr
   for (const existing of stored) register(existing)
   const inserts: Array<Row> = []
   const keyUpdates: Array<KeyUpdate> = []
-  const answers = entries.map((entry): Appended => {
+  const answers = entries.map((entry): Planned => {
     const { interaction } = entry
     const key = keyOf(entry)
     const sameKey = key === null ? undefined : byKey.get(`${interaction.user_id}|${key}`)

@@ -203,6 +203,9 @@ export const dialect: SqlDialect = {
   // Writers wait for each other, so no statement is rolled back in favour of another.
   isConflict: () => false,
   forceIndex: () => "",
+  returningIds: "RETURNING id",
+  // The rows get ascending ids in their order, but RETURNING promises no order.
+  insertedIds: (answer) => answer.map((row) => Number(Object(row).id)).toSorted((a, b) => a - b),
   affectedRows: (answer) => Number(Object(answer).changes ?? 0),
   withNamedLock,
 }

@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect } from "bun:test"
+import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -175,7 +175,10 @@ withServers(["mysql"], "MySQL", () => {
         tracestate: null,
       }
       const found = search("u-42", "wireless headphones 🎧", facts)
-      yield* log.append([found, view("u-42", "p-1", { ...facts, idempotencyKey: null, trace })])
+      const appended = yield* log.append([
+        found,
+        view("u-42", "p-1", { ...facts, idempotencyKey: null, trace }),
+      ])
       const rows = yield* query(url, "SELECT * FROM user_interactions ORDER BY event_type DESC")
       expect(rows).toEqual([
         {
@@ -207,7 +210,8 @@ withServers(["mysql"], "MySQL", () => {
         "SELECT JSON_UNQUOTE(JSON_EXTRACT(metadata, '$.device')) AS device FROM user_interactions",
       )
       expect(metadata).toEqual([{ device: "mobile" }, { device: "mobile" }])
-      yield* log.markPublished([found.interaction.message_id], Date.UTC(2026, 1, 10, 12, 35))
+      if (appended[0]?._tag !== "Recorded") throw new Error("not recorded")
+      yield* log.markPublished([appended[0]], Date.UTC(2026, 1, 10, 12, 35))
       expect(
         yield* query(url, "SELECT user_id, published_at FROM user_interactions WHERE processed_to_queue"),
       ).toEqual([{ user_id: "u-42", published_at: "2026-02-10 12:35:00.000" }])
@@ -348,6 +352,11 @@ withServers(["mysql"], "MySQL", () => {
       expect(length).toBe(20)
     }),
   )
+})
+
+test("the ids of one INSERT into MySQL are as far apart as the servers of a cluster set them", () => {
+  expect(Mysql.dialect.insertedIds([{ insertId: 10, idStep: 3 }], 3)).toEqual([10, 13, 16])
+  expect(Mysql.dialect.insertedIds([{ insertId: 10 }], 2)).toEqual([10, 11])
 })
 
 describe("a MySQL server that does not run", () => {
