@@ -150,7 +150,11 @@ const appendBatch = (
   existing: ReadonlyArray<ExistingRow> = [],
   attempt = 1,
 ): Effect.Effect<ReadonlyArray<Appended>, SqlError> => {
-  const { answers, inserts, keyUpdates } = plan(entries, existing)
+  const again = Effect.flatMap(existingRows(table, entries), (rows) =>
+    appendBatch(table, entries, rows, attempt + 1),
+  )
+  const { answers, inserts, keysToRead, keyUpdates } = plan(entries, existing)
+  if (keysToRead && attempt === 1) return again
   return Effect.forEach(keyUpdates, (update) => updateKey(table, update), { discard: true }).pipe(
     Effect.zipRight(insert(table, inserts)),
     Effect.map((ids) =>
@@ -163,10 +167,7 @@ const appendBatch = (
     ),
     Effect.catchIf(
       (error) => table.dialect.isDuplicateKey(error) && attempt < maxAppendAttempts,
-      () =>
-        Effect.flatMap(existingRows(table, entries), (existing) =>
-          appendBatch(table, entries, existing, attempt + 1),
-        ),
+      () => again,
     ),
   )
 }

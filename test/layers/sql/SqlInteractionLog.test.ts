@@ -3,7 +3,8 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as SqlClient from "@effect/sql/SqlClient"
-import { Clock, Context, Deferred, Duration, Effect, Fiber, Layer, Redacted, Schedule } from "effect"
+import { Clock, Context, Deferred, Duration, Effect, Fiber, Layer, Redacted, Runtime, Schedule } from "effect"
+import fc from "fast-check"
 import { createConnection, type RowDataPacket } from "mysql2/promise"
 import * as Mysql from "../../../src/layers/sql/Mysql.ts"
 import * as SqlInteractionLog from "../../../src/layers/sql/SqlInteractionLog.ts"
@@ -64,6 +65,74 @@ const failure = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   afterAll(() => rmSync(directory, { recursive: true }))
   suite("InteractionLog on SQLite", log, Layer.fresh(log))
 }
+
+effectTest(
+  "interactions get the same answers together as one by one, whatever is in the log before",
+  () =>
+    Effect.gen(function* () {
+      const log = yield* open(sqliteLog(yield* temporaryFolder))
+      const few = fc.record({
+        product: fc.constantFrom<Array<string>>("p", "q"),
+        key: fc.constantFrom<Array<string | null>>(null, "k", "l"),
+        second: fc.constantFrom<Array<number>>(0, 1),
+        metadata: fc.constantFrom<Array<Record<string, number>>>({}, { a: 1 }),
+        occurredAtGiven: fc.boolean(),
+      })
+      type Facts = typeof few extends fc.Arbitrary<infer A> ? A : never
+      const entriesOf = (user: string, facts: ReadonlyArray<Facts>) =>
+        facts.map(({ key, metadata, occurredAtGiven, product, second }) =>
+          view(user, product, {
+            occurred_at: `2026-02-10T12:00:0${second}.000Z`,
+            idempotencyKey: key,
+            metadata,
+            occurredAtGiven,
+          }),
+        )
+      // Every key once more at the end shows what it means in the log.
+      const probes = ["k", "l"].map((key) => ({
+        product: "probe",
+        key,
+        second: 0,
+        metadata: {},
+        occurredAtGiven: true,
+      }))
+      const answersOf = (appends: ReadonlyArray<ReadonlyArray<NewInteraction>>) =>
+        Effect.map(Effect.forEach(appends, log.append), (answers) =>
+          answers.flat().map(({ _tag, interaction: { metadata, occurred_at, product_id } }) => ({
+            _tag,
+            metadata,
+            occurred_at,
+            product_id,
+          })),
+        )
+      let users = 0
+      const run = Runtime.runPromise(yield* Effect.runtime())
+      yield* Effect.promise(() =>
+        fc.assert(
+          fc.asyncProperty(
+            fc.array(few, { maxLength: 3 }),
+            fc.array(few, { minLength: 1, maxLength: 6 }),
+            async (before, items) => {
+              const [alone, together] = [`u-${users++}`, `u-${users++}`]
+              const oneByOne = (user: string, facts: ReadonlyArray<Facts>) =>
+                entriesOf(user, facts).map((entry) => [entry])
+              const expected = await run(answersOf(oneByOne(alone, [...before, ...items, ...probes])))
+              const found = await run(
+                answersOf([
+                  ...oneByOne(together, before),
+                  entriesOf(together, items),
+                  ...oneByOne(together, probes),
+                ]),
+              )
+              expect(found).toEqual(expected)
+            },
+          ),
+          { numRuns: 200 },
+        ),
+      )
+    }),
+  60_000,
+)
 
 describe("the SQLite file", () => {
   effectTest("keeps its rows when it is closed and opened again", () =>
