@@ -48,8 +48,8 @@ const republishUnconfirmed = {
 const noOutage = {
   without: "pausing while a store is out",
   file: policies,
-  from: 'reason === "rejected" ? { _tag: "Retryable" } : { _tag: "Outage" }',
-  to: 'reason === "rejected" ? { _tag: "Retryable" } : { _tag: "Retryable" }',
+  from: 'reason === "conflict" ? { _tag: "Retryable" } : { _tag: "Outage" }',
+  to: 'reason === "conflict" ? { _tag: "Retryable" } : { _tag: "Retryable" }',
 }
 
 export const mutations: ReadonlyArray<Mutation> = [
@@ -69,7 +69,7 @@ export const mutations: ReadonlyArray<Mutation> = [
     without: "marking rows published only after the confirmation",
     file: relay,
     from: "const confirmations = yield* queue.publish(rows.map(toMessage))",
-    to: "yield* log.markPublished(rows.map((row) => row.interaction.message_id), yield* Clock.currentTimeMillis)\n    const confirmations = yield* queue.publish(rows.map(toMessage))",
+    to: "yield* log.markPublished(rows, yield* Clock.currentTimeMillis)\n    const confirmations = yield* queue.publish(rows.map(toMessage))",
   },
   ...["between commit and publish", "at random points under load"].map((name) => ({
     scenario: `the API killed ${name}`,

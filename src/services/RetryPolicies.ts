@@ -72,8 +72,11 @@ export type FailureClass =
   /** A dependency is out: messages wait while it is probed. */
   | { readonly _tag: "Outage" }
 
-const classifyStoreFailure = (reason: UserEmbeddingsError["reason"]): FailureClass =>
-  reason === "rejected" ? { _tag: "Retryable" } : { _tag: "Outage" }
+/** Only invalid data is the message's own fault. With any other error answer, all messages would fail alike. */
+const classifyStoreFailure = (reason: UserEmbeddingsError["reason"]): FailureClass => {
+  if (reason === "invalid_data") return { _tag: "Unrecoverable" }
+  return reason === "conflict" ? { _tag: "Retryable" } : { _tag: "Outage" }
+}
 
 /** The table from error to class. */
 export const classify = (error: UpdateError): FailureClass => {
@@ -87,8 +90,10 @@ export const classify = (error: UpdateError): FailureClass => {
     case "LockConflict":
       return { _tag: "Retryable" }
     case "UserEmbeddingsError":
-    case "ProductEmbeddingsError":
       return classifyStoreFailure(error.reason)
+    case "ProductEmbeddingsError":
+      // Messages only read products, so an unreadable product is not the fault of a message.
+      return error.reason === "invalid_data" ? { _tag: "Retryable" } : classifyStoreFailure(error.reason)
     case "PhraseEmbedderError":
       switch (error.reason) {
         case "invalid_input":

@@ -52,6 +52,13 @@ const interactionsOf = (filter: LogFilter) =>
 const append = (...entries: ReadonlyArray<NewInteraction>) =>
   Effect.flatMap(InteractionLog, (log) => log.append(entries))
 
+/** Appends one interaction, and answers its row. */
+const recorded = (entry: NewInteraction) =>
+  Effect.map(append(entry), ([answer]) => {
+    if (answer?._tag !== "Recorded") throw new Error(`the answer is ${answer?._tag}`)
+    return answer
+  })
+
 /** `other` is a second log on the same database, like the log of another process. */
 export const suite = <E>(
   name: string,
@@ -84,6 +91,7 @@ export const suite = <E>(
         const rows = (yield* rowsOf({})).filter(({ interaction }) => interaction.user_id === user)
         expect(rows).toEqual(
           entries.map(({ interaction, trace, recordedAt }) => ({
+            id: expect.any(Number),
             interaction,
             trace,
             recordedAt,
@@ -333,10 +341,7 @@ export const suite = <E>(
           while (true) {
             const rows = yield* log.unpublished({ limit: 5_000, recordedBy: 1_900_000_000_000 })
             if (rows.length === 0) return
-            yield* log.markPublished(
-              rows.map(({ interaction }) => interaction.message_id),
-              1_770_000_000_000,
-            )
+            yield* log.markPublished(rows, 1_770_000_000_000)
           }
         })
         yield* drain
@@ -344,7 +349,7 @@ export const suite = <E>(
         const entries = Array.from({ length: 6 }, (_, index) =>
           view(user, `p-${index}`, { recordedAt: 1_771_000_000_000 + index }),
         )
-        for (const each of entries) yield* append(each)
+        const appended = yield* Effect.forEach(entries, (each) => recorded(each))
         const products = (limit: number, last: number) =>
           Effect.map(log.unpublished({ limit, recordedBy: 1_771_000_000_000 + last }), (rows) =>
             rows.map(({ interaction }) => interaction.product_id),
@@ -357,7 +362,7 @@ export const suite = <E>(
         expect(before.total).toBeGreaterThanOrEqual(6)
         expect(before.oldestUnpublishedSeconds).toBeGreaterThan(0)
         yield* log.markPublished(
-          [0, 2, 4].flatMap((index) => entries[index]?.interaction.message_id ?? []),
+          [0, 2, 4].flatMap((index) => appended[index] ?? []),
           1_771_000_001_000,
         )
         expect(yield* products(10, 5)).toEqual(["p-1", "p-3", "p-5"])
@@ -447,9 +452,49 @@ export const suite = <E>(
           view(user, "p", { occurred_at: at(1) }),
           view(user, "q", { occurred_at: at(2) }),
         ]
-        yield* append(first, second)
-        yield* log.markPublished([second.interaction.message_id], 1_771_000_001_000)
+        yield* append(first)
+        yield* log.markPublished([yield* recorded(second)], 1_771_000_001_000)
         expect((yield* rowsOf({ user })).map(({ published }) => published)).toEqual([false, true])
+      }))
+
+    it("a late confirmation does not mark an interaction that was erased and recorded again", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const user = newUser()
+        const erased = yield* recorded(view(user, "p"))
+        yield* log.erase(user, Date.now())
+        const again = yield* recorded(view(user, "p"))
+        const published = Effect.map(rowsOf({ user }), (rows) => rows.map((row) => row.published))
+        yield* log.markPublished([erased], 1_771_000_001_000)
+        expect(yield* published).toEqual([false])
+        yield* log.markPublished([again], 1_771_000_001_000)
+        expect(yield* published).toEqual([true])
+      }))
+
+    it("appends answer the ids of their rows, also when many of several processes run at once", () =>
+      Effect.gen(function* () {
+        const second = Context.get(yield* Layer.build(other), InteractionLog)
+        const first = yield* InteractionLog
+        const user = newUser()
+        const sizes = [1, 2, 3, 7, 16, 17, 64, 300, 1, 33, 256, 5, 1_100, 128, 31, 2]
+        const answers = yield* Effect.forEach(
+          sizes,
+          (size, batch) =>
+            (batch % 2 === 0 ? first : second).append(
+              // Every third interaction of a batch is a duplicate of the one before.
+              Array.from({ length: size }, (_, i) => view(user, `p-${batch}-${i % 3 === 2 ? i - 1 : i}`)),
+            ),
+          { concurrency: "unbounded" },
+        )
+        const answered = answers
+          .flat()
+          .flatMap((answer) =>
+            answer._tag === "Recorded" ? [`${answer.id} ${answer.interaction.message_id}`] : [],
+          )
+        const stored = (yield* rowsOf({ user })).map(
+          ({ id, interaction }) => `${id} ${interaction.message_id}`,
+        )
+        expect(answered.toSorted()).toEqual(stored.toSorted())
       }))
 
     it("the newest interactions are the latest by occurred_at", () =>

@@ -16,6 +16,7 @@ import {
   Option,
   Redacted,
   Stream,
+  Struct,
 } from "effect"
 import {
   Binary,
@@ -26,6 +27,7 @@ import {
   MongoClient,
   type MongoClientOptions,
   MongoError,
+  MongoInvalidArgumentError,
   MongoNetworkError,
   MongoNetworkTimeoutError,
   MongoNotConnectedError,
@@ -80,18 +82,27 @@ const closeDeadline = Duration.seconds(3)
 
 export const duplicateKey = 11000
 const authenticationFailed = 18
-/** The server steps down, shuts down or is no primary. A later call will find a primary. */
-const noPrimary = new Set<unknown>([91, 189, 10107, 11600, 11602, 13435, 13436])
-/** MaxTimeMSExpired, WriteConcernFailed, WriteConcernTimeout, ExceededTimeLimit. */
-const timedOut = new Set<unknown>([50, 64, 202, 262])
+const reasons = {
+  /** The server steps down, shuts down or is no primary. A later call will find a primary. */
+  unavailable: [91, 189, 10107, 11600, 11602, 13435, 13436],
+  /** MaxTimeMSExpired, WriteConcernFailed, WriteConcernTimeout, ExceededTimeLimit. */
+  timeout: [50, 64, 202, 262],
+  /** InvalidBSON, DocumentValidationFailure, and documents that are too large: sent, or after an update. */
+  invalid_data: [22, 121, 10334, 17419, 17420],
+  /** WriteConflict, DuplicateKey. */
+  conflict: [112, duplicateKey],
+} satisfies Partial<Record<PortFailure["reason"], ReadonlyArray<number>>>
+const reasonOfCode = new Map<unknown, PortFailure["reason"]>(
+  Struct.entries(reasons).flatMap(([reason, codes]) => codes.map((code) => [code, reason] as const)),
+)
 
 /** A bulk write wraps the error of the driver. */
 const innermost = (error: unknown): unknown =>
   error instanceof MongoBulkWriteError && error.errorResponse instanceof Error ? error.errorResponse : error
 
-const reasonOf = (error: unknown): PortFailure["reason"] => {
-  if (error instanceof MongoServerError)
-    return noPrimary.has(error.code) ? "unavailable" : timedOut.has(error.code) ? "timeout" : "rejected"
+/** Exported for its test. */
+export const reasonOf = (error: unknown): PortFailure["reason"] => {
+  if (error instanceof MongoServerError) return reasonOfCode.get(error.code) ?? "rejected"
   if (
     error instanceof MongoNetworkTimeoutError ||
     error instanceof MongoOperationTimeoutError ||
@@ -99,12 +110,17 @@ const reasonOf = (error: unknown): PortFailure["reason"] => {
     (error instanceof MongoError && error.name === "MongoWaitQueueTimeoutError")
   )
     return "timeout"
-  return error instanceof MongoServerSelectionError ||
+  if (
+    error instanceof MongoServerSelectionError ||
     error instanceof MongoNetworkError ||
     error instanceof MongoTopologyClosedError ||
     error instanceof MongoNotConnectedError
-    ? "unavailable"
-    : "rejected"
+  )
+    return "unavailable"
+  // The driver refuses a document that is too large. Any error of another kind comes from coding a document.
+  return error instanceof MongoError && !(error instanceof MongoInvalidArgumentError)
+    ? "rejected"
+    : "invalid_data"
 }
 
 const failed =
@@ -120,13 +136,17 @@ export const isDuplicateKey = (error: unknown): boolean =>
 
 /**
  * Indices of the operations of an unordered bulk write that the server refused with an expected code. Any other error is
- * thrown again, because the outcome of the write is unknown.
+ * thrown. Errors that concern all data come first, because the caller must not blame the data for them.
  */
 export const refusals = (error: unknown, expected: ReadonlyArray<number>): ReadonlySet<number> => {
   if (!(error instanceof MongoBulkWriteError) || error.result.getWriteConcernError() !== undefined)
     throw error
   const errors = [error.writeErrors].flat()
-  if (errors.length === 0 || errors.some(({ code }) => !expected.includes(code))) throw error
+  const unexpected = errors.filter(({ code }) => !expected.includes(code))
+  const first = unexpected.find(({ code }) => reasonOfCode.get(code) !== "invalid_data") ?? unexpected[0]
+  if (first !== undefined)
+    throw new MongoServerError({ message: first.errmsg ?? "no reason given", code: first.code })
+  if (errors.length === 0) throw error
   return new Set(errors.map(({ index }) => index))
 }
 
@@ -232,6 +252,8 @@ const remedies: Record<PortFailure["reason"], string> = {
   unavailable: "start MongoDB, or correct MONGODB_URL",
   timeout: "check the load of MongoDB and the network",
   not_set_up: "run: user-embeddings setup",
+  invalid_data: "run: user-embeddings setup",
+  conflict: "run the command again",
   rejected: "check the permissions of the user in MONGODB_URL and the log of MongoDB",
 }
 

@@ -21,11 +21,15 @@ export interface ExistingRow {
   key: string | null
 }
 
+/** An {@link Appended} whose row has no id yet. */
+type Planned = Pick<Appended, "_tag" | "interaction">
+
 export type KeyUpdate = Pick<Row, "message_id" | "idempotency_key">
 
 /**
  * The inserts, key updates and answers of an append, given all rows of the log with a message id or a key of these
  * entries. The key is compared first. When only the message id matches, a row without a key gets the entry's key.
+ * `keysToRead`: an answer holds only if the log has no row with the entry's key, and no write will find that out.
  */
 export const plan = (entries: ReadonlyArray<NewInteraction>, stored: ReadonlyArray<ExistingRow>) => {
   const byId = new Map<string, ExistingRow>()
@@ -37,7 +41,8 @@ export const plan = (entries: ReadonlyArray<NewInteraction>, stored: ReadonlyArr
   for (const existing of stored) register(existing)
   const inserts: Array<Row> = []
   const keyUpdates: Array<KeyUpdate> = []
-  const answers = entries.map((entry): Appended => {
+  let keysToRead = false
+  const answers = entries.map((entry): Planned => {
     const { interaction } = entry
     const key = keyOf(entry)
     const sameKey = key === null ? undefined : byKey.get(`${interaction.user_id}|${key}`)
@@ -59,9 +64,10 @@ export const plan = (entries: ReadonlyArray<NewInteraction>, stored: ReadonlyArr
       if (sameMessage.row === undefined)
         keyUpdates.push({ message_id: interaction.message_id, idempotency_key: key })
       else sameMessage.row.idempotency_key = key
-    }
+    } else if (key !== null) keysToRead = true
     return { _tag: "Duplicate", interaction: sameMessage.interaction }
   })
   // All writers insert in the same order, which avoids most deadlocks.
-  return { answers, keyUpdates, inserts: inserts.toSorted((a, b) => (a.message_id < b.message_id ? -1 : 1)) }
+  const sorted = inserts.toSorted((a, b) => (a.message_id < b.message_id ? -1 : 1))
+  return { answers, keyUpdates, inserts: sorted, keysToRead }
 }

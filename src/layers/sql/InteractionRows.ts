@@ -79,17 +79,10 @@ export const columns = ["id", ...writtenColumns, "processed_to_queue"] as const 
 >
 
 export const fromRow = (row: StoredRow): LogRow => {
-  const {
-    id: _,
-    idempotency_key: __,
-    processed_to_queue,
-    created_at,
-    traceparent,
-    tracestate,
-    ...stored
-  } = row
+  const { id, idempotency_key: _, processed_to_queue, created_at, traceparent, tracestate, ...stored } = row
   const metadata: Metadata = JSON.parse(stored.metadata)
   return {
+    id,
     interaction: { ...stored, occurred_at: fromColumn(stored.occurred_at), metadata },
     trace: traceparent === null ? null : { traceparent, tracestate },
     recordedAt: millisOfColumn(created_at),

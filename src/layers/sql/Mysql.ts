@@ -21,7 +21,7 @@ import {
   Redacted,
   Stream,
 } from "effect"
-import { createPool, type Pool, type PoolConnection } from "mysql2"
+import { createPool, type Pool, type PoolConnection, type RowDataPacket } from "mysql2"
 import { clockFindings, type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
 import * as Settings from "../../services/Settings.ts"
 import { attribute } from "../../services/Telemetry.ts"
@@ -45,6 +45,9 @@ const session = [
   `SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = ${lockWaitSeconds},
     sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'`,
 ]
+
+/** The distance between the ids of consecutive rows, by connection. Clusters set it to their number of servers. */
+const idSteps = new WeakMap<object, number>()
 
 /** The server's error code, if the error is an answer of the server. */
 const serverError = (cause: unknown): { readonly errno?: unknown; readonly sqlState?: unknown } =>
@@ -96,6 +99,13 @@ const openPool = (url: Redacted.Redacted) => {
       connection.query(statement, (cause) => {
         if (cause) connection.destroy()
       })
+    connection.query<Array<RowDataPacket>>(
+      "SELECT @@SESSION.auto_increment_increment AS step",
+      (cause, rows) => {
+        if (cause) connection.destroy()
+        else idSteps.set(connection, Number(rows[0]?.step))
+      },
+    )
   })
   return pool
 }
@@ -142,9 +152,12 @@ const send = (
   { method, sql, values, rowsAsArray = false }: Query,
   resume: (answer: Effect.Effect<unknown, SqlError>) => void,
 ) =>
-  connection[method]({ sql, values: [...values], rowsAsArray }, (cause: unknown, answer: unknown) =>
-    resume(cause ? new SqlError({ cause, message: "MySQL statement failed" }) : Effect.succeed(answer)),
-  )
+  connection[method]({ sql, values: [...values], rowsAsArray }, (cause: unknown, answer: unknown) => {
+    if (cause) return resume(new SqlError({ cause, message: "MySQL statement failed" }))
+    resume(
+      Effect.succeed(Array.isArray(answer) ? answer : { ...Object(answer), idStep: idSteps.get(connection) }),
+    )
+  })
 
 const runOn =
   (connection: PoolConnection): Run =>
@@ -197,7 +210,8 @@ const release = (connection: PoolConnection) => connection.release()
 const destroy = (connection: PoolConnection) => connection.destroy()
 
 const makeConnection = (run: Run): Connection => {
-  const rows = (answer: unknown) => (Array.isArray(answer) ? answer : [])
+  // The answer to a write is one object.
+  const rows = (answer: unknown) => (Array.isArray(answer) ? answer : [answer])
   const statement =
     (method: "execute" | "query"): Connection["execute"] =>
     (sql, values, transform) =>
@@ -282,6 +296,12 @@ export const dialect: SqlDialect = {
   isDuplicateKey: ({ cause }) => serverError(cause).errno === duplicateEntry,
   isConflict: ({ cause }) => conflicts.has(serverError(cause).errno),
   forceIndex: (index) => `FORCE INDEX (${index})`,
+  returningIds: "",
+  // InnoDB reserves the ids of an INSERT with a list of rows at once, in every innodb_autoinc_lock_mode.
+  insertedIds: ([answer], rows) => {
+    const { idStep = 1, insertId } = Object(answer)
+    return Array.from({ length: rows }, (_, index) => Number(insertId) + index * Number(idStep))
+  },
   affectedRows: (answer) => Number(Object(answer).affectedRows ?? 0),
   withNamedLock,
 }

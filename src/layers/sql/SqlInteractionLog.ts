@@ -11,6 +11,7 @@ import {
   InteractionLog,
   InteractionLogError,
   type LogFilter,
+  type LoggedInteraction,
   type NewInteraction,
   type Outbox,
   type ProductCount,
@@ -90,16 +91,23 @@ const makeTable = (sql: SqlClient.SqlClient, dialect: SqlDialect) => {
     name: sql(tableName),
     columns: sql.literal(columns.join(", ")),
     /** The table's name with a hint to use an index. */
-    withIndex: (index: "user_interactions_outbox" | "user_interactions_history") =>
+    withIndex: (index: "PRIMARY" | "user_interactions_outbox" | "user_interactions_history") =>
       sql.literal(`${tableName} ${dialect.forceIndex(index)}`),
   }
 }
 type Table = ReturnType<typeof makeTable>
 
-const insert = ({ sql, statement }: Table, rows: ReadonlyArray<Row>) => {
-  if (rows.length === 0) return Effect.void
-  const query = sql.unsafe(insertStatement(rows.length), insertParameters(rows))
-  return statement("INSERT")(isPrepared(rows.length) ? query : query.unprepared)
+/** Inserts rows, and answers their ids by message id. */
+const insert = ({ dialect, sql, statement }: Table, rows: ReadonlyArray<Row>) => {
+  if (rows.length === 0) return Effect.succeed(new Map<string, number>())
+  const query = sql.unsafe<object>(
+    `${insertStatement(rows.length)} ${dialect.returningIds}`,
+    insertParameters(rows),
+  )
+  return Effect.map(statement("INSERT")(isPrepared(rows.length) ? query : query.unprepared), (answer) => {
+    const ids = dialect.insertedIds(answer, rows.length)
+    return new Map(rows.map(({ message_id }, index) => [message_id, ids[index]!]))
+  })
 }
 
 const updateKey = ({ name, sql, statement }: Table, { idempotency_key, message_id }: KeyUpdate) =>
@@ -142,16 +150,24 @@ const appendBatch = (
   existing: ReadonlyArray<ExistingRow> = [],
   attempt = 1,
 ): Effect.Effect<ReadonlyArray<Appended>, SqlError> => {
-  const { answers, inserts, keyUpdates } = plan(entries, existing)
+  const again = Effect.flatMap(existingRows(table, entries), (rows) =>
+    appendBatch(table, entries, rows, attempt + 1),
+  )
+  const { answers, inserts, keysToRead, keyUpdates } = plan(entries, existing)
+  if (keysToRead && attempt === 1) return again
   return Effect.forEach(keyUpdates, (update) => updateKey(table, update), { discard: true }).pipe(
     Effect.zipRight(insert(table, inserts)),
-    Effect.as(answers),
+    Effect.map((ids) =>
+      answers.map(
+        ({ _tag, interaction }): Appended =>
+          _tag === "Recorded"
+            ? { _tag, interaction, id: ids.get(interaction.message_id)! }
+            : { _tag, interaction },
+      ),
+    ),
     Effect.catchIf(
       (error) => table.dialect.isDuplicateKey(error) && attempt < maxAppendAttempts,
-      () =>
-        Effect.flatMap(existingRows(table, entries), (existing) =>
-          appendBatch(table, entries, existing, attempt + 1),
-        ),
+      () => again,
     ),
   )
 }
@@ -170,16 +186,24 @@ const unpublished =
       WHERE processed_to_queue = FALSE AND created_at <= ${columnOfMillis(recordedBy)}
       ORDER BY id LIMIT ${limit}`.unprepared.pipe(select("unpublished"), Effect.map(Arr.map(fromRow)))
 
+/** Compares message ids as well, so that no row of another message is ever marked, whatever ids an INSERT reported. */
 const markPublished =
-  ({ name, portError, sql, statement }: Table) =>
-  (ids: ReadonlyArray<string>, at: number) =>
+  ({ portError, sql, statement, withIndex }: Table) =>
+  (rows: ReadonlyArray<Pick<LoggedInteraction, "id" | "interaction">>, at: number) =>
     Effect.forEach(
-      Arr.chunksOf(ids.toSorted(), rowsPerPage),
-      (page) =>
-        statement("UPDATE")(
-          sql`UPDATE ${name} SET processed_to_queue = TRUE, published_at = ${columnOfMillis(at)}
-            WHERE ${sql.in("message_id", page)}`.unprepared,
-        ),
+      Arr.chunksOf(
+        rows.toSorted((a, b) => a.id - b.id),
+        rowsPerPage,
+      ),
+      (page) => {
+        const ids = page.map(({ id }) => id)
+        const messageIds = page.map(({ interaction }) => interaction.message_id)
+        return statement("UPDATE")(
+          sql`UPDATE ${withIndex("PRIMARY")}
+            SET processed_to_queue = TRUE, published_at = ${columnOfMillis(at)}
+            WHERE ${sql.in("id", ids)} AND ${sql.in("message_id", messageIds)}`.unprepared,
+        )
+      },
       { discard: true },
     ).pipe(Effect.mapError(portError("markPublished")))
 

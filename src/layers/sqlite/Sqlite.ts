@@ -43,8 +43,11 @@ const busyTimeoutMillis = 5_000
 const codeOf = ({ cause }: SqlError): string => (cause instanceof SQLiteError && cause.code) || ""
 
 /** The reason that a port reports for a failed statement. */
-export const failureReason = (error: SqlError): "unavailable" | "not_set_up" | "rejected" => {
+export const failureReason = (
+  error: SqlError,
+): "unavailable" | "not_set_up" | "invalid_data" | "rejected" => {
   if (/^SQLITE_(BUSY|LOCKED|IOERR|CANTOPEN|FULL|READONLY)/.test(codeOf(error))) return "unavailable"
+  if (/^SQLITE_(CONSTRAINT|TOOBIG|MISMATCH)/.test(codeOf(error))) return "invalid_data"
   return error.cause instanceof SQLiteError && /^no such (table|column)/.test(error.cause.message)
     ? "not_set_up"
     : "rejected"
@@ -200,6 +203,9 @@ export const dialect: SqlDialect = {
   // Writers wait for each other, so no statement is rolled back in favour of another.
   isConflict: () => false,
   forceIndex: () => "",
+  returningIds: "RETURNING id",
+  // The rows get ascending ids in their order, but RETURNING promises no order.
+  insertedIds: (answer) => answer.map((row) => Number(Object(row).id)).toSorted((a, b) => a - b),
   affectedRows: (answer) => Number(Object(answer).changes ?? 0),
   withNamedLock,
 }

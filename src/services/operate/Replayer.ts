@@ -71,7 +71,7 @@ const make = Effect.gen(function* () {
   const send = (rows: ReadonlyArray<LogRow>) =>
     Effect.gen(function* () {
       yield* publish(rows)
-      const waiting = rows.filter((row) => !row.published).map(({ interaction }) => interaction.message_id)
+      const waiting = rows.filter((row) => !row.published)
       if (waiting.length > 0) yield* log.markPublished(waiting, yield* Clock.currentTimeMillis)
     })
 

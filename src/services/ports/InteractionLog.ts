@@ -3,7 +3,7 @@
  * `append` has answered `Recorded`. A row leaves the outbox when it is marked published.
  */
 import { Context, type Effect, Schema, type Stream } from "effect"
-import type { EventType, Interaction, MessageId, ProductId, UserId } from "../model/Interaction.ts"
+import type { EventType, Interaction, ProductId, UserId } from "../model/Interaction.ts"
 import type { TraceContext } from "../Telemetry.ts"
 import { describeFailure, portFailure } from "./PortFailure.ts"
 
@@ -21,6 +21,8 @@ export interface NewInteraction {
 
 /** An interaction in the log. */
 export interface LoggedInteraction {
+  /** The row's id, which no other row ever has. */
+  readonly id: number
   readonly interaction: Interaction
   readonly trace: TraceContext | null
   readonly recordedAt: number
@@ -34,7 +36,7 @@ export interface LogRow extends LoggedInteraction {
 
 /** The outcome of one appended interaction. `interaction` is the one in the log. */
 export type Appended =
-  | { readonly _tag: "Recorded"; readonly interaction: Interaction }
+  | { readonly _tag: "Recorded"; readonly interaction: Interaction; readonly id: number }
   | { readonly _tag: "Duplicate"; readonly interaction: Interaction }
   /** The user sent the same key before with another interaction. */
   | { readonly _tag: "KeyReused"; readonly interaction: Interaction }
@@ -100,9 +102,12 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       readonly limit: number
       readonly recordedBy: number
     }) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
-    /** Removes rows from the outbox. `at` (Unix ms) is stored as `published_at`. */
+    /**
+     * Removes rows from the outbox, by id: after an erasure the same interaction may have a new row. `at` (Unix ms) is
+     * stored as `published_at`.
+     */
     readonly markPublished: (
-      ids: ReadonlyArray<MessageId>,
+      rows: ReadonlyArray<Pick<LoggedInteraction, "id" | "interaction">>,
       at: number,
     ) => Effect.Effect<void, InteractionLogError>
     /**

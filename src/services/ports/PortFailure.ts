@@ -4,9 +4,10 @@ import { Schema } from "effect"
 export const portFailure = {
   /**
    * `unavailable`: the connection failed. `timeout`: no answer in time, so the outcome is open. `not_set_up`: a table,
-   * collection, exchange or queue is missing. `rejected`: the answer is an error.
+   * collection, exchange or queue is missing. `invalid_data`: the data itself cannot be stored or read. `conflict`: a
+   * concurrent write won. `rejected`: any other error is the answer, such as a missing right or a full disk.
    */
-  reason: Schema.Literal("unavailable", "timeout", "not_set_up", "rejected"),
+  reason: Schema.Literal("unavailable", "timeout", "not_set_up", "invalid_data", "conflict", "rejected"),
   /** The operation that failed, such as `append` or `bulkWrite user_embeddings`. */
   operation: Schema.String,
   cause: Schema.Defect,

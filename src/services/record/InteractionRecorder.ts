@@ -85,7 +85,12 @@ const make = Effect.gen(function* () {
       next += job.entries.length
       job.done(Exit.succeed(exit.value.slice(start, next)))
     }
-    relay.offer(entries.filter((_, index) => exit.value[index]?._tag === "Recorded"))
+    relay.offer(
+      entries.flatMap((entry, index) => {
+        const answer = exit.value[index]
+        return answer?._tag === "Recorded" ? [{ ...entry, id: answer.id }] : []
+      }),
+    )
   })
 
   // A stopping process still commits the submissions that it has accepted.

@@ -6,7 +6,6 @@
  */
 import { Array as Arr, Clock, Context, Duration, Effect, Fiber, Layer, Schedule } from "effect"
 import * as MessageTraces from "../MessageTraces.ts"
-import type { MessageId } from "../model/Interaction.ts"
 import { encodeMessage } from "../model/UpdateMessage.ts"
 import { InteractionLog, type InteractionLogError, type LoggedInteraction } from "../ports/InteractionLog.ts"
 import { InteractionQueue, type InteractionQueueError, type Message } from "../ports/InteractionQueue.ts"
@@ -56,7 +55,7 @@ export const awaitQueueCapacity = ({
   })
 
 /** The update message of a row. */
-export const toMessage = ({ interaction, trace, recordedAt }: LoggedInteraction): Message => ({
+export const toMessage = ({ interaction, trace, recordedAt }: Omit<LoggedInteraction, "id">): Message => ({
   messageId: interaction.message_id,
   eventType: interaction.event_type,
   body: encodeMessage(interaction),
@@ -69,9 +68,7 @@ const publish = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteracti
   const log = yield* InteractionLog
   const queue = yield* InteractionQueue
   const confirmations = yield* queue.publish(rows.map(toMessage))
-  const confirmed = rows
-    .filter((_, index) => confirmations[index] === "confirmed")
-    .map(({ interaction }) => interaction.message_id)
+  const confirmed = rows.filter((_, index) => confirmations[index] === "confirmed")
   if (confirmed.length > 0) yield* log.markPublished(confirmed, yield* Clock.currentTimeMillis)
   if (confirmed.length < rows.length)
     yield* Effect.logWarning("publish.unconfirmed").pipe(
@@ -100,7 +97,7 @@ class ArrivalRate {
 /** Publishes rows that this process has just committed, until `waiting` is closed and empty. */
 const publishCommitted = Effect.fnUntraced(function* (
   waiting: WorkQueue<LoggedInteraction>,
-  inProgress: Set<MessageId>,
+  inProgress: Set<number>,
 ) {
   const rate = new ArrivalRate(yield* Clock.currentTimeMillis)
   const publishNext = Effect.gen(function* () {
@@ -116,7 +113,7 @@ const publishCommitted = Effect.fnUntraced(function* (
       ),
       Effect.ensuring(
         Effect.sync(() => {
-          for (const { interaction } of rows) inProgress.delete(interaction.message_id)
+          for (const { id } of rows) inProgress.delete(id)
         }),
       ),
     )
@@ -127,7 +124,7 @@ const publishCommitted = Effect.fnUntraced(function* (
 })
 
 /** Publishes the rows of the outbox that this process is not publishing already. */
-const drainOutbox = Effect.fnUntraced(function* (inProgress: ReadonlySet<MessageId>) {
+const drainOutbox = Effect.fnUntraced(function* (inProgress: ReadonlySet<number>) {
   const log = yield* InteractionLog
   const queue = yield* InteractionQueue
   const recordedBy = (yield* Clock.currentTimeMillis) - Duration.toMillis(RetryPolicies.drainGrace)
@@ -136,7 +133,7 @@ const drainOutbox = Effect.fnUntraced(function* (inProgress: ReadonlySet<Message
     const rows = yield* log.unpublished({ limit: rowsPerRead, recordedBy })
     // A short outage leaves fewer rows. A broker that cannot report depths may still take messages.
     if (rows.length === rowsPerRead) yield* Effect.ignore(awaitQueueCapacity(queue))
-    const left = rows.filter(({ interaction }) => !inProgress.has(interaction.message_id))
+    const left = rows.filter(({ id }) => !inProgress.has(id))
     const before = published
     yield* Effect.forEach(
       Arr.chunksOf(left, rowsPerPublish),
@@ -156,7 +153,7 @@ const make = Effect.gen(function* () {
   const log = yield* InteractionLog
   const ports = yield* Effect.context<InteractionLog | InteractionQueue>()
   const waiting = new WorkQueue<LoggedInteraction>()
-  const inProgress = new Set<MessageId>()
+  const inProgress = new Set<number>()
 
   const publisher = Effect.provide(publishCommitted(waiting, inProgress), ports)
   yield* Effect.acquireRelease(Effect.forkDaemon(Effect.interruptible(publisher)), (fiber) =>
@@ -169,7 +166,7 @@ const make = Effect.gen(function* () {
 
   const offer = (rows: ReadonlyArray<LoggedInteraction>) => {
     for (const row of rows.slice(0, Math.max(0, maxWaitingRows - waiting.weight))) {
-      inProgress.add(row.interaction.message_id)
+      inProgress.add(row.id)
       waiting.offer(row)
     }
   }

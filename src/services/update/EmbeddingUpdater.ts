@@ -238,8 +238,11 @@ const attempt = Effect.fnUntraced(function* (updater: Updater, items: ReadonlyAr
   return lost.flatMap(({ items }) => items)
 })
 
-/** Applies items, again and again where other workers write the same users. Each item gets its outcome. */
-const apply = Effect.fnUntraced(function* (updater: Updater, items: ReadonlyArray<Item>) {
+/**
+ * Applies items, again and again where other workers write the same users. Each item gets its outcome. One record that
+ * cannot be stored fails the whole write: applying halves finds its items, and no other item fails with them.
+ */
+const apply = (updater: Updater, items: ReadonlyArray<Item>): Effect.Effect<void> => {
   let left = items
   let tries = 0
   const once = Effect.suspend(() => attempt(updater, left)).pipe(
@@ -252,13 +255,16 @@ const apply = Effect.fnUntraced(function* (updater: Updater, items: ReadonlyArra
     }),
   )
   const schedule = RetryPolicies.conflictRetry
-  yield* Effect.retry(once, { schedule, while: ({ _tag }) => _tag === "LockConflict" }).pipe(
+  return Effect.retry(once, { schedule, while: ({ _tag }) => _tag === "LockConflict" }).pipe(
     Effect.catchAll((error) => {
       const unfinished = items.filter(({ outcome }) => outcome === undefined)
-      return Effect.sync(() => fail(updater, unfinished, error))
+      if (unfinished.length < 2 || RetryPolicies.classify(error)._tag !== "Unrecoverable")
+        return Effect.sync(() => fail(updater, unfinished, error))
+      const [first, second] = Arr.splitAt(unfinished, unfinished.length >> 1)
+      return Effect.zipRight(apply(updater, first), apply(updater, second))
     }),
   )
-})
+}
 
 /** One item per interaction. Of several copies the one recorded last counts: it may have been posted after an erasure. */
 const withoutCopies = (items: ReadonlyArray<Item>): ReadonlyMap<string, Item> => {

@@ -1,5 +1,6 @@
-import { expect } from "bun:test"
+import { expect, test } from "bun:test"
 import { Cause, ConfigError, ConfigProvider, Duration, Effect, Exit, Layer, Redacted, Scope } from "effect"
+import { MongoCompatibilityError, MongoInvalidArgumentError, MongoServerError } from "mongodb"
 import * as Mongo from "../../../src/layers/mongodb/Mongo.ts"
 import * as MongoUserEmbeddings from "../../../src/layers/mongodb/MongoUserEmbeddings.ts"
 import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
@@ -29,6 +30,26 @@ const failureOf = <A, E, R>(call: Effect.Effect<A, E, R>) =>
     failure,
     seconds: Duration.toSeconds(took),
   }))
+
+test("only errors about the data itself are invalid data, and an answer without a known meaning is a refusal", () => {
+  const codes = {
+    unavailable: [91, 189, 10107, 11600, 11602, 13435, 13436],
+    timeout: [50, 64, 202, 262],
+    invalid_data: [22, 121, 10334, 17419, 17420],
+    conflict: [112, 11000],
+    rejected: [6, 13, 18, 100, 166, 8000, 14031, undefined],
+  }
+  for (const [reason, each] of Object.entries(codes))
+    for (const code of each) {
+      const found: string = Mongo.reasonOf(new MongoServerError({ message: "no", code }))
+      expect(`${code} ${found}`).toBe(`${code} ${reason}`)
+    }
+  expect(Mongo.reasonOf(new MongoInvalidArgumentError("Document is larger than the maximum size"))).toBe(
+    "invalid_data",
+  )
+  expect(Mongo.reasonOf(new TypeError("embedding is null"))).toBe("invalid_data")
+  expect(Mongo.reasonOf(new MongoCompatibilityError("the server is too old"))).toBe("rejected")
+})
 
 effectTest("a malformed URL fails the start without showing the password", () =>
   Effect.gen(function* () {

@@ -212,8 +212,47 @@ withServers(["mongodb"], "MongoDB", () => {
           const failure = yield* Effect.flip(
             users.save([good, bad].map((record) => ({ record, expected: undefined }))),
           )
-          expect(failure).toMatchObject({ reason: "rejected", operation: "bulkWrite user_embeddings" })
+          expect(failure).toMatchObject({ reason: "invalid_data", operation: "bulkWrite user_embeddings" })
           expect([...(yield* users.load(["beside", "bad"])).keys()]).toEqual(["beside"])
+          // The first error of this batch is the expected one of a lost compare-and-swap.
+          const lostAndBad = users.save([
+            { record: good, expected: 7 },
+            { record: bad, expected: undefined },
+          ])
+          expect(yield* Effect.flip(lostAndBad)).toMatchObject({ reason: "invalid_data" })
+        }))
+
+      it("a record that is too large fails as invalid data", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const large = { ...record("large"), applied: new Uint8Array(17_000_000) }
+          const failure = yield* Effect.flip(users.save([{ record: large, expected: undefined }]))
+          expect(failure.reason).toBe("invalid_data")
+        }))
+
+      it("a collection that takes no writes fails them as rejected, beside data that is invalid as well", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const { database } = yield* Mongo
+          const name = "user_embeddings"
+          yield* Effect.promise(async () => {
+            await database.renameCollection(name, "writable")
+            await database.createCollection(name, { viewOn: "writable" })
+          })
+          const failure = yield* Effect.flip(
+            users.save(
+              [record("any"), { ...record("bad"), archived: -1 }].map((record) => ({
+                record,
+                expected: undefined,
+              })),
+            ),
+          )
+          expect(yield* users.load(["any"])).toEqual(new Map())
+          yield* Effect.promise(async () => {
+            await database.dropCollection(name)
+            await database.renameCollection("writable", name)
+          })
+          expect(failure).toMatchObject({ reason: "rejected", operation: "bulkWrite user_embeddings" })
         }))
 
       it("awaitDurable flushes the journal", () =>

@@ -1,9 +1,10 @@
-import { afterAll, beforeAll, describe, expect } from "bun:test"
+import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as SqlClient from "@effect/sql/SqlClient"
-import { Clock, Context, Deferred, Duration, Effect, Fiber, Layer, Redacted, Schedule } from "effect"
+import { Clock, Context, Deferred, Duration, Effect, Fiber, Layer, Redacted, Runtime, Schedule } from "effect"
+import fc from "fast-check"
 import { createConnection, type RowDataPacket } from "mysql2/promise"
 import * as Mysql from "../../../src/layers/sql/Mysql.ts"
 import * as SqlInteractionLog from "../../../src/layers/sql/SqlInteractionLog.ts"
@@ -64,6 +65,74 @@ const failure = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   afterAll(() => rmSync(directory, { recursive: true }))
   suite("InteractionLog on SQLite", log, Layer.fresh(log))
 }
+
+effectTest(
+  "interactions get the same answers together as one by one, whatever is in the log before",
+  () =>
+    Effect.gen(function* () {
+      const log = yield* open(sqliteLog(yield* temporaryFolder))
+      const few = fc.record({
+        product: fc.constantFrom<Array<string>>("p", "q"),
+        key: fc.constantFrom<Array<string | null>>(null, "k", "l"),
+        second: fc.constantFrom<Array<number>>(0, 1),
+        metadata: fc.constantFrom<Array<Record<string, number>>>({}, { a: 1 }),
+        occurredAtGiven: fc.boolean(),
+      })
+      type Facts = typeof few extends fc.Arbitrary<infer A> ? A : never
+      const entriesOf = (user: string, facts: ReadonlyArray<Facts>) =>
+        facts.map(({ key, metadata, occurredAtGiven, product, second }) =>
+          view(user, product, {
+            occurred_at: `2026-02-10T12:00:0${second}.000Z`,
+            idempotencyKey: key,
+            metadata,
+            occurredAtGiven,
+          }),
+        )
+      // Every key once more at the end shows what it means in the log.
+      const probes = ["k", "l"].map((key) => ({
+        product: "probe",
+        key,
+        second: 0,
+        metadata: {},
+        occurredAtGiven: true,
+      }))
+      const answersOf = (appends: ReadonlyArray<ReadonlyArray<NewInteraction>>) =>
+        Effect.map(Effect.forEach(appends, log.append), (answers) =>
+          answers.flat().map(({ _tag, interaction: { metadata, occurred_at, product_id } }) => ({
+            _tag,
+            metadata,
+            occurred_at,
+            product_id,
+          })),
+        )
+      let users = 0
+      const run = Runtime.runPromise(yield* Effect.runtime())
+      yield* Effect.promise(() =>
+        fc.assert(
+          fc.asyncProperty(
+            fc.array(few, { maxLength: 3 }),
+            fc.array(few, { minLength: 1, maxLength: 6 }),
+            async (before, items) => {
+              const [alone, together] = [`u-${users++}`, `u-${users++}`]
+              const oneByOne = (user: string, facts: ReadonlyArray<Facts>) =>
+                entriesOf(user, facts).map((entry) => [entry])
+              const expected = await run(answersOf(oneByOne(alone, [...before, ...items, ...probes])))
+              const found = await run(
+                answersOf([
+                  ...oneByOne(together, before),
+                  entriesOf(together, items),
+                  ...oneByOne(together, probes),
+                ]),
+              )
+              expect(found).toEqual(expected)
+            },
+          ),
+          { numRuns: 200 },
+        ),
+      )
+    }),
+  60_000,
+)
 
 describe("the SQLite file", () => {
   effectTest("keeps its rows when it is closed and opened again", () =>
@@ -175,7 +244,10 @@ withServers(["mysql"], "MySQL", () => {
         tracestate: null,
       }
       const found = search("u-42", "wireless headphones 🎧", facts)
-      yield* log.append([found, view("u-42", "p-1", { ...facts, idempotencyKey: null, trace })])
+      const appended = yield* log.append([
+        found,
+        view("u-42", "p-1", { ...facts, idempotencyKey: null, trace }),
+      ])
       const rows = yield* query(url, "SELECT * FROM user_interactions ORDER BY event_type DESC")
       expect(rows).toEqual([
         {
@@ -207,7 +279,8 @@ withServers(["mysql"], "MySQL", () => {
         "SELECT JSON_UNQUOTE(JSON_EXTRACT(metadata, '$.device')) AS device FROM user_interactions",
       )
       expect(metadata).toEqual([{ device: "mobile" }, { device: "mobile" }])
-      yield* log.markPublished([found.interaction.message_id], Date.UTC(2026, 1, 10, 12, 35))
+      if (appended[0]?._tag !== "Recorded") throw new Error("not recorded")
+      yield* log.markPublished([appended[0]], Date.UTC(2026, 1, 10, 12, 35))
       expect(
         yield* query(url, "SELECT user_id, published_at FROM user_interactions WHERE processed_to_queue"),
       ).toEqual([{ user_id: "u-42", published_at: "2026-02-10 12:35:00.000" }])
@@ -348,6 +421,11 @@ withServers(["mysql"], "MySQL", () => {
       expect(length).toBe(20)
     }),
   )
+})
+
+test("the ids of one INSERT into MySQL are as far apart as the servers of a cluster set them", () => {
+  expect(Mysql.dialect.insertedIds([{ insertId: 10, idStep: 3 }], 3)).toEqual([10, 13, 16])
+  expect(Mysql.dialect.insertedIds([{ insertId: 10 }], 2)).toEqual([10, 11])
 })
 
 describe("a MySQL server that does not run", () => {

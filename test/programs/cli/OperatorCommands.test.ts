@@ -67,7 +67,7 @@ layerSuite("operator's commands", recording(embedded()), (it) => {
           { users: 1, consistent: 1, missing: 0, extra: 0, in_flight: 0, dead: 0, skipped: 0 },
         ])
         const log = yield* InteractionLog
-        yield* log.append([
+        const [appended] = yield* log.append([
           {
             interaction: lost!,
             idempotencyKey: null,
@@ -76,7 +76,8 @@ layerSuite("operator's commands", recording(embedded()), (it) => {
             recordedAt: Date.now(),
           },
         ])
-        yield* log.markPublished([lost!.message_id], Date.now())
+        if (appended?._tag !== "Recorded") throw new Error("not recorded")
+        yield* log.markPublished([appended], Date.now())
         const bad = yield* run("audit", "--user", "u", "--details", "--json")
         expect(bad.code).toBe(1)
         expect(JSON.parse(bad.out)).toMatchObject({

@@ -256,7 +256,7 @@ describe("encoding", () => {
         const text = interactions
           .map(
             (interaction) =>
-              `${InteractionFile.encode(format, { interaction, trace: null, recordedAt: now })}\n`,
+              `${InteractionFile.encode(format, { id: 1, interaction, trace: null, recordedAt: now })}\n`,
           )
           .join("")
         const back = splitIn(text, [], { format, delimiter: "," }).map(({ text }) =>

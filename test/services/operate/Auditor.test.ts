@@ -1,7 +1,7 @@
 /** The audit on both stacks: every way in which log and embedding can differ. */
 import { expect } from "bun:test"
 import amqp from "amqplib"
-import { Effect, Layer, Option, Redacted } from "effect"
+import { Chunk, Effect, Layer, Option, Redacted, Stream } from "effect"
 import type { Interaction } from "../../../src/services/model/Interaction.ts"
 import {
   Auditor,
@@ -57,12 +57,15 @@ const append = (...interactions: ReadonlyArray<Interaction>) =>
     ),
   )
 const markPublished = (...interactions: ReadonlyArray<Interaction>) =>
-  Effect.flatMap(InteractionLog, (log) =>
-    log.markPublished(
-      interactions.map(({ message_id }) => message_id),
+  Effect.gen(function* () {
+    const log = yield* InteractionLog
+    const ids = new Set(interactions.map(({ message_id }) => message_id))
+    const rows = Chunk.toArray(yield* Stream.runCollect(log.stream({})))
+    yield* log.markPublished(
+      rows.filter(({ interaction }) => ids.has(interaction.message_id)),
       Date.now(),
-    ),
-  )
+    )
+  })
 /** Marks interactions as published without publishing them, which only a bug could do. */
 const lose = (...interactions: ReadonlyArray<Interaction>) =>
   Effect.zipRight(append(...interactions), markPublished(...interactions))

@@ -139,12 +139,13 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         const log = yield* InteractionLog
         const ahead = search("skewed", "tent", at(1))
         const recordedAt = Date.now() + 700
-        yield* log.append([
+        const [appended] = yield* log.append([
           { interaction: ahead, idempotencyKey: null, occurredAtGiven: true, trace: null, recordedAt },
         ])
+        if (appended?._tag !== "Recorded") throw new Error("not recorded")
         const queue = yield* InteractionQueue
         yield* queue.publish([{ ...message(ahead), recordedAt }])
-        yield* log.markPublished([ahead.message_id], Date.now())
+        yield* log.markPublished([appended], Date.now())
         const report = yield* erase("skewed")
         expect(report.interactions).toBe(1)
         expect(Date.parse(report.erased_at)).toBe(recordedAt)

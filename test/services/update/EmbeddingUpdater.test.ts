@@ -48,7 +48,14 @@ const store = () => {
     waits: 0,
     before: (_writes: ReadonlyArray<Write>): void => {},
     failure: undefined as UserEmbeddingsError | undefined,
+    /** A user whose record the store refuses. The other writes of the same save succeed. */
+    refused: undefined as string | undefined,
   }
+  const invalid = new UserEmbeddingsError({
+    reason: "invalid_data",
+    operation: "save",
+    cause: new Error("no"),
+  })
   const guard = <A>(run: () => A) =>
     Effect.suspend(() => (state.failure ? Effect.fail(state.failure) : Effect.succeed(run())))
   const key = (user: string, id: string) => `${user}|${id}`
@@ -65,10 +72,16 @@ const store = () => {
         state.saves += 1
         return writes.map(({ expected, record }) => {
           if (records.get(record.user_id)?.version !== expected) return false
+          if (record.user_id === state.refused) return true
           records.set(record.user_id, record)
           return true
         })
-      }),
+      }).pipe(
+        Effect.filterOrFail(
+          () => writes.every(({ record }) => record.user_id !== state.refused),
+          () => invalid,
+        ),
+      ),
     saveOverflow: (entries) =>
       guard(() => {
         for (const { ids, user_id } of entries) for (const id of ids) overflow.add(key(user_id, id))
@@ -328,13 +341,27 @@ describe("a failure", () => {
       expect([...state.records.keys()]).toEqual(["good"])
     })
 
-  for (const reason of ["unavailable", "timeout", "rejected"] as const)
-    test(`of the store with "${reason}" is ${reason === "rejected" ? "retried" : "an outage"}`, async () => {
+  for (const reason of ["unavailable", "timeout", "rejected", "conflict"] as const)
+    test(`of the store with "${reason}" is ${reason === "conflict" ? "retried" : "an outage"}`, async () => {
       const { layer, state } = store()
       state.failure = new UserEmbeddingsError({ reason, operation: "load", cause: new Error("no") })
       const [answer] = await run(layer, [of(search("u", "a"))])
-      expect(tags(answer!)).toEqual([reason === "rejected" ? "Retry" : "Outage"])
+      expect(tags(answer!)).toEqual([reason === "conflict" ? "Retry" : "Outage"])
     })
+
+  test("of a record that cannot be stored makes dead letters of its own messages only", async () => {
+    const { layer, state } = store()
+    const events = Array.from({ length: 40 }, (_, i) => search(i % 20 === 7 ? "bad" : `u-${i}`, "a", i))
+    state.refused = "bad"
+    const [answer] = await run(
+      layer,
+      events.map((event) => of(event)),
+    )
+    expect(tags(answer!)).toEqual(events.map(({ user_id }) => (user_id === "bad" ? "DeadLetter" : "Ack")))
+    expect([...state.records.values()].map(({ embedding }) => embedding?.event_count)).toEqual(
+      Array.from({ length: 38 }, () => 1),
+    )
+  })
 
   test("because of an embedding in another space makes a dead letter whose text says rebuild", async () => {
     const { layer, state } = store()
