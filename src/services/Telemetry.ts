@@ -89,11 +89,7 @@ export const randomHex = (count: number): string => {
 
 /** An unsampled trace: its id only shows what belongs together. */
 export const newTrace = (): Tracer.ExternalSpan =>
-  Tracer.externalSpan({
-    traceId: randomHex(32),
-    spanId: randomHex(16),
-    sampled: false,
-  })
+  Tracer.externalSpan({ traceId: randomHex(32), spanId: randomHex(16), sampled: false })
 
 /** Whether spans are exported. Effect's default tracer makes spans that are not. */
 export const isTracing: Effect.Effect<boolean> = Effect.zipWith(

@@ -73,10 +73,10 @@ export const reading = {
 
 export const toReading = (
   file: string,
-  given: {
-    readonly format: Option.Option<Format>
-    readonly delimiter: Option.Option<string>
-  } & Pick<Reading, "map" | "types" | "set" | "ignore">,
+  given: { readonly format: Option.Option<Format>; readonly delimiter: Option.Option<string> } & Pick<
+    Reading,
+    "map" | "types" | "set" | "ignore"
+  >,
 ): Reading => {
   const [format, delimiter] = formats[extname(file).toLowerCase()] ?? (["jsonl", ","] as const)
   const { ignore, map, set, types } = given

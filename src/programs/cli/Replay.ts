@@ -26,9 +26,7 @@ export const replay = Command.make(
   ({ all, dryRun, json, since, type, until, user }) =>
     Effect.gen(function* () {
       if (!all && [since, type, until, user].every(Option.isNone))
-        return yield* new BadUsage({
-          message: "give --user, --since, --until or --type, or --all",
-        })
+        return yield* new BadUsage({ message: "give --user, --since, --until or --type, or --all" })
       const filter = {
         ...(Option.isSome(user) ? { user: user.value } : {}),
         ...(Option.isSome(type) ? { type: type.value } : {}),

@@ -88,10 +88,7 @@ const mostProducts = 1_000
 
 const toRequest = ({ event_type, metadata, occurred_at, product_id, search_phrase, user_id }: Interaction) =>
   search_phrase !== null
-    ? {
-        path: `/api/user/${user_id}/search`,
-        body: { ...metadata, query: search_phrase, occurred_at },
-      }
+    ? { path: `/api/user/${user_id}/search`, body: { ...metadata, query: search_phrase, occurred_at } }
     : {
         path: `/api/user/${user_id}/product/${product_id}/${routeOf(event_type)}`,
         body: { ...metadata, occurred_at },

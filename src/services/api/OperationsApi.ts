@@ -32,9 +32,9 @@ export const DeadLetterGroup = Schema.Struct({
   /** The newest of the group. */
   example: Schema.Struct(deadLetter).pick("id", "message_id", "message"),
 })
-const DeadLetterGroups = Schema.Struct({
-  groups: Schema.Array(DeadLetterGroup),
-}).annotations({ identifier: "DeadLetterGroups" })
+const DeadLetterGroups = Schema.Struct({ groups: Schema.Array(DeadLetterGroup) }).annotations({
+  identifier: "DeadLetterGroups",
+})
 const DeadLettersInFull = Schema.Struct({
   items: Schema.Array(
     Schema.Struct({

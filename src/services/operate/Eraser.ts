@@ -33,9 +33,7 @@ export type ErasureError =
 
 export class Eraser extends Context.Tag("user-embeddings/Eraser")<
   Eraser,
-  {
-    readonly erase: (user: UserId) => Effect.Effect<ErasureReport, ErasureError>
-  }
+  { readonly erase: (user: UserId) => Effect.Effect<ErasureReport, ErasureError> }
 >() {}
 
 const page = 500

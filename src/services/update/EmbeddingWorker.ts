@@ -351,9 +351,7 @@ const make = Effect.gen(function* () {
     ]),
     ([takingFiber, handlingFiber]) => stop(worker, takingFiber, handlingFiber),
   )
-  return {
-    outage: Effect.sync(() => Option.fromNullable(OutageState.reasonOf(worker.state))),
-  }
+  return { outage: Effect.sync(() => Option.fromNullable(OutageState.reasonOf(worker.state))) }
 })
 
 export const layer = Layer.scoped(EmbeddingWorker, make)
