@@ -75,16 +75,14 @@ interface Republish {
 
 /** Republishes deliveries of one consumer. Each is acknowledged when the broker has confirmed its republish. */
 export class Republisher {
-  private readonly publisher: Publisher
-  private readonly intake: RabbitIntake
   /** Not confirmed yet. Their deliveries stay unacknowledged, so the prefetch limits their number. */
   private blocked: ReadonlyArray<Republish> = []
   private readonly anyBlocked = Effect.unsafeMakeLatch(false)
 
-  constructor(publisher: Publisher, intake: RabbitIntake) {
-    this.publisher = publisher
-    this.intake = intake
-  }
+  constructor(
+    private readonly publisher: Publisher,
+    private readonly intake: RabbitIntake,
+  ) {}
 
   /** Republishes once. What the broker does not confirm is left to {@link retryBlocked}. */
   readonly republish = Effect.fnUntraced(function* (

@@ -242,18 +242,36 @@ export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> =
   }
 })
 
-/** The values of the ids for which `read` finds a row. */
-export const readById = <Id, Row, Value>(
-  ids: ReadonlyArray<Id>,
-  read: (id: Id) => Row | null,
-  toValue: (row: Row) => Value,
-): ReadonlyMap<Id, Value> =>
+/** The values of the ids that have one. */
+export const readById = <Id, Value>(ids: ReadonlyArray<Id>, read: (id: Id) => Value | null | undefined) =>
   new Map(
     ids.flatMap((id) => {
-      const row = read(id)
-      return row === null ? [] : [[id, toValue(row)] as const]
+      const value = read(id) ?? undefined
+      return value === undefined ? [] : [[id, value] as const]
     }),
   )
+
+/** The first column of the first row: a count. */
+export const countOf = (database: Database, sql: string, ...params: Array<SQLQueryBindings>): number =>
+  Number(database.query(sql).values(...params)[0]?.[0] ?? 0)
+
+/** A stream of pages, until one is not full. `page` reads up to `size` rows after a key. Other fibers run in between. */
+export const paged = <Row, Key, E>(
+  size: number,
+  first: Key,
+  page: (after: Key) => Effect.Effect<ReadonlyArray<Row>, E>,
+  key: (row: Row) => Key,
+) =>
+  Stream.paginateEffect(first, (after) =>
+    Effect.map(page(after), (rows) => [
+      rows,
+      rows.length === size ? Option.map(Option.fromNullable(rows.at(-1)), key) : Option.none(),
+    ]),
+  )
+
+/** Logs a failed statement that is tried again, or whose failure changes nothing. */
+export const logWarning = (event: string) => (error: { readonly cause?: unknown }) =>
+  Effect.logWarning(event).pipe(Effect.annotateLogs({ error: "SqlError", detail: String(error.cause) }))
 
 /**
  * Converts a failed statement into a port's error: `failingWith((fields) => new XError(fields))("save")(effect)`. With

@@ -14,7 +14,7 @@ import {
   type Settled,
 } from "../../services/ports/InteractionQueue.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
-import type { Sqlite } from "./Sqlite.ts"
+import { logWarning, type Sqlite } from "./Sqlite.ts"
 import { type Move, moveOf, type Row, SqliteDelivery, tracedMove } from "./SqliteDelivery.ts"
 
 /** How long the lease of a process outlives it. */
@@ -77,13 +77,7 @@ const nextDue = (database: Database): number | undefined =>
     .get(queue)?.available_at
 
 /** Claims messages of a queue that may be delivered, oldest first. */
-const claim = (
-  database: Database,
-  from: string,
-  holder: string,
-  now: number,
-  most: number,
-): ReadonlyArray<Row> => {
+const claim = (database: Database, from: string, holder: string, now: number, most: number) => {
   renewLease(database, holder, now)
   return database
     .query<Row, [string, string, number, number]>(
@@ -116,10 +110,6 @@ const writeSettled = (
   }
 }
 
-/** A statement failed; the caller tries it again. */
-const logWarning = (event: string) => (error: { readonly cause?: unknown }) =>
-  Effect.logWarning(event).pipe(Effect.annotateLogs({ error: "SqlError", detail: String(error.cause) }))
-
 /** Wakes the waiting consumers of this process: there may be messages to take. */
 export const wake = (arrivals: ReadonlySet<Effect.Latch>) =>
   Effect.sync(() => {
@@ -130,15 +120,12 @@ class SqliteConsumer implements Consumer {
   readonly arrival = Effect.unsafeMakeLatch(false)
   private readonly holder = randomUUID()
   private readonly held = new Set<Delivery>()
-  private readonly sqlite: Context.Tag.Service<Sqlite>
-  private readonly prefetch: number
-  private readonly wake: Effect.Effect<void>
 
-  constructor(sqlite: Context.Tag.Service<Sqlite>, prefetch: number, wake: Effect.Effect<void>) {
-    this.sqlite = sqlite
-    this.prefetch = prefetch
-    this.wake = wake
-  }
+  constructor(
+    private readonly sqlite: Context.Tag.Service<Sqlite>,
+    private readonly prefetch: number,
+    private readonly wake: Effect.Effect<void>,
+  ) {}
 
   /** Nothing to do: only `take` claims messages, and releasing them is not counted as a delivery. */
   readonly stop = Effect.void

@@ -19,13 +19,11 @@ export class HeldMessages {
   private ready: Array<ReceivedMessage> = []
   /** Searches that have to wait for the embedder, in order of arrival. */
   private searches: Array<ReceivedMessage> = []
-  private readonly window: BatchWindow | undefined
-  private readonly needsEmbedder: (interaction: Interaction) => boolean
 
-  constructor(window: BatchWindow | undefined, needsEmbedder: (interaction: Interaction) => boolean) {
-    this.window = window
-    this.needsEmbedder = needsEmbedder
-  }
+  constructor(
+    private readonly window: BatchWindow | undefined,
+    private readonly needsEmbedder: (interaction: Interaction) => boolean,
+  ) {}
 
   /** Messages outside the window. */
   get size(): number {
