@@ -10,7 +10,7 @@ import { evaluate as evaluateFile, productsOfFile, productsOfStack } from "../ta
 import { reading, toReading } from "./Import.ts"
 import { json, print, table } from "./support/Output.ts"
 import { figure, measured } from "./support/Progress.ts"
-import { eventType } from "./support/Usage.ts"
+import { eventType, flag, maybe } from "./support/Usage.ts"
 
 const settingsShown = 6
 
@@ -86,20 +86,16 @@ export const evaluate = Command.make(
       Args.withDescription("A history, in the format of `import interactions`; nothing is recorded"),
     ),
     ...reading,
-    products: Options.file("products", { exists: "yes" }).pipe(
-      Options.withDescription("Products, in the format of `products import`; default: the stored products"),
-      Options.optional,
+    products: maybe(
+      Options.file("products", { exists: "yes" }),
+      "Products, in the format of `products import`; default: the stored products",
     ),
-    target: eventType("target", "Predict only events of this type; default: all product events").pipe(
-      Options.optional,
-    ),
+    target: eventType("target", "Predict only events of this type; default: all product events"),
     most: Options.integer("most").pipe(
       Options.withDescription("Events to predict, drawn at random from the last fifth of the history"),
       Options.withDefault(1_000),
     ),
-    unseen: Options.boolean("unseen").pipe(
-      Options.withDescription("Predict only products that are new to the user"),
-    ),
+    unseen: flag("unseen", "Predict only products that are new to the user"),
     json,
   },
   ({ file, json, most, products, target, unseen, ...given }) => {
