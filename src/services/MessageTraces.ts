@@ -19,7 +19,6 @@ import {
   untraced,
 } from "./Telemetry.ts"
 
-/** A message and its trace. */
 export interface Traced {
   readonly messageId: string | null
   readonly trace: TraceContext | null
@@ -128,7 +127,6 @@ export const withBatchSpan =
       return inBatchSpan(name, { kind: "internal", attributes: {}, count: messages.length }, traces)(effect)
     })
 
-/** A message to publish. */
 export interface Outgoing extends Traced {
   /** The span in which the message is published, if that is not the span of `trace`. */
   readonly parent?: Tracer.AnySpan | undefined
@@ -137,7 +135,6 @@ export interface Outgoing extends Traced {
   readonly routingKey: string
 }
 
-/** An update message for the exchange. */
 export const update = ({ eventType, messageId, trace }: Message): Outgoing => ({
   messageId,
   trace,
@@ -145,7 +142,6 @@ export const update = ({ eventType, messageId, trace }: Message): Outgoing => ({
   routingKey: routingKey(eventType),
 })
 
-/** Counts published messages by destination and outcome. */
 const countSent = (messages: ReadonlyArray<Outgoing>, exit: Exit.Exit<ReadonlyArray<string>, unknown>) => {
   const byDestination = Map.groupBy(messages.keys(), (index) => messages[index]?.destination ?? "")
   for (const [destination, indices] of byDestination) {
@@ -231,20 +227,17 @@ export const inMessageSpan =
     return span === undefined ? effect : Effect.withParentSpan(effect, span)
   }
 
-/** A delivery to process. */
 export interface Incoming extends Traced {
   readonly routingKey: string
   readonly retryCount: number
 }
 
-/** How a delivery was settled, for its span. */
 export interface MessageOutcome {
   readonly settlement: string
   /** The kind of error that it failed with. */
   readonly error?: string
 }
 
-/** The CONSUMER spans of deliveries. */
 const inProcess = new WeakMap<object, Tracer.Span>()
 
 /** The span in which a delivery is processed. Its retries and dead letters continue the trace there. */
@@ -325,7 +318,6 @@ export const processing = <A, E, R>(
     )
   })
 
-/** Acknowledges deliveries in a span. */
 export const acknowledging =
   (system: string, deliveries: ReadonlyArray<Traced>) =>
   <A, E, R>(acknowledge: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>

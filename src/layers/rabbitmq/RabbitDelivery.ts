@@ -51,7 +51,6 @@ export class RabbitDelivery implements Delivery {
 
 /** The unacknowledged deliveries of one consuming channel. */
 export class AckTracker {
-  /** Interactions that are not settled. */
   unsettled = 0
   /** Unsettled interactions whose republish is blocked. */
   private blocked = 0

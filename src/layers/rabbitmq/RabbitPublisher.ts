@@ -34,7 +34,6 @@ const confirmDeadline = Duration.seconds(10)
 interface Batch {
   readonly messages: ReadonlyArray<Outgoing>
   readonly confirmations: Array<Confirmation>
-  /** Index of the next message to send. */
   next: number
   /** Messages that are neither answered nor given up. */
   left: number
@@ -201,7 +200,6 @@ export const make = Effect.fnUntraced(function* (
   return publisher
 })
 
-/** `messaging.system` of the spans. */
 export const system = "rabbitmq"
 
 /** Publishes messages, each in the trace of its headers, as children of `parents`. */

@@ -67,7 +67,6 @@ const toRepublish = (
   return { ...retry, options: { ...retry.options, expiration } }
 }
 
-/** A delivery and the message that replaces it. */
 interface Republish {
   readonly delivery: RabbitDelivery
   readonly message: Outgoing

@@ -34,7 +34,6 @@ export class Sqlite extends Context.Tag("user-embeddings/Sqlite")<
   }
 >() {}
 
-/** The file's name in the data folder. */
 export const fileName = "user-embeddings.sqlite"
 
 /** How long a statement waits for another process's transaction. The wait blocks this process. */
@@ -116,7 +115,6 @@ const makeYieldToEventLoop = () => {
   })
 }
 
-/** Opens the database in `directory`, and creates both if need be. */
 export const make = Effect.fnUntraced(function* (options: { readonly directory: string }) {
   const database = yield* Effect.acquireRelease(open(options.directory), (database) =>
     Effect.sync(() => database.close()),
@@ -149,7 +147,6 @@ export const make = Effect.fnUntraced(function* (options: { readonly directory: 
 export const layer = (options: { readonly directory: string }) =>
   Layer.scopedContext(make(options)).pipe(Layer.provide(Reactivity.layer))
 
-/** The database in DATA_DIR. */
 export const layerConfig = Layer.unwrapEffect(
   Effect.map(Settings.DATA_DIR, (directory) => layer({ directory })),
 )

@@ -23,9 +23,7 @@ const leaseMillis = 10_000
 const renewal = Schedule.spaced(leaseMillis / 4)
 /** How often a waiting consumer looks for messages of other processes. */
 const pollMillis = 200
-/** How long to wait after a failed statement. */
 const nextTryMillis = 1_000
-/** `messaging.system` of the spans. */
 export const system = "sqlite"
 
 const renewLease = (database: Database, holder: string, now: number) =>
@@ -200,7 +198,6 @@ class SqliteConsumer implements Consumer {
     yield* this.wake
   })
 
-  /** Renews the lease and releases the messages of dead consumers. */
   readonly renew = Effect.gen(this, function* () {
     const now = yield* Clock.currentTimeMillis
     const count = yield* this.sqlite.transaction((database) => {

@@ -13,7 +13,6 @@ import {
 import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
 import { countOf, failingWith, paged, readById, Sqlite } from "./Sqlite.ts"
 
-/** Some columns of a product's row. */
 type Row<Column extends keyof ProductEmbedding> = Omit<Pick<ProductEmbedding, Column>, "embedding"> & {
   readonly embedding: Uint8Array
 }
@@ -71,7 +70,6 @@ const count = (database: Database) => countOf(database, "SELECT COUNT(*) FROM pr
 const countInOtherSpaces = (database: Database, space: string) =>
   countOf(database, "SELECT COUNT(*) FROM product_embeddings WHERE space <> ?", space)
 
-/** A page of a space, ordered by id. */
 const pageOfSpace = <Column extends keyof ProductEmbedding>(
   database: Database,
   columns: ReadonlyArray<Column>,

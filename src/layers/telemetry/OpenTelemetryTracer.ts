@@ -105,7 +105,6 @@ const contextOf = (span: Tracer.AnySpan): SpanContext => {
   }
 }
 
-/** A child of `parent`. */
 const childOf = ({ traceId, traceState }: SpanContext): SpanContext => ({
   traceId,
   spanId: randomHex(16),

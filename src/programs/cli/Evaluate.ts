@@ -16,7 +16,6 @@ const settingsShown = 6
 
 const cell = ({ high, low, mean }: Estimate) => `${mean.toFixed(3)} [${low.toFixed(3)}, ${high.toFixed(3)}]`
 
-/** The weights as variables. */
 const variablesOf = (weights: Report["verdict"]["best"]["weights"]): string => {
   const variables = new Map<string, string>(builtInEventTypes.map(({ name, variable }) => [name, variable]))
   const [builtIn, own] = Arr.partitionMap(Object.entries(weights), ([name, weight]) => {

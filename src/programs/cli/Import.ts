@@ -38,7 +38,6 @@ const formats: Readonly<Record<string, readonly [Format, string]>> = {
   ".tsv": ["csv", "\t"],
 }
 
-/** Options that say how a file of interactions is read. */
 export const reading = {
   format: maybe(
     Options.choice("format", ["jsonl", "csv"]),

@@ -53,7 +53,6 @@ export interface LoadReport {
   readonly accepted: number
   /** Recorded before by a run with the same seed and start. */
   readonly duplicates: number
-  /** Accepted interactions that are embedded. */
   readonly embedded: number
   /** From the first request to the last response. */
   readonly seconds: number
@@ -113,7 +112,6 @@ interface ApiResponse {
   readonly retried: boolean
 }
 
-/** Requests to the API under test. */
 const makeClient = ({ token, url }: Pick<LoadOptions, "url" | "token">) => {
   const headers = {
     "content-type": "application/json",
@@ -220,7 +218,6 @@ class LoadRun {
     }
   }
 
-  /** Ids sent before `until` that are still pending. */
   sentBefore(until: number) {
     return Array.from(this.sentAt, ([user_id, own]) => ({
       user_id,
@@ -332,7 +329,6 @@ const sendAll = Effect.fnUntraced(function* (
   return ((yield* Clock.currentTimeMillis) - begin) / 1_000
 })
 
-/** Finds the interactions that are embedded by now, and the depth of the queue. */
 const check = Effect.fnUntraced(function* (run: LoadRun) {
   const queue = yield* InteractionQueue
   const users = yield* UserEmbeddings

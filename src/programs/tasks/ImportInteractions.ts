@@ -19,7 +19,6 @@ import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import type { Reached } from "../cli/support/Progress.ts"
 
-/** Rows of one commit. */
 const rowsAtOnce = 1_000
 export const bytesAtOnce = 1024 * 1024
 /** Bytes at the beginning of a file that identify it. */
@@ -92,7 +91,6 @@ const hash = Effect.fnUntraced(function* (reading: InteractionFile.Reading, begi
   return createHash("sha256").update(options).update(beginning).digest("hex")
 })
 
-/** The first bytes of a file, at most `most`. */
 const beginningOf = Effect.fnUntraced(function* (file: string, most: number) {
   const files = yield* FileSystem.FileSystem
   const chunks = yield* Stream.runCollect(files.stream(file, { bytesToRead: most }))
@@ -156,7 +154,6 @@ const initialState = Effect.fnUntraced(function* (file: string, reading: Interac
   }
 })
 
-/** Replaces a file atomically. */
 const replace = Effect.fnUntraced(function* (path: string, text: string) {
   const files = yield* FileSystem.FileSystem
   yield* files.writeFileString(`${path}.new`, text)

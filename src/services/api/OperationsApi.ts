@@ -48,7 +48,6 @@ const DeadLettersInFull = Schema.Struct({
     }),
   ),
 }).annotations({ identifier: "DeadLettersInFull" })
-/** Selects dead letters by id, by error, or all. */
 export const DeadLetterSelection = Schema.Union(
   Schema.Struct({ ids: Schema.Array(UserId).pipe(Schema.minItems(1), Schema.maxItems(1_000)) }),
   Schema.Struct({ error: Schema.NonEmptyString }),

@@ -11,7 +11,6 @@ import { ofBulkItem } from "../record/Submission.ts"
 
 export type Format = "jsonl" | "csv"
 
-/** Options for reading a file. */
 export interface Reading {
   readonly format: Format
   /** The character between the cells of a CSV file. */
@@ -125,7 +124,6 @@ export const splitter = (
   return { push, end }
 }
 
-/** The cells of one CSV record. */
 export const parseCells = (text: string, delimiter: string): ReadonlyArray<string> => {
   const cells: Array<string> = []
   let at = 0
@@ -156,7 +154,6 @@ export const parseCells = (text: string, delimiter: string): ReadonlyArray<strin
   return cells
 }
 
-/** A cell, quoted if necessary. */
 const toCell = (value: string): string =>
   /[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value
 

@@ -4,7 +4,6 @@
  */
 import { Either } from "effect"
 
-/** One type of event. */
 export interface EventTypeDefinition {
   /** `event_type` in rows, messages, files and the bulk route. */
   readonly name: string
@@ -103,7 +102,6 @@ export interface EventTypes {
   /** Weight by name; no entry for a type that is not configured. */
   readonly weights: Readonly<Record<string, number>>
   readonly has: (name: string) => boolean
-  /** The last words of the routes for products. */
   readonly productRoutes: ReadonlyArray<string>
   /** The product type that a route ends with. */
   readonly ofRoute: (route: string) => EventTypeDefinition | undefined

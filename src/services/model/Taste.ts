@@ -28,7 +28,6 @@ interface Coefficients {
 export interface Taste {
   /** Unit length. */
   readonly direction: Float32Array
-  /** Weight of short memory. */
   readonly b: number
   readonly events: ReadonlyArray<Coefficients>
   readonly mean: Float32Array

@@ -11,7 +11,6 @@ import type { PhraseEmbeddingsError } from "../ports/PhraseEmbeddings.ts"
 import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
 import { EventVectors } from "../update/EventVectors.ts"
 
-/** What an erasure removed. */
 export interface ErasureReport {
   readonly user_id: UserId
   /** ISO; interactions recorded up to this instant are gone and do not come back. */

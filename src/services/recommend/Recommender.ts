@@ -77,7 +77,6 @@ export interface Found extends Product {
   readonly taste: number | null
 }
 
-/** Weight of the taste in the score of a search. */
 export const tasteWeight = 0.3
 /** The most users compared, at about 20 µs each. */
 export const mostUsersCompared = 50_000

@@ -39,7 +39,6 @@ const stopIntakeDeadline = Duration.seconds(2)
 /** How long a stopping worker may finish what it holds. */
 const stopDeadline = Duration.seconds(20)
 
-/** What the fibers of a worker share. */
 interface Worker {
   readonly queue: InteractionQueue["Type"]
   readonly consumer: Consumer
@@ -61,7 +60,6 @@ interface Worker {
 // ---------------------------------------------------------------------------------------------------------
 // Settling
 
-/** The names of settlements in spans, metrics and logs. */
 const settlementName = {
   Ack: "ack",
   Retry: "retry",
@@ -145,7 +143,6 @@ const isOnlyMessage = (worker: Worker) =>
 
 interface Handled {
   readonly outcomes: ReadonlyArray<Outcome>
-  /** Errors of dependencies that are out. */
   readonly errors: ReadonlyArray<RetryPolicies.UpdateError>
   readonly settled: ReadonlyArray<Settled>
   readonly waits: (outcome: Outcome) => boolean

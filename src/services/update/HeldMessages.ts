@@ -5,7 +5,6 @@ import type { BatchWindow } from "./BatchWindow.ts"
 import type { OutageState } from "./OutageState.ts"
 import { interactionOf, type ReceivedMessage } from "./ReceivedMessage.ts"
 
-/** Messages that are handled together. */
 export interface Work {
   readonly batch: ReadonlyArray<ReceivedMessage>
   /** The batch is one message, which shows whether the dependency is back. */
@@ -72,7 +71,6 @@ export class HeldMessages {
     return probe ?? this.takeBatch(limit, (message) => !waits(message))
   }
 
-  /** The next searches that have to wait for the embedder. */
   takeSearches(limit: number): ReadonlyArray<ReceivedMessage> {
     return this.searches.splice(0, limit)
   }

@@ -19,14 +19,12 @@ export class Declined extends Schema.TaggedError<Declined>()("Declined", {}) {
 export const flag = (name: string, description: string) =>
   Options.boolean(name).pipe(Options.withDescription(description))
 
-/** The option may be left out. */
 export const maybe = <A>(option: Options.Options<A>, description: string) =>
   option.pipe(Options.withDescription(description), Options.optional)
 
 export const onlyUser = (description: string) =>
   maybe(Options.text("user").pipe(Options.withSchema(Schema.typeSchema(UserId))), description)
 
-/** Only the options that are given. */
 export const given = <Values extends Readonly<Record<string, Option.Option<unknown>>>>(values: Values) =>
   Record.getSomes(values) as { readonly [Name in keyof Values]?: Option.Option.Value<Values[Name]> }
 
