@@ -79,12 +79,14 @@ const attempt = <A>(run: () => A) =>
   Effect.try({ try: run, catch: (cause) => new SqlError({ cause, message: "SQLite statement failed" }) })
 
 const makeConnection = (database: Database): Connection => {
-  const all = (sql: string, params: ReadonlyArray<unknown>) =>
-    attempt(() => database.query<object, Array<SQLQueryBindings>>(sql).all(...bindings(params)))
+  const execute: Connection["execute"] = (sql, params, transform) =>
+    Effect.map(
+      attempt(() => database.query<object, Array<SQLQueryBindings>>(sql).all(...bindings(params))),
+      (rows) => transform?.(rows) ?? rows,
+    )
   return {
-    execute: (sql, params, transform) => Effect.map(all(sql, params), (rows) => transform?.(rows) ?? rows),
-    executeUnprepared: (sql, params, transform) =>
-      Effect.map(all(sql, params), (rows) => transform?.(rows) ?? rows),
+    execute,
+    executeUnprepared: execute,
     executeRaw: (sql, params) => attempt(() => database.query(sql).run(...bindings(params))),
     executeValues: (sql, params) => attempt(() => database.query(sql).values(...bindings(params))),
     executeStream: () => Stream.dieMessage("streams of SQLite rows are not supported: read pages"),

@@ -134,15 +134,6 @@ const grid = (configured: Evaluation.Setting): ReadonlyArray<Evaluation.Setting>
   return [...all.values()]
 }
 
-export interface Row extends Readonly<Record<Evaluation.Metric, Evaluation.Estimate>> {
-  readonly name: string
-  /** `null` for a baseline. */
-  readonly setting:
-    | (Omit<Evaluation.Setting, "weights"> & { readonly weights: "configured" | "equal" })
-    | null
-  readonly configured: boolean
-}
-
 export interface EvaluateOptions {
   readonly reading: InteractionFile.Reading
   /** Predict only events of this type; all product events without it. */
@@ -161,10 +152,7 @@ const nameOf = (setting: Evaluation.Setting, configured: Evaluation.Setting) =>
   `taste λ ${setting.lambda}, ${weightsOf(setting, configured)} weights, ${setting.history}, ${setting.mix}, popularity ${setting.popularity}`
 
 /** Figures of all methods: the baselines, then the settings. */
-const toRows = (
-  rankings: ReadonlyArray<Evaluation.Ranking>,
-  settings: ReadonlyArray<Evaluation.Setting>,
-): ReadonlyArray<Row> => {
+const toRows = (rankings: ReadonlyArray<Evaluation.Ranking>, settings: ReadonlyArray<Evaluation.Setting>) => {
   const figures = (method: number) => {
     const of = (metric: Evaluation.Metric) =>
       Evaluation.estimate(rankings, (ranks) => Evaluation.metricOfRank[metric](ranks[method]!))

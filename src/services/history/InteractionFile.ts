@@ -126,19 +126,21 @@ export const splitter = (
 
 export const parseCells = (text: string, delimiter: string): ReadonlyArray<string> => {
   const cells: Array<string> = []
+  const find = (what: string, from: number) => {
+    const at = text.indexOf(what, from)
+    return at === -1 ? text.length : at
+  }
   let at = 0
   while (at <= text.length) {
     if (text[at] !== '"') {
-      const next = text.indexOf(delimiter, at)
-      const end = next === -1 ? text.length : next
+      const end = find(delimiter, at)
       cells.push(text.slice(at, end))
       at = end + 1
       continue
     }
     let cell = ""
     for (at += 1; at < text.length; ) {
-      const next = text.indexOf('"', at)
-      const end = next === -1 ? text.length : next
+      const end = find('"', at)
       cell += text.slice(at, end)
       at = end + 1
       if (text[at] !== '"') break
@@ -146,8 +148,7 @@ export const parseCells = (text: string, delimiter: string): ReadonlyArray<strin
       at += 1
     }
     // Text between the closing quote and the next delimiter belongs to the cell, as in spreadsheets.
-    const next = text.indexOf(delimiter, at)
-    const end = next === -1 ? text.length : next
+    const end = find(delimiter, at)
     cells.push(cell + text.slice(at, end))
     at = end + 1
   }

@@ -74,15 +74,8 @@ const make = Effect.gen(function* () {
     const behind = at + 1 - (yield* Clock.currentTimeMillis)
     yield* Effect.sleep(Math.min(Math.max(behind, commitGrace), clockGrace))
     interactions += yield* log.erase(user_id, at)
-    const report: ErasureReport = {
-      user_id,
-      erased_at: new Date(at).toISOString(),
-      interactions,
-      embedding,
-      phrases,
-      dead_letters,
-    }
-    return report
+    const erased_at = new Date(at).toISOString()
+    return { user_id, erased_at, interactions, embedding, phrases, dead_letters }
   })
 
   return { erase }
