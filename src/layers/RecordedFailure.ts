@@ -26,11 +26,5 @@ export const recorded = (
   now: number,
 ): RecordedFailure => {
   const at = new Date(now).toISOString()
-  return {
-    error,
-    message: truncated(message),
-    firstFailedAt: firstFailedAt ?? at,
-    lastFailedAt: at,
-    worker,
-  }
+  return { error, message: truncated(message), firstFailedAt: firstFailedAt ?? at, lastFailedAt: at, worker }
 }

@@ -8,7 +8,6 @@ import { bold } from "./cli/support/Output.ts"
 
 export interface Started {
   readonly url: string
-  /** Where the data is. */
   readonly data: string
   readonly needsToken: boolean
 }

@@ -102,7 +102,6 @@ export interface NewProduct {
 
 /** An item is invalid; `issues` name its fields. The call recorded and stored nothing. */
 export class InvalidInput extends Schema.TaggedError<InvalidInput>()("InvalidInput", {
-  /** Position of the item. */
   index: Schema.Number,
   issues: Schema.Array(FieldIssue),
 }) {

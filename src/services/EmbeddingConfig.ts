@@ -34,7 +34,6 @@ const conflict = (variable: string, name: string, one: number, other: number) =>
     `EVENT_WEIGHTS sets the weight of ${name} to ${other}, ${variable} to ${one}: set one of the two`,
   )
 
-/** The built-in event types and those of `EVENT_WEIGHTS`. */
 export const eventTypes: Config.Config<EventTypes.EventTypes> = Config.all([
   Settings.EVENT_WEIGHTS,
   Config.all(Settings.eventTypeWeights),
@@ -68,7 +67,6 @@ const knobs: Config.Config<Knobs> = Config.all({
   popularityWeight: Settings.POPULARITY_WEIGHT,
 })
 
-/** From the environment, with the documented defaults. */
 export const layerConfig = Layer.effect(EmbeddingConfig, knobs)
 
 /** From the environment, with some settings replaced by the program. */

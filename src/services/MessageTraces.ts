@@ -19,7 +19,6 @@ import {
   untraced,
 } from "./Telemetry.ts"
 
-/** A message and its trace. */
 export interface Traced {
   readonly messageId: string | null
   readonly trace: TraceContext | null
@@ -128,7 +127,6 @@ export const withBatchSpan =
       return inBatchSpan(name, { kind: "internal", attributes: {}, count: messages.length }, traces)(effect)
     })
 
-/** A message to publish. */
 export interface Outgoing extends Traced {
   /** The span in which the message is published, if that is not the span of `trace`. */
   readonly parent?: Tracer.AnySpan | undefined
@@ -137,7 +135,6 @@ export interface Outgoing extends Traced {
   readonly routingKey: string
 }
 
-/** An update message for the exchange. */
 export const update = ({ eventType, messageId, trace }: Message): Outgoing => ({
   messageId,
   trace,
@@ -145,7 +142,6 @@ export const update = ({ eventType, messageId, trace }: Message): Outgoing => ({
   routingKey: routingKey(eventType),
 })
 
-/** Counts published messages by destination and outcome. */
 const countSent = (messages: ReadonlyArray<Outgoing>, exit: Exit.Exit<ReadonlyArray<string>, unknown>) => {
   const byDestination = Map.groupBy(messages.keys(), (index) => messages[index]?.destination ?? "")
   for (const [destination, indices] of byDestination) {
@@ -156,6 +152,24 @@ const countSent = (messages: ReadonlyArray<Outgoing>, exit: Exit.Exit<ReadonlyAr
   }
 }
 
+const messagingAttributes = (system: string, operation: string, type: string, destination: string) => ({
+  [attribute.messagingSystem]: system,
+  [attribute.messagingOperation]: operation,
+  [attribute.messagingOperationType]: type,
+  [attribute.messagingDestination]: destination,
+})
+
+const describeMessage = (
+  span: Tracer.Span,
+  attributes: ReturnType<typeof messagingAttributes>,
+  { messageId, routingKey }: Pick<Outgoing, "messageId" | "routingKey">,
+) => {
+  for (const [key, value] of Object.entries(attributes)) span.attribute(key, value)
+  span.attribute(attribute.messagingRoutingKey, routingKey)
+  if (messageId !== null) span.attribute(attribute.messagingMessageId, messageId)
+  return span
+}
+
 /** The PRODUCER span of a message; `undefined` if it is not sampled. */
 const producerSpan = (tracer: Tracer.Tracer, system: string, message: Outgoing, started: bigint) => {
   const parent = message.parent?.sampled ? message.parent : sampledSpan(message)
@@ -164,23 +178,23 @@ const producerSpan = (tracer: Tracer.Tracer, system: string, message: Outgoing, 
     message.parent === undefined ? [] : linksTo(Option.toArray(Option.fromNullable(sampledSpan(message))))
   const name = `publish ${message.destination}`
   const span = tracer.span(name, Option.some(parent), Context.empty(), links, started, "producer")
-  span.attribute(attribute.messagingSystem, system)
-  span.attribute(attribute.messagingOperation, "publish")
-  span.attribute(attribute.messagingOperationType, "send")
-  span.attribute(attribute.messagingDestination, message.destination)
-  span.attribute(attribute.messagingRoutingKey, message.routingKey)
-  if (message.messageId !== null) span.attribute(attribute.messagingMessageId, message.messageId)
-  return span
+  return describeMessage(span, messagingAttributes(system, "publish", "send", message.destination), message)
 }
 
-const endProducerSpan = (
-  span: Tracer.Span,
-  outcome: Exit.Exit<string | undefined, unknown>,
-  ended: bigint,
-): void => {
-  if (Exit.isFailure(outcome)) span.end(ended, outcome)
-  else span.end(ended, outcome.value === "confirmed" ? Exit.void : failed(outcome.value ?? "nacked"))
-}
+/** Ends spans after a call. `failureOf` tells how a message failed although the call succeeded. */
+const endSpans =
+  <A>(
+    spans: ReadonlyArray<Tracer.Span | undefined>,
+    failureOf: (result: A, index: number, span: Tracer.Span) => string | undefined,
+  ) =>
+  (exit: Exit.Exit<A, unknown>) =>
+    Effect.map(Clock.currentTimeNanos, (ended) => {
+      for (const [index, span] of spans.entries()) {
+        if (span === undefined) continue
+        const failure = Exit.isSuccess(exit) ? failureOf(exit.value, index, span) : undefined
+        span.end(ended, failure === undefined ? Exit.asVoid(exit) : failed(failure))
+      }
+    })
 
 /**
  * Publishes messages. A sampled message is sent with the context of its own PRODUCER span, which ends when the broker
@@ -210,16 +224,10 @@ export const publishing = <A extends string, E, R>(
     const options = { kind: "producer", attributes, count: messages.length } as const
     return yield* Effect.onExit(
       linked.length < 2 ? sending : inLinkedSpan("publish", options, linked)(sending),
-      (exit) =>
-        Effect.map(Clock.currentTimeNanos, (ended) => {
-          for (const [index, span] of spans.entries())
-            if (span !== undefined)
-              endProducerSpan(
-                span,
-                Exit.map(exit, (confirmations) => confirmations[index]),
-                ended,
-              )
-        }),
+      endSpans(spans, (confirmations, index) => {
+        const confirmation = confirmations[index] ?? "nacked"
+        return confirmation === "confirmed" ? undefined : confirmation
+      }),
     )
   })
 
@@ -231,31 +239,21 @@ export const inMessageSpan =
     return span === undefined ? effect : Effect.withParentSpan(effect, span)
   }
 
-/** A delivery to process. */
 export interface Incoming extends Traced {
   readonly routingKey: string
   readonly retryCount: number
 }
 
-/** How a delivery was settled, for its span. */
 export interface MessageOutcome {
   readonly settlement: string
   /** The kind of error that it failed with. */
   readonly error?: string
 }
 
-/** The CONSUMER spans of deliveries. */
 const inProcess = new WeakMap<object, Tracer.Span>()
 
 /** The span in which a delivery is processed. Its retries and dead letters continue the trace there. */
 export const spanOf = (delivery: object): Tracer.Span | undefined => inProcess.get(delivery)
-
-const processAttributes = (system: string, destination: string) => ({
-  [attribute.messagingSystem]: system,
-  [attribute.messagingOperation]: "process",
-  [attribute.messagingOperationType]: "process",
-  [attribute.messagingDestination]: destination,
-})
 
 /** The CONSUMER span of a delivery: child of the span that published it, and linked to it. */
 const consumerSpan = (tracer: Tracer.Tracer, system: string, delivery: Incoming, started: bigint) => {
@@ -264,26 +262,10 @@ const consumerSpan = (tracer: Tracer.Tracer, system: string, delivery: Incoming,
   const destination = `${exchange}:${delivery.routingKey}:${queue}`
   const name = `process ${destination}`
   const span = tracer.span(name, Option.some(parent), Context.empty(), linksTo([parent]), started, "consumer")
-  for (const [key, value] of Object.entries(processAttributes(system, destination)))
-    span.attribute(key, value)
-  span.attribute(attribute.messagingRoutingKey, delivery.routingKey)
-  if (delivery.messageId !== null) span.attribute(attribute.messagingMessageId, delivery.messageId)
+  describeMessage(span, messagingAttributes(system, "process", "process", destination), delivery)
   span.attribute(attribute.attempt, delivery.retryCount + 1)
   inProcess.set(delivery, span)
   return span
-}
-
-const endConsumerSpan = (
-  span: Tracer.Span,
-  outcome: Exit.Exit<MessageOutcome, unknown>,
-  ended: bigint,
-): void => {
-  if (Exit.isFailure(outcome)) span.end(ended, outcome)
-  else {
-    const { error, settlement } = outcome.value
-    span.attribute(attribute.settlement, settlement)
-    span.end(ended, error === undefined ? Exit.void : failed(error))
-  }
 }
 
 /**
@@ -308,24 +290,24 @@ export const processing = <A, E, R>(
     })
     const inBatch = inBatchSpan(
       `process ${queue}`,
-      { kind: "consumer", attributes: processAttributes(system, queue), count: deliveries.length },
+      {
+        kind: "consumer",
+        attributes: messagingAttributes(system, "process", "process", queue),
+        count: deliveries.length,
+      },
       traces,
     )
     const inMessage = spans[0] === undefined ? process : Effect.withParentSpan(process, spans[0])
-    return yield* Effect.onExit(deliveries.length === 1 ? inMessage : inBatch(process), (exit) =>
-      Effect.map(Clock.currentTimeNanos, (ended) => {
-        for (const [index, span] of spans.entries())
-          if (span !== undefined)
-            endConsumerSpan(
-              span,
-              Exit.map(exit, (result) => outcomeOf(result, index)),
-              ended,
-            )
+    return yield* Effect.onExit(
+      deliveries.length === 1 ? inMessage : inBatch(process),
+      endSpans(spans, (result, index, span) => {
+        const { error, settlement } = outcomeOf(result, index)
+        span.attribute(attribute.settlement, settlement)
+        return error
       }),
     )
   })
 
-/** Acknowledges deliveries in a span. */
 export const acknowledging =
   (system: string, deliveries: ReadonlyArray<Traced>) =>
   <A, E, R>(acknowledge: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
@@ -335,10 +317,7 @@ export const acknowledging =
             kind: "client",
             captureStackTrace: false,
             attributes: {
-              [attribute.messagingSystem]: system,
-              [attribute.messagingOperation]: "ack",
-              [attribute.messagingOperationType]: "settle",
-              [attribute.messagingDestination]: queue,
+              ...messagingAttributes(system, "ack", "settle", queue),
               ...(deliveries.length > 1 && { [attribute.messagingBatchCount]: deliveries.length }),
             },
           }).pipe(

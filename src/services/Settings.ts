@@ -19,61 +19,68 @@ export interface Setting<A> extends Config.Config<A> {
 
 interface Declaration<A, I extends string = string> {
   readonly meaning: string
-  readonly example: string
-  readonly fallback?: string
+  readonly schema: Schema.Schema<A, I>
   readonly secret?: boolean
   /** Spaces at the ends are part of the value. */
   readonly keepsSpaces?: boolean
-  readonly schema: Schema.Schema<A, I>
-}
-
-const read = <A, I extends string>(
-  variable: string,
-  { schema, example, keepsSpaces = false, secret = false }: Declaration<A, I>,
-) => {
-  const decode = Schema.decodeUnknownEither(schema)
-  return (text: string): Either.Either<A, ConfigError.ConfigError> =>
-    Either.mapLeft(decode(keepsSpaces ? text : text.trim()), (error) => {
-      const given = secret ? "" : ` ${JSON.stringify(text)}`
-      return ConfigError.InvalidData(
-        [variable],
-        `${variable}${given}: ${describeIssues(error)}. Example: ${variable}=${example}`,
-      )
-    })
 }
 
 /** The text of a variable that is set and not empty. */
 export const given = (variable: string) =>
   Config.string(variable).pipe(Config.option, Config.map(Option.filter((text) => text.trim() !== "")))
 
-/** A variable with a default. An empty value counts as unset. */
+const declared: Array<Setting<unknown>> = []
+/** All of them, in the order of documentation. */
+export const all: ReadonlyArray<Setting<unknown>> = declared
+
+const declare = <A, B, I extends string>(
+  variable: string,
+  {
+    keepsSpaces = false,
+    schema,
+    secret = false,
+    ...texts
+  }: Declaration<A, I> & Pick<Setting<B>, "example" | "fallback">,
+  read: (decode: (text: string) => Either.Either<A, ConfigError.ConfigError>) => Config.Config<B>,
+): Setting<B> => {
+  const decode = Schema.decodeUnknownEither(schema)
+  const config = read((text) =>
+    Either.mapLeft(decode(keepsSpaces ? text : text.trim()), (error) => {
+      const shown = secret ? "" : ` ${JSON.stringify(text)}`
+      return ConfigError.InvalidData(
+        [variable],
+        `${variable}${shown}: ${describeIssues(error)}. Example: ${variable}=${texts.example}`,
+      )
+    }),
+  )
+  const setting = Object.assign(config, { variable, secret, ...texts })
+  declared.push(setting)
+  return setting
+}
+
+/** A variable with a default, which is its example too. An empty value counts as unset. */
 const withDefault = <A, I extends string>(
   variable: string,
-  declaration: Declaration<A, I> & { fallback: string },
-): Setting<A> => {
-  const decode = read(variable, declaration)
-  const config = given(variable).pipe(
-    Config.mapOrFail((text) => decode(Option.getOrElse(text, () => declaration.fallback))),
+  declaration: Declaration<A, I> & { readonly fallback: string; readonly example?: string },
+) =>
+  declare(variable, { example: declaration.fallback, ...declaration }, (decode) =>
+    Config.mapOrFail(given(variable), (text) => decode(Option.getOrElse(text, () => declaration.fallback))),
   )
-  return Object.assign(config, { variable, secret: false, ...declaration })
-}
 
 /** A variable that may be left out. */
 const optional = <A, I extends string>(
   variable: string,
-  declaration: Declaration<A, I>,
-): Setting<Option.Option<A>> => {
-  const decode = read(variable, declaration)
-  const config = given(variable).pipe(
+  declaration: Declaration<A, I> & { readonly example: string },
+) =>
+  declare(variable, declaration, (decode) =>
     Config.mapOrFail(
+      given(variable),
       Option.match({
         onNone: () => Either.right(Option.none<A>()),
         onSome: (text) => Either.map(decode(text), Option.some),
       }),
     ),
   )
-  return Object.assign(config, { variable, secret: false, ...declaration })
-}
 
 const number = (accepts: (n: number) => boolean, message: string) =>
   Schema.NumberFromString.pipe(
@@ -131,43 +138,39 @@ const tokens = secretOf(
   ),
 )
 
-const secret = { secret: true } as const
-
 export const RABBITMQ_DSN = optional("RABBITMQ_DSN", {
   meaning:
     "RabbitMQ server; set together with MYSQL_URL and MONGODB_URL, or none of them for the embedded stack",
   example: "amqp://guest:guest@127.0.0.1:5672",
   schema: secretOf(url("amqp:", "amqps:")),
-  ...secret,
+  secret: true,
 })
 export const RABBITMQ_MANAGEMENT_URL = optional("RABBITMQ_MANAGEMENT_URL", {
   meaning:
     "RabbitMQ's management API, for rates; default: port 15672 (15671 with amqps) of RABBITMQ_DSN's host, with its user",
   example: "http://127.0.0.1:15672",
   schema: secretOf(url("http:", "https:")),
-  ...secret,
+  secret: true,
 })
 export const MYSQL_URL = optional("MYSQL_URL", {
   meaning: "MySQL 8 or MariaDB 10.6+ database of the interaction log",
   example: "mysql://user:password@127.0.0.1:3306/user_embeddings",
   schema: secretOf(url("mysql:", "mariadb:")),
-  ...secret,
+  secret: true,
 })
 export const MONGODB_URL = optional("MONGODB_URL", {
   meaning: "MongoDB server of the embeddings",
   example: "mongodb://127.0.0.1:27017",
   schema: secretOf(url("mongodb:", "mongodb+srv:")),
-  ...secret,
+  secret: true,
 })
 export const MONGODB_DATABASE = withDefault("MONGODB_DATABASE", {
   meaning: "Name of the MongoDB database",
-  example: "user_embeddings",
   fallback: "user_embeddings",
   schema: text,
 })
 export const DATA_DIR = withDefault("DATA_DIR", {
   meaning: "Folder of the embedded stack's files",
-  example: "./data",
   fallback: "./data",
   schema: text,
 })
@@ -179,29 +182,25 @@ export const OPENAI_API_KEY = optional("OPENAI_API_KEY", {
       Schema.pattern(/^[!-~]+$/, { message: () => "must be printable ASCII without spaces" }),
     ),
   ),
-  ...secret,
+  secret: true,
 })
 export const OPENAI_BASE_URL = withDefault("OPENAI_BASE_URL", {
   meaning: "Address of the OpenAI service or of one that speaks its protocol",
-  example: "https://api.openai.com/v1",
   fallback: "https://api.openai.com/v1",
   schema: url("http:", "https:"),
 })
 export const OPENAI_EMBEDDING_MODEL = withDefault("OPENAI_EMBEDDING_MODEL", {
   meaning: "Embedding model of the OpenAI service",
-  example: "text-embedding-3-small",
   fallback: "text-embedding-3-small",
   schema: text,
 })
 export const OPENAI_REQUESTS_AT_ONCE = withDefault("OPENAI_REQUESTS_AT_ONCE", {
   meaning: "Requests for embeddings that a process has open at once; fewer while the service refuses them",
-  example: "4",
   fallback: "4",
   schema: integer(1, 64),
 })
 export const OPENAI_PHRASES_PER_REQUEST = withDefault("OPENAI_PHRASES_PER_REQUEST", {
   meaning: "Phrases of one request for embeddings, at the most",
-  example: "2048",
   fallback: "2048",
   schema: integer(1, 2048),
 })
@@ -226,20 +225,17 @@ export const OPENAI_SEND_DIMENSIONS = optional("OPENAI_SEND_DIMENSIONS", {
 })
 export const EMBEDDING_DIMENSIONS = withDefault("EMBEDDING_DIMENSIONS", {
   meaning: "Dimensions of every vector",
-  example: "1536",
   fallback: "1536",
   schema: integer(1, 16_384),
 })
 export const EMBEDDING_DECAY_LAMBDA = withDefault("EMBEDDING_DECAY_LAMBDA", {
   meaning: "Decay of old interactions, per day: exp(-λ · days); 0.023 halves them in 30 days",
-  example: "0.023",
   fallback: "0.023",
   schema: notNegative,
 })
 export const EMBEDDING_HISTORY = withDefault("EMBEDDING_HISTORY", {
   meaning:
     "cumulative = decayed weighted mean of all interactions, whatever their order; recency = each one counts fully against all before",
-  example: "cumulative",
   fallback: "cumulative",
   schema: oneOf(...History.literals),
 })
@@ -247,7 +243,6 @@ export const EMBEDDING_HISTORY = withDefault("EMBEDDING_HISTORY", {
 export const eventTypeWeights = builtInEventTypes.map(({ route, variable, weight }) =>
   withDefault(variable, {
     meaning: `Weight of a ${route}`,
-    example: String(weight),
     fallback: String(weight),
     schema: positive,
   }),
@@ -271,62 +266,52 @@ export const EVENT_WEIGHTS = optional("EVENT_WEIGHTS", {
 export const EMBEDDING_STORAGE = withDefault("EMBEDDING_STORAGE", {
   meaning:
     "How MongoDB keeps embeddings: vector = BSON float32 vector, array = array of doubles (3 times larger)",
-  example: "vector",
   fallback: "vector",
   schema: oneOf("vector", "array"),
 })
 export const EMBEDDING_BATCH_ENABLED = withDefault("EMBEDDING_BATCH_ENABLED", {
   meaning: "true = interactions of one user that arrive within EMBEDDING_BATCH_WINDOW become one update",
-  example: "false",
   fallback: "false",
   schema: boolean,
 })
 export const EMBEDDING_BATCH_WINDOW = withDefault("EMBEDDING_BATCH_WINDOW", {
   meaning:
     "Length of that window in seconds; a worker that holds WORKER_PREFETCH messages does not wait for its end",
-  example: "5",
   fallback: "5",
   schema: seconds,
 })
 export const EMBEDDING_CACHE_TTL = withDefault("EMBEDDING_CACHE_TTL", {
   meaning: "How long phrase vectors stay in memory, in seconds",
-  example: "3600",
   fallback: "3600",
   schema: seconds,
 })
 export const PHRASE_TTL_DAYS = withDefault("PHRASE_TTL_DAYS", {
   meaning: "How long stored phrase vectors are kept after their last use, in days",
-  example: "30",
   fallback: "30",
   schema: positive,
 })
 export const POPULARITY_WEIGHT = withDefault("POPULARITY_WEIGHT", {
   meaning: "Share of popularity in a recommendation's score",
-  example: "0.2",
   fallback: "0.2",
   schema: notNegative,
 })
 export const RATE_LIMIT_PER_USER = withDefault("RATE_LIMIT_PER_USER", {
   meaning: "Interactions accepted per user and second; 0 = no limit",
-  example: "100",
   fallback: "100",
   schema: integer(0),
 })
 export const WORKER_MAX_RETRIES = withDefault("WORKER_MAX_RETRIES", {
   meaning: "Retries before a message becomes a dead letter",
-  example: "5",
   fallback: "5",
   schema: integer(0, 20),
 })
 export const WORKER_RETRY_DELAY = withDefault("WORKER_RETRY_DELAY", {
   meaning: "Delay of the first retry in ms; it doubles up to 60 s",
-  example: "5000",
   fallback: "5000",
   schema: milliseconds,
 })
 export const WORKER_PREFETCH = withDefault("WORKER_PREFETCH", {
   meaning: "Messages that a worker holds unacknowledged",
-  example: "8000",
   fallback: "8000",
   schema: integer(1, 65_535),
 })
@@ -340,13 +325,11 @@ export const EVENTS_PER_MESSAGE = withDefault("EVENTS_PER_MESSAGE", {
 export const WORKER_NICENESS = withDefault("WORKER_NICENESS", {
   meaning:
     "Scheduling priority of a worker, 0 to 19: it yields to servers on its machine, and batches grow meanwhile",
-  example: "10",
   fallback: "10",
   schema: integer(0, 19),
 })
 export const WORKER_PORT = withDefault("WORKER_PORT", {
   meaning: "Port of a worker's /livez, /readyz and /metrics",
-  example: "9464",
   fallback: "9464",
   schema: port,
 })
@@ -357,7 +340,6 @@ export const API_HOST = optional("API_HOST", {
 })
 export const API_PORT = withDefault("API_PORT", {
   meaning: "Port of the API",
-  example: "3000",
   fallback: "3000",
   schema: port,
 })
@@ -365,7 +347,7 @@ export const API_TOKENS = optional("API_TOKENS", {
   meaning: "Bearer tokens that the API accepts, comma-separated; unset = open to everybody who reaches it",
   example: "token-one,token-two",
   schema: tokens,
-  ...secret,
+  secret: true,
 })
 export const OTEL_EXPORTER_OTLP_ENDPOINT = optional("OTEL_EXPORTER_OTLP_ENDPOINT", {
   meaning: "OTLP/HTTP endpoint for traces and metrics; unset = none are exported",
@@ -408,19 +390,16 @@ export const OTEL_TRACES_SAMPLER_ARG = optional("OTEL_TRACES_SAMPLER_ARG", {
 })
 export const OTEL_BSP_MAX_QUEUE_SIZE = withDefault("OTEL_BSP_MAX_QUEUE_SIZE", {
   meaning: "Ended spans that may wait to be sent, more are dropped; a large batch ends thousands at once",
-  example: "32768",
   fallback: "32768",
   schema: integer(1),
 })
 export const OTEL_BSP_MAX_EXPORT_BATCH_SIZE = withDefault("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", {
   meaning: "Spans of one request to the OTLP endpoint",
-  example: "2048",
   fallback: "2048",
   schema: integer(1),
 })
 export const OTEL_METRIC_EXPORT_INTERVAL = withDefault("OTEL_METRIC_EXPORT_INTERVAL", {
   meaning: "How often metrics are sent to the OTLP endpoint, in ms",
-  example: "60000",
   fallback: "60000",
   schema: milliseconds,
 })
@@ -450,57 +429,6 @@ export const NO_COLOR = optional("NO_COLOR", {
   example: "1",
   schema: Schema.String,
 })
-
-/** All of them, in the order of documentation. */
-export const all: ReadonlyArray<Setting<unknown>> = [
-  RABBITMQ_DSN,
-  RABBITMQ_MANAGEMENT_URL,
-  MYSQL_URL,
-  MONGODB_URL,
-  MONGODB_DATABASE,
-  DATA_DIR,
-  OPENAI_API_KEY,
-  OPENAI_BASE_URL,
-  OPENAI_EMBEDDING_MODEL,
-  OPENAI_REQUESTS_AT_ONCE,
-  OPENAI_PHRASES_PER_REQUEST,
-  OPENAI_QUERY_PREFIX,
-  OPENAI_DOCUMENT_PREFIX,
-  OPENAI_SEND_DIMENSIONS,
-  EMBEDDING_DIMENSIONS,
-  EMBEDDING_DECAY_LAMBDA,
-  EMBEDDING_HISTORY,
-  ...eventTypeWeights,
-  EVENT_WEIGHTS,
-  EMBEDDING_STORAGE,
-  EMBEDDING_BATCH_ENABLED,
-  EMBEDDING_BATCH_WINDOW,
-  EMBEDDING_CACHE_TTL,
-  PHRASE_TTL_DAYS,
-  POPULARITY_WEIGHT,
-  RATE_LIMIT_PER_USER,
-  WORKER_MAX_RETRIES,
-  WORKER_RETRY_DELAY,
-  WORKER_PREFETCH,
-  EVENTS_PER_MESSAGE,
-  WORKER_NICENESS,
-  WORKER_PORT,
-  API_HOST,
-  API_PORT,
-  API_TOKENS,
-  OTEL_EXPORTER_OTLP_ENDPOINT,
-  OTEL_EXPORTER_OTLP_PROTOCOL,
-  OTEL_SERVICE_NAME,
-  OTEL_TRACES_SAMPLER,
-  OTEL_TRACES_SAMPLER_ARG,
-  OTEL_BSP_MAX_QUEUE_SIZE,
-  OTEL_BSP_MAX_EXPORT_BATCH_SIZE,
-  OTEL_METRIC_EXPORT_INTERVAL,
-  TRACES_URL,
-  LOG_LEVEL,
-  LOG_FORMAT,
-  NO_COLOR,
-]
 
 /** The variable as a line of `.env.example`. */
 export const toEnvExample = (setting: Setting<unknown>): string =>

@@ -33,7 +33,6 @@ export class TraceState extends Context.Tag("user-embeddings/TraceState")<TraceS
 
 const traceparentPattern = /^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$/
 
-/** The `traceparent` header of a span. */
 export const traceparent = (span: Tracer.AnySpan): string =>
   `00-${span.traceId}-${span.spanId}-${span.sampled ? "01" : "00"}`
 
@@ -89,11 +88,7 @@ export const randomHex = (count: number): string => {
 
 /** An unsampled trace: its id only shows what belongs together. */
 export const newTrace = (): Tracer.ExternalSpan =>
-  Tracer.externalSpan({
-    traceId: randomHex(32),
-    spanId: randomHex(16),
-    sampled: false,
-  })
+  Tracer.externalSpan({ traceId: randomHex(32), spanId: randomHex(16), sampled: false })
 
 /** Whether spans are exported. Effect's default tracer makes spans that are not. */
 export const isTracing: Effect.Effect<boolean> = Effect.zipWith(
@@ -131,7 +126,6 @@ export class SpanFailure extends Data.Error<{ readonly type: string }> {
   }
 }
 
-/** The exit of a span that failed. */
 export const failed = (type: string): Exit.Exit<never, SpanFailure> => Exit.fail(new SpanFailure({ type }))
 
 /** `error.type`: the tag of an error with its reason, or the name of its class. */
@@ -196,11 +190,9 @@ export const endServerSpan = (
 
 /** Adds to a counter from synchronous code. */
 export const count = (counter: Metric.Metric.Counter<number>, by = 1): void => counter.unsafeUpdate(by, [])
-/** Adds a value to a histogram from synchronous code. */
 export const observe = (histogram: Metric.Metric.Histogram<number>, value: number): void =>
   histogram.unsafeUpdate(value, [])
 
-/** Sets a gauge from synchronous code. */
 export const set = (gauge: Metric.Metric.Gauge<number>, value: number): void => gauge.unsafeUpdate(value, [])
 
 // Tags are part of the key, because a metric that is tagged later looks up its state with every value.

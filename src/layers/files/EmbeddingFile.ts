@@ -120,7 +120,6 @@ const schema: Array<SchemaElement> = [
   { name: "element", type: "FLOAT", ...required },
 ]
 
-/** A Parquet file, in which each page is a row group. */
 export const parquet = Effect.fnUntraced(function* (path: string) {
   const files = yield* FileSystem.FileSystem
   const attempt = <A>(run: () => A) =>

@@ -46,7 +46,6 @@ export const make = Effect.fnUntraced(function* ({ token, url }: Options) {
 
 type Methods = Effect.Effect.Success<ReturnType<typeof make>>
 
-/** The failure of a call. */
 export type Failure = Problem | HttpClientError.HttpClientError | ParseResult.ParseError
 
 type Answer<Method> = Method extends (...args: never) => Effect.Effect<infer A, unknown, unknown>

@@ -20,7 +20,6 @@ export const metrics = Effect.map(Telemetry.prometheus, (text) =>
   HttpServerResponse.text(text, { contentType: "text/plain; version=0.0.4" }),
 )
 
-/** Whether the URL has the parameter `verbose`. */
 export const isVerbose = (url: string): boolean => {
   const value = new URLSearchParams(url.split("?", 2)[1]).get("verbose")
   return value !== null && value !== "false"

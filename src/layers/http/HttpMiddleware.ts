@@ -25,7 +25,6 @@ interface Route {
   readonly method: string
   /** The path with its parameters in braces: `http.route`. */
   readonly template: string
-  /** Its groups are the parameters of the path. */
   readonly pattern: RegExp
   readonly needsToken: boolean
 }

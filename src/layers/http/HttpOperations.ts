@@ -12,7 +12,6 @@ import { decodeBody } from "./HttpBody.ts"
 import { toProblem } from "./HttpProblems.ts"
 import { Closing } from "./HttpServer.ts"
 
-/** The shortest pause between two readings of the system. */
 const shortestPause = Duration.seconds(1)
 
 /** The figures of the system. All clients share one reading; without clients nothing is read. */

@@ -11,7 +11,6 @@ import type { UserEmbeddingsError } from "../../services/ports/UserEmbeddings.ts
 import type { CatalogueError } from "../../services/recommend/Catalogue.ts"
 import type { NoTaste, ProductNotFound, TooManyUsers } from "../../services/recommend/Recommender.ts"
 
-/** A problem as `application/problem+json`. */
 export const problemResponse = (problem: Problem) =>
   HttpServerResponse.text(JSON.stringify(problem.document), {
     status: problem.status,

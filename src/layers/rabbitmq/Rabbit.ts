@@ -32,7 +32,6 @@ export class RabbitError extends Schema.TaggedError<RabbitError>()("RabbitError"
   }
 }
 
-/** Reports that a part of the session is lost. */
 export type Lost = (cause?: unknown) => void
 
 export interface Session<A> {
@@ -105,15 +104,12 @@ const listening =
     return emitter
   }
 
-/** A channel that closes with the scope. */
 export const channel = (connection: ChannelModel, lost: Lost = () => {}) =>
   opened<Channel>("open channel", () => connection.createChannel().then(listening(lost)))
 
-/** A channel with publisher confirms. */
 export const confirmChannel = (connection: ChannelModel, lost: Lost) =>
   opened<ConfirmChannel>("open channel", () => connection.createConfirmChannel().then(listening(lost)))
 
-/** The version of the broker. */
 export const version = ({ connection }: ChannelModel): string => String(connection.serverProperties.version)
 
 const make = ({ dsn }: { readonly dsn: Redacted.Redacted }) =>

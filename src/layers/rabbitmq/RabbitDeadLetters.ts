@@ -14,7 +14,6 @@ import * as RabbitTopology from "./RabbitTopology.ts"
 
 /** The greatest prefetch of AMQP. */
 const messagesPerBrowser = 65_535
-/** Messages retried or removed together. */
 const chunkSize = 1_000
 /**
  * Acknowledgements in flight. From 32 on, the channel of a quorum queue collects them, and loses them when it is closed.

@@ -9,8 +9,6 @@ const count = (value: unknown): number =>
 
 /** One delivered interaction. Other programs may publish too, so a header of the wrong type counts as absent. */
 export class RabbitDelivery implements Delivery {
-  readonly tracker: AckTracker
-  readonly message: ConsumeMessage
   readonly body: Uint8Array
   readonly routingKey: string
   readonly trace: TraceContext | null
@@ -24,11 +22,13 @@ export class RabbitDelivery implements Delivery {
   /** Its republish waits for a confirmation, see {@link AckTracker.block}. */
   blocked = false
 
-  constructor(tracker: AckTracker, message: ConsumeMessage, { body, recordedAt, trace }: BatchEntry) {
+  constructor(
+    readonly tracker: AckTracker,
+    readonly message: ConsumeMessage,
+    { body, recordedAt, trace }: BatchEntry,
+  ) {
     const { fields, properties } = message
     const headers: Headers = properties.headers ?? {}
-    this.tracker = tracker
-    this.message = message
     this.body = body
     this.routingKey = text(headers["x-original-routing-key"]) ?? fields.routingKey
     this.trace = trace
@@ -51,22 +51,17 @@ export class RabbitDelivery implements Delivery {
 
 /** The unacknowledged deliveries of one consuming channel. */
 export class AckTracker {
-  readonly queue: string
-  /** Interactions that are not settled. */
   unsettled = 0
   /** Unsettled interactions whose republish is blocked. */
   private blocked = 0
   /** Number of unsettled interactions by delivery tag, in the order of arrival. */
   private readonly outstanding = new Map<number, number>()
-  private readonly channel: Channel
-  /** Limit of unacknowledged messages. */
-  private readonly prefetch: number
 
-  constructor(queue: string, channel: Channel, prefetch: number) {
-    this.queue = queue
-    this.channel = channel
-    this.prefetch = prefetch
-  }
+  constructor(
+    readonly queue: string,
+    private readonly channel: Channel,
+    private readonly prefetch: number,
+  ) {}
 
   get full(): boolean {
     return this.outstanding.size >= this.prefetch

@@ -34,9 +34,6 @@ interface Session {
 }
 
 export class RabbitIntake {
-  private readonly trackers: Set<AckTracker>
-  /** Messages of the main queue that may be unacknowledged. */
-  private readonly prefetch: number
   /** Received, but not yet taken. */
   private buffer: Array<RabbitDelivery> = []
   private main: AckTracker | undefined
@@ -45,11 +42,11 @@ export class RabbitIntake {
   private readonly arrival = new Condition()
   private readonly progress = new Condition()
 
-  /** `trackers`: those of all consumers of this process. */
-  constructor(trackers: Set<AckTracker>, prefetch: number) {
-    this.trackers = trackers
-    this.prefetch = prefetch
-  }
+  /** `trackers`: those of all consumers of this process. `prefetch`: of the main queue. */
+  constructor(
+    private readonly trackers: Set<AckTracker>,
+    private readonly prefetch: number,
+  ) {}
 
   get full(): boolean {
     return this.main?.full ?? false

@@ -84,7 +84,6 @@ export const traffic = Effect.map(get(Queue, "queues", `/${queue}`), (request) =
   ),
 )
 
-/** All bindings of the virtual host. */
 export const bindings = Effect.map(get(Bindings, "bindings", ""), (request) =>
   Effect.map(
     request,

@@ -147,7 +147,6 @@ export const batchMessages = (
   })
 }
 
-/** The confirmation of each interaction, from those of the message batches. */
 export const confirmationsOf = (
   batches: ReadonlyArray<MessageBatch>,
   confirmations: ReadonlyArray<Confirmation>,
@@ -158,7 +157,6 @@ export const confirmationsOf = (
   return all
 }
 
-/** One interaction of a message. */
 export interface BatchEntry {
   readonly body: Uint8Array
   readonly trace: TraceContext | null

@@ -34,7 +34,6 @@ const confirmDeadline = Duration.seconds(10)
 interface Batch {
   readonly messages: ReadonlyArray<Outgoing>
   readonly confirmations: Array<Confirmation>
-  /** Index of the next message to send. */
   next: number
   /** Messages that are neither answered nor given up. */
   left: number
@@ -55,18 +54,18 @@ const toBuffer = (body: Uint8Array): Buffer => Buffer.from(body.buffer, body.byt
 class ConfirmWindow {
   /** Why nothing can be published now: the broker blocks the connection, or the channel is closed. */
   refusal: unknown
-  private readonly channel: ConfirmChannel
   /** In the order of publishing. */
   private readonly inFlight = new Set<Sent>()
   private readonly waiting: Array<Batch> = []
   private full = false
   /** The broker has refused a message. */
   private nacked = false
-  private readonly lost: Lost
 
-  constructor(connection: ChannelModel, channel: ConfirmChannel, lost: Lost) {
-    this.channel = channel
-    this.lost = lost
+  constructor(
+    connection: ChannelModel,
+    private readonly channel: ConfirmChannel,
+    private readonly lost: Lost,
+  ) {
     connection.on("blocked", (reason) => this.refuse(new Error(`blocked by the broker: ${reason}`)))
     connection.on("unblocked", () => {
       this.refusal = undefined
@@ -93,11 +92,9 @@ class ConfirmWindow {
   }
 
   private flush(): void {
-    for (
-      let batch = this.waiting[0];
-      batch !== undefined && !this.full && this.inFlight.size < windowSize;
-      batch = this.waiting[0]
-    ) {
+    while (!this.full && this.inFlight.size < windowSize) {
+      const [batch] = this.waiting
+      if (batch === undefined) return
       this.send(batch, batch.next++)
       if (batch.next === batch.messages.length) this.withdraw(batch)
     }
@@ -165,14 +162,8 @@ const publishOn = (window: ConfirmWindow, messages: ReadonlyArray<Outgoing>) =>
   Effect.suspend(() => {
     if (window.refusal !== undefined) return Effect.fail(failed("publish")(window.refusal))
     const confirmations = messages.map((): Confirmation => "nacked")
-    const batch: Batch = {
-      messages,
-      confirmations,
-      next: 0,
-      left: messages.length,
-      answered: 0,
-      done: () => {},
-    }
+    const left = messages.length
+    const batch: Batch = { messages, confirmations, next: 0, left, answered: 0, done: () => {} }
     const published = Effect.async<void>((resume) => {
       batch.done = () => resume(Effect.void)
       window.add(batch)
@@ -209,7 +200,6 @@ export const make = Effect.fnUntraced(function* (
   return publisher
 })
 
-/** `messaging.system` of the spans. */
 export const system = "rabbitmq"
 
 /** Publishes messages, each in the trace of its headers, as children of `parents`. */

@@ -67,7 +67,6 @@ const toRepublish = (
   return { ...retry, options: { ...retry.options, expiration } }
 }
 
-/** A delivery and the message that replaces it. */
 interface Republish {
   readonly delivery: RabbitDelivery
   readonly message: Outgoing
@@ -75,16 +74,14 @@ interface Republish {
 
 /** Republishes deliveries of one consumer. Each is acknowledged when the broker has confirmed its republish. */
 export class Republisher {
-  private readonly publisher: Publisher
-  private readonly intake: RabbitIntake
   /** Not confirmed yet. Their deliveries stay unacknowledged, so the prefetch limits their number. */
   private blocked: ReadonlyArray<Republish> = []
   private readonly anyBlocked = Effect.unsafeMakeLatch(false)
 
-  constructor(publisher: Publisher, intake: RabbitIntake) {
-    this.publisher = publisher
-    this.intake = intake
-  }
+  constructor(
+    private readonly publisher: Publisher,
+    private readonly intake: RabbitIntake,
+  ) {}
 
   /** Republishes once. What the broker does not confirm is left to {@link retryBlocked}. */
   readonly republish = Effect.fnUntraced(function* (

@@ -62,7 +62,6 @@ const queues = (retryDelays: ReadonlyArray<number>) => [
   ...retryDelays.map(retryQueueOf),
 ]
 
-/** The configured retry delays in ms, without duplicates. */
 export const retryDelays = Effect.map(EmbeddingConfig, ({ maxRetries, retryDelay }) =>
   Array.dedupe(RetryPolicies.retryDelays(retryDelay, maxRetries)),
 )
@@ -78,7 +77,6 @@ export const declare = (
     for (const { from, key, to } of bindings) await channel.bindQueue(to, from, key)
   })
 
-/** An exchange or a queue, and how to check it. */
 interface Part {
   readonly name: string
   readonly check: (channel: Channel) => Promise<unknown>

@@ -34,7 +34,6 @@ export class Sqlite extends Context.Tag("user-embeddings/Sqlite")<
   }
 >() {}
 
-/** The file's name in the data folder. */
 export const fileName = "user-embeddings.sqlite"
 
 /** How long a statement waits for another process's transaction. The wait blocks this process. */
@@ -83,12 +82,14 @@ const attempt = <A>(run: () => A) =>
   Effect.try({ try: run, catch: (cause) => new SqlError({ cause, message: "SQLite statement failed" }) })
 
 const makeConnection = (database: Database): Connection => {
-  const all = (sql: string, params: ReadonlyArray<unknown>) =>
-    attempt(() => database.query<object, Array<SQLQueryBindings>>(sql).all(...bindings(params)))
+  const execute: Connection["execute"] = (sql, params, transform) =>
+    Effect.map(
+      attempt(() => database.query<object, Array<SQLQueryBindings>>(sql).all(...bindings(params))),
+      (rows) => transform?.(rows) ?? rows,
+    )
   return {
-    execute: (sql, params, transform) => Effect.map(all(sql, params), (rows) => transform?.(rows) ?? rows),
-    executeUnprepared: (sql, params, transform) =>
-      Effect.map(all(sql, params), (rows) => transform?.(rows) ?? rows),
+    execute,
+    executeUnprepared: execute,
     executeRaw: (sql, params) => attempt(() => database.query(sql).run(...bindings(params))),
     executeValues: (sql, params) => attempt(() => database.query(sql).values(...bindings(params))),
     executeStream: () => Stream.dieMessage("streams of SQLite rows are not supported: read pages"),
@@ -119,7 +120,6 @@ const makeYieldToEventLoop = () => {
   })
 }
 
-/** Opens the database in `directory`, and creates both if need be. */
 export const make = Effect.fnUntraced(function* (options: { readonly directory: string }) {
   const database = yield* Effect.acquireRelease(open(options.directory), (database) =>
     Effect.sync(() => database.close()),
@@ -152,7 +152,6 @@ export const make = Effect.fnUntraced(function* (options: { readonly directory: 
 export const layer = (options: { readonly directory: string }) =>
   Layer.scopedContext(make(options)).pipe(Layer.provide(Reactivity.layer))
 
-/** The database in DATA_DIR. */
 export const layerConfig = Layer.unwrapEffect(
   Effect.map(Settings.DATA_DIR, (directory) => layer({ directory })),
 )
@@ -248,18 +247,36 @@ export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> =
   }
 })
 
-/** The values of the ids for which `read` finds a row. */
-export const readById = <Id, Row, Value>(
-  ids: ReadonlyArray<Id>,
-  read: (id: Id) => Row | null,
-  toValue: (row: Row) => Value,
-): ReadonlyMap<Id, Value> =>
+/** The values of the ids that have one. */
+export const readById = <Id, Value>(ids: ReadonlyArray<Id>, read: (id: Id) => Value | null | undefined) =>
   new Map(
     ids.flatMap((id) => {
-      const row = read(id)
-      return row === null ? [] : [[id, toValue(row)] as const]
+      const value = read(id) ?? undefined
+      return value === undefined ? [] : [[id, value] as const]
     }),
   )
+
+/** The first column of the first row: a count. */
+export const countOf = (database: Database, sql: string, ...params: Array<SQLQueryBindings>): number =>
+  Number(database.query(sql).values(...params)[0]?.[0] ?? 0)
+
+/** A stream of pages, until one is not full. `page` reads up to `size` rows after a key. Other fibers run in between. */
+export const paged = <Row, Key, E>(
+  size: number,
+  first: Key,
+  page: (after: Key) => Effect.Effect<ReadonlyArray<Row>, E>,
+  key: (row: Row) => Key,
+) =>
+  Stream.paginateEffect(first, (after) =>
+    Effect.map(page(after), (rows) => [
+      rows,
+      rows.length === size ? Option.map(Option.fromNullable(rows.at(-1)), key) : Option.none(),
+    ]),
+  )
+
+/** Logs a failed statement that is tried again, or whose failure changes nothing. */
+export const logWarning = (event: string) => (error: { readonly cause?: unknown }) =>
+  Effect.logWarning(event).pipe(Effect.annotateLogs({ error: "SqlError", detail: String(error.cause) }))
 
 /**
  * Converts a failed statement into a port's error: `failingWith((fields) => new XError(fields))("save")(effect)`. With

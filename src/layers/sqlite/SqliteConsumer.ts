@@ -14,7 +14,7 @@ import {
   type Settled,
 } from "../../services/ports/InteractionQueue.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
-import type { Sqlite } from "./Sqlite.ts"
+import { logWarning, type Sqlite } from "./Sqlite.ts"
 import { type Move, moveOf, type Row, SqliteDelivery, tracedMove } from "./SqliteDelivery.ts"
 
 /** How long the lease of a process outlives it. */
@@ -23,9 +23,7 @@ const leaseMillis = 10_000
 const renewal = Schedule.spaced(leaseMillis / 4)
 /** How often a waiting consumer looks for messages of other processes. */
 const pollMillis = 200
-/** How long to wait after a failed statement. */
 const nextTryMillis = 1_000
-/** `messaging.system` of the spans. */
 export const system = "sqlite"
 
 const renewLease = (database: Database, holder: string, now: number) =>
@@ -77,13 +75,7 @@ const nextDue = (database: Database): number | undefined =>
     .get(queue)?.available_at
 
 /** Claims messages of a queue that may be delivered, oldest first. */
-const claim = (
-  database: Database,
-  from: string,
-  holder: string,
-  now: number,
-  most: number,
-): ReadonlyArray<Row> => {
+const claim = (database: Database, from: string, holder: string, now: number, most: number) => {
   renewLease(database, holder, now)
   return database
     .query<Row, [string, string, number, number]>(
@@ -116,10 +108,6 @@ const writeSettled = (
   }
 }
 
-/** A statement failed; the caller tries it again. */
-const logWarning = (event: string) => (error: { readonly cause?: unknown }) =>
-  Effect.logWarning(event).pipe(Effect.annotateLogs({ error: "SqlError", detail: String(error.cause) }))
-
 /** Wakes the waiting consumers of this process: there may be messages to take. */
 export const wake = (arrivals: ReadonlySet<Effect.Latch>) =>
   Effect.sync(() => {
@@ -130,15 +118,12 @@ class SqliteConsumer implements Consumer {
   readonly arrival = Effect.unsafeMakeLatch(false)
   private readonly holder = randomUUID()
   private readonly held = new Set<Delivery>()
-  private readonly sqlite: Context.Tag.Service<Sqlite>
-  private readonly prefetch: number
-  private readonly wake: Effect.Effect<void>
 
-  constructor(sqlite: Context.Tag.Service<Sqlite>, prefetch: number, wake: Effect.Effect<void>) {
-    this.sqlite = sqlite
-    this.prefetch = prefetch
-    this.wake = wake
-  }
+  constructor(
+    private readonly sqlite: Context.Tag.Service<Sqlite>,
+    private readonly prefetch: number,
+    private readonly wake: Effect.Effect<void>,
+  ) {}
 
   /** Nothing to do: only `take` claims messages, and releasing them is not counted as a delivery. */
   readonly stop = Effect.void
@@ -213,7 +198,6 @@ class SqliteConsumer implements Consumer {
     yield* this.wake
   })
 
-  /** Renews the lease and releases the messages of dead consumers. */
   readonly renew = Effect.gen(this, function* () {
     const now = yield* Clock.currentTimeMillis
     const count = yield* this.sqlite.transaction((database) => {

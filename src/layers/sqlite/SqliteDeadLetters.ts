@@ -1,10 +1,10 @@
 /** The dead letters of the embedded stack: rows of `queue_messages` in the queue `failed`. */
 import type { Database } from "bun:sqlite"
-import { Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
+import { Chunk, Clock, Effect, Layer, Stream } from "effect"
 import { type DeadLetter, DeadLetters, DeadLettersError } from "../../services/ports/DeadLetters.ts"
 import { failedQueue, queue } from "../../services/ports/InteractionQueue.ts"
 import { portError } from "../../services/ports/PortFailure.ts"
-import { failingWith, Sqlite } from "./Sqlite.ts"
+import { countOf, failingWith, paged, Sqlite } from "./Sqlite.ts"
 import type { Headers } from "./SqliteDelivery.ts"
 
 interface Row {
@@ -58,16 +58,11 @@ const make = Effect.map(Sqlite, (sqlite) => {
   const failing = failingWith(portError(DeadLettersError))
 
   const pages = (operation: string, until: number) =>
-    Stream.paginateEffect({ available_at: 0, id: 0 }, (after) =>
-      sqlite
-        .use((database) => readPage(database, until, after))
-        .pipe(
-          failing(operation),
-          Effect.map((rows) => [
-            rows,
-            Option.filter(Option.fromNullable(rows.at(-1)), () => rows.length === rowsPerPage),
-          ]),
-        ),
+    paged(
+      rowsPerPage,
+      { available_at: 0, id: 0 },
+      (after) => failing(operation)(sqlite.use((database) => readPage(database, until, after))),
+      (last) => last,
     )
 
   /**
@@ -97,14 +92,11 @@ const make = Effect.map(Sqlite, (sqlite) => {
     list: Stream.mapConcatChunk(pages("list", Number.MAX_SAFE_INTEGER), (rows) =>
       Chunk.map(Chunk.unsafeFromArray(rows), toDeadLetter),
     ),
-    count: sqlite
-      .use(
-        (database) =>
-          database
-            .query<{ n: number }, [string]>("SELECT COUNT(*) AS n FROM queue_messages WHERE queue = ?")
-            .get(failedQueue)?.n ?? 0,
-      )
-      .pipe(failing("count")),
+    count: failing("count")(
+      sqlite.use((database) =>
+        countOf(database, "SELECT COUNT(*) FROM queue_messages WHERE queue = ?", failedQueue),
+      ),
+    ),
     retry: (pick) =>
       change(
         "retry",

@@ -25,7 +25,6 @@ export interface Headers {
   readonly recordedAt: number
   /** Id of the dead letter that was retried. */
   readonly retriedFrom?: string
-  /** The last failure. */
   readonly failed?: RecordedFailure
   /** Only in dead letters. */
   readonly letter?: { readonly id: string; readonly attempts: number }

@@ -20,7 +20,7 @@ import {
 import { portError } from "../../services/ports/PortFailure.ts"
 import { retryDelays } from "../../services/RetryPolicies.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
-import { failingWith, Sqlite } from "./Sqlite.ts"
+import { countOf, failingWith, Sqlite } from "./Sqlite.ts"
 import { consume, system, wake } from "./SqliteConsumer.ts"
 import type { Headers } from "./SqliteDelivery.ts"
 
@@ -68,10 +68,7 @@ const countDepths = (database: Database, retryDelays: ReadonlyArray<number>, now
     else if (held === 1) main.unacked += n
     else if (retryDelay > 0) retry[retryDelay] = n
     else main.ready += n
-  main.consumers =
-    database
-      .query<{ n: number }, [number]>("SELECT COUNT(*) AS n FROM queue_consumers WHERE lease_until > ?")
-      .get(now)?.n ?? 0
+  main.consumers = countOf(database, "SELECT COUNT(*) FROM queue_consumers WHERE lease_until > ?", now)
   return { main, quarantined, retry, failed }
 }
 

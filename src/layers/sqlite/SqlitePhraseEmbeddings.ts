@@ -3,13 +3,9 @@ import { Clock, Duration, Effect, Layer, Schedule } from "effect"
 import * as Vector from "../../services/model/Vector.ts"
 import { PhraseEmbeddings, PhraseEmbeddingsError } from "../../services/ports/PhraseEmbeddings.ts"
 import * as Settings from "../../services/Settings.ts"
-import { failingWith, failureReason, Sqlite } from "./Sqlite.ts"
+import { failingWith, failureReason, logWarning, Sqlite } from "./Sqlite.ts"
 
-interface Row {
-  readonly key: string
-  readonly last_used: number
-  readonly embedding: Uint8Array
-}
+type Row = { readonly key: string; readonly last_used: number; readonly embedding: Uint8Array }
 
 const make = Effect.gen(function* () {
   const sqlite = yield* Sqlite
@@ -17,8 +13,6 @@ const make = Effect.gen(function* () {
   /** `last_used` may be older than the last use by this much, so that most reads need no write. */
   const lastUsedToleranceMillis = ttlMillis / 30
   const failing = failingWith((failure) => new PhraseEmbeddingsError(failure))
-  const logWarning = (event: string) => (error: { readonly cause?: unknown }) =>
-    Effect.logWarning(event).pipe(Effect.annotateLogs({ error: "SqlError", detail: String(error.cause) }))
 
   const deleteExpired = Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis

@@ -1,6 +1,6 @@
 /** Product vectors of the embedded stack. */
 import type { Database } from "bun:sqlite"
-import { Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
+import { Chunk, Clock, Effect, Layer, Stream } from "effect"
 import type { ProductId } from "../../services/model/Interaction.ts"
 import * as Vector from "../../services/model/Vector.ts"
 import {
@@ -11,9 +11,8 @@ import {
   ProductEmbeddingsError,
 } from "../../services/ports/ProductEmbeddings.ts"
 import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
-import { failingWith, readById, Sqlite } from "./Sqlite.ts"
+import { countOf, failingWith, paged, readById, Sqlite } from "./Sqlite.ts"
 
-/** Some columns of a product's row. */
 type Row<Column extends keyof ProductEmbedding> = Omit<Pick<ProductEmbedding, Column>, "embedding"> & {
   readonly embedding: Uint8Array
 }
@@ -27,22 +26,17 @@ const load = (database: Database, products: ReadonlyArray<ProductId>, space: str
   const select = database.query<Row<"embedding">, [string, string]>(
     "SELECT embedding FROM product_embeddings WHERE product_id = ? AND space = ?",
   )
-  return readById(
-    products,
-    (id) => select.get(id, space),
-    ({ embedding }) => Vector.fromBytes(embedding),
-  )
+  return readById(products, (id) => {
+    const row = select.get(id, space)
+    return row && Vector.fromBytes(row.embedding)
+  })
 }
 
 const knownSince = (database: Database, products: ReadonlyArray<ProductId>, space: string) => {
   const select = database.query<{ created_at: number }, [string, string]>(
     "SELECT created_at FROM product_embeddings WHERE product_id = ? AND space = ?",
   )
-  return readById(
-    products,
-    (id) => select.get(id, space),
-    ({ created_at }) => created_at,
-  )
+  return readById(products, (id) => select.get(id, space)?.created_at)
 }
 
 const texts = (database: Database, products: ReadonlyArray<ProductId>, space: string) => {
@@ -60,11 +54,7 @@ const describe = (database: Database, products: ReadonlyArray<ProductId>) => {
   const select = database.query<Omit<DescriptionRow, "embedding">, [string]>(
     "SELECT product_id, product_name, category FROM product_embeddings WHERE product_id = ?",
   )
-  return readById(
-    products,
-    (id) => select.get(id),
-    (row) => row,
-  )
+  return readById(products, (id) => select.get(id))
 }
 
 /** Inserts or replaces products, and tells for each whether it is new. */
@@ -86,15 +76,11 @@ const upsert = (database: Database, products: ReadonlyArray<ProductEmbedding>, n
   })
 }
 
-const count = (database: Database): number =>
-  database.query<{ n: number }, []>("SELECT COUNT(*) AS n FROM product_embeddings").get()?.n ?? 0
+const count = (database: Database) => countOf(database, "SELECT COUNT(*) FROM product_embeddings")
 
-const countInOtherSpaces = (database: Database, space: string): number =>
-  database
-    .query<{ n: number }, [string]>("SELECT COUNT(*) AS n FROM product_embeddings WHERE space <> ?")
-    .get(space)?.n ?? 0
+const countInOtherSpaces = (database: Database, space: string) =>
+  countOf(database, "SELECT COUNT(*) FROM product_embeddings WHERE space <> ?", space)
 
-/** A page of a space, ordered by id. */
 const pageOfSpace = <Column extends keyof ProductEmbedding>(
   database: Database,
   columns: ReadonlyArray<Column>,
@@ -118,19 +104,6 @@ const pageOfChanges = (database: Database, after: Pick<ChangedRow, "updated_at" 
     )
     .all(after.updated_at, after.product_id, rowsPerPage)
 
-/** Pages until one is not full. Other fibers run in between. */
-const paged = <Row, Key>(
-  first: Key,
-  page: (after: Key) => Effect.Effect<ReadonlyArray<Row>, ProductEmbeddingsError>,
-  key: (row: Row) => Key,
-) =>
-  Stream.paginateEffect(first, (after) =>
-    Effect.map(page(after), (rows) => [
-      rows,
-      rows.length === rowsPerPage ? Option.map(Option.fromNullable(rows.at(-1)), key) : Option.none(),
-    ]),
-  )
-
 const withVectors = <Row extends { readonly embedding: Uint8Array }>(rows: ReadonlyArray<Row>) =>
   Chunk.map(Chunk.unsafeFromArray(rows), (row) => ({ ...row, embedding: Vector.fromBytes(row.embedding) }))
 
@@ -139,15 +112,13 @@ const nearest = <E>(
   pages: Stream.Stream<ReadonlyArray<DescriptionRow>, E>,
   vector: Float32Array,
   limit: number,
-): Effect.Effect<ReadonlyArray<Neighbour>, E> =>
+) =>
   Effect.suspend(() => {
-    const norm = Vector.norm(vector)
     const best: Array<Neighbour> = []
     const compare = ({ embedding: bytes, ...product }: DescriptionRow) => {
       const embedding = Vector.fromBytes(bytes)
       if (embedding.length !== vector.length) return
-      const norms = norm * Vector.norm(embedding)
-      const similarity = norms === 0 ? 0 : Vector.dot(vector, embedding) / norms
+      const similarity = Vector.cosine(vector, embedding)
       insertTopK(best, limit, { ...product, similarity }, moreSimilar)
     }
     return Effect.as(
@@ -164,6 +135,7 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
     space: string,
   ) =>
     paged(
+      rowsPerPage,
       "",
       (after: string) => failing(operation)(use((database) => pageOfSpace(database, columns, space, after))),
       ({ product_id }) => product_id,
@@ -186,6 +158,7 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
     countInOtherSpaces: (space) => failing("count")(use((database) => countInOtherSpaces(database, space))),
     changed: (after) =>
       paged(
+        rowsPerPage,
         // No product id sorts after this one, so that products updated in the same millisecond are left out.
         { updated_at: after, product_id: "\uffff" },
         (position) => failing("changed")(use((database) => pageOfChanges(database, position))),

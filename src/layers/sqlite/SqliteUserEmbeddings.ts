@@ -1,6 +1,6 @@
 /** User embeddings of the embedded stack. A batch is one transaction. Each write is a compare-and-swap on the version. */
 import type { Database } from "bun:sqlite"
-import { Chunk, Effect, Layer, Option, Stream } from "effect"
+import { Chunk, Effect, Layer, Stream } from "effect"
 import type { UserId } from "../../services/model/Interaction.ts"
 import type { UserEmbedding } from "../../services/model/UserEmbedding.ts"
 import * as Vector from "../../services/model/Vector.ts"
@@ -13,7 +13,7 @@ import {
   type UserRecord,
   type Write,
 } from "../../services/ports/UserEmbeddings.ts"
-import { failingWith, readById, Sqlite } from "./Sqlite.ts"
+import { countOf, failingWith, paged, readById, Sqlite } from "./Sqlite.ts"
 
 interface Row {
   readonly user_id: string
@@ -39,23 +39,12 @@ const toRecord = ({ embedding, facts, ...row }: Row): UserRecord => {
   }
 }
 
-/** A stream of pages. `page` reads up to `size` rows after a key. */
-const paged = <Row, Key>(
-  size: number,
-  first: Key,
-  page: (after: Key) => Effect.Effect<ReadonlyArray<Row>, UserEmbeddingsError>,
-  key: (row: Row) => Key,
-): Stream.Stream<ReadonlyArray<Row>, UserEmbeddingsError> =>
-  Stream.paginateEffect(first, (after) =>
-    Effect.map(page(after), (rows) => [
-      rows,
-      rows.length === size ? Option.map(Option.fromNullable(rows.at(-1)), key) : Option.none(),
-    ]),
-  )
-
 const load = (database: Database, users: ReadonlyArray<UserId>) => {
   const select = database.query<Row, [string]>("SELECT * FROM user_embeddings WHERE user_id = ?")
-  return readById(users, (user) => select.get(user), toRecord)
+  return readById(users, (user) => {
+    const row = select.get(user)
+    return row && toRecord(row)
+  })
 }
 
 const save = (database: Database, writes: ReadonlyArray<Write>): ReadonlyArray<boolean> => {
@@ -120,25 +109,14 @@ const lastWrites = (database: Database, users: ReadonlyArray<UserId>) => {
     `SELECT applied, json_extract(facts, '$.updated_at') AS updated_at
      FROM user_embeddings WHERE user_id = ? AND facts IS NOT NULL`,
   )
-  return readById(
-    users,
-    (user) => select.get(user),
-    (row) => row,
-  )
+  return readById(users, (user) => select.get(user))
 }
 
-const count = (database: Database): number =>
-  database
-    .query<{ n: number }, []>("SELECT COUNT(*) AS n FROM user_embeddings WHERE embedding IS NOT NULL")
-    .get()?.n ?? 0
+const withEmbedding = "SELECT COUNT(*) FROM user_embeddings WHERE embedding IS NOT NULL"
+const count = (database: Database) => countOf(database, withEmbedding)
 
-const countInOtherSpaces = (database: Database, space: string): number =>
-  database
-    .query<{ n: number }, [string]>(
-      `SELECT COUNT(*) AS n FROM user_embeddings
-       WHERE embedding IS NOT NULL AND json_extract(facts, '$.space') <> ?`,
-    )
-    .get(space)?.n ?? 0
+const countInOtherSpaces = (database: Database, space: string) =>
+  countOf(database, `${withEmbedding} AND json_extract(facts, '$.space') <> ?`, space)
 
 const pageOfUsers = <Row>(database: Database, columns: string, after: string): ReadonlyArray<Row> =>
   database

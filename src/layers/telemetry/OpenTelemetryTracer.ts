@@ -59,11 +59,10 @@ const valueOf = (value: unknown): AttributeValue =>
   typeof value === "string" || typeof value === "number" || typeof value === "boolean" ? value : String(value)
 
 /** The fields that the span of a batch shares with its copies. */
-interface SpanFields
-  extends Pick<
-    ReadableSpan,
-    "name" | "kind" | "startTime" | "endTime" | "duration" | "status" | "attributes" | "links"
-  > {}
+type SpanFields = Pick<
+  ReadableSpan,
+  "name" | "kind" | "startTime" | "endTime" | "duration" | "status" | "attributes" | "links"
+>
 
 /** Receives ended spans; `resource` describes this process. */
 export interface Destination {
@@ -82,24 +81,15 @@ const finish = (
   fields: SpanFields,
 ) =>
   processor.onEnd({
-    name: fields.name,
-    kind: fields.kind,
+    ...fields,
     spanContext: () => own,
     ...(parentSpanContext && { parentSpanContext }),
-    startTime: fields.startTime,
-    endTime: fields.endTime,
-    duration: fields.duration,
-    status: fields.status,
-    attributes: fields.attributes,
-    links: fields.links,
     events: none,
     ended: true,
     resource,
     instrumentationScope: scope,
     ...zero,
   })
-
-const newSpanId = () => randomHex(16)
 
 /** How other spans refer to this one. */
 const contextOf = (span: Tracer.AnySpan): SpanContext => {
@@ -115,10 +105,9 @@ const contextOf = (span: Tracer.AnySpan): SpanContext => {
   }
 }
 
-/** A child of `parent`. */
 const childOf = ({ traceId, traceState }: SpanContext): SpanContext => ({
   traceId,
-  spanId: newSpanId(),
+  spanId: randomHex(16),
   traceFlags: TraceFlags.SAMPLED,
   ...(traceState && { traceState }),
 })
@@ -133,31 +122,20 @@ const failureOf = (exit: Exit.Exit<unknown, unknown>): string | undefined =>
 
 class Span implements Tracer.Span {
   readonly _tag = "Span"
-  readonly name: string
-  readonly parent: Option.Option<Tracer.AnySpan>
-  readonly context: Context.Context<never>
-  readonly kind: Tracer.SpanKind
-  readonly own: SpanContext
-  readonly members: ReadonlyArray<BatchTrace>
-  links: ReadonlyArray<Tracer.SpanLink>
   status: Tracer.SpanStatus
-  private readonly destination: Destination
   private readonly ownAttributes: Attributes = {}
 
   constructor(
-    destination: Destination,
-    [name, parent, context, links, startTime, kind]: Parameters<Tracer.Tracer["span"]>,
-    own: SpanContext,
-    members: ReadonlyArray<BatchTrace>,
+    private readonly destination: Destination,
+    readonly own: SpanContext,
+    readonly members: ReadonlyArray<BatchTrace>,
+    readonly name: string,
+    readonly parent: Option.Option<Tracer.AnySpan>,
+    readonly context: Context.Context<never>,
+    public links: ReadonlyArray<Tracer.SpanLink>,
+    startTime: bigint,
+    readonly kind: Tracer.SpanKind,
   ) {
-    this.destination = destination
-    this.name = name
-    this.parent = parent
-    this.context = context
-    this.links = links
-    this.kind = kind
-    this.own = own
-    this.members = members
     this.status = { _tag: "Started", startTime }
   }
 
@@ -223,27 +201,26 @@ export const make = (destination: Destination, sampler: Sampler): Tracer.Tracer 
   /** A process decides once for each trace. A batch is sampled if one of its messages is. */
   const isSampled = (
     traceId: string,
-    parent: Tracer.AnySpan | undefined,
-    links: ReadonlyArray<Tracer.SpanLink>,
+    parent?: Tracer.AnySpan,
+    links: ReadonlyArray<Tracer.SpanLink> = [],
   ) => {
     if (parent?._tag === "Span") return parent.sampled
     if (parent === undefined && links.length > 0) return links.some(({ span }) => span.sampled)
     return sampler(traceId, parent?.sampled)
   }
   return Tracer.make({
-    span: (...options) => {
-      const [, parent, , links, , kind] = options
+    span: (name, parent, context, links, startTime, kind) => {
       const parentContext = Option.isSome(parent) ? contextOf(parent.value) : undefined
       const traceId = parentContext?.traceId ?? randomHex(32)
       const sampled = isSampled(traceId, Option.getOrUndefined(parent), links)
       const own: SpanContext = {
         traceId,
-        spanId: newSpanId(),
+        spanId: randomHex(16),
         traceFlags: sampled ? TraceFlags.SAMPLED : TraceFlags.NONE,
         ...(parentContext?.traceState && { traceState: parentContext.traceState }),
       }
       const members = !sampled || kind === "producer" || kind === "consumer" ? none : currentMembers()
-      return new Span(destination, options, own, members)
+      return new Span(destination, own, members, name, parent, context, links, startTime, kind)
     },
     context: (execution) => execution(),
   })

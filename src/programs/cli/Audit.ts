@@ -1,30 +1,24 @@
 /** `audit`: compares the log with the embeddings. */
-import { Command, Options } from "@effect/cli"
-import { Effect, Layer, Schema } from "effect"
+import { Command } from "@effect/cli"
+import { Effect, Layer } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { UserId } from "../../services/model/Interaction.ts"
 import * as Auditor from "../../services/operate/Auditor.ts"
 import { json, print, table } from "./support/Output.ts"
 import { counting } from "./support/Progress.ts"
+import { flag, given, onlyUser } from "./support/Usage.ts"
 
 export const audit = Command.make(
   "audit",
   {
-    user: Options.text("user").pipe(
-      Options.withSchema(Schema.typeSchema(UserId)),
-      Options.withDescription("Audit only this user"),
-      Options.optional,
-    ),
-    details: Options.boolean("details").pipe(
-      Options.withDescription(`List the interactions, at most ${Auditor.mostDetails} of each state`),
-    ),
+    user: onlyUser("Audit only this user"),
+    details: flag("details", `List the interactions, at most ${Auditor.mostDetails} of each state`),
     json,
   },
   ({ details, json, user }) =>
     Effect.gen(function* () {
       const auditor = yield* Auditor.Auditor
       const report = yield* counting("rows", (progress) =>
-        auditor.audit({ ...(user._tag === "Some" ? { user: user.value } : {}), details, progress }),
+        auditor.audit({ ...given({ user }), details, progress }),
       )
       yield* print(json, report, ({ details = [], ...counts }) =>
         [

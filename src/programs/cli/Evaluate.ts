@@ -10,13 +10,12 @@ import { evaluate as evaluateFile, productsOfFile, productsOfStack } from "../ta
 import { reading, toReading } from "./Import.ts"
 import { json, print, table } from "./support/Output.ts"
 import { figure, measured } from "./support/Progress.ts"
-import { eventType } from "./support/Usage.ts"
+import { eventType, flag, maybe } from "./support/Usage.ts"
 
 const settingsShown = 6
 
 const cell = ({ high, low, mean }: Estimate) => `${mean.toFixed(3)} [${low.toFixed(3)}, ${high.toFixed(3)}]`
 
-/** The weights as variables. */
 const variablesOf = (weights: Report["verdict"]["best"]["weights"]): string => {
   const variables = new Map<string, string>(builtInEventTypes.map(({ name, variable }) => [name, variable]))
   const [builtIn, own] = Arr.partitionMap(Object.entries(weights), ([name, weight]) => {
@@ -86,20 +85,16 @@ export const evaluate = Command.make(
       Args.withDescription("A history, in the format of `import interactions`; nothing is recorded"),
     ),
     ...reading,
-    products: Options.file("products", { exists: "yes" }).pipe(
-      Options.withDescription("Products, in the format of `products import`; default: the stored products"),
-      Options.optional,
+    products: maybe(
+      Options.file("products", { exists: "yes" }),
+      "Products, in the format of `products import`; default: the stored products",
     ),
-    target: eventType("target", "Predict only events of this type; default: all product events").pipe(
-      Options.optional,
-    ),
+    target: eventType("target", "Predict only events of this type; default: all product events"),
     most: Options.integer("most").pipe(
       Options.withDescription("Events to predict, drawn at random from the last fifth of the history"),
       Options.withDefault(1_000),
     ),
-    unseen: Options.boolean("unseen").pipe(
-      Options.withDescription("Predict only products that are new to the user"),
-    ),
+    unseen: flag("unseen", "Predict only products that are new to the user"),
     json,
   },
   ({ file, json, most, products, target, unseen, ...given }) => {

@@ -1,13 +1,12 @@
 /** `export embeddings` and `export interactions`. */
 import { extname } from "node:path"
 import { Command, Options } from "@effect/cli"
-import { Console, Effect, Option, Schema } from "effect"
+import { Console, Effect, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { UserId } from "../../services/model/Interaction.ts"
 import { embeddingFormats, exportEmbeddings, exportInteractions } from "../tasks/ExportData.ts"
 import { json, print } from "./support/Output.ts"
 import { counting, figure } from "./support/Progress.ts"
-import { eventType, instant } from "./support/Usage.ts"
+import { eventType, given, instant, maybe, onlyUser } from "./support/Usage.ts"
 
 const out = Options.file("out").pipe(
   Options.withAlias("o"),
@@ -36,11 +35,9 @@ const report = <A extends { readonly exported: number; readonly files: ReadonlyA
 const embeddings = Command.make(
   "embeddings",
   {
-    format: Options.choice("format", embeddingFormats).pipe(
-      Options.withDescription(
-        "Default: by the name of the file, else jsonl. npy writes the user ids to a second file",
-      ),
-      Options.optional,
+    format: maybe(
+      Options.choice("format", embeddingFormats),
+      "Default: by the name of the file, else jsonl. npy writes the user ids to a second file",
     ),
     out,
     since: instant("since", "Only embeddings written, and in jsonl also users erased, since this time"),
@@ -81,34 +78,24 @@ const interactionFormats = ["jsonl", "csv"] as const
 const interactions = Command.make(
   "interactions",
   {
-    format: Options.choice("format", interactionFormats).pipe(
-      Options.withDescription("Default: by the name of the file, else jsonl"),
-      Options.optional,
+    format: maybe(
+      Options.choice("format", interactionFormats),
+      "Default: by the name of the file, else jsonl",
     ),
     out,
-    user: Options.text("user").pipe(
-      Options.withSchema(Schema.typeSchema(UserId)),
-      Options.withDescription("Only events of this user"),
-      Options.optional,
-    ),
-    type: eventType("type", "Only events of this type").pipe(Options.optional),
+    user: onlyUser("Only events of this user"),
+    type: eventType("type", "Only events of this type"),
     since: instant("since", "Only events that occurred at or after this time"),
     until: instant("until", "Only events that occurred before this time"),
     recordedSince: instant("recorded-since", "Only events that were recorded at or after this time"),
     json,
   },
-  ({ format, json, out, recordedSince, since, type, until, user }) =>
+  ({ format, json, out, ...filter }) =>
     counting("rows", (progress) =>
       exportInteractions({
         format: formatOf(interactionFormats, format, out),
         out,
-        filter: {
-          ...(Option.isSome(user) && { user: user.value }),
-          ...(Option.isSome(type) && { type: type.value }),
-          ...(Option.isSome(since) && { since: since.value }),
-          ...(Option.isSome(until) && { until: until.value }),
-          ...(Option.isSome(recordedSince) && { recordedSince: recordedSince.value }),
-        },
+        filter: given(filter),
         progress,
       }),
     ).pipe(

@@ -15,25 +15,15 @@ import {
 } from "../../services/operate/DeadLetterAdmin.ts"
 import { json, print, table } from "./support/Output.ts"
 import { waiting } from "./support/Progress.ts"
-import { BadUsage, confirm, instant, yes } from "./support/Usage.ts"
+import { BadUsage, confirm, flag, given, instant, maybe, yes } from "./support/Usage.ts"
 
 const filters = {
-  error: Options.text("error").pipe(
-    Options.withDescription("Only dead letters with this error"),
-    Options.optional,
-  ),
-  type: Options.text("type").pipe(Options.withDescription("Only events of this type"), Options.optional),
-  user: Options.text("user").pipe(Options.withDescription("Only events of this user"), Options.optional),
+  error: maybe(Options.text("error"), "Only dead letters with this error"),
+  type: maybe(Options.text("type"), "Only events of this type"),
+  user: maybe(Options.text("user"), "Only events of this user"),
   since: instant("since", "Only dead letters that failed last at or after this time"),
 }
 type Filters = { readonly [Name in keyof typeof filters]: Option.Option<string> }
-
-const toFilter = ({ error, since, type, user }: Filters): DeadLetterFilter => ({
-  error: Option.getOrUndefined(error),
-  since: Option.getOrUndefined(since),
-  type: Option.getOrUndefined(type),
-  user: Option.getOrUndefined(user),
-})
 
 const toTable = (deadLetters: ReadonlyArray<Summary>) =>
   deadLetters.length === 0
@@ -54,14 +44,12 @@ const toTable = (deadLetters: ReadonlyArray<Summary>) =>
 const reading = <A, E, R>(read: Effect.Effect<A, E, R>) =>
   waiting("reading the dead letters")(Effect.provide(read, Stack.layer))
 
-const list = Command.make("list", { ...filters, json }, ({ json, ...given }) =>
-  Effect.flatMap(reading(listDeadLetters(toFilter(given))), (deadLetters) =>
-    print(json, deadLetters, toTable),
-  ),
+const list = Command.make("list", { ...filters, json }, ({ json, ...filter }) =>
+  Effect.flatMap(reading(listDeadLetters(given(filter))), (deadLetters) => print(json, deadLetters, toTable)),
 ).pipe(Command.withDescription("Lists the dead letters, oldest first, and leaves them in the queue"))
 
-const groups = Command.make("groups", { ...filters, json }, ({ json, ...given }) =>
-  Effect.flatMap(reading(groupDeadLetters(toFilter(given))), (groups) =>
+const groups = Command.make("groups", { ...filters, json }, ({ json, ...filter }) =>
+  Effect.flatMap(reading(groupDeadLetters(given(filter))), (groups) =>
     print(json, groups, (groups) =>
       groups.length === 0
         ? "no dead letters"
@@ -106,9 +94,9 @@ const targets = {
     Args.withDescription("x-dead-letter-id or message_id"),
     Args.repeated,
   ),
-  all: Options.boolean("all").pipe(Options.withDescription("All dead letters that match the filters")),
+  all: flag("all", "All dead letters that match the filters"),
   ...filters,
-  dryRun: Options.boolean("dry-run").pipe(Options.withDescription("Only list them; change nothing")),
+  dryRun: flag("dry-run", "Only list them; change nothing"),
   json,
 }
 
@@ -116,10 +104,10 @@ const targets = {
 const target = (
   ids: ReadonlyArray<string>,
   all: boolean,
-  given: Filters,
+  options: Filters,
 ): Effect.Effect<DeadLetterFilter, BadUsage> => {
-  const filter = toFilter(given)
-  const filtered = Object.values(filter).some((value) => value !== undefined)
+  const filter = given(options)
+  const filtered = Object.values(options).some(Option.isSome)
   if (all)
     return ids.length === 0 ? Effect.succeed(filter) : new BadUsage({ message: "give either ids or --all" })
   if (ids.length === 0)
@@ -137,9 +125,9 @@ const dryRunReport = (json: boolean, would: string, picked: ReadonlyArray<Summar
         Console.error(`${picked.length} dead letters would be ${would}`),
       )
 
-const retry = Command.make("retry", targets, ({ all, dryRun, ids, json, ...given }) =>
+const retry = Command.make("retry", targets, ({ all, dryRun, ids, json, ...filters }) =>
   Effect.gen(function* () {
-    const filter = yield* target(ids, all, given)
+    const filter = yield* target(ids, all, filters)
     if (dryRun) return yield* dryRunReport(json, "retried", yield* pickDeadLetters(filter))
     if (!all) yield* pickDeadLetters(filter)
     const report = yield* retryDeadLetters(filter)
@@ -153,9 +141,9 @@ const retry = Command.make("retry", targets, ({ all, dryRun, ids, json, ...given
   ),
 )
 
-const remove = Command.make("remove", { ...targets, yes }, ({ all, dryRun, ids, json, yes, ...given }) =>
+const remove = Command.make("remove", { ...targets, yes }, ({ all, dryRun, ids, json, yes, ...filters }) =>
   Effect.gen(function* () {
-    const filter = yield* target(ids, all, given)
+    const filter = yield* target(ids, all, filters)
     const picked = yield* pickDeadLetters(filter)
     if (dryRun) return yield* dryRunReport(json, "removed", picked)
     yield* confirm(`Delete ${picked.length} dead letters?`, yes)

@@ -7,7 +7,7 @@ import * as Settings from "../../services/Settings.ts"
 import { generateLoad, type LoadReport, limits, type Progress } from "../tasks/GenerateLoad.ts"
 import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print } from "./support/Output.ts"
-import { instant } from "./support/Usage.ts"
+import { flag, instant, maybe } from "./support/Usage.ts"
 
 const count = (n: number) => n.toLocaleString("en-US")
 const seconds = (s: number | null) => (s === null ? "never" : `${s.toFixed(2)} s`)
@@ -68,25 +68,13 @@ export const generate = Command.make(
       "start",
       "When the first event occurred; default: just before now. Two runs with the same seed and start send the same interactions, which count once",
     ),
-    bulk: Options.boolean("bulk").pipe(
-      Options.withDescription("Send many events per request, by POST /api/interactions"),
-    ),
-    check: Options.boolean("check").pipe(
-      Options.withDescription("Run the audit afterwards, and fail when events are missing or extra"),
-    ),
-    url: Options.text("url").pipe(
-      Options.withDescription("Address of the API; default: http://127.0.0.1:API_PORT"),
-      Options.optional,
-    ),
-    token: Options.text("token").pipe(
-      Options.withDescription("Token for the API; default: the first of API_TOKENS"),
-      Options.optional,
-    ),
-    products: Options.file("products", { exists: "yes" }).pipe(
-      Options.withDescription(
-        "JSON Lines of products to interact with, stored if they are new; default: the stored products, or a sample catalogue if there are none",
-      ),
-      Options.optional,
+    bulk: flag("bulk", "Send many events per request, by POST /api/interactions"),
+    check: flag("check", "Run the audit afterwards, and fail when events are missing or extra"),
+    url: maybe(Options.text("url"), "Address of the API; default: http://127.0.0.1:API_PORT"),
+    token: maybe(Options.text("token"), "Token for the API; default: the first of API_TOKENS"),
+    products: maybe(
+      Options.file("products", { exists: "yes" }),
+      "JSON Lines of products to interact with, stored if they are new; default: the stored products, or a sample catalogue if there are none",
     ),
     json,
   },

@@ -1,6 +1,6 @@
 /** `import interactions`: records a history from a file. */
 import { extname } from "node:path"
-import { Args, Command, HelpDoc, Options, ValidationError } from "@effect/cli"
+import { Args, Command, Options } from "@effect/cli"
 import { Effect, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import { type Format, mappable, type Reading } from "../../services/history/InteractionFile.ts"
@@ -8,8 +8,7 @@ import { importInteractions } from "../tasks/ImportInteractions.ts"
 import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print } from "./support/Output.ts"
 import { duration, figure, measured } from "./support/Progress.ts"
-
-const invalid = (text: string) => ValidationError.invalidValue(HelpDoc.p(text))
+import { flag, invalid, maybe } from "./support/Usage.ts"
 
 /** `a=b,c=d`, repeatable; `left` lists the names allowed on the left. */
 const pairs = (name: string, description: string, left?: ReadonlyArray<string>) =>
@@ -23,10 +22,10 @@ const pairs = (name: string, description: string, left?: ReadonlyArray<string>) 
           texts.flatMap((text) => text.split(",")),
           (pair) => {
             const [, key = "", value = ""] = /^([^=]+)=(.*)$/.exec(pair) ?? []
-            if (key === "") return Effect.fail(invalid(`--${name} ${pair}: must be A=B`))
+            if (key === "") return invalid(`--${name} ${pair}: must be A=B`)
             return left === undefined || left.includes(key.trim())
               ? Effect.succeed([key.trim(), value.trim()] as const)
-              : Effect.fail(invalid(`--${name} ${pair}: the fields are ${left.join(", ")}`))
+              : invalid(`--${name} ${pair}: the fields are ${left.join(", ")}`)
           },
         ),
         (all): Readonly<Record<string, string>> => Object.fromEntries(all),
@@ -39,15 +38,14 @@ const formats: Readonly<Record<string, readonly [Format, string]>> = {
   ".tsv": ["csv", "\t"],
 }
 
-/** Options that say how a file of interactions is read. */
 export const reading = {
-  format: Options.choice("format", ["jsonl", "csv"]).pipe(
-    Options.withDescription("Default: csv for names that end in .csv or .tsv, else jsonl"),
-    Options.optional,
+  format: maybe(
+    Options.choice("format", ["jsonl", "csv"]),
+    "Default: csv for names that end in .csv or .tsv, else jsonl",
   ),
-  delimiter: Options.text("delimiter").pipe(
-    Options.withDescription("Character between the cells of a CSV file; default: a comma, in .tsv a tab"),
-    Options.optional,
+  delimiter: maybe(
+    Options.text("delimiter"),
+    "Character between the cells of a CSV file; default: a comma, in .tsv a tab",
   ),
   map: pairs(
     "map",
@@ -73,10 +71,10 @@ export const reading = {
 
 export const toReading = (
   file: string,
-  given: {
-    readonly format: Option.Option<Format>
-    readonly delimiter: Option.Option<string>
-  } & Pick<Reading, "map" | "types" | "set" | "ignore">,
+  given: { readonly format: Option.Option<Format>; readonly delimiter: Option.Option<string> } & Pick<
+    Reading,
+    "map" | "types" | "set" | "ignore"
+  >,
 ): Reading => {
   const [format, delimiter] = formats[extname(file).toLowerCase()] ?? (["jsonl", ","] as const)
   const { ignore, map, set, types } = given
@@ -99,14 +97,12 @@ const importInteractionsCommand = Command.make(
       ),
     ),
     ...reading,
-    state: Options.file("state").pipe(
-      Options.withDescription("File that stores the progress of the import; default: under DATA_DIR/imports"),
-      Options.optional,
+    state: maybe(
+      Options.file("state"),
+      "File that stores the progress of the import; default: under DATA_DIR/imports",
     ),
-    restart: Options.boolean("restart").pipe(
-      Options.withDescription("Read the file from its beginning, even if an earlier import got further"),
-    ),
-    strict: Options.boolean("strict").pipe(Options.withDescription("Stop at the first bad record")),
+    restart: flag("restart", "Read the file from its beginning, even if an earlier import got further"),
+    strict: flag("strict", "Stop at the first bad record"),
     json,
   },
   ({ file, json, restart, state, strict, ...given }) =>

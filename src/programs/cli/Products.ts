@@ -1,5 +1,5 @@
 /** `products import`: stores products from a file. */
-import { Args, Command, Options } from "@effect/cli"
+import { Args, Command } from "@effect/cli"
 import { Effect, Layer } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as EventVectors from "../../services/update/EventVectors.ts"
@@ -7,6 +7,7 @@ import { importProducts } from "../tasks/ImportProducts.ts"
 import * as Provision from "../tasks/ProvisionServers.ts"
 import { json, print } from "./support/Output.ts"
 import { counting } from "./support/Progress.ts"
+import { flag } from "./support/Usage.ts"
 
 const productsImport = Command.make(
   "import",
@@ -14,7 +15,7 @@ const productsImport = Command.make(
     file: Args.file({ name: "file", exists: "yes" }).pipe(
       Args.withDescription('JSON Lines: {"product_id","product_name","category","text"?,"vector"?}'),
     ),
-    strict: Options.boolean("strict").pipe(Options.withDescription("Stop at the first bad line")),
+    strict: flag("strict", "Stop at the first bad line"),
     json,
   },
   ({ file, json, strict }) =>

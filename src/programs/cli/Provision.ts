@@ -1,17 +1,16 @@
 /** `setup` and `doctor`: create and check what the dependencies need. */
-import { Command, Options } from "@effect/cli"
+import { Command } from "@effect/cli"
 import { Array, Effect, Record } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as Provision from "../tasks/ProvisionServers.ts"
 import { green, json, print, red, table, yellow } from "./support/Output.ts"
 import { waiting } from "./support/Progress.ts"
+import { flag } from "./support/Usage.ts"
 
 export const setup = Command.make(
   "setup",
   {
-    check: Options.boolean("check").pipe(
-      Options.withDescription("Only check; exit with 1 when something is missing"),
-    ),
+    check: flag("check", "Only check; exit with 1 when something is missing"),
     json,
   },
   ({ check, json }) =>

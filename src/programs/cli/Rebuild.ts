@@ -1,13 +1,12 @@
 /** `rebuild`: computes embeddings again from the log. */
-import { Command, Options } from "@effect/cli"
+import { Command } from "@effect/cli"
 import { Effect, Layer, Option, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { UserId } from "../../services/model/Interaction.ts"
 import * as Rebuilder from "../../services/operate/Rebuilder.ts"
 import * as EventVectors from "../../services/update/EventVectors.ts"
 import { json, print } from "./support/Output.ts"
 import { counting } from "./support/Progress.ts"
-import { BadUsage } from "./support/Usage.ts"
+import { BadUsage, flag, onlyUser } from "./support/Usage.ts"
 
 /** The report names the users and the reasons. */
 class NotRebuilt extends Schema.TaggedError<NotRebuilt>()("NotRebuilt", { failed: Schema.Number }) {
@@ -19,15 +18,9 @@ class NotRebuilt extends Schema.TaggedError<NotRebuilt>()("NotRebuilt", { failed
 export const rebuild = Command.make(
   "rebuild",
   {
-    user: Options.text("user").pipe(
-      Options.withSchema(Schema.typeSchema(UserId)),
-      Options.withDescription("Rebuild only this user"),
-      Options.optional,
-    ),
-    all: Options.boolean("all").pipe(Options.withDescription("Rebuild all users who have an embedding")),
-    allowMissing: Options.boolean("allow-missing").pipe(
-      Options.withDescription("Leave out events whose row or vector no longer exists"),
-    ),
+    user: onlyUser("Rebuild only this user"),
+    all: flag("all", "Rebuild all users who have an embedding"),
+    allowMissing: flag("allow-missing", "Leave out events whose row or vector no longer exists"),
     json,
   },
   ({ all, allowMissing, json, user }) =>

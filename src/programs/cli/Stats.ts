@@ -1,5 +1,5 @@
 /** `stats`: figures of the system. */
-import { Command, Options } from "@effect/cli"
+import { Command } from "@effect/cli"
 import { Console, Effect } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as SystemStats from "../../services/operate/SystemStats.ts"
@@ -7,6 +7,7 @@ import { quarantineQueue, queue, retryQueue } from "../../services/ports/Interac
 import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print, table } from "./support/Output.ts"
 import { waiting } from "./support/Progress.ts"
+import { flag } from "./support/Usage.ts"
 
 const refresh = "2 seconds"
 
@@ -52,7 +53,7 @@ const inTables = ({
 export const stats = Command.make(
   "stats",
   {
-    watch: Options.boolean("watch").pipe(Options.withDescription("Refresh every 2 seconds until Ctrl-C")),
+    watch: flag("watch", "Refresh every 2 seconds until Ctrl-C"),
     json,
   },
   ({ json, watch }) =>

@@ -28,7 +28,6 @@ const embedTexts = Effect.fnUntraced(function* (texts: ReadonlyArray<string>, ki
   return found
 })
 
-/** Product vectors from a file for `products import`. */
 export const productsOfFile = Effect.fn("productsOfFile")(function* (path: string) {
   const files = yield* FileSystem.FileSystem
   const { dimensions } = yield* EmbeddingConfig
@@ -53,7 +52,6 @@ export const productsOfFile = Effect.fn("productsOfFile")(function* (path: strin
   return vectors
 })
 
-/** Product vectors of the configured stack. */
 export const productsOfStack = Effect.gen(function* () {
   const { space } = yield* PhraseEmbedder
   const products = yield* ProductEmbeddings
@@ -136,17 +134,6 @@ const grid = (configured: Evaluation.Setting): ReadonlyArray<Evaluation.Setting>
   return [...all.values()]
 }
 
-/** Figures of one method. */
-export interface Row extends Readonly<Record<Evaluation.Metric, Evaluation.Estimate>> {
-  readonly name: string
-  /** `null` for a baseline. */
-  readonly setting:
-    | (Omit<Evaluation.Setting, "weights"> & { readonly weights: "configured" | "equal" })
-    | null
-  /** Whether this is the present configuration. */
-  readonly configured: boolean
-}
-
 export interface EvaluateOptions {
   readonly reading: InteractionFile.Reading
   /** Predict only events of this type; all product events without it. */
@@ -165,10 +152,7 @@ const nameOf = (setting: Evaluation.Setting, configured: Evaluation.Setting) =>
   `taste λ ${setting.lambda}, ${weightsOf(setting, configured)} weights, ${setting.history}, ${setting.mix}, popularity ${setting.popularity}`
 
 /** Figures of all methods: the baselines, then the settings. */
-const toRows = (
-  rankings: ReadonlyArray<Evaluation.Ranking>,
-  settings: ReadonlyArray<Evaluation.Setting>,
-): ReadonlyArray<Row> => {
+const toRows = (rankings: ReadonlyArray<Evaluation.Ranking>, settings: ReadonlyArray<Evaluation.Setting>) => {
   const figures = (method: number) => {
     const of = (metric: Evaluation.Metric) =>
       Evaluation.estimate(rankings, (ranks) => Evaluation.metricOfRank[metric](ranks[method]!))

@@ -48,25 +48,6 @@ export interface Progress {
   readonly depth: number
 }
 
-export interface LoadReport {
-  readonly sent: number
-  readonly accepted: number
-  /** Recorded before by a run with the same seed and start. */
-  readonly duplicates: number
-  /** Accepted interactions that are embedded. */
-  readonly embedded: number
-  /** From the first request to the last response. */
-  readonly seconds: number
-  readonly accepted_per_s: number
-  readonly event_to_embedding_s: SystemStats.Percentiles
-  /** Share of the accepted interactions that were embedded within the limit. */
-  readonly embedded_in_time: number
-  /** Messages in the queue, or accepted interactions not yet embedded, whichever was more. */
-  readonly max_queue_depth: number
-  readonly audit?: AuditReport
-  readonly pass: boolean
-}
-
 export const limits = { seconds: 30, share: 0.95, depth: 5_000 } as const
 
 export class NotAccepted extends Schema.TaggedError<NotAccepted>()("NotAccepted", {
@@ -88,10 +69,7 @@ const mostProducts = 1_000
 
 const toRequest = ({ event_type, metadata, occurred_at, product_id, search_phrase, user_id }: Interaction) =>
   search_phrase !== null
-    ? {
-        path: `/api/user/${user_id}/search`,
-        body: { ...metadata, query: search_phrase, occurred_at },
-      }
+    ? { path: `/api/user/${user_id}/search`, body: { ...metadata, query: search_phrase, occurred_at } }
     : {
         path: `/api/user/${user_id}/product/${product_id}/${routeOf(event_type)}`,
         body: { ...metadata, occurred_at },
@@ -116,7 +94,6 @@ interface ApiResponse {
   readonly retried: boolean
 }
 
-/** Requests to the API under test. */
 const makeClient = ({ token, url }: Pick<LoadOptions, "url" | "token">) => {
   const headers = {
     "content-type": "application/json",
@@ -223,7 +200,6 @@ class LoadRun {
     }
   }
 
-  /** Ids sent before `until` that are still pending. */
   sentBefore(until: number) {
     return Array.from(this.sentAt, ([user_id, own]) => ({
       user_id,
@@ -247,26 +223,29 @@ class LoadRun {
 }
 
 /** `waits` has the seconds of each accepted interaction, `Infinity` where it was not embedded. */
-export const toReport = (run: {
-  readonly sent: number
-  readonly accepted: number
-  readonly duplicates: number
-  readonly seconds: number
-  readonly waits: ReadonlyArray<number>
-  readonly maxDepth: number
-  readonly audit: AuditReport | undefined
-}): LoadReport => {
+export const toReport = (
+  run: Readonly<Pick<LoadRun, "accepted" | "duplicates" | "maxDepth">> & {
+    readonly sent: number
+    readonly seconds: number
+    readonly waits: ReadonlyArray<number>
+    readonly audit: AuditReport | undefined
+  },
+) => {
   const { accepted, audit, duplicates, maxDepth, seconds, sent, waits } = run
   const inTime = waits.filter((wait) => wait <= limits.seconds).length
   return {
     sent,
     accepted,
+    /** Recorded before by a run with the same seed and start. */
     duplicates,
     embedded: waits.filter(Number.isFinite).length,
+    /** From the first request to the last response. */
     seconds,
     accepted_per_s: Math.round((accepted / Math.max(seconds, 0.001)) * 10) / 10,
     event_to_embedding_s: SystemStats.percentiles(waits),
+    /** Share of the accepted interactions that were embedded within the limit. */
     embedded_in_time: accepted === 0 ? 1 : inTime / accepted,
+    /** Messages in the queue, or accepted interactions not yet embedded, whichever was more. */
     max_queue_depth: maxDepth,
     ...(audit === undefined ? {} : { audit }),
     pass:
@@ -276,6 +255,7 @@ export const toReport = (run: {
       (audit === undefined || audit.missing + audit.extra === 0),
   }
 }
+export type LoadReport = ReturnType<typeof toReport>
 
 /** Sends one interaction, or several in bulk. Sends again after a pause those refused by the rate limit. */
 const submit = (
@@ -335,7 +315,6 @@ const sendAll = Effect.fnUntraced(function* (
   return ((yield* Clock.currentTimeMillis) - begin) / 1_000
 })
 
-/** Finds the interactions that are embedded by now, and the depth of the queue. */
 const check = Effect.fnUntraced(function* (run: LoadRun) {
   const queue = yield* InteractionQueue
   const users = yield* UserEmbeddings
@@ -410,12 +389,13 @@ export const generateLoad = Effect.fn("generateLoad")(function* (options: LoadOp
   const seconds = yield* sendAndWatch(client, run, options, interactions)
   const audit = options.check ? yield* Effect.flatMap(Auditor, (auditor) => auditor.audit({})) : undefined
   const { accepted, duplicates, maxDepth, pending, waits } = run
+  const unembedded = Array.from({ length: pending }, () => Number.POSITIVE_INFINITY)
   return toReport({
     sent: total,
     accepted,
     duplicates,
     seconds,
-    waits: [...waits, ...Array.from({ length: pending }, () => Number.POSITIVE_INFINITY)],
+    waits: waits.concat(unembedded),
     maxDepth,
     audit,
   })

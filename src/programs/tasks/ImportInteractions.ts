@@ -8,18 +8,15 @@ import { basename, dirname, join, resolve } from "node:path"
 import { FileSystem } from "@effect/platform"
 import { Array as Arr, Clock, Effect, Either, Option, Redacted, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
+import type { RawRecord, Reading } from "../../services/history/InteractionFile.ts"
 import * as InteractionFile from "../../services/history/InteractionFile.ts"
-import {
-  InteractionLog,
-  type InteractionLogError,
-  type NewInteraction,
-} from "../../services/ports/InteractionLog.ts"
+import type { InteractionLogError, NewInteraction } from "../../services/ports/InteractionLog.ts"
+import { InteractionLog } from "../../services/ports/InteractionLog.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import type { Reached } from "../cli/support/Progress.ts"
 
-/** Rows of one commit. */
 const rowsAtOnce = 1_000
 export const bytesAtOnce = 1024 * 1024
 /** Bytes at the beginning of a file that identify it. */
@@ -44,30 +41,13 @@ type State = typeof State.Type
 const decodeState = Schema.decodeUnknownOption(Schema.parseJson(State))
 
 export interface ImportOptions {
-  readonly reading: InteractionFile.Reading
+  readonly reading: Reading
   /** The state file; the rejected records are stored beside it. */
   readonly state: Option.Option<string>
   /** Ignores the state of an earlier import. */
   readonly restart: boolean
   readonly strict: boolean
   readonly progress: (reached: Reached) => Effect.Effect<void>
-}
-
-export interface ImportReport {
-  readonly file: string
-  /** Records read by all runs. */
-  readonly records: number
-  readonly recorded: number
-  /** Recorded before, by message id or idempotency key. */
-  readonly duplicates: number
-  readonly rejected: number
-  /** Line, reason and text of each rejected record; `null` when there are none. */
-  readonly rejected_file: string | null
-  readonly state_file: string
-  /** Line at which this run began. */
-  readonly resumed_at_line: number
-  /** Of this run. */
-  readonly seconds: number
 }
 
 export class ImportRefused extends Schema.TaggedError<ImportRefused>()("ImportRefused", {
@@ -87,12 +67,11 @@ const target = Effect.gen(function* () {
   return Option.isSome(url) ? Redacted.value(url.value) : resolve(yield* Settings.DATA_DIR)
 })
 
-const hash = Effect.fnUntraced(function* (reading: InteractionFile.Reading, beginning: Uint8Array) {
+const hash = Effect.fnUntraced(function* (reading: Reading, beginning: Uint8Array) {
   const options = JSON.stringify([yield* target, reading])
   return createHash("sha256").update(options).update(beginning).digest("hex")
 })
 
-/** The first bytes of a file, at most `most`. */
 const beginningOf = Effect.fnUntraced(function* (file: string, most: number) {
   const files = yield* FileSystem.FileSystem
   const chunks = yield* Stream.runCollect(files.stream(file, { bytesToRead: most }))
@@ -100,11 +79,7 @@ const beginningOf = Effect.fnUntraced(function* (file: string, most: number) {
 })
 
 /** State of an earlier import; `None` when there is none, or when it belongs to another file, log or reading. */
-const storedState = Effect.fnUntraced(function* (
-  file: string,
-  stateFile: string,
-  reading: InteractionFile.Reading,
-) {
+const storedState = Effect.fnUntraced(function* (file: string, stateFile: string, reading: Reading) {
   const files = yield* FileSystem.FileSystem
   const text = yield* Effect.option(files.readFileString(stateFile))
   const state = Option.flatMap(text, decodeState)
@@ -124,10 +99,7 @@ const storedState = Effect.fnUntraced(function* (
 })
 
 /** Where the records of a file begin, and the columns of a CSV file. */
-export const beginningOfRecords = Effect.fnUntraced(function* (
-  file: string,
-  reading: InteractionFile.Reading,
-) {
+export const beginningOfRecords = Effect.fnUntraced(function* (file: string, reading: Reading) {
   const start = { columns: [] as ReadonlyArray<string>, offset: 0, line: 1 }
   if (reading.format === "jsonl") return start
   const split = InteractionFile.splitter(reading, start)
@@ -142,7 +114,7 @@ export const beginningOfRecords = Effect.fnUntraced(function* (
   return { columns, offset: first.end, line: first.nextLine }
 })
 
-const initialState = Effect.fnUntraced(function* (file: string, reading: InteractionFile.Reading) {
+const initialState = Effect.fnUntraced(function* (file: string, reading: Reading) {
   const beginning = yield* beginningOf(file, fingerprinted)
   return {
     file,
@@ -156,7 +128,6 @@ const initialState = Effect.fnUntraced(function* (file: string, reading: Interac
   }
 })
 
-/** Replaces a file atomically. */
 const replace = Effect.fnUntraced(function* (path: string, text: string) {
   const files = yield* FileSystem.FileSystem
   yield* files.writeFileString(`${path}.new`, text)
@@ -178,15 +149,13 @@ const append = Effect.fnUntraced(function* (entries: ReadonlyArray<NewInteractio
   )
 })
 
-type Rejected = readonly [record: InteractionFile.RawRecord, reason: string]
+type Decode = ReturnType<typeof InteractionFile.decoder>
+type Rejected = readonly [record: RawRecord, reason: string]
 
 /** Decodes records and appends them to the log; answers how many became which. */
-const decodeAndAppend = Effect.fnUntraced(function* (
-  records: ReadonlyArray<InteractionFile.RawRecord>,
-  decode: ReturnType<typeof InteractionFile.decoder>,
-) {
+const decodeAndAppend = Effect.fnUntraced(function* (records: ReadonlyArray<RawRecord>, decode: Decode) {
   const now = yield* Clock.currentTimeMillis
-  const accepted: Array<InteractionFile.RawRecord> = []
+  const accepted: Array<RawRecord> = []
   const entries: Array<NewInteraction> = []
   const rejected: Array<Rejected> = []
   for (const record of records) {
@@ -244,7 +213,7 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
   const rejects = yield* files.open(rejectedFile, { flag: "a+" })
   yield* rejects.truncate(state.rejected_bytes)
 
-  const importRecords = Effect.fnUntraced(function* (records: ReadonlyArray<InteractionFile.RawRecord>) {
+  const importRecords = Effect.fnUntraced(function* (records: ReadonlyArray<RawRecord>) {
     const { duplicates, recorded, rejected } = yield* decodeAndAppend(records, decode)
     const lines = toRejectedLines(rejected)
     if (lines.length > 0) yield* rejects.writeAll(lines)
@@ -267,7 +236,7 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
 
   const split = InteractionFile.splitter(reading, state)
   yield* progress(toReached(state, total))
-  const inBatches = (records: ReadonlyArray<InteractionFile.RawRecord>) =>
+  const inBatches = (records: ReadonlyArray<RawRecord>) =>
     Effect.forEach(Arr.chunksOf(records, rowsAtOnce), importRecords, { discard: true })
   yield* files
     .stream(file, { offset: state.offset, chunkSize: bytesAtOnce, bufferSize: 2 })
@@ -276,16 +245,18 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
 
   const { duplicates, recorded, rejected } = state
   if (rejected === 0) yield* files.remove(rejectedFile)
-  const report: ImportReport = {
+  return {
     file,
+    /** Of all runs. */
     records: recorded + duplicates + rejected,
     recorded,
     duplicates,
     rejected,
+    /** Line, reason and text of each rejected record. */
     rejected_file: rejected > 0 ? rejectedFile : null,
     state_file: stateFile,
     resumed_at_line: resumedAt,
+    /** Of this run. */
     seconds: ((yield* Clock.currentTimeMillis) - began) / 1_000,
   }
-  return report
 }, Effect.scoped)

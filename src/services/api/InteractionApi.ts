@@ -18,7 +18,6 @@ export const bodyBytes = 64 * 1024
 export const bulkBodyBytes = 1024 * 1024
 /** For a body with a vector: from 2,048 dimensions on, its numbers need more than 64 KiB. */
 export const vectorBytes = (dimensions: number): number => Math.max(bodyBytes, dimensions * 32)
-/** The most items of one bulk request. */
 export const bulkItems = 1_000
 
 const Recorded = Schema.Struct({

@@ -32,9 +32,9 @@ export const DeadLetterGroup = Schema.Struct({
   /** The newest of the group. */
   example: Schema.Struct(deadLetter).pick("id", "message_id", "message"),
 })
-const DeadLetterGroups = Schema.Struct({
-  groups: Schema.Array(DeadLetterGroup),
-}).annotations({ identifier: "DeadLetterGroups" })
+const DeadLetterGroups = Schema.Struct({ groups: Schema.Array(DeadLetterGroup) }).annotations({
+  identifier: "DeadLetterGroups",
+})
 const DeadLettersInFull = Schema.Struct({
   items: Schema.Array(
     Schema.Struct({
@@ -48,7 +48,6 @@ const DeadLettersInFull = Schema.Struct({
     }),
   ),
 }).annotations({ identifier: "DeadLettersInFull" })
-/** Selects dead letters by id, by error, or all. */
 export const DeadLetterSelection = Schema.Union(
   Schema.Struct({ ids: Schema.Array(UserId).pipe(Schema.minItems(1), Schema.maxItems(1_000)) }),
   Schema.Struct({ error: Schema.NonEmptyString }),

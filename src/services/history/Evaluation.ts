@@ -16,7 +16,6 @@ import * as Vector from "../model/Vector.ts"
 export const equalWeights = (weights: Weights): Weights =>
   Object.fromEntries(Object.entries(weights).map(([type, weight]) => [type, Math.sign(weight)]))
 
-/** One choice of parameters for the taste. */
 export interface Setting {
   readonly lambda: number
   readonly weights: Weights
@@ -283,7 +282,6 @@ const plainMean = ({ weights }: Pick<Setting, "weights">): Setting => ({
   popularity: 0,
 })
 
-/** Ranks of the target by every method. */
 const rankTarget = (
   { lambda, settings, space, unseenOnly, vectorOf }: World,
   catalogue: ReturnType<typeof centre>,
@@ -357,7 +355,6 @@ export const metricOfRank: Readonly<Record<Metric, (rank: number) => number>> = 
   mrr: (rank) => (rank < first ? 1 / (rank + 1) : 0),
 }
 
-/** A mean with its 95 % interval. */
 export interface Estimate {
   readonly mean: number
   readonly low: number
@@ -401,7 +398,6 @@ export const estimate = (
 export interface Comparison {
   /** The best of {@link baselines} on one half of the users. */
   readonly simple: Baseline
-  /** Index of the best setting on the same half. */
   readonly setting: number
   /** NDCG of the setting minus NDCG of the baseline, on the other half. */
   readonly difference: Estimate

@@ -11,7 +11,6 @@ import { ofBulkItem } from "../record/Submission.ts"
 
 export type Format = "jsonl" | "csv"
 
-/** Options for reading a file. */
 export interface Reading {
   readonly format: Format
   /** The character between the cells of a CSV file. */
@@ -125,22 +124,23 @@ export const splitter = (
   return { push, end }
 }
 
-/** The cells of one CSV record. */
 export const parseCells = (text: string, delimiter: string): ReadonlyArray<string> => {
   const cells: Array<string> = []
+  const find = (what: string, from: number) => {
+    const at = text.indexOf(what, from)
+    return at === -1 ? text.length : at
+  }
   let at = 0
   while (at <= text.length) {
     if (text[at] !== '"') {
-      const next = text.indexOf(delimiter, at)
-      const end = next === -1 ? text.length : next
+      const end = find(delimiter, at)
       cells.push(text.slice(at, end))
       at = end + 1
       continue
     }
     let cell = ""
     for (at += 1; at < text.length; ) {
-      const next = text.indexOf('"', at)
-      const end = next === -1 ? text.length : next
+      const end = find('"', at)
       cell += text.slice(at, end)
       at = end + 1
       if (text[at] !== '"') break
@@ -148,15 +148,13 @@ export const parseCells = (text: string, delimiter: string): ReadonlyArray<strin
       at += 1
     }
     // Text between the closing quote and the next delimiter belongs to the cell, as in spreadsheets.
-    const next = text.indexOf(delimiter, at)
-    const end = next === -1 ? text.length : next
+    const end = find(delimiter, at)
     cells.push(cell + text.slice(at, end))
     at = end + 1
   }
   return cells
 }
 
-/** A cell, quoted if necessary. */
 const toCell = (value: string): string =>
   /[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value
 

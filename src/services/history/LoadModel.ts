@@ -19,22 +19,15 @@ export interface LoadModel {
   readonly start: number
 }
 
-export const phrases: ReadonlyArray<string> = [
-  ..."wireless headphones|running shoes|coffee grinder|gift for dad|yoga mat|board games|red wine|tent for two".split(
-    "|",
-  ),
-  ..."waterproof jacket|phone case|cast iron pan|baby blanket|garden hose|desk lamp|espresso beans|winter boots".split(
-    "|",
-  ),
-  ..."mystery novel|cordless drill|dog bed|protein powder|bluetooth speaker|picture frame|cat toys".split(
-    "|",
-  ),
-  ..."office chair|sunglasses|vegan chocolate|camping stove|bike lights|guitar strings|wool socks".split("|"),
-  ..."travel backpack|kitchen knife|face cream|led strip|puzzle 1000 pieces|lego castle|usb c cable".split(
-    "|",
-  ),
-  ..."something warm for cold evenings|cheap laptop|hiking poles|Kaffeemühle|crème brûlée torch".split("|"),
-]
+export const phrases: ReadonlyArray<string> = `
+wireless headphones|running shoes|coffee grinder|gift for dad|yoga mat|board games|red wine|tent for two
+waterproof jacket|phone case|cast iron pan|baby blanket|garden hose|desk lamp|espresso beans|winter boots
+mystery novel|cordless drill|dog bed|protein powder|bluetooth speaker|picture frame|cat toys|office chair
+sunglasses|vegan chocolate|camping stove|bike lights|guitar strings|wool socks|travel backpack|kitchen knife
+face cream|led strip|puzzle 1000 pieces|lego castle|usb c cable|something warm for cold evenings
+cheap laptop|hiking poles|Kaffeemühle|crème brûlée torch`
+  .trim()
+  .split(/[|\n]/)
 
 /** Draws index k with a weight of 1/(k + 1). */
 const zipf = (size: number) => {

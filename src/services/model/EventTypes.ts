@@ -4,7 +4,6 @@
  */
 import { Either } from "effect"
 
-/** One type of event. */
 export interface EventTypeDefinition {
   /** `event_type` in rows, messages, files and the bulk route. */
   readonly name: string
@@ -78,7 +77,9 @@ export const phraseEventTypes: ReadonlyArray<PhraseEventType> = builtInEventType
   .map(({ name }) => name)
 
 export const namePattern = /^[a-z][a-z0-9_]{1,31}$/
-const builtInNames: ReadonlySet<string> = new Set(builtInEventTypes.map(({ name }) => name))
+const builtInByName: ReadonlyMap<string, BuiltIn> = new Map(
+  builtInEventTypes.map((type) => [type.name, type]),
+)
 const reservedNames: ReadonlySet<string> = new Set([
   ...builtInEventTypes.map(({ route }) => route),
   "retraction",
@@ -92,7 +93,7 @@ export const isPhraseEventType = (name: unknown): name is PhraseEventType =>
 export const isProductEventType = (name: unknown): name is ProductEventType =>
   typeof name === "string" &&
   namePattern.test(name) &&
-  (builtInNames.has(name) ? !isPhraseEventType(name) : !isReserved(name))
+  (builtInByName.has(name) ? !isPhraseEventType(name) : !isReserved(name))
 
 const isReserved = (name: string): boolean => reservedNames.has(name) || name.startsWith("product_")
 
@@ -103,7 +104,6 @@ export interface EventTypes {
   /** Weight by name; no entry for a type that is not configured. */
   readonly weights: Readonly<Record<string, number>>
   readonly has: (name: string) => boolean
-  /** The last words of the routes for products. */
   readonly productRoutes: ReadonlyArray<string>
   /** The product type that a route ends with. */
   readonly ofRoute: (route: string) => EventTypeDefinition | undefined
@@ -114,7 +114,7 @@ const ownLoadShare = 0.05
 
 /** The built-in types with the given weights, and the types that only `weights` names. */
 export const make = (weights: Readonly<Record<string, number>> = {}): EventTypes => {
-  const own = Object.entries(weights).filter(([name]) => !builtInNames.has(name))
+  const own = Object.entries(weights).filter(([name]) => !builtInByName.has(name))
   const all: ReadonlyArray<EventTypeDefinition> = [
     ...builtInEventTypes.map((type) => ({ ...type, weight: weights[type.name] ?? type.weight })),
     ...own.map(([name, weight]) => ({
@@ -142,18 +142,12 @@ export const make = (weights: Readonly<Record<string, number>> = {}): EventTypes
 /** The built-in types with their default weights. */
 export const defaults = make()
 
-const counters: Readonly<Record<string, `${string}_count`>> = Object.fromEntries(
-  builtInEventTypes.map(({ counter, name }) => [name, counter]),
-)
 /** Field of `metadata` that counts events of a type, configured or not. */
 export const counterOf = (type: EventType): `${string}_count` =>
-  builtInNames.has(type) ? counters[type]! : `${type}_count`
+  builtInByName.get(type)?.counter ?? `${type}_count`
 
-const routes: Readonly<Record<string, string>> = Object.fromEntries(
-  builtInEventTypes.map(({ name, route }) => [name, route]),
-)
 /** Last word of the route that records events of a product type. */
-export const routeOf = (type: EventType): string => (builtInNames.has(type) ? routes[type]! : type)
+export const routeOf = (type: EventType): string => builtInByName.get(type)?.route ?? type
 
 /** The counters of the built-in types, all 0. */
 export const zeroCounters: Readonly<Record<`${string}_count`, number>> = Object.fromEntries(
@@ -177,7 +171,7 @@ export const parseWeights = (text: string): Either.Either<Readonly<Record<string
 }
 
 const nameProblem = (name: string): string | undefined => {
-  if (builtInNames.has(name)) return undefined
+  if (builtInByName.has(name)) return undefined
   if (isReserved(name)) return `the name is reserved (${[...reservedNames].join(", ")} and product_… are)`
   return namePattern.test(name)
     ? undefined

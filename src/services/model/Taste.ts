@@ -29,7 +29,6 @@ interface Coefficients {
 export interface Taste {
   /** Unit length. */
   readonly direction: Float32Array
-  /** Weight of short memory. */
   readonly b: number
   readonly events: ReadonlyArray<Coefficients>
   readonly mean: Float32Array
@@ -59,10 +58,7 @@ export const centre = (v: Float32Array, mean: Float32Array): Float32Array | unde
 }
 
 /** Long memory: how the stored vector differs from the catalogue's mean; `undefined` without a direction. */
-export const longMemory = (
-  { embedding, history, mass, total_weight }: UserEmbedding,
-  mean: Float32Array,
-): Float64Array | undefined => {
+export const longMemory = ({ embedding, history, mass, total_weight }: UserEmbedding, mean: Float32Array) => {
   const [factor, share] = history === "cumulative" ? [mass, total_weight] : [1, 1]
   const sum = difference(factor, embedding, share, mean)
   return Vector.norm(sum) > noDirection * (factor + Math.abs(share)) ? sum : undefined
@@ -134,11 +130,7 @@ export interface Reason {
  * A negative share speaks against the product. The absolute values of the shares and of `rest` add up to 1. The share
  * with the largest absolute value is the first.
  */
-export const explain = (
-  { events, mean }: Taste,
-  product: Float32Array,
-  similarity: number,
-): { readonly because: ReadonlyArray<Reason>; readonly rest: number } => {
+export const explain = ({ events, mean }: Taste, product: Float32Array, similarity: number) => {
   const onMean = Vector.dot(mean, product)
   const parts = events.map(({ event, long, short, vector }) => {
     const length = Vector.norm(difference(1, vector, 1, mean))

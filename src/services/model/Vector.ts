@@ -3,13 +3,11 @@
  * because two kinds at one call site make the compiled code several times slower.
  */
 
-/** Euclidean length of a stored vector. */
 const storedNorm = (v: Float32Array): number => {
   let sum = 0
   for (let i = 0; i < v.length; i++) sum += v[i]! * v[i]!
   return Math.sqrt(sum)
 }
-/** Euclidean length of a sum. */
 const sumNorm = (v: Float64Array): number => {
   let sum = 0
   for (let i = 0; i < v.length; i++) sum += v[i]! * v[i]!

@@ -67,7 +67,6 @@ export class Auditor extends Context.Tag("user-embeddings/Auditor")<
   { readonly audit: (options: AuditOptions) => Effect.Effect<AuditReport, AuditError> }
 >() {}
 
-/** Interactions are missing or extra. */
 export class Inconsistent extends Schema.TaggedError<Inconsistent>()("Inconsistent", {
   missing: Schema.Number,
   extra: Schema.Number,
@@ -79,11 +78,8 @@ export class Inconsistent extends Schema.TaggedError<Inconsistent>()("Inconsiste
 
 /** Unexplained interactions kept to be checked again; of any beyond these only the number is known. */
 const mostUnexplained = 200_000
-/** Interactions looked up together. */
 const page = 1_000
-/** Users compared together. */
 const usersPerPage = 1_000
-/** Users compared id by id at the same time. */
 const usersAtOnce = 4
 /** Consumers hold messages that no queue shows, so while there are consumers the audit checks this often. */
 const mostChecks = 7
@@ -101,7 +97,6 @@ const services = Effect.all({
 })
 type Services = Effect.Effect.Success<typeof services>
 
-/** A row of the log that is not applied. */
 type Unapplied = Omit<Finding, "state"> & { readonly recordedAt: number }
 
 const toUnapplied = ({ interaction, recordedAt }: LogRow): Unapplied => {
@@ -109,7 +104,6 @@ const toUnapplied = ({ interaction, recordedAt }: LogRow): Unapplied => {
   return { user_id, message_id, event_type, product_id, occurred_at, recordedAt }
 }
 
-/** What one audit has found so far. */
 class Findings {
   users = 0
   /** Published, not applied, and not explained by anything checked so far. */
@@ -184,7 +178,6 @@ class Fingerprint {
     this.add(ids)
   }
 
-  /** Adds the ids at the positions `from` to `to`. */
   add(ids: AppliedIds.AppliedIds, from = 0, to = AppliedIds.count(ids)): void {
     const words = new DataView(ids.buffer, ids.byteOffset, ids.byteLength)
     for (
@@ -371,7 +364,6 @@ const readUser = Effect.fnUntraced(function* (services: Services, user: UserId) 
   return { record, unapplied, total, extra: total - applied, unchanged: version === record.version }
 })
 
-/** Adds the applied ids that the log does not have. */
 const findExtraIds = ({ log, users }: Services, findings: Findings, user: UserId, record: RecordState) =>
   Stream.make([...record.onRecord]).pipe(
     Stream.concat(AppliedInteractions.overflowIds(users, user, record)),

@@ -3,7 +3,6 @@ import { Effect, Schema, Stream } from "effect"
 import type { DeadLetterGroup } from "../api/OperationsApi.ts"
 import { content, type DeadLetter, DeadLetters } from "../ports/DeadLetters.ts"
 
-/** Selects the dead letters that match every given field. */
 export interface DeadLetterFilter {
   readonly error?: string | undefined
   readonly type?: string | undefined
@@ -121,7 +120,6 @@ export const pickDeadLetters = (filter: DeadLetterFilter) =>
     return picked
   })
 
-/** Some of the selected dead letters could not be published again. */
 export class NotRetried extends Schema.TaggedError<NotRetried>()("NotRetried", { left: Schema.Number }) {
   override get message() {
     return `${this.left} dead letters could not be published and stay in the queue failed`

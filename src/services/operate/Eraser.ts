@@ -11,7 +11,6 @@ import type { PhraseEmbeddingsError } from "../ports/PhraseEmbeddings.ts"
 import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
 import { EventVectors } from "../update/EventVectors.ts"
 
-/** What an erasure removed. */
 export interface ErasureReport {
   readonly user_id: UserId
   /** ISO; interactions recorded up to this instant are gone and do not come back. */
@@ -33,9 +32,7 @@ export type ErasureError =
 
 export class Eraser extends Context.Tag("user-embeddings/Eraser")<
   Eraser,
-  {
-    readonly erase: (user: UserId) => Effect.Effect<ErasureReport, ErasureError>
-  }
+  { readonly erase: (user: UserId) => Effect.Effect<ErasureReport, ErasureError> }
 >() {}
 
 const page = 500
@@ -77,15 +74,8 @@ const make = Effect.gen(function* () {
     const behind = at + 1 - (yield* Clock.currentTimeMillis)
     yield* Effect.sleep(Math.min(Math.max(behind, commitGrace), clockGrace))
     interactions += yield* log.erase(user_id, at)
-    const report: ErasureReport = {
-      user_id,
-      erased_at: new Date(at).toISOString(),
-      interactions,
-      embedding,
-      phrases,
-      dead_letters,
-    }
-    return report
+    const erased_at = new Date(at).toISOString()
+    return { user_id, erased_at, interactions, embedding, phrases, dead_letters }
   })
 
   return { erase }

@@ -14,7 +14,6 @@ import {
 import * as Telemetry from "../Telemetry.ts"
 
 const interval = Duration.seconds(5)
-/** Between two measurements of the event loop. */
 const tick = Duration.millis(500)
 
 const polling = <E, R>(update: Effect.Effect<unknown, E, R>, every: Duration.Duration) =>
@@ -25,7 +24,6 @@ const polling = <E, R>(update: Effect.Effect<unknown, E, R>, every: Duration.Dur
     Layer.scopedDiscard,
   )
 
-/** Depths of all queues and the consumers of the main one. */
 export const queues = polling(
   Effect.gen(function* () {
     const { failed, main, quarantined, retry } = yield* (yield* InteractionQueue).depths
@@ -40,7 +38,6 @@ export const queues = polling(
   interval,
 )
 
-/** Rows that are not published yet. */
 export const outbox = polling(
   Effect.gen(function* () {
     const { oldestUnpublishedSeconds, unpublished } = yield* (yield* InteractionLog).outbox

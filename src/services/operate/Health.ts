@@ -19,9 +19,7 @@ export const Ready = Schema.Struct({ status: Schema.Literal("ok", "degraded"), d
 })
 /** The part cannot do its job. */
 export const Unavailable = Schema.Struct({ status: Schema.Literal("unavailable"), dependencies }).annotations(
-  {
-    identifier: "Unavailable",
-  },
+  { identifier: "Unavailable" },
 )
 export type Health = typeof Ready.Type | typeof Unavailable.Type
 

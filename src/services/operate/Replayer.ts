@@ -38,10 +38,7 @@ export class Replayer extends Context.Tag("user-embeddings/Replayer")<
     /** Publishes rows page by page. A dry run only counts them. `progress` receives the number published so far. */
     readonly replay: (
       filter: LogFilter,
-      options?: {
-        readonly dryRun?: boolean
-        readonly progress?: (published: number) => Effect.Effect<void>
-      },
+      options?: { readonly dryRun?: boolean; readonly progress?: (published: number) => Effect.Effect<void> },
     ) => Effect.Effect<ReplayReport, InteractionLogError | ReplayStopped>
   }
 >() {}

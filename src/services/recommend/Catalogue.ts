@@ -68,7 +68,6 @@ export interface Scored extends Product {
 
 export interface Search {
   readonly limit: number
-  /** Only products of this category. */
   readonly category?: string | undefined
   readonly without?: ReadonlySet<ProductId> | undefined
   /** Added to a product's similarity; never more than `most`. */
@@ -133,7 +132,6 @@ const toScored = (product: Product, similarity: number, bonus: Search["bonus"]) 
   return { ...product, score: similarity + added, similarity, bonus: added }
 }
 
-/** A search that waits for its result. */
 interface PendingSearch {
   readonly direction: Float32Array
   readonly search: Search
@@ -145,7 +143,6 @@ interface PendingSearch {
 
 /** The vectors in memory, in blocks of rows, and their mean. */
 class ProductRows {
-  /** There are more products than the limit. */
   tooLarge = false
   readonly blocks: Array<Float32Array> = []
   mean: Float32Array

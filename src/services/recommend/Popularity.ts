@@ -12,7 +12,6 @@ import * as StaleWhileRevalidate from "./StaleWhileRevalidate.ts"
 const rowsPerSlice = 10_000
 /** Rows at the end of the log, where earlier ids may still be committed. */
 const recentRows = 10_000
-/** How old the counts may be. */
 const freshFor = Duration.seconds(2)
 const dayMillis = 86_400_000
 
@@ -25,7 +24,6 @@ export interface Popular {
 export interface Counts {
   /** Interactions with the product, ever. */
   readonly of: (product: ProductId) => number
-  /** Interactions with the most popular product. */
   readonly most: number
 }
 

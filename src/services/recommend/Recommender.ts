@@ -78,7 +78,6 @@ export interface Found extends Product {
   readonly taste: number | null
 }
 
-/** Weight of the taste in the score of a search. */
 export const tasteWeight = 0.3
 /** The most users compared, at about 20 µs each. */
 export const mostUsersCompared = 50_000
@@ -318,10 +317,7 @@ const search = Effect.fn("search")(function* (
     ],
     { concurrency: 2 },
   )
-  const vector = yield* Effect.catchTags(found!, {
-    ProductMissing: Effect.die,
-    UnusableVector: Effect.die,
-  })
+  const vector = yield* Effect.catchTags(found!, { ProductMissing: Effect.die, UnusableVector: Effect.die })
   const centred = Taste.centre(vector, yield* catalogue.mean) ?? new Float32Array(vector.length)
   // The sum of two dot products is the dot product with the sum of the directions, so the scan stays exact.
   const direction = Option.match(taste, {

@@ -5,16 +5,10 @@
 import { interactionOf, type ReceivedMessage } from "./ReceivedMessage.ts"
 
 export class BatchWindow {
-  private readonly millis: number
   /** By user, in the order in which the windows opened. Invalid messages share the window of user "". */
-  private readonly waiting = new Map<
-    string,
-    { readonly closes: number; readonly messages: Array<ReceivedMessage> }
-  >()
+  private readonly waiting = new Map<string, { closes: number; messages: Array<ReceivedMessage> }>()
 
-  constructor(millis: number) {
-    this.millis = millis
-  }
+  constructor(private readonly millis: number) {}
 
   add(message: ReceivedMessage, now: number): void {
     const user = interactionOf(message)?.user_id ?? ""

@@ -164,7 +164,6 @@ interface PlannedWrite {
   readonly overflow: ReadonlyArray<string>
 }
 
-/** Folds the items of one user into the record. */
 const planWrite = (
   user_id: UserId,
   items: ReadonlyArray<Item>,

@@ -40,7 +40,6 @@ const stopIntakeDeadline = Duration.seconds(2)
 /** How long a stopping worker may finish what it holds. */
 const stopDeadline = Duration.seconds(20)
 
-/** What the fibers of a worker share. */
 interface Worker {
   readonly queue: InteractionQueue["Type"]
   readonly consumer: Consumer
@@ -64,7 +63,6 @@ interface Worker {
 // ---------------------------------------------------------------------------------------------------------
 // Settling
 
-/** The names of settlements in spans, metrics and logs. */
 const settlementName = {
   Ack: "ack",
   Retry: "retry",
@@ -146,7 +144,6 @@ const isOnlyMessage = (worker: Worker) =>
 
 interface Handled {
   readonly outcomes: ReadonlyArray<Outcome>
-  /** Errors of dependencies that are out. */
   readonly errors: ReadonlyArray<RetryPolicies.UpdateError>
   readonly settled: ReadonlyArray<Settled>
   readonly waits: (outcome: Outcome) => boolean
@@ -356,9 +353,7 @@ const make = Effect.gen(function* () {
     ]),
     ([takingFiber, handlingFiber]) => stop(worker, takingFiber, handlingFiber),
   )
-  return {
-    outage: Effect.sync(() => Option.fromNullable(OutageState.reasonOf(worker.state))),
-  }
+  return { outage: Effect.sync(() => Option.fromNullable(OutageState.reasonOf(worker.state))) }
 })
 
 export const layer = Layer.scoped(EmbeddingWorker, make)

@@ -5,7 +5,6 @@ import type { BatchWindow } from "./BatchWindow.ts"
 import type { OutageState } from "./OutageState.ts"
 import { interactionOf, type ReceivedMessage } from "./ReceivedMessage.ts"
 
-/** Messages that are handled together. */
 export interface Work {
   readonly batch: ReadonlyArray<ReceivedMessage>
   /** The batch is one message, which shows whether the dependency is back. */
@@ -19,13 +18,11 @@ export class HeldMessages {
   private ready: Array<ReceivedMessage> = []
   /** Searches that have to wait for the embedder, in order of arrival. */
   private searches: Array<ReceivedMessage> = []
-  private readonly window: BatchWindow | undefined
-  private readonly needsEmbedder: (interaction: Interaction) => boolean
 
-  constructor(window: BatchWindow | undefined, needsEmbedder: (interaction: Interaction) => boolean) {
-    this.window = window
-    this.needsEmbedder = needsEmbedder
-  }
+  constructor(
+    private readonly window: BatchWindow | undefined,
+    private readonly needsEmbedder: (interaction: Interaction) => boolean,
+  ) {}
 
   /** Messages outside the window. */
   get size(): number {
@@ -73,7 +70,6 @@ export class HeldMessages {
     return probe ?? this.takeBatch(limit, (message) => !waits(message))
   }
 
-  /** The next searches that have to wait for the embedder. */
   takeSearches(limit: number): ReadonlyArray<ReceivedMessage> {
     return this.searches.splice(0, limit)
   }

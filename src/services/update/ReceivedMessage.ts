@@ -20,7 +20,6 @@ export type ReceivedMessage = DecodedMessage | { readonly delivery: Delivery; re
 export const isDecoded = (message: ReceivedMessage): message is DecodedMessage =>
   message.decoded !== undefined
 
-/** The interaction of a valid message. */
 export const interactionOf = ({ decoded }: ReceivedMessage): Interaction | undefined =>
   decoded !== undefined && Either.isRight(decoded) ? decoded.right : undefined
 

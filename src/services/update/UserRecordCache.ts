@@ -28,7 +28,6 @@ export class UserRecordCache {
     return taken
   }
 
-  /** Caches a record as it was just written. */
   put(record: UserRecord, now: number): void {
     if (now < this.pausedUntil) return
     this.records.set(record.user_id, record)

@@ -3,7 +3,6 @@ import { ValidationError } from "@effect/cli"
 import { ConfigError, Predicate } from "effect"
 import { BadUsage } from "./Usage.ts"
 
-/** Next steps by the reason of a port's error. */
 const byReason: Readonly<Record<string, string>> = {
   unavailable: "user-embeddings doctor shows which server can't be reached, and why",
   timeout: "user-embeddings doctor shows which server does not answer; it is safe to try again",
@@ -11,7 +10,6 @@ const byReason: Readonly<Record<string, string>> = {
   rejected: "user-embeddings doctor checks permissions and declarations on the servers",
 }
 
-/** Next steps by the tag of an error. */
 const byTag: Readonly<Record<string, string>> = {
   UserNotFound:
     "the first event creates the embedding; user-embeddings audit --user U shows events in flight",

@@ -1,10 +1,10 @@
 /** Parts shared by commands: bad usage, questions, timestamps. */
 import { HelpDoc, Options, ValidationError } from "@effect/cli"
 import { Terminal } from "@effect/platform"
-import { Clock, Console, Effect, Option, Schema } from "effect"
+import { Clock, Console, Effect, Option, Record, Schema } from "effect"
 import * as EmbeddingConfig from "../../../services/EmbeddingConfig.ts"
 import { defaults } from "../../../services/model/EventTypes.ts"
-import { canonicalTimestamp } from "../../../services/model/Interaction.ts"
+import { canonicalTimestamp, UserId } from "../../../services/model/Interaction.ts"
 
 /** The options do not fit together; exit 2. */
 export class BadUsage extends Schema.TaggedError<BadUsage>()("BadUsage", { message: Schema.String }) {}
@@ -16,10 +16,22 @@ export class Declined extends Schema.TaggedError<Declined>()("Declined", {}) {
   }
 }
 
-export const yes = Options.boolean("yes").pipe(
-  Options.withAlias("y"),
-  Options.withDescription("Do not ask for confirmation"),
-)
+export const flag = (name: string, description: string) =>
+  Options.boolean(name).pipe(Options.withDescription(description))
+
+export const maybe = <A>(option: Options.Options<A>, description: string) =>
+  option.pipe(Options.withDescription(description), Options.optional)
+
+export const onlyUser = (description: string) =>
+  maybe(Options.text("user").pipe(Options.withSchema(Schema.typeSchema(UserId))), description)
+
+export const given = <Values extends Readonly<Record<string, Option.Option<unknown>>>>(values: Values) =>
+  Record.getSomes(values) as { readonly [Name in keyof Values]?: Option.Option.Value<Values[Name]> }
+
+export const yes = Options.withAlias(flag("yes", "Do not ask for confirmation"), "y")
+
+/** The value of an option is refused. */
+export const invalid = (text: string) => Effect.fail(ValidationError.invalidValue(HelpDoc.p(text)))
 
 /** An option that takes a configured event type. */
 export const eventType = (name: string, description: string) =>
@@ -31,15 +43,12 @@ export const eventType = (name: string, description: string) =>
         ({ has, names }) =>
           has(type)
             ? Effect.succeed(type)
-            : Effect.fail(
-                ValidationError.invalidValue(
-                  HelpDoc.p(
-                    `--${name} ${type}: must be one of ${names.join(", ")} (EVENT_WEIGHTS adds types of your own)`,
-                  ),
-                ),
+            : invalid(
+                `--${name} ${type}: must be one of ${names.join(", ")} (EVENT_WEIGHTS adds types of your own)`,
               ),
       ),
     ),
+    Options.optional,
   )
 
 /** Continues when the answer is yes. Without a terminal, `--yes` is required. */
@@ -75,12 +84,7 @@ export const instant = (name: string, description: string) =>
     Options.mapEffect((text) =>
       Effect.flatMap(Clock.currentTimeMillis, (now) =>
         Option.match(Option.fromNullable(parseInstant(text, now)), {
-          onNone: () =>
-            Effect.fail(
-              ValidationError.invalidValue(
-                HelpDoc.p(`--${name} ${text}: must be like 2026-02-10T12:34:56Z, 2026-02-10, 1h or 7d`),
-              ),
-            ),
+          onNone: () => invalid(`--${name} ${text}: must be like 2026-02-10T12:34:56Z, 2026-02-10, 1h or 7d`),
           onSome: Effect.succeed,
         }),
       ),
