@@ -43,11 +43,7 @@ const texts = (database: Database, products: ReadonlyArray<ProductId>, space: st
   const select = database.query<{ text: string }, [string, string]>(
     "SELECT text FROM product_embeddings WHERE product_id = ? AND space = ? AND text IS NOT NULL",
   )
-  return readById(
-    products,
-    (id) => select.get(id, space),
-    ({ text }) => text,
-  )
+  return readById(products, (id) => select.get(id, space)?.text)
 }
 
 const describe = (database: Database, products: ReadonlyArray<ProductId>) => {
