@@ -90,7 +90,7 @@ class Routes {
   constructor(
     private readonly recorder: InteractionRecorder["Type"],
     private readonly clock: Clock.Clock,
-    private readonly takeToken: (user: string, now: number) => boolean,
+    private readonly takeToken: (user: string) => boolean,
     private readonly eventTypes: EventTypes,
   ) {}
 
@@ -123,7 +123,7 @@ class Routes {
       if (Either.isLeft(decoded)) {
         const { detail, errors } = unprocessable(decoded.left)
         results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
-      } else if (this.takeToken(decoded.right.interaction.user_id, now)) {
+      } else if (this.takeToken(decoded.right.interaction.user_id)) {
         accepted.push(decoded.right)
         indices.push(index)
       } else results[index] = { index, status: 429, error: { detail: tooMany } }
@@ -143,7 +143,7 @@ class Routes {
     const now = this.clock.unsafeCurrentTimeMillis()
     const decoded = decode(body, key, now)
     if (Either.isLeft(decoded)) throw unprocessable(decoded.left)
-    if (!this.takeToken(decoded.right.interaction.user_id, now))
+    if (!this.takeToken(decoded.right.interaction.user_id))
       throw new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
     const [appended] = await this.record([decoded.right], trace)
     if (appended === undefined || appended._tag === "KeyReused") throw unprocessable([keyReused])
@@ -175,7 +175,8 @@ export const layer = Layer.effect(
     const limit = yield* Settings.RATE_LIMIT_PER_USER
     const { eventTypes } = yield* EmbeddingConfig
     const recorder = yield* InteractionRecorder
-    return new Routes(recorder, yield* Effect.clock, RateLimiter.make(limit), eventTypes)
+    const clock = yield* Effect.clock
+    return new Routes(recorder, clock, RateLimiter.make(limit, clock), eventTypes)
   }),
 )
 
