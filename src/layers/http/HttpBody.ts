@@ -2,7 +2,7 @@
 import type { HttpServerRequest } from "@effect/platform"
 import { Effect, Either, Schema } from "effect"
 import { issues } from "../../services/model/Interaction.ts"
-import { fieldIssue, Problem, unprocessable } from "../../services/model/Problem.ts"
+import { fieldIssue, Problem, shapeProblem, unprocessable } from "../../services/model/Problem.ts"
 
 const utf8 = new TextDecoder("utf-8", { fatal: true })
 
@@ -93,6 +93,10 @@ export const decodeBody = <A, I>(schema: Schema.Schema<A, I>) => {
   return (request: HttpServerRequest.HttpServerRequest, limit: number) =>
     Effect.flatMap(
       onWebRequest(request, (web) => parseBody(web, limit)),
-      (body = {}) => Either.mapLeft(decode(body), (error) => unprocessable(issues(error).map(fieldIssue))),
+      (body = {}) => {
+        const problem = shapeProblem(body)
+        if (problem !== undefined) return unprocessable([{ field: "", detail: problem }])
+        return Either.mapLeft(decode(body), (error) => unprocessable(issues(error).map(fieldIssue)))
+      },
     )
 }

@@ -4,6 +4,7 @@
  * them as plain functions. A request that it does not recognise goes to the router, whose handlers call the
  * same functions.
  */
+import { setImmediate } from "node:timers/promises"
 import { HttpServerResponse } from "@effect/platform"
 import { Cause, type Clock, Context, Effect, Either, Exit, Layer, Runtime } from "effect"
 import { type BulkReport, bodyBytes, bulkBodyBytes, bulkItems } from "../../services/api/InteractionApi.ts"
@@ -45,6 +46,10 @@ const keyReused: FieldIssue = {
   detail: "was used before for another interaction of this user",
 }
 const tooMany = "too many interactions of this user"
+/** How long items of a bulk request may be decoded before other requests get a turn. */
+const turnMillis = 10
+/** Beyond this number of issues in a bulk request, each further item names only its first issue. */
+const maxBulkIssues = 5_000
 
 const json = (body: unknown, status: number): Response =>
   new Response(JSON.stringify(body), { status, headers: { "content-type": "application/json" } })
@@ -90,7 +95,7 @@ class Routes {
   constructor(
     private readonly recorder: InteractionRecorder["Type"],
     private readonly clock: Clock.Clock,
-    private readonly takeToken: (user: string, now: number) => boolean,
+    private readonly takeToken: (user: string) => boolean,
     private readonly eventTypes: EventTypes,
   ) {}
 
@@ -118,12 +123,21 @@ class Routes {
     const results: Array<Result> = []
     const accepted: Array<Submitted> = []
     const indices: Array<number> = []
+    let issues = 0
+    let turnBegan = performance.now()
     for (const [index, item] of body.entries()) {
+      if (performance.now() - turnBegan > turnMillis) {
+        await setImmediate()
+        turnBegan = performance.now()
+      }
       const decoded = Submission.ofBulkItem(item, now, this.eventTypes)
       if (Either.isLeft(decoded)) {
-        const { detail, errors } = unprocessable(decoded.left)
+        const { detail, errors } = unprocessable(
+          issues < maxBulkIssues ? decoded.left : decoded.left.slice(0, 1),
+        )
+        issues += decoded.left.length
         results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
-      } else if (this.takeToken(decoded.right.interaction.user_id, now)) {
+      } else if (this.takeToken(decoded.right.interaction.user_id)) {
         accepted.push(decoded.right)
         indices.push(index)
       } else results[index] = { index, status: 429, error: { detail: tooMany } }
@@ -143,7 +157,7 @@ class Routes {
     const now = this.clock.unsafeCurrentTimeMillis()
     const decoded = decode(body, key, now)
     if (Either.isLeft(decoded)) throw unprocessable(decoded.left)
-    if (!this.takeToken(decoded.right.interaction.user_id, now))
+    if (!this.takeToken(decoded.right.interaction.user_id))
       throw new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
     const [appended] = await this.record([decoded.right], trace)
     if (appended === undefined || appended._tag === "KeyReused") throw unprocessable([keyReused])
@@ -175,7 +189,8 @@ export const layer = Layer.effect(
     const limit = yield* Settings.RATE_LIMIT_PER_USER
     const { eventTypes } = yield* EmbeddingConfig
     const recorder = yield* InteractionRecorder
-    return new Routes(recorder, yield* Effect.clock, RateLimiter.make(limit), eventTypes)
+    const clock = yield* Effect.clock
+    return new Routes(recorder, clock, RateLimiter.make(limit, clock), eventTypes)
   }),
 )
 

@@ -45,6 +45,30 @@ export class Problem extends Schema.TaggedError<Problem>()("Problem", {
   }
 }
 
+const maxLevels = 64
+const maxProperties = 1_000
+
+/**
+ * Why a parsed body is not given to a schema: recursion would exhaust the stack, or the time to find all its issues
+ * would block the process.
+ */
+export const shapeProblem = (json: unknown): string | undefined => {
+  let properties = 0
+  let level = [json]
+  for (let depth = 0; level.length > 0; depth++) {
+    const objects = level.filter((value) => typeof value === "object" && value !== null)
+    if (depth === maxLevels && objects.length > 0) return `must be nested at most ${maxLevels} levels deep`
+    level = []
+    for (const value of objects) {
+      const children: ReadonlyArray<unknown> = Array.isArray(value) ? value : Object.values(Object(value))
+      if (!Array.isArray(value)) properties += children.length
+      if (properties > maxProperties) return `must have at most ${maxProperties} properties`
+      for (const child of children) if (typeof child === "object" && child !== null) level.push(child)
+    }
+  }
+  return undefined
+}
+
 /** An issue of a schema, worded for clients. */
 export const fieldIssue = ({
   field,

@@ -2,6 +2,7 @@
 import { Either, type ParseResult, Schema } from "effect"
 import type { EventTypes } from "./EventTypes.ts"
 import * as Interaction from "./Interaction.ts"
+import { shapeProblem } from "./Problem.ts"
 
 export const messageVersion = "1.0"
 /**
@@ -91,6 +92,8 @@ const decodeProductEvent = Schema.decodeUnknownEither(Interaction.ProductEvent, 
 
 /** Decodes by the schema of the message's own kind, so that the issues name only the fields of that kind. */
 const decodeBySchema = (fields: Fields): Decoded => {
+  const problem = shapeProblem(fields)
+  if (problem !== undefined) return invalid("schema_violation", problem)
   const decoded: Either.Either<Interaction.Interaction, ParseResult.ParseError> =
     fields.event_type === "search" ? decodeSearch(fields) : decodeProductEvent(fields)
   if (Either.isLeft(decoded)) return invalid("schema_violation", Interaction.describeIssues(decoded.left))

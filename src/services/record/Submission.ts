@@ -5,7 +5,7 @@
 import { Either, type ParseResult, Predicate, Schema } from "effect"
 import { type EventTypes, isPhraseEventType, phraseEventTypes } from "../model/EventTypes.ts"
 import * as Interaction from "../model/Interaction.ts"
-import { type FieldIssue, fieldIssue } from "../model/Problem.ts"
+import { type FieldIssue, fieldIssue, shapeProblem } from "../model/Problem.ts"
 import type { Submission } from "./InteractionRecorder.ts"
 
 export type Decoded = Either.Either<Submission, ReadonlyArray<FieldIssue>>
@@ -100,6 +100,8 @@ const decodedBySchema = (
   item: Readonly<Record<string, unknown>>,
   instant: string,
 ): Either.Either<DecodedItem, ReadonlyArray<FieldIssue>> => {
+  const problem = shapeProblem(item)
+  if (problem !== undefined) return issue("", problem)
   const decoded: Either.Either<typeof BulkItem.Type, ParseResult.ParseError> = isPhraseEventType(
     item.event_type,
   )

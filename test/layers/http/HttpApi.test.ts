@@ -324,6 +324,66 @@ layerSuite("HTTP API", api(), (it) => {
       expect((yield* put({ vector: Array.from({ length: 1536 }, (_, i) => i) })).status).toBe(200)
     }))
 
+  it("a bulk item that is nested too deeply is rejected, and the other items are recorded", () =>
+    Effect.gen(function* () {
+      const deep = `${"[".repeat(29_000)}${"]".repeat(29_000)}`
+      const item = (user: number, more: string) =>
+        `{"user_id":"deep-${user}","event_type":"search","search_phrase":"shoes"${more}}`
+      const good = Array.from({ length: 20 }, (_, user) => item(user, ""))
+      const items = [item(99, `,"metadata":{"a":${deep}}`), item(98, `,"unknown":${deep}`), deep, ...good]
+      const { body, status } = yield* call("POST", bulk, `[${items.join(",")}]`, json)
+      expect(status).toBe(207)
+      expect(body).toMatchObject({ accepted: 20, rejected: 3 })
+      expect(body.results).toMatchObject(
+        [
+          { status: 422, error: { detail: "must be nested at most 64 levels deep" } },
+          { status: 422, error: { detail: "must be nested at most 64 levels deep" } },
+          { status: 422 },
+        ].concat(good.map(() => ({ status: 201 }) as never)),
+      )
+      for (const [path, text] of [
+        [search, `{"query":"shoes","a":${deep}}`],
+        [view, `{"a":${deep}}`],
+        [search, deep],
+      ] as const)
+        expect((yield* call("POST", path, text, json)).status).toBe(422)
+      expect((yield* call("PUT", vector, `{"vector":${deep}}`, json)).status).toBe(422)
+    }))
+
+  it("a bulk request full of mistakes does not block other requests", () =>
+    Effect.gen(function* () {
+      const unknown = (count: number) =>
+        Object.fromEntries(Array.from({ length: count }, (_, index) => [`key${index}`, 1]))
+      const item = { user_id: "u", event_type: "search", search_phrase: "shoes" }
+      const bodies = [
+        [{ ...item, ...unknown(75_000) }],
+        [{ ...item, metadata: unknown(75_000) }],
+        Array.from({ length: 1_000 }, () => ({ ...item, ...unknown(75) })),
+      ]
+      for (const body of bodies) {
+        // CPU time, because other processes may use the CPU meanwhile.
+        const cpuMillis = () => process.cpuUsage().user / 1_000
+        let longest = 0
+        let answered = false
+        const watch = Effect.promise(async () => {
+          for (let before = cpuMillis(); !answered; before = cpuMillis()) {
+            await new Promise((resume) => setImmediate(resume))
+            longest = Math.max(longest, cpuMillis() - before)
+          }
+        })
+        const request = Effect.ensuring(
+          post(bulk, body),
+          Effect.sync(() => {
+            answered = true
+          }),
+        )
+        const [answer] = yield* Effect.all([request, watch], { concurrency: 2 })
+        expect(answer.body).toMatchObject({ rejected: body.length })
+        expect(answer.text.length).toBeLessThan(2_000_000)
+        expect(longest).toBeLessThan(200)
+      }
+    }))
+
   it("a user can be erased repeatedly and then records interactions again", () =>
     Effect.gen(function* () {
       const erased = { query: "erased", occurred_at: at }

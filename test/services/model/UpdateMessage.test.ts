@@ -56,6 +56,20 @@ describe("update messages", () => {
     expect(wire(click)).toMatchObject({ search_phrase: null, product_id: "p-7" })
   })
 
+  test("that are nested too deeply violate the schema, wherever the nesting is", () => {
+    const deep = `${"[".repeat(29_000)}${"]".repeat(29_000)}`
+    for (const field of ["metadata", "user_id", "search_phrase", "occurred_at", "message_id"])
+      expect(refusal(JSON.stringify({ ...wire(search), [field]: "DEEP" }).replace('"DEEP"', deep))).toEqual([
+        "schema_violation",
+        "must be nested at most 64 levels deep",
+      ])
+    const inMetadata = JSON.stringify({ ...wire(search), metadata: { a: "DEEP" } }).replace('"DEEP"', deep)
+    expect(refusal(inMetadata)).toEqual(["schema_violation", "must be nested at most 64 levels deep"])
+    // An unknown field of a later version 1.x is ignored, whatever it holds.
+    const unknown = JSON.stringify({ ...wire(search), later: "DEEP" }).replace('"DEEP"', deep)
+    expect(refusal(unknown)[0]).toBe("accepted")
+  })
+
   test("come back as they were sent", () => {
     const anyId = fc.stringMatching(/^[A-Za-z0-9._:-]{1,64}$/)
     const decodePhrase = Schema.decodeUnknownEither(Interaction.SearchPhrase)
@@ -285,8 +299,12 @@ describe("update messages", () => {
   })
 
   test("that are hostile get a short answer: at most 100 problems, each of at most 300 characters", () => {
-    const many = Object.fromEntries(Array.from({ length: 5000 }, (_, i) => [`key${i}`, []]))
-    expect(refusal({ ...good, metadata: many })[1].split("; ")).toHaveLength(100)
+    const many = (keys: number) => Object.fromEntries(Array.from({ length: keys }, (_, i) => [`key${i}`, []]))
+    expect(refusal({ ...good, metadata: many(900) })[1].split("; ")).toHaveLength(100)
+    expect(refusal({ ...good, metadata: many(5000) })).toEqual([
+      "schema_violation",
+      "must have at most 1000 properties",
+    ])
     expect(refusal({ ...good, event_type: "x".repeat(200_000) })[1].length).toBeLessThan(300)
   })
 
