@@ -10,12 +10,8 @@ import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as LoadModel from "../../services/history/LoadModel.ts"
 import * as AppliedIds from "../../services/model/AppliedIds.ts"
 import { routeOf } from "../../services/model/EventTypes.ts"
-import {
-  describeIssues,
-  type Interaction,
-  type ProductId,
-  type UserId,
-} from "../../services/model/Interaction.ts"
+import type { Interaction, ProductId, UserId } from "../../services/model/Interaction.ts"
+import { describeIssues } from "../../services/model/Interaction.ts"
 import { Auditor, type AuditReport } from "../../services/operate/Auditor.ts"
 import * as SystemStats from "../../services/operate/SystemStats.ts"
 import { InteractionLog } from "../../services/ports/InteractionLog.ts"

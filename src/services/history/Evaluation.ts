@@ -8,14 +8,8 @@ import { Either } from "effect"
 import type { EventType, Interaction, ProductId, UserId } from "../model/Interaction.ts"
 import { chronological } from "../model/Interaction.ts"
 import * as Taste from "../model/Taste.ts"
-import {
-  decay,
-  type Event,
-  type FoldSettings,
-  fold,
-  type History,
-  type Weights,
-} from "../model/UserEmbedding.ts"
+import type { Event, FoldSettings, History, Weights } from "../model/UserEmbedding.ts"
+import { decay, fold } from "../model/UserEmbedding.ts"
 import * as Vector from "../model/Vector.ts"
 
 /** The same types, all with weight 1 or -1. */

@@ -12,12 +12,8 @@ import { InteractionLog, type InteractionLogError, type LogRow } from "../ports/
 import { type Depths, InteractionQueue, type InteractionQueueError } from "../ports/InteractionQueue.ts"
 import { PhraseEmbedder } from "../ports/PhraseEmbedder.ts"
 import { ProductEmbeddings, type ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
-import {
-  type Bookkeeping,
-  UserEmbeddings,
-  type UserEmbeddingsError,
-  type UserRecord,
-} from "../ports/UserEmbeddings.ts"
+import type { Bookkeeping, UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
+import { UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"
 
 /** One interaction about which log and embedding disagree, or about which they will agree later. */

@@ -10,12 +10,8 @@ import { counterOf } from "../model/EventTypes.ts"
 import type { Interaction, UserId } from "../model/Interaction.ts"
 import { type FoldSettings, fold, type UserEmbedding } from "../model/UserEmbedding.ts"
 import { InteractionLog, type InteractionLogError } from "../ports/InteractionLog.ts"
-import {
-  LockConflict,
-  UserEmbeddings,
-  type UserEmbeddingsError,
-  type UserRecord,
-} from "../ports/UserEmbeddings.ts"
+import type { UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
+import { LockConflict, UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import { type EventVectorError, EventVectors } from "../update/EventVectors.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"

@@ -14,11 +14,8 @@ import type { ProductId } from "../model/Interaction.ts"
 import * as Taste from "../model/Taste.ts"
 import * as Vector from "../model/Vector.ts"
 import { PhraseEmbedder } from "../ports/PhraseEmbedder.ts"
-import {
-  type ProductEmbedding,
-  ProductEmbeddings,
-  ProductEmbeddingsError,
-} from "../ports/ProductEmbeddings.ts"
+import type { ProductEmbedding } from "../ports/ProductEmbeddings.ts"
+import { ProductEmbeddings, ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
 import * as StaleWhileRevalidate from "./StaleWhileRevalidate.ts"
 import { insertTopK } from "./TopK.ts"
 

@@ -8,13 +8,8 @@ import { Clock, Context, Duration, Effect, Fiber, FiberRef, Layer, LogLevel, Opt
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as MessageTraces from "../MessageTraces.ts"
 import type { EventTypes } from "../model/EventTypes.ts"
-import {
-  type Consumer,
-  type Delivery,
-  InteractionQueue,
-  type Settled,
-  type Settlement,
-} from "../ports/InteractionQueue.ts"
+import type { Consumer, Delivery, Settled, Settlement } from "../ports/InteractionQueue.ts"
+import { InteractionQueue } from "../ports/InteractionQueue.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { BatchWindow } from "./BatchWindow.ts"
