@@ -3,7 +3,6 @@ import { Args, Command, Options } from "@effect/cli"
 import { Console, Effect, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import {
-  type DeadLetterFilter,
   groupDeadLetters,
   listDeadLetters,
   NotRetried,
@@ -112,11 +111,7 @@ const targets = {
 }
 
 /** Either ids or `--all` with filters. */
-const target = (
-  ids: ReadonlyArray<string>,
-  all: boolean,
-  options: Filters,
-): Effect.Effect<DeadLetterFilter, BadUsage> => {
+const target = (ids: ReadonlyArray<string>, all: boolean, options: Filters) => {
   const filter = given(options)
   const filtered = Object.values(options).some(Option.isSome)
   if (all)

@@ -50,9 +50,7 @@ const paint: Record<Provision.Diagnosis["status"], (text: string) => string> = {
 }
 
 /** Findings with the same remedy are printed together. */
-const byRemedy = (
-  findings: Provision.Diagnosis["findings"],
-): ReadonlyArray<[string, ReadonlyArray<string>]> =>
+const byRemedy = (findings: Provision.Diagnosis["findings"]) =>
   Object.entries(
     Record.map(
       Array.groupBy(findings, ({ remedy }) => remedy),

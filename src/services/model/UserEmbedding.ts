@@ -144,11 +144,7 @@ const beforeFirst = ({ interaction, vector }: Event): State => ({
  * Adds all events to the sum before one normalisation, which is exact in cumulative history. `undefined`: the sum
  * cancels out, so the direction depends on the single steps.
  */
-const addAll = (
-  start: State,
-  events: ReadonlyArray<Event>,
-  { lambda, weights }: FoldSettings,
-): State | undefined => {
+const addAll = (start: State, events: ReadonlyArray<Event>, { lambda, weights }: FoldSettings) => {
   const at = Math.max(start.at, Date.parse(events[events.length - 1]!.interaction.occurred_at))
   const keep = decay(lambda, at, start.at)
   const sum = Vector.beginSum(start.direction, start.mass * keep)

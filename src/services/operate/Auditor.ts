@@ -237,10 +237,7 @@ interface Both {
 }
 
 /** Joins two streams that are in the order of users. */
-const joinByUser = <E1, E2>(
-  log: Stream.Stream<Logged, E1>,
-  records: Stream.Stream<Bookkeeping, E2>,
-): Stream.Stream<Both, E1 | E2> => {
+const joinByUser = <E1, E2>(log: Stream.Stream<Logged, E1>, records: Stream.Stream<Bookkeeping, E2>) => {
   const byUser = <A extends { readonly user_id: UserId }>(one: A) => [one.user_id, one] as const
   return Stream.map(log, byUser).pipe(
     Stream.zipAllSortedByKeyWith({

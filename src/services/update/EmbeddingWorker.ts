@@ -136,13 +136,6 @@ const isOnlyMessage = (worker: Worker) =>
     return traffic === null || traffic.unacked === 1
   }).pipe(Effect.orElseSucceed(() => false))
 
-interface Handled {
-  readonly outcomes: ReadonlyArray<Outcome>
-  readonly errors: ReadonlyArray<RetryPolicies.UpdateError>
-  readonly settled: ReadonlyArray<Settled>
-  readonly waits: (outcome: Outcome) => boolean
-}
-
 /** Applies a batch and settles it, except for messages that wait for a dependency. */
 const updateAndSettle = Effect.fnUntraced(function* (
   worker: Worker,
@@ -170,8 +163,9 @@ const updateAndSettle = Effect.fnUntraced(function* (
       waits(outcome) ? [] : [[messages[index]!.delivery, outcome.settlement]],
   )
   yield* settleAll(worker.consumer, settled)
-  return { outcomes, errors, settled, waits } satisfies Handled
+  return { outcomes, errors, settled, waits }
 })
+type Handled = Effect.Effect.Success<ReturnType<typeof updateAndSettle>>
 
 const traced = (worker: Worker, messages: ReadonlyArray<DecodedMessage>, isAlone: boolean) =>
   MessageTraces.processing(
