@@ -129,8 +129,8 @@ export const mutations: ReadonlyArray<Mutation> = [
     scenario: "poison ten kinds",
     without: "keeping the original bytes",
     file: republish,
-    from: "    body,",
-    to: "    body: Buffer.from(Buffer.from(body).toString()),",
+    from: "routingKey, body, options }",
+    to: "routingKey, body: Buffer.from(Buffer.from(body).toString()), options }",
   },
   {
     scenario: "poison one that kills",

@@ -23,13 +23,8 @@ import { settled } from "../layers/http/HttpClient.ts"
 import * as Stack from "../layers/Stack.ts"
 import * as Logging from "../layers/telemetry/Logging.ts"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
-import {
-  type EventType,
-  type MessageId,
-  type ProductId,
-  ProductId as ProductIdSchema,
-  type UserId,
-} from "../services/model/Interaction.ts"
+import type { EventType, MessageId, ProductId, UserId } from "../services/model/Interaction.ts"
+import { ProductId as ProductIdSchema } from "../services/model/Interaction.ts"
 import { FieldIssue } from "../services/model/Problem.ts"
 import type { UserEmbedding } from "../services/model/UserEmbedding.ts"
 import * as Vector from "../services/model/Vector.ts"

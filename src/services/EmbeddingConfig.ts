@@ -1,32 +1,7 @@
 /** The settings of updating and reading embeddings, as one service. */
-import { Config, ConfigError, Context, type Duration, Either, Layer, Option } from "effect"
+import { Config, ConfigError, Context, Either, Layer, Option } from "effect"
 import * as EventTypes from "./model/EventTypes.ts"
-import type { History } from "./model/UserEmbedding.ts"
 import * as Settings from "./Settings.ts"
-
-export interface Knobs {
-  readonly dimensions: number
-  /** λ, per day. */
-  readonly lambda: number
-  readonly history: History
-  /** The event types that this program accepts, with their weights. */
-  readonly eventTypes: EventTypes.EventTypes
-  readonly batchEnabled: boolean
-  readonly batchWindow: Duration.Duration
-  readonly cacheTtl: Duration.Duration
-  readonly maxRetries: number
-  readonly retryDelay: Duration.Duration
-  readonly prefetch: number
-  /** Maximum interactions in one message of the main queue. */
-  readonly eventsPerMessage: number
-  /** Maximum share of popularity in a recommendation's score. */
-  readonly popularityWeight: number
-}
-
-export class EmbeddingConfig extends Context.Tag("user-embeddings/EmbeddingConfig")<
-  EmbeddingConfig,
-  Knobs
->() {}
 
 const conflict = (variable: string, name: string, one: number, other: number) =>
   ConfigError.InvalidData(
@@ -52,10 +27,12 @@ export const eventTypes: Config.Config<EventTypes.EventTypes> = Config.all([
   }),
 )
 
-const knobs: Config.Config<Knobs> = Config.all({
+const knobs = Config.all({
   dimensions: Settings.EMBEDDING_DIMENSIONS,
+  /** λ, per day. */
   lambda: Settings.EMBEDDING_DECAY_LAMBDA,
   history: Settings.EMBEDDING_HISTORY,
+  /** The event types that this program accepts, with their weights. */
   eventTypes,
   batchEnabled: Settings.EMBEDDING_BATCH_ENABLED,
   batchWindow: Settings.EMBEDDING_BATCH_WINDOW,
@@ -63,9 +40,17 @@ const knobs: Config.Config<Knobs> = Config.all({
   maxRetries: Settings.WORKER_MAX_RETRIES,
   retryDelay: Settings.WORKER_RETRY_DELAY,
   prefetch: Settings.WORKER_PREFETCH,
+  /** Maximum interactions in one message of the main queue. */
   eventsPerMessage: Settings.EVENTS_PER_MESSAGE,
+  /** Maximum share of popularity in a recommendation's score. */
   popularityWeight: Settings.POPULARITY_WEIGHT,
 })
+export type Knobs = Config.Config.Success<typeof knobs>
+
+export class EmbeddingConfig extends Context.Tag("user-embeddings/EmbeddingConfig")<
+  EmbeddingConfig,
+  Knobs
+>() {}
 
 export const layerConfig = Layer.effect(EmbeddingConfig, knobs)
 

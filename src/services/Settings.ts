@@ -17,13 +17,11 @@ export interface Setting<A> extends Config.Config<A> {
   readonly secret: boolean
 }
 
-interface Declaration<A, I extends string = string> {
-  readonly meaning: string
-  readonly schema: Schema.Schema<A, I>
-  readonly secret?: boolean
-  /** Spaces at the ends are part of the value. */
-  readonly keepsSpaces?: boolean
-}
+type Texts<Required extends "example" | "fallback"> = Pick<Setting<unknown>, "meaning" | Required> &
+  Partial<Pick<Setting<unknown>, "example" | "fallback" | "secret">> & {
+    /** Spaces at the ends are part of the value. */
+    readonly keepsSpaces?: boolean
+  }
 
 /** The text of a variable that is set and not empty. */
 export const given = (variable: string) =>
@@ -35,12 +33,8 @@ export const all: ReadonlyArray<Setting<unknown>> = declared
 
 const declare = <A, B, I extends string>(
   variable: string,
-  {
-    keepsSpaces = false,
-    schema,
-    secret = false,
-    ...texts
-  }: Declaration<A, I> & Pick<Setting<B>, "example" | "fallback">,
+  schema: Schema.Schema<A, I>,
+  { keepsSpaces = false, secret = false, ...texts }: Texts<"example">,
   read: (decode: (text: string) => Either.Either<A, ConfigError.ConfigError>) => Config.Config<B>,
 ): Setting<B> => {
   const decode = Schema.decodeUnknownEither(schema)
@@ -61,18 +55,20 @@ const declare = <A, B, I extends string>(
 /** A variable with a default, which is its example too. An empty value counts as unset. */
 const withDefault = <A, I extends string>(
   variable: string,
-  declaration: Declaration<A, I> & { readonly fallback: string; readonly example?: string },
+  schema: Schema.Schema<A, I>,
+  texts: Texts<"fallback"> & { readonly fallback: string },
 ) =>
-  declare(variable, { example: declaration.fallback, ...declaration }, (decode) =>
-    Config.mapOrFail(given(variable), (text) => decode(Option.getOrElse(text, () => declaration.fallback))),
+  declare(variable, schema, { example: texts.fallback, ...texts }, (decode) =>
+    Config.mapOrFail(given(variable), (text) => decode(Option.getOrElse(text, () => texts.fallback))),
   )
 
 /** A variable that may be left out. */
 const optional = <A, I extends string>(
   variable: string,
-  declaration: Declaration<A, I> & { readonly example: string },
+  schema: Schema.Schema<A, I>,
+  texts: Texts<"example">,
 ) =>
-  declare(variable, declaration, (decode) =>
+  declare(variable, schema, texts, (decode) =>
     Config.mapOrFail(
       given(variable),
       Option.match({
@@ -138,120 +134,97 @@ const tokens = secretOf(
   ),
 )
 
-export const RABBITMQ_DSN = optional("RABBITMQ_DSN", {
+export const RABBITMQ_DSN = optional("RABBITMQ_DSN", secretOf(url("amqp:", "amqps:")), {
   meaning:
     "RabbitMQ server; set together with MYSQL_URL and MONGODB_URL, or none of them for the embedded stack",
   example: "amqp://guest:guest@127.0.0.1:5672",
-  schema: secretOf(url("amqp:", "amqps:")),
   secret: true,
 })
-export const RABBITMQ_MANAGEMENT_URL = optional("RABBITMQ_MANAGEMENT_URL", {
+export const RABBITMQ_MANAGEMENT_URL = optional("RABBITMQ_MANAGEMENT_URL", secretOf(url("http:", "https:")), {
   meaning:
     "RabbitMQ's management API, for rates; default: port 15672 (15671 with amqps) of RABBITMQ_DSN's host, with its user",
   example: "http://127.0.0.1:15672",
-  schema: secretOf(url("http:", "https:")),
   secret: true,
 })
-export const MYSQL_URL = optional("MYSQL_URL", {
+export const MYSQL_URL = optional("MYSQL_URL", secretOf(url("mysql:", "mariadb:")), {
   meaning: "MySQL 8 or MariaDB 10.6+ database of the interaction log",
   example: "mysql://user:password@127.0.0.1:3306/user_embeddings",
-  schema: secretOf(url("mysql:", "mariadb:")),
   secret: true,
 })
-export const MONGODB_URL = optional("MONGODB_URL", {
+export const MONGODB_URL = optional("MONGODB_URL", secretOf(url("mongodb:", "mongodb+srv:")), {
   meaning: "MongoDB server of the embeddings",
   example: "mongodb://127.0.0.1:27017",
-  schema: secretOf(url("mongodb:", "mongodb+srv:")),
   secret: true,
 })
-export const MONGODB_DATABASE = withDefault("MONGODB_DATABASE", {
+export const MONGODB_DATABASE = withDefault("MONGODB_DATABASE", text, {
   meaning: "Name of the MongoDB database",
   fallback: "user_embeddings",
-  schema: text,
 })
-export const DATA_DIR = withDefault("DATA_DIR", {
+export const DATA_DIR = withDefault("DATA_DIR", text, {
   meaning: "Folder of the embedded stack's files",
   fallback: "./data",
-  schema: text,
 })
-export const OPENAI_API_KEY = optional("OPENAI_API_KEY", {
+const apiKey = secretOf(
+  Schema.String.pipe(Schema.pattern(/^[!-~]+$/, { message: () => "must be printable ASCII without spaces" })),
+)
+export const OPENAI_API_KEY = optional("OPENAI_API_KEY", apiKey, {
   meaning: "Key of the OpenAI service; unset = phrases are embedded locally",
   example: "sk-your-key",
-  schema: secretOf(
-    Schema.String.pipe(
-      Schema.pattern(/^[!-~]+$/, { message: () => "must be printable ASCII without spaces" }),
-    ),
-  ),
   secret: true,
 })
-export const OPENAI_BASE_URL = withDefault("OPENAI_BASE_URL", {
+export const OPENAI_BASE_URL = withDefault("OPENAI_BASE_URL", url("http:", "https:"), {
   meaning: "Address of the OpenAI service or of one that speaks its protocol",
   fallback: "https://api.openai.com/v1",
-  schema: url("http:", "https:"),
 })
-export const OPENAI_EMBEDDING_MODEL = withDefault("OPENAI_EMBEDDING_MODEL", {
+export const OPENAI_EMBEDDING_MODEL = withDefault("OPENAI_EMBEDDING_MODEL", text, {
   meaning: "Embedding model of the OpenAI service",
   fallback: "text-embedding-3-small",
-  schema: text,
 })
-export const OPENAI_REQUESTS_AT_ONCE = withDefault("OPENAI_REQUESTS_AT_ONCE", {
+export const OPENAI_REQUESTS_AT_ONCE = withDefault("OPENAI_REQUESTS_AT_ONCE", integer(1, 64), {
   meaning: "Requests for embeddings that a process has open at once; fewer while the service refuses them",
   fallback: "4",
-  schema: integer(1, 64),
 })
-export const OPENAI_PHRASES_PER_REQUEST = withDefault("OPENAI_PHRASES_PER_REQUEST", {
+export const OPENAI_PHRASES_PER_REQUEST = withDefault("OPENAI_PHRASES_PER_REQUEST", integer(1, 2048), {
   meaning: "Phrases of one request for embeddings, at the most",
   fallback: "2048",
-  schema: integer(1, 2048),
 })
-export const OPENAI_QUERY_PREFIX = optional("OPENAI_QUERY_PREFIX", {
+export const OPENAI_QUERY_PREFIX = optional("OPENAI_QUERY_PREFIX", text, {
   meaning:
     "Text before each search phrase, for models that want one; it names another vector space, so import products and rebuild after a change",
   example: '"query: "',
-  schema: text,
   keepsSpaces: true,
 })
-export const OPENAI_DOCUMENT_PREFIX = optional("OPENAI_DOCUMENT_PREFIX", {
+export const OPENAI_DOCUMENT_PREFIX = optional("OPENAI_DOCUMENT_PREFIX", text, {
   meaning: "The same before each text of a product",
   example: '"passage: "',
-  schema: text,
   keepsSpaces: true,
 })
-export const OPENAI_SEND_DIMENSIONS = optional("OPENAI_SEND_DIMENSIONS", {
+export const OPENAI_SEND_DIMENSIONS = optional("OPENAI_SEND_DIMENSIONS", boolean, {
   meaning:
     "Whether requests ask for EMBEDDING_DIMENSIONS; default true for text-embedding-3-*, false for other models",
   example: "true",
-  schema: boolean,
 })
-export const EMBEDDING_DIMENSIONS = withDefault("EMBEDDING_DIMENSIONS", {
+export const EMBEDDING_DIMENSIONS = withDefault("EMBEDDING_DIMENSIONS", integer(1, 16_384), {
   meaning: "Dimensions of every vector",
   fallback: "1536",
-  schema: integer(1, 16_384),
 })
-export const EMBEDDING_DECAY_LAMBDA = withDefault("EMBEDDING_DECAY_LAMBDA", {
+export const EMBEDDING_DECAY_LAMBDA = withDefault("EMBEDDING_DECAY_LAMBDA", notNegative, {
   meaning: "Decay of old interactions, per day: exp(-λ · days); 0.023 halves them in 30 days",
   fallback: "0.023",
-  schema: notNegative,
 })
-export const EMBEDDING_HISTORY = withDefault("EMBEDDING_HISTORY", {
+export const EMBEDDING_HISTORY = withDefault("EMBEDDING_HISTORY", oneOf(...History.literals), {
   meaning:
     "cumulative = decayed weighted mean of all interactions, whatever their order; recency = each one counts fully against all before",
   fallback: "cumulative",
-  schema: oneOf(...History.literals),
 })
 /** The weights of the built-in event types, in the order of their table. */
 export const eventTypeWeights = builtInEventTypes.map(({ route, variable, weight }) =>
-  withDefault(variable, {
-    meaning: `Weight of a ${route}`,
-    fallback: String(weight),
-    schema: positive,
-  }),
+  withDefault(variable, positive, { meaning: `Weight of a ${route}`, fallback: String(weight) }),
 )
-export const EVENT_WEIGHTS = optional("EVENT_WEIGHTS", {
-  meaning:
-    "Event types of your own, all about products, and other weights of the built-in ones: name:weight, comma-separated; -1 to 1, not 0. A negative weight moves taste away. The same for every process",
-  example: "add_to_cart:0.8,wishlist:0.6,dislike:-0.4",
-  schema: Schema.transformOrFail(Schema.String, Schema.Record({ key: Schema.String, value: Schema.Number }), {
+const eventWeights = Schema.transformOrFail(
+  Schema.String,
+  Schema.Record({ key: Schema.String, value: Schema.Number }),
+  {
     strict: true,
     decode: (text, _, ast) =>
       Either.mapLeft(parseWeights(text), (problem) => new ParseResult.Type(ast, text, problem)),
@@ -261,112 +234,95 @@ export const EVENT_WEIGHTS = optional("EVENT_WEIGHTS", {
           .map(([name, weight]) => `${name}:${weight}`)
           .join(","),
       ),
-  }),
+  },
+)
+export const EVENT_WEIGHTS = optional("EVENT_WEIGHTS", eventWeights, {
+  meaning:
+    "Event types of your own, all about products, and other weights of the built-in ones: name:weight, comma-separated; -1 to 1, not 0. A negative weight moves taste away. The same for every process",
+  example: "add_to_cart:0.8,wishlist:0.6,dislike:-0.4",
 })
-export const EMBEDDING_STORAGE = withDefault("EMBEDDING_STORAGE", {
+export const EMBEDDING_STORAGE = withDefault("EMBEDDING_STORAGE", oneOf("vector", "array"), {
   meaning:
     "How MongoDB keeps embeddings: vector = BSON float32 vector, array = array of doubles (3 times larger)",
   fallback: "vector",
-  schema: oneOf("vector", "array"),
 })
-export const EMBEDDING_BATCH_ENABLED = withDefault("EMBEDDING_BATCH_ENABLED", {
+export const EMBEDDING_BATCH_ENABLED = withDefault("EMBEDDING_BATCH_ENABLED", boolean, {
   meaning: "true = interactions of one user that arrive within EMBEDDING_BATCH_WINDOW become one update",
   fallback: "false",
-  schema: boolean,
 })
-export const EMBEDDING_BATCH_WINDOW = withDefault("EMBEDDING_BATCH_WINDOW", {
+export const EMBEDDING_BATCH_WINDOW = withDefault("EMBEDDING_BATCH_WINDOW", seconds, {
   meaning:
     "Length of that window in seconds; a worker that holds WORKER_PREFETCH messages does not wait for its end",
   fallback: "5",
-  schema: seconds,
 })
-export const EMBEDDING_CACHE_TTL = withDefault("EMBEDDING_CACHE_TTL", {
+export const EMBEDDING_CACHE_TTL = withDefault("EMBEDDING_CACHE_TTL", seconds, {
   meaning: "How long phrase vectors stay in memory, in seconds",
   fallback: "3600",
-  schema: seconds,
 })
-export const PHRASE_TTL_DAYS = withDefault("PHRASE_TTL_DAYS", {
+export const PHRASE_TTL_DAYS = withDefault("PHRASE_TTL_DAYS", positive, {
   meaning: "How long stored phrase vectors are kept after their last use, in days",
   fallback: "30",
-  schema: positive,
 })
-export const POPULARITY_WEIGHT = withDefault("POPULARITY_WEIGHT", {
+export const POPULARITY_WEIGHT = withDefault("POPULARITY_WEIGHT", notNegative, {
   meaning: "Share of popularity in a recommendation's score",
   fallback: "0.2",
-  schema: notNegative,
 })
-export const RATE_LIMIT_PER_USER = withDefault("RATE_LIMIT_PER_USER", {
+export const RATE_LIMIT_PER_USER = withDefault("RATE_LIMIT_PER_USER", integer(0), {
   meaning: "Interactions accepted per user and second; 0 = no limit",
   fallback: "100",
-  schema: integer(0),
 })
-export const WORKER_MAX_RETRIES = withDefault("WORKER_MAX_RETRIES", {
+export const WORKER_MAX_RETRIES = withDefault("WORKER_MAX_RETRIES", integer(0, 20), {
   meaning: "Retries before a message becomes a dead letter",
   fallback: "5",
-  schema: integer(0, 20),
 })
-export const WORKER_RETRY_DELAY = withDefault("WORKER_RETRY_DELAY", {
+export const WORKER_RETRY_DELAY = withDefault("WORKER_RETRY_DELAY", milliseconds, {
   meaning: "Delay of the first retry in ms; it doubles up to 60 s",
   fallback: "5000",
-  schema: milliseconds,
 })
-export const WORKER_PREFETCH = withDefault("WORKER_PREFETCH", {
+export const WORKER_PREFETCH = withDefault("WORKER_PREFETCH", integer(1, 65_535), {
   meaning: "Messages that a worker holds unacknowledged",
   fallback: "8000",
-  schema: integer(1, 65_535),
 })
-export const EVENTS_PER_MESSAGE = withDefault("EVENTS_PER_MESSAGE", {
+export const EVENTS_PER_MESSAGE = withDefault("EVENTS_PER_MESSAGE", integer(1, 500), {
   meaning:
     "Interactions of one type that share a RabbitMQ message under load, at most; the same for every process. Queue depths count messages then",
   example: "50",
   fallback: "1",
-  schema: integer(1, 500),
 })
-export const WORKER_NICENESS = withDefault("WORKER_NICENESS", {
+export const WORKER_NICENESS = withDefault("WORKER_NICENESS", integer(0, 19), {
   meaning:
     "Scheduling priority of a worker, 0 to 19: it yields to servers on its machine, and batches grow meanwhile",
   fallback: "10",
-  schema: integer(0, 19),
 })
-export const WORKER_PORT = withDefault("WORKER_PORT", {
+export const WORKER_PORT = withDefault("WORKER_PORT", port, {
   meaning: "Port of a worker's /livez, /readyz and /metrics",
   fallback: "9464",
-  schema: port,
 })
-export const API_HOST = optional("API_HOST", {
+export const API_HOST = optional("API_HOST", text, {
   meaning: "Address the API listens on; default 127.0.0.1, or 0.0.0.0 when API_TOKENS is set",
   example: "127.0.0.1",
-  schema: text,
 })
-export const API_PORT = withDefault("API_PORT", {
-  meaning: "Port of the API",
-  fallback: "3000",
-  schema: port,
-})
-export const API_TOKENS = optional("API_TOKENS", {
+export const API_PORT = withDefault("API_PORT", port, { meaning: "Port of the API", fallback: "3000" })
+export const API_TOKENS = optional("API_TOKENS", tokens, {
   meaning: "Bearer tokens that the API accepts, comma-separated; unset = open to everybody who reaches it",
   example: "token-one,token-two",
-  schema: tokens,
   secret: true,
 })
-export const OTEL_EXPORTER_OTLP_ENDPOINT = optional("OTEL_EXPORTER_OTLP_ENDPOINT", {
+export const OTEL_EXPORTER_OTLP_ENDPOINT = optional("OTEL_EXPORTER_OTLP_ENDPOINT", url("http:", "https:"), {
   meaning: "OTLP/HTTP endpoint for traces and metrics; unset = none are exported",
   example: "http://127.0.0.1:4318",
-  schema: url("http:", "https:"),
 })
 const protocol = oneOf("http/json", "http/protobuf")
 export type OtlpProtocol = typeof protocol.Type
-export const OTEL_EXPORTER_OTLP_PROTOCOL = withDefault("OTEL_EXPORTER_OTLP_PROTOCOL", {
+export const OTEL_EXPORTER_OTLP_PROTOCOL = withDefault("OTEL_EXPORTER_OTLP_PROTOCOL", protocol, {
   meaning: "How spans are encoded; JSON costs a third of the CPU, protobuf half of the bytes",
   example: "http/protobuf",
   fallback: "http/json",
-  schema: protocol,
 })
-export const OTEL_SERVICE_NAME = optional("OTEL_SERVICE_NAME", {
+export const OTEL_SERVICE_NAME = optional("OTEL_SERVICE_NAME", text, {
   meaning:
     "service.name of traces and metrics; default user-embeddings-api, -worker or -relay, else user-embeddings",
   example: "user-embeddings",
-  schema: text,
 })
 const sampler = oneOf(
   "always_on",
@@ -377,57 +333,53 @@ const sampler = oneOf(
   "parentbased_traceidratio",
 )
 export type TracesSampler = typeof sampler.Type
-export const OTEL_TRACES_SAMPLER = withDefault("OTEL_TRACES_SAMPLER", {
+export const OTEL_TRACES_SAMPLER = withDefault("OTEL_TRACES_SAMPLER", sampler, {
   meaning: "Which traces are exported; parentbased_* follow the decision in a client's traceparent",
   example: "parentbased_traceidratio",
   fallback: "parentbased_always_on",
-  schema: sampler,
 })
-export const OTEL_TRACES_SAMPLER_ARG = optional("OTEL_TRACES_SAMPLER_ARG", {
-  meaning: "Share of traces that a *traceidratio sampler exports, 0 to 1",
-  example: "0.01",
-  schema: number((n) => n >= 0 && n <= 1, "must be a number from 0 to 1"),
-})
-export const OTEL_BSP_MAX_QUEUE_SIZE = withDefault("OTEL_BSP_MAX_QUEUE_SIZE", {
+export const OTEL_TRACES_SAMPLER_ARG = optional(
+  "OTEL_TRACES_SAMPLER_ARG",
+  number((n) => n >= 0 && n <= 1, "must be a number from 0 to 1"),
+  {
+    meaning: "Share of traces that a *traceidratio sampler exports, 0 to 1",
+    example: "0.01",
+  },
+)
+export const OTEL_BSP_MAX_QUEUE_SIZE = withDefault("OTEL_BSP_MAX_QUEUE_SIZE", integer(1), {
   meaning: "Ended spans that may wait to be sent, more are dropped; a large batch ends thousands at once",
   fallback: "32768",
-  schema: integer(1),
 })
-export const OTEL_BSP_MAX_EXPORT_BATCH_SIZE = withDefault("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", {
+export const OTEL_BSP_MAX_EXPORT_BATCH_SIZE = withDefault("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", integer(1), {
   meaning: "Spans of one request to the OTLP endpoint",
   fallback: "2048",
-  schema: integer(1),
 })
-export const OTEL_METRIC_EXPORT_INTERVAL = withDefault("OTEL_METRIC_EXPORT_INTERVAL", {
+export const OTEL_METRIC_EXPORT_INTERVAL = withDefault("OTEL_METRIC_EXPORT_INTERVAL", milliseconds, {
   meaning: "How often metrics are sent to the OTLP endpoint, in ms",
   fallback: "60000",
-  schema: milliseconds,
 })
-export const TRACES_URL = optional("TRACES_URL", {
+const urlWithoutSlash = url("http:", "https:").pipe((address) =>
+  Schema.transform(address, Schema.String, {
+    strict: true,
+    decode: (text) => text.replace(/\/+$/, ""),
+    encode: (text) => text,
+  }),
+)
+export const TRACES_URL = optional("TRACES_URL", urlWithoutSlash, {
   meaning: "Address of Jaeger's pages, which the page at / links to; unset = no links",
   example: "http://127.0.0.1:16686",
-  schema: url("http:", "https:").pipe((address) =>
-    Schema.transform(address, Schema.String, {
-      strict: true,
-      decode: (text) => text.replace(/\/+$/, ""),
-      encode: (text) => text,
-    }),
-  ),
 })
-export const LOG_LEVEL = optional("LOG_LEVEL", {
+export const LOG_LEVEL = optional("LOG_LEVEL", oneOf("debug", "info", "warn", "error"), {
   meaning: "Least level that is logged; default info, and warn for commands that answer and end",
   example: "info",
-  schema: oneOf("debug", "info", "warn", "error"),
 })
-export const LOG_FORMAT = optional("LOG_FORMAT", {
+export const LOG_FORMAT = optional("LOG_FORMAT", oneOf("json", "pretty"), {
   meaning: "json = one object a line, pretty = for people; default pretty on a terminal",
   example: "json",
-  schema: oneOf("json", "pretty"),
 })
-export const NO_COLOR = optional("NO_COLOR", {
+export const NO_COLOR = optional("NO_COLOR", Schema.String, {
   meaning: "Anything: no colours, not on a terminal either",
   example: "1",
-  schema: Schema.String,
 })
 
 /** The variable as a line of `.env.example`. */

@@ -169,22 +169,6 @@ export const attribute = {
   settlement: "user_embeddings.settlement",
 } as const
 
-/** Ends the SERVER span of a request. */
-export const endServerSpan = (
-  span: Tracer.Span,
-  {
-    method,
-    route,
-    status,
-  }: { readonly method: string; readonly route: string | undefined; readonly status: number },
-  ended: bigint,
-): void => {
-  span.attribute(attribute.httpMethod, method)
-  if (route !== undefined) span.attribute(attribute.httpRoute, route)
-  span.attribute(attribute.httpStatus, status)
-  span.end(ended, status < 500 ? Exit.void : failed(String(status)))
-}
-
 // ---------------------------------------------------------------------------------------------------------
 // Metrics
 

@@ -69,7 +69,7 @@ export const npy = Effect.fnUntraced(function* (path: string, dimensions: number
   const names = yield* files.open(partial(ids), { flag: "w" })
   yield* vectors.writeAll(npyHeader(0, dimensions))
   let rows = 0
-  const file: EmbeddingFile = {
+  return {
     write: Effect.fnUntraced(function* (page) {
       yield* vectors.writeAll(Buffer.concat(page.map(({ embedding }) => Vector.toBytes(embedding.embedding))))
       yield* names.writeAll(Buffer.from(page.map(({ embedding }) => `${embedding.user_id}\n`).join("")))
@@ -83,8 +83,7 @@ export const npy = Effect.fnUntraced(function* (path: string, dimensions: number
       yield* files.rename(partial(ids), ids)
       return [path, ids]
     }).pipe(Effect.scoped),
-  }
-  return file
+  } satisfies EmbeddingFile
 })
 
 // ---------------------------------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ export const parquet = Effect.fnUntraced(function* (path: string) {
   const writer = yield* attempt(
     () => new ParquetWriter({ writer: fileWriter(partial(path)), schema, createdBy: "user-embeddings" }),
   )
-  const file: EmbeddingFile = {
+  return {
     write: (page) =>
       attempt(() => {
         const columnData = Object.entries(columns).map(([name, [, valueOf]]) => ({
@@ -143,6 +142,5 @@ export const parquet = Effect.fnUntraced(function* (path: string) {
       Effect.zipRight(files.rename(partial(path), path)),
       Effect.as([path]),
     ),
-  }
-  return file
+  } satisfies EmbeddingFile
 })

@@ -1,12 +1,6 @@
 /** A typed client of the HTTP API, derived from its definition. */
-import {
-  FetchHttpClient,
-  HttpApiClient,
-  HttpClient,
-  type HttpClientError,
-  HttpClientRequest,
-  type HttpClientResponse,
-} from "@effect/platform"
+import type { HttpClientError, HttpClientResponse } from "@effect/platform"
+import { FetchHttpClient, HttpApiClient, HttpClient, HttpClientRequest } from "@effect/platform"
 import { Cause, Effect, Exit, type ParseResult, type Redacted, Schema } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import { Problem, ProblemDocument } from "../../services/model/Problem.ts"

@@ -1,5 +1,5 @@
 /** The server span and the measured duration of a request, on both paths to a handler. */
-import { Context, Effect, Option, type Tracer } from "effect"
+import { Context, Effect, Exit, Option, type Tracer } from "effect"
 import * as Telemetry from "../../services/Telemetry.ts"
 
 export interface ServerSpan {
@@ -36,7 +36,11 @@ export const begin = Effect.gen(function* () {
       const ended = clock.unsafeCurrentTimeNanos()
       const seconds = Number(ended - started) / 1_000_000_000
       Telemetry.observe(Telemetry.httpDuration(method, route, status), seconds)
-      if (span._tag === "Span") Telemetry.endServerSpan(span, { method, route, status }, ended)
+      if (span._tag === "ExternalSpan") return seconds
+      span.attribute(Telemetry.attribute.httpMethod, method)
+      if (route !== undefined) span.attribute(Telemetry.attribute.httpRoute, route)
+      span.attribute(Telemetry.attribute.httpStatus, status)
+      span.end(ended, status < 500 ? Exit.void : Telemetry.failed(String(status)))
       return seconds
     }
     return { span, end }

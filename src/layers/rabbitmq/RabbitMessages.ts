@@ -6,12 +6,8 @@
 import type { ConsumeMessage, MessageProperties } from "amqplib"
 import { Option } from "effect"
 import type { EventType } from "../../services/model/Interaction.ts"
-import {
-  type Confirmation,
-  exchange,
-  type Message,
-  routingKey,
-} from "../../services/ports/InteractionQueue.ts"
+import type { Confirmation, Message } from "../../services/ports/InteractionQueue.ts"
+import { exchange, routingKey } from "../../services/ports/InteractionQueue.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
 import type { Outgoing } from "./RabbitPublisher.ts"
 

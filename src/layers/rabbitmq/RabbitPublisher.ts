@@ -191,13 +191,12 @@ export const make = Effect.fnUntraced(function* (
       return new ConfirmWindow(connection, yield* confirmChannel(connection, lost), lost)
     }),
   )
-  const publisher: Publisher = {
+  return {
     publish: (messages) =>
       messages.length === 0
         ? Effect.succeed([])
         : Effect.flatMap(session.current, (window) => publishOn(window, messages)),
-  }
-  return publisher
+  } satisfies Publisher
 })
 
 export const system = "rabbitmq"

@@ -21,12 +21,7 @@ import { type Outgoing, type Publisher, publishTraced, republished } from "./Rab
  * The message that replaces a delivery. It is routed by the name of a queue, so headers keep the original exchange and
  * routing key. `jitter`: the share of the retry delay to wait, at most 1.
  */
-const toRepublish = (
-  delivery: RabbitDelivery,
-  settlement: NotAcked,
-  now: number,
-  jitter: number,
-): Outgoing => {
+const toRepublish = (delivery: RabbitDelivery, settlement: NotAcked, now: number, jitter: number) => {
   const { body, message, retryCount, routingKey } = delivery
   const properties = propertiesOf(message, delivery)
   const headers: Headers = properties.headers ?? {}
@@ -34,16 +29,10 @@ const toRepublish = (
     "x-original-exchange": text(headers["x-original-exchange"]) ?? message.fields.exchange,
     "x-original-routing-key": routingKey,
   }
-  const to = (
-    exchange: string,
-    routingKey: string,
-    changes: Readonly<Record<string, string | number>>,
-  ): Outgoing => ({
-    exchange,
-    routingKey,
-    body,
-    options: republished({ properties }, { ...origin, ...changes }),
-  })
+  const to = (exchange: string, routingKey: string, changes: Readonly<Record<string, string | number>>) => {
+    const options = republished({ properties }, { ...origin, ...changes })
+    return { exchange, routingKey, body, options } satisfies Outgoing
+  }
   if (settlement._tag === "Quarantine")
     return to("", quarantineQueue, { "x-isolated-attempts": nextQuarantineAttempt(delivery) })
 

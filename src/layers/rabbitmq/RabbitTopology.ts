@@ -67,10 +67,7 @@ export const retryDelays = Effect.map(EmbeddingConfig, ({ maxRetries, retryDelay
 )
 
 /** Declares and binds everything. Idempotent. Fails if something exists with other arguments. */
-export const declare = (
-  channel: Channel,
-  retryDelays: ReadonlyArray<number>,
-): Effect.Effect<void, RabbitError> =>
+export const declare = (channel: Channel, retryDelays: ReadonlyArray<number>) =>
   call("declare topology", async () => {
     for (const { name, type } of exchanges) await channel.assertExchange(name, type, { durable: true })
     for (const { name, options } of queues(retryDelays)) await channel.assertQueue(name, options)
@@ -191,15 +188,14 @@ export const dependency = Effect.gen(function* () {
     return parts.map(({ name }) => name)
   })
 
-  const dependency: Dependency = {
+  return {
     name: "rabbitmq",
     essentialFor: ["worker", "relay"],
     ping: Effect.mapError(Effect.map(adminConnection.current, version), toDependencyDown),
     missing: Effect.mapError(missing, toDependencyDown),
     inspect: Effect.mapError(inspect, toDependencyDown),
     setup: Effect.mapError(setup, toDependencyDown),
-  }
-  return dependency
+  } satisfies Dependency
 })
 
 /** The error of amqplib when the broker closes the connection instead of opening the virtual host. */

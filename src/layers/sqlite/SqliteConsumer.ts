@@ -6,13 +6,8 @@ import type { Database } from "bun:sqlite"
 import { randomUUID } from "node:crypto"
 import { Clock, type Context, Effect, Random, Schedule } from "effect"
 import * as MessageTraces from "../../services/MessageTraces.ts"
-import {
-  type Consumer,
-  type Delivery,
-  quarantineQueue,
-  queue,
-  type Settled,
-} from "../../services/ports/InteractionQueue.ts"
+import type { Consumer, Delivery, Settled } from "../../services/ports/InteractionQueue.ts"
+import { quarantineQueue, queue } from "../../services/ports/InteractionQueue.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
 import { logWarning, type Sqlite } from "./Sqlite.ts"
 import { type Move, moveOf, type Row, SqliteDelivery, tracedMove } from "./SqliteDelivery.ts"

@@ -3,26 +3,11 @@
  * times as much. A span that is not sampled has ids and nothing else. The span of a batch is exported once
  * more to the trace of each of its messages; these copies share everything but their ids.
  */
-import {
-  type Attributes,
-  type AttributeValue,
-  createTraceState,
-  type HrTime,
-  type Link,
-  ROOT_CONTEXT,
-  type SpanContext,
-  SpanKind,
-  type SpanStatus,
-  SpanStatusCode,
-  TraceFlags,
-} from "@opentelemetry/api"
+import type { Attributes, AttributeValue, HrTime, Link, SpanContext, SpanStatus } from "@opentelemetry/api"
+import { createTraceState, ROOT_CONTEXT, SpanKind, SpanStatusCode, TraceFlags } from "@opentelemetry/api"
 import type { Resource } from "@opentelemetry/resources"
-import {
-  type ReadableSpan,
-  SamplingDecision,
-  type SpanProcessor,
-  TraceIdRatioBasedSampler,
-} from "@opentelemetry/sdk-trace-base"
+import type { ReadableSpan, SpanProcessor } from "@opentelemetry/sdk-trace-base"
+import { SamplingDecision, TraceIdRatioBasedSampler } from "@opentelemetry/sdk-trace-base"
 import { Cause, Context, Exit, Fiber, FiberRef, Option, Tracer } from "effect"
 import manifest from "../../../package.json" with { type: "json" }
 import { type BatchTrace, BatchTraces } from "../../services/MessageTraces.ts"

@@ -1,14 +1,14 @@
 /** `audit`: compares the log with the embeddings. */
-import { Command } from "@effect/cli"
 import { Effect, Layer } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as Auditor from "../../services/operate/Auditor.ts"
 import { json, print, table } from "./support/Output.ts"
 import { counting } from "./support/Progress.ts"
-import { flag, given, onlyUser } from "./support/Usage.ts"
+import { command, flag, given, onlyUser } from "./support/Usage.ts"
 
-export const audit = Command.make(
+export const audit = command(
   "audit",
+  "Checks for every user that each recorded event counts exactly once; exits with 1 when events are missing or extra",
   {
     user: onlyUser("Audit only this user"),
     details: flag("details", `List the interactions, at most ${Auditor.mostDetails} of each state`),
@@ -46,8 +46,4 @@ export const audit = Command.make(
       const { extra, missing } = report
       if (missing + extra > 0) return yield* new Auditor.Inconsistent({ missing, extra })
     }).pipe(Effect.provide(Layer.provideMerge(Auditor.layer, Stack.layer))),
-).pipe(
-  Command.withDescription(
-    "Checks for every user that each recorded event counts exactly once; exits with 1 when events are missing or extra",
-  ),
 )

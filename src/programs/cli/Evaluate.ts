@@ -1,5 +1,5 @@
 /** `evaluate`: tries settings on a history. */
-import { Args, Command, Options } from "@effect/cli"
+import { Args, Options } from "@effect/cli"
 import { Array as Arr, Effect, Either, Layer, Option } from "effect"
 import * as Embedder from "../../layers/embedder/Embedder.ts"
 import * as Stack from "../../layers/Stack.ts"
@@ -10,7 +10,7 @@ import { evaluate as evaluateFile, productsOfFile, productsOfStack } from "../ta
 import { reading, toReading } from "./Import.ts"
 import { json, print, table } from "./support/Output.ts"
 import { figure, measured } from "./support/Progress.ts"
-import { eventType, flag, maybe } from "./support/Usage.ts"
+import { command, eventType, flag, maybe } from "./support/Usage.ts"
 
 const settingsShown = 6
 
@@ -78,8 +78,9 @@ const human = (report: Report) => {
   ].join("\n")
 }
 
-export const evaluate = Command.make(
+export const evaluate = command(
   "evaluate",
+  "Finds the settings that would have recommended best what your users did next, and whether a simple method such as best-sellers does better",
   {
     file: Args.file({ name: "file", exists: "yes" }).pipe(
       Args.withDescription("A history, in the format of `import interactions`; nothing is recorded"),
@@ -119,8 +120,4 @@ export const evaluate = Command.make(
       onNone: () => Effect.provide(run(productsOfStack), Stack.layer),
     })
   },
-).pipe(
-  Command.withDescription(
-    "Finds the settings that would have recommended best what your users did next, and whether a simple method such as best-sellers does better",
-  ),
 )

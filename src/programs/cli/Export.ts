@@ -6,7 +6,7 @@ import * as Stack from "../../layers/Stack.ts"
 import { embeddingFormats, exportEmbeddings, exportInteractions } from "../tasks/ExportData.ts"
 import { json, print } from "./support/Output.ts"
 import { counting, figure } from "./support/Progress.ts"
-import { eventType, given, instant, maybe, onlyUser } from "./support/Usage.ts"
+import { command, eventType, given, instant, maybe, onlyUser } from "./support/Usage.ts"
 
 const out = Options.file("out").pipe(
   Options.withAlias("o"),
@@ -32,8 +32,9 @@ const report = <A extends { readonly exported: number; readonly files: ReadonlyA
   human: (value: A) => string,
 ) => (toFile ? print(json, value, human) : Console.error(json ? JSON.stringify(value) : human(value)))
 
-const embeddings = Command.make(
+const embeddings = command(
   "embeddings",
+  "Writes the embeddings of all users, or of users that changed, to a file for other programs",
   {
     format: maybe(
       Options.choice("format", embeddingFormats),
@@ -67,16 +68,13 @@ const embeddings = Command.make(
       ),
       Effect.provide(Stack.layer),
     ),
-).pipe(
-  Command.withDescription(
-    "Writes the embeddings of all users, or of users that changed, to a file for other programs",
-  ),
 )
 
 const interactionFormats = ["jsonl", "csv"] as const
 
-const interactions = Command.make(
+const interactions = command(
   "interactions",
+  "Writes the recorded events in the format of `import interactions`",
   {
     format: maybe(
       Options.choice("format", interactionFormats),
@@ -110,7 +108,7 @@ const interactions = Command.make(
       ),
       Effect.provide(Stack.layer),
     ),
-).pipe(Command.withDescription("Writes the recorded events in the format of `import interactions`"))
+)
 
 export const exports = Command.make("export").pipe(
   Command.withDescription("Write embeddings or events to files for other programs"),

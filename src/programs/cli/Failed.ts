@@ -3,7 +3,6 @@ import { Args, Command, Options } from "@effect/cli"
 import { Console, Effect, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import {
-  type DeadLetterFilter,
   groupDeadLetters,
   listDeadLetters,
   NotRetried,
@@ -15,7 +14,7 @@ import {
 } from "../../services/operate/DeadLetterAdmin.ts"
 import { json, print, table } from "./support/Output.ts"
 import { waiting } from "./support/Progress.ts"
-import { BadUsage, confirm, flag, given, instant, maybe, yes } from "./support/Usage.ts"
+import { BadUsage, command, confirm, flag, given, instant, maybe, yes } from "./support/Usage.ts"
 
 const filters = {
   error: maybe(Options.text("error"), "Only dead letters with this error"),
@@ -44,33 +43,44 @@ const toTable = (deadLetters: ReadonlyArray<Summary>) =>
 const reading = <A, E, R>(read: Effect.Effect<A, E, R>) =>
   waiting("reading the dead letters")(Effect.provide(read, Stack.layer))
 
-const list = Command.make("list", { ...filters, json }, ({ json, ...filter }) =>
-  Effect.flatMap(reading(listDeadLetters(given(filter))), (deadLetters) => print(json, deadLetters, toTable)),
-).pipe(Command.withDescription("Lists the dead letters, oldest first, and leaves them in the queue"))
-
-const groups = Command.make("groups", { ...filters, json }, ({ json, ...filter }) =>
-  Effect.flatMap(reading(groupDeadLetters(given(filter))), (groups) =>
-    print(json, groups, (groups) =>
-      groups.length === 0
-        ? "no dead letters"
-        : table(
-            ["ERROR", "COUNT", "FIRST FAILED AT", "LAST FAILED AT", "EXAMPLE", "MESSAGE"],
-            groups.map(({ count, error, example, first_failed_at, last_failed_at }) => [
-              error ?? "-",
-              String(count),
-              first_failed_at ?? "-",
-              last_failed_at ?? "-",
-              example.id ?? example.message_id ?? "-",
-              example.message ?? "-",
-            ]),
-          ),
+const list = command(
+  "list",
+  "Lists the dead letters, oldest first, and leaves them in the queue",
+  { ...filters, json },
+  ({ json, ...filter }) =>
+    Effect.flatMap(reading(listDeadLetters(given(filter))), (deadLetters) =>
+      print(json, deadLetters, toTable),
     ),
-  ),
-).pipe(Command.withDescription("Counts the dead letters by error, with the first, the last and an example"))
+)
+
+const groups = command(
+  "groups",
+  "Counts the dead letters by error, with the first, the last and an example",
+  { ...filters, json },
+  ({ json, ...filter }) =>
+    Effect.flatMap(reading(groupDeadLetters(given(filter))), (groups) =>
+      print(json, groups, (groups) =>
+        groups.length === 0
+          ? "no dead letters"
+          : table(
+              ["ERROR", "COUNT", "FIRST FAILED AT", "LAST FAILED AT", "EXAMPLE", "MESSAGE"],
+              groups.map(({ count, error, example, first_failed_at, last_failed_at }) => [
+                error ?? "-",
+                String(count),
+                first_failed_at ?? "-",
+                last_failed_at ?? "-",
+                example.id ?? example.message_id ?? "-",
+                example.message ?? "-",
+              ]),
+            ),
+      ),
+    ),
+)
 
 const idName = "id"
-const show = Command.make(
+const show = command(
   "show",
+  "Shows everything about one dead letter, including its body",
   { id: Args.text({ name: idName }).pipe(Args.withDescription("x-dead-letter-id or message_id")), json },
   ({ id, json }) =>
     Effect.flatMap(reading(showDeadLetter(id)), (deadLetters) =>
@@ -87,7 +97,7 @@ const show = Command.make(
           .join("\n\n"),
       ),
     ),
-).pipe(Command.withDescription("Shows everything about one dead letter, including its body"))
+)
 
 const targets = {
   ids: Args.text({ name: idName }).pipe(
@@ -101,11 +111,7 @@ const targets = {
 }
 
 /** Either ids or `--all` with filters. */
-const target = (
-  ids: ReadonlyArray<string>,
-  all: boolean,
-  options: Filters,
-): Effect.Effect<DeadLetterFilter, BadUsage> => {
+const target = (ids: ReadonlyArray<string>, all: boolean, options: Filters) => {
   const filter = given(options)
   const filtered = Object.values(options).some(Option.isSome)
   if (all)
@@ -125,32 +131,36 @@ const dryRunReport = (json: boolean, would: string, picked: ReadonlyArray<Summar
         Console.error(`${picked.length} dead letters would be ${would}`),
       )
 
-const retry = Command.make("retry", targets, ({ all, dryRun, ids, json, ...filters }) =>
-  Effect.gen(function* () {
-    const filter = yield* target(ids, all, filters)
-    if (dryRun) return yield* dryRunReport(json, "retried", yield* pickDeadLetters(filter))
-    if (!all) yield* pickDeadLetters(filter)
-    const report = yield* retryDeadLetters(filter)
-    yield* print(json, report, ({ retried }) => `${retried} dead letters published again`)
-    const left = report.picked - report.retried
-    if (left > 0) return yield* new NotRetried({ left })
-  }).pipe(Effect.provide(Stack.layer)),
-).pipe(
-  Command.withDescription(
-    "Publishes dead letters again for the workers, with new attempts, and removes each when the broker has confirmed it",
-  ),
+const retry = command(
+  "retry",
+  "Publishes dead letters again for the workers, with new attempts, and removes each when the broker has confirmed it",
+  targets,
+  ({ all, dryRun, ids, json, ...filters }) =>
+    Effect.gen(function* () {
+      const filter = yield* target(ids, all, filters)
+      if (dryRun) return yield* dryRunReport(json, "retried", yield* pickDeadLetters(filter))
+      if (!all) yield* pickDeadLetters(filter)
+      const report = yield* retryDeadLetters(filter)
+      yield* print(json, report, ({ retried }) => `${retried} dead letters published again`)
+      const left = report.picked - report.retried
+      if (left > 0) return yield* new NotRetried({ left })
+    }).pipe(Effect.provide(Stack.layer)),
 )
 
-const remove = Command.make("remove", { ...targets, yes }, ({ all, dryRun, ids, json, yes, ...filters }) =>
-  Effect.gen(function* () {
-    const filter = yield* target(ids, all, filters)
-    const picked = yield* pickDeadLetters(filter)
-    if (dryRun) return yield* dryRunReport(json, "removed", picked)
-    yield* confirm(`Delete ${picked.length} dead letters?`, yes)
-    const removed = yield* removeDeadLetters(picked)
-    yield* print(json, { removed }, ({ removed }) => `${removed} dead letters removed`)
-  }).pipe(Effect.provide(Stack.layer)),
-).pipe(Command.withDescription("Deletes dead letters; asks before unless --yes"))
+const remove = command(
+  "remove",
+  "Deletes dead letters; asks before unless --yes",
+  { ...targets, yes },
+  ({ all, dryRun, ids, json, yes, ...filters }) =>
+    Effect.gen(function* () {
+      const filter = yield* target(ids, all, filters)
+      const picked = yield* pickDeadLetters(filter)
+      if (dryRun) return yield* dryRunReport(json, "removed", picked)
+      yield* confirm(`Delete ${picked.length} dead letters?`, yes)
+      const removed = yield* removeDeadLetters(picked)
+      yield* print(json, { removed }, ({ removed }) => `${removed} dead letters removed`)
+    }).pipe(Effect.provide(Stack.layer)),
+)
 
 export const failed = Command.make("failed").pipe(
   Command.withDescription("Manage dead letters: messages whose processing failed for good"),

@@ -1,5 +1,5 @@
 /** `generate`: sends load through the HTTP API, and passes or fails. */
-import { Command, Options } from "@effect/cli"
+import { Options } from "@effect/cli"
 import { Console, Effect, Layer, Option, Redacted } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as Auditor from "../../services/operate/Auditor.ts"
@@ -7,7 +7,7 @@ import * as Settings from "../../services/Settings.ts"
 import { generateLoad, type LoadReport, limits, type Progress } from "../tasks/GenerateLoad.ts"
 import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print } from "./support/Output.ts"
-import { flag, instant, maybe } from "./support/Usage.ts"
+import { command, flag, instant, maybe } from "./support/Usage.ts"
 
 const count = (n: number) => n.toLocaleString("en-US")
 const seconds = (s: number | null) => (s === null ? "never" : `${s.toFixed(2)} s`)
@@ -50,8 +50,9 @@ const positive = (name: string, fallback: number, description: string) =>
     Options.filterMap((n) => (n > 0 ? Option.some(n) : Option.none()), `--${name} must be greater than 0`),
   )
 
-export const generate = Command.make(
+export const generate = command(
   "generate",
+  "Load test: sends made-up shop events through the HTTP API, waits until they are in the embeddings, and prints PASS or FAIL. Needs the configuration of the system under test, because it reads the embeddings from its stores",
   {
     users: positive("users", 100, "Number of users; a few of them are the most active"),
     events: positive("events", 50, "Average number of events per user"),
@@ -95,8 +96,4 @@ export const generate = Command.make(
       yield* print(json, report, toText)
       if (!report.pass) return yield* new CommandFailed({ message: "the run did not keep within the limits" })
     }).pipe(Effect.provide(Layer.provideMerge(Auditor.layer, Stack.layer))),
-).pipe(
-  Command.withDescription(
-    "Load test: sends made-up shop events through the HTTP API, waits until they are in the embeddings, and prints PASS or FAIL. Needs the configuration of the system under test, because it reads the embeddings from its stores",
-  ),
 )

@@ -8,7 +8,7 @@ import { importInteractions } from "../tasks/ImportInteractions.ts"
 import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print } from "./support/Output.ts"
 import { duration, figure, measured } from "./support/Progress.ts"
-import { flag, invalid, maybe } from "./support/Usage.ts"
+import { command, flag, invalid, maybe } from "./support/Usage.ts"
 
 /** `a=b,c=d`, repeatable; `left` lists the names allowed on the left. */
 const pairs = (name: string, description: string, left?: ReadonlyArray<string>) =>
@@ -88,8 +88,9 @@ export const toReading = (
   }
 }
 
-const importInteractionsCommand = Command.make(
+const importInteractionsCommand = command(
   "interactions",
+  "Records the past events of a shop from a file. If stopped, it continues where it was; a second run records only what is new",
   {
     file: Args.file({ name: "file", exists: "yes" }).pipe(
       Args.withDescription(
@@ -126,10 +127,6 @@ const importInteractionsCommand = Command.make(
       if (report.rejected > 0)
         return yield* new CommandFailed({ message: `${report.rejected} records were rejected` })
     }).pipe(Effect.provide(Stack.layer)),
-).pipe(
-  Command.withDescription(
-    "Records the past events of a shop from a file. If stopped, it continues where it was; a second run records only what is new",
-  ),
 )
 
 export const imports = Command.make("import").pipe(

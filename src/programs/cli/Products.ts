@@ -7,10 +7,11 @@ import { importProducts } from "../tasks/ImportProducts.ts"
 import * as Provision from "../tasks/ProvisionServers.ts"
 import { json, print } from "./support/Output.ts"
 import { counting } from "./support/Progress.ts"
-import { flag } from "./support/Usage.ts"
+import { command, flag } from "./support/Usage.ts"
 
-const productsImport = Command.make(
+const productsImport = command(
   "import",
+  "Stores the products of the shop from a file, and embeds those without a vector from their text",
   {
     file: Args.file({ name: "file", exists: "yes" }).pipe(
       Args.withDescription('JSON Lines: {"product_id","product_name","category","text"?,"vector"?}'),
@@ -30,10 +31,6 @@ const productsImport = Command.make(
       if (report.bad.length > 0)
         return yield* new Provision.CommandFailed({ message: `${report.bad.length} lines were rejected` })
     }).pipe(Effect.provide(Layer.provideMerge(EventVectors.layer, Stack.layer))),
-).pipe(
-  Command.withDescription(
-    "Stores the products of the shop from a file, and embeds those without a vector from their text",
-  ),
 )
 
 export const products = Command.make("products").pipe(

@@ -1,14 +1,14 @@
 /** `setup` and `doctor`: create and check what the dependencies need. */
-import { Command } from "@effect/cli"
 import { Array, Effect, Record } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as Provision from "../tasks/ProvisionServers.ts"
 import { green, json, print, red, table, yellow } from "./support/Output.ts"
 import { waiting } from "./support/Progress.ts"
-import { flag } from "./support/Usage.ts"
+import { command, flag } from "./support/Usage.ts"
 
-export const setup = Command.make(
+export const setup = command(
   "setup",
+  "Creates the tables, exchanges, queues, collections and indexes that are missing; safe to run again",
   {
     check: flag("check", "Only check; exit with 1 when something is missing"),
     json,
@@ -40,10 +40,6 @@ export const setup = Command.make(
           message: "something is missing: run user-embeddings setup",
         })
     }).pipe(Effect.provide(Stack.forSetup)),
-).pipe(
-  Command.withDescription(
-    "Creates the tables, exchanges, queues, collections and indexes that are missing; safe to run again",
-  ),
 )
 
 const paint: Record<Provision.Diagnosis["status"], (text: string) => string> = {
@@ -54,9 +50,7 @@ const paint: Record<Provision.Diagnosis["status"], (text: string) => string> = {
 }
 
 /** Findings with the same remedy are printed together. */
-const byRemedy = (
-  findings: Provision.Diagnosis["findings"],
-): ReadonlyArray<[string, ReadonlyArray<string>]> =>
+const byRemedy = (findings: Provision.Diagnosis["findings"]) =>
   Object.entries(
     Record.map(
       Array.groupBy(findings, ({ remedy }) => remedy),
@@ -64,28 +58,32 @@ const byRemedy = (
     ),
   )
 
-export const doctor = Command.make("doctor", { json }, ({ json }) =>
-  Effect.gen(function* () {
-    const diagnoses = yield* waiting("asking the servers")(Provision.doctor)
-    yield* print(json, diagnoses, (rows) =>
-      [
-        table(
-          ["WHAT", "STATUS", "VERSION"],
-          rows.map(({ dependency, status, version }) => [dependency, paint[status](status), version ?? "-"]),
-        ),
-        ...rows.flatMap(({ dependency, findings }) =>
-          byRemedy(findings).map(
-            ([remedy, problems]) =>
-              `${problems.map((problem) => `${dependency}: ${problem}`).join("\n")}\n  → ${remedy}`,
+export const doctor = command(
+  "doctor",
+  "Checks each server and the stored data, and says how to fix what is missing or wrong",
+  { json },
+  ({ json }) =>
+    Effect.gen(function* () {
+      const diagnoses = yield* waiting("asking the servers")(Provision.doctor)
+      yield* print(json, diagnoses, (rows) =>
+        [
+          table(
+            ["WHAT", "STATUS", "VERSION"],
+            rows.map(({ dependency, status, version }) => [
+              dependency,
+              paint[status](status),
+              version ?? "-",
+            ]),
           ),
-        ),
-      ].join("\n\n"),
-    )
-    if (diagnoses.some(({ status }) => status === "down" || status === "incomplete"))
-      return yield* new Provision.CommandFailed({ message: "some checks failed" })
-  }).pipe(Effect.provide(Stack.forSetup)),
-).pipe(
-  Command.withDescription(
-    "Checks each server and the stored data, and says how to fix what is missing or wrong",
-  ),
+          ...rows.flatMap(({ dependency, findings }) =>
+            byRemedy(findings).map(
+              ([remedy, problems]) =>
+                `${problems.map((problem) => `${dependency}: ${problem}`).join("\n")}\n  → ${remedy}`,
+            ),
+          ),
+        ].join("\n\n"),
+      )
+      if (diagnoses.some(({ status }) => status === "down" || status === "incomplete"))
+        return yield* new Provision.CommandFailed({ message: "some checks failed" })
+    }).pipe(Effect.provide(Stack.forSetup)),
 )

@@ -1,12 +1,11 @@
 /** `rebuild`: computes embeddings again from the log. */
-import { Command } from "@effect/cli"
 import { Effect, Layer, Option, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as Rebuilder from "../../services/operate/Rebuilder.ts"
 import * as EventVectors from "../../services/update/EventVectors.ts"
 import { json, print } from "./support/Output.ts"
 import { counting } from "./support/Progress.ts"
-import { BadUsage, flag, onlyUser } from "./support/Usage.ts"
+import { BadUsage, command, flag, onlyUser } from "./support/Usage.ts"
 
 /** The report names the users and the reasons. */
 class NotRebuilt extends Schema.TaggedError<NotRebuilt>()("NotRebuilt", { failed: Schema.Number }) {
@@ -15,8 +14,9 @@ class NotRebuilt extends Schema.TaggedError<NotRebuilt>()("NotRebuilt", { failed
   }
 }
 
-export const rebuild = Command.make(
+export const rebuild = command(
   "rebuild",
+  "Computes embeddings again from the recorded events, after a change of model, weights, decay or history",
   {
     user: onlyUser("Rebuild only this user"),
     all: flag("all", "Rebuild all users who have an embedding"),
@@ -39,8 +39,4 @@ export const rebuild = Command.make(
         Rebuilder.layer.pipe(Layer.provide(EventVectors.layer), Layer.provideMerge(Stack.layer)),
       ),
     ),
-).pipe(
-  Command.withDescription(
-    "Computes embeddings again from the recorded events, after a change of model, weights, decay or history",
-  ),
 )

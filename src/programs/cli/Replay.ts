@@ -1,14 +1,14 @@
 /** `replay`: publishes rows of the log again. */
-import { Command } from "@effect/cli"
 import { Effect, Layer, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as Replayer from "../../services/operate/Replayer.ts"
 import { json, print } from "./support/Output.ts"
 import { counting } from "./support/Progress.ts"
-import { BadUsage, eventType, flag, given, instant, onlyUser } from "./support/Usage.ts"
+import { BadUsage, command, eventType, flag, given, instant, onlyUser } from "./support/Usage.ts"
 
-export const replay = Command.make(
+export const replay = command(
   "replay",
+  "Publishes recorded events to the workers again, to apply those that were lost or skipped; no event counts twice",
   {
     user: onlyUser("Only events of this user"),
     since: instant("since", "Only events that occurred at or after this time"),
@@ -32,8 +32,4 @@ export const replay = Command.make(
           : `${published} interactions published again`,
       )
     }).pipe(Effect.provide(Layer.provideMerge(Replayer.layer, Stack.layer))),
-).pipe(
-  Command.withDescription(
-    "Publishes recorded events to the workers again, to apply those that were lost or skipped; no event counts twice",
-  ),
 )

@@ -1,5 +1,4 @@
 /** `up`, `api`, `worker`, `relay`: programs that run until a signal stops them. */
-import { Command } from "@effect/cli"
 import type { BunContext } from "@effect/platform-bun"
 import { Effect, Layer, Logger } from "effect"
 import * as Stack from "../../layers/Stack.ts"
@@ -10,17 +9,18 @@ import * as Relay from "../Relay.ts"
 import * as Up from "../Up.ts"
 import * as Worker from "../Worker.ts"
 import * as WorkerHealth from "../WorkerHealth.ts"
+import { command } from "./support/Usage.ts"
 
 const serve = <A, E>(
   name: string,
   description: string,
   layer: Layer.Layer<A, E, Stack.Ports | BunContext.BunContext>,
 ) =>
-  Command.make(name, {}, () =>
+  command(name, description, {}, () =>
     Effect.flatMap(Logging.level("info"), (level) =>
       Logger.withMinimumLogLevel(Layer.launch(Layer.provide(layer, Stack.layer)), level),
     ),
-  ).pipe(Command.withDescription(description))
+  )
 
 export const up = serve(
   "up",

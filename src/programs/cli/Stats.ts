@@ -1,5 +1,4 @@
 /** `stats`: figures of the system. */
-import { Command } from "@effect/cli"
 import { Console, Effect } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as SystemStats from "../../services/operate/SystemStats.ts"
@@ -7,7 +6,7 @@ import { quarantineQueue, queue, retryQueue } from "../../services/ports/Interac
 import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print, table } from "./support/Output.ts"
 import { waiting } from "./support/Progress.ts"
-import { flag } from "./support/Usage.ts"
+import { command, flag } from "./support/Usage.ts"
 
 const refresh = "2 seconds"
 
@@ -50,8 +49,9 @@ const inTables = ({
   ].join("\n\n")
 }
 
-export const stats = Command.make(
+export const stats = command(
   "stats",
+  "Shows queue depths, consumers, rates, the outbox, the number of users, and how long events take to reach an embedding",
   {
     watch: flag("watch", "Refresh every 2 seconds until Ctrl-C"),
     json,
@@ -73,8 +73,4 @@ export const stats = Command.make(
       if (found.unavailable.length > 0)
         return yield* new CommandFailed({ message: "some figures are not available" })
     }),
-).pipe(
-  Command.withDescription(
-    "Shows queue depths, consumers, rates, the outbox, the number of users, and how long events take to reach an embedding",
-  ),
 )

@@ -8,12 +8,13 @@ import { showUser } from "../../services/operate/ShowUser.ts"
 import * as EventVectors from "../../services/update/EventVectors.ts"
 import { json, print, table } from "./support/Output.ts"
 import { waiting } from "./support/Progress.ts"
-import { confirm, yes } from "./support/Usage.ts"
+import { command, confirm, yes } from "./support/Usage.ts"
 
 const percent = (share: number | null) => (share === null ? "not applied" : `${(share * 100).toFixed(1)} %`)
 
-const userShow = Command.make(
+const userShow = command(
   "show",
+  "Shows a user's embedding, the newest events with their share in it, and the nearest products",
   { user: Args.text({ name: "user" }).pipe(Args.withSchema(Schema.typeSchema(UserId))), json },
   ({ json, user }) =>
     showUser(user).pipe(
@@ -48,14 +49,11 @@ const userShow = Command.make(
         ),
       ),
     ),
-).pipe(
-  Command.withDescription(
-    "Shows a user's embedding, the newest events with their share in it, and the nearest products",
-  ),
 )
 
-const userErase = Command.make(
+const userErase = command(
   "erase",
+  "Erases all data of a user, including queued events; asks before unless --yes",
   { user: Args.text({ name: "user" }).pipe(Args.withSchema(Schema.typeSchema(UserId))), yes, json },
   ({ json, user, yes }) =>
     Effect.gen(function* () {
@@ -71,8 +69,6 @@ const userErase = Command.make(
     }).pipe(
       Effect.provide(Eraser.layer.pipe(Layer.provide(EventVectors.layer), Layer.provideMerge(Stack.layer))),
     ),
-).pipe(
-  Command.withDescription("Erases all data of a user, including queued events; asks before unless --yes"),
 )
 
 export const user = Command.make("user").pipe(

@@ -10,12 +10,8 @@ import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as LoadModel from "../../services/history/LoadModel.ts"
 import * as AppliedIds from "../../services/model/AppliedIds.ts"
 import { routeOf } from "../../services/model/EventTypes.ts"
-import {
-  describeIssues,
-  type Interaction,
-  type ProductId,
-  type UserId,
-} from "../../services/model/Interaction.ts"
+import type { Interaction, ProductId, UserId } from "../../services/model/Interaction.ts"
+import { describeIssues } from "../../services/model/Interaction.ts"
 import { Auditor, type AuditReport } from "../../services/operate/Auditor.ts"
 import * as SystemStats from "../../services/operate/SystemStats.ts"
 import { InteractionLog } from "../../services/ports/InteractionLog.ts"
@@ -139,12 +135,12 @@ const makeClient = ({ token, url }: Pick<LoadOptions, "url" | "token">) => {
       },
     })
   }
-  return { send }
+  return send
 }
-type Client = ReturnType<typeof makeClient>
+type Send = ReturnType<typeof makeClient>
 
 /** The products to interact with. Stores those of the file that are not stored yet. */
-const prepareProducts = Effect.fnUntraced(function* (file: Option.Option<string>, { send }: Client) {
+const prepareProducts = Effect.fnUntraced(function* (file: Option.Option<string>, send: Send) {
   const products = yield* ProductEmbeddings
   const { space } = yield* PhraseEmbedder
   if (Option.isNone(file)) {
@@ -189,7 +185,12 @@ class LoadRun {
   /** When each of them was sent, by user and by the prefix of the id. */
   readonly sentAt = new Map<UserId, Map<string, number>>()
 
-  constructor(public lastEmbeddedAt: number) {}
+  constructor(
+    readonly send: Send,
+    readonly options: LoadOptions,
+    readonly interactions: ReadonlyArray<Interaction>,
+    public lastEmbeddedAt: number,
+  ) {}
 
   accept(interactions: ReadonlyArray<Interaction>, sentAt: number): void {
     this.accepted += interactions.length
@@ -258,18 +259,14 @@ export const toReport = (
 export type LoadReport = ReturnType<typeof toReport>
 
 /** Sends one interaction, or several in bulk. Sends again after a pause those refused by the rate limit. */
-const submit = (
-  client: Client,
-  run: LoadRun,
-  bulk: boolean,
-  some: ReadonlyArray<Interaction>,
-): Effect.Effect<void, NotAccepted> =>
+const submit = (run: LoadRun, some: ReadonlyArray<Interaction>): Effect.Effect<void, NotAccepted> =>
   Effect.gen(function* () {
+    const { bulk } = run.options
     const [first] = some
     if (first === undefined) return
     const now = yield* Clock.currentTimeMillis
     const { body, path } = bulk ? toBulkRequest(some) : toRequest(first)
-    const { retried, retryAfter, status, text } = yield* client.send("POST", path, body)
+    const { retried, retryAfter, status, text } = yield* run.send("POST", path, body)
     let limited: ReadonlyArray<Interaction> = []
     if (status === 429) limited = some
     else if (!bulk) {
@@ -289,26 +286,22 @@ const submit = (
       limited = withStatus(429)
     }
     if (limited.length > 0)
-      yield* Effect.zipRight(Effect.sleep(Duration.seconds(retryAfter)), submit(client, run, bulk, limited))
+      yield* Effect.zipRight(Effect.sleep(Duration.seconds(retryAfter)), submit(run, limited))
   })
 
 /** Sends all interactions at the wanted rate; answers the seconds it took. */
-const sendAll = Effect.fnUntraced(function* (
-  client: Client,
-  run: LoadRun,
-  { bulk, ...options }: LoadOptions,
-  interactions: ReadonlyArray<Interaction>,
-) {
+const sendAll = Effect.fnUntraced(function* (run: LoadRun) {
+  const { bulk, ...options } = run.options
   const rate = Option.getOrElse(options.rate, () => Number.POSITIVE_INFINITY)
   const perRequest = bulk ? Math.max(1, Math.min(mostPerBulk, Math.floor(rate / 4))) : 1
   const begin = yield* Clock.currentTimeMillis
   yield* Effect.forEach(
-    Arr.chunksOf(interactions, perRequest),
+    Arr.chunksOf(run.interactions, perRequest),
     (some, index) =>
       Effect.gen(function* () {
         const early = begin + (index * perRequest * 1_000) / rate - (yield* Clock.currentTimeMillis)
         if (early > 0) yield* Effect.sleep(early)
-        yield* submit(client, run, bulk, some)
+        yield* submit(run, some)
       }),
     { concurrency: bulk ? bulkRequestsAtOnce : requestsAtOnce, discard: true },
   )
@@ -341,12 +334,8 @@ const requireSameStores = Effect.fnUntraced(function* (url: string, [sample]: Re
 })
 
 /** Sends all interactions, and checks until they are embedded or nothing moves; answers the seconds of sending. */
-const sendAndWatch = Effect.fnUntraced(function* (
-  client: Client,
-  run: LoadRun,
-  options: LoadOptions,
-  interactions: ReadonlyArray<Interaction>,
-) {
+const sendAndWatch = Effect.fnUntraced(function* (run: LoadRun) {
+  const { interactions, options } = run
   let sent = false
   const watching = Effect.gen(function* () {
     while (true) {
@@ -360,10 +349,7 @@ const sendAndWatch = Effect.fnUntraced(function* (
     }
   })
   const watcher = yield* Effect.forkScoped(watching)
-  const seconds = yield* Effect.raceFirst(
-    sendAll(client, run, options, interactions),
-    Effect.zipRight(Fiber.join(watcher), Effect.never),
-  )
+  const seconds = yield* Effect.raceFirst(sendAll(run), Effect.zipRight(Fiber.join(watcher), Effect.never))
   yield* requireSameStores(options.url, interactions)
   run.lastEmbeddedAt = yield* Clock.currentTimeMillis
   sent = true
@@ -373,8 +359,8 @@ const sendAndWatch = Effect.fnUntraced(function* (
 
 export const generateLoad = Effect.fn("generateLoad")(function* (options: LoadOptions) {
   const { eventTypes } = yield* EmbeddingConfig
-  const client = makeClient(options)
-  const products: ReadonlyArray<ProductId> = yield* prepareProducts(options.products, client)
+  const send = makeClient(options)
+  const products: ReadonlyArray<ProductId> = yield* prepareProducts(options.products, send)
   const total = options.users * options.events
   const now = yield* Clock.currentTimeMillis
   const interactions = LoadModel.interactions({
@@ -385,8 +371,8 @@ export const generateLoad = Effect.fn("generateLoad")(function* (options: LoadOp
     types: eventTypes.all,
     start: Option.match(options.start, { onNone: () => now - total, onSome: Date.parse }),
   })
-  const run = new LoadRun(now)
-  const seconds = yield* sendAndWatch(client, run, options, interactions)
+  const run = new LoadRun(send, options, interactions, now)
+  const seconds = yield* sendAndWatch(run)
   const audit = options.check ? yield* Effect.flatMap(Auditor, (auditor) => auditor.audit({})) : undefined
   const { accepted, duplicates, maxDepth, pending, waits } = run
   const unembedded = Array.from({ length: pending }, () => Number.POSITIVE_INFINITY)

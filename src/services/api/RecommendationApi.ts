@@ -2,14 +2,16 @@
 import { HttpApiEndpoint, HttpApiGroup } from "@effect/platform"
 import { Schema } from "effect"
 import { EventType, SearchPhrase, UserId } from "../model/Interaction.ts"
+import {
+  BoughtBefore,
+  Found,
+  RecommendedProduct,
+  SimilarProduct,
+  SimilarUser,
+} from "../recommend/Recommender.ts"
 import { Category, choice, Limit, limitRule, product, refused, user } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 
-const described = {
-  product_id: Schema.String,
-  product_name: Schema.NullOr(Schema.String),
-  category: Schema.NullOr(Schema.String),
-}
 const Recommended = Schema.Struct({
   user_id: Schema.String,
   source: Schema.Literal("taste", "popular").annotations({
@@ -17,13 +19,7 @@ const Recommended = Schema.Struct({
   }),
   items: Schema.Array(
     Schema.Struct({
-      ...described,
-      score: Schema.Number.annotations({ description: "similarity + popularity" }),
-      similarity: Schema.Number.annotations({ description: "cosine of taste and product, both centred" }),
-      popularity: Schema.Number.annotations({
-        description:
-          "POPULARITY_WEIGHT · log(1 + n) / log(1 + greatest n); n = interactions with the product",
-      }),
+      ...RecommendedProduct.fields,
       because: Schema.Array(
         Schema.Struct({
           event_type: EventType,
@@ -39,25 +35,17 @@ const Recommended = Schema.Struct({
     }),
   ),
 }).annotations({ identifier: "Recommendations" })
-const BoughtBefore = Schema.Struct({
-  user_id: Schema.String,
-  items: Schema.Array(
-    Schema.Struct({
-      ...described,
-      score: Schema.Number.annotations({ description: "sum of exp(−λ · days since) over the purchases" }),
-      purchases: Schema.Number,
-      last_purchased_at: Schema.String,
-    }),
-  ),
-}).annotations({ identifier: "BuyAgain" })
+const BuyAgain = Schema.Struct({ user_id: Schema.String, items: Schema.Array(BoughtBefore) }).annotations({
+  identifier: "BuyAgain",
+})
 const SimilarProducts = Schema.Struct({
   product_id: Schema.String,
-  items: Schema.Array(Schema.Struct({ ...described, similarity: Schema.Number })),
+  items: Schema.Array(SimilarProduct),
 }).annotations({ identifier: "SimilarProducts" })
 const SimilarUsers = Schema.Struct({
   user_id: Schema.String,
   compared: Schema.Number.annotations({ description: "number of users compared" }),
-  items: Schema.Array(Schema.Struct({ user_id: Schema.String, similarity: Schema.Number })),
+  items: Schema.Array(SimilarUser),
 }).annotations({ identifier: "SimilarUsers" })
 /** Finds products by a phrase. Nothing is recorded. */
 export const CatalogueSearchBody = Schema.Struct({
@@ -73,16 +61,7 @@ const FoundProducts = Schema.Struct({
   query: Schema.String,
   user_id: Schema.NullOr(Schema.String),
   personalised: Schema.Boolean.annotations({ description: "whether the user's taste changed the scores" }),
-  items: Schema.Array(
-    Schema.Struct({
-      ...described,
-      score: Schema.Number.annotations({ description: "similarity + 0.3 · taste" }),
-      similarity: Schema.Number.annotations({ description: "cosine of phrase and product, both centred" }),
-      taste: Schema.NullOr(Schema.Number).annotations({
-        description: "cosine of the user's taste and product",
-      }),
-    }),
-  ),
+  items: Schema.Array(Found),
 }).annotations({ identifier: "FoundProducts" })
 
 export const recommendations = HttpApiGroup.make("recommendations")
@@ -104,7 +83,7 @@ export const recommendations = HttpApiGroup.make("recommendations")
   .add(
     HttpApiEndpoint.get("buyAgain")`/api/user/${user}/buy-again`
       .setUrlParams(Schema.Struct({ limit: Limit }))
-      .addSuccess(BoughtBefore)
+      .addSuccess(BuyAgain)
       .addError(problems(422, 501, 503)),
   )
   .add(

@@ -46,15 +46,12 @@ export const has = (ids: AppliedIds, id: MessageId): boolean => {
 }
 
 /** The ids of the next record, and the prefixes to write to the overflow before that record is saved. */
-export const append = (
-  ids: AppliedIds,
-  added: ReadonlyArray<MessageId>,
-): { readonly kept: AppliedIds; readonly archive: ReadonlyArray<string> } => {
+export const append = (ids: AppliedIds, added: ReadonlyArray<MessageId>) => {
   const surplus = Math.max(0, count(ids) + added.length - keptIds)
   // The added ids must stay: they are not applied until the record is saved.
   const leaving = count(ids) + added.length > archiveAt ? Math.min(surplus, count(ids)) : 0
   const staying = ids.subarray(leaving * prefixBytes)
-  const kept = new Uint8Array(staying.byteLength + added.length * prefixBytes)
+  const kept: AppliedIds = new Uint8Array(staying.byteLength + added.length * prefixBytes)
   kept.set(staying)
   kept.set(pack(added), staying.byteLength)
   return { kept, archive: [...toSet(ids.subarray(0, leaving * prefixBytes))] }

@@ -12,7 +12,8 @@ import { InteractionLog, type InteractionLogError, type LogRow } from "../ports/
 import { type Depths, InteractionQueue, type InteractionQueueError } from "../ports/InteractionQueue.ts"
 import { PhraseEmbedder } from "../ports/PhraseEmbedder.ts"
 import { ProductEmbeddings, type ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
-import { type Bookkeeping, UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
+import type { Bookkeeping, UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
+import { UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"
 
 /** One interaction about which log and embedding disagree, or about which they will agree later. */
@@ -47,7 +48,7 @@ export interface AuditReport {
 
 export const mostDetails = 10_000
 
-export type AuditError =
+type AuditError =
   | InteractionLogError
   | UserEmbeddingsError
   | InteractionQueueError
@@ -198,10 +199,7 @@ class Fingerprint {
   }
 }
 
-interface Logged {
-  readonly user_id: UserId
-  readonly ids: Fingerprint
-}
+type Logged = { readonly user_id: UserId; readonly ids: Fingerprint }
 
 /** Ids in the order of users → one fingerprint per user. */
 const fingerprintUsers = <E>(
@@ -239,10 +237,7 @@ interface Both {
 }
 
 /** Joins two streams that are in the order of users. */
-const joinByUser = <E1, E2>(
-  log: Stream.Stream<Logged, E1>,
-  records: Stream.Stream<Bookkeeping, E2>,
-): Stream.Stream<Both, E1 | E2> => {
+const joinByUser = <E1, E2>(log: Stream.Stream<Logged, E1>, records: Stream.Stream<Bookkeeping, E2>) => {
   const byUser = <A extends { readonly user_id: UserId }>(one: A) => [one.user_id, one] as const
   return Stream.map(log, byUser).pipe(
     Stream.zipAllSortedByKeyWith({
@@ -300,31 +295,18 @@ const auditAllUsers = (
 // One user, id by id
 
 /** What a user's record says of applied interactions, read at one instant. */
-type RecordState = AppliedInteractions.AppliedState &
-  Pick<Bookkeeping, "version" | "erased_at" | "event_count">
-
-const noRecord: RecordState = {
-  ...AppliedInteractions.appliedState({ applied: AppliedIds.none, archived: 0 }),
-  version: 0,
-  erased_at: -1,
-  event_count: 0,
-}
+const toState = (record: UserRecord | undefined) => ({
+  ...AppliedInteractions.appliedState(record ?? { applied: AppliedIds.none, archived: 0 }),
+  version: record?.version ?? 0,
+  erased_at: record?.erased_at ?? -1,
+  event_count: record?.embedding?.event_count ?? 0,
+})
+type RecordState = ReturnType<typeof toState>
 
 const loadStates = ({ users }: Services, wanted: ReadonlyArray<UserId>) =>
   Effect.map(
     users.load(wanted),
-    (records): ReadonlyMap<UserId, RecordState> =>
-      new Map(
-        Array.from(records, ([user, record]) => [
-          user,
-          {
-            ...AppliedInteractions.appliedState(record),
-            version: record.version,
-            erased_at: record.erased_at,
-            event_count: record.embedding?.event_count ?? 0,
-          },
-        ]),
-      ),
+    (records) => new Map(wanted.map((user) => [user, toState(records.get(user))])),
   )
 
 /** Splits rows of one or more users: how many are applied, and those that are not. */
@@ -346,7 +328,7 @@ const splitApplied = Effect.fnUntraced(function* <
  */
 const readUser = Effect.fnUntraced(function* (services: Services, user: UserId) {
   const records = yield* loadStates(services, [user])
-  const record = records.get(user) ?? noRecord
+  const record = records.get(user)!
   let applied = 0
   const unapplied: Array<LogRow> = []
   yield* services.log.stream({ user }).pipe(
@@ -360,7 +342,7 @@ const readUser = Effect.fnUntraced(function* (services: Services, user: UserId) 
     ),
   )
   const total = yield* AppliedInteractions.countApplied(services.users, user, record)
-  const { version } = (yield* loadStates(services, [user])).get(user) ?? noRecord
+  const { version } = (yield* loadStates(services, [user])).get(user)!
   return { record, unapplied, total, extra: total - applied, unchanged: version === record.version }
 })
 

@@ -11,12 +11,8 @@ import { type FoldSettings, fold } from "../model/Fold.ts"
 import type { Interaction, UserId } from "../model/Interaction.ts"
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import { InteractionLog, type InteractionLogError } from "../ports/InteractionLog.ts"
-import {
-  LockConflict,
-  UserEmbeddings,
-  type UserEmbeddingsError,
-  type UserRecord,
-} from "../ports/UserEmbeddings.ts"
+import type { UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
+import { LockConflict, UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import { type EventVectorError, EventVectors } from "../update/EventVectors.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"

@@ -4,12 +4,8 @@
  */
 import { Chunk, Clock, Context, Effect, Layer, Schedule, Schema, Stream } from "effect"
 import * as MessageTraces from "../MessageTraces.ts"
-import {
-  InteractionLog,
-  type InteractionLogError,
-  type LogFilter,
-  type LogRow,
-} from "../ports/InteractionLog.ts"
+import type { InteractionLogError, LogFilter, LogRow } from "../ports/InteractionLog.ts"
+import { InteractionLog } from "../ports/InteractionLog.ts"
 import { InteractionQueue, InteractionQueueError } from "../ports/InteractionQueue.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import { awaitQueueCapacity, toMessage } from "../record/OutboxRelay.ts"

@@ -84,45 +84,42 @@ export const eventToEmbedding = Effect.gen(function* () {
 })
 
 /** Reads all figures at once. Never fails. */
-export const look: Effect.Effect<SystemStats, never, InteractionLog | InteractionQueue | UserEmbeddings> =
-  Effect.gen(function* () {
-    const log = yield* InteractionLog
-    const queue = yield* InteractionQueue
-    const users = yield* UserEmbeddings
-    const unavailable = new Set<string>()
-    const orNull = <A>(
-      part: Effect.Effect<A, { readonly message: string }, InteractionLog | UserEmbeddings>,
-    ) =>
-      Effect.catchAll(part, ({ message }) => {
-        unavailable.add(message)
-        return Effect.succeed(null)
-      })
-    const [depths, traffic, backlog, count, waited] = yield* Effect.all(
-      [
-        orNull(queue.depths),
-        orNull(queue.traffic),
-        orNull(log.backlog),
-        orNull(users.count),
-        orNull(eventToEmbedding),
-      ],
-      { concurrency: "unbounded" },
-    )
-    const { unacked, ...rates } = traffic ?? { unacked: null }
-    return {
-      queues: depths && {
-        user_embedding_updates: { ...depths.main, unacked },
-        isolated: depths.quarantined,
-        retry: depths.retry,
-        failed: depths.failed,
-      },
-      rates: "publish" in rates ? rates : null,
-      log: backlog && {
-        total: backlog.total,
-        unpublished: backlog.unpublished,
-        oldest_unpublished_s: backlog.oldestUnpublishedSeconds,
-      },
-      users: count,
-      event_to_embedding_s: waited,
-      unavailable: [...unavailable],
-    }
-  })
+export const look = Effect.gen(function* () {
+  const log = yield* InteractionLog
+  const queue = yield* InteractionQueue
+  const users = yield* UserEmbeddings
+  const unavailable = new Set<string>()
+  const orNull = <A, R>(part: Effect.Effect<A, { readonly message: string }, R>) =>
+    Effect.catchAll(part, ({ message }) => {
+      unavailable.add(message)
+      return Effect.succeed(null)
+    })
+  const [depths, traffic, backlog, count, waited] = yield* Effect.all(
+    [
+      orNull(queue.depths),
+      orNull(queue.traffic),
+      orNull(log.backlog),
+      orNull(users.count),
+      orNull(eventToEmbedding),
+    ],
+    { concurrency: "unbounded" },
+  )
+  const { unacked, ...rates } = traffic ?? { unacked: null }
+  return {
+    queues: depths && {
+      user_embedding_updates: { ...depths.main, unacked },
+      isolated: depths.quarantined,
+      retry: depths.retry,
+      failed: depths.failed,
+    },
+    rates: "publish" in rates ? rates : null,
+    log: backlog && {
+      total: backlog.total,
+      unpublished: backlog.unpublished,
+      oldest_unpublished_s: backlog.oldestUnpublishedSeconds,
+    },
+    users: count,
+    event_to_embedding_s: waited,
+    unavailable: [...unavailable],
+  } satisfies SystemStats
+})

@@ -14,11 +14,8 @@ import type { ProductId } from "../model/Interaction.ts"
 import * as Taste from "../model/Taste.ts"
 import * as Vector from "../model/Vector.ts"
 import { PhraseEmbedder } from "../ports/PhraseEmbedder.ts"
-import {
-  type ProductEmbedding,
-  ProductEmbeddings,
-  ProductEmbeddingsError,
-} from "../ports/ProductEmbeddings.ts"
+import type { ProductEmbedding } from "../ports/ProductEmbeddings.ts"
+import { ProductEmbeddings, ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
 import * as StaleWhileRevalidate from "./StaleWhileRevalidate.ts"
 import { insertTopK } from "./TopK.ts"
 
@@ -54,6 +51,7 @@ export class CatalogueTooLarge extends Schema.TaggedError<CatalogueTooLarge>()("
 }
 export type CatalogueError = ProductEmbeddingsError | CatalogueTooLarge
 
+type Products = ProductEmbeddings["Type"]
 export type Product = Pick<ProductEmbedding, "product_id" | "product_name" | "category">
 
 /** A product with the parts of its score: `score = similarity + bonus`. */
@@ -124,7 +122,8 @@ const dotRow = (a: Float32Array, block: Float32Array, start: number): number => 
 const isKnown = (entry: readonly [ProductId, Product | undefined]): entry is readonly [ProductId, Product] =>
   entry[1] !== undefined
 
-const ahead = (a: Pick<Scored, "score" | "product_id">, b: Pick<Scored, "score" | "product_id">): boolean =>
+type Ranked = Pick<Scored, "score" | "product_id">
+const ahead = (a: Ranked, b: Ranked): boolean =>
   a.score > b.score || (a.score === b.score && a.product_id < b.product_id)
 
 const toScored = (product: Product, similarity: number, bonus: Search["bonus"]) => {
@@ -301,11 +300,7 @@ const recomputeMean = Effect.fnUntraced(function* (rows: ProductRows) {
 })
 
 /** Reads all products, and removes those that the store no longer has. */
-const reloadAll = Effect.fnUntraced(function* (
-  products: ProductEmbeddings["Type"],
-  rows: ProductRows,
-  now: number,
-) {
+const reloadAll = Effect.fnUntraced(function* (products: Products, rows: ProductRows, now: number) {
   if (rows.tooLarge && (yield* products.count) > rows.limit) return
   rows.tooLarge = false
   const found = new Set<ProductId>()
@@ -327,7 +322,7 @@ const evictAll = Effect.fnUntraced(function* (rows: ProductRows, scans: Effect.S
 })
 
 /** Brings the rows up to date: by all products now and then, in between by those written since. */
-const makeRefresh = (products: ProductEmbeddings["Type"], rows: ProductRows, scans: Effect.Semaphore) => {
+const makeRefresh = (products: Products, rows: ProductRows, scans: Effect.Semaphore) => {
   let reloadedAt = Number.NEGATIVE_INFINITY
   /** Of the writes seen; 0 when the memory is empty. */
   let newestWrite = 0
@@ -357,13 +352,9 @@ const makeRefresh = (products: ProductEmbeddings["Type"], rows: ProductRows, sca
 }
 
 /** A defect ends only the search that caused it: the others of the pass continue. */
-const compareSafely = (
-  rows: ProductRows,
-  pending: PendingSearch,
-  ...block: [number, ReadonlyArray<number>]
-) => {
+const compareSafely = (rows: ProductRows, pending: PendingSearch, block: number, lengths: Array<number>) => {
   try {
-    rows.compare(pending, ...block)
+    rows.compare(pending, block, lengths)
   } catch (defect) {
     pending.result = Exit.die(defect)
   }
@@ -412,7 +403,7 @@ const makeScan = (rows: ProductRows, scans: Effect.Semaphore) => {
 
 /** Searches the products that the store's index finds near the direction. */
 const searchIndex = Effect.fnUntraced(function* (
-  products: ProductEmbeddings["Type"],
+  products: Products,
   rows: ProductRows,
   direction: Float32Array,
   { bonus, category, limit, without }: Search,
@@ -432,11 +423,7 @@ const searchIndex = Effect.fnUntraced(function* (
   return best
 })
 
-const loadCentred = Effect.fnUntraced(function* (
-  products: ProductEmbeddings["Type"],
-  rows: ProductRows,
-  id: ProductId,
-) {
+const loadCentred = Effect.fnUntraced(function* (products: Products, rows: ProductRows, id: ProductId) {
   const vector = (yield* products.load([id], rows.space)).get(id)
   if (vector === undefined || Vector.problem(vector, rows.dimensions) !== undefined) return undefined
   return rows.centre(Vector.normalise(vector))

@@ -10,7 +10,7 @@ import { InteractionLog, type InteractionLogError } from "../ports/InteractionLo
 import type { PhraseEmbedderError } from "../ports/PhraseEmbedder.ts"
 import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
 import { EventVectors } from "../update/EventVectors.ts"
-import { Catalogue, type CatalogueError, type Product } from "./Catalogue.ts"
+import { Catalogue, type CatalogueError } from "./Catalogue.ts"
 import { Popularity } from "./Popularity.ts"
 import { insertTopK, moreSimilar } from "./TopK.ts"
 
@@ -46,11 +46,22 @@ export class TooManyUsers extends Schema.TaggedError<TooManyUsers>()("TooManyUse
   }
 }
 
-/** A recommended product: `score = similarity + popularity`. */
-export interface Recommendation extends Product {
-  readonly score: number
-  readonly similarity: number
-  readonly popularity: number
+const named = {
+  product_id: Schema.String,
+  product_name: Schema.NullOr(Schema.String),
+  category: Schema.NullOr(Schema.String),
+}
+
+/** A recommended product, without the reasons. */
+export const RecommendedProduct = Schema.Struct({
+  ...named,
+  score: Schema.Number.annotations({ description: "similarity + popularity" }),
+  similarity: Schema.Number.annotations({ description: "cosine of taste and product, both centred" }),
+  popularity: Schema.Number.annotations({
+    description: "POPULARITY_WEIGHT · log(1 + n) / log(1 + greatest n); n = interactions with the product",
+  }),
+})
+export interface Recommendation extends Schema.Schema.Type<typeof RecommendedProduct> {
   /** At most the newest 10 events, largest share first; with `rest` the shares add up to 1. */
   readonly because: ReadonlyArray<Taste.Reason>
   readonly rest: number
@@ -62,21 +73,27 @@ export interface Recommendations {
   readonly items: ReadonlyArray<Recommendation>
 }
 
-/** A product bought before; score = Σ exp(−λ · days since each purchase). */
-export interface BoughtBefore extends Product {
-  readonly score: number
-  readonly purchases: number
+export const BoughtBefore = Schema.Struct({
+  ...named,
+  score: Schema.Number.annotations({ description: "sum of exp(−λ · days since) over the purchases" }),
+  purchases: Schema.Number,
   /** Canonical timestamp. */
-  readonly last_purchased_at: string
-}
+  last_purchased_at: Schema.String,
+})
+export type BoughtBefore = typeof BoughtBefore.Type
 
-/** A product found by a phrase: `score = similarity + tasteWeight · taste`. */
-export interface Found extends Product {
-  readonly score: number
-  readonly similarity: number
-  /** Cosine with the user's taste; `null` without a user or without taste. */
-  readonly taste: number | null
-}
+export const SimilarProduct = Schema.Struct({ ...named, similarity: Schema.Number })
+export const SimilarUser = Schema.Struct({ user_id: Schema.String, similarity: Schema.Number })
+
+/** A product found by a phrase. */
+export const Found = Schema.Struct({
+  ...named,
+  score: Schema.Number.annotations({ description: "similarity + 0.3 · taste" }),
+  similarity: Schema.Number.annotations({ description: "cosine of phrase and product, both centred" }),
+  /** `null` without a user or without taste. */
+  taste: Schema.NullOr(Schema.Number).annotations({ description: "cosine of the user's taste and product" }),
+})
+export type Found = typeof Found.Type
 
 export const tasteWeight = 0.3
 /** The most users compared, at about 20 µs each. */
@@ -106,7 +123,7 @@ export class Recommender extends Context.Tag("user-embeddings/Recommender")<
     readonly similarProducts: (
       product: ProductId,
       options: { readonly limit: number; readonly category?: string | undefined },
-    ) => Effect.Effect<ReadonlyArray<Product & { readonly similarity: number }>, StoreError | ProductNotFound>
+    ) => Effect.Effect<ReadonlyArray<typeof SimilarProduct.Type>, StoreError | ProductNotFound>
     /** Products near a phrase; with a user, also near the user's taste. Records nothing. */
     readonly search: (
       phrase: string,
@@ -124,10 +141,7 @@ export class Recommender extends Context.Tag("user-embeddings/Recommender")<
       user: UserId,
       limit: number,
     ) => Effect.Effect<
-      {
-        readonly compared: number
-        readonly users: ReadonlyArray<{ readonly user_id: UserId; readonly similarity: number }>
-      },
+      { readonly compared: number; readonly users: ReadonlyArray<typeof SimilarUser.Type> },
       StoreError | NoTaste | TooManyUsers
     >
   }
@@ -354,7 +368,7 @@ const similarUsers = Effect.fn("similarUsers")(function* (
   }
   const own = toDirection(embedding)
   if (own === undefined) return yield* noDirection(user_id)
-  const best: Array<{ readonly user_id: UserId; readonly similarity: number }> = []
+  const best: Array<typeof SimilarUser.Type> = []
   let compared = 0
   yield* Stream.runForEach(users.stream, ({ embedding: other, user_id: id }) =>
     Effect.sync(() => {

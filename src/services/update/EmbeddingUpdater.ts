@@ -56,14 +56,10 @@ const settle = (settlement: Settlement): Outcome => ({ _tag: "Settle", settlemen
 const acked = settle(Ack)
 const staleMillis = 90 * 86_400_000
 
-const outcomeOf = (
-  { delays }: Updater,
-  error: RetryPolicies.UpdateError,
-  { retryCount }: Delivery,
-): Outcome => {
+const outcomeOf = ({ delays }: Updater, error: RetryPolicies.UpdateError, { retryCount }: Delivery) => {
   const settlement = RetryPolicies.settlementOf(error, retryCount, delays)
   return RetryPolicies.classify(error)._tag === "Outage"
-    ? { _tag: "Outage", error, settlement }
+    ? ({ _tag: "Outage", error, settlement } as const)
     : settle(settlement)
 }
 
@@ -71,16 +67,12 @@ const fail = (updater: Updater, items: ReadonlyArray<Item>, error: RetryPolicies
   for (const item of items) item.outcome = outcomeOf(updater, error, item.delivery)
 }
 
-const toItem = (
-  updater: Updater,
-  { decoded, delivery }: DecodedMessage,
-  now: number,
-): Either.Either<Item, Outcome> => {
+const toItem = (updater: Updater, { decoded, delivery }: DecodedMessage, now: number) => {
   const latest = Math.max(now, delivery.publishedAt ?? now) + maxFutureMillis
   const checked = Either.flatMap(decoded, (interaction) => notInTheFuture(interaction, latest))
   return Either.mapBoth(checked, {
     onLeft: (error) => outcomeOf(updater, error, delivery),
-    onRight: (interaction) => ({
+    onRight: (interaction): Item => ({
       delivery,
       interaction,
       recordedAt: delivery.recordedAt ?? Date.parse(interaction.occurred_at),

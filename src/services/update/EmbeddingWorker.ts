@@ -8,14 +8,8 @@ import { Clock, Context, Duration, Effect, Fiber, FiberRef, Layer, LogLevel, Opt
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as MessageTraces from "../MessageTraces.ts"
 import type { EventTypes } from "../model/EventTypes.ts"
-import {
-  type Consumer,
-  type Delivery,
-  InteractionQueue,
-  type Settled,
-  type Settlement,
-} from "../ports/InteractionQueue.ts"
-import type * as RetryPolicies from "../RetryPolicies.ts"
+import type { Consumer, Delivery, Settled, Settlement } from "../ports/InteractionQueue.ts"
+import { InteractionQueue } from "../ports/InteractionQueue.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { BatchWindow } from "./BatchWindow.ts"
 import { EmbeddingUpdater, type Outcome } from "./EmbeddingUpdater.ts"
@@ -142,13 +136,6 @@ const isOnlyMessage = (worker: Worker) =>
     return traffic === null || traffic.unacked === 1
   }).pipe(Effect.orElseSucceed(() => false))
 
-interface Handled {
-  readonly outcomes: ReadonlyArray<Outcome>
-  readonly errors: ReadonlyArray<RetryPolicies.UpdateError>
-  readonly settled: ReadonlyArray<Settled>
-  readonly waits: (outcome: Outcome) => boolean
-}
-
 /** Applies a batch and settles it, except for messages that wait for a dependency. */
 const updateAndSettle = Effect.fnUntraced(function* (
   worker: Worker,
@@ -176,8 +163,9 @@ const updateAndSettle = Effect.fnUntraced(function* (
       waits(outcome) ? [] : [[messages[index]!.delivery, outcome.settlement]],
   )
   yield* settleAll(worker.consumer, settled)
-  return { outcomes, errors, settled, waits } satisfies Handled
+  return { outcomes, errors, settled, waits }
 })
+type Handled = Effect.Effect.Success<ReturnType<typeof updateAndSettle>>
 
 const traced = (worker: Worker, messages: ReadonlyArray<DecodedMessage>, isAlone: boolean) =>
   MessageTraces.processing(

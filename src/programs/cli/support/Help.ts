@@ -2,14 +2,8 @@
  * `--help` of every command: purpose, command line, arguments and options in columns, and examples. The texts are those
  * of the commands, without the sentences that @effect/cli adds to each option.
  */
-import {
-  BuiltInOptions,
-  type CliConfig,
-  CommandDescriptor,
-  CommandDirective,
-  HelpDoc,
-  type Span,
-} from "@effect/cli"
+import type { CliConfig, Span } from "@effect/cli"
+import { BuiltInOptions, CommandDescriptor, CommandDirective, HelpDoc } from "@effect/cli"
 import { Effect } from "effect"
 import { examples } from "./Examples.ts"
 import { bold } from "./Output.ts"

@@ -43,10 +43,7 @@ export const print = <A>(json: boolean, value: A, human: (value: A) => string): 
   Console.log(json ? JSON.stringify(value, null, 2) : human(value))
 
 /** Rows in aligned columns under their headings. Widths ignore colour codes and count wide characters as two. */
-export const table = (
-  headings: ReadonlyArray<string>,
-  rows: ReadonlyArray<ReadonlyArray<string>>,
-): string => {
+export const table = (headings: ReadonlyArray<string>, rows: ReadonlyArray<ReadonlyArray<string>>) => {
   const all = [headings, ...rows]
   const widths = headings.map((_, column) =>
     Math.max(...all.map((row) => Bun.stringWidth(row[column] ?? ""))),

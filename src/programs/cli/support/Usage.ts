@@ -1,7 +1,7 @@
 /** Parts shared by commands: bad usage, questions, timestamps. */
-import { HelpDoc, Options, ValidationError } from "@effect/cli"
+import { Command, HelpDoc, Options, ValidationError } from "@effect/cli"
 import { Terminal } from "@effect/platform"
-import { Clock, Console, Effect, Option, Record, Schema } from "effect"
+import { Clock, Console, Effect, Option, Record, Schema, type Types } from "effect"
 import * as EmbeddingConfig from "../../../services/EmbeddingConfig.ts"
 import { defaults } from "../../../services/model/EventTypes.ts"
 import { canonicalTimestamp, UserId } from "../../../services/model/Interaction.ts"
@@ -15,6 +15,13 @@ export class Declined extends Schema.TaggedError<Declined>()("Declined", {}) {
     return "nothing was changed"
   }
 }
+
+export const command = <Name extends string, const Config extends Command.Command.Config, R, E>(
+  name: Name,
+  description: string,
+  config: Config,
+  run: (options: Types.Simplify<Command.Command.ParseConfig<Config>>) => Effect.Effect<void, E, R>,
+) => Command.withDescription(Command.make(name, config, run), description)
 
 export const flag = (name: string, description: string) =>
   Options.boolean(name).pipe(Options.withDescription(description))
