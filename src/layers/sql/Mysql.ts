@@ -57,6 +57,11 @@ const serverError = (cause: unknown): { readonly errno?: unknown; readonly sqlSt
 const temporaryErrors = new Set<unknown>([
   1040, 1041, 1053, 1077, 1129, 1203, 1205, 1213, 1290, 1792, 1836, 1927, 3169,
 ])
+/**
+ * The server stops, ends the connection or has become read-only. After a failover the old writer keeps its connections,
+ * and only a new connection reaches the new writer.
+ */
+const staleConnection = new Set<unknown>([1053, 1290, 1792, 1836, 1927, 3169])
 /** The user has no right to the database, which may not exist. */
 const accessDenied = 1044
 /** Unknown database, column or table. */
@@ -153,7 +158,10 @@ const send = (
   resume: (answer: Effect.Effect<unknown, SqlError>) => void,
 ) =>
   connection[method]({ sql, values: [...values], rowsAsArray }, (cause: unknown, answer: unknown) => {
-    if (cause) return resume(new SqlError({ cause, message: "MySQL statement failed" }))
+    if (cause) {
+      if (staleConnection.has(serverError(cause).errno)) connection.destroy()
+      return resume(new SqlError({ cause, message: "MySQL statement failed" }))
+    }
     resume(
       Effect.succeed(Array.isArray(answer) ? answer : { ...Object(answer), idStep: idSteps.get(connection) }),
     )

@@ -1,10 +1,13 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
+import { once } from "node:events"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { Server } from "node:net"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { Clock, Context, Deferred, Duration, Effect, Fiber, Layer, Redacted, Runtime, Schedule } from "effect"
 import fc from "fast-check"
+import { createServer } from "mysql2"
 import { createConnection, type RowDataPacket } from "mysql2/promise"
 import * as Mysql from "../../../src/layers/sql/Mysql.ts"
 import * as SqlInteractionLog from "../../../src/layers/sql/SqlInteractionLog.ts"
@@ -427,6 +430,70 @@ test("the ids of one INSERT into MySQL are as far apart as the servers of a clus
   expect(Mysql.dialect.insertedIds([{ insertId: 10, idStep: 3 }], 3)).toEqual([10, 13, 16])
   expect(Mysql.dialect.insertedIds([{ insertId: 10 }], 2)).toEqual([10, 11])
 })
+
+/** Answers statements of connections that were opened before `failOver` with the error code, all others with OK. */
+const failingOver = (code: number) =>
+  Effect.acquireRelease(
+    Effect.promise(async () => {
+      const state = { failedOver: false, connections: 0 }
+      const server = createServer((connection) => {
+        const isOld = !state.failedOver
+        state.connections += 1
+        connection.serverHandshake({
+          protocolVersion: 10,
+          serverVersion: "8.4.0",
+          connectionId: state.connections,
+          statusFlags: 2,
+          characterSet: 45,
+          capabilityFlags: 0xffffff,
+        })
+        // The driver numbers packets on, but a statement begins with packet 0 and its answer with 1.
+        const reply = (write: () => void) => {
+          Reflect.set(connection, "sequenceId", 1)
+          write()
+          Reflect.set(connection, "sequenceId", 0)
+        }
+        // The driver's server calls SET a prepared statement.
+        connection.on("stmt_prepare", () => reply(() => connection.writeOk()))
+        connection.on("query", (text: string) => {
+          const refused = text.startsWith("UPDATE") && isOld && state.failedOver
+          reply(() =>
+            refused
+              ? connection.writeError({ message: "the server is read-only", code })
+              : connection.writeOk({ affectedRows: 1 }),
+          )
+        })
+        connection.on("error", () => {})
+      })
+      const listener = Reflect.get(server, "_server")
+      if (!(listener instanceof Server)) throw new Error("the driver's server has no listener")
+      const listening = once(listener, "listening")
+      server.listen(0)
+      await listening
+      return {
+        state,
+        listener,
+        url: `mysql://ue@127.0.0.1:${Object(listener.address()).port}/user_embeddings`,
+      }
+    }),
+    ({ listener }) => Effect.sync(() => listener.close()),
+  )
+
+for (const code of [1053, 1290, 1792, 1836, 1927, 3169])
+  effectTest(`a connection that answers ${code} is replaced, and the error is an outage`, () =>
+    Effect.gen(function* () {
+      const { state, url } = yield* failingOver(code)
+      const context = yield* Layer.build(Mysql.layer({ url: Redacted.make(url) }))
+      const sql = Context.get(context, SqlClient.SqlClient)
+      const write = sql`UPDATE user_interactions SET processed_to_queue = TRUE`
+      yield* write.unprepared
+      expect(state.connections).toBe(1)
+      state.failedOver = true
+      expect(Mysql.dialect.failureReason(yield* Effect.flip(write.unprepared))).toBe("unavailable")
+      yield* write.unprepared
+      expect(state.connections).toBe(2)
+    }),
+  )
 
 describe("a MySQL server that does not run", () => {
   effectTest("does not prevent the start, and calls fail at once", () =>
