@@ -14,14 +14,8 @@ const count = (n: number | null | undefined) => n?.toLocaleString("en-US") ?? "-
 const seconds = (s: number | null | undefined) => (s === null || s === undefined ? "-" : `${s.toFixed(3)} s`)
 const rate = (perSecond: number | undefined) => (perSecond === undefined ? "-" : `${perSecond.toFixed(1)}/s`)
 
-const inTables = ({
-  event_to_embedding_s: waited,
-  log,
-  queues,
-  rates,
-  unavailable,
-  users,
-}: SystemStats.SystemStats) => {
+const inTables = (stats: SystemStats.SystemStats) => {
+  const { event_to_embedding_s: waited, log, queues, rates, unavailable, users } = stats
   const main = queues?.user_embedding_updates
   return [
     table(

@@ -46,13 +46,7 @@ export class Problem extends Schema.TaggedError<Problem>()("Problem", {
 }
 
 /** An issue of a schema, worded for clients. */
-export const fieldIssue = ({
-  field,
-  problem,
-}: {
-  readonly field: string
-  readonly problem: string
-}): FieldIssue => {
+export const fieldIssue = ({ field, problem }: { readonly field: string; readonly problem: string }) => {
   if (problem.startsWith("is unexpected")) return { field, detail: "is not a known field" }
   if (problem.endsWith("actual undefined")) return { field, detail: "is missing" }
   return { field, detail: field === "" ? problem.replace(/^Expected .*/, "must be a JSON object") : problem }
