@@ -25,7 +25,6 @@ export interface Traced {
   readonly trace: TraceContext | null
 }
 
-/** The message of an interaction in the log. */
 export const traced = ({ interaction, trace }: Pick<LoggedInteraction, "interaction" | "trace">): Traced => ({
   messageId: interaction.message_id,
   trace,

@@ -46,10 +46,7 @@ const inTables = (stats: SystemStats.SystemStats) => {
 export const stats = command(
   "stats",
   "Shows queue depths, consumers, rates, the outbox, the number of users, and how long events take to reach an embedding",
-  {
-    watch: flag("watch", "Refresh every 2 seconds until Ctrl-C"),
-    json,
-  },
+  { watch: flag("watch", "Refresh every 2 seconds until Ctrl-C"), json },
   ({ json, watch }) =>
     Effect.gen(function* () {
       if (watch) {
