@@ -25,21 +25,11 @@ const report = (cause: Cause.Cause<unknown>) =>
   })
 
 /** 0: done, or stopped by a signal. 1: failed. 2: bad usage. */
-const teardown: Runtime.Teardown = (exit, onExit) =>
-  onExit(
-    Exit.match(exit, {
-      onSuccess: () => 0,
-      onFailure: (cause) =>
-        Cause.isInterruptedOnly(cause)
-          ? 0
-          : Option.exists(
-                Cause.failureOption(cause),
-                (error) => ValidationError.isValidationError(error) || error instanceof BadUsage,
-              )
-            ? 2
-            : 1,
-    }),
-  )
+const teardown: Runtime.Teardown = (exit, onExit) => {
+  if (Exit.isSuccess(exit) || Cause.isInterruptedOnly(exit.cause)) return onExit(0)
+  const error = Option.getOrUndefined(Cause.failureOption(exit.cause))
+  onExit(ValidationError.isValidationError(error) || error instanceof BadUsage ? 2 : 1)
+}
 
 // The first signal stops in order. The second exits at once; the broker delivers unacknowledged messages again.
 let signals = 0

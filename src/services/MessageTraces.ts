@@ -5,6 +5,7 @@
  * spans.
  */
 import { Array as Arr, Clock, Context, Effect, Exit, Option, type Tracer } from "effect"
+import type { LoggedInteraction } from "./ports/InteractionLog.ts"
 import { exchange, type Message, queue, routingKey } from "./ports/InteractionQueue.ts"
 import {
   attribute,
@@ -24,14 +25,10 @@ export interface Traced {
   readonly trace: TraceContext | null
 }
 
-/** The message of an interaction in the log. */
-export const traced = ({
-  interaction,
+export const traced = ({ interaction, trace }: Pick<LoggedInteraction, "interaction" | "trace">): Traced => ({
+  messageId: interaction.message_id,
   trace,
-}: {
-  readonly interaction: { readonly message_id: string }
-  readonly trace: TraceContext | null
-}): Traced => ({ messageId: interaction.message_id, trace })
+})
 
 /** A message in whose trace the spans of the batch are repeated, as children of `span`. */
 export interface BatchTrace {

@@ -341,10 +341,7 @@ export const OTEL_TRACES_SAMPLER = withDefault("OTEL_TRACES_SAMPLER", sampler, {
 export const OTEL_TRACES_SAMPLER_ARG = optional(
   "OTEL_TRACES_SAMPLER_ARG",
   number((n) => n >= 0 && n <= 1, "must be a number from 0 to 1"),
-  {
-    meaning: "Share of traces that a *traceidratio sampler exports, 0 to 1",
-    example: "0.01",
-  },
+  { meaning: "Share of traces that a *traceidratio sampler exports, 0 to 1", example: "0.01" },
 )
 export const OTEL_BSP_MAX_QUEUE_SIZE = withDefault("OTEL_BSP_MAX_QUEUE_SIZE", integer(1), {
   meaning: "Ended spans that may wait to be sent, more are dropped; a large batch ends thousands at once",

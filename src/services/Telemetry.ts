@@ -52,7 +52,6 @@ export const traceOf = (span: Tracer.AnySpan): TraceContext => ({
   tracestate: tracestateOf(span),
 })
 
-/** The trace context of the current span, if there is one. */
 export const currentTrace: Effect.Effect<TraceContext | null> = Effect.map(
   Effect.option(Effect.currentParentSpan),
   Option.match({ onNone: () => null, onSome: traceOf }),

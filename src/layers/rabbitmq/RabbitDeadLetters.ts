@@ -145,12 +145,8 @@ const make = Effect.gen(function* () {
   const delays = yield* RabbitTopology.retryDelays
   const { current } = rabbit.adminConnection
   const toError = portError(DeadLettersError)
-  const count = Effect.scoped(
-    Effect.flatMap(
-      Effect.flatMap(current, (connection) => channel(connection)),
-      countOn,
-    ),
-  )
+  const countFailed = Effect.flatMap(current, (connection) => Effect.flatMap(channel(connection), countOn))
+  const count = Effect.scoped(countFailed)
   const browser = Effect.flatMap(current, (connection) => browse(connection, count))
 
   /** Removes the picked messages that `use` returns, and counts them. */

@@ -5,30 +5,23 @@ import * as Settings from "../../services/Settings.ts"
 
 const deadline = 2_000
 
-const Rate = Schema.optionalWith(Schema.Struct({ rate: Schema.Number }), { default: () => ({ rate: 0 }) })
+const none = { rate: 0 }
+const Rate = Schema.optionalWith(Schema.Struct({ rate: Schema.Number }), { default: () => none })
 /** A queue has no statistics before its first message. */
 const Queue = Schema.Struct({
   messages_unacknowledged: Schema.Number,
   message_stats: Schema.optionalWith(
     Schema.Struct({ publish_details: Rate, deliver_get_details: Rate, ack_details: Rate }),
-    {
-      default: () => ({
-        publish_details: { rate: 0 },
-        deliver_get_details: { rate: 0 },
-        ack_details: { rate: 0 },
-      }),
-    },
+    { default: () => ({ publish_details: none, deliver_get_details: none, ack_details: none }) },
   ),
 })
 
-export interface Binding {
-  readonly to: string
-  readonly from: string
-  readonly key: string
-}
-const Bindings = Schema.Array(
-  Schema.Struct({ source: Schema.String, destination: Schema.String, routing_key: Schema.String }),
-)
+const Binding = Schema.Struct({
+  source: Schema.String,
+  destination: Schema.String,
+  routing_key: Schema.String,
+})
+export type Binding = typeof Binding.Type
 
 const credentials = ({ password, username }: URL): string =>
   Buffer.from(
@@ -84,16 +77,4 @@ export const traffic = Effect.map(get(Queue, "queues", `/${queue}`), (request) =
   ),
 )
 
-export const bindings = Effect.map(get(Bindings, "bindings", ""), (request) =>
-  Effect.map(
-    request,
-    (found) =>
-      found?.map(
-        ({ destination, routing_key, source }): Binding => ({
-          to: destination,
-          from: source,
-          key: routing_key,
-        }),
-      ) ?? null,
-  ),
-)
+export const bindings = get(Schema.Array(Binding), "bindings", "")

@@ -52,8 +52,8 @@ const exchanges = [
   { name: failedQueue, type: "direct" },
 ]
 const bindings: ReadonlyArray<RabbitManagement.Binding> = [
-  { to: queue, from: exchange, key: "user.embedding.*" },
-  { to: failedQueue, from: failedQueue, key: failedQueue },
+  { source: exchange, destination: queue, routing_key: "user.embedding.*" },
+  { source: failedQueue, destination: failedQueue, routing_key: failedQueue },
 ]
 const queues = (retryDelays: ReadonlyArray<number>) => [
   quorumQueue(queue),
@@ -71,7 +71,8 @@ export const declare = (channel: Channel, retryDelays: ReadonlyArray<number>) =>
   call("declare topology", async () => {
     for (const { name, type } of exchanges) await channel.assertExchange(name, type, { durable: true })
     for (const { name, options } of queues(retryDelays)) await channel.assertQueue(name, options)
-    for (const { from, key, to } of bindings) await channel.bindQueue(to, from, key)
+    for (const { destination, routing_key, source } of bindings)
+      await channel.bindQueue(destination, source, routing_key)
   })
 
 interface Part {
@@ -119,15 +120,14 @@ const describeProblem = ({ part, refusal }: Problem): string =>
 
 const isProblem = ({ reason }: RabbitError): boolean => reason === "not_set_up" || reason === "rejected"
 
+const describeBinding = ({ destination, routing_key, source }: RabbitManagement.Binding): string =>
+  `queue ${destination} to exchange ${source} by ${routing_key}`
+
 const missingBindings = (existing: ReadonlyArray<RabbitManagement.Binding>): ReadonlyArray<Finding> =>
-  bindings
-    .filter(
-      ({ from, key, to }) => !existing.some((one) => one.from === from && one.key === key && one.to === to),
-    )
-    .map(({ from, key, to }) => ({
-      problem: `missing binding of queue ${to} to exchange ${from} by ${key}`,
-      remedy: "run: user-embeddings setup",
-    }))
+  Array.difference(bindings.map(describeBinding), existing.map(describeBinding)).map((binding) => ({
+    problem: `missing binding of ${binding}`,
+    remedy: "run: user-embeddings setup",
+  }))
 
 const toDependencyDown = ({ cause, operation, reason }: RabbitError) =>
   new DependencyDown({

@@ -59,21 +59,12 @@ const json = Logger.make<unknown, string>((options) =>
 
 const pretty = Logger.make<unknown, string>((options) => {
   const { event, ...rest } = fields(options)
-  const {
-    trace_id: _,
-    span_id: __,
-    cause,
-    ...shown
-  } = { trace_id: "", span_id: "", cause: undefined, ...rest }
+  const { trace_id: _, span_id: __, cause, ...shown }: Readonly<Record<string, unknown>> = rest
   const details = Object.entries(shown).map(
     ([key, value]) => `${key}=${typeof value === "string" ? value : JSON.stringify(value)}`,
   )
-  const line = [
-    options.date.toISOString().slice(11, 19),
-    options.logLevel.label.padEnd(5),
-    event,
-    ...details,
-  ].join(" ")
+  const time = options.date.toISOString().slice(11, 19)
+  const line = [time, options.logLevel.label.padEnd(5), event, ...details].join(" ")
   return cause === undefined ? line : `${line}\n${cause}`
 })
 

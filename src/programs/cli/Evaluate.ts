@@ -27,13 +27,7 @@ const variablesOf = (weights: Report["verdict"]["best"]["weights"]): string => {
 
 type Report = Effect.Effect.Success<ReturnType<typeof evaluateFile>>
 
-const conclusion = ({
-  best,
-  difference,
-  says,
-  setting,
-  simple,
-}: Report["verdict"]): ReadonlyArray<string> => {
+const conclusion = ({ best, difference, says, setting, simple }: Report["verdict"]) => {
   const by = `NDCG ${difference.mean >= 0 ? "+" : ""}${difference.mean.toFixed(3)} [${difference.low.toFixed(3)}, ${difference.high.toFixed(3)}] on users not used for the choice`
   if (says === "simple")
     return [`A simple method wins: ${simple}. The best taste (${setting}) is behind it: ${by}.`]

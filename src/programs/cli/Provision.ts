@@ -9,10 +9,7 @@ import { command, flag } from "./support/Usage.ts"
 export const setup = command(
   "setup",
   "Creates the tables, exchanges, queues, collections and indexes that are missing; safe to run again",
-  {
-    check: flag("check", "Only check; exit with 1 when something is missing"),
-    json,
-  },
+  { check: flag("check", "Only check; exit with 1 when something is missing"), json },
   ({ check, json }) =>
     Effect.gen(function* () {
       if (!check) {

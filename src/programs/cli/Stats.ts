@@ -14,14 +14,8 @@ const count = (n: number | null | undefined) => n?.toLocaleString("en-US") ?? "-
 const seconds = (s: number | null | undefined) => (s === null || s === undefined ? "-" : `${s.toFixed(3)} s`)
 const rate = (perSecond: number | undefined) => (perSecond === undefined ? "-" : `${perSecond.toFixed(1)}/s`)
 
-const inTables = ({
-  event_to_embedding_s: waited,
-  log,
-  queues,
-  rates,
-  unavailable,
-  users,
-}: SystemStats.SystemStats) => {
+const inTables = (stats: SystemStats.SystemStats) => {
+  const { event_to_embedding_s: waited, log, queues, rates, unavailable, users } = stats
   const main = queues?.user_embedding_updates
   return [
     table(
@@ -52,10 +46,7 @@ const inTables = ({
 export const stats = command(
   "stats",
   "Shows queue depths, consumers, rates, the outbox, the number of users, and how long events take to reach an embedding",
-  {
-    watch: flag("watch", "Refresh every 2 seconds until Ctrl-C"),
-    json,
-  },
+  { watch: flag("watch", "Refresh every 2 seconds until Ctrl-C"), json },
   ({ json, watch }) =>
     Effect.gen(function* () {
       if (watch) {

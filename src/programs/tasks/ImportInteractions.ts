@@ -44,7 +44,6 @@ export interface ImportOptions {
   readonly reading: Reading
   /** The state file; the rejected records are stored beside it. */
   readonly state: Option.Option<string>
-  /** Ignores the state of an earlier import. */
   readonly restart: boolean
   readonly strict: boolean
   readonly progress: (reached: Reached) => Effect.Effect<void>

@@ -71,16 +71,11 @@ const ProductCreated = Schema.Struct({ ...stored, created: Schema.Literal(true) 
 const ProductReplaced = Schema.Struct({ ...stored, created: Schema.Literal(false) })
 
 /** RecordingRoutes.ts decodes the ids with header and body: one problem names every wrong field. */
-const undecodedId = Schema.String.annotations({
-  jsonSchema: { type: "string", pattern: "^[A-Za-z0-9._:-]{1,64}$" },
-})
+const undecoded = (pattern: string) => Schema.String.annotations({ jsonSchema: { type: "string", pattern } })
+const undecodedId = undecoded("^[A-Za-z0-9._:-]{1,64}$")
 const undecodedUser = HttpApiSchema.param("userId", undecodedId)
 const undecodedProduct = HttpApiSchema.param("productId", undecodedId)
-
-const undecodedType = HttpApiSchema.param(
-  "type",
-  Schema.String.annotations({ jsonSchema: { type: "string", pattern: namePattern.source } }),
-)
+const undecodedType = HttpApiSchema.param("type", undecoded(namePattern.source))
 
 const productEvent = <
   Name extends string,

@@ -126,7 +126,6 @@ class Numbers {
     this.items[this.count++] = n
   }
 
-  /** How often each number occurs. */
   tally(): ReadonlyMap<number, number> {
     const times = new Map<number, number>()
     for (let at = 0; at < this.count; at++) {
@@ -184,7 +183,6 @@ class ProductCounts {
   }
 }
 
-/** Rank of the target among all products except those in `without`. */
 const rankOf = (
   target: number,
   products: number,

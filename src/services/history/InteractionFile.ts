@@ -33,7 +33,6 @@ export interface RawRecord {
   /** Byte offset of the end of the record, and the line that begins there. */
   readonly end: number
   readonly nextLine: number
-  /** Why the record can't be read. */
   readonly problem?: string
 }
 
@@ -265,7 +264,6 @@ export const decoder = (reading: Reading, columns: ReadonlyArray<string>, types:
   }
 }
 
-/** Columns of a CSV file, from its first record. */
 export const header = (text: string, delimiter: string): ReadonlyArray<string> =>
   parseCells(text.replace(/^\uFEFF/, ""), delimiter).map((cell) => cell.trim())
 

@@ -7,7 +7,6 @@ import type { MessageId } from "./Interaction.ts"
 
 /** Bytes stored of a message id: 128 bits. */
 export const prefixBytes = 16
-/** Ids that stay on the record. */
 export const keptIds = 256
 /** With more ids than this, the oldest move to the overflow together. */
 const archiveAt = keptIds + 64
@@ -27,7 +26,6 @@ export const pack = (ids: ReadonlyArray<MessageId>): AppliedIds => {
   return packed
 }
 
-/** The prefixes, for look-ups. */
 export const toSet = (ids: AppliedIds): ReadonlySet<string> => {
   const hex = Buffer.from(ids.buffer, ids.byteOffset, ids.byteLength).toString("hex")
   const set = new Set<string>()

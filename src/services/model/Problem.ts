@@ -70,13 +70,7 @@ export const shapeProblem = (json: unknown): string | undefined => {
 }
 
 /** An issue of a schema, worded for clients. */
-export const fieldIssue = ({
-  field,
-  problem,
-}: {
-  readonly field: string
-  readonly problem: string
-}): FieldIssue => {
+export const fieldIssue = ({ field, problem }: { readonly field: string; readonly problem: string }) => {
   if (problem.startsWith("is unexpected")) return { field, detail: "is not a known field" }
   if (problem.endsWith("actual undefined")) return { field, detail: "is missing" }
   return { field, detail: field === "" ? problem.replace(/^Expected .*/, "must be a JSON object") : problem }

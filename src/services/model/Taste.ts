@@ -102,14 +102,8 @@ export const read = (
       user.history === "cumulative"
         ? weight * decay(user.metadata.decay_lambda, user.last_updated, Date.parse(event.occurred_at))
         : 0
-    return [
-      {
-        event,
-        vector,
-        long: (longFactor * kept) / length,
-        short: (shortFactor * weight * 0.5 ** rank) / length,
-      },
-    ]
+    const short = (shortFactor * weight * 0.5 ** rank) / length
+    return [{ event, vector, long: (longFactor * kept) / length, short }]
   })
   return { direction: Vector.divide(mixed, length), b, events, mean }
 }

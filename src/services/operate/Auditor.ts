@@ -56,7 +56,6 @@ type AuditError =
   | ProductEmbeddingsError
 
 interface AuditOptions {
-  /** Audits only this user. */
   readonly user?: UserId | undefined
   readonly details?: boolean
   /** Receives the number of log rows read so far. */

@@ -17,7 +17,6 @@ const dependencies = Schema.Record({ key: Schema.String, value: DependencyHealth
 export const Ready = Schema.Struct({ status: Schema.Literal("ok", "degraded"), dependencies }).annotations({
   identifier: "Health",
 })
-/** The part cannot do its job. */
 export const Unavailable = Schema.Struct({ status: Schema.Literal("unavailable"), dependencies }).annotations(
   { identifier: "Unavailable" },
 )

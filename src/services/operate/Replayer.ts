@@ -11,7 +11,6 @@ import * as RetryPolicies from "../RetryPolicies.ts"
 import { awaitQueueCapacity, toMessage } from "../record/OutboxRelay.ts"
 
 export interface ReplayReport {
-  /** Rows of the log that match the filter. */
   readonly matched: number
   /** Messages confirmed by the broker; 0 in a dry run. */
   readonly published: number

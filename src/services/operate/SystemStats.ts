@@ -29,7 +29,6 @@ export const SystemStats = Schema.Struct({
       isolated: Count,
       /** Messages in the retry queues, by delay in ms. */
       retry: Schema.Record({ key: Schema.String, value: Count }),
-      /** Dead letters. */
       failed: Count,
     }),
   ),

@@ -145,12 +145,9 @@ const updateAndSettle = Effect.fnUntraced(function* (
   const outcomes = yield* Effect.catchAllDefect(worker.updater.update(messages), (defect) =>
     Effect.as(
       logDefect(messages.length, defect),
-      messages.map(
-        ({ delivery }): Outcome => ({
-          _tag: "Settle",
-          settlement: quarantineSettlement(delivery),
-        }),
-      ),
+      messages.map(({ delivery }): Outcome => {
+        return { _tag: "Settle", settlement: quarantineSettlement(delivery) }
+      }),
     ),
   )
   const errors = outcomes.flatMap((outcome) => (outcome._tag === "Outage" ? [outcome.error] : []))

@@ -47,7 +47,6 @@ export const afterFailure = (
   }
 }
 
-/** A probe got through. */
 export const afterProbe = (state: OutageState): OutageState =>
   state._tag === "Stopping" ? { ...state, reason: undefined } : working
 

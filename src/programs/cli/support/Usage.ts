@@ -9,7 +9,6 @@ import { canonicalTimestamp, UserId } from "../../../services/model/Interaction.
 /** The options do not fit together; exit 2. */
 export class BadUsage extends Schema.TaggedError<BadUsage>()("BadUsage", { message: Schema.String }) {}
 
-/** The user answered a question with no. */
 export class Declined extends Schema.TaggedError<Declined>()("Declined", {}) {
   override get message() {
     return "nothing was changed"
@@ -37,7 +36,6 @@ export const given = <Values extends Readonly<Record<string, Option.Option<unkno
 
 export const yes = Options.withAlias(flag("yes", "Do not ask for confirmation"), "y")
 
-/** The value of an option is refused. */
 export const invalid = (text: string) => Effect.fail(ValidationError.invalidValue(HelpDoc.p(text)))
 
 /** An option that takes a configured event type. */
