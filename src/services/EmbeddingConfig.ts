@@ -6,7 +6,7 @@ import * as Settings from "./Settings.ts"
 const conflict = (variable: string, name: string, one: number, other: number) =>
   ConfigError.InvalidData(
     ["EVENT_WEIGHTS"],
-    `EVENT_WEIGHTS sets the weight of ${name} to ${other}, ${variable} to ${one}: set one of the two`,
+    `EVENT_WEIGHTS sets the weight of ${name} to ${other}, ${variable} to ${one}: set one of the two. Example: EVENT_WEIGHTS=add_to_cart:0.8`,
   )
 
 export const eventTypes: Config.Config<EventTypes.EventTypes> = Config.all([

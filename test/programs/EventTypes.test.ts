@@ -9,6 +9,7 @@ import * as EventTypes from "../../src/services/model/EventTypes.ts"
 import * as Interaction from "../../src/services/model/Interaction.ts"
 import * as Vector from "../../src/services/model/Vector.ts"
 import * as Auditor from "../../src/services/operate/Auditor.ts"
+import * as Replayer from "../../src/services/operate/Replayer.ts"
 import { DeadLetters } from "../../src/services/ports/DeadLetters.ts"
 import { InteractionQueue } from "../../src/services/ports/InteractionQueue.ts"
 import * as EventVectors from "../../src/services/update/EventVectors.ts"
@@ -17,6 +18,8 @@ import {
   embeddingWith,
   eventually,
   message,
+  product,
+  record,
   recording,
   storeProduct,
   workedOff,
@@ -24,7 +27,7 @@ import {
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 
-const variables = { EVENT_WEIGHTS: "add_to_cart:0.8,dislike:-0.4", API_PORT: "0", WORKER_PORT: "0" }
+const variables = { EVENT_WEIGHTS: "add_to_cart:0.8,dislike:-0.4,meh:-0.1", API_PORT: "0", WORKER_PORT: "0" }
 
 const call = (method: "GET" | "POST", path: string, body?: unknown) =>
   Effect.gen(function* () {
@@ -83,27 +86,34 @@ const suite = (name: string, stack: typeof embedded) =>
         Effect.gen(function* () {
           const { json, status } = yield* call("POST", "/api/user/u-2/product/tent/wishlist", {})
           expect(status).toBe(422)
-          expect(json.detail).toBe("type: must be one of view, click, purchase, add_to_cart, dislike")
+          expect(json.detail).toBe("type: must be one of view, click, purchase, add_to_cart, dislike, meh")
           const bulk = yield* call("POST", "/api/interactions", [
             { user_id: "u-2", event_type: "wishlist", product_id: "tent" },
           ])
           expect(bulk).toMatchObject({ status: 207, json: { rejected: 1 } })
           expect(bulk.json.results[0].error.detail).toBe(
-            "event_type: must be one of search, product_view, product_click, product_purchase, add_to_cart, dislike",
+            "event_type: must be one of search, product_view, product_click, product_purchase, add_to_cart, dislike, meh",
           )
         }))
 
       it("the API's document lists the configured types", () =>
         Effect.gen(function* () {
           const { json } = yield* call("GET", "/openapi.json")
-          const products = ["product_view", "product_click", "product_purchase", "add_to_cart", "dislike"]
+          const products = [
+            "product_view",
+            "product_click",
+            "product_purchase",
+            "add_to_cart",
+            "dislike",
+            "meh",
+          ]
           expect(json.components.schemas.EventType.anyOf[1].enum).toEqual(products)
           const own = json.paths["/api/user/{userId}/product/{productId}/{type}"].post.parameters
           expect(own).toContainEqual({
             name: "type",
             in: "path",
             required: true,
-            schema: { type: "string", enum: ["add_to_cart", "dislike"] },
+            schema: { type: "string", enum: ["add_to_cart", "dislike", "meh"] },
           })
         }))
 
@@ -127,6 +137,51 @@ const suite = (name: string, stack: typeof embedded) =>
           )
           expect(yield* products("purchased")).toEqual(["tent"])
           expect(yield* products("seen")).toEqual([])
+        }))
+      it("a product whose weights add up to 0 is not left out", () =>
+        Effect.gen(function* () {
+          for (const key of ["1", "2", "3"])
+            yield* call("POST", "/api/interactions", [
+              { user_id: "u-5", event_type: "meh", product_id: "lamp", idempotency_key: key },
+            ])
+          yield* call("POST", "/api/user/u-5/product/lamp/view", {})
+          yield* call("POST", "/api/user/u-5/product/tent/view", {})
+          yield* embeddingWith("u-5", 5)
+          const { json } = yield* call("GET", "/api/user/u-5/recommendations")
+          const ids = json.items.map(({ product_id }: { product_id: string }) => product_id)
+          expect(ids.toSorted()).toEqual(["lamp", "tent"])
+        }))
+
+      it("shares of a user's events are finite and signed, also if the weights add up to 0 or less", () =>
+        Effect.gen(function* () {
+          const occurred_at = "2026-03-01T10:00:00Z"
+          const event = (user_id: string, event_type: string, product_id: string) => {
+            return { user_id, event_type, product_id, occurred_at }
+          }
+          yield* call("POST", "/api/interactions", [
+            event("zero", "add_to_cart", "tent"),
+            event("zero", "dislike", "lamp"),
+            { ...event("zero", "dislike", "lamp"), occurred_at: "2026-03-01T10:00:00.001Z" },
+            event("minus", "product_view", "tent"),
+            event("minus", "dislike", "lamp"),
+          ])
+          yield* embeddingWith("zero", 3)
+          yield* embeddingWith("minus", 2)
+          const shares = (user: string) =>
+            Effect.map(call("GET", `/api/user/${user}/profile`), ({ json }) =>
+              Object.fromEntries(
+                json.events.map(({ event_type, share }: { event_type: string; share: number }) => [
+                  event_type,
+                  share,
+                ]),
+              ),
+            )
+          const zero = yield* shares("zero")
+          expect(zero.add_to_cart).toBeCloseTo(0.5, 6)
+          expect(zero.dislike).toBeCloseTo(-0.25, 6)
+          const minus = yield* shares("minus")
+          expect(minus.product_view).toBeCloseTo(3 / 7, 6)
+          expect(minus.dislike).toBeCloseTo(-4 / 7, 6)
         }))
     },
   )
@@ -159,6 +214,27 @@ const unknownType = (name: string, stack: ReturnType<typeof embedded>) =>
           metadata: { wishlist_count: 1 },
         })
         expect(yield* deadLetters.count).toBe(0)
+      }))
+
+    it("a replay leaves out rows of a type that is no longer configured, and names it", () =>
+      Effect.gen(function* () {
+        const wish = Interaction.make({
+          user_id: "u-6",
+          event_type: "wishlist",
+          product_id: "tent",
+          occurred_at: "2026-03-01T10:00:00.000Z",
+          metadata: {},
+        })
+        yield* record(wish, product("u-6", "product_view", "tent", "2026-03-02T10:00:00.000Z"))
+        const replay = Effect.flatMap(Replayer.Replayer, ({ replay }) => replay({ user: "u-6" }))
+        expect(yield* Effect.provide(replay, Replayer.layer)).toEqual({
+          matched: 2,
+          published: 1,
+          unknown_event_types: { wishlist: 1 },
+        })
+        expect(
+          yield* Effect.provide(replay, Layer.provide(Replayer.layer, withWeights({ wishlist: 0.6 }))),
+        ).toEqual({ matched: 2, published: 2 })
       }))
   })
 

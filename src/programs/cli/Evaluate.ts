@@ -84,7 +84,10 @@ export const evaluate = command(
       Options.file("products", { exists: "yes" }),
       "Products, in the format of `products import`; default: the stored products",
     ),
-    target: eventType("target", "Predict only events of this type; default: all product events"),
+    target: eventType(
+      "target",
+      "Predict only events of this type; default: all product events with a positive weight",
+    ),
     most: Options.integer("most").pipe(
       Options.withDescription("Events to predict, drawn at random from the last fifth of the history"),
       Options.withDefault(1_000),

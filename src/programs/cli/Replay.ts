@@ -26,10 +26,17 @@ export const replay = command(
       const report = yield* counting("messages", (progress) =>
         replayer.replay(given(options), { dryRun, progress }),
       )
-      yield* print(json, report, ({ matched, published }) =>
-        dryRun
-          ? `${matched} interactions would be published again`
-          : `${published} interactions published again`,
-      )
+      yield* print(json, report, ({ matched, published, unknown_event_types: unknown = {} }) => {
+        const left = Object.entries(unknown).map(([type, count]) => `${count} ${type}`)
+        const known = Object.values(unknown).reduce((rest, count) => rest - count, matched)
+        return [
+          dryRun
+            ? `${known} interactions would be published again`
+            : `${published} interactions published again`,
+          ...(left.length > 0
+            ? [`left out, because EVENT_WEIGHTS has not their type: ${left.join(", ")}`]
+            : []),
+        ].join("\n")
+      })
     }).pipe(Effect.provide(Layer.provideMerge(Replayer.layer, Stack.layer))),
 )

@@ -202,7 +202,7 @@ export const evaluate = Effect.fn("evaluate")(function* <E, R>(
   const { eventTypes } = yield* EmbeddingConfig
   const types =
     type === undefined
-      ? eventTypes.all.flatMap(({ kind, name }) => (kind === "product" ? [name] : []))
+      ? eventTypes.all.flatMap(({ kind, name, weight }) => (kind === "product" && weight > 0 ? [name] : []))
       : [type]
   const configured = yield* configuredSetting
   const settings = grid(configured)

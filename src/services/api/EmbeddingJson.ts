@@ -49,7 +49,7 @@ export const UserProfile = Schema.Struct({
       message_id: MessageId,
       share: Schema.NullOr(Schema.Number).annotations({
         description:
-          "weight · exp(−λ · days before last_updated) / total_weight; null: not applied, because the event is in flight or its product has no embedding",
+          "w / Σ |w| with w = weight · exp(−λ · days before last_updated), negative if the event moves the vector away; null: not applied, because the event is in flight or its product has no embedding",
       }),
       trace_id: Schema.NullOr(Schema.String),
     }),

@@ -5,7 +5,7 @@
  */
 
 import { Either } from "effect"
-import { decay, type Event, type FoldSettings, fold, type Weights } from "../model/Fold.ts"
+import { decay, type Event, type FoldSettings, fold, type Weights, weightOf } from "../model/Fold.ts"
 import type { EventType, Interaction, ProductId, UserId } from "../model/Interaction.ts"
 import { chronological } from "../model/Interaction.ts"
 import * as Taste from "../model/Taste.ts"
@@ -324,10 +324,11 @@ export function* predict({ interactions, targets }: Plan, world: World): Generat
   const catalogue = centre(products)
   const indexOf = new Map(products.map(({ product_id }, index) => [product_id, index]))
   const counts = new ProductCounts(products.length)
+  const { weights } = world.settings[0]!
   const pasts = new Map<UserId, Array<Interaction>>()
   for (const { message_id, user_id } of interactions) if (targets.has(message_id)) pasts.set(user_id, [])
   for (const interaction of interactions) {
-    const { message_id, occurred_at, product_id, user_id } = interaction
+    const { event_type, message_id, occurred_at, product_id, user_id } = interaction
     const target = product_id === null ? undefined : indexOf.get(product_id)
     const past = pasts.get(user_id)
     if (target !== undefined && past !== undefined && targets.has(message_id)) {
@@ -335,7 +336,8 @@ export function* predict({ interactions, targets }: Plan, world: World): Generat
       yield { user: user_id, ranks: rankTarget(world, catalogue, indexOf, counts, { target, past, now }) }
     }
     past?.push(interaction)
-    if (target !== undefined) counts.add(user_id, target)
+    // A negative event is no sign of popularity.
+    if (target !== undefined && weightOf(weights, event_type) > 0) counts.add(user_id, target)
   }
 }
 

@@ -234,7 +234,9 @@ export const decoder = (reading: Reading, columns: ReadonlyArray<string>, types:
   const parse = reading.format === "csv" ? toRow(columns, reading.delimiter) : parseObject
   const typeNamed = (word: string) => knownTypes.get(word) ?? word
   const typeOf = (value: unknown) =>
-    typeof value === "string" ? typeNamed(reading.types[value] ?? value) : value
+    typeof value === "string"
+      ? typeNamed(Object.hasOwn(reading.types, value) ? reading.types[value]! : value)
+      : value
   const nameOf = (field: string) => {
     const column = columnOf(field)
     return column === field ? field : `${field} (${column})`

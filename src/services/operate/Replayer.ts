@@ -3,6 +3,7 @@
  * recognise interactions that are applied, and drop those recorded before the user's erasure.
  */
 import { Chunk, Clock, Context, Effect, Layer, Schedule, Schema, Stream } from "effect"
+import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as MessageTraces from "../MessageTraces.ts"
 import type { InteractionLogError, LogFilter, LogRow } from "../ports/InteractionLog.ts"
 import { InteractionLog } from "../ports/InteractionLog.ts"
@@ -14,6 +15,8 @@ export interface ReplayReport {
   readonly matched: number
   /** Messages confirmed by the broker; 0 in a dry run. */
   readonly published: number
+  /** Rows left out by event type, because EVENT_WEIGHTS has the type no more: workers would refuse them. */
+  readonly unknown_event_types?: Readonly<Record<string, number>>
 }
 
 /** The broker did not confirm a page within the time-out, despite retries. */
@@ -45,6 +48,7 @@ const publishTimeout = "1 minute"
 const make = Effect.gen(function* () {
   const log = yield* InteractionLog
   const queue = yield* InteractionQueue
+  const { eventTypes } = yield* EmbeddingConfig
 
   const publish = (rows: ReadonlyArray<LogRow>) => {
     let left = rows
@@ -71,9 +75,21 @@ const make = Effect.gen(function* () {
     filter,
     { dryRun = false, progress = () => Effect.void } = {},
   ) {
-    const rows = log.stream(filter)
-    if (dryRun) return { matched: yield* Stream.runCount(rows), published: 0 }
+    let matched = 0
     let published = 0
+    const unknown: Record<string, number> = {}
+    const isKnown = ({ interaction: { event_type } }: LogRow) => {
+      matched += 1
+      if (!eventTypes.has(event_type)) unknown[event_type] = (unknown[event_type] ?? 0) + 1
+      return eventTypes.has(event_type)
+    }
+    const rows = Stream.filter(log.stream(filter), isKnown)
+    const report = () => ({
+      matched,
+      published,
+      ...(Object.keys(unknown).length > 0 && { unknown_event_types: unknown }),
+    })
+    if (dryRun) return yield* Effect.map(Stream.runDrain(rows), report)
     const stopped = (cause: InteractionQueueError) => new ReplayStopped({ published, cause })
     yield* rows.pipe(
       Stream.grouped(page),
@@ -90,7 +106,7 @@ const make = Effect.gen(function* () {
         }),
       ),
     )
-    return { matched: published, published }
+    return report()
   })
 
   return { replay }

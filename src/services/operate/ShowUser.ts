@@ -3,8 +3,9 @@ import { Effect, Schema } from "effect"
 import { embeddingJson } from "../api/EmbeddingJson.ts"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
-import { decay, weightOf } from "../model/Fold.ts"
-import type { UserId } from "../model/Interaction.ts"
+import { decay, type Weights, weightOf } from "../model/Fold.ts"
+import type { Interaction, UserId } from "../model/Interaction.ts"
+import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import * as Vector from "../model/Vector.ts"
 import { InteractionLog } from "../ports/InteractionLog.ts"
 import { ProductEmbeddings } from "../ports/ProductEmbeddings.ts"
@@ -23,9 +24,29 @@ const eventsShown = 20
 const neighboursShown = 10
 
 /**
- * `share` of an event = weight · exp(-λ · days before last_updated) / total_weight. In cumulative history it is the
- * event's part of the weight behind the vector; in recency history it only shows the decayed weight. An event that is not
- * applied, because it is in flight or its product has no embedding, has no share.
+ * Shares of applied events by message id. `total_weight` is Σ w over all events, so Σ |w| is `total_weight` plus twice
+ * what the negative events subtract; older events than these are taken as positive.
+ */
+const sharesOf = (
+  { last_updated, metadata, total_weight }: UserEmbedding,
+  events: ReadonlyArray<Interaction>,
+  weights: Weights,
+): ReadonlyMap<string, number> => {
+  const decayed = events.map(
+    ({ event_type, occurred_at }) =>
+      weightOf(weights, event_type) * decay(metadata.decay_lambda, last_updated, Date.parse(occurred_at)),
+  )
+  const sum = decayed.reduce((all, weight) => all + Math.abs(weight), 0)
+  const subtracted = decayed.reduce((all, weight) => all - Math.min(0, weight), 0)
+  const total = Math.max(sum, total_weight + 2 * subtracted)
+  return new Map(events.map(({ message_id }, index) => [message_id, decayed[index]! / total]))
+}
+
+/**
+ * `share` of an event = w / Σ |w| with w = weight · exp(-λ · days before last_updated). A negative share moves the vector
+ * away from the event. In cumulative history it is the event's part of the weight behind the vector; in recency history
+ * it only shows the decayed weight. An event that is not applied, because it is in flight or its product has no
+ * embedding, has no share.
  */
 export const userInFigures = Effect.fn("userInFigures")(function* (user_id: UserId) {
   const users = yield* UserEmbeddings
@@ -47,6 +68,11 @@ export const userInFigures = Effect.fn("userInFigures")(function* (user_id: User
     interactions,
     new Map([[user_id, AppliedInteractions.appliedState(record)]]),
   )
+  const shareOf = sharesOf(
+    embedding,
+    interactions.filter(({ message_id }) => applied.has(AppliedIds.prefix(message_id))),
+    config.eventTypes.weights,
+  )
   const { recent: _, ...facts } = embeddingJson(embedding, record.version)
   return {
     ...facts,
@@ -58,11 +84,7 @@ export const userInFigures = Effect.fn("userInFigures")(function* (user_id: User
         product_name: product_id === null ? null : (named.get(product_id)?.product_name ?? null),
         occurred_at,
         message_id,
-        share: applied.has(AppliedIds.prefix(message_id))
-          ? (weightOf(config.eventTypes.weights, event_type) *
-              decay(embedding.metadata.decay_lambda, embedding.last_updated, Date.parse(occurred_at))) /
-            embedding.total_weight
-          : null,
+        share: shareOf.get(message_id) ?? null,
         trace_id: trace?.traceparent.split("-")[1] ?? null,
       }),
     ),

@@ -195,6 +195,9 @@ const loadRecentVectors = Effect.fnUntraced(function* ({ vectors }: Services, { 
   )
 })
 
+/** A sum of weights that cancel out is not exactly 0. */
+const roundingError = 1e-9
+
 /** Products to leave out: bought or seen ones, and those that the user's own events speak against. */
 const excludedProducts = Effect.fnUntraced(function* (
   { config, log }: Services,
@@ -211,7 +214,7 @@ const excludedProducts = Effect.fnUntraced(function* (
     if (exclusion === "seen" || event_type === "product_purchase") without.add(product_id)
     sums.set(product_id, (sums.get(product_id) ?? 0) + events * weightOf(weights, event_type))
   }
-  for (const [product_id, sum] of sums) if (sum < 0) without.add(product_id)
+  for (const [product_id, sum] of sums) if (sum < -roundingError) without.add(product_id)
   return without
 })
 

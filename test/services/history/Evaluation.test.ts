@@ -5,7 +5,7 @@ import * as Interaction from "../../../src/services/model/Interaction.ts"
 import * as Vector from "../../../src/services/model/Vector.ts"
 
 const dimensions = 16
-const weights = { search: 0.7, product_view: 0.3, product_click: 0.5, product_purchase: 1 }
+const weights = { dislike: -0.4, search: 0.7, product_view: 0.3, product_click: 0.5, product_purchase: 1 }
 const equal = { search: 1, product_view: 1, product_click: 1, product_purchase: 1 }
 const setting = { lambda: 0.023, weights, history: "cumulative", mix: "mixed", popularity: 0.2 } as const
 const settings: ReadonlyArray<Evaluation.Setting> = [
@@ -20,7 +20,7 @@ const settings: ReadonlyArray<Evaluation.Setting> = [
 interface Event {
   readonly user: number
   readonly product: number
-  readonly type: "product_view" | "product_purchase"
+  readonly type: "product_view" | "product_purchase" | "dislike"
   readonly hour: number
 }
 
@@ -78,6 +78,17 @@ const each = (perUser: number, event: (user: number, n: number) => Omit<Event, "
   Array.from({ length: perUser }, (_, n) =>
     Array.from({ length: users }, (_, user) => ({ user, hour: n * 12 + user / users, ...event(user, n) })),
   ).flat()
+
+test("an event with a negative weight makes no product popular", () => {
+  const history = (type: Event["type"]) =>
+    report(
+      each(5, (user, n) =>
+        n < 4 ? { product: 0, type } : { product: 1 + (user % 2), type: "product_purchase" },
+      ),
+      catalogue(30, 5),
+    ).simple.popular!
+  expect(history("dislike")).toBeGreaterThan(history("product_view"))
+})
 
 describe("the winner of a history made for it", () => {
   test("tastes that change, among random views: the mixed taste wins", () => {

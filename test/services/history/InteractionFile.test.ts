@@ -3,7 +3,7 @@ import { describe, expect, test } from "bun:test"
 import { Either } from "effect"
 import fc from "fast-check"
 import * as InteractionFile from "../../../src/services/history/InteractionFile.ts"
-import { defaults } from "../../../src/services/model/EventTypes.ts"
+import { defaults, make as eventTypesWith } from "../../../src/services/model/EventTypes.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
 
 const plain: InteractionFile.Reading = {
@@ -201,6 +201,18 @@ describe("decoding", () => {
     const decoded =
       typeof record === "string" ? InteractionFile.decoder(plain, [], defaults)(record, now) : decode(record)
     expect(Either.getOrThrow(Either.flip(decoded))).toStartWith(reason)
+  })
+
+  test("a type that has the name of an object's property is read like any other", () => {
+    const types = eventTypesWith({ constructor: 0.5 })
+    const decode = InteractionFile.decoder(plain, [], types)
+    const record = {
+      user_id: "u",
+      event_type: "constructor",
+      product_id: "p",
+      occurred_at: "2026-01-01T00:00:00Z",
+    }
+    expect(Either.isRight(decode(JSON.stringify(record), now))).toBe(true)
   })
 
   test("a row with too few cells is rejected", () => {

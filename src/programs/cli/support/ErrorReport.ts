@@ -17,7 +17,8 @@ const byTag: Readonly<Record<string, string>> = {
   ProductNotFound: "user-embeddings products import FILE stores products",
   ImportStopped: "correct the line, or import the other lines without --strict",
   ImportRefused: "user-embeddings import interactions --help explains the format and the options",
-  NotRebuilt: "import the missing products, or rebuild without them with --allow-missing",
+  NotRebuilt:
+    "import the missing products or configure the missing event types, or rebuild without them with --allow-missing",
   NotAccepted: "user-embeddings up starts the API; --url gives the address of another one",
   Inconsistent: "user-embeddings audit --details lists them; docs/operations.md explains the states",
   PhraseEmbedderError: "user-embeddings doctor checks the embedding service; then run the same command again",
