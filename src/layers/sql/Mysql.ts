@@ -304,9 +304,9 @@ export const dialect: SqlDialect = {
   isDuplicateKey: ({ cause }) => serverError(cause).errno === duplicateEntry,
   isConflict: ({ cause }) => conflicts.has(serverError(cause).errno),
   forceIndex: (index) => `FORCE INDEX (${index})`,
-  returningIds: "",
+  runInsert: (insert, recurs) => Effect.map(recurs ? insert : insert.unprepared, ([header]) => header),
   // InnoDB reserves the ids of an INSERT with a list of rows at once, in every innodb_autoinc_lock_mode.
-  insertedIds: ([answer], rows) => {
+  insertedIds: (answer, rows) => {
     const { idStep = 1, insertId } = Object(answer)
     return Array.from({ length: rows }, (_, index) => Number(insertId) + index * Number(idStep))
   },

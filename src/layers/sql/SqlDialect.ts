@@ -5,6 +5,7 @@
  */
 import type { SqlClient } from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
+import type { Statement } from "@effect/sql/Statement"
 import type { Effect, Option } from "effect"
 import type { InteractionLogError } from "../../services/ports/InteractionLog.ts"
 
@@ -19,10 +20,10 @@ export interface SqlDialect {
   readonly isConflict: (error: SqlError) => boolean
   /** The clause after a table's name that makes the planner use an index; empty where the planner needs no hint. */
   readonly forceIndex: (index: string) => string
-  /** The clause at the end of an INSERT that makes its answer contain what {@link insertedIds} needs. */
-  readonly returningIds: string
+  /** Runs an INSERT for {@link insertedIds}. A statement that recurs is worth preparing. */
+  readonly runInsert: (insert: Statement<object>, recurs: boolean) => Effect.Effect<unknown, SqlError>
   /** The ids of the rows of an INSERT, in the order of its rows. */
-  readonly insertedIds: (answer: ReadonlyArray<object>, rows: number) => ReadonlyArray<number>
+  readonly insertedIds: (answer: unknown, rows: number) => ReadonlyArray<number>
   /** The number of rows that a statement changed, from the driver's answer to a `raw` statement. */
   readonly affectedRows: (answer: unknown) => number
   /**

@@ -100,11 +100,9 @@ type Table = ReturnType<typeof makeTable>
 /** Inserts rows, and answers their ids by message id. */
 const insert = ({ dialect, sql, statement }: Table, rows: ReadonlyArray<Row>) => {
   if (rows.length === 0) return Effect.succeed(new Map<string, number>())
-  const query = sql.unsafe<object>(
-    `${insertStatement(rows.length)} ${dialect.returningIds}`,
-    insertParameters(rows),
-  )
-  return Effect.map(statement("INSERT")(isPrepared(rows.length) ? query : query.unprepared), (answer) => {
+  const query = sql.unsafe<object>(insertStatement(rows.length), insertParameters(rows))
+  const run = dialect.runInsert(query, isPrepared(rows.length))
+  return Effect.map(statement("INSERT")(run), (answer) => {
     const ids = dialect.insertedIds(answer, rows.length)
     return new Map(rows.map(({ message_id }, index) => [message_id, ids[index]!]))
   })

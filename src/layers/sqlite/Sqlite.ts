@@ -202,9 +202,13 @@ export const dialect: SqlDialect = {
   // Writers wait for each other, so no statement is rolled back in favour of another.
   isConflict: () => false,
   forceIndex: () => "",
-  returningIds: "RETURNING id",
-  // The rows get ascending ids in their order, but RETURNING promises no order.
-  insertedIds: (answer) => answer.map((row) => Number(Object(row).id)).toSorted((a, b) => a - b),
+  // Without the rows of a RETURNING clause, which cost 30 µs an event.
+  runInsert: (insert) => insert.raw,
+  // There is one writer at a time, so the rows of an INSERT have consecutive ids in their order.
+  insertedIds: (answer, rows) => {
+    const last = Number(Object(answer).lastInsertRowid)
+    return Array.from({ length: rows }, (_, index) => last - rows + 1 + index)
+  },
   affectedRows: (answer) => Number(Object(answer).changes ?? 0),
   withNamedLock,
 }

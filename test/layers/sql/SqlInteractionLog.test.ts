@@ -427,8 +427,8 @@ withServers(["mysql"], "MySQL", () => {
 })
 
 test("the ids of one INSERT into MySQL are as far apart as the servers of a cluster set them", () => {
-  expect(Mysql.dialect.insertedIds([{ insertId: 10, idStep: 3 }], 3)).toEqual([10, 13, 16])
-  expect(Mysql.dialect.insertedIds([{ insertId: 10 }], 2)).toEqual([10, 11])
+  expect(Mysql.dialect.insertedIds({ insertId: 10, idStep: 3 }, 3)).toEqual([10, 13, 16])
+  expect(Mysql.dialect.insertedIds({ insertId: 10 }, 2)).toEqual([10, 11])
 })
 
 /** Answers statements of connections that were opened before `failOver` with the error code, all others with OK. */
