@@ -181,7 +181,7 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
       paged(
         idsPerPage,
         { user_id: "", id: "" },
-        (after) => failing("ledger")(use((database) => pageOfOverflow(database, users, after))),
+        (after) => failing("overflow")(use((database) => pageOfOverflow(database, users, after))),
         (last) => last,
       ).pipe(Stream.map(groupByUser)),
   })

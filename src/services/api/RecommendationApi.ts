@@ -29,9 +29,12 @@ const Recommended = Schema.Struct({
           share: Schema.Number,
         }),
       ).annotations({
-        description: "the newest events that raise the score of the product, largest share first",
+        description:
+          "the newest events with their shares of the similarity, largest absolute share first; a negative share speaks against the product",
       }),
-      rest: Schema.Number.annotations({ description: "share of all older events; all shares add up to 1" }),
+      rest: Schema.Number.annotations({
+        description: "share of all older events together; the absolute values of all shares add up to 1",
+      }),
     }),
   ),
 }).annotations({ identifier: "Recommendations" })

@@ -132,7 +132,6 @@ export const make = (weights: Readonly<Record<string, number>> = {}): EventTypes
     all,
     names: all.map(({ name }) => name),
     weights: Object.fromEntries(all.map(({ name, weight }) => [name, weight])),
-
     has: (name) => names.has(name),
     productRoutes: [...byRoute.keys()],
     ofRoute: (route) => byRoute.get(route),

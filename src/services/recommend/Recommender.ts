@@ -62,7 +62,7 @@ export const RecommendedProduct = Schema.Struct({
   }),
 })
 export interface Recommendation extends Schema.Schema.Type<typeof RecommendedProduct> {
-  /** At most the newest 10 events, largest share first; with `rest` the shares add up to 1. */
+  /** At most the newest 10 events, largest absolute share first; with `rest` the absolute values add up to 1. */
   readonly because: ReadonlyArray<Taste.Reason>
   readonly rest: number
 }
