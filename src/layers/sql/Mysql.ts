@@ -121,6 +121,7 @@ const openPool = (url: Redacted.Redacted) => {
 
 const closePool = (pool: Pool) =>
   Effect.async<void>((resume) => pool.end(() => resume(Effect.void))).pipe(
+    Effect.interruptible,
     Effect.timeoutOption("2 seconds"),
     Effect.asVoid,
   )
