@@ -36,12 +36,14 @@ import {
   MongoServerSelectionError,
   MongoTopologyClosedError,
 } from "mongodb"
+import { isOutage, ServerOutage } from "../../services/Outages.ts"
 import { clockFindings, type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
-import type { PortFailure } from "../../services/ports/PortFailure.ts"
+import { type PortFailure, textOf } from "../../services/ports/PortFailure.ts"
 import * as Settings from "../../services/Settings.ts"
 import { databaseSpan } from "../../services/Telemetry.ts"
 import { within } from "../Deadline.ts"
 import { type MissingObject, missingObjects } from "./MongoCollections.ts"
+import { Reachability } from "./Reachability.ts"
 
 export interface MongoOptions {
   readonly url: Redacted.Redacted
@@ -65,6 +67,8 @@ export class Mongo extends Context.Tag("user-embeddings/Mongo")<
   Mongo,
   {
     readonly database: Db
+    /** Call when the server may be out: if it is, calls fail at once until it answers again. */
+    readonly doubt: () => void
     readonly failingWith: <E>(toError: (failure: PortFailure) => E) => Calls<E>
   }
 >() {}
@@ -96,6 +100,10 @@ const reasonOfCode = new Map<unknown, PortFailure["reason"]>(
   Struct.entries(reasons).flatMap(([reason, codes]) => codes.map((code) => [code, reason] as const)),
 )
 
+/** Unknown stage or command, no vector search: other requests succeed on this server. */
+const lacksFeature = (error: unknown): boolean =>
+  error instanceof MongoServerError && [59, 115, 31082, 40324].includes(Number(error.code))
+
 /** A bulk write wraps the error of the driver. */
 const innermost = (error: unknown): unknown =>
   error instanceof MongoBulkWriteError && error.errorResponse instanceof Error ? error.errorResponse : error
@@ -124,11 +132,15 @@ export const reasonOf = (error: unknown): PortFailure["reason"] => {
 }
 
 const failed =
-  (operation: string) =>
+  (server: string, operation: string) =>
   (error: unknown): PortFailure => {
     const cause = innermost(error)
-    return { reason: reasonOf(cause), operation, cause }
+    return { reason: reasonOf(cause), operation, cause, server }
   }
+
+/** `MongoDB at a:27017,b:27017`. */
+const nameOf = ({ options: { hosts, srvHost } }: MongoClient): string =>
+  `MongoDB at ${srvHost ?? hosts.map(String).join(",")}`
 
 /** Another writer has inserted the same key. */
 export const isDuplicateKey = (error: unknown): boolean =>
@@ -169,36 +181,62 @@ const connect = ({ url, database }: MongoOptions) =>
         `MONGODB_URL: ${String(error).replaceAll(Redacted.value(url), "it")}`,
       ),
   }).pipe(
-    Effect.acquireRelease((client) => close(() => client.close())),
-    Effect.map((client) => ({ client, database: client.db(database) })),
+    Effect.map((client) => ({
+      client,
+      database: client.db(database),
+      outage: new ServerOutage(nameOf(client)),
+      reachability: new Reachability(() =>
+        client.connect().then(() => client.db(database).command({ ping: 1 })),
+      ),
+    })),
+    Effect.acquireRelease(({ client, reachability }) => {
+      reachability.close()
+      return close(() => client.close())
+    }),
   )
 
 export const make = (options: MongoOptions) =>
-  Effect.map(connect(options), ({ client, database }): Context.Tag.Service<Mongo> => {
+  Effect.map(connect(options), ({ client, database, outage, reachability }): Context.Tag.Service<Mongo> => {
     const attempt = <A>(
       operation: string,
       target: string,
       run: () => Promise<A>,
       deadline = callDeadline,
     ): Effect.Effect<A, PortFailure> => {
-      const toFailure = failed(`${operation} ${target}`)
-      return within<A, PortFailure>(
+      const label = `${operation} ${target}`
+      const toFailure = failed(outage.server, label)
+      const answer = within<A, PortFailure>(
         deadline,
         () => toFailure(new Cause.TimeoutException(`no answer in ${Duration.format(deadline)}`)),
         (resume) => {
+          if (reachability.failure !== undefined) return resume(Effect.fail(toFailure(reachability.failure)))
           // Returns at once when connected. Without this, the driver never reconnects after a failed first attempt.
           client
             .connect()
             .then(run)
             .then(
               (answer) => resume(Effect.succeed(answer)),
-              (cause) => resume(Effect.fail(toFailure(cause))),
+              (cause) => {
+                const failure = toFailure(cause)
+                if (failure.reason === "unavailable" || failure.reason === "timeout") reachability.doubt()
+                resume(Effect.fail(failure))
+              },
             )
         },
-      ).pipe(databaseSpan("mongodb", operation, target))
+      )
+      return databaseSpan(
+        "mongodb",
+        operation,
+        target,
+      )(
+        outage.watch(label, answer, ({ cause, reason }) =>
+          isOutage(reason) && !lacksFeature(cause) ? `${label}: ${textOf(cause)}` : undefined,
+        ),
+      )
     }
     return {
       database,
+      doubt: () => reachability.doubt(),
       failingWith: (toError) => ({
         call: (...of) => Effect.mapError(attempt(...of), toError),
         stream: (target, open) =>
@@ -259,13 +297,13 @@ const remedies: Record<PortFailure["reason"], string> = {
 
 /** MongoDB and its collections, for readiness, `setup` and `doctor`. */
 export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mongo> = Effect.gen(function* () {
-  const { database, failingWith } = yield* Mongo
+  const { database, doubt, failingWith } = yield* Mongo
   const phraseTtlDays = yield* Settings.PHRASE_TTL_DAYS
   const { call } = failingWith(
     ({ reason, operation, cause }) =>
       new DependencyDown({
         dependency: "mongodb",
-        detail: `${operation}: ${cause instanceof Error ? cause.message : String(cause)}`,
+        detail: `${operation}: ${textOf(cause)}`,
         remedy:
           cause instanceof MongoServerError && cause.code === authenticationFailed
             ? "correct user, password and authSource in MONGODB_URL"
@@ -282,6 +320,8 @@ export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mong
       "ping",
       target,
       async () => {
+        // A health check notices an outage before a client has to wait for it.
+        doubt()
         await database.command({ ping: 1 })
         return String((await database.admin().buildInfo()).version)
       },

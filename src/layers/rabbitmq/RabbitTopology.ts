@@ -10,8 +10,9 @@ import {
   queue,
   retryQueue,
 } from "../../services/ports/InteractionQueue.ts"
+import { textOf } from "../../services/ports/PortFailure.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
-import { call, channel, messageOf as messageIn, Rabbit, type RabbitError, version } from "./Rabbit.ts"
+import { call, channel, Rabbit, type RabbitError, version } from "./Rabbit.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
 import * as RabbitPolicies from "./RabbitPolicies.ts"
 
@@ -220,7 +221,7 @@ export const dependency = Effect.gen(function* () {
 const virtualHostRefused = /ConnectionOpenOk/
 
 const messageOf = (cause: unknown): string => {
-  const message = messageIn(cause)
+  const message = textOf(cause)
   return virtualHostRefused.test(message)
     ? "there is no such virtual host, or this user may not enter it"
     : message
@@ -233,7 +234,7 @@ const remedyOf = (part: string, cause: unknown): string =>
     : `another program declared it: drain it, rabbitmqctl delete_queue ${part.split(" ").at(-1)}, and run user-embeddings setup`
 
 const remedyOfConnecting = (cause: unknown): string => {
-  const message = messageIn(cause)
+  const message = textOf(cause)
   if (virtualHostRefused.test(message))
     return "correct the virtual host in RABBITMQ_DSN, or rabbitmqctl add_vhost VHOST and set_permissions"
   if (/ACCESS.REFUSED/.test(message)) return "correct user and password in RABBITMQ_DSN"
