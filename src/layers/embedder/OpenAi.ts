@@ -4,6 +4,7 @@
  */
 import { Config, ConfigError, Context, Duration, Effect, Either, Layer, Redacted } from "effect"
 import OpenAI, { APIConnectionError, APIConnectionTimeoutError, APIError } from "openai"
+import { ServerOutage, serverName } from "../../services/Outages.ts"
 import { type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
 import { harmlessText, PhraseEmbedder, PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
 import * as Settings from "../../services/Settings.ts"
@@ -88,7 +89,18 @@ const retryAfterOf = (headers: Headers, now: number): Duration.Duration | undefi
 
 const maxDetailLength = 300
 
+/** With these, all requests fail. A server error may concern one text. */
+const outageReasons: ReadonlyArray<PhraseEmbedderError["reason"]> = [
+  "unreachable",
+  "timeout",
+  "unauthorized",
+  "quota_exhausted",
+]
+
 const make = ({ apiKey, baseUrl, model }: OpenAiOptions): Context.Tag.Service<OpenAi> => {
+  const outage = new ServerOutage(
+    serverName("embedding service", baseUrl, baseUrl.startsWith("https") ? 443 : 80),
+  )
   const client = new OpenAI({
     apiKey: Redacted.value(apiKey),
     adminAPIKey: null,
@@ -122,8 +134,8 @@ const make = ({ apiKey, baseUrl, model }: OpenAiOptions): Context.Tag.Service<Op
 
   return {
     model,
-    call: (run, within = deadline) =>
-      Effect.flatMap(Effect.clock, (clock) =>
+    call: (run, within = deadline) => {
+      const answer = Effect.flatMap(Effect.clock, (clock) =>
         Effect.tryPromise({
           try: (signal) => run(client, { signal }),
           catch: (error) => failureOf(error, clock.unsafeCurrentTimeMillis()),
@@ -139,7 +151,13 @@ const make = ({ apiKey, baseUrl, model }: OpenAiOptions): Context.Tag.Service<Op
             }),
           }),
         }),
-      ),
+      )
+      return outage.watch("call", answer, ({ cause, error }) =>
+        outageReasons.includes(error.reason) && (cause === "service" || error.reason !== "unauthorized")
+          ? error.message
+          : undefined,
+      )
+    },
   }
 }
 

@@ -7,6 +7,7 @@ import type { UserNotFound } from "../../services/operate/ShowUser.ts"
 import type { DeadLettersError } from "../../services/ports/DeadLetters.ts"
 import type { InteractionLogError } from "../../services/ports/InteractionLog.ts"
 import type { PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
+import type { PortFailure } from "../../services/ports/PortFailure.ts"
 import type { UserEmbeddingsError } from "../../services/ports/UserEmbeddings.ts"
 import type { CatalogueError } from "../../services/recommend/Catalogue.ts"
 import type { NoTaste, ProductNotFound, TooManyUsers } from "../../services/recommend/Recommender.ts"
@@ -30,13 +31,24 @@ export const failureResponse = (cause: Cause.Cause<unknown>) => {
     : Effect.as(Effect.logError("http.failed", cause), unexpected)
 }
 
+const whyUnavailable: Record<PortFailure["reason"], string> = {
+  unavailable: "cannot be reached",
+  timeout: "did not answer in time",
+  not_set_up: "is not set up: run user-embeddings setup",
+  invalid_data: "cannot store or read it",
+  conflict: "is busy with other writes",
+  rejected: "refused the request",
+}
+
 /** `what` names the unavailable data, in the plural. */
-export const serviceUnavailable = (what: string) =>
-  new Problem({
+export const serviceUnavailable = (what: string, failure?: Pick<PortFailure, "reason" | "server">) => {
+  const why = failure?.server && `: ${failure.server} ${whyUnavailable[failure.reason]}`
+  return new Problem({
     status: 503,
-    detail: `${what} are not available; try again later`,
+    detail: `${what} are not available${why ?? ""}; try again later`,
     headers: { "retry-after": "1" },
   })
+}
 
 type Failure =
   | CatalogueError
@@ -61,15 +73,15 @@ const problemOf = (error: Failure): Problem => {
     case "TooManyUsers":
       return new Problem({ status: 501, detail: error.message })
     case "DeadLettersError":
-      return serviceUnavailable("dead letters")
+      return serviceUnavailable("dead letters", error)
     case "InteractionLogError":
-      return serviceUnavailable("interactions")
+      return serviceUnavailable("interactions", error)
     case "PhraseEmbedderError":
       return serviceUnavailable("embeddings of phrases")
     case "ProductEmbeddingsError":
-      return serviceUnavailable("product embeddings")
+      return serviceUnavailable("product embeddings", error)
     case "UserEmbeddingsError":
-      return serviceUnavailable("user embeddings")
+      return serviceUnavailable("user embeddings", error)
   }
 }
 

@@ -29,15 +29,15 @@ import * as HttpServerSpan from "./HttpServerSpan.ts"
 type Trace = Telemetry.TraceContext | null
 
 /** Why the log did not confirm the interactions. After a timeout they may have been recorded. */
-const unavailable = ({ reason }: InteractionLogError): Problem =>
+const unavailable = ({ reason, server = "the interaction log" }: InteractionLogError): Problem =>
   new Problem({
     status: 503,
     detail:
       reason === "timeout"
-        ? "the interaction log did not answer in time; with occurred_at or an Idempotency-Key it is safe to send it again"
+        ? `${server} did not answer in time; with occurred_at or an Idempotency-Key it is safe to send it again`
         : reason === "not_set_up"
-          ? "the interaction log is not set up: run user-embeddings setup"
-          : "the interaction log is not available; send it again later",
+          ? `${server} is not set up: run user-embeddings setup`
+          : `${server} is not available; send it again later`,
     headers: { "retry-after": "1" },
   })
 

@@ -36,8 +36,9 @@ import {
   MongoServerSelectionError,
   MongoTopologyClosedError,
 } from "mongodb"
+import { isOutage, ServerOutage } from "../../services/Outages.ts"
 import { clockFindings, type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
-import type { PortFailure } from "../../services/ports/PortFailure.ts"
+import { type PortFailure, textOf } from "../../services/ports/PortFailure.ts"
 import * as Settings from "../../services/Settings.ts"
 import { databaseSpan } from "../../services/Telemetry.ts"
 import { within } from "../Deadline.ts"
@@ -96,6 +97,10 @@ const reasonOfCode = new Map<unknown, PortFailure["reason"]>(
   Struct.entries(reasons).flatMap(([reason, codes]) => codes.map((code) => [code, reason] as const)),
 )
 
+/** Unknown stage or command, no vector search: other requests succeed on this server. */
+const lacksFeature = (error: unknown): boolean =>
+  error instanceof MongoServerError && [59, 115, 31082, 40324].includes(Number(error.code))
+
 /** A bulk write wraps the error of the driver. */
 const innermost = (error: unknown): unknown =>
   error instanceof MongoBulkWriteError && error.errorResponse instanceof Error ? error.errorResponse : error
@@ -124,11 +129,15 @@ export const reasonOf = (error: unknown): PortFailure["reason"] => {
 }
 
 const failed =
-  (operation: string) =>
+  (server: string, operation: string) =>
   (error: unknown): PortFailure => {
     const cause = innermost(error)
-    return { reason: reasonOf(cause), operation, cause }
+    return { reason: reasonOf(cause), operation, cause, server }
   }
+
+/** `MongoDB at a:27017,b:27017`. */
+const nameOf = ({ options: { hosts, srvHost } }: MongoClient): string =>
+  `MongoDB at ${srvHost ?? hosts.map(String).join(",")}`
 
 /** Another writer has inserted the same key. */
 export const isDuplicateKey = (error: unknown): boolean =>
@@ -170,19 +179,24 @@ const connect = ({ url, database }: MongoOptions) =>
       ),
   }).pipe(
     Effect.acquireRelease((client) => close(() => client.close())),
-    Effect.map((client) => ({ client, database: client.db(database) })),
+    Effect.map((client) => ({
+      client,
+      database: client.db(database),
+      outage: new ServerOutage(nameOf(client)),
+    })),
   )
 
 export const make = (options: MongoOptions) =>
-  Effect.map(connect(options), ({ client, database }): Context.Tag.Service<Mongo> => {
+  Effect.map(connect(options), ({ client, database, outage }): Context.Tag.Service<Mongo> => {
     const attempt = <A>(
       operation: string,
       target: string,
       run: () => Promise<A>,
       deadline = callDeadline,
     ): Effect.Effect<A, PortFailure> => {
-      const toFailure = failed(`${operation} ${target}`)
-      return within<A, PortFailure>(
+      const label = `${operation} ${target}`
+      const toFailure = failed(outage.server, label)
+      const answer = within<A, PortFailure>(
         deadline,
         () => toFailure(new Cause.TimeoutException(`no answer in ${Duration.format(deadline)}`)),
         (resume) => {
@@ -195,7 +209,16 @@ export const make = (options: MongoOptions) =>
               (cause) => resume(Effect.fail(toFailure(cause))),
             )
         },
-      ).pipe(databaseSpan("mongodb", operation, target))
+      )
+      return databaseSpan(
+        "mongodb",
+        operation,
+        target,
+      )(
+        outage.watch(label, answer, ({ cause, reason }) =>
+          isOutage(reason) && !lacksFeature(cause) ? `${label}: ${textOf(cause)}` : undefined,
+        ),
+      )
     }
     return {
       database,
@@ -265,7 +288,7 @@ export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mong
     ({ reason, operation, cause }) =>
       new DependencyDown({
         dependency: "mongodb",
-        detail: `${operation}: ${cause instanceof Error ? cause.message : String(cause)}`,
+        detail: `${operation}: ${textOf(cause)}`,
         remedy:
           cause instanceof MongoServerError && cause.code === authenticationFailed
             ? "correct user, password and authSource in MONGODB_URL"

@@ -20,10 +20,10 @@ import {
   Schema,
   type Scope,
 } from "effect"
-import { describeFailure, portFailure } from "../../services/ports/PortFailure.ts"
+import { ServerOutage, serverName } from "../../services/Outages.ts"
+import { describeFailure, portFailure, textOf } from "../../services/ports/PortFailure.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
 import * as Settings from "../../services/Settings.ts"
-import { described } from "../../services/Telemetry.ts"
 
 /** A failed call. It contains no password: the messages of amqplib name only host and port. */
 export class RabbitError extends Schema.TaggedError<RabbitError>()("RabbitError", portFailure) {
@@ -63,9 +63,9 @@ const reasonOf = (cause: unknown): RabbitError["reason"] => {
   return typeof code === "number" && code >= 400 && code < 500 ? "rejected" : "unavailable"
 }
 export const failed =
-  (operation: string) =>
+  (operation: string, server?: string) =>
   (cause: unknown): RabbitError =>
-    new RabbitError({ reason: reasonOf(cause), operation, cause })
+    new RabbitError({ reason: reasonOf(cause), operation, cause, server })
 
 /** A call of the driver with a deadline. It stays interruptible in finalizers. */
 export const call = <A>(
@@ -114,6 +114,7 @@ export const version = ({ connection }: ChannelModel): string => String(connecti
 
 const make = ({ dsn }: { readonly dsn: Redacted.Redacted }) =>
   Effect.gen(function* () {
+    const outage = new ServerOutage(serverName("RabbitMQ", Redacted.value(dsn), 5672))
     const connection = (name: string, lost: Lost) =>
       opened("connect", async () => {
         const url = new URL(Redacted.value(dsn))
@@ -132,29 +133,25 @@ const make = ({ dsn }: { readonly dsn: Redacted.Redacted }) =>
     ) {
       let attempt = Deferred.unsafeMake<A, RabbitError>(FiberId.none)
       let current: Effect.Effect<A, RabbitError> = Deferred.await(attempt)
-      let up: boolean | undefined
       const finishAttempt = (exit: Exit.Exit<A, RabbitError>) => {
         Deferred.unsafeDone(attempt, exit)
         current = exit
       }
-      /** Logs changes, not every attempt. */
-      const logChange = (isUp: boolean, log: Effect.Effect<void>) => {
-        if (up === isUp) return Effect.void
-        up = isUp
-        return Effect.annotateLogs(log, { connection: name })
-      }
-
       const runSession = Effect.gen(function* () {
         const gone = yield* Deferred.make<never, RabbitError>()
         const lost: Lost = (cause = new Error("closed by the broker")) =>
-          Deferred.unsafeDone(gone, Effect.fail(failed("session")(cause)))
+          Deferred.unsafeDone(gone, Effect.fail(failed("session", outage.server)(cause)))
         yield* connection(name, lost).pipe(
           Effect.flatMap((connection) => open(connection, lost)),
+          Effect.mapError(({ cause, operation, reason }) => {
+            return new RabbitError({ cause, operation, reason, server: outage.server })
+          }),
           Effect.exit,
           Effect.tap((exit) => Effect.sync(() => finishAttempt(exit))),
           Effect.flatten,
         )
-        yield* logChange(true, Effect.logInfo("rabbitmq.connected"))
+        yield* Effect.annotateLogs(Effect.logInfo("rabbitmq.connected"), { connection: name })
+        yield* outage.succeeded(name)
         return yield* Effect.ensuring(
           Deferred.await(gone),
           Effect.sync(() => {
@@ -164,9 +161,7 @@ const make = ({ dsn }: { readonly dsn: Redacted.Redacted }) =>
         )
       })
       yield* Effect.scoped(runSession).pipe(
-        Effect.tapError((error) =>
-          logChange(false, Effect.annotateLogs(Effect.logWarning("rabbitmq.waiting"), described(error))),
-        ),
+        Effect.tapError(({ cause, operation }) => outage.failed(name, `${operation}: ${textOf(cause)}`)),
         Effect.retry(Schedule.resetAfter(RetryPolicies.reconnectRetry, "30 seconds")),
         Effect.ensuring(Effect.sync(() => finishAttempt(Exit.fail(failed("session")(new Error("stopped")))))),
         Effect.forkScoped,

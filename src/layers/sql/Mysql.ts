@@ -23,12 +23,14 @@ import {
   Stream,
 } from "effect"
 import { createPool, type Pool, type PoolConnection, type RowDataPacket } from "mysql2"
+import { ServerOutage, serverName } from "../../services/Outages.ts"
 import { clockFindings, type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
+import { textOf } from "../../services/ports/PortFailure.ts"
 import * as Settings from "../../services/Settings.ts"
 import { attribute } from "../../services/Telemetry.ts"
 import { within } from "../Deadline.ts"
 import { interactionLog } from "./migrations/interactionLog.ts"
-import type { SqlDialect } from "./SqlDialect.ts"
+import { type SqlDialect, SqlServerName } from "./SqlDialect.ts"
 import { migrate, pending } from "./SqlMigrations.ts"
 
 const connections = 8
@@ -77,6 +79,8 @@ const failureReason: SqlDialect["failureReason"] = ({ cause }) => {
   if (notSetUp.has(errno)) return "not_set_up"
   return sqlState === undefined || temporaryErrors.has(errno) ? "unavailable" : "rejected"
 }
+
+const nameOf = (url: Redacted.Redacted) => serverName("MySQL", Redacted.value(url), 3306)
 
 const unavailable = (message: string) => new SqlError({ cause: new Error(message), message })
 
@@ -235,14 +239,30 @@ const makeConnection = (run: Run): Connection => {
   }
 }
 
+/** Answers that concern the rows of one statement: unique keys, conflicts, packets and values that are too large. */
+const concernsRows = new Set<unknown>([duplicateEntry, ...conflicts, 1153, 1264, 1366, 1406])
+
+/** Reports the results of statements by their first word, because a server may accept `SELECT` alone. */
+const watched =
+  (outage: ServerOutage, run: Run): Run =>
+  (query) => {
+    const verb = /\w+/.exec(query.sql)?.[0] ?? ""
+    return outage.watch(verb, run(query), (error) =>
+      concernsRows.has(serverError(error.cause).errno) ? undefined : `${verb}: ${textOf(error.cause)}`,
+    )
+  }
+
 const make = Effect.fnUntraced(function* (options: { readonly url: Redacted.Redacted }) {
+  const outage = new ServerOutage(nameOf(options.url))
   const pool = yield* Effect.acquireRelease(
     Effect.sync(() => openPool(options.url)),
     closePool,
   )
   return yield* SqlClient.make({
-    acquirer: Effect.succeed(makeConnection(runOnPool(pool))),
-    transactionAcquirer: Effect.map(reserve(pool), (connection) => makeConnection(runOn(connection))),
+    acquirer: Effect.succeed(makeConnection(watched(outage, runOnPool(pool)))),
+    transactionAcquirer: Effect.map(reserve(pool), (connection) =>
+      makeConnection(watched(outage, runOn(connection))),
+    ),
     compiler: makeCompiler(),
     spanAttributes: [[attribute.dbSystem, "mysql"]],
   })
@@ -250,7 +270,10 @@ const make = Effect.fnUntraced(function* (options: { readonly url: Redacted.Reda
 
 /** The server at `url`, which does not need to be reachable yet. */
 export const layer = (options: { readonly url: Redacted.Redacted }) =>
-  Layer.scoped(SqlClient.SqlClient, make(options)).pipe(Layer.provide(Reactivity.layer))
+  Layer.scoped(SqlClient.SqlClient, make(options)).pipe(
+    Layer.provide(Reactivity.layer),
+    Layer.merge(Layer.sync(SqlServerName, () => nameOf(options.url))),
+  )
 
 /** The server at MYSQL_URL. */
 export const layerConfig = Layer.unwrapEffect(

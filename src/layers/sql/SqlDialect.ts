@@ -6,8 +6,13 @@
 import type { SqlClient } from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import type { Statement } from "@effect/sql/Statement"
-import type { Effect, Option } from "effect"
+import { Context, type Effect, type Option } from "effect"
 import type { InteractionLogError } from "../../services/ports/InteractionLog.ts"
+
+/** Names the server of the `SqlClient` in errors; `undefined` for a file. */
+export class SqlServerName extends Context.Reference<SqlServerName>()("user-embeddings/SqlServerName", {
+  defaultValue: (): string | undefined => undefined,
+}) {}
 
 export interface SqlDialect {
   /** The attribute `db.system.name` of the spans of statements. */

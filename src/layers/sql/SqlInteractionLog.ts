@@ -33,7 +33,7 @@ import {
   tableName,
   toColumn,
 } from "./InteractionRows.ts"
-import type { SqlDialect } from "./SqlDialect.ts"
+import { type SqlDialect, SqlServerName } from "./SqlDialect.ts"
 
 /** Rows of one INSERT, which is one commit. Equals the largest bulk request. */
 const rowsPerInsert = 1_000
@@ -55,7 +55,7 @@ const idRangePerStatement = 50_000
 const maxAppendAttempts = 20
 
 /** The table, with what its statements have in common. */
-const makeTable = (sql: SqlClient.SqlClient, dialect: SqlDialect) => {
+const makeTable = (sql: SqlClient.SqlClient, dialect: SqlDialect, server: string | undefined) => {
   const portError = (operation: string) => (error: SqlError) => {
     const reason = dialect.failureReason(error)
     const cause =
@@ -64,7 +64,7 @@ const makeTable = (sql: SqlClient.SqlClient, dialect: SqlDialect) => {
             cause: error.cause,
           })
         : error.cause
-    return new InteractionLogError({ reason, operation, cause })
+    return new InteractionLogError({ reason, operation, cause, server })
   }
 
   /** One statement: with a span, and run again after a deadlock. */
@@ -408,8 +408,9 @@ const withLeaderLock =
     )
 
 const make = (dialect: SqlDialect) =>
-  Effect.map(SqlClient.SqlClient, (sql) => {
-    const table = makeTable(sql, dialect)
+  Effect.gen(function* () {
+    const sql = yield* SqlClient.SqlClient
+    const table = makeTable(sql, dialect, yield* SqlServerName)
     return InteractionLog.of({
       append: append(table),
       unpublished: unpublished(table),

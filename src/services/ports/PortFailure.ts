@@ -11,6 +11,8 @@ export const portFailure = {
   /** The operation that failed, such as `append` or `bulkWrite user_embeddings`. */
   operation: Schema.String,
   cause: Schema.Defect,
+  /** The server that failed: `MongoDB at db.example:27017`. */
+  server: Schema.optional(Schema.String),
 }
 
 /** A failed call of a driver. Every adapter classifies the errors of its driver as this. */
@@ -19,8 +21,11 @@ export type PortFailure = Schema.Struct.Type<typeof portFailure>
 /** Makes the error of a port: `Effect.mapError(call, portError(DeadLettersError))`. */
 export const portError =
   <E>(PortError: new (failure: PortFailure) => E) =>
-  ({ cause, operation, reason }: PortFailure): E =>
-    new PortError({ cause, operation, reason })
+  ({ cause, operation, reason, server }: PortFailure): E =>
+    new PortError({ cause, operation, reason, server })
 
-export const describeFailure = (port: string, { cause, operation, reason }: PortFailure): string =>
-  `${port}: ${operation}: ${reason}: ${cause instanceof Error ? cause.message : String(cause)}`
+export const textOf = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause))
+
+/** Names the server, if there is one: an operator has to look there. */
+export const describeFailure = (port: string, { cause, operation, reason, server }: PortFailure): string =>
+  `${server ?? port}: ${operation}: ${reason}: ${textOf(cause)}`

@@ -2,7 +2,8 @@
  * Keeps data in memory fresh, on demand. A caller waits for the first load. Later a caller waits for a refresh that is
  * due, but only briefly: a slow refresh finishes in the background. Without callers nothing runs except the first load.
  */
-import { Clock, Duration, Effect, Exit, Fiber } from "effect"
+import { Cause, Clock, Duration, Effect, Exit, Fiber } from "effect"
+import { unlessReported } from "../Outages.ts"
 
 /** How long a caller waits. */
 const refreshTimeout = Duration.millis(250)
@@ -34,8 +35,11 @@ export const make = Effect.fnUntraced(function* <E, R>(options: {
     freshUntil = invalidated ? now : now + Duration.toMillis(options.freshFor)
     if (Exit.isSuccess(exit)) loaded = true
     else if (!Exit.isInterrupted(exit))
-      yield* Effect.logWarning("cache.refresh_failed", exit.cause).pipe(
-        Effect.annotateLogs({ cache: options.name }),
+      yield* unlessReported(
+        Cause.squash(exit.cause),
+        Effect.logWarning("cache.refresh_failed", exit.cause).pipe(
+          Effect.annotateLogs({ cache: options.name }),
+        ),
       )
   })
   const start = Effect.suspend(() => {

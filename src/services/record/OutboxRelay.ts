@@ -7,6 +7,7 @@
 import { Array as Arr, Clock, Context, Duration, Effect, Fiber, Layer, Schedule } from "effect"
 import * as MessageTraces from "../MessageTraces.ts"
 import { encodeMessage } from "../model/UpdateMessage.ts"
+import { unlessReported } from "../Outages.ts"
 import { InteractionLog, type InteractionLogError, type LoggedInteraction } from "../ports/InteractionLog.ts"
 import { InteractionQueue, type InteractionQueueError, type Message } from "../ports/InteractionQueue.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
@@ -107,8 +108,11 @@ const publishCommitted = Effect.fnUntraced(function* (
     yield* publish(rows).pipe(
       MessageTraces.withBatchSpan("relay interactions", rows.map(MessageTraces.traced)),
       Effect.catchAll((error) =>
-        Effect.logWarning("publish.failed").pipe(
-          Effect.annotateLogs({ count: rows.length, left_to: "drain", ...Telemetry.described(error) }),
+        unlessReported(
+          error,
+          Effect.logWarning("publish.failed").pipe(
+            Effect.annotateLogs({ count: rows.length, left_to: "drain", ...Telemetry.described(error) }),
+          ),
         ),
       ),
       Effect.ensuring(
@@ -192,7 +196,10 @@ export const draining = Layer.scopedDiscard(
     const relay = yield* OutboxRelay
     const drain = relay.drain.pipe(
       Effect.catchAll((error) =>
-        Effect.logWarning("outbox.drain_failed").pipe(Effect.annotateLogs(Telemetry.described(error))),
+        unlessReported(
+          error,
+          Effect.logWarning("outbox.drain_failed").pipe(Effect.annotateLogs(Telemetry.described(error))),
+        ),
       ),
     )
     yield* Effect.forkScoped(Effect.repeat(drain, RetryPolicies.drainInterval))

@@ -19,6 +19,7 @@ import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as MessageTraces from "../MessageTraces.ts"
 import type { Interaction } from "../model/Interaction.ts"
 import * as Vector from "../model/Vector.ts"
+import { unlessReported } from "../Outages.ts"
 import { PhraseEmbedder, type PhraseEmbedderError } from "../ports/PhraseEmbedder.ts"
 import { PhraseEmbeddings, type PhraseEmbeddingsError, phraseKey } from "../ports/PhraseEmbeddings.ts"
 import {
@@ -122,9 +123,12 @@ const orElse =
   <A>(fallback: A) =>
   (effect: Effect.Effect<A, PhraseEmbeddingsError>): Effect.Effect<A> =>
     Effect.catchAll(effect, (error) =>
-      Effect.logWarning("phrases.store_failed").pipe(
-        Effect.annotateLogs(Telemetry.described(error)),
-        Effect.as(fallback),
+      Effect.as(
+        unlessReported(
+          error,
+          Effect.logWarning("phrases.store_failed").pipe(Effect.annotateLogs(Telemetry.described(error))),
+        ),
+        fallback,
       ),
     )
 

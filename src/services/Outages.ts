@@ -1,0 +1,88 @@
+/**
+ * Logs the outages of one server: once when an outage begins, once a minute while it lasts, and once when it ends. Each
+ * adapter has one for its server and reports every call, so that no step has to log what all of them see.
+ */
+import { Clock, Duration, Effect } from "effect"
+import type { PortFailure } from "./ports/PortFailure.ts"
+
+const logEvery = Duration.toMillis("1 minute")
+/** An operation that failed this long ago and was not tried again does not keep an outage open. */
+const forgottenAfter = Duration.toMillis("10 seconds")
+
+/** `MySQL at db.example:3306`. Without user, password and database. */
+export const serverName = (product: string, url: string, defaultPort: number): string => {
+  const { hostname, port } = new URL(url)
+  return `${product} at ${hostname}:${port || defaultPort}`
+}
+
+/** Conflicts and bad data say nothing about the server. */
+export const isOutage = (reason: PortFailure["reason"]): boolean =>
+  reason !== "conflict" && reason !== "invalid_data"
+
+/** Logs a failure, unless the adapter has reported it as an outage of its server. */
+export const unlessReported = (error: unknown, log: Effect.Effect<void>): Effect.Effect<void> => {
+  const { reason, server }: Partial<Pick<PortFailure, "reason" | "server">> = Object(error)
+  return server !== undefined && reason !== undefined && isOutage(reason) ? Effect.void : log
+}
+
+export class ServerOutage {
+  /** Operations whose last attempt failed, and when it failed (Unix ms). A server may refuse writes and answer reads. */
+  private readonly failing = new Map<string, number>()
+  private began = 0
+  private logged = 0
+
+  constructor(readonly server: string) {}
+
+  get isKnown(): boolean {
+    return this.failing.size > 0
+  }
+
+  /** Reports the result of a call. `detailOf` answers `undefined` for an error that is no outage. */
+  watch<A, E, R>(
+    operation: string,
+    call: Effect.Effect<A, E, R>,
+    detailOf: (error: E) => string | undefined,
+  ): Effect.Effect<A, E, R> {
+    return Effect.matchEffect(call, {
+      onSuccess: (answer) =>
+        this.isKnown ? Effect.as(this.succeeded(operation), answer) : Effect.succeed(answer),
+      onFailure: (error) => {
+        const detail = detailOf(error)
+        return detail === undefined
+          ? Effect.fail(error)
+          : Effect.zipRight(this.failed(operation, detail), Effect.fail(error))
+      },
+    })
+  }
+
+  failed(operation: string, detail: string): Effect.Effect<void> {
+    return Effect.flatMap(Clock.currentTimeMillis, (now) => {
+      if (!this.isKnown) {
+        this.began = now
+        this.logged = Number.NEGATIVE_INFINITY
+      }
+      this.failing.set(operation, now)
+      if (now - this.logged < logEvery) return Effect.void
+      this.logged = now
+      return Effect.annotateLogs(Effect.logWarning("server.down"), {
+        server: this.server,
+        detail,
+        for_s: Math.round((now - this.began) / 1000),
+      })
+    })
+  }
+
+  succeeded(operation: string): Effect.Effect<void> {
+    return Effect.flatMap(Clock.currentTimeMillis, (now) => {
+      if (!this.isKnown) return Effect.void
+      this.failing.delete(operation)
+      for (const [other, failedAt] of this.failing)
+        if (now - failedAt > forgottenAfter) this.failing.delete(other)
+      if (this.isKnown) return Effect.void
+      return Effect.annotateLogs(Effect.logInfo("server.up"), {
+        server: this.server,
+        after_s: Math.round((now - this.began) / 1000),
+      })
+    })
+  }
+}
