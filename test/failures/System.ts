@@ -3,7 +3,7 @@
  * with {@link System.proof}: it compares the log with the applied events, and every vector with one computed from the log.
  */
 import { describe, expect, test } from "bun:test"
-import amqp from "amqplib"
+import type amqp from "amqplib"
 import { Effect, Exit, Layer, Scope } from "effect"
 import { type Binary, MongoClient } from "mongodb"
 import mysql, { type RowDataPacket } from "mysql2/promise"
@@ -21,8 +21,17 @@ import {
 } from "../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedder } from "../../src/services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
+import * as cluster from "../support/cluster.ts"
 import { vectorOf } from "../support/openAiStandIn.ts"
-import { freshMongo, freshMysql, freshRabbit, management } from "../support/servers.ts"
+import {
+  connectAmqp,
+  freshMongo,
+  freshMysql,
+  freshRabbit,
+  management,
+  type Server,
+  virtualHostIn,
+} from "../support/servers.ts"
 import { quiet, variables } from "../support/stacks.ts"
 import { type TcpProxy, tcpProxy } from "../support/tcpProxy.ts"
 import { Program, until } from "./Program.ts"
@@ -284,7 +293,7 @@ export class System {
 
   /** Uses a channel of the broker directly. */
   async onChannel<A>(use: (channel: amqp.ConfirmChannel) => Promise<A>): Promise<A> {
-    const connection = await amqp.connect(this.env.RABBITMQ_DSN!, { timeout: 5000 })
+    const connection = await connectAmqp(this.env.RABBITMQ_DSN!)
     connection.on("error", () => {})
     try {
       const channel = await connection.createConfirmChannel()
@@ -361,7 +370,7 @@ export class System {
 
   /** Changes settings of the system's virtual host; `path` is relative to it. */
   manage(kind: "policies" | "bindings" | "queues", path: string, method: string, body?: object) {
-    const vhost = new URL(this.env.RABBITMQ_DSN!).pathname.slice(1)
+    const vhost = virtualHostIn(this.env.RABBITMQ_DSN!)
     const init = body === undefined ? { method } : { method, body: JSON.stringify(body) }
     return management(`/${kind}/${vhost}${path}`, init, broker)
   }
@@ -501,16 +510,22 @@ type Scenario = (name: string, run: (system: System) => Promise<unknown>, env?: 
 
 /**
  * A suite of failure scenarios. Scenarios that break `programs` run at the same time in the short form, because they
- * mostly wait. Scenarios that break `servers` run alone, because all systems use the same servers.
+ * mostly wait. Scenarios that break `servers` run alone, because all systems use the same servers. `needs` says how many
+ * nodes a server must have that the scenarios break; without them the suite belongs to `bun run test:servers` alone.
  */
 export const failures = (
   name: string,
   breaks: "servers" | "programs",
   tests: (scenario: Scenario) => void,
+  needs: Partial<Readonly<Record<Server, number>>> = {},
 ): void => {
   const missing = [sacrificialVariable, "MYSQL_URL"].filter((variable) => !process.env[variable])
   if (missing.length > 0)
     return void test.skip(`${name}: SKIPPED, needs ${missing.join(" and ")} (\`bun run test\` starts servers that may be killed)`, () => {})
+  const tooSmall = Object.entries(needs).some(
+    ([server, count]) => cluster.nodes(server as Server).length < count,
+  )
+  if (tooSmall) return
 
   describe(name, () => {
     if (breaks === "servers") {
