@@ -35,6 +35,7 @@ import { tableName } from "./InteractionRows.ts"
 import {
   connectDeadline,
   deadlineExceeded,
+  isConnectionLost,
   isStale,
   MysqlPool,
   makeConnection,
@@ -77,8 +78,6 @@ const notSetUp = new Set<unknown>([1049, 1054, 1146])
 const duplicateEntry = 1062
 /** The server has ended a statement that took too long: MySQL, MariaDB. */
 const tooSlow = new Set<unknown>([3024, 1969])
-/** The connection was closed while a statement ran on it, so the outcome of the statement is unknown. */
-const connectionLost = new Set<unknown>(["PROTOCOL_CONNECTION_LOST", "ECONNRESET", "EPIPE"])
 /** Lock wait timeout, deadlock. */
 const conflicts = new Set<unknown>([1205, 1213])
 
@@ -95,13 +94,18 @@ const nameOf = (url: Redacted.Redacted) => serverName("MySQL", Redacted.value(ur
 /** Answers that concern the rows of one statement: unique keys, conflicts, packets and values that are too large. */
 const concernsRows = new Set<unknown>([duplicateEntry, ...conflicts, packetTooLarge, 1264, 1366, 1406])
 
-/** Reports the results of statements by their first word, because a server may accept `SELECT` alone. */
+/**
+ * Reports the results of statements by their first word, because a server may accept `SELECT` alone. A lost connection is
+ * no outage yet: if the server is down, the next connection is refused.
+ */
 const watched =
   (outage: ServerOutage, run: Run): Run =>
   (query) => {
     const verb = /\w+/.exec(query.sql)?.[0] ?? ""
     return outage.watch(verb, run(query), (error) =>
-      concernsRows.has(serverError(error.cause).errno) ? undefined : `${verb}: ${textOf(error.cause)}`,
+      concernsRows.has(serverError(error.cause).errno) || isConnectionLost(error)
+        ? undefined
+        : `${verb}: ${textOf(error.cause)}`,
     )
   }
 
@@ -187,7 +191,7 @@ export const dialect: SqlDialect = {
   system: "mysql",
   failureReason,
   isDuplicateKey: ({ cause }) => serverError(cause).errno === duplicateEntry,
-  isConnectionLost: ({ cause }) => connectionLost.has(serverError(cause).code) || isStale(cause),
+  isConnectionLost: (error) => isConnectionLost(error) || isStale(error.cause),
   isTooLarge: ({ cause }) => serverError(cause).errno === packetTooLarge,
   isConflict: ({ cause }) => conflicts.has(serverError(cause).errno),
   forceIndex: (index) => `FORCE INDEX (${index})`,

@@ -44,6 +44,11 @@ export const serverError = (
  */
 const staleConnection = new Set<unknown>([1053, 1290, 1792, 1836, 1927, 3169])
 export const isStale = (cause: unknown): boolean => staleConnection.has(serverError(cause).errno)
+const lostCodes = new Set<unknown>(["PROTOCOL_CONNECTION_LOST", "ECONNRESET", "EPIPE"])
+const statementFailed = "MySQL statement failed"
+/** The connection was closed when a statement used it, as servers do with idle connections. */
+export const isConnectionLost = ({ cause, message }: SqlError): boolean =>
+  message === statementFailed && lostCodes.has(serverError(cause).code)
 const noTls = "HANDSHAKE_NO_SSL_SUPPORT"
 export const packetTooLarge = 1153
 
@@ -78,7 +83,7 @@ const bytesOf = ({ method, sql, values }: Query): number => {
 export class MysqlPool {
   private readonly pool: Pool
   private plaintextAllowed: boolean
-  /** Connections that were opened before this instant lead to a server that no longer takes writes. */
+  /** Connections that were opened before this instant are closed, or lead to a server that takes no more writes. */
   private staleBefore = 0
 
   constructor(
@@ -115,7 +120,7 @@ export class MysqlPool {
       "SELECT @@SESSION.auto_increment_increment AS step, @@SESSION.max_allowed_packet AS packet",
       (cause, rows) => {
         if (cause) return connection.destroy()
-        const { packet, step } = rows[0] ?? {}
+        const { packet, step } = Object(rows[0])
         facts.set(connection, {
           openedAt: performance.now(),
           idStep: Number(step),
@@ -153,11 +158,12 @@ export class MysqlPool {
     const { method, rowsAsArray = false, sql, values } = query
     connection[method]({ sql, values: [...values], rowsAsArray }, (cause: unknown, answer: unknown) => {
       if (cause) {
-        if (isStale(cause)) {
+        const error = new SqlError({ cause, message: statementFailed })
+        if (isStale(cause) || isConnectionLost(error)) {
           this.staleBefore = performance.now()
           connection.destroy()
         }
-        return resume(new SqlError({ cause, message: "MySQL statement failed" }))
+        return resume(error)
       }
       resume(
         Effect.succeed(
@@ -204,7 +210,7 @@ export class MysqlPool {
    * Runs a query on any connection and returns the connection with the answer. This is written by hand, because a scope
    * for each statement costs as much CPU as a small statement.
    */
-  readonly run: Run = (query) =>
+  private readonly runOnce: Run = (query) =>
     Effect.async<unknown, SqlError>((resume) => {
       let acquired: PoolConnection | undefined
       let ended = false
@@ -238,11 +244,20 @@ export class MysqlPool {
       return Effect.sync(() => end(destroy))
     })
 
+  /** An INSERT is not repeated here, because the caller must know whether it had an effect. */
+  readonly run: Run = (query) => {
+    const once = this.runOnce(query)
+    return repeatable.test(query.sql)
+      ? Effect.catchIf(once, isConnectionLost, () => this.runOnce(query))
+      : once
+  }
+
   readonly close = Effect.async<void>((resume) => this.pool.end(() => resume(Effect.void))).pipe(
     Effect.timeoutOption("2 seconds"),
     Effect.asVoid,
   )
 }
+const repeatable = /^\s*(SELECT|UPDATE)\b/
 const release = (connection: PoolConnection) => connection.release()
 const destroy = (connection: PoolConnection) => connection.destroy()
 

@@ -26,13 +26,21 @@ const timeout = Duration.seconds(3)
 /** Many clients may probe at the same time; the servers are pinged once a second. */
 const cacheDuration = Duration.seconds(1)
 
-const probe = ({ missing, ping }: Dependency): Effect.Effect<DependencyHealth> =>
-  Effect.all([Effect.timed(ping), missing]).pipe(
+const stateOf = (missing: ReadonlyArray<string>, impaired: ReadonlyArray<string>): DependencyHealth => {
+  if (missing.length > 0)
+    return { status: "degraded", detail: `missing ${missing.join(", ")}: run user-embeddings setup` }
+  return impaired.length > 0 ? { status: "degraded", detail: impaired.join("; ") } : { status: "up" }
+}
+
+const probe = ({
+  impaired = Effect.succeed([]),
+  missing,
+  ping,
+}: Dependency): Effect.Effect<DependencyHealth> =>
+  Effect.all([Effect.timed(ping), missing, impaired]).pipe(
     Effect.map(
-      ([[latency, version], missing]): DependencyHealth => ({
-        ...(missing.length === 0
-          ? { status: "up" }
-          : { status: "degraded", detail: `missing ${missing.join(", ")}: run user-embeddings setup` }),
+      ([[latency, version], missing, impaired]): DependencyHealth => ({
+        ...stateOf(missing, impaired),
         version,
         latency_ms: Math.round(Duration.toMillis(latency) * 10) / 10,
       }),
