@@ -8,12 +8,14 @@ const serverPrograms = ["mariadbd", "/usr/sbin/mariadbd", "/usr/local/sbin/maria
 /** MariaDB runs as root only with this option. */
 const asRoot = process.getuid?.() === 0 ? ["--user=root"] : []
 
-/** Tests create more databases beside `user_embeddings`, and users with fewer rights. */
+/** Tests create more databases beside `user_embeddings`, and users with fewer rights. `admin` changes the server's state. */
 const grants = [
   "CREATE DATABASE IF NOT EXISTS user_embeddings",
   "CREATE USER IF NOT EXISTS 'ue'@'%' IDENTIFIED BY 'ue'",
   "GRANT ALL ON `user_embeddings%`.* TO 'ue'@'%' WITH GRANT OPTION",
   "GRANT CREATE USER ON *.* TO 'ue'@'%'",
+  "CREATE USER IF NOT EXISTS 'admin'@'%' IDENTIFIED BY 'ue'",
+  "GRANT ALL ON *.* TO 'admin'@'%' WITH GRANT OPTION",
 ]
 
 const query = async (url: string, statements: readonly string[]) => {

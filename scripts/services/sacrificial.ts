@@ -1,5 +1,5 @@
 /**
- * Servers for tests that break them: a second RabbitMQ and MongoDB with a state folder of their own, or servers of the
+ * Servers for tests that break them: a second RabbitMQ, MySQL and MongoDB with a state folder of their own, or servers of the
  * environment. A process works with one state folder only, so each command here runs in another process.
  */
 import { resolve } from "node:path"
@@ -12,14 +12,20 @@ export const sacrificialVariable = "SACRIFICIAL_SERVERS"
 /** The variable with a command that breaks and repairs a node, such as `./control {action} {name}`. */
 export const controlVariable = "SERVERS_CONTROL"
 const folder = ".services-sacrificial"
-const only = ["--only", "rabbitmq,mongodb"] as const
+const only = ["--only", "rabbitmq,mysql,mongodb"] as const
 
 export type Action = "kill" | "stop" | "start" | "pause" | "resume"
 
 const services = (signal: AbortSignal | undefined, ...args: readonly string[]) =>
   run([process.execPath, resolve(import.meta.dir, "../services.ts"), ...args], {
     // Empty URLs, so that these servers are started even if the environment names others.
-    env: { SERVICES_FOLDER: folder, RABBITMQ_DSN: "", RABBITMQ_MANAGEMENT_URL: "", MONGODB_URL: "" },
+    env: {
+      SERVICES_FOLDER: folder,
+      RABBITMQ_DSN: "",
+      RABBITMQ_MANAGEMENT_URL: "",
+      MYSQL_URL: "",
+      MONGODB_URL: "",
+    },
     ...(signal === undefined ? {} : { signal }),
   })
 

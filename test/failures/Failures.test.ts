@@ -4,6 +4,7 @@
  */
 import "./Rabbit.ts"
 import "./Mongo.ts"
+import "./Mysql.ts"
 import "./RetryQueues.ts"
 import "./Embedder.ts"
 import "./Workers.ts"

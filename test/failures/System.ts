@@ -73,6 +73,16 @@ export interface Answers {
   readonly statuses: Map<number, number>
   /** Milliseconds, sorted. */
   readonly times: Array<number>
+  /** The answers that are no success. */
+  readonly refusals: Array<Refusal>
+}
+
+export interface Refusal {
+  readonly status: number
+  readonly retryAfter: string | null
+  /** `performance.now()` when the request began. */
+  readonly begun: number
+  readonly ended: number
 }
 
 /** Waits until a worker consumes messages. */
@@ -107,7 +117,7 @@ export class System {
 
   /** Sets up the databases and stores the products. It starts no program. */
   static async open(extra: Variables): Promise<System> {
-    const [rabbit, mysql] = await Promise.all([freshRabbit(broker), freshMysql()])
+    const [rabbit, mysql] = await Promise.all([freshRabbit(broker), freshMysql(broker.MYSQL_URL)])
     const mongo = freshMongo(broker.MONGODB_URL)
     const env = {
       RABBITMQ_DSN: rabbit.dsn,
@@ -212,29 +222,35 @@ export class System {
     }
   }
 
-  /** Posts items one by one at this rate until all are posted or `stop` is called. */
-  load(items: ReadonlyArray<Item>, perSecond: number) {
+  /** Posts items one by one at this rate until all are posted or `stop` is called. Several APIs take turns. */
+  load(items: ReadonlyArray<Item>, perSecond: number, urls: ReadonlyArray<string> = [this.url]) {
     const statuses = new Map<number, number>()
     const times: Array<number> = []
+    const refusals: Array<Refusal> = []
+    let posted = 0
     let stopped = false
     const one = async ({ event_type, occurred_at, product_id, search_phrase, user_id }: Item) => {
       const path = event_type === "search" ? "search" : `product/${product_id}/${event_type.slice(8)}`
       const body = event_type === "search" ? { query: search_phrase, occurred_at } : { occurred_at }
       const begun = performance.now()
       let status = 0
+      let retryAfter: string | null = null
       try {
-        const response = await fetch(`${this.url}/api/user/${user_id}/${path}`, {
+        const response = await fetch(`${urls[posted++ % urls.length]}/api/user/${user_id}/${path}`, {
           method: "POST",
           headers: { "content-type": "application/json" },
           body: JSON.stringify(body),
         })
         const { message_id } = (await response.json()) as { message_id: string }
         status = response.status
+        retryAfter = response.headers.get("retry-after")
         if (response.ok) this.accepted.add(message_id)
       } catch {
         // The API was killed before it answered, so the interaction may be lost.
       }
-      times.push(performance.now() - begun)
+      const ended = performance.now()
+      if (status < 200 || status > 299) refusals.push({ status, retryAfter, begun, ended })
+      times.push(ended - begun)
       statuses.set(status, (statuses.get(status) ?? 0) + 1)
     }
     const done = (async (): Promise<Answers> => {
@@ -247,7 +263,7 @@ export class System {
       }
       await Promise.all(open)
       times.sort((a, b) => a - b)
-      return { statuses, times }
+      return { statuses, times, refusals }
     })()
     return {
       done,
@@ -502,7 +518,8 @@ const perform = async (run: (system: System) => Promise<unknown>, env: Variables
 
 /** Starts or resumes a server that a failed scenario left stopped or frozen. */
 const mend = async () => {
-  for (const server of ["rabbitmq", "mongodb"] as const) await sacrificial.resume(server).catch(() => {})
+  for (const server of ["rabbitmq", "mysql", "mongodb"] as const)
+    await sacrificial.resume(server).catch(() => {})
   await sacrificial.up()
 }
 

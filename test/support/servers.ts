@@ -96,18 +96,20 @@ export const freshRabbit = async (
 }
 
 /** The URL of a new, empty MySQL database. */
-export const freshMysql = async (): Promise<{
+export const freshMysql = async (
+  server = urlOf("mysql"),
+): Promise<{
   readonly url: string
   readonly drop: () => Promise<unknown>
 }> => {
   const database = `user_embeddings_${fresh()}`
   const run = async (statement: string) => {
-    const connection = await mysql.createConnection(urlOf("mysql"))
+    const connection = await mysql.createConnection(server)
     await connection.query(statement)
     await connection.end()
   }
   await run(`CREATE DATABASE \`${database}\``)
-  const url = new URL(urlOf("mysql"))
+  const url = new URL(server)
   url.pathname = `/${database}`
   return { url: url.href, drop: () => run(`DROP DATABASE \`${database}\``) }
 }

@@ -29,17 +29,22 @@ import * as HttpServerSpan from "./HttpServerSpan.ts"
 type Trace = Telemetry.TraceContext | null
 
 /** Why the log did not confirm the interactions. After a timeout they may have been recorded. */
-const unavailable = ({ reason, server = "the interaction log" }: InteractionLogError): Problem =>
-  new Problem({
+const unavailable = ({ reason, server = "the interaction log" }: InteractionLogError): Problem => {
+  const detail = {
+    timeout: "did not answer in time; with occurred_at or an Idempotency-Key it is safe to send it again",
+    not_set_up: "is not set up: run user-embeddings setup",
+    unavailable: "is not available; send it again later",
+    conflict: "is busy with other writes; send it again later",
+    rejected: "refuses to record it, until an operator has corrected that",
+    invalid_data: "cannot store it",
+  }[reason]
+  const mayHelpLater = reason !== "rejected" && reason !== "invalid_data"
+  return new Problem({
     status: 503,
-    detail:
-      reason === "timeout"
-        ? `${server} did not answer in time; with occurred_at or an Idempotency-Key it is safe to send it again`
-        : reason === "not_set_up"
-          ? `${server} is not set up: run user-embeddings setup`
-          : `${server} is not available; send it again later`,
-    headers: { "retry-after": "1" },
+    detail: `${server} ${detail}`,
+    ...(mayHelpLater ? { headers: { "retry-after": "1" } } : {}),
   })
+}
 
 const keyReused: FieldIssue = {
   field: "Idempotency-Key",

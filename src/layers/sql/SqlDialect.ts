@@ -14,6 +14,16 @@ export class SqlServerName extends Context.Reference<SqlServerName>()("user-embe
   defaultValue: (): string | undefined => undefined,
 }) {}
 
+/** A client for reads that may be slow; `undefined`: the `SqlClient` runs them. */
+export class SqlReader extends Context.Reference<SqlReader>()("user-embeddings/SqlReader", {
+  defaultValue: (): SqlClient | undefined => undefined,
+}) {}
+
+/** A client whose statements may take hours; `undefined`: the `SqlClient` runs them. */
+export class SqlMigrator extends Context.Reference<SqlMigrator>()("user-embeddings/SqlMigrator", {
+  defaultValue: (): SqlClient | undefined => undefined,
+}) {}
+
 export interface SqlDialect {
   /** The attribute `db.system.name` of the spans of statements. */
   readonly system: string
@@ -21,6 +31,13 @@ export interface SqlDialect {
   readonly failureReason: (error: SqlError) => InteractionLogError["reason"]
   /** The statement violated a unique key, and the database kept none of its changes. */
   readonly isDuplicateKey: (error: SqlError) => boolean
+  /**
+   * The connection was lost or leads to a server that takes no more writes, so the same statement may succeed on another
+   * connection. Whether it had an effect is unknown.
+   */
+  readonly isConnectionLost: (error: SqlError) => boolean
+  /** The statement was not run, because it is too large for the server. */
+  readonly isTooLarge: (error: SqlError) => boolean
   /** A deadlock or a lock timeout rolled the statement back, so the same statement may be run again. */
   readonly isConflict: (error: SqlError) => boolean
   /** The clause after a table's name that makes the planner use an index; empty where the planner needs no hint. */

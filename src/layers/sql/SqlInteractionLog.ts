@@ -33,7 +33,7 @@ import {
   tableName,
   toColumn,
 } from "./InteractionRows.ts"
-import { type SqlDialect, SqlServerName } from "./SqlDialect.ts"
+import { type SqlDialect, SqlReader, SqlServerName } from "./SqlDialect.ts"
 
 /** Rows of one INSERT, which is one commit. Equals the largest bulk request. */
 const rowsPerInsert = 1_000
@@ -138,6 +138,8 @@ const existingRows = Effect.fnUntraced(function* (
     .map((row): ExistingRow => ({ ...fromRow(row), row: undefined, key: row.idempotency_key }))
 })
 
+const halves = <A>(all: ReadonlyArray<A>) => Arr.chunksOf(all, Math.ceil(all.length / 2))
+
 /**
  * An optimistic insert. On a duplicate key, it reads the existing rows, plans again and inserts again. An interaction
  * counts as recorded only by the INSERT that succeeds.
@@ -166,6 +168,19 @@ const appendBatch = (
     Effect.catchIf(
       (error) => table.dialect.isDuplicateKey(error) && attempt < maxAppendAttempts,
       () => again,
+    ),
+    // The server had closed an idle connection, or has failed over.
+    Effect.catchIf(
+      (error) => table.dialect.isConnectionLost(error) && attempt === 1,
+      () => again,
+    ),
+    Effect.catchIf(
+      (error) => table.dialect.isTooLarge(error) && entries.length > 1,
+      () =>
+        Effect.map(
+          Effect.forEach(halves(entries), (half) => appendBatch(table, half)),
+          Arr.flatten,
+        ),
     ),
   )
 }
@@ -410,22 +425,24 @@ const withLeaderLock =
 const make = (dialect: SqlDialect) =>
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient
-    const table = makeTable(sql, dialect, yield* SqlServerName)
+    const server = yield* SqlServerName
+    const table = makeTable(sql, dialect, server)
+    const reads = makeTable((yield* SqlReader) ?? sql, dialect, server)
     return InteractionLog.of({
       append: append(table),
       unpublished: unpublished(table),
       markPublished: markPublished(table),
-      stream: stream(table),
-      messageIds: messageIds(table),
-      existingIds: existingIds(table),
-      newest: newest(table),
-      lastRecorded: lastRecorded(table),
-      productEvents: productEvents(table),
-      maxId: maxId(table, "maxId"),
-      productCounts: productCounts(table),
-      outbox: outbox(table),
-      backlog: backlog(table),
-      newestRecordedAt: newestRecordedAt(table),
+      stream: stream(reads),
+      messageIds: messageIds(reads),
+      existingIds: existingIds(reads),
+      newest: newest(reads),
+      lastRecorded: lastRecorded(reads),
+      productEvents: productEvents(reads),
+      maxId: maxId(reads, "maxId"),
+      productCounts: productCounts(reads),
+      outbox: outbox(reads),
+      backlog: backlog(reads),
+      newestRecordedAt: newestRecordedAt(reads),
       erase: erase(table),
       withLeaderLock: withLeaderLock(table),
     })

@@ -199,6 +199,8 @@ export const dialect: SqlDialect = {
   failureReason,
   isDuplicateKey: (error) =>
     ["SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"].includes(codeOf(error)),
+  isConnectionLost: () => false,
+  isTooLarge: () => false,
   // Writers wait for each other, so no statement is rolled back in favour of another.
   isConflict: () => false,
   forceIndex: () => "",

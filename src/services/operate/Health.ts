@@ -27,10 +27,18 @@ export type Health = typeof Ready.Type | typeof Unavailable.Type
 const lookEvery = Duration.seconds(1)
 /** A dependency that does not answer for this long counts as down. */
 const timeout = Duration.seconds(3)
-/** `missing` asks several questions, so it is asked less often while nothing is missing. */
-const missingEvery = 5
+/** `missing` and `impaired` ask several questions, so they are asked less often while there is no problem. */
+const problemsEvery = 5
 /** A probe that comes before the first look has ended waits this long for it. */
 const firstLookTimeout = Duration.millis(50)
+
+/** What is missing, else what the dependency refuses to do. */
+const problemsOf = ({ impaired, missing }: Dependency) =>
+  Effect.flatMap(missing, (parts) =>
+    parts.length > 0
+      ? Effect.succeed([`missing ${parts.join(", ")}: run user-embeddings setup`])
+      : (impaired ?? Effect.succeed([])),
+  )
 
 const down = (detail: string): DependencyHealth => ({ status: "down", detail })
 
@@ -38,19 +46,17 @@ const down = (detail: string): DependencyHealth => ({ status: "down", detail })
 class Watched {
   state = down("no answer yet")
   private looks = 0
-  private lacking: ReadonlyArray<string> = []
+  private problems: ReadonlyArray<string> = []
 
   constructor(private readonly dependency: Dependency) {}
 
   private readonly ask = Effect.gen(this, function* () {
     const [latency, version] = yield* Effect.timed(this.dependency.ping)
-    if (this.lacking.length > 0 || this.looks % missingEvery === 0)
-      this.lacking = yield* this.dependency.missing
+    if (this.problems.length > 0 || this.looks % problemsEvery === 0)
+      this.problems = yield* problemsOf(this.dependency)
     this.looks += 1
     const state: DependencyHealth =
-      this.lacking.length === 0
-        ? { status: "up" }
-        : { status: "degraded", detail: `missing ${this.lacking.join(", ")}: run user-embeddings setup` }
+      this.problems.length === 0 ? { status: "up" } : { status: "degraded", detail: this.problems.join("; ") }
     return { ...state, version, latency_ms: Math.round(Duration.toMillis(latency) * 10) / 10 }
   }).pipe(Effect.catchAll(({ detail }) => Effect.succeed(down(detail))))
 

@@ -30,6 +30,8 @@ export interface Dependency {
   readonly lookEvery?: Duration.Duration
   /** Descriptions of the parts that `setup` would create. Changes nothing. */
   readonly missing: Effect.Effect<ReadonlyArray<string>, DependencyDown>
+  /** What it refuses to do although it answers, for /readyz. Changes nothing. */
+  readonly impaired?: Effect.Effect<ReadonlyArray<string>, DependencyDown>
   /**
    * Further problems for `doctor`, such as those that `setup` cannot correct. A problem with the same text as an element
    * of `missing` is one that remains after `setup`.

@@ -45,11 +45,18 @@ type Done = (answer: Exit.Exit<ReadonlyArray<Appended>, InteractionLogError>) =>
 
 interface Job {
   readonly entries: ReadonlyArray<NewInteraction>
+  /** Answers once. Later answers have no effect. */
   readonly done: Done
+  /** When its client gets an answer at the latest (monotonic ms). */
+  readonly due: number
 }
 
 /** Maximum rows of one append. 500 rows instead of 100 gained only 6 %. */
 const maxRowsPerAppend = 256
+/** How long a submission waits for its commit, with the time before the commit begins. */
+const deadlineMillis = 10_000
+/** How often waiting submissions are checked, as a share of the deadline. */
+const checksPerDeadline = 40
 /** Maximum rows waiting for a commit. With more, the log is too slow and submissions are rejected. */
 const maxWaitingRows = 20_000
 
@@ -60,21 +67,46 @@ const maxWaitingRows = 20_000
 const appendSize = (waiting: number): number =>
   2 ** Math.floor(Math.log2(Math.min(waiting, maxRowsPerAppend)))
 
-const make = Effect.gen(function* () {
+const failure = (reason: "unavailable" | "timeout", cause: string) =>
+  Exit.fail(new InteractionLogError({ reason, operation: "append", cause: new Error(cause) }))
+
+const once = (done: Done): Done => {
+  let isDone = false
+  return (answer) => {
+    if (isDone) return
+    isDone = true
+    done(answer)
+  }
+}
+
+const make = Effect.fnUntraced(function* (deadline: number) {
   const log = yield* InteractionLog
   const relay = yield* OutboxRelay
   const waiting = new WorkQueue<Job>(({ entries }) => entries.length)
+  /** The jobs of the running append. */
+  let appending: ReadonlyArray<Job> = []
+
+  /** A job that waits is never appended after its answer. The outcome of a running append is unknown. */
+  const answerLate = () => {
+    const now = performance.now()
+    const isDue = (job: Job) => job.due <= now
+    for (const { done } of waiting.takeWhile(isDue))
+      done(failure("unavailable", "the log was too slow to begin the commit in time"))
+    for (const { done } of appending.filter(isDue)) done(failure("timeout", "the commit took too long"))
+  }
 
   /** Appends a batch, answers its submissions, and hands the recorded interactions to the relay. */
   const appendBatch = Effect.gen(function* () {
     const jobs = waiting.take(appendSize(waiting.weight))
     const entries = jobs.flatMap((job) => job.entries)
+    appending = jobs
     const exit = yield* log
       .append(entries)
       .pipe(
         MessageTraces.withBatchSpan("record interactions", entries.map(MessageTraces.traced)),
         Effect.exit,
       )
+    appending = []
     if (Exit.isFailure(exit)) {
       for (const { done } of jobs) done(exit)
       return
@@ -93,18 +125,19 @@ const make = Effect.gen(function* () {
     )
   })
 
+  yield* Effect.acquireRelease(
+    Effect.sync(() => setInterval(answerLate, deadline / checksPerDeadline)),
+    (timer) => Effect.sync(() => clearInterval(timer)),
+  )
   // A stopping process still commits the submissions that it has accepted.
   yield* Effect.acquireRelease(Effect.forkDaemon(waiting.consume(appendBatch)), (fiber) =>
     Effect.zipRight(waiting.close, Fiber.await(fiber)),
   )
 
   const submit: InteractionRecorder["Type"]["submit"] = (submissions, origin, done) => {
-    if (waiting.isClosed || waiting.weight + submissions.length > maxWaitingRows) {
-      const cause = waiting.isClosed
-        ? "shutting down"
-        : `${waiting.weight} interactions are waiting to be committed`
-      return done(Exit.fail(new InteractionLogError({ reason: "unavailable", operation: "append", cause })))
-    }
+    if (waiting.isClosed) return done(failure("unavailable", "shutting down"))
+    if (waiting.weight + submissions.length > maxWaitingRows)
+      return done(failure("unavailable", `${waiting.weight} interactions are waiting to be committed`))
     const { recordedAt, trace } = origin
     const entries = submissions.map(
       ({ idempotencyKey, interaction, occurredAtGiven }): NewInteraction => ({
@@ -115,7 +148,7 @@ const make = Effect.gen(function* () {
         recordedAt,
       }),
     )
-    waiting.offer({ entries, done })
+    waiting.offer({ entries, done: once(done), due: performance.now() + deadline })
   }
 
   const record = (submissions: ReadonlyArray<Submission>) =>
@@ -130,4 +163,7 @@ const make = Effect.gen(function* () {
   return { record, submit }
 })
 
-export const layer = Layer.scoped(InteractionRecorder, make)
+/** With another deadline in ms, for tests. */
+export const layerWithDeadline = (deadline: number) => Layer.scoped(InteractionRecorder, make(deadline))
+
+export const layer = layerWithDeadline(deadlineMillis)

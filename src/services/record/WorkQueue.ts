@@ -38,6 +38,19 @@ export class WorkQueue<Item> {
       weight = next
       count += 1
     }
+    return this.remove(count, weight)
+  }
+
+  /** Removes the oldest items that satisfy the predicate, up to the first that does not. */
+  takeWhile(predicate: (item: Item) => boolean): ReadonlyArray<Item> {
+    const other = this.items.findIndex((item) => !predicate(item))
+    const count = other === -1 ? this.items.length : other
+    const weight = this.items.slice(0, count).reduce((sum, item) => sum + this.weigh(item), 0)
+    return this.remove(count, weight)
+  }
+
+  private remove(count: number, weight: number): ReadonlyArray<Item> {
+    if (count === 0) return []
     const taken = this.items.slice(0, count)
     this.items = this.items.slice(count)
     this.total -= weight

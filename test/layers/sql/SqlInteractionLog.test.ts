@@ -34,7 +34,7 @@ const temporaryFolder = Effect.acquireRelease(Effect.sync(temporary), (folder) =
 )
 /** A new database, dropped with the scope. */
 const mysqlDatabase = Effect.map(
-  Effect.acquireRelease(Effect.promise(freshMysql), ({ drop }) => Effect.promise(drop)),
+  Effect.acquireRelease(Effect.promise(() => freshMysql()), ({ drop }) => Effect.promise(drop)),
   ({ url }) => url,
 )
 const query = (url: string, statement: string) =>
@@ -50,8 +50,8 @@ const sqliteLog = (directory: string) => withSetup(Sqlite.layer({ directory }), 
 /** A separate instance, like one of another process. */
 const open = <E>(layer: Layer.Layer<InteractionLog, E>) =>
   Effect.map(Layer.build(Layer.fresh(layer)), (context) => Context.get(context, InteractionLog))
-const dependencyOf = (
-  layer: Layer.Layer<SqlClient.SqlClient, DependencyDown>,
+const dependencyOf = <E>(
+  layer: Layer.Layer<SqlClient.SqlClient, E>,
   dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient>,
 ) => Effect.flatMap(Layer.build(Layer.fresh(layer)), (context) => Effect.provide(dependency, context))
 

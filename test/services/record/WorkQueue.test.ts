@@ -16,6 +16,14 @@ describe("WorkQueue", () => {
     expect(queue.weight).toBe(0)
   })
 
+  test("takes the oldest items that satisfy a predicate", () => {
+    const queue = weighted(2, 3, 7, 1)
+    expect([queue.takeWhile((n) => n < 5), queue.weight]).toEqual([[2, 3], 8])
+    expect([queue.takeWhile((n) => n < 5), queue.take(10)]).toEqual([[], [7, 1]])
+    queue.offer(1)
+    expect([queue.takeWhile(() => true), queue.weight]).toEqual([[1], 0])
+  })
+
   effectTest("handles items that arrive later, and ends after the last item once it is closed", () =>
     Effect.gen(function* () {
       const queue = weighted(1)
