@@ -9,6 +9,7 @@ import {
   quarantineQueue,
   queue,
   retryQueue,
+  setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
 import { call, channel, Rabbit, type RabbitError, version } from "./Rabbit.ts"
@@ -57,6 +58,7 @@ const bindings: ReadonlyArray<RabbitManagement.Binding> = [
 ]
 const queues = (retryDelays: ReadonlyArray<number>) => [
   quorumQueue(queue),
+  quorumQueue(setAsideQueue),
   quorumQueue(quarantineQueue, { [singleConsumer]: true }),
   quorumQueue(failedQueue),
   ...retryDelays.map(retryQueueOf),
