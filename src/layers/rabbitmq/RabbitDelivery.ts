@@ -122,6 +122,20 @@ export class AckTracker {
     }
   }
 
+  /** Gives messages back without a republish. RabbitMQ 4.2 and older count that as a failed delivery. */
+  requeue(deliveries: ReadonlyArray<RabbitDelivery>): void {
+    for (const delivery of deliveries) {
+      if (!this.holds(delivery)) continue
+      this.unsettled -= this.outstanding.get(delivery.tag) ?? 0
+      this.outstanding.delete(delivery.tag)
+      try {
+        this.channel.nack(delivery.message, false, true)
+      } catch {
+        // The channel is closing: the broker will deliver its messages again.
+      }
+    }
+  }
+
   /** The channel is closed: the broker will deliver its messages again. */
   forget(): void {
     this.outstanding.clear()

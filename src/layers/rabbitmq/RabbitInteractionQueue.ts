@@ -17,6 +17,7 @@ import {
   queue,
   retryQueue,
   type Settled,
+  setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import { portError } from "../../services/ports/PortFailure.ts"
 import { call, channel, Rabbit } from "./Rabbit.ts"
@@ -80,6 +81,7 @@ const make = Effect.gen(function* () {
     yield* Effect.forkScoped(Effect.forever(republisher.retryBlocked))
     return {
       take: (most) => intake.take(most),
+      receive: (wanted) => intake.want(wanted),
       settle: (settled) => settle(intake, republisher, settled),
       stop: intake.stop,
       holds: (delivery) => delivery instanceof RabbitDelivery && delivery.tracker.holds(delivery),
@@ -90,7 +92,8 @@ const make = Effect.gen(function* () {
   const depths = Effect.gen(function* () {
     const admin = yield* channel(yield* adminConnection.current)
     const check = (name: string) => call(`check queue ${name}`, () => admin.checkQueue(name))
-    const { consumerCount: consumers, messageCount: ready } = yield* check(queue)
+    const { consumerCount: consumers, messageCount } = yield* check(queue)
+    const ready = messageCount + (yield* check(setAsideQueue)).messageCount
     let quarantined = (yield* check(quarantineQueue)).messageCount
     const retry: Record<string, number> = {}
     for (const delay of delays) retry[delay] = (yield* check(retryQueue(delay))).messageCount

@@ -4,7 +4,7 @@
  */
 import { Effect, Either, Option, Redacted, Schema } from "effect"
 import { nodeUrls } from "../../services/NodeUrls.ts"
-import { queue, type Traffic } from "../../services/ports/InteractionQueue.ts"
+import { queue, setAsideQueue, type Traffic } from "../../services/ports/InteractionQueue.ts"
 import * as Settings from "../../services/Settings.ts"
 
 /** Milliseconds for one node. */
@@ -97,17 +97,19 @@ const get = <A, I>(schema: Schema.Schema<A, I>, what: string, path = "") =>
   )
 
 /** The traffic of the main queue. `null` also where the broker keeps no statistics. */
-export const traffic = Effect.map(get(Queue, "queues", `/${queue}`), (request) =>
-  Effect.map(
-    request,
-    (found): Traffic | null =>
-      found && {
-        publish: found.message_stats.publish_details.rate,
-        deliver: found.message_stats.deliver_get_details.rate,
-        ack: found.message_stats.ack_details.rate,
-        unacked: found.messages_unacknowledged,
-      },
-  ),
+export const traffic = Effect.map(
+  Effect.all([get(Queue, "queues", `/${queue}`), get(Queue, "queues", `/${setAsideQueue}`)]),
+  (requests) =>
+    Effect.map(
+      Effect.all(requests, { concurrency: 2 }),
+      ([main, setAside]): Traffic | null =>
+        main && {
+          publish: main.message_stats.publish_details.rate,
+          deliver: main.message_stats.deliver_get_details.rate,
+          ack: main.message_stats.ack_details.rate,
+          unacked: main.messages_unacknowledged + (setAside?.messages_unacknowledged ?? 0),
+        },
+    ),
 )
 
 export const bindings = get(Schema.Array(Binding), "bindings")

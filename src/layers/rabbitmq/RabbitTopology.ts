@@ -9,6 +9,7 @@ import {
   quarantineQueue,
   queue,
   retryQueue,
+  setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import { textOf } from "../../services/ports/PortFailure.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
@@ -59,6 +60,7 @@ const bindings: ReadonlyArray<RabbitManagement.Binding> = [
 ]
 const queues = (retryDelays: ReadonlyArray<number>) => [
   quorumQueue(queue),
+  quorumQueue(setAsideQueue),
   quorumQueue(quarantineQueue, { [singleConsumer]: true }),
   quorumQueue(failedQueue),
   ...retryDelays.map(retryQueueOf),
