@@ -221,6 +221,62 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     await setUp()
   })
 
+  slowTest("policies that lose messages, or do not", async () => {
+    const host = new URL(env.RABBITMQ_DSN ?? "").pathname.slice(1)
+    const put = (kind: string, name: string, pattern: string, definition: object) =>
+      management(`/${kind}/${host}/${name}`, {
+        method: "PUT",
+        body: JSON.stringify({ pattern, definition, "apply-to": "queues" }),
+      })
+    await put("policies", "short", "^(failed|other)$", {
+      "message-ttl": 60_000_000,
+      overflow: "reject-publish",
+    })
+    await put("policies", "harmless", "retry", { overflow: "reject-publish" })
+    await put("operator-policies", "small", "^(failed|user_embedding_updates)$", { "max-length": 1_000_000 })
+    try {
+      expect((await findings()).toSorted()).toEqual([
+        "rabbitmq: operator policy small applies to user_embedding_updates, failed (max-length 1000000: the number of messages is limited) → exclude these queues from its pattern, or: rabbitmqctl clear_operator_policy -p VHOST small",
+        "rabbitmq: policy short applies to failed (message-ttl 60000000: messages expire) → exclude these queues from its pattern, or: rabbitmqctl clear_policy -p VHOST short",
+      ])
+    } finally {
+      for (const [kind, name] of [
+        ["policies", "short"],
+        ["policies", "harmless"],
+        ["operator-policies", "small"],
+      ])
+        await management(`/${kind}/${host}/${name}`, { method: "DELETE" })
+    }
+    expect(await findings()).toEqual([])
+  })
+
+  slowTest("the consumer timeout in force, as far as it can be known", async () => {
+    const policy = await management(
+      `/policies/${new URL(env.RABBITMQ_DSN ?? "").pathname.slice(1)}/user-embeddings`,
+    )
+    expect(await policy.json()).toMatchObject({
+      "apply-to": "queues",
+      priority: -1,
+      definition: { "queue-leader-locator": "balanced" },
+    })
+    const note = async (changed: Variables = {}) => {
+      const diagnoses = await Effect.runPromise(Effect.provide(Provision.doctor, looking(changed)))
+      return diagnoses.find(({ dependency }) => dependency === "rabbitmq")?.notes
+    }
+    const version = await Effect.runPromise(Effect.provide(Provision.doctor, looking({})))
+    const [major = 0] = (version.find(({ dependency }) => dependency === "rabbitmq")?.version ?? "")
+      .split(".")
+      .map(Number)
+    expect(await note()).toEqual([
+      major >= 4
+        ? "the consumer timeout is 86400 s, by policy user-embeddings"
+        : "the consumer timeout is consumer_timeout of rabbitmq.conf, which no API tells: 30 minutes unless it was changed",
+    ])
+    expect(await note({ RABBITMQ_MANAGEMENT_URL: "http://127.0.0.1:1" })).toEqual([
+      "the consumer timeout is not known: the management API does not answer (RABBITMQ_MANAGEMENT_URL)",
+    ])
+  })
+
   slowTest("MongoDB is not running", async () => {
     expect(await findings({ MONGODB_URL: "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=500" })).toEqual([
       expect.stringMatching(/^mongodb: .*ECONNREFUSED.* → start MongoDB, or correct MONGODB_URL$/),
