@@ -40,6 +40,7 @@ export const jaeger: Service = {
   probe: async (env) => {
     const response = await fetch(`${env.JAEGER_URL}/api/services`)
     if (!response.ok) throw new Error(`its query API answers ${response.status}`)
+    return "Jaeger"
   },
   docker: { compose: "jaeger" },
   native: {

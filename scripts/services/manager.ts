@@ -298,6 +298,10 @@ export const environment = (options: Pick<UpOptions, "only"> = {}) => {
   return { env, missing: names.filter((_, index) => found[index] === undefined) }
 }
 
+/** Product and version of the server that the environment names, such as `MySQL 8.4.3`. */
+export const versionIn = (name: ServiceName, env: ServiceEnv): Promise<string> =>
+  within(10_000, services[name].probe(env))
+
 /** The names of the variables with the URLs of a service. */
 export const urlVariables = (name: ServiceName): readonly string[] =>
   Object.keys(services[name].env([services[name].ports]))

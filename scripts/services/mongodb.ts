@@ -87,7 +87,8 @@ export const mongodb: Service = {
   probe: async ({ MONGODB_URL = "" }) => {
     // A single address may be a member of a replica set that has no primary yet.
     const options = /[,?]/.test(MONGODB_URL) ? {} : { directConnection: true }
-    await using(MONGODB_URL, options, (admin) => admin.command({ hello: 1 }))
+    const { version } = await using(MONGODB_URL, options, (admin) => admin.command({ buildInfo: 1 }))
+    return `MongoDB ${version}`
   },
   join: async (cluster) => {
     const members = cluster.map((ports, _id) => ({ _id, host: addressOf(ports) }))

@@ -1,4 +1,4 @@
-import { createConnection } from "mysql2/promise"
+import { type Connection, createConnection, type RowDataPacket } from "mysql2/promise"
 import { run } from "./command.ts"
 import { aptInstall, findProgram, program } from "./install.ts"
 import { portsOf, type Service } from "./service.ts"
@@ -16,10 +16,10 @@ const grants = [
   "GRANT CREATE USER ON *.* TO 'ue'@'%'",
 ]
 
-const query = async (url: string, statements: readonly string[]) => {
+const using = async <A>(url: string, use: (connection: Connection) => Promise<A>): Promise<A> => {
   const connection = await createConnection({ uri: url, connectTimeout: 2000 })
   try {
-    for (const statement of statements) await connection.query(statement)
+    return await use(connection)
   } finally {
     connection.destroy()
   }
@@ -30,7 +30,14 @@ export const mysql: Service = {
   urlVariable: "MYSQL_URL",
   ports: { mysql: 3306 },
   env: ([ports]) => ({ MYSQL_URL: `mysql://ue:ue@127.0.0.1:${ports?.mysql}/user_embeddings` }),
-  probe: (env) => query(env.MYSQL_URL ?? "", ["SELECT 1"]),
+  probe: (env) =>
+    using(env.MYSQL_URL ?? "", async (connection) => {
+      const [rows] = await connection.query<Array<RowDataPacket & { version: string }>>(
+        "SELECT VERSION() AS version",
+      )
+      const version = rows[0]?.version ?? ""
+      return `${version.includes("MariaDB") ? "MariaDB" : "MySQL"} ${version.split("-")[0]}`
+    }),
   docker: {
     compose: "mysql",
     env: {
@@ -39,7 +46,10 @@ export const mysql: Service = {
       MYSQL_USER: "ue",
       MYSQL_PASSWORD: "ue",
     },
-    prepare: (ports) => query(`mysql://root:ue@127.0.0.1:${ports.mysql}`, grants),
+    prepare: (ports) =>
+      using(`mysql://root:ue@127.0.0.1:${ports.mysql}`, async (connection) => {
+        for (const statement of grants) await connection.query(statement)
+      }),
   },
   native: {
     install: (signal) =>

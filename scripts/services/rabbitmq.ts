@@ -48,9 +48,11 @@ export const rabbitmq: Service = {
   probe: async (env) => {
     const [dsn = ""] = (env.RABBITMQ_DSN ?? "").split(",")
     const connection = await connect(dsn, { timeout: 2000 })
+    const { version } = connection.connection.serverProperties
     await connection.close()
     const [management = ""] = (env.RABBITMQ_MANAGEMENT_URL ?? "").split(",")
     if (management !== "") await callManagement(management, "/overview")
+    return `RabbitMQ ${version}`
   },
   join: async (cluster) => {
     const { RABBITMQ_MANAGEMENT_URL = "" } = env(cluster.slice(0, 1))

@@ -39,8 +39,8 @@ export interface Service {
   /** Purpose → the port inside the container. */
   readonly ports: Ports
   readonly env: (cluster: readonly Ports[]) => ServiceEnv
-  /** Calls the service by its own protocol. Rejects when the service is not ready. */
-  readonly probe: (env: ServiceEnv) => Promise<void>
+  /** Asks the service for its product and version, by its own protocol. Rejects when the service is not ready. */
+  readonly probe: (env: ServiceEnv) => Promise<string>
   /** Joins the nodes of a cluster when all answer, and waits until the cluster is ready. Services without it have single servers only. */
   readonly join?: (cluster: readonly Ports[]) => Promise<void>
   readonly docker: {
