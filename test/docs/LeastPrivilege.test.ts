@@ -9,6 +9,7 @@ import { Effect, Layer } from "effect"
 import { MongoClient } from "mongodb"
 import mysql from "mysql2/promise"
 import { mongodb } from "../../scripts/services/mongodb.ts"
+import { nodesOf } from "../../scripts/services/service.ts"
 import * as Stack from "../../src/layers/Stack.ts"
 import * as Provision from "../../src/programs/tasks/ProvisionServers.ts"
 import * as Worker from "../../src/programs/Worker.ts"
@@ -86,7 +87,8 @@ const mongoUser = async () => {
   const folder = mkdtempSync(join(tmpdir(), "mongod-auth-"))
   await mongodb.native.prepare(folder, {})
   const port = await freePort()
-  const [program = "", ...args] = mongodb.native.command(folder, { mongodb: port })
+  const [node] = nodesOf("mongodb", [{ mongodb: port }])
+  const [program = "", ...args] = mongodb.native.command(folder, node!)
   const server: ChildProcess = spawn(program, [...args, "--auth"], { stdio: "ignore" })
   const url = `mongodb://127.0.0.1:${port}`
   const client = await MongoClient.connect(url, { serverSelectionTimeoutMS: 20_000 })

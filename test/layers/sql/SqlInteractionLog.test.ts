@@ -34,7 +34,10 @@ const temporaryFolder = Effect.acquireRelease(Effect.sync(temporary), (folder) =
 )
 /** A new database, dropped with the scope. */
 const mysqlDatabase = Effect.map(
-  Effect.acquireRelease(Effect.promise(() => freshMysql()), ({ drop }) => Effect.promise(drop)),
+  Effect.acquireRelease(
+    Effect.promise(() => freshMysql()),
+    ({ drop }) => Effect.promise(drop),
+  ),
   ({ url }) => url,
 )
 const query = (url: string, statement: string) =>
