@@ -1,5 +1,6 @@
 /** `setup` and `doctor`: create what the dependencies lack, or only check them. */
-import { Array, Effect, Schema } from "effect"
+import { Array, Effect, Schema, Stream } from "effect"
+import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import { DeadLetters } from "../../services/ports/DeadLetters.ts"
 import { Dependencies, type Dependency, type Finding } from "../../services/ports/Dependencies.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
@@ -75,9 +76,13 @@ const ofDependency = ({
     }),
   )
 
+/** Products that a finding names. */
+const examplesNamed = 3
+
 /** Checks the stored data. A store that does not answer is left out: its dependency is reported as down. */
 const ofContents = Effect.gen(function* () {
   const { space } = yield* PhraseEmbedder
+  const { dimensions } = yield* EmbeddingConfig
   const products = yield* ProductEmbeddings
   const users = yield* UserEmbeddings
   const deadLetters = yield* DeadLetters
@@ -96,6 +101,14 @@ const ofContents = Effect.gen(function* () {
   })
   const check = <A, E, R>(found: Effect.Effect<A, E, R>, diagnose: (found: A) => Diagnosis) =>
     Effect.option(Effect.map(found, diagnose))
+  const unusable = Stream.runFold(
+    products.problems(space, dimensions),
+    { count: 0, examples: Array.empty<string>() },
+    ({ count, examples }, { detail, product_id }) => ({
+      count: count + 1,
+      examples: count < examplesNamed ? [...examples, `${product_id} ${detail}`] : examples,
+    }),
+  )
   const diagnoses = yield* Effect.all(
     [
       check(Effect.all([products.count, products.countInOtherSpaces(space)]), ([all, elsewhere]) =>
@@ -110,6 +123,12 @@ const ofContents = Effect.gen(function* () {
               remedy:
                 "user-embeddings products import FILE imports them again; or configure the model and dimensions of their vectors",
             })),
+      ),
+      check(unusable, ({ count, examples }) =>
+        toDiagnosis("product vectors", count, "attention", (n) => ({
+          problem: `${n} products cannot be used: they are left out, and their events become dead letters: ${examples.join(", ")}`,
+          remedy: "correct the program that wrote them, or import these products again",
+        })),
       ),
       check(users.countInOtherSpaces(space), (amount) =>
         toDiagnosis("users", amount, "incomplete", (n) => ({

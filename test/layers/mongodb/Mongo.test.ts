@@ -184,13 +184,13 @@ withServers(["mongodb"], "MongoDB", () => {
         const all = yield* missing
         expect(all).toEqual([
           "user_embeddings: collection with validator",
-          "user_embeddings: unique index on user_id",
+          "user_embeddings: index on user_id",
           "user_embeddings: index on last_updated",
           "user_embeddings: index on space",
           "user_embedding_ledger: collection with validator",
           "product_embeddings: collection",
           "product_embeddings: unique index on product_id",
-          "product_embeddings: index on space",
+          "product_embeddings: index on space, product_id, updated_at",
           "product_embeddings: index on updated_at",
           "phrase_embeddings: collection",
           "phrase_embeddings: index on last_used, expiring after 30 days",

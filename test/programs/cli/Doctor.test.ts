@@ -94,6 +94,20 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     ])
   })
 
+  slowTest("a product whose vector another program wrote wrongly", async () => {
+    const client = new MongoClient(env.MONGODB_URL ?? "")
+    const products = client.db(env.MONGODB_DATABASE ?? "").collection("product_embeddings")
+    const good = await products.findOne({ product_id: "p-1" })
+    await products.insertOne({ product_id: "p-null", space: good?.space, embedding: null })
+    expect(await findings()).toEqual([
+      expect.stringMatching(
+        /^product vectors: 1 products cannot be used: .*: p-null has a vector that has 0 dimensions instead of \d+ → correct/,
+      ),
+    ])
+    await products.deleteOne({ product_id: "p-null" })
+    await client.close()
+  })
+
   slowTest("a wrong password of MySQL", async () => {
     expect(
       await findings(
