@@ -4,21 +4,20 @@ import { BunHttpServer } from "@effect/platform-bun"
 import { Effect, Layer } from "effect"
 import { metrics, readiness } from "../layers/http/HttpHealth.ts"
 import * as Gauges from "../services/operate/Gauges.ts"
-import * as Health from "../services/operate/Health.ts"
 import * as Settings from "../services/Settings.ts"
 import { EmbeddingWorker } from "../services/update/EmbeddingWorker.ts"
 
 const routes = Effect.gen(function* () {
   const { outage } = yield* EmbeddingWorker
-  const check = yield* Health.make("worker", outage)
+  const ready = yield* readiness("worker", outage)
   return HttpRouter.empty.pipe(
     HttpRouter.get("/livez", HttpServerResponse.json({ status: "ok" })),
-    HttpRouter.get("/readyz", readiness(check)),
+    HttpRouter.get("/readyz", ready),
     HttpRouter.get("/metrics", metrics),
   )
 })
 
-const listening = Layer.unwrapEffect(Effect.map(routes, (router) => HttpServer.serve(router))).pipe(
+const listening = Layer.unwrapScoped(Effect.map(routes, (router) => HttpServer.serve(router))).pipe(
   Layer.provide(
     Layer.unwrapEffect(
       Effect.map(Settings.WORKER_PORT, (port) => BunHttpServer.layerServer({ port, hostname: "0.0.0.0" })),

@@ -1,5 +1,6 @@
 #!/usr/bin/env bun
 /** The program `user-embeddings`: parses the command line and runs one command. */
+import { readFileSync } from "node:fs"
 import { CliConfig, Command, ValidationError } from "@effect/cli"
 import type { Runtime } from "@effect/platform"
 import { BunContext, BunRuntime } from "@effect/platform-bun"
@@ -38,6 +39,18 @@ for (const signal of ["SIGINT", "SIGTERM"] as const)
     signals += 1
     if (signals > 1) process.exit(130)
   })
+
+/** `nohup` lets a program ignore SIGHUP, which a handler would undo. Bit 0 of SigIgn is SIGHUP. */
+const ignoresHangup = (): boolean => {
+  try {
+    const mask = /^SigIgn:\s*([0-9a-f]+)$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1]
+    return (BigInt(`0x${mask ?? 0}`) & 1n) === 1n
+  } catch {
+    return false
+  }
+}
+// A closed terminal or a service manager's reload stops in order, too.
+if (!ignoresHangup()) process.on("SIGHUP", () => process.kill(process.pid, "SIGTERM"))
 
 const parsing = CliConfig.make({ showBuiltIns: false })
 const run = Command.run(program, { name: "user-embeddings", version: manifest.version })

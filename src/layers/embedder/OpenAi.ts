@@ -209,6 +209,7 @@ export const dependency: Effect.Effect<Dependency, never, OpenAi | PhraseEmbedde
     name: "openai",
     // Workers wait and report it while the service is unavailable.
     essentialFor: [],
+    lookEvery: Duration.seconds(10),
     ping: call((client, options) => client.models.retrieve(model, options), pingDeadline).pipe(
       Effect.matchEffect({
         onSuccess: ({ id }) => (typeof id === "string" ? Effect.succeed(id) : recentEmbedding),

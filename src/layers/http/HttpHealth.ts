@@ -4,13 +4,14 @@ import { Effect } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import * as Health from "../../services/operate/Health.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
+import { authorisation } from "./HttpAuthorisation.ts"
 
 /** Raw handlers return the responses that WorkerHealth.ts also serves. */
 export const health = HttpApiBuilder.group(api, "health", (handlers) =>
-  Effect.map(Health.make("api"), (check) =>
+  Effect.map(readiness("api"), (ready) =>
     handlers
       .handle("livez", () => Effect.succeed({ status: "ok" } as const))
-      .handleRaw("readyz", () => Effect.orDie(readiness(check)))
+      .handleRaw("readyz", () => Effect.orDie(ready))
       .handleRaw("metrics", () => metrics),
   ),
 )
@@ -25,12 +26,17 @@ export const isVerbose = (url: string): boolean => {
   return value !== null && value !== "false"
 }
 
-/** 200, or 503 when the part cannot do its job; with `?verbose` also versions and latencies. */
-export const readiness = (check: Effect.Effect<Health.Health>) =>
-  Effect.gen(function* () {
-    const { url } = yield* HttpServerRequest.HttpServerRequest
-    const health = yield* check
-    return yield* HttpServerResponse.json(isVerbose(url) ? health : Health.brief(health), {
-      status: health.status === "unavailable" ? 503 : 200,
-    })
-  })
+/**
+ * 200, or 503 when the part cannot do its job; with `?verbose` also versions and latencies. Without one of API_TOKENS a
+ * client learns no more than each state, because the text of a failure may name hosts and users.
+ */
+export const readiness = (...of: Parameters<typeof Health.make>) =>
+  Effect.zipWith(authorisation, Health.make(...of), (isAuthorised, check) =>
+    Effect.gen(function* () {
+      const { headers, url } = yield* HttpServerRequest.HttpServerRequest
+      const health = yield* check
+      const isOpen = isAuthorised(headers.authorization)
+      const shown = isOpen && isVerbose(url) ? health : Health.brief(health, isOpen)
+      return yield* HttpServerResponse.json(shown, { status: health.status === "unavailable" ? 503 : 200 })
+    }),
+  )

@@ -1,5 +1,4 @@
 /** For every request of the router: the span, the check of the token, and the problem of a failure. */
-import { createHash, timingSafeEqual } from "node:crypto"
 import {
   HttpApi,
   HttpApiBuilder,
@@ -9,13 +8,14 @@ import {
   HttpServerRequest,
   HttpServerResponse,
 } from "@effect/platform"
-import { Cause, Effect, Either, Exit, Option, Predicate, Redacted, Schema } from "effect"
+import { Cause, Effect, Either, Exit, Option, Predicate, Schema } from "effect"
 import { Authorisation } from "../../services/api/ApiProblems.ts"
 import { api } from "../../services/api/InteractionApi.ts"
 import { UserId } from "../../services/model/Interaction.ts"
 import { Problem, unprocessable } from "../../services/model/Problem.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
+import { authorisation } from "./HttpAuthorisation.ts"
 import { isVerbose } from "./HttpHealth.ts"
 import * as HttpPage from "./HttpPage.ts"
 import { failureResponse, problemResponse } from "./HttpProblems.ts"
@@ -151,27 +151,6 @@ const unauthorised = problemResponse(
     headers: { "www-authenticate": "Bearer" },
   }),
 )
-
-const digest = (text: string) => createHash("sha256").update(text).digest()
-
-const tokensOf = (list: Redacted.Redacted) =>
-  Redacted.value(list)
-    .split(",")
-    .map((token) => token.trim())
-    .filter((token) => token !== "")
-    .map(digest)
-
-/** Whether the header holds one of the tokens; takes the same time for every header. */
-const hasToken = (tokens: ReadonlyArray<Buffer>, header: string | undefined): boolean => {
-  const given = digest(/^Bearer (.+)$/i.exec(header ?? "")?.[1] ?? "")
-  return tokens.reduce((found, token) => timingSafeEqual(token, given) || found, false)
-}
-
-/** Whether a header `Authorization` gives access. Without API_TOKENS every request has access. */
-export const authorisation = Effect.map(Settings.API_TOKENS, (list) => {
-  const tokens = Option.map(list, tokensOf)
-  return (header: string | undefined): boolean => Option.isNone(tokens) || hasToken(tokens.value, header)
-})
 
 const make = Effect.gen(function* () {
   const isAuthorised = yield* authorisation

@@ -53,7 +53,7 @@ export const make = ({ hostname, port }: Options) =>
         schedule: Schedule.spaced("10 millis"),
         until: () => server.pendingRequests === 0,
       })
-    }).pipe(Effect.timeoutOption(drainTimeout), Effect.asVoid)
+    }).pipe(Effect.interruptible, Effect.timeoutOption(drainTimeout), Effect.asVoid)
 
     const http = HttpServer.make({
       address: { _tag: "TcpAddress", hostname: server.hostname ?? hostname, port: server.port ?? port },

@@ -20,8 +20,8 @@ import * as RateLimiter from "../../services/record/RateLimiter.ts"
 import * as Submission from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
+import { authorisation } from "./HttpAuthorisation.ts"
 import { parseBody } from "./HttpBody.ts"
-import * as HttpMiddleware from "./HttpMiddleware.ts"
 import { failureResponse } from "./HttpProblems.ts"
 import { DirectHandler } from "./HttpServer.ts"
 import * as HttpServerSpan from "./HttpServerSpan.ts"
@@ -233,7 +233,7 @@ export const directHandler = Layer.effect(
   DirectHandler,
   Effect.gen(function* () {
     const routes = yield* RecordingRoutes
-    const isAuthorised = yield* HttpMiddleware.authorisation
+    const isAuthorised = yield* authorisation
     const beginSpan = yield* HttpServerSpan.begin
     const productRoutes = new Set((yield* EmbeddingConfig).eventTypes.productRoutes)
     const runtime = yield* Effect.runtime()

@@ -43,6 +43,7 @@ import * as Settings from "../../services/Settings.ts"
 import { databaseSpan } from "../../services/Telemetry.ts"
 import { within } from "../Deadline.ts"
 import { type MissingObject, missingObjects } from "./MongoCollections.ts"
+import { Reachability } from "./Reachability.ts"
 
 export interface MongoOptions {
   readonly url: Redacted.Redacted
@@ -66,6 +67,8 @@ export class Mongo extends Context.Tag("user-embeddings/Mongo")<
   Mongo,
   {
     readonly database: Db
+    /** Call when the server may be out: if it is, calls fail at once until it answers again. */
+    readonly doubt: () => void
     readonly failingWith: <E>(toError: (failure: PortFailure) => E) => Calls<E>
   }
 >() {}
@@ -178,16 +181,22 @@ const connect = ({ url, database }: MongoOptions) =>
         `MONGODB_URL: ${String(error).replaceAll(Redacted.value(url), "it")}`,
       ),
   }).pipe(
-    Effect.acquireRelease((client) => close(() => client.close())),
     Effect.map((client) => ({
       client,
       database: client.db(database),
       outage: new ServerOutage(nameOf(client)),
+      reachability: new Reachability(() =>
+        client.connect().then(() => client.db(database).command({ ping: 1 })),
+      ),
     })),
+    Effect.acquireRelease(({ client, reachability }) => {
+      reachability.close()
+      return close(() => client.close())
+    }),
   )
 
 export const make = (options: MongoOptions) =>
-  Effect.map(connect(options), ({ client, database, outage }): Context.Tag.Service<Mongo> => {
+  Effect.map(connect(options), ({ client, database, outage, reachability }): Context.Tag.Service<Mongo> => {
     const attempt = <A>(
       operation: string,
       target: string,
@@ -200,13 +209,18 @@ export const make = (options: MongoOptions) =>
         deadline,
         () => toFailure(new Cause.TimeoutException(`no answer in ${Duration.format(deadline)}`)),
         (resume) => {
+          if (reachability.failure !== undefined) return resume(Effect.fail(toFailure(reachability.failure)))
           // Returns at once when connected. Without this, the driver never reconnects after a failed first attempt.
           client
             .connect()
             .then(run)
             .then(
               (answer) => resume(Effect.succeed(answer)),
-              (cause) => resume(Effect.fail(toFailure(cause))),
+              (cause) => {
+                const failure = toFailure(cause)
+                if (failure.reason === "unavailable" || failure.reason === "timeout") reachability.doubt()
+                resume(Effect.fail(failure))
+              },
             )
         },
       )
@@ -222,6 +236,7 @@ export const make = (options: MongoOptions) =>
     }
     return {
       database,
+      doubt: () => reachability.doubt(),
       failingWith: (toError) => ({
         call: (...of) => Effect.mapError(attempt(...of), toError),
         stream: (target, open) =>
@@ -282,7 +297,7 @@ const remedies: Record<PortFailure["reason"], string> = {
 
 /** MongoDB and its collections, for readiness, `setup` and `doctor`. */
 export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mongo> = Effect.gen(function* () {
-  const { database, failingWith } = yield* Mongo
+  const { database, doubt, failingWith } = yield* Mongo
   const phraseTtlDays = yield* Settings.PHRASE_TTL_DAYS
   const { call } = failingWith(
     ({ reason, operation, cause }) =>
@@ -305,6 +320,8 @@ export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mong
       "ping",
       target,
       async () => {
+        // A health check notices an outage before a client has to wait for it.
+        doubt()
         await database.command({ ping: 1 })
         return String((await database.admin().buildInfo()).version)
       },

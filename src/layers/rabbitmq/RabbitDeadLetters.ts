@@ -101,6 +101,7 @@ const browse = Effect.fnUntraced(function* (
   yield* Effect.addFinalizer(() =>
     count.pipe(
       Effect.repeat({ schedule: Schedule.spaced("5 millis"), until: (found) => found >= expected }),
+      Effect.interruptible,
       Effect.timeout("2 seconds"),
       Effect.ignore,
     ),

@@ -253,6 +253,7 @@ export class MysqlPool {
   }
 
   readonly close = Effect.async<void>((resume) => this.pool.end(() => resume(Effect.void))).pipe(
+    Effect.interruptible,
     Effect.timeoutOption("2 seconds"),
     Effect.asVoid,
   )

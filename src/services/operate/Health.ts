@@ -1,9 +1,11 @@
 /** Whether a part of the system can do its job, for `/readyz`. */
-import { Duration, Effect, Option, Record, Schema } from "effect"
+import { Deferred, Duration, Effect, Fiber, Option, Record, Schedule, Schema } from "effect"
 import { Dependencies, type Dependency } from "../ports/Dependencies.ts"
+import * as Telemetry from "../Telemetry.ts"
 
 const DependencyHealth = Schema.Struct({
   status: Schema.Literal("up", "degraded", "down"),
+  /** Only without API_TOKENS, or with one of them. */
   detail: Schema.optional(Schema.String),
   /** Of the server; only with `?verbose`. */
   version: Schema.optional(Schema.String),
@@ -22,9 +24,15 @@ export const Unavailable = Schema.Struct({ status: Schema.Literal("unavailable")
 )
 export type Health = typeof Ready.Type | typeof Unavailable.Type
 
+const lookEvery = Duration.seconds(1)
+/** A dependency that does not answer for this long counts as down. */
 const timeout = Duration.seconds(3)
-/** Many clients may probe at the same time; the servers are pinged once a second. */
-const cacheDuration = Duration.seconds(1)
+/** `missing` asks several questions, so it is asked less often while nothing is missing. */
+const missingEvery = 5
+/** A probe that comes before the first look has ended waits this long for it. */
+const firstLookTimeout = Duration.millis(50)
+
+const down = (detail: string): DependencyHealth => ({ status: "down", detail })
 
 const stateOf = (missing: ReadonlyArray<string>, impaired: ReadonlyArray<string>): DependencyHealth => {
   if (missing.length > 0)
@@ -32,31 +40,35 @@ const stateOf = (missing: ReadonlyArray<string>, impaired: ReadonlyArray<string>
   return impaired.length > 0 ? { status: "degraded", detail: impaired.join("; ") } : { status: "up" }
 }
 
-const probe = ({
-  impaired = Effect.succeed([]),
-  missing,
-  ping,
-}: Dependency): Effect.Effect<DependencyHealth> =>
-  Effect.all([Effect.timed(ping), missing, impaired]).pipe(
-    Effect.map(
-      ([[latency, version], missing, impaired]): DependencyHealth => ({
-        ...stateOf(missing, impaired),
-        version,
-        latency_ms: Math.round(Duration.toMillis(latency) * 10) / 10,
-      }),
-    ),
-    Effect.catchAll(({ detail }) => Effect.succeed<DependencyHealth>({ status: "down", detail })),
-    Effect.interruptible,
-    Effect.disconnect,
-    Effect.timeoutTo({
-      duration: timeout,
-      onTimeout: (): DependencyHealth => ({ status: "down", detail: "no answer within 3 s" }),
-      onSuccess: (health) => health,
-    }),
-  )
+/** The state of one dependency, from a look at it that is repeated in the background. */
+class Watched {
+  state = down("no answer yet")
+  private looks = 0
+  private lacking: ReadonlyArray<string> = []
+
+  constructor(private readonly dependency: Dependency) {}
+
+  private readonly ask = Effect.gen(this, function* () {
+    const [latency, version] = yield* Effect.timed(this.dependency.ping)
+    if (this.lacking.length > 0 || this.looks % missingEvery === 0)
+      this.lacking = yield* this.dependency.missing
+    this.looks += 1
+    const impaired = yield* this.dependency.impaired ?? Effect.succeed<ReadonlyArray<string>>([])
+    const state = stateOf(this.lacking, impaired)
+    return { ...state, version, latency_ms: Math.round(Duration.toMillis(latency) * 10) / 10 }
+  }).pipe(Effect.catchAll(({ detail }) => Effect.succeed(down(detail))))
+
+  /** Asks once. The answer counts when it comes, however late, so that no second question is asked meanwhile. */
+  readonly look = Effect.gen(this, function* () {
+    const answer = yield* Effect.fork(this.ask)
+    if (Option.isNone(yield* Effect.timeoutOption(Fiber.await(answer), timeout)))
+      this.state = down(`no answer within ${Duration.format(timeout)}`)
+    this.state = yield* Fiber.join(answer)
+  })
+}
 
 /**
- * All dependencies are probed at once. `outage` says which outage a worker waits for. A waiting worker is
+ * Answers at once from what the last look found. `outage` says which outage a worker waits for. A waiting worker is
  * degraded, even when every dependency answers.
  */
 export const make = (
@@ -64,16 +76,32 @@ export const make = (
   outage: Effect.Effect<Option.Option<string>> = Effect.succeedNone,
 ) =>
   Effect.gen(function* () {
-    const dependencies = yield* Dependencies
-    const check = Effect.gen(function* () {
-      const found = yield* Effect.forEach(dependencies, probe, { concurrency: "unbounded" })
+    const all = (yield* Dependencies).map((dependency) => ({ dependency, watched: new Watched(dependency) }))
+    const firstLooks = yield* Effect.forEach(all, ({ dependency, watched }) =>
+      Effect.gen(function* () {
+        const first = yield* Deferred.make<void>()
+        yield* watched.look.pipe(
+          Effect.zipRight(Deferred.succeed(first, undefined)),
+          Effect.repeat(Schedule.spaced(dependency.lookEvery ?? lookEvery)),
+          Telemetry.untraced,
+          Effect.interruptible,
+          Effect.forkScoped,
+        )
+        return Deferred.await(first)
+      }),
+    )
+    const looked = Effect.all(firstLooks, { concurrency: "unbounded", discard: true })
+    return Effect.gen(function* () {
+      yield* Effect.timeoutOption(looked, firstLookTimeout)
       const waiting = yield* outage
-      const isDown = (index: number) => found[index]?.status === "down"
-      const unavailable = dependencies.some(
-        ({ essentialFor }, index) => essentialFor.includes(part) && isDown(index),
+      const unavailable = all.some(
+        ({ dependency, watched }) =>
+          dependency.essentialFor.includes(part) && watched.state.status === "down",
       )
-      const ok = Option.isNone(waiting) && found.every(({ status }) => status === "up")
-      const states = Object.fromEntries(dependencies.map(({ name }, index) => [name, found[index]!]))
+      const ok = Option.isNone(waiting) && all.every(({ watched }) => watched.state.status === "up")
+      const states = Object.fromEntries(
+        all.map(({ dependency, watched }) => [dependency.name, watched.state]),
+      )
       const health: Health = {
         status: unavailable ? "unavailable" : ok ? "ok" : "degraded",
         dependencies: Option.match(waiting, {
@@ -83,12 +111,12 @@ export const make = (
       }
       return health
     })
-    // Uninterruptible, because a client that disconnects must not interrupt the probe that others wait for.
-    return yield* Effect.cachedWithTTL(Effect.uninterruptible(check), cacheDuration)
   })
 
-/** Without the fields that only `?verbose` shows. */
-export const brief = ({ dependencies, ...health }: Health): Health => ({
+/** Without the fields that only `?verbose` shows, and without the texts of failures unless they are wanted. */
+export const brief = ({ dependencies, ...health }: Health, withDetails: boolean): Health => ({
   ...health,
-  dependencies: Record.map(dependencies, ({ latency_ms: _, version: __, ...state }) => state),
+  dependencies: Record.map(dependencies, ({ detail, status }) =>
+    withDetails && detail !== undefined ? { status, detail } : { status },
+  ),
 })

@@ -1,5 +1,5 @@
 /** The external systems that a stack depends on: their health, their missing parts and their setup. */
-import { Context, type Effect, Schema } from "effect"
+import { Context, type Duration, type Effect, Schema } from "effect"
 
 export class DependencyDown extends Schema.TaggedError<DependencyDown>()("DependencyDown", {
   dependency: Schema.String,
@@ -26,6 +26,8 @@ export interface Dependency {
   readonly essentialFor: ReadonlyArray<"api" | "worker" | "relay">
   /** Succeeds with the version. Takes a few seconds at most. */
   readonly ping: Effect.Effect<string, DependencyDown>
+  /** How often health checks ping it; every second by default. */
+  readonly lookEvery?: Duration.Duration
   /** Descriptions of the parts that `setup` would create. Changes nothing. */
   readonly missing: Effect.Effect<ReadonlyArray<string>, DependencyDown>
   /** What it refuses to do although it answers, for /readyz. Changes nothing. */

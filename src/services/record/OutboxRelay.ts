@@ -163,6 +163,7 @@ const make = Effect.gen(function* () {
   yield* Effect.acquireRelease(Effect.forkDaemon(Effect.interruptible(publisher)), (fiber) =>
     waiting.close.pipe(
       Effect.zipRight(Fiber.await(fiber)),
+      Effect.interruptible,
       Effect.timeoutOption(flushDeadline),
       Effect.zipRight(Fiber.interrupt(fiber)),
     ),

@@ -1,11 +1,23 @@
 import { expect, test } from "bun:test"
-import { Cause, ConfigError, ConfigProvider, Duration, Effect, Exit, Layer, Redacted, Scope } from "effect"
+import {
+  Cause,
+  ConfigError,
+  ConfigProvider,
+  Duration,
+  Effect,
+  Exit,
+  Layer,
+  Option,
+  Redacted,
+  Scope,
+} from "effect"
 import { MongoCompatibilityError, MongoInvalidArgumentError, MongoServerError } from "mongodb"
 import * as Mongo from "../../../src/layers/mongodb/Mongo.ts"
 import * as MongoUserEmbeddings from "../../../src/layers/mongodb/MongoUserEmbeddings.ts"
 import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
 import { effectTest, layerSuite } from "../../support/effect.ts"
 import { emptyMongo } from "../../support/mongo.ts"
+import { eventually } from "../../support/pipeline.ts"
 import { urlOf, withServers } from "../../support/servers.ts"
 import { tcpProxy } from "../../support/tcpProxy.ts"
 
@@ -137,7 +149,16 @@ withServers(["mongodb"], "MongoDB", () => {
         expect(write.failure.reason).toBe("timeout")
         expect(write.seconds).toBeLessThan(16)
         expect(look.seconds).toBeLessThan(7)
+        // The outage is known now: a read does not wait for it.
+        const read = yield* failureOf(users.load(["u"]))
+        expect(read.failure).toMatchObject({ reason: expect.stringMatching(/unavailable|timeout/) })
+        expect(read.failure.message).toStartWith(`MongoDB at 127.0.0.1:${proxy.port}: find user_embeddings: `)
+        expect(read.seconds).toBeLessThan(0.1)
         proxy.restore()
+        const [recovery] = yield* Effect.timed(
+          eventually(Effect.option(users.load(["u"])).pipe(Effect.map(Option.getOrUndefined))),
+        )
+        expect(Duration.toSeconds(recovery)).toBeLessThan(2)
         yield* users.load(["u"])
       }),
     60_000,
