@@ -65,7 +65,35 @@ const userInteractions = Effect.gen(function* () {
   })
 })
 
+/**
+ * The products of a user are read from the index alone. `id` stands before the columns that it covers, so that the index
+ * still sorts a user's history. Both servers rebuild the index while the table takes writes.
+ */
+const historyCoversProducts = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const columns = sql.literal("(user_id, occurred_at, id, event_type, product_id)")
+  yield* sql.onDialectOrElse({
+    mysql: () =>
+      Effect.gen(function* () {
+        const covered = yield* sql`SELECT column_name FROM information_schema.statistics
+          WHERE table_schema = DATABASE() AND table_name = 'user_interactions'
+            AND index_name = 'user_interactions_history' AND column_name = 'product_id'`
+        if (covered.length > 0) return
+        yield* sql`ALTER TABLE user_interactions DROP KEY user_interactions_history,
+          ADD KEY user_interactions_history ${columns}, ALGORITHM = INPLACE, LOCK = NONE`.unprepared
+      }),
+    orElse: () =>
+      Effect.all([
+        sql`DROP INDEX IF EXISTS user_interactions_history`,
+        sql`CREATE INDEX user_interactions_history ON user_interactions ${columns}`,
+      ]),
+  })
+})
+
 export const interactionLog: Migrations = {
   table: "migrations_interaction_log",
-  steps: { "0001_user_interactions": userInteractions },
+  steps: {
+    "0001_user_interactions": userInteractions,
+    "0003_history_covers_products": historyCoversProducts,
+  },
 }
