@@ -90,10 +90,42 @@ const historyCoversProducts = Effect.gen(function* () {
   })
 })
 
+/** One row, which all writers of the counts lock. */
+const productTally = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const text = sql.onDialectOrElse({
+    mysql: () => (length: number) => sql.literal(`VARCHAR(${length}) CHARACTER SET ascii COLLATE ascii_bin`),
+    orElse: () => () => sql.literal("TEXT"),
+  })
+  yield* sql`CREATE TABLE IF NOT EXISTS product_tally (
+    product_id ${text(64)} NOT NULL,
+    event_type ${text(32)} NOT NULL,
+    interactions BIGINT NOT NULL,
+    decayed DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (product_id, event_type)
+  )`
+  yield* sql`CREATE TABLE IF NOT EXISTS product_tally_state (
+    id INTEGER NOT NULL PRIMARY KEY,
+    counted_up_to BIGINT NOT NULL,
+    settled_up_to BIGINT NOT NULL,
+    marked_id BIGINT NOT NULL,
+    marked_at BIGINT NOT NULL,
+    lambda ${text(32)} NOT NULL,
+    since_day INTEGER NOT NULL,
+    erasures BIGINT NOT NULL
+  )`
+  const states = yield* sql`SELECT id FROM product_tally_state`
+  if (states.length === 0)
+    yield* sql`INSERT INTO product_tally_state
+      (id, counted_up_to, settled_up_to, marked_id, marked_at, lambda, since_day, erasures)
+      VALUES (1, 0, 0, 0, 0, '', 0, 0)`
+})
+
 export const interactionLog: Migrations = {
   table: "migrations_interaction_log",
   steps: {
     "0001_user_interactions": userInteractions,
     "0003_history_covers_products": historyCoversProducts,
+    "0004_product_tally": productTally,
   },
 }
