@@ -8,6 +8,7 @@ import type { InteractionQueue } from "../services/ports/InteractionQueue.ts"
 import type { PhraseEmbedder } from "../services/ports/PhraseEmbedder.ts"
 import type { PhraseEmbeddings } from "../services/ports/PhraseEmbeddings.ts"
 import type { ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"
+import type { ProductTally } from "../services/ports/ProductTally.ts"
 import type { UserEmbeddings } from "../services/ports/UserEmbeddings.ts"
 import * as Settings from "../services/Settings.ts"
 import * as Embedder from "./embedder/Embedder.ts"
@@ -17,6 +18,7 @@ import * as StackExternal from "./StackExternal.ts"
 /** All services that a stack provides to the steps and programs. */
 export type Ports =
   | InteractionLog
+  | ProductTally
   | InteractionQueue
   | DeadLetters
   | UserEmbeddings
@@ -56,7 +58,7 @@ export const layer = on(Embedder.layerConfig)
 
 /** For `setup` and `doctor`: building this layer changes nothing on the servers. */
 export const forSetup: Layer.Layer<
-  Exclude<Ports, InteractionLog | InteractionQueue>,
+  Exclude<Ports, InteractionLog | InteractionQueue | ProductTally>,
   ConfigError.ConfigError | DependencyDown
 > = Layer.unwrapEffect(
   Effect.map(kind, (chosen) => (chosen === "external" ? StackExternal.forSetup : StackEmbedded.layer)),

@@ -3,6 +3,7 @@ import { Effect, Layer } from "effect"
 import { Dependencies } from "../services/ports/Dependencies.ts"
 import * as Embedder from "./embedder/Embedder.ts"
 import * as SqlInteractionLog from "./sql/SqlInteractionLog.ts"
+import * as SqlProductTally from "./sql/SqlProductTally.ts"
 import * as Sqlite from "./sqlite/Sqlite.ts"
 import * as SqliteDeadLetters from "./sqlite/SqliteDeadLetters.ts"
 import * as SqliteInteractionQueue from "./sqlite/SqliteInteractionQueue.ts"
@@ -10,7 +11,7 @@ import * as SqlitePhraseEmbeddings from "./sqlite/SqlitePhraseEmbeddings.ts"
 import * as SqliteProductEmbeddings from "./sqlite/SqliteProductEmbeddings.ts"
 import * as SqliteUserEmbeddings from "./sqlite/SqliteUserEmbeddings.ts"
 
-const log = SqlInteractionLog.layer(Sqlite.dialect)
+const log = Layer.merge(SqlInteractionLog.layer(Sqlite.dialect), SqlProductTally.layer(Sqlite.dialect))
 const queue = Layer.merge(SqliteInteractionQueue.layer, SqliteDeadLetters.layer)
 const embeddings = Layer.mergeAll(
   SqliteUserEmbeddings.layer,

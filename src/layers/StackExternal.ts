@@ -12,8 +12,9 @@ import * as RabbitInteractionQueue from "./rabbitmq/RabbitInteractionQueue.ts"
 import * as RabbitTopology from "./rabbitmq/RabbitTopology.ts"
 import * as Mysql from "./sql/Mysql.ts"
 import * as SqlInteractionLog from "./sql/SqlInteractionLog.ts"
+import * as SqlProductTally from "./sql/SqlProductTally.ts"
 
-const log = SqlInteractionLog.layer(Mysql.dialect)
+const log = Layer.merge(SqlInteractionLog.layer(Mysql.dialect), SqlProductTally.layer(Mysql.dialect))
 const queue = Layer.merge(RabbitInteractionQueue.layer, RabbitDeadLetters.layer)
 const embeddings = Layer.mergeAll(
   MongoUserEmbeddings.layerConfig,

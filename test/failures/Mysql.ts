@@ -1,10 +1,12 @@
 /** MySQL is killed, becomes read-only and closes connections, under load on two APIs. Clients may repeat what was refused. */
 import { expect } from "bun:test"
+import { once } from "node:events"
+import { connect } from "node:net"
 import { type Connection, createConnection, type RowDataPacket } from "mysql2/promise"
 import { nodes } from "../support/cluster.ts"
 import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
-import { consuming, failures, inForm, type System } from "./System.ts"
+import { consuming, failures, inForm, long, type System } from "./System.ts"
 
 const [server] = nodes("mysql")
 
@@ -45,7 +47,7 @@ const limitedUrl = async (system: System): Promise<string> => {
 
 const start = async (system: System) => {
   const env = { MYSQL_URL: await limitedUrl(system) }
-  const apis = [await system.api(env), await system.api(env)]
+  const apis = await Promise.all([system.api(env), system.api(env)])
   const listening = await Promise.all(apis.map((api) => api.saw("api.listening")))
   await consuming(system.worker())
   return { apis, urls: listening.map(({ url }) => String(url)) }
@@ -74,6 +76,17 @@ const outage = async (
   expect(refusals.filter((one) => one.ended < began || one.begun > ended)).toEqual([])
   system.say(`${refusals.length} of ${times.length} refused in ${Math.round(ended - began)} ms`)
   return refusals.length
+}
+
+/** Posts on a connection of its own: `fetch` has a limit of connections, and its requests wait for one. */
+const rawPost = async (base: string, path: string) => {
+  const { host, hostname, port } = new URL(base)
+  const socket = connect({ host: hostname, port: Number(port) })
+  const began = performance.now()
+  socket.write(`POST ${path} HTTP/1.1\r\nhost: ${host}\r\ncontent-length: 0\r\n\r\n`)
+  const [head] = await once(socket, "data")
+  socket.destroy()
+  return { head: String(head), millis: performance.now() - began }
 }
 
 failures(
@@ -121,6 +134,69 @@ failures(
         await setGlobal("read_only = OFF")
       }
       for (const api of apis) await api.saw("server.up", 10)
+      await system.settled(30)
+      await system.proof()
+    })
+
+    if (!long) return
+
+    scenario("frozen: nobody waits longer than the deadline", async (system) => {
+      const { urls } = await start(system)
+      await server!.pause()
+      const answers = await Promise.all(
+        Array.from({ length: 1500 }, async (_, index) => {
+          await Bun.sleep(2 * index)
+          return rawPost(urls[index % urls.length]!, `/api/user/frozen-${index}/product/p-1/view`)
+        }),
+      )
+      await server!.resume()
+      const times = answers.map(({ millis }) => millis).sort((a, b) => a - b)
+      system.say(`answers after ${times[0]!.toFixed()} to ${times.at(-1)!.toFixed()} ms`)
+      expect(answers.filter(({ head }) => !/^HTTP\/1.1 503 .*\r\nretry-after: 1\r\n/is.test(head))).toEqual(
+        [],
+      )
+      expect(times.at(-1)).toBeLessThan(11_000)
+      await system.load(happenings(100, 15, "after"), 300, urls).done
+      await system.proof()
+    })
+
+    scenario("readers with long histories leave recording alone", async (system) => {
+      const { urls } = await start(system)
+      const readers = Array.from({ length: 12 }, (_, index) => `reader-${index}`)
+      const { database, rows } = { database: new URL(system.env.MYSQL_URL!).pathname.slice(1), rows: 100_000 }
+      await asAdmin(async (admin) => {
+        await admin.query(`USE \`${database}\``)
+        for (const reader of readers)
+          await admin.query(
+            `INSERT INTO user_interactions (message_id, user_id, event_type, product_id, occurred_at, metadata,
+              created_at, processed_to_queue)
+            WITH RECURSIVE digits (d) AS (SELECT 0 UNION ALL SELECT d + 1 FROM digits WHERE d < 9)
+            SELECT SHA2(CONCAT(?, '/', n), 256), ?, 'product_view', CONCAT('p-', n MOD 40000),
+              UTC_TIMESTAMP(3) - INTERVAL n MINUTE, '{}', UTC_TIMESTAMP(3), TRUE
+            FROM (SELECT a.d + 10 * b.d + 100 * c.d + 1000 * e.d + 10000 * f.d AS n
+              FROM digits a, digits b, digits c, digits e, digits f) numbers WHERE n < ?`,
+            [reader, reader, rows],
+          )
+      })
+      let reading = true
+      const statuses = new Map<number, number>()
+      const readings = readers.map(async (reader, index) => {
+        while (reading) {
+          const path = `/api/user/${reader}/recommendations?exclude=seen`
+          const { status } = await fetch(`${urls[index % urls.length]}${path}`)
+          statuses.set(status, (statuses.get(status) ?? 0) + 1)
+        }
+      })
+      const answers = await system.load(happenings(100, 300), 300, urls).done
+      reading = false
+      await Promise.all(readings)
+      const p99 = answers.times[Math.floor(answers.times.length * 0.99)]!
+      system.say(`POST p99 ${p99.toFixed()} ms; recommendations ${JSON.stringify([...statuses])}`)
+      expect(answers.refusals).toEqual([])
+      expect(p99).toBeLessThan(200)
+      await asAdmin((admin) =>
+        admin.query(`DELETE FROM \`${database}\`.user_interactions WHERE user_id LIKE 'reader-%'`),
+      )
       await system.settled(30)
       await system.proof()
     })

@@ -34,6 +34,7 @@ import {
   toColumn,
 } from "./InteractionRows.ts"
 import { type SqlDialect, SqlReader, SqlServerName } from "./SqlDialect.ts"
+import { forgetRows } from "./SqlProductTally.ts"
 
 /** Rows of one INSERT, which is one commit. Equals the largest bulk request. */
 const rowsPerInsert = 1_000
@@ -406,7 +407,14 @@ const erase =
           "id",
           rows.map(({ id }) => id),
         )
-        erased += dialect.affectedRows(yield* statement("DELETE")(sql`DELETE FROM ${name} WHERE ${ids}`.raw))
+        const forget = forgetRows(
+          sql,
+          rows.map(({ id }) => id),
+        )
+        const removed = sql.withTransaction(
+          Effect.zipRight(forget, sql`DELETE FROM ${name} WHERE ${ids}`.raw),
+        )
+        erased += dialect.affectedRows(yield* statement("DELETE")(removed))
         if (rows.length < rowsPerPage) return erased
       }
     }).pipe(Effect.mapError(portError("erase")))

@@ -65,7 +65,67 @@ const userInteractions = Effect.gen(function* () {
   })
 })
 
+/**
+ * The products of a user are read from the index alone. `id` stands before the columns that it covers, so that the index
+ * still sorts a user's history. Both servers rebuild the index while the table takes writes.
+ */
+const historyCoversProducts = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const columns = sql.literal("(user_id, occurred_at, id, event_type, product_id)")
+  yield* sql.onDialectOrElse({
+    mysql: () =>
+      Effect.gen(function* () {
+        const covered = yield* sql`SELECT column_name FROM information_schema.statistics
+          WHERE table_schema = DATABASE() AND table_name = 'user_interactions'
+            AND index_name = 'user_interactions_history' AND column_name = 'product_id'`
+        if (covered.length > 0) return
+        yield* sql`ALTER TABLE user_interactions DROP KEY user_interactions_history,
+          ADD KEY user_interactions_history ${columns}, ALGORITHM = INPLACE, LOCK = NONE`.unprepared
+      }),
+    orElse: () =>
+      Effect.all([
+        sql`DROP INDEX IF EXISTS user_interactions_history`,
+        sql`CREATE INDEX user_interactions_history ON user_interactions ${columns}`,
+      ]),
+  })
+})
+
+/** One row, which all writers of the counts lock. */
+const productTally = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const text = sql.onDialectOrElse({
+    mysql: () => (length: number) => sql.literal(`VARCHAR(${length}) CHARACTER SET ascii COLLATE ascii_bin`),
+    orElse: () => () => sql.literal("TEXT"),
+  })
+  yield* sql`CREATE TABLE IF NOT EXISTS product_tally (
+    product_id ${text(64)} NOT NULL,
+    event_type ${text(32)} NOT NULL,
+    interactions BIGINT NOT NULL,
+    decayed DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (product_id, event_type)
+  )`
+  yield* sql`CREATE TABLE IF NOT EXISTS product_tally_state (
+    id INTEGER NOT NULL PRIMARY KEY,
+    counted_up_to BIGINT NOT NULL,
+    settled_up_to BIGINT NOT NULL,
+    marked_id BIGINT NOT NULL,
+    marked_at BIGINT NOT NULL,
+    lambda ${text(32)} NOT NULL,
+    since_day INTEGER NOT NULL,
+    erasures BIGINT NOT NULL
+  )`
+  const states = yield* sql`SELECT id FROM product_tally_state`
+  if (states.length === 0)
+    yield* sql`INSERT INTO product_tally_state
+      (id, counted_up_to, settled_up_to, marked_id, marked_at, lambda, since_day, erasures)
+      VALUES (1, 0, 0, 0, 0, '', 0, 0)`
+})
+
 export const interactionLog: Migrations = {
   table: "migrations_interaction_log",
-  steps: { "0001_user_interactions": userInteractions },
+  steps: {
+    "0001_user_interactions": userInteractions,
+    "0003_history_covers_products": historyCoversProducts,
+    "0004_product_tally": productTally,
+  },
 }
