@@ -373,32 +373,33 @@ export const suite = <R extends InteractionQueue, E>(
         const consumer = yield* consume(100)
         yield* consumer.settle((yield* takeAll(consumer, 70)).map((one) => [one, Quarantine]))
         yield* eventually(depths, ({ quarantined }) => quarantined === 70)
-        /** Takes companies until none is left and settles each; answers their sizes. */
-        const companies = (count: number, settle: (one: Delivery) => Effect.Effect<void>) =>
-          Effect.gen(function* () {
-            const sizes: Array<number> = []
-            for (let left = count; left > 0; ) {
-              const company: Array<Delivery> = []
-              for (let some: ReadonlyArray<Delivery> = yield* takeAll(consumer, 1); some.length > 0; ) {
-                company.push(...some)
-                some = company.length < 64 ? yield* takeUntilQuiet(consumer, 64) : []
-              }
-              yield* Effect.forEach(company, settle)
-              sizes.push(company.length)
-              left -= company.length
-            }
-            return sizes
-          })
-        const again = (one: Delivery) => consumer.settle([[one, Quarantine]])
-        const done = (one: Delivery) => acknowledge(consumer, [one])
-        const largest = Math.max(...(yield* companies(70, again)))
-        expect(largest).toBeGreaterThan(8)
-        expect(largest).toBeLessThanOrEqual(64)
-        const next = yield* companies(70, (one) =>
-          one.messageId! < sent[3]!.messageId ? again(one) : done(one),
-        )
-        expect(Math.max(...next)).toBe(8)
-        expect(yield* companies(3, done)).toEqual([1, 1, 1])
+        const sizes = new Map<number, Array<number>>()
+        const guilty = new Set(ids(sent.slice(0, 3)))
+        for (let left = 70 + 70 + 3; left > 0; ) {
+          const company = [...(yield* Effect.timeout(consumer.take(64), "10 seconds"))]
+          for (let more = yield* takeUntilQuiet(consumer, 64); more.length > 0; ) {
+            company.push(...more)
+            more = yield* takeUntilQuiet(consumer, 64)
+          }
+          const [{ quarantineAttempts }] = company as [Delivery]
+          sizes.set(quarantineAttempts, [...(sizes.get(quarantineAttempts) ?? []), company.length])
+          yield* consumer.settle(
+            company.map((one) => {
+              expect(one).toMatchObject({ quarantined: true, quarantineAttempts, redeliveries: 0 })
+              const again =
+                quarantineAttempts === 1 || (quarantineAttempts === 2 && guilty.has(one.messageId))
+              return [one, again ? Quarantine : Ack]
+            }),
+          )
+          left -= company.length
+        }
+        const largest = (attempts: number) => Math.max(...(sizes.get(attempts) ?? []))
+        expect(largest(1)).toBeGreaterThan(8)
+        expect(largest(1)).toBeLessThanOrEqual(64)
+        expect(largest(2)).toBeGreaterThan(1)
+        expect(largest(2)).toBeLessThanOrEqual(8)
+        expect(sizes.get(3)).toEqual([1, 1, 1])
+        yield* eventually(depths, ({ quarantined }) => quarantined === 0)
       }))
 
     it("a returned message is delivered again as it was, without evidence against it", () =>
@@ -448,6 +449,7 @@ export const suite = <R extends InteractionQueue, E>(
         const consumer = yield* consume(10)
         const got = yield* takeAll(consumer, 6)
         consumer.receive({ main: "none", setAside: "none" })
+        yield* quiet
         yield* consumer.settle([
           ...got.slice(0, 3).map((one) => [one, Return] as const),
           ...got.slice(3).map((one) => [one, SetAside] as const),
@@ -472,6 +474,7 @@ export const suite = <R extends InteractionQueue, E>(
         const aside = yield* takeOne(consumer)
         expect(aside).toMatchObject({ messageId: sent[3]!.messageId, redeliveries: 0, retryCount: 0 })
         // A message that was set aside goes back to where it was.
+        yield* quiet
         yield* consumer.settle([[aside, Return]])
         yield* expectNothing(consumer)
 

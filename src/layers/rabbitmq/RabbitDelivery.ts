@@ -1,8 +1,9 @@
 /** Interactions delivered by RabbitMQ, and the channels on which they are acknowledged. */
 import type { Channel, ConsumeMessage } from "amqplib"
-import { type Delivery, quarantineQueue } from "../../services/ports/InteractionQueue.ts"
+import type { Delivery } from "../../services/ports/InteractionQueue.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
 import { type BatchEntry, entriesOf, type Headers, instant, messageIdOf, text } from "./RabbitMessages.ts"
+import { quarantineQueues } from "./RabbitTopology.ts"
 
 const count = (value: unknown): number =>
   typeof value === "number" && Number.isSafeInteger(value) && value > 0 ? value : 0
@@ -35,7 +36,7 @@ export class RabbitDelivery implements Delivery {
     this.retryCount = count(headers["x-retry-count"])
     this.quarantineAttempts = count(headers["x-isolated-attempts"])
     this.redeliveries = count(headers["x-delivery-count"])
-    this.quarantined = tracker.queue === quarantineQueue
+    this.quarantined = tracker.isQuarantine
     this.publishedAt = instant(headers["x-published-at"])
     this.recordedAt = recordedAt
   }
@@ -65,6 +66,10 @@ export class AckTracker {
 
   get full(): boolean {
     return this.outstanding.size >= this.prefetch
+  }
+
+  get isQuarantine(): boolean {
+    return quarantineQueues.includes(this.queue)
   }
 
   /** Interactions that the worker has to settle. */

@@ -1,23 +1,26 @@
 /**
- * Receives the deliveries of one consumer from its queues. When messages wait in quarantine, the consumer receives
- * nothing else, waits until all its other deliveries are settled, and handles the quarantined messages in companies.
+ * Receives the deliveries of one consumer from its queues. While the consumer handles quarantined messages it holds no
+ * others: before it hands out a company of them, it receives nothing from the main queue and from the queues of larger
+ * companies, and waits until everything that came from there is settled.
  */
 import type { ChannelModel } from "amqplib"
 import { Effect } from "effect"
 import {
   type Amount,
+  companySizes,
   type Intake,
-  largestCompany,
-  nextCompany,
-  quarantineQueue,
   queue,
   setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import { call, channel, type Lost } from "./Rabbit.ts"
 import { AckTracker, type RabbitDelivery } from "./RabbitDelivery.ts"
+import { quarantineQueueOf } from "./RabbitTopology.ts"
 
-/** How long a consumer waits for the next quarantined message before it receives from the main queue again. */
+/** How long a consumer waits for the next quarantined message before it receives other messages again. */
 const nextQuarantinedWithin = "100 millis"
+
+/** Time between the starts of sources: enough for the broker to deliver a message. */
+const startMillis = 20
 
 /** Wakes fibers that wait until something holds. */
 class Condition {
@@ -44,24 +47,32 @@ interface Session {
 /** A queue from which messages are received. */
 class Source {
   wanted: Amount = "all"
-  /** While the broker sends messages. */
+  /** Received, but not yet handed out, because other messages are in hand. */
+  waiting: Array<RabbitDelivery> = []
   tracker: AckTracker | undefined
+  /** Draining: the broker sends nothing more, and what it has sent is being settled. */
+  state: "open" | "draining" | "closed" = "closed"
 
   /** `prefetch`: the number of messages to hold when all are wanted. */
   constructor(
     readonly queue: string,
     readonly prefetch: number,
   ) {}
+
+  get inHand(): number {
+    return this.tracker?.inHand ?? 0
+  }
 }
 
 export class RabbitIntake {
   /** Received, but not yet taken. */
   private buffer: Array<RabbitDelivery> = []
-  /** Received from quarantine, but not yet to be taken. */
-  private candidates: Array<RabbitDelivery> = []
   private readonly main: Source
   private readonly setAside: Source
-  private readonly quarantine: Source
+  /** Of quarantined messages, those that are handled alone first. Messages of a source wait for all sources before it. */
+  private readonly quarantine: ReadonlyArray<Source>
+  /** Index of the source in `quarantine` whose messages are handled, or were a moment ago. */
+  private handling = Number.POSITIVE_INFINITY
   private stopping = false
   private readonly arrival = new Condition()
   private readonly progress = new Condition()
@@ -73,7 +84,9 @@ export class RabbitIntake {
   ) {
     this.main = new Source(queue, prefetch)
     this.setAside = new Source(setAsideQueue, prefetch)
-    this.quarantine = new Source(quarantineQueue, Math.min(largestCompany, prefetch))
+    this.quarantine = companySizes
+      .map((size) => new Source(quarantineQueueOf(size), Math.min(size, prefetch)))
+      .toReversed()
   }
 
   get full(): boolean {
@@ -81,8 +94,7 @@ export class RabbitIntake {
   }
 
   want({ main, setAside }: Intake): void {
-    this.main.wanted = main
-    this.quarantine.wanted = main
+    for (const source of [this.main, ...this.quarantine]) source.wanted = main
     this.setAside.wanted = setAside
     this.progress.notify()
   }
@@ -116,66 +128,74 @@ export class RabbitIntake {
     this.progress.notify()
   }
 
+  private get sources(): ReadonlyArray<Source> {
+    return [this.main, this.setAside, ...this.quarantine]
+  }
+
   /** Receives nothing more. Ends when everything received is taken. */
   readonly stop: Effect.Effect<void> = Effect.suspend(() => {
     this.stopping = true
     this.progress.notify()
-    return this.progress.until(() => {
-      const receiving = [this.main, this.setAside, this.quarantine].some(({ tracker }) => tracker)
-      return !receiving && this.candidates.length + this.buffer.length === 0
-    })
+    return this.progress.until(
+      () =>
+        this.buffer.length === 0 &&
+        !this.sources.some(({ state, waiting }) => state === "open" || waiting.length > 0),
+    )
   })
 
   /** Receives over a connection until the scope closes. */
   readonly receive = Effect.fnUntraced(function* (this: RabbitIntake, connection: ChannelModel, lost: Lost) {
     const session = { connection, lost }
-    const isStopping = () => this.stopping
-    const mustPause = () => this.stopping || this.candidates.length > 0
-    const handOut = (delivery: RabbitDelivery) => this.handOut(delivery)
-    const addCandidate = (delivery: RabbitDelivery) => {
-      this.candidates.push(delivery)
-      this.progress.notify()
-    }
-    const round = Effect.all(
-      [
-        this.receiveFrom(session, this.main, handOut, mustPause),
-        this.receiveFrom(session, this.setAside, handOut, mustPause),
-      ],
-      { concurrency: 2 },
-    ).pipe(
-      Effect.zipRight(this.handOutCandidates),
-      Effect.zipRight(this.progress.until(() => !this.stopping || this.candidates.length > 0)),
-    )
-    yield* Effect.all(
-      [this.receiveFrom(session, this.quarantine, addCandidate, isStopping), Effect.forever(round)],
-      { concurrency: 2 },
-    ).pipe(
+    this.handling = Number.POSITIVE_INFINITY
+    // What killed the worker before is handled before anything else is in hand.
+    const begin = (source: Source, index: number) =>
+      Effect.delay(this.receiveFrom(session, source, index), index * startMillis)
+    const all = [
+      ...this.quarantine.map(begin),
+      begin(this.main, this.quarantine.length),
+      begin(this.setAside, this.quarantine.length),
+      Effect.forever(this.handOutCompany),
+    ]
+    yield* Effect.all(all, { concurrency: "unbounded", discard: true }).pipe(
       Effect.catchAll((error) => Effect.sync(() => lost(error))),
       Effect.forkScoped,
     )
   })
 
-  /** Receives from a queue what is wanted of it, until it must pause. Ends when all of it is settled. */
-  private readonly receiveFrom = (
-    session: Session,
-    source: Source,
-    receive: (delivery: RabbitDelivery) => void,
-    mustPause: () => boolean,
-  ) =>
+  /** Whether quarantined messages of a smaller company are in hand, so that other messages must not be. */
+  private mustPause(index: number): boolean {
+    return this.handling < index || this.quarantine.slice(0, index).some(({ inHand }) => inHand > 0)
+  }
+
+  /** Receives from a queue what is wanted of it. It pauses for the messages of `quarantine` before `index`. */
+  private readonly receiveFrom = (session: Session, source: Source, index: number) =>
     Effect.gen(this, function* () {
-      yield* this.progress.until(() => source.wanted !== "none" || mustPause())
-      if (mustPause()) return
+      yield* this.progress.until(() => source.wanted !== "none" && !this.stopping && !this.mustPause(index))
       const { wanted } = source
+      yield* Effect.acquireRelease(
+        Effect.sync(() => {
+          source.state = "open"
+        }),
+        () =>
+          Effect.sync(() => {
+            source.state = "closed"
+            this.progress.notify()
+          }),
+      )
       const { cancel, tracker } = yield* this.subscribe(session, source, wanted, (delivery) => {
         if (source.wanted === "one") source.wanted = "none"
-        receive(delivery)
+        if (index === this.quarantine.length) return this.handOut(delivery)
+        source.waiting.push(delivery)
+        this.progress.notify()
       })
-      yield* this.progress.until(() => source.wanted !== wanted || mustPause())
+      yield* this.progress.until(() => source.wanted !== wanted || this.stopping || this.mustPause(index))
       yield* cancel
-      source.tracker = undefined
-      // Closing a channel with unsettled deliveries would count against them.
-      yield* this.progress.until(() => tracker.inHand === 0)
-    }).pipe(Effect.scoped, Effect.repeat({ until: mustPause }))
+      source.state = "draining"
+      this.progress.notify()
+      // Closing a channel with unsettled deliveries would count against them. A consumer that stops keeps its channel:
+      // the broker may lose acknowledgements if the connection is closed while the channel is being closed.
+      yield* this.progress.until(() => tracker.inHand === 0 && (!this.stopping || this.mustPause(index)))
+    }).pipe(Effect.scoped, Effect.forever)
 
   /** Consumes a queue on a channel of its own. When the scope closes, the deliveries of the channel are forgotten. */
   private readonly subscribe = Effect.fnUntraced(function* (
@@ -191,18 +211,19 @@ export class RabbitIntake {
     })
     const prefetch = wanted === "one" ? 1 : source.prefetch
     const tracker = new AckTracker(source.queue, consuming, prefetch)
-    source.tracker = tracker
     yield* Effect.acquireRelease(
-      Effect.sync(() => this.trackers.add(tracker)),
+      Effect.sync(() => {
+        this.trackers.add(tracker)
+        source.tracker = tracker
+      }),
       () =>
         Effect.sync(() => {
           closed = true
           source.tracker = undefined
+          source.waiting = []
           this.trackers.delete(tracker)
           tracker.forget()
-          const isOther = (delivery: RabbitDelivery) => delivery.tracker !== tracker
-          this.buffer = this.buffer.filter(isOther)
-          this.candidates = this.candidates.filter(isOther)
+          this.buffer = this.buffer.filter((delivery) => delivery.tracker !== tracker)
           this.progress.notify()
         }),
     )
@@ -222,17 +243,29 @@ export class RabbitIntake {
     return { tracker, cancel: call("cancel", () => consuming.cancel(consumerTag)) }
   })
 
-  /** Hands out the quarantined messages that wait, each company after the last one was settled. */
-  private readonly handOutCandidates = Effect.gen(this, function* () {
-    while (this.candidates.length > 0) {
-      const company = this.candidates.splice(0, nextCompany(this.candidates))
-      for (const delivery of company) this.handOut(delivery)
-      yield* this.progress.until(() => company.every((one) => one.blocked || !one.tracker.holds(one)))
-      yield* Effect.timeoutOption(
-        this.progress.until(() => this.candidates.length > 0),
-        nextQuarantinedWithin,
-      )
-    }
+  /** The source whose company can be handed out now. The largest company goes first: it must not wait in hand. */
+  private nextCompany(): number | undefined {
+    const index = this.quarantine.findLastIndex(({ waiting }) => waiting.length > 0)
+    const others = [this.main, this.setAside, ...this.quarantine.slice(index + 1)]
+    return index < 0 || others.some(({ state }) => state !== "closed") ? undefined : index
+  }
+
+  /** Hands out a company of quarantined messages, and waits until it is settled. */
+  private readonly handOutCompany = Effect.gen(this, function* () {
+    yield* this.progress.until(() => this.nextCompany() !== undefined)
+    const index = this.nextCompany()
+    const source = this.quarantine[index ?? 0]
+    if (index === undefined || source === undefined) return
+    this.handling = index
+    const company = source.waiting.splice(0)
+    for (const delivery of company) this.handOut(delivery)
+    yield* this.progress.until(() => company.every((one) => one.blocked || !one.tracker.holds(one)))
+    yield* Effect.timeoutOption(
+      this.progress.until(() => this.quarantine.some(({ waiting }) => waiting.length > 0)),
+      nextQuarantinedWithin,
+    )
+    this.handling = Number.POSITIVE_INFINITY
+    this.progress.notify()
   })
 
   private handOut(delivery: RabbitDelivery): void {

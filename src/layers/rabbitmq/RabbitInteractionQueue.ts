@@ -13,7 +13,6 @@ import {
   InteractionQueueError,
   type Message,
   type NotAcked,
-  quarantineQueue,
   queue,
   retryQueue,
   type Settled,
@@ -94,14 +93,15 @@ const make = Effect.gen(function* () {
     const check = (name: string) => call(`check queue ${name}`, () => admin.checkQueue(name))
     const { consumerCount: consumers, messageCount } = yield* check(queue)
     const ready = messageCount + (yield* check(setAsideQueue)).messageCount
-    let quarantined = (yield* check(quarantineQueue)).messageCount
+    let quarantined = 0
+    for (const name of RabbitTopology.quarantineQueues) quarantined += (yield* check(name)).messageCount
     const retry: Record<string, number> = {}
     for (const delay of delays) retry[delay] = (yield* check(retryQueue(delay))).messageCount
     const { messageCount: failed } = yield* check(failedQueue)
     // AMQP counts ready messages only. Unacknowledged ones are known for the consumers of this process.
     let unacked = 0
-    for (const { queue: from, unsettled } of trackers)
-      if (from === quarantineQueue) quarantined += unsettled
+    for (const { isQuarantine, unsettled } of trackers)
+      if (isQuarantine) quarantined += unsettled
       else unacked += unsettled
     return { main: { ready, unacked, consumers }, quarantined, retry, failed }
   }).pipe(Effect.scoped, Effect.mapError(toError))

@@ -3,10 +3,10 @@ import { randomUUID } from "node:crypto"
 import { Array as Arr, Clock, Effect, Random } from "effect"
 import * as MessageTraces from "../../services/MessageTraces.ts"
 import {
+  companySize,
   failedQueue,
   type NotAcked,
   nextQuarantineAttempt,
-  quarantineQueue,
   retryQueue,
   setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
@@ -17,6 +17,7 @@ import type { RabbitDelivery } from "./RabbitDelivery.ts"
 import type { RabbitIntake } from "./RabbitIntake.ts"
 import { type Headers, propertiesOf, text } from "./RabbitMessages.ts"
 import { type Outgoing, type Publisher, publishTraced, republished } from "./RabbitPublisher.ts"
+import { quarantineQueueOf } from "./RabbitTopology.ts"
 
 /**
  * The message that replaces a delivery. It is routed by the name of a queue, so headers keep the original exchange and
@@ -36,8 +37,10 @@ const toRepublish = (delivery: RabbitDelivery, settlement: NotAcked, now: number
   }
   if (settlement._tag === "Return") return to("", delivery.tracker.queue, {})
   if (settlement._tag === "SetAside") return to("", setAsideQueue, {})
-  if (settlement._tag === "Quarantine")
-    return to("", quarantineQueue, { "x-isolated-attempts": nextQuarantineAttempt(delivery) })
+  if (settlement._tag === "Quarantine") {
+    const attempt = nextQuarantineAttempt(delivery)
+    return to("", quarantineQueueOf(companySize(attempt)), { "x-isolated-attempts": attempt })
+  }
 
   const failed = recorded(settlement.failure, text(headers["x-first-failed-at"]), now)
   const failure = {

@@ -8,10 +8,10 @@ import { Clock, type Context, Effect, Random, Schedule } from "effect"
 import * as MessageTraces from "../../services/MessageTraces.ts"
 import {
   type Consumer,
+  companySize,
+  companySizes,
   type Delivery,
   type Intake,
-  largestCompany,
-  nextCompany,
   quarantineQueue,
   queue,
   type Settled,
@@ -93,17 +93,24 @@ const claim = (database: Database, from: string, holder: string, now: number, mo
     .sort((a, b) => a.available_at - b.available_at || a.id - b.id)
 }
 
-/** Claims the next company of quarantined messages, if no other consumer holds one. */
+/**
+ * Claims the next company of quarantined messages, if no other consumer holds one. Redelivered messages only go back to
+ * quarantine, so they are no company for messages that are handled.
+ */
 const claimCompany = (database: Database, holder: string, now: number, most: number) => {
   if (!isQuarantineDue(database)) return []
-  const first = database
+  const waiting = database
     .query<Row, [string, number]>(
       `SELECT id, queue, available_at, deliveries + 1 AS deliveries, headers, body FROM queue_messages
        WHERE queue = ? ORDER BY available_at, id LIMIT ?`,
     )
-    .all(quarantineQueue, Math.min(most, largestCompany))
-  const company = nextCompany(first.map((row) => new SqliteDelivery(row)))
-  return claim(database, quarantineQueue, holder, now, company)
+    .all(quarantineQueue, Math.min(most, companySizes[0]))
+    .map((row) => new SqliteDelivery(row))
+  const kind = ({ quarantineAttempts, redeliveries }: SqliteDelivery) =>
+    (redeliveries > 0 ? -1 : 1) * companySize(quarantineAttempts)
+  const differs = waiting.findIndex((one) => kind(one) !== kind(waiting[0]!))
+  const alike = differs < 0 ? waiting.length : differs
+  return claim(database, quarantineQueue, holder, now, Math.min(alike, Math.abs(kind(waiting[0]!))))
 }
 
 /** Deletes and moves the rows of settled messages that the holder still holds. `traces`: of the moves. */

@@ -95,25 +95,13 @@ export const nextQuarantineAttempt = ({
   quarantined ? quarantineAttempts + 1 : Math.max(1, quarantineAttempts)
 
 /**
- * How many quarantined messages are handled together. A message that was in hand when a worker died is handled next in a
- * smaller company, and at last alone: many innocent messages cost little, and the guilty one is found.
+ * Sizes of the companies in which quarantined messages are handled. A message that was in hand when a worker died is
+ * handled next in a smaller company, and at last alone: many innocent messages cost little, and the guilty one is found.
  */
-const companySize = ({ quarantineAttempts }: Pick<Delivery, "quarantineAttempts">): number =>
-  quarantineAttempts <= 1 ? 64 : quarantineAttempts === 2 ? 8 : 1
-export const largestCompany = companySize({ quarantineAttempts: 1 })
-
-/** The number of messages, from the first of `waiting` on, that are handled together. */
-export const nextCompany = (
-  waiting: ReadonlyArray<Pick<Delivery, "quarantineAttempts" | "redeliveries">>,
-): number => {
-  const [first] = waiting
-  if (first === undefined) return 0
-  // Redelivered messages only go back to quarantine, so they must not accuse the ones that are handled.
-  const differs = waiting.findIndex(
-    (one) => companySize(one) !== companySize(first) || one.redeliveries > 0 !== first.redeliveries > 0,
-  )
-  return Math.min(companySize(first), differs < 0 ? waiting.length : differs)
-}
+export const companySizes = [64, 8, 1] as const
+export type CompanySize = (typeof companySizes)[number]
+export const companySize = (quarantineAttempts: number): CompanySize =>
+  companySizes[Math.min(Math.max(quarantineAttempts, 1), companySizes.length) - 1] ?? 1
 
 /** How many messages a consumer receives from a queue: as many as it may hold, one, or none. */
 export type Amount = "all" | "one" | "none"
