@@ -1,5 +1,6 @@
 /** `setup` and `doctor`: create what the dependencies lack, or only check them. */
 import { Array, Effect, Schema } from "effect"
+import * as TriedVersions from "../../services/operate/TriedVersions.ts"
 import { DeadLetters } from "../../services/ports/DeadLetters.ts"
 import { Dependencies, type Dependency, type Finding } from "../../services/ports/Dependencies.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
@@ -69,7 +70,7 @@ const ofDependency = ({
           version,
           missing: creatable,
           findings,
-          notes,
+          notes: [...notes, ...TriedVersions.notes(name, version)],
         }
       },
     }),
