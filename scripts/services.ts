@@ -49,8 +49,13 @@ const sizesIn = (list: string | undefined): Partial<Record<ServiceName, number>>
       )
 
 const parse = () => {
+  const words = process.argv.slice(2)
+  // The words after `exec NAME` belong to the program.
+  const end = words[0] === "exec" ? 2 : words.length
+  const program = words.slice(words[end] === "--" ? end + 1 : end)
   try {
     const { values, positionals } = parseArgs({
+      args: words.slice(0, end),
       allowPositionals: true,
       options: {
         only: { type: "string" },
@@ -61,7 +66,7 @@ const parse = () => {
     })
     const extra = sizesIn(values.with)
     const sizes = { ...(sizesIn(values.only) ?? (extra && sizesIn(defaultServices.join(",")))), ...extra }
-    return { ...values, sizes, commands: positionals }
+    return { ...values, sizes, commands: [...positionals, ...program] }
   } catch (error) {
     throw new BadUsage(messageOf(error))
   }

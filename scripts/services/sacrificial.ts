@@ -47,7 +47,7 @@ export const control = async (
   ...rest: readonly string[]
 ): Promise<string> => {
   const command = process.env[controlVariable]
-  if (!command) return services(undefined, action, name, ...(action === "exec" ? ["--", ...rest] : []))
+  if (!command) return services(undefined, action, name, ...rest)
   const filled = command.replaceAll("{action}", action).replaceAll("{name}", name)
   return run(["sh", "-c", `${filled} "$@"`, "control", ...rest])
 }

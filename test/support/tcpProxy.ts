@@ -19,10 +19,10 @@ export interface TcpProxy {
 /** The URL of one node: the first of RabbitMQ's, the primary of a replica set. */
 const oneNode = async (target: string): Promise<URL> => {
   if (!target.startsWith("mongodb:")) return urlsIn(target)[0]!
-  if (!/,|replicaSet=/.test(target)) return new URL(target)
   const client = await MongoClient.connect(target)
   const { primary } = await client.db("admin").command({ hello: 1 })
   await client.close()
+  if (primary === undefined) return new URL(target)
   // With the address of the proxy, a client would not find the proxy in the replica set's list of members.
   const [, login = "", path = "/"] = /^mongodb:\/\/([^@/]*@)?[^/]*(\/[^?]*)?/.exec(target) ?? []
   return new URL(`mongodb://${login}${primary}${path}?directConnection=true`)

@@ -1,6 +1,7 @@
 /** `setup` and `doctor`: create what the dependencies lack, or only check them. */
 import { Array, Effect, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
+import * as TriedVersions from "../../services/operate/TriedVersions.ts"
 import { DeadLetters } from "../../services/ports/DeadLetters.ts"
 import { Dependencies, type Dependency, type Finding } from "../../services/ports/Dependencies.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
@@ -70,7 +71,7 @@ const ofDependency = ({
           version,
           missing: creatable,
           findings,
-          notes,
+          notes: [...notes, ...TriedVersions.notes(name, version)],
         }
       },
     }),

@@ -1,7 +1,7 @@
 /** `doctor` on real servers: each problem is caused on purpose, and must be reported with its remedy. */
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { resolve } from "node:path"
-import amqp, { type Channel } from "amqplib"
+import type { Channel } from "amqplib"
 import { Clock, Effect, identity, Layer } from "effect"
 import { MongoClient } from "mongodb"
 import mysql from "mysql2/promise"
@@ -10,7 +10,17 @@ import { interactionLog } from "../../../src/layers/sql/migrations/interactionLo
 import * as Provision from "../../../src/programs/tasks/ProvisionServers.ts"
 import { openAiStandIn } from "../../support/openAiStandIn.ts"
 import { record, recording, search, storeProduct, workedOff } from "../../support/pipeline.ts"
-import { freshMongo, freshMysql, freshRabbit, management, withServers } from "../../support/servers.ts"
+import {
+  changedUrls,
+  connectAmqp,
+  freshMongo,
+  freshMysql,
+  freshRabbit,
+  management,
+  urlOf,
+  virtualHostIn,
+  withServers,
+} from "../../support/servers.ts"
 import { quiet, variables } from "../../support/stacks.ts"
 
 type Variables = Readonly<Record<string, string>>
@@ -38,7 +48,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
   const setUp = () => Effect.runPromise(Effect.provide(Provision.setup, looking({})))
 
   const onChannel = async (use: (channel: Channel) => Promise<unknown>) => {
-    const connection = await amqp.connect(env.RABBITMQ_DSN ?? "")
+    const connection = await connectAmqp(env.RABBITMQ_DSN ?? "")
     const channel = await connection.createChannel()
     await use(channel)
     await channel.close()
@@ -50,9 +60,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     await connection.end()
   }
   const changedUrl = (variable: string, change: (url: URL) => void): Variables => {
-    const url = new URL(env[variable] ?? "")
-    change(url)
-    return { [variable]: url.href }
+    return { [variable]: changedUrls(env[variable] ?? "", change) }
   }
 
   beforeAll(async () => {
@@ -184,7 +192,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
   })
 
   slowTest("a user of RabbitMQ without permissions", async () => {
-    const host = new URL(env.RABBITMQ_DSN ?? "").pathname.slice(1)
+    const host = virtualHostIn(env.RABBITMQ_DSN ?? "")
     const name = `nobody_${host}`
     const put = (path: string, body: object) =>
       management(path, { method: "PUT", body: JSON.stringify(body) })
@@ -236,7 +244,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
   })
 
   slowTest("policies that lose messages, or do not", async () => {
-    const host = new URL(env.RABBITMQ_DSN ?? "").pathname.slice(1)
+    const host = virtualHostIn(env.RABBITMQ_DSN ?? "")
     const put = (kind: string, name: string, pattern: string, definition: object) =>
       management(`/${kind}/${host}/${name}`, {
         method: "PUT",
@@ -265,9 +273,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
   })
 
   slowTest("the consumer timeout in force, as far as it can be known", async () => {
-    const policy = await management(
-      `/policies/${new URL(env.RABBITMQ_DSN ?? "").pathname.slice(1)}/user-embeddings`,
-    )
+    const policy = await management(`/policies/${virtualHostIn(env.RABBITMQ_DSN ?? "")}/user-embeddings`)
     expect(await policy.json()).toMatchObject({
       "apply-to": "queues",
       priority: -1,
@@ -298,14 +304,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
   })
 
   slowTest("a user unknown to MongoDB", async () => {
-    expect(
-      await findings(
-        changedUrl("MONGODB_URL", (url) => {
-          url.username = "nobody"
-          url.password = "nope"
-        }),
-      ),
-    ).toEqual([
+    expect(await findings({ MONGODB_URL: urlOf("mongodb").replace("://", "://nobody:nope@") })).toEqual([
       expect.stringMatching(
         /^mongodb: .*Authentication failed.* → correct user, password and authSource in MONGODB_URL$/,
       ),
