@@ -17,6 +17,7 @@ export class RabbitDelivery implements Delivery {
   readonly redeliveries: number
   readonly quarantined: boolean
   readonly publishedAt: number | null
+  readonly logId: number | null
   readonly recordedAt: number | null
   settled = false
   /** Its republish waits for a confirmation, see {@link AckTracker.block}. */
@@ -25,7 +26,7 @@ export class RabbitDelivery implements Delivery {
   constructor(
     readonly tracker: AckTracker,
     readonly message: ConsumeMessage,
-    { body, recordedAt, trace }: BatchEntry,
+    { body, logId, recordedAt, trace }: BatchEntry,
   ) {
     const { fields, properties } = message
     const headers: Headers = properties.headers ?? {}
@@ -37,6 +38,7 @@ export class RabbitDelivery implements Delivery {
     this.redeliveries = count(headers["x-delivery-count"])
     this.quarantined = tracker.queue === quarantineQueue
     this.publishedAt = instant(headers["x-published-at"])
+    this.logId = logId
     this.recordedAt = recordedAt
   }
 

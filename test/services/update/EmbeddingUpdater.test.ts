@@ -9,6 +9,7 @@ import type { Delivery } from "../../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../../../src/services/ports/PhraseEmbedder.ts"
 import { ProductMissing } from "../../../src/services/ports/ProductEmbeddings.ts"
 import {
+  type LedgerEntry,
   UserEmbeddings,
   UserEmbeddingsError,
   type UserRecord,
@@ -37,10 +38,13 @@ const of = (interaction: Interaction.Interaction, more: Partial<Delivery> = {}) 
 /** A store in memory. `before` runs before each save and may change the records, as another worker would. */
 const store = () => {
   const records = new Map<string, UserRecord>()
-  const overflow = new Set<string>()
+  /** Keys of {@link keys}. */
+  const ledger = new Set<string>()
   const state = {
     records,
-    overflow,
+    ledger,
+    /** Users whose stale entries were to be removed. */
+    cleaned: [] as Array<string>,
     saves: 0,
     /** The users of each load. */
     reads: [] as Array<ReadonlyArray<string>>,
@@ -58,7 +62,8 @@ const store = () => {
   })
   const guard = <A>(run: () => A) =>
     Effect.suspend(() => (state.failure ? Effect.fail(state.failure) : Effect.succeed(run())))
-  const key = (user: string, id: string) => `${user}|${id}`
+  const keys = (kind: AppliedIds.LedgerKind, { generation, ids, user_id }: LedgerEntry) =>
+    ids.map((id) => [kind, user_id, generation, id].join("|"))
   const layer = Layer.succeed(UserEmbeddings, {
     load: (users) => {
       if (users.length > 0) state.reads.push(users)
@@ -82,20 +87,22 @@ const store = () => {
           () => invalid,
         ),
       ),
-    saveOverflow: (entries) =>
+    saveToLedger: (kind, entries) =>
       guard(() => {
-        for (const { ids, user_id } of entries) for (const id of ids) overflow.add(key(user_id, id))
+        for (const entry of entries) for (const key of keys(kind, entry)) ledger.add(key)
       }),
-    findInOverflow: (entries) =>
+    findInLedger: (kind, entries) =>
       guard(
         () =>
           new Map(
-            entries.map(({ ids, user_id }) => [
-              user_id,
-              new Set(ids.filter((id) => overflow.has(key(user_id, id)))),
+            entries.map((entry) => [
+              entry.user_id,
+              new Set(entry.ids.filter((_, index) => ledger.has(keys(kind, entry)[index]!))),
             ]),
           ),
       ),
+    removeStaleLedger: (user) => Effect.sync(() => void state.cleaned.push(user)),
+    usersAfter: () => Effect.succeed([]),
     awaitDurable: guard(() => {
       state.waits += 1
     }),
@@ -179,7 +186,7 @@ describe("exactly once", () => {
     expect(record.version).toBe(1_001)
     expect(AppliedIds.count(record.applied)).toBeLessThanOrEqual(AppliedIds.keptIds + 64)
     expect(record.archived + AppliedIds.count(record.applied)).toBe(1_001)
-    expect(state.overflow.size).toBe(record.archived)
+    expect(state.ledger.size).toBe(record.archived)
   })
 
   test("a user id may be the name of a property that every object has", async () => {
@@ -222,6 +229,8 @@ describe("exactly once", () => {
       applied: AppliedIds.none,
       archived: 0,
       erased_at,
+      erased_to: null,
+      generation: 1,
     })
     const same = search("u", "a")
     const [answer] = await run(layer, [
@@ -274,7 +283,14 @@ describe("exactly once", () => {
     const erasing = () => {
       const version = state.records.get("u")!.version + 1
       const nothing = { embedding: undefined, applied: AppliedIds.none, archived: 0 }
-      state.records.set("u", { user_id: "u", ...nothing, version, erased_at: 10 })
+      state.records.set("u", {
+        user_id: "u",
+        ...nothing,
+        version,
+        erased_at: 10,
+        erased_to: null,
+        generation: version,
+      })
       return [of(same, { recordedAt: 11 })]
     }
     const outcomes = await run(layer, [of(same, { recordedAt: 9 })], erasing)
@@ -305,6 +321,8 @@ describe("exactly once", () => {
       applied: AppliedIds.none,
       archived: 0,
       erased_at,
+      erased_to: null,
+      generation: 1,
     })
     await run(layer, [
       of(search("u", "a"), { recordedAt: erased_at }),
