@@ -57,6 +57,12 @@ const failure = {
   "x-worker": string("the worker that republished it: host and process id"),
 }
 
+const logId = {
+  type: "integer",
+  description:
+    "id of the interaction's row in the log; an erasure covers rows by it. Other programs leave it out, and their messages are compared by x-recorded-at",
+}
+
 const headers = {
   update: {
     type: "object",
@@ -66,6 +72,7 @@ const headers = {
       "x-retry-count": retries,
       "x-published-at": instant("published"),
       "x-recorded-at": instant("recorded"),
+      "x-log-id": logId,
     },
   },
   pack: {
@@ -75,6 +82,7 @@ const headers = {
       "x-retry-count": retries,
       "x-published-at": instant("published"),
       "x-recorded-at": string("recorded, Unix ms, one line for each interaction"),
+      "x-log-id": string("ids of the rows in the log, one line for each interaction, empty without a row"),
       "x-traces": string(
         "W3C trace contexts, one line for each interaction: traceparent, then after a space tracestate; an empty line without trace",
       ),

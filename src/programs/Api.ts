@@ -17,6 +17,7 @@ import { withEventTypes } from "../services/api/ApiDocument.ts"
 import { api } from "../services/api/InteractionApi.ts"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import * as Eraser from "../services/operate/Eraser.ts"
+import * as ErasureSweep from "../services/operate/ErasureSweep.ts"
 import * as Gauges from "../services/operate/Gauges.ts"
 import * as Catalogue from "../services/recommend/Catalogue.ts"
 import * as Popularity from "../services/recommend/Popularity.ts"
@@ -32,7 +33,7 @@ const recommending = Recommender.layer.pipe(
   Layer.provideMerge(Catalogue.layer),
   Layer.provideMerge(EventVectors.layer),
 )
-const erasing = Layer.provide(Eraser.layer, EventVectors.layer)
+const erasing = Layer.merge(Layer.provide(Eraser.layer, EventVectors.layer), ErasureSweep.sweeping)
 const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.draining, recommending, erasing).pipe(
   Layer.provide(OutboxRelay.layer),
 )

@@ -44,6 +44,9 @@ export const view = (user_id: string, product_id: string, facts: Facts = {}) => 
   )
 }
 
+const views = (user: string, count: number) =>
+  Array.from({ length: count }, (_, index) => view(user, `p-${index}`))
+
 const tags = (answers: ReadonlyArray<Appended>) => answers.map(({ _tag }) => _tag)
 const rowsOf = (filter: LogFilter) =>
   Effect.flatMap(InteractionLog, (log) => Effect.map(Stream.runCollect(log.stream(filter)), Chunk.toArray))
@@ -462,7 +465,7 @@ export const suite = <E>(
         const log = yield* InteractionLog
         const user = newUser()
         const erased = yield* recorded(view(user, "p"))
-        yield* log.erase(user, Date.now())
+        yield* log.erase(user, yield* log.maxId)
         const again = yield* recorded(view(user, "p"))
         const published = Effect.map(rowsOf({ user }), (rows) => rows.map((row) => row.published))
         yield* log.markPublished([erased], 1_771_000_001_000)
@@ -537,28 +540,99 @@ export const suite = <E>(
         const [user, otherUser] = [newUser(), newUser()]
         const entries = [view(user, "p", { idempotencyKey: "k" }), view(user, "q")]
         yield* append(...entries, view(otherUser, "p"))
-        expect(yield* log.erase(user, Date.now())).toBe(2)
-        expect(yield* log.erase(user, Date.now())).toBe(0)
+        expect(yield* log.erase(user, yield* log.maxId)).toBe(2)
+        expect(yield* log.erase(user, yield* log.maxId)).toBe(0)
         expect(yield* rowsOf({ user })).toEqual([])
         expect(yield* rowsOf({ user: otherUser })).toHaveLength(1)
         expect(tags(yield* append(...entries))).toEqual(["Recorded", "Recorded"])
       }))
 
-    it("rows recorded until an instant are erased in pages, and the latest time of recording is known", () =>
+    it("rows up to an id are erased in pages", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const user = newUser()
-        expect(yield* log.newestRecordedAt(user)).toBeNull()
-        yield* append(
-          ...Array.from({ length: 1_100 }, (_, index) =>
-            view(user, `p-${index}`, { recordedAt: 1_770_000_000_000 + index }),
-          ),
+        yield* append(...Array.from({ length: 1_100 }, (_, index) => view(user, `p-${index}`)))
+        const ids = (yield* rowsOf({ user })).map(({ id }) => id).toSorted((a, b) => a - b)
+        expect(yield* log.erase(user, ids[1_097]!)).toBe(1_098)
+        expect((yield* rowsOf({ user })).map(({ id }) => id)).toEqual(ids.slice(1_098))
+      }))
+
+    it("rows that survive a finished erasure get new ids in the outbox, and are otherwise unchanged", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const user = newUser()
+        const trace = { traceparent: `00-${"ab".repeat(16)}-${"cd".repeat(8)}-01`, tracestate: "a=b" }
+        const facts = {
+          idempotencyKey: "k",
+          trace,
+          metadata: { device: "phone" },
+          recordedAt: 1_770_000_000_123,
+        }
+        const survivors = [search(user, "tent \u{1f3d5} 'x'", facts), ...views(user, 700)]
+        yield* append(...survivors)
+        const before = yield* rowsOf({ user })
+        yield* log.markPublished(before, 1_771_000_001_000)
+        const other = yield* recorded(view(newUser(), "p"))
+        expect(yield* log.renewSurvivors(user)).toBe(0)
+
+        const token = yield* log.beginErasure(user)
+        expect(yield* log.renewSurvivors(user)).toBe(0)
+        const upTo = yield* log.maxId
+        yield* log.finishErasure(user, token, upTo, 1_770_000_000_000)
+        const noted = (yield* log.finishedErasures).filter(({ user_id }) => user_id === user)
+        expect(noted).toEqual([{ user_id: user, token, finishedAt: 1_770_000_000_000, hasSurvivors: true }])
+        expect(yield* log.renewSurvivors(user)).toBe(701)
+        const after = yield* rowsOf({ user })
+        expect(after.every(({ id, published }) => id > upTo && !published)).toBe(true)
+        const facets = (rows: typeof after) =>
+          rows
+            .map(({ id: _, published: __, ...rest }) => rest)
+            .toSorted((a, b) => (a.interaction.message_id < b.interaction.message_id ? -1 : 1))
+        expect(facets(after)).toEqual(facets(before))
+        expect(tags(yield* append(survivors[0]!))).toEqual(["Duplicate"])
+        expect(yield* interactionsOf({})).toContainEqual(other.interaction)
+
+        // A row with a greater id is left alone.
+        expect(yield* log.renewSurvivors(user)).toBe(0)
+        for (const erasure of yield* log.finishedErasures) {
+          if (erasure.user_id !== user) continue
+          expect(erasure.hasSurvivors).toBe(false)
+          yield* log.forgetErasure({ ...erasure, token: "of another erasure" })
+          yield* log.forgetErasure(erasure)
+        }
+        expect((yield* log.finishedErasures).filter(({ user_id }) => user_id === user)).toEqual([])
+      }))
+
+    it("an erasure that begins ends the notes of earlier ones, so that no row escapes it", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const user = newUser()
+        yield* append(view(user, "p"))
+        const first = yield* log.beginErasure(user)
+        const second = yield* log.beginErasure(user)
+        expect(second).not.toBe(first)
+        yield* log.finishErasure(user, first, yield* log.maxId, 1)
+        expect(yield* log.renewSurvivors(user)).toBe(0)
+        yield* log.finishErasure(user, second, yield* log.maxId, 1)
+        yield* log.beginErasure(user)
+        expect(yield* log.renewSurvivors(user)).toBe(0)
+        expect((yield* log.finishedErasures).some(({ user_id }) => user_id === user)).toBe(false)
+      }))
+
+    it("rows that several processes renew at once are renewed once", () =>
+      Effect.gen(function* () {
+        const first = yield* InteractionLog
+        const second = Context.get(yield* Layer.build(other), InteractionLog)
+        const user = newUser()
+        yield* append(...views(user, 900))
+        const token = yield* first.beginErasure(user)
+        yield* first.finishErasure(user, token, yield* first.maxId, 1)
+        const renewed = yield* Effect.all(
+          [first, second, first, second].map((log) => log.renewSurvivors(user)),
+          { concurrency: "unbounded" },
         )
-        expect(yield* log.newestRecordedAt(user)).toBe(1_770_000_001_099)
-        expect(yield* log.erase(user, 1_770_000_001_097)).toBe(1_098)
-        expect((yield* rowsOf({ user })).map(({ recordedAt }) => recordedAt).toSorted()).toEqual([
-          1_770_000_001_098, 1_770_000_001_099,
-        ])
+        expect(renewed.reduce((sum, rows) => sum + rows, 0)).toBe(900)
+        expect(yield* rowsOf({ user })).toHaveLength(900)
       }))
 
     it("one process at a time holds the leader lock", () =>

@@ -37,6 +37,7 @@ export const messages = (count: number): ReadonlyArray<Message> =>
         traceparent: `00-0af7651916cd43dd8448eb211c80319c-${span}-01`,
         tracestate: `vendor=${number}`,
       },
+      logId: number + 1,
       recordedAt,
     }
   })
@@ -113,6 +114,7 @@ export const suite = <R extends InteractionQueue, E>(
           expect(got[index]).toMatchObject({
             routingKey: routingKey(sent[index]!.eventType),
             trace: sent[index]!.trace,
+            logId: sent[index]!.logId!,
             retryCount: 0,
             quarantineAttempts: 0,
             redeliveries: 0,
@@ -282,6 +284,7 @@ export const suite = <R extends InteractionQueue, E>(
           messageId: sent!.messageId,
           routingKey: routingKey(sent!.eventType),
           trace: sent!.trace,
+          logId: sent!.logId!,
           recordedAt,
           publishedAt: first.publishedAt,
           redeliveries: 0,
@@ -307,6 +310,7 @@ export const suite = <R extends InteractionQueue, E>(
           messageId: sent!.messageId,
           routingKey: routingKey(sent!.eventType),
           trace: sent!.trace,
+          logId: sent!.logId!,
           quarantined: true,
           quarantineAttempts: 1,
           redeliveries: 0,
@@ -326,6 +330,7 @@ export const suite = <R extends InteractionQueue, E>(
           quarantineAttempts: 2,
           retryCount: 1,
           trace: sent!.trace,
+          logId: sent!.logId!,
         })
         yield* acknowledge(consumer, [end])
       }))

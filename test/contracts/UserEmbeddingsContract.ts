@@ -5,7 +5,7 @@ import fc from "fast-check"
 import { defaults } from "../../src/services/model/EventTypes.ts"
 import type { RecentEvent, UserEmbedding } from "../../src/services/model/UserEmbedding.ts"
 import { toBytes } from "../../src/services/model/Vector.ts"
-import { type OverflowEntry, UserEmbeddings, type Write } from "../../src/services/ports/UserEmbeddings.ts"
+import { type LedgerEntry, UserEmbeddings, type Write } from "../../src/services/ports/UserEmbeddings.ts"
 import { layerSuite } from "../support/effect.ts"
 
 type Stored = Write["record"]
@@ -70,6 +70,8 @@ const storedRecord: fc.Arbitrary<Stored> = fc
     applied: fc.nat({ max: 20 }).chain((n) => fc.uint8Array({ minLength: 16 * n, maxLength: 16 * n })),
     archived: int,
     erased_at: instant,
+    erased_to: fc.option(fc.maxSafeNat(), { nil: null }),
+    generation: fc.nat({ max: 1e6 }),
   })
   .map((record) => ({ ...record, user_id: record.embedding.user_id, version: 1 }))
 
@@ -96,6 +98,12 @@ const next = (record: Stored, event_count = record.embedding.event_count + 1): S
   version: record.version + 1,
   embedding: { ...record.embedding, event_count },
 })
+const entry = (user_id: string, generation: number, ...ids: ReadonlyArray<string>): LedgerEntry => ({
+  user_id,
+  generation,
+  ids,
+})
+const erasure = (erased_at: number) => ({ erased_at, erased_to: 3 })
 const insert = (record: Stored): Write => ({ record, expected: undefined })
 const update = (record: Stored): Write => ({ record, expected: record.version - 1 })
 
@@ -248,36 +256,112 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         const users = yield* UserEmbeddings
         const [a, b, c, d] = fc.sample(messageId, { numRuns: 4, seed: 1 }).map((full) => full.slice(0, 32))
         if (!a || !b || !c || !d) throw new Error("four ids")
-        yield* users.saveOverflow([])
-        yield* users.saveOverflow([
-          { user_id: "ledger", ids: [a, b] },
-          { user_id: "ledger-2", ids: [c] },
-        ])
-        yield* Effect.forEach([1, 2, 3], () => users.saveOverflow([{ user_id: "ledger", ids: [b, c] }]), {
+        yield* users.saveToLedger("applied", [])
+        yield* users.saveToLedger("applied", [entry("ledger", 0, a, b), entry("ledger-2", 7, c)])
+        yield* Effect.forEach([1, 2, 3], () => users.saveToLedger("applied", [entry("ledger", 0, b, c)]), {
           concurrency: "unbounded",
         })
-        const found = yield* users.findInOverflow([
-          { user_id: "ledger", ids: [a, b, c, d] },
-          { user_id: "ledger-2", ids: [a, c] },
-          { user_id: "ledger-3", ids: [a] },
+        const found = yield* users.findInLedger("applied", [
+          entry("ledger", 0, a, b, c, d),
+          entry("ledger-2", 7, a, c),
+          entry("ledger-3", 0, a),
         ])
         expect(found.get("ledger")).toEqual(new Set([a, b, c]))
         expect(found.get("ledger-2")).toEqual(new Set([c]))
         expect(found.get("ledger-3") ?? new Set()).toEqual(new Set())
-        expect((yield* users.findInOverflow([])).size).toBe(0)
+        expect((yield* users.findInLedger("applied", [])).size).toBe(0)
+      }))
+
+    it("the ledger keeps kinds and generations apart", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const user = "generations"
+        const places = (["applied", "skipped"] as const).flatMap((kind) =>
+          [0, 1, 12].map((generation) => ({ kind, generation })),
+        )
+        const idOf = (index: number) => String(index).repeat(32)
+        for (const [index, { generation, kind }] of places.entries())
+          yield* users.saveToLedger(kind, [entry(user, generation, idOf(index))])
+        for (const [index, { generation, kind }] of places.entries()) {
+          const wanted = entry(user, generation, ...places.map((_, other) => idOf(other)))
+          expect((yield* users.findInLedger(kind, [wanted])).get(user)).toEqual(new Set([idOf(index)]))
+          if (kind === "skipped") continue
+          const pages = yield* Stream.runCollect(users.overflow([{ user_id: user, generation }]))
+          expect([...pages].flat()).toEqual([{ user_id: user, ids: [idOf(index)] }])
+        }
+      }))
+
+    it("what a late writer leaves in the ledger does not count after an erasure, and can be removed", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const record: Stored = { ...one("late"), generation: 0, erased_at: 0 }
+        const { user_id } = record
+        const [before, late, skip, valid] = ["a", "b", "c", "d"].map((digit) => digit.repeat(32))
+        yield* users.save([insert(record)])
+        yield* users.saveToLedger("applied", [entry(user_id, 0, before!)])
+        yield* users.erase(user_id, erasure(1000))
+        const { generation } = (yield* load(user_id))!
+        yield* users.saveToLedger("applied", [entry(user_id, 0, late!), entry(user_id, generation, valid!)])
+        yield* users.saveToLedger("skipped", [entry(user_id, 0, skip!), entry(user_id, generation, valid!)])
+        const all = [before!, late!, skip!, valid!]
+        const found = (kind: "applied" | "skipped", of: number) =>
+          Effect.map(users.findInLedger(kind, [entry(user_id, of, ...all)]), (ids) => [
+            ...(ids.get(user_id) ?? []),
+          ])
+        expect(yield* found("applied", generation)).toEqual([valid!])
+        expect(yield* found("applied", 0)).toEqual([late!])
+        yield* users.removeStaleLedger(user_id)
+        for (const kind of ["applied", "skipped"] as const) {
+          expect(yield* found(kind, generation)).toEqual([valid!])
+          expect(yield* found(kind, 0)).toEqual([])
+        }
+        yield* users.removeStaleLedger("nobody")
+      }))
+
+    it("nothing is stale in the ledger of a user who was never erased", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const record: Stored = { ...one("fresh"), generation: 0, erased_at: 0 }
+        yield* users.save([insert(record)])
+        yield* users.saveToLedger("applied", [entry(record.user_id, 0, "a".repeat(32))])
+        yield* users.removeStaleLedger(record.user_id)
+        const [page] = yield* Stream.runCollect(users.overflow([record]))
+        expect(page).toEqual([{ user_id: record.user_id, ids: ["a".repeat(32)] }])
+      }))
+
+    it("users who have an embedding are listed in pages, in the order of their ids", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const many = records("paged", 7)
+        yield* users.save(many.map(insert))
+        yield* users.erase(many[3]!.user_id, erasure(1))
+        const ids = many.map(({ user_id }) => user_id).filter((_, index) => index !== 3)
+        expect(yield* users.usersAfter("paged-", 3)).toEqual(ids.slice(0, 3))
+        expect(yield* users.usersAfter(ids[2]!, 2)).toEqual(ids.slice(3, 5))
+        expect((yield* users.usersAfter("", 100_000)).filter((id) => id.startsWith("paged-"))).toEqual(ids)
       }))
 
     it("an erasure leaves a tombstone, and late writes do not succeed", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
-        const record: Stored = { ...one("erased"), erased_at: 0 }
+        const record: Stored = { ...one("erased"), erased_at: 0, erased_to: null, generation: 0 }
         const neighbour = one("erased.neighbour")
         yield* users.save([insert(record), insert(neighbour)])
         const ledgerId = "0123456789abcdef".repeat(2)
-        yield* users.saveOverflow([record, neighbour].map(({ user_id }) => ({ user_id, ids: [ledgerId] })))
+        const inLedger = [record, neighbour].map(({ generation, user_id }) =>
+          entry(user_id, generation, ledgerId),
+        )
+        yield* users.saveToLedger("applied", inLedger)
 
-        expect(yield* users.erase(record.user_id, 1000)).toBe(true)
-        const tombstone = { user_id: record.user_id, version: 2, archived: 0, erased_at: 1000 }
+        expect(yield* users.erase(record.user_id, { erased_at: 1000, erased_to: 2 ** 40 })).toBe(true)
+        const tombstone = {
+          user_id: record.user_id,
+          version: 2,
+          generation: 2,
+          archived: 0,
+          erased_at: 1000,
+          erased_to: 2 ** 40,
+        }
         expect(bits(yield* load(record.user_id))).toStrictEqual({
           ...tombstone,
           applied: "",
@@ -287,36 +371,32 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         expect(yield* users.save([insert(record)])).toEqual([false])
         expect((yield* load(record.user_id))?.embedding).toBeUndefined()
 
-        const ledger = yield* users.findInOverflow(
-          [record, neighbour].map(({ user_id }) => ({ user_id, ids: [ledgerId] })),
-        )
+        const ledger = yield* users.findInLedger("applied", inLedger)
         expect(ledger.get(record.user_id)?.size ?? 0).toBe(0)
         expect(ledger.get(neighbour.user_id)).toEqual(new Set([ledgerId]))
         expect(bits(yield* load(neighbour.user_id))).toStrictEqual(bits(neighbour))
       }))
 
-    it("a second erasure returns false, and never sets an earlier time", () =>
+    it("a second erasure returns false, and never sets an earlier time or row", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const user = "never-seen"
-        expect(yield* users.erase(user, 1000)).toBe(false)
+        expect(yield* users.erase(user, { erased_at: 1000, erased_to: 5 })).toBe(false)
         const first = yield* load(user)
-        expect(first?.erased_at).toBe(1000)
-        expect(yield* users.erase(user, 2000)).toBe(false)
-        expect((yield* load(user))?.erased_at).toBe(2000)
-        expect(yield* users.erase(user, 1500)).toBe(false)
-        const last = yield* load(user)
-        expect(last?.erased_at).toBe(2000)
-        expect(last?.version).toBe((first?.version ?? 0) + 2)
+        expect(first).toMatchObject({ erased_at: 1000, erased_to: 5, generation: 1 })
+        expect(yield* users.erase(user, { erased_at: 2000, erased_to: 9 })).toBe(false)
+        expect(yield* load(user)).toMatchObject({ erased_at: 2000, erased_to: 9, generation: 2 })
+        expect(yield* users.erase(user, { erased_at: 1500, erased_to: 7 })).toBe(false)
+        expect(yield* load(user)).toMatchObject({ erased_at: 2000, erased_to: 9, version: 3, generation: 3 })
       }))
 
     it("a new record of an erased user replaces the tombstone", () =>
       Effect.gen(function* () {
         const users = yield* UserEmbeddings
         const record = one("back")
-        yield* users.save([insert({ ...record, erased_at: 0 })])
-        yield* users.erase(record.user_id, 5000)
-        const anew: Stored = { ...record, version: 3, erased_at: 5000 }
+        yield* users.save([insert({ ...record, erased_at: 0, erased_to: null, generation: 0 })])
+        yield* users.erase(record.user_id, erasure(5000))
+        const anew: Stored = { ...record, version: 3, generation: 2, ...erasure(5000) }
         expect(yield* users.save([update(anew)])).toEqual([true])
         expect(bits(yield* load(record.user_id))).toStrictEqual(bits(anew))
       }))
@@ -327,7 +407,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         for (const record of records("torn", 20)) {
           yield* users.save([insert(record)])
           const [written] = yield* Effect.all(
-            [users.save([update(next(record))]), users.erase(record.user_id, 1)],
+            [users.save([update(next(record))]), users.erase(record.user_id, erasure(1))],
             { concurrency: "unbounded" },
           )
           const left = yield* load(record.user_id)
@@ -342,7 +422,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         const before = yield* users.count
         const many = records("stream", 300)
         yield* users.save(many.toReversed().map(insert))
-        yield* users.erase(many[0]!.user_id, 9)
+        yield* users.erase(many[0]!.user_id, erasure(9))
         expect(yield* users.count).toBe(before + 299)
         const all = Chunk.toReadonlyArray(yield* Stream.runCollect(users.stream))
         const ids = all.map(({ user_id }) => user_id)
@@ -366,7 +446,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
             insert,
           ),
         )
-        yield* users.erase(gone!.user_id, Date.now())
+        yield* users.erase(gone!.user_id, erasure(Date.now()))
         expect(yield* users.countInOtherSpaces("this-space")).toBe(before + 1)
       }))
 
@@ -375,7 +455,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         const users = yield* UserEmbeddings
         const many = records("last", 3)
         yield* users.save(many.map(insert))
-        yield* users.erase(many[2]!.user_id, 99_999_999_999_999)
+        yield* users.erase(many[2]!.user_id, erasure(99_999_999_999_999))
         const found = yield* users.lastWrites([...many.map(({ user_id }) => user_id), "last-nobody"])
         expect(
           Array.from(found, ([user, write]) => [user, hex(write.applied), write.updated_at]).toSorted(),
@@ -388,7 +468,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         const users = yield* UserEmbeddings
         const many = records("books", 450)
         yield* users.save(many.toReversed().map(insert))
-        yield* users.erase(many[0]!.user_id, 99_999_999_999_999)
+        yield* users.erase(many[0]!.user_id, { erased_at: 99_999_999_999_999, erased_to: 2 ** 53 - 1 })
         const all = [...(yield* Stream.runCollect(users.bookkeeping))]
         const ids = all.map(({ user_id }) => user_id)
         expect(ids).toEqual(ids.toSorted((a, b) => (a < b ? -1 : a > b ? 1 : 0)))
@@ -400,16 +480,15 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
           version: 2,
           applied: "",
           archived: 0,
+          generation: 2,
           erased_at: 99_999_999_999_999,
+          erased_to: 2 ** 53 - 1,
           event_count: 0,
         })
         expect(own.slice(1)).toEqual(
-          many.slice(1).map(({ applied, archived, embedding, erased_at, user_id, version }) => ({
-            user_id,
-            version,
+          many.slice(1).map(({ applied, embedding, ...rest }) => ({
+            ...rest,
             applied: hex(applied),
-            archived,
-            erased_at,
             event_count: embedding.event_count,
           })),
         )
@@ -422,14 +501,15 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         // User ids with a common prefix, with characters that sort before and after the `|` of a key or are special in a
         // pattern.
         const few = ["liste", "listed.", "listed.not", "listed_", "listed-:x", "listedz", "Listed"]
-        yield* users.saveOverflow([
-          { user_id: "listed", ids },
-          ...few.map((user_id, index) => ({ user_id, ids: ids.slice(0, index + 1) })),
+        yield* users.saveToLedger("applied", [
+          entry("listed", 0, ...ids),
+          ...few.map((user, index) => entry(user, 0, ...ids.slice(0, index + 1))),
         ])
         const list = (...wanted: ReadonlyArray<string>) =>
-          Effect.map(Stream.runCollect(users.overflow(wanted)), (pages) => {
+          Effect.map(Stream.runCollect(users.overflow(wanted.map((user) => entry(user, 0)))), (pages) => {
             const entries = Map.groupBy([...pages].flat(), ({ user_id }) => user_id)
-            const idsOf = (own: ReadonlyArray<OverflowEntry>) => own.flatMap(({ ids }) => ids).toSorted()
+            const idsOf = (own: ReadonlyArray<Pick<LedgerEntry, "ids">>) =>
+              own.flatMap(({ ids }) => ids).toSorted()
             return Object.fromEntries(Array.from(entries, ([user, own]) => [user, idsOf(own)]))
           })
         expect(yield* list("listed")).toEqual({ listed: ids })

@@ -471,6 +471,7 @@ export class System {
       consistent: byUser.size,
       missing: 0,
       extra: 0,
+      not_erased: 0,
       in_flight: 0,
       dead,
       skipped: 0,

@@ -15,6 +15,7 @@ export const delivery = (body: Uint8Array, more: Partial<Delivery> = {}): Delive
   quarantined: false,
   redeliveries: 0,
   publishedAt: null,
+  logId: null,
   recordedAt: null,
   ...more,
 })

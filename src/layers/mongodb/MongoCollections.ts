@@ -47,47 +47,55 @@ const eventType = { bsonType: "string", pattern: namePattern.source }
 const event = (event_type: Document, reference: Record<string, Document>) =>
   exactly({ event_type, ...reference, occurred_at: instant, message_id: text })
 
-const userEmbedding = exactly({
-  _id: id,
-  user_id: id,
-  embedding: { bsonType: ["binData", "array"], minItems: 1, items: { bsonType: "double" } },
-  dimension_count: { bsonType: "int", minimum: 1 },
-  last_updated: instant,
-  event_count: count,
-  last_event_type: eventType,
-  last_event_id: text,
-  mass: notNegative,
-  total_weight: double,
-  space: text,
-  history: oneOf(History.literals),
-  created_at: instant,
-  updated_at: instant,
-  version: { ...count, minimum: 1 },
-  recent: {
-    bsonType: "array",
-    maxItems: 10,
-    items: {
-      anyOf: [
-        event({ ...eventType, not: oneOf(phraseEventTypes) }, { product_id: id }),
-        event(oneOf(phraseEventTypes), { search_phrase: text }),
-      ],
+const userEmbedding = exactly(
+  {
+    _id: id,
+    user_id: id,
+    embedding: { bsonType: ["binData", "array"], minItems: 1, items: { bsonType: "double" } },
+    dimension_count: { bsonType: "int", minimum: 1 },
+    last_updated: instant,
+    event_count: count,
+    last_event_type: eventType,
+    last_event_id: text,
+    mass: notNegative,
+    total_weight: double,
+    space: text,
+    history: oneOf(History.literals),
+    created_at: instant,
+    updated_at: instant,
+    version: { ...count, minimum: 1 },
+    recent: {
+      bsonType: "array",
+      maxItems: 10,
+      items: {
+        anyOf: [
+          event({ ...eventType, not: oneOf(phraseEventTypes) }, { product_id: id }),
+          event(oneOf(phraseEventTypes), { search_phrase: text }),
+        ],
+      },
     },
+    metadata: {
+      ...exactly({
+        ...Record.map(zeroCounters, () => count),
+        decay_lambda: notNegative,
+        last_recalculation: instant,
+      }),
+      patternProperties: { [`${namePattern.source.slice(0, -1)}_count$`]: count },
+    },
+    applied: { bsonType: "binData" },
+    archived: count,
+    erased_at: { bsonType: ["date", "null"] },
+    erased_to: count,
+    generation: count,
   },
-  metadata: {
-    ...exactly({
-      ...Record.map(zeroCounters, () => count),
-      decay_lambda: notNegative,
-      last_recalculation: instant,
-    }),
-    patternProperties: { [`${namePattern.source.slice(0, -1)}_count$`]: count },
-  },
-  applied: { bsonType: "binData" },
-  archived: count,
-  erased_at: { bsonType: ["date", "null"] },
-})
+  ["erased_to", "generation"],
+)
 
 /** The document of an erased user. */
-const tombstone = exactly({ _id: id, user_id: id, erased_at: instant, version: { ...count, minimum: 1 } })
+const tombstone = exactly(
+  { _id: id, user_id: id, erased_at: instant, erased_to: count, version: { ...count, minimum: 1 } },
+  ["erased_to"],
+)
 
 /** Of `user_embeddings`. No document matches both; `anyOf` is faster than `oneOf`, because it stops at the first match. */
 export const userEmbeddingValidator = { anyOf: [userEmbedding, tombstone] }

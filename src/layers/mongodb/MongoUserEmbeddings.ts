@@ -10,14 +10,17 @@ import {
   type Collection,
   type Document,
   type Double,
+  Long,
 } from "mongodb"
-import { none } from "../../services/model/AppliedIds.ts"
+import { idInLedger, type LedgerKind, ledgerPrefix, none } from "../../services/model/AppliedIds.ts"
+import type { Erasure } from "../../services/model/Erasure.ts"
 import type { UserId } from "../../services/model/Interaction.ts"
 import type { RecentEvent, UserEmbedding } from "../../services/model/UserEmbedding.ts"
 import { portError } from "../../services/ports/PortFailure.ts"
 import {
   type Bookkeeping,
-  type OverflowEntry,
+  type Generation,
+  type LedgerEntry,
   UserEmbeddings,
   UserEmbeddingsError,
   type UserRecord,
@@ -74,13 +77,21 @@ type Fields = Omit<
   readonly applied: Binary
   readonly archived: number
   readonly erased_at: Date | null
+  readonly erased_to?: number | Long
+  /** Left out while it is 0. */
+  readonly generation?: number
 }
 
 interface Identity {
   readonly _id: UserId
   readonly user_id: UserId
 }
-type Tombstone = Pick<Fields, "version"> & { readonly erased_at: Date; readonly embedding?: never }
+type Tombstone = Pick<Fields, "version" | "erased_to"> & {
+  readonly erased_at: Date
+  readonly embedding?: never
+  readonly archived?: never
+  readonly generation?: never
+}
 type UserDocument = Identity & (Fields | Tombstone)
 
 const toEvent = (event: RecentEvent): StoredEvent => ({
@@ -122,6 +133,22 @@ const toFields = ({ embedding, ...record }: Write["record"], storage: Storage): 
   applied: new Binary(record.applied),
   archived: record.archived,
   erased_at: record.erased_at === 0 ? null : new Date(record.erased_at),
+  ...(record.erased_to !== null && { erased_to: Long.fromNumber(record.erased_to) }),
+  ...(record.generation > 0 && { generation: record.generation }),
+})
+
+type StoredErasure = Pick<Fields, "version" | "erased_at" | "erased_to" | "generation"> &
+  Partial<Pick<Fields, "archived">>
+
+/**
+ * Release 0.1.0 stored no generation, and it may have left ids in the ledger when it erased a user. These do not count
+ * unless the user's record has moved ids there since.
+ */
+const toErasure = (stored: StoredErasure): Erasure & Pick<UserRecord, "generation"> => ({
+  erased_at: stored.erased_at?.getTime() ?? 0,
+  erased_to: stored.erased_to === undefined ? null : Number(stored.erased_to),
+  generation:
+    stored.generation ?? (stored.erased_at !== null && (stored.archived ?? 0) === 0 ? stored.version : 0),
 })
 
 const toRecord = (document: UserDocument): UserRecord => {
@@ -133,7 +160,7 @@ const toRecord = (document: UserDocument): UserRecord => {
       version,
       applied: new Uint8Array(0),
       archived: 0,
-      erased_at: document.erased_at.getTime(),
+      ...toErasure(document),
     }
   return {
     user_id,
@@ -160,7 +187,7 @@ const toRecord = (document: UserDocument): UserRecord => {
     version,
     applied: new Uint8Array(document.applied.value()),
     archived: document.archived,
-    erased_at: document.erased_at?.getTime() ?? 0,
+    ...toErasure(document),
   }
 }
 
@@ -171,20 +198,22 @@ const bookkeepingFields = {
   applied: 1,
   archived: 1,
   erased_at: 1,
+  erased_to: 1,
+  generation: 1,
   event_count: 1,
 }
-type BookkeepingDocument = Pick<Fields, "version" | "erased_at"> & { readonly user_id: UserId } & Partial<
-    Pick<Fields, "applied" | "archived" | "event_count">
+type BookkeepingDocument = StoredErasure & { readonly user_id: UserId } & Partial<
+    Pick<Fields, "applied" | "event_count">
   >
 
-const lastWriteFields = { user_id: 1, applied: 1, updated_at: 1 }
+const lastWriteFields = { ...bookkeepingFields, updated_at: 1 }
 
 const toBookkeeping = (document: BookkeepingDocument): Bookkeeping => ({
   user_id: document.user_id,
   version: document.version,
   applied: document.applied === undefined ? none : new Uint8Array(document.applied.value()),
   archived: document.archived ?? 0,
-  erased_at: document.erased_at?.getTime() ?? 0,
+  ...toErasure(document),
   event_count: document.event_count ?? 0,
 })
 
@@ -208,18 +237,28 @@ const compareAndSwap = (
   return { updateOne: { filter: { _id }, update: [{ $replaceWith: swapped }], upsert: true } }
 }
 
-/** User ids cannot contain `|`, so the overflow keys of one user form a range. */
-const overflowKey = (user: UserId, id: string): string => `${user}|${id}`
-const overflowKeys = (entries: ReadonlyArray<OverflowEntry>): Array<string> =>
-  entries.flatMap(({ user_id, ids }) => ids.map((id) => overflowKey(user_id, id)))
+/** User ids cannot contain `|`, so the keys of one user in the ledger form a range. */
+const ledgerKeys = (kind: LedgerKind, entries: ReadonlyArray<LedgerEntry>): Array<string> =>
+  entries.flatMap(({ generation, ids, user_id }) => {
+    const prefix = `${user_id}|${ledgerPrefix(kind, generation)}`
+    return ids.map((id) => prefix + id)
+  })
 const afterBar = "}"
-const overflowEntries = (documents: Iterable<{ readonly _id: string }>): ReadonlyArray<OverflowEntry> =>
-  Array.from(
-    Map.groupBy(documents, ({ _id }) => _id.slice(0, _id.indexOf("|"))),
-    ([user_id, own]) => ({ user_id, ids: own.map(({ _id }) => _id.slice(user_id.length + 1)) }),
-  )
+const idsByUser = (documents: Iterable<{ readonly _id: string }>): ReadonlyMap<UserId, Array<string>> => {
+  const byUser = new Map<UserId, Array<string>>()
+  for (const { _id } of documents) {
+    const user = _id.slice(0, _id.indexOf("|"))
+    const ids = byUser.get(user)
+    if (ids === undefined) byUser.set(user, [idInLedger(_id)])
+    else ids.push(idInLedger(_id))
+  }
+  return byUser
+}
 /** The server turns anchored patterns into index bounds, and reads all of them in one index scan. */
-const overflowPattern = (user: UserId) => new BSONRegExp(`^${user.replaceAll(".", "\\.")}\\|`)
+const ledgerPattern = (kind: LedgerKind, { generation, user_id }: Generation) => {
+  const before = `${user_id}|${ledgerPrefix(kind, generation)}`.replaceAll(/[.|]/g, "\\$&")
+  return new BSONRegExp(`^${before}[0-9a-f]{32}$`)
+}
 /** Documents per batch of the server. Its default is 16 MB. */
 const usersPerBatch = 500
 const idsPerBatch = 2_000
@@ -232,7 +271,7 @@ const durable = { readConcern: { level: "majority" } } as const
 
 interface Store extends Calls<UserEmbeddingsError> {
   readonly users: Collection<UserDocument>
-  readonly overflow: Collection<{ readonly _id: string }>
+  readonly ledger: Collection<{ readonly _id: string }>
   readonly storage: Storage
 }
 
@@ -260,9 +299,9 @@ const saveSome = ({ call, storage, users }: Store, writes: ReadonlyArray<Write>)
     return writes.map((_, index) => !refused.has(index))
   })
 
-const insertOverflow = ({ call, overflow }: Store, keys: ReadonlyArray<string>) =>
+const insertIntoLedger = ({ call, ledger }: Store, keys: ReadonlyArray<string>) =>
   call("insert", names.appliedOverflow, () =>
-    overflow
+    ledger
       .insertMany(
         keys.map((_id) => ({ _id })),
         { ordered: false },
@@ -273,49 +312,78 @@ const insertOverflow = ({ call, overflow }: Store, keys: ReadonlyArray<string>) 
       ),
   )
 
-const findOverflow = ({ call, overflow }: Store, keys: Array<string>) =>
+const findInLedger = ({ call, ledger }: Store, keys: Array<string>) =>
   call("find", names.appliedOverflow, async () => {
-    const cursor = overflow.find({ _id: { $in: keys } }, { ...durable, batchSize: keys.length })
-    const found = overflowEntries(await cursor.toArray())
-    return new Map(found.map(({ ids, user_id }) => [user_id, new Set(ids)]))
+    const cursor = ledger.find({ _id: { $in: keys } }, { ...durable, batchSize: keys.length })
+    const found = idsByUser(await cursor.toArray())
+    return new Map(Array.from(found, ([user, ids]) => [user, new Set(ids)]))
   })
 
-const erase = ({ call, overflow, users }: Store, user: UserId, at: number) =>
+/** Generation 0 is the first one, so nothing is stale then. */
+const removeOtherGenerations = ({ call, ledger }: Store, { generation, user_id }: Generation) =>
+  generation === 0
+    ? Effect.void
+    : call("delete", names.appliedOverflow, () =>
+        ledger.deleteMany({
+          $and: [
+            { _id: { $gte: `${user_id}|`, $lt: `${user_id}${afterBar}` } },
+            ...(["applied", "skipped"] as const).map((kind) => ({
+              _id: { $not: ledgerPattern(kind, { user_id, generation }) },
+            })),
+          ],
+        }),
+      )
+
+const erase = (
+  store: Store,
+  user_id: UserId,
+  { erased_at, erased_to }: { readonly erased_at: number; readonly erased_to: number },
+) =>
   Effect.gen(function* () {
+    const { call, users } = store
     const before = yield* call("findAndModify", names.userEmbeddings, () =>
       users.findOneAndUpdate(
-        { _id: user },
+        { _id: user_id },
         [
           {
             $replaceWith: {
-              _id: user,
-              user_id: user,
-              erased_at: { $max: ["$erased_at", new Date(at)] },
+              _id: user_id,
+              user_id,
+              erased_at: { $max: ["$erased_at", new Date(erased_at)] },
+              erased_to: { $max: ["$erased_to", Long.fromNumber(erased_to)] },
               version: { $add: [{ $ifNull: ["$version", 0] }, 1] },
             },
           },
         ],
-        { upsert: true, returnDocument: "before", projection: { space: 1 } },
+        { upsert: true, returnDocument: "before", projection: { space: 1, version: 1 } },
       ),
     ).pipe(Effect.retry({ times: 3, while: ({ cause }) => isDuplicateKey(cause) }))
-    yield* call("delete", names.appliedOverflow, () =>
-      overflow.deleteMany({ _id: { $gte: overflowKey(user, ""), $lt: `${user}${afterBar}` } }),
-    )
+    yield* removeOtherGenerations(store, { user_id, generation: (before?.version ?? 0) + 1 })
     return before !== null && "space" in before
+  })
+
+const usersAfter = ({ call, users }: Store, user: UserId, limit: number) =>
+  call("find", names.userEmbeddings, async () => {
+    const found = await users
+      .find<Identity>({ _id: { $gt: user }, space: { $exists: true } }, { projection: { _id: 1 } })
+      .sort({ _id: 1 })
+      .limit(limit)
+      .toArray()
+    return found.map(({ _id }) => _id)
   })
 
 const lastWrites = ({ call, users }: Store, wanted: ReadonlyArray<UserId>) =>
   call("find", names.userEmbeddings, async () => {
     const found = await users
-      .find<Pick<Fields, "applied" | "updated_at"> & Identity>(
+      .find<BookkeepingDocument & Pick<Fields, "updated_at"> & Identity>(
         { _id: { $in: [...wanted] }, embedding: { $exists: true } },
         { ...durable, projection: lastWriteFields, batchSize: wanted.length },
       )
       .toArray()
     return new Map(
-      found.map(({ applied, updated_at, user_id }) => [
-        user_id,
-        { applied: new Uint8Array(applied.value()), updated_at: updated_at.getTime() },
+      found.map((document) => [
+        document.user_id,
+        { ...toBookkeeping(document), updated_at: document.updated_at.getTime() },
       ]),
     )
   })
@@ -323,9 +391,9 @@ const lastWrites = ({ call, users }: Store, wanted: ReadonlyArray<UserId>) =>
 export const make = (options: { readonly storage: Storage }) =>
   Effect.map(Mongo, ({ database, failingWith }): UserEmbeddings["Type"] => {
     const users = database.collection<UserDocument>(names.userEmbeddings)
-    const overflow = database.collection<{ readonly _id: string }>(names.appliedOverflow)
+    const ledger = database.collection<{ readonly _id: string }>(names.appliedOverflow)
     const { call, stream } = failingWith(portError(UserEmbeddingsError))
-    const store: Store = { call, stream, users, overflow, storage: options.storage }
+    const store: Store = { call, stream, users, ledger, storage: options.storage }
     return {
       load: (wanted) => (wanted.length === 0 ? Effect.succeed(new Map()) : load(store, wanted)),
 
@@ -337,14 +405,14 @@ export const make = (options: { readonly storage: Storage }) =>
           Arr.flatten,
         ),
 
-      saveOverflow: (entries) => {
-        const keys = overflowKeys(entries)
-        return keys.length === 0 ? Effect.void : insertOverflow(store, keys)
+      saveToLedger: (kind, entries) => {
+        const keys = ledgerKeys(kind, entries)
+        return keys.length === 0 ? Effect.void : insertIntoLedger(store, keys)
       },
 
-      findInOverflow: (entries) => {
-        const keys = overflowKeys(entries)
-        return keys.length === 0 ? Effect.succeed(new Map()) : findOverflow(store, keys)
+      findInLedger: (kind, entries) => {
+        const keys = ledgerKeys(kind, entries)
+        return keys.length === 0 ? Effect.succeed(new Map()) : findInLedger(store, keys)
       },
 
       // A write waits for all writes before it, even if it matches nothing: for the majority in a replica set, for the
@@ -353,7 +421,12 @@ export const make = (options: { readonly storage: Storage }) =>
         users.updateOne({ _id: "|" }, { $set: { user_id: "|" } }),
       ).pipe(Effect.asVoid),
 
-      erase: (user, at) => erase(store, user, at),
+      erase: (user, erasure) => erase(store, user, erasure),
+
+      removeStaleLedger: (user) =>
+        Effect.flatMap(load(store, [user]), (records) =>
+          removeOtherGenerations(store, records.get(user) ?? { user_id: user, generation: 0 }),
+        ),
 
       lastWrites: (wanted) => (wanted.length === 0 ? Effect.succeed(new Map()) : lastWrites(store, wanted)),
 
@@ -378,15 +451,22 @@ export const make = (options: { readonly storage: Storage }) =>
           .sort({ _id: 1 }),
       ).pipe(Stream.map(toBookkeeping)),
 
+      usersAfter: (user, limit) => usersAfter(store, user, limit),
+
       overflow: (wanted) =>
         wanted.length === 0
           ? Stream.empty
           : stream(names.appliedOverflow, () =>
-              overflow.find(
-                { _id: { $in: wanted.map(overflowPattern) } },
+              ledger.find(
+                { _id: { $in: wanted.map((one) => ledgerPattern("applied", one)) } },
                 { projection: { _id: 1 }, batchSize: idsPerBatch },
               ),
-            ).pipe(Stream.chunks, Stream.map(overflowEntries)),
+            ).pipe(
+              Stream.chunks,
+              Stream.map((documents) =>
+                Array.from(idsByUser(documents), ([user_id, ids]) => ({ user_id, ids })),
+              ),
+            ),
     }
   })
 

@@ -29,6 +29,7 @@ const text = (value: unknown): string => (typeof value === "string" ? value : ""
 const toDeadLetter = ({ content, properties }: ConsumeMessage): DeadLetter => {
   const headers: Readonly<Record<string, unknown>> = properties.headers ?? {}
   const attempts = headers["x-attempts"]
+  const logId = headers["x-log-id"]
   const recordedAt = headers["x-recorded-at"]
   const messageId: unknown = properties.messageId
   return {
@@ -43,6 +44,7 @@ const toDeadLetter = ({ content, properties }: ConsumeMessage): DeadLetter => {
     originalExchange: text(headers["x-original-exchange"]),
     originalRoutingKey: text(headers["x-original-routing-key"]),
     retriedFrom: text(headers["x-retried-from"]) || null,
+    logId: typeof logId === "number" ? logId : null,
     recordedAt: typeof recordedAt === "number" ? recordedAt : null,
     body: content,
   }

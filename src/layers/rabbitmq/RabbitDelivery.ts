@@ -18,6 +18,7 @@ export class RabbitDelivery implements Delivery {
   readonly redeliveries: number
   readonly quarantined: boolean
   readonly publishedAt: number | null
+  readonly logId: number | null
   readonly recordedAt: number | null
   settled = false
   /** Its republish waits for a confirmation, see {@link AckTracker.block}. */
@@ -26,7 +27,7 @@ export class RabbitDelivery implements Delivery {
   constructor(
     readonly tracker: AckTracker,
     readonly message: ConsumeMessage,
-    { body, recordedAt, trace }: BatchEntry,
+    { body, logId, recordedAt, trace }: BatchEntry,
   ) {
     const { fields, properties } = message
     const headers: Headers = properties.headers ?? {}
@@ -38,6 +39,7 @@ export class RabbitDelivery implements Delivery {
     this.redeliveries = count(headers["x-delivery-count"])
     this.quarantined = tracker.isQuarantine
     this.publishedAt = instant(headers["x-published-at"])
+    this.logId = logId
     this.recordedAt = recordedAt
   }
 

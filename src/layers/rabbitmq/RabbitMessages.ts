@@ -71,7 +71,11 @@ const toSingle = (message: Message, trace: TraceContext | null, now: number): Ou
   outgoing(message, now, message.body, {
     contentType: singleContentType,
     messageId: message.messageId,
-    headers: { ...traceHeaders(trace), "x-recorded-at": message.recordedAt },
+    headers: {
+      ...traceHeaders(trace),
+      "x-recorded-at": message.recordedAt,
+      ...(message.logId !== undefined && { "x-log-id": message.logId }),
+    },
   })
 
 const toBatch = (
@@ -88,6 +92,7 @@ const toBatch = (
       contentType: batchContentType,
       headers: {
         "x-recorded-at": messages.map(({ recordedAt }) => recordedAt).join("\n"),
+        "x-log-id": messages.map(({ logId }) => logId ?? "").join("\n"),
         ...(traces.some((trace) => trace !== null) && { "x-traces": traces.map(toTraceLine).join("\n") }),
       },
     },
@@ -156,6 +161,7 @@ export const confirmationsOf = (
 export interface BatchEntry {
   readonly body: Uint8Array
   readonly trace: TraceContext | null
+  readonly logId: number | null
   readonly recordedAt: number | null
 }
 
@@ -170,7 +176,15 @@ export const entriesOf = (message: ConsumeMessage): ReadonlyArray<BatchEntry> =>
   const { content, properties } = message
   const headers: Headers = properties.headers ?? {}
   if (!isBatch(message))
-    return [{ body: content, trace: traceIn(headers), recordedAt: instant(headers["x-recorded-at"]) }]
+    return [
+      {
+        body: content,
+        trace: traceIn(headers),
+        logId: instant(headers["x-log-id"]),
+        recordedAt: instant(headers["x-recorded-at"]),
+      },
+    ]
+  const logIds = text(headers["x-log-id"])?.split("\n") ?? []
   const recordedAt = text(headers["x-recorded-at"])?.split("\n") ?? []
   const traces = text(headers["x-traces"])?.split("\n") ?? []
   const entries: Array<BatchEntry> = []
@@ -181,6 +195,7 @@ export const entriesOf = (message: ConsumeMessage): ReadonlyArray<BatchEntry> =>
     entries.push({
       body: content.subarray(start, end),
       trace: fromTraceLine(traces[index]),
+      logId: logIds[index] ? instant(Number(logIds[index])) : null,
       recordedAt: recordedAt[index] ? instant(Number(recordedAt[index])) : null,
     })
     start = end + 1
@@ -201,7 +216,12 @@ export const messageIdOf = (message: ConsumeMessage, { body }: Pick<BatchEntry, 
 export const propertiesOf = (message: ConsumeMessage, entry: BatchEntry): MessageProperties => {
   const { properties } = message
   if (!isBatch(message)) return properties
-  const { "x-recorded-at": _, "x-traces": __, ...headers }: Headers = properties.headers ?? {}
+  const {
+    "x-recorded-at": _,
+    "x-log-id": __,
+    "x-traces": ___,
+    ...headers
+  }: Headers = properties.headers ?? {}
   return {
     ...properties,
     contentType: singleContentType,
@@ -209,6 +229,7 @@ export const propertiesOf = (message: ConsumeMessage, entry: BatchEntry): Messag
     headers: {
       ...headers,
       ...traceHeaders(entry.trace),
+      ...(entry.logId !== null && { "x-log-id": entry.logId }),
       ...(entry.recordedAt !== null && { "x-recorded-at": entry.recordedAt }),
     },
   }

@@ -1,4 +1,5 @@
 /** The interaction log as one table of a SQL database. */
+import { randomUUID } from "node:crypto"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import type { Fragment } from "@effect/sql/Statement"
@@ -8,6 +9,7 @@ import type { EventType } from "../../services/model/Interaction.ts"
 import {
   type Appended,
   type Backlog,
+  type FinishedErasure,
   InteractionLog,
   InteractionLogError,
   type LogFilter,
@@ -89,6 +91,15 @@ const makeTable = (sql: SqlClient.SqlClient, dialect: SqlDialect, server: string
       (operation: string) =>
       <A>(query: Effect.Effect<A, SqlError>) =>
         Effect.mapError(statement("SELECT")(query), portError(operation)),
+    /** Statements of the port's `operation` on the notes of erasures. All of them run again after a deadlock. */
+    erasing:
+      (operation: string) =>
+      <A>(run: Effect.Effect<A, SqlError>) =>
+        run.pipe(
+          untraced,
+          Effect.retry({ schedule: deadlockRetry, while: dialect.isConflict }),
+          Effect.mapError(portError(operation)),
+        ),
     name: sql(tableName),
     columns: sql.literal(columns.join(", ")),
     /** The table's name with a hint to use an index. */
@@ -380,27 +391,16 @@ const backlog = (table: Table): Effect.Effect<Backlog, InteractionLogError> =>
     ([row], waiting) => ({ total: row?.total ?? 0, ...waiting }),
   )
 
-const newestRecordedAt =
-  ({ name, select, sql }: Table) =>
-  (user: string) =>
-    sql<{
-      newest: string | null
-    }>`SELECT MAX(created_at) AS newest FROM ${name} WHERE user_id = ${user}`.pipe(
-      select("newestRecordedAt"),
-      Effect.map(([row]) => (row?.newest ? millisOfColumn(row.newest) : null)),
-    )
-
 /** Deletes page by page: one statement for all rows would hold locks for long and might exceed its deadline. */
 const erase =
   ({ dialect, name, portError, sql, statement }: Table) =>
-  (user: string, recordedBy: number) =>
+  (user: string, upTo: number) =>
     Effect.gen(function* () {
       let erased = 0
       while (true) {
         const rows = yield* statement("SELECT")(
           sql<{ id: number }>`
-            SELECT id FROM ${name} WHERE user_id = ${user} AND created_at <= ${columnOfMillis(recordedBy)}
-            LIMIT ${rowsPerPage}`,
+            SELECT id FROM ${name} WHERE user_id = ${user} AND id <= ${upTo} LIMIT ${rowsPerPage}`,
         )
         if (rows.length === 0) return erased
         const ids = sql.in(
@@ -418,6 +418,91 @@ const erase =
         if (rows.length < rowsPerPage) return erased
       }
     }).pipe(Effect.mapError(portError("erase")))
+
+const beginErasure =
+  ({ erasing, sql }: Table) =>
+  (user: string) => {
+    const token = randomUUID()
+    const onConflict = sql.onDialectOrElse({
+      mysql: () => sql.literal("ON DUPLICATE KEY UPDATE token = VALUES(token), renew_to = NULL"),
+      orElse: () =>
+        sql.literal("ON CONFLICT (user_id) DO UPDATE SET token = excluded.token, renew_to = NULL"),
+    })
+    return sql`INSERT INTO user_erasures (user_id, token) VALUES (${user}, ${token}) ${onConflict}`.pipe(
+      erasing("beginErasure"),
+      Effect.as(token),
+    )
+  }
+
+const finishErasure =
+  ({ erasing, sql }: Table) =>
+  (user: string, token: string, renewTo: number, at: number) =>
+    sql`UPDATE user_erasures SET renew_to = ${renewTo}, finished_at = ${columnOfMillis(at)}
+      WHERE user_id = ${user} AND token = ${token}`.pipe(erasing("finishErasure"), Effect.asVoid)
+
+/**
+ * Inserts a page of the rows again, in place of the old ones. An erasure that begins meanwhile waits for the lock on the
+ * note, so it finds either the old rows or the new ones.
+ */
+const renewPage = ({ columns, dialect, name, sql }: Table, user: string) =>
+  sql.withTransaction(
+    Effect.gen(function* () {
+      const forUpdate = sql.onDialectOrElse({
+        mysql: () => sql.literal("FOR UPDATE"),
+        orElse: () => sql.literal(""),
+      })
+      const [note] = yield* sql<{ renew_to: number }>`
+        SELECT renew_to FROM user_erasures WHERE user_id = ${user} AND renew_to IS NOT NULL ${forUpdate}`
+      if (note === undefined) return 0
+      const rows = yield* sql<StoredRow>`
+        SELECT ${columns} FROM ${name} WHERE user_id = ${user} AND id <= ${note.renew_to}
+        ORDER BY id LIMIT ${rowsPerPage}`.unprepared
+      if (rows.length === 0) return 0
+      const ids = rows.map(({ id }) => id)
+      // The counts of products would count the rows twice.
+      yield* forgetRows(sql, ids)
+      yield* sql`DELETE FROM ${name} WHERE ${sql.in("id", ids)}`.unprepared
+      yield* dialect.runInsert(
+        sql.unsafe<object>(insertStatement(rows.length), insertParameters(rows)),
+        false,
+      )
+      return rows.length
+    }),
+  )
+
+const renewSurvivors = (table: Table) =>
+  Effect.fnUntraced(function* (user: string) {
+    let renewed = 0
+    while (true) {
+      const rows = yield* table.erasing("renewSurvivors")(renewPage(table, user))
+      renewed += rows
+      if (rows < rowsPerPage) return renewed
+    }
+  })
+
+const finishedErasures = ({ erasing, name, sql }: Table) =>
+  sql<{ user_id: string; token: string; finished_at: string; survivors: number }>`
+    SELECT user_id, token, finished_at,
+      EXISTS (SELECT 1 FROM ${name} i WHERE i.user_id = e.user_id AND i.id <= e.renew_to) AS survivors
+    FROM user_erasures e WHERE renew_to IS NOT NULL`.pipe(
+    erasing("finishedErasures"),
+    Effect.map(
+      Arr.map(({ finished_at, survivors, token, user_id }) => ({
+        user_id,
+        token,
+        finishedAt: millisOfColumn(finished_at),
+        hasSurvivors: survivors === 1,
+      })),
+    ),
+  )
+
+const forgetErasure =
+  ({ erasing, sql }: Table) =>
+  ({ token, user_id }: FinishedErasure) =>
+    sql`DELETE FROM user_erasures WHERE user_id = ${user_id} AND token = ${token}`.pipe(
+      erasing("forgetErasure"),
+      Effect.asVoid,
+    )
 
 const withLeaderLock =
   ({ dialect, portError, sql }: Table) =>
@@ -450,8 +535,12 @@ const make = (dialect: SqlDialect) =>
       productCounts: productCounts(reads),
       outbox: outbox(reads),
       backlog: backlog(reads),
-      newestRecordedAt: newestRecordedAt(reads),
+      beginErasure: beginErasure(table),
       erase: erase(table),
+      finishErasure: finishErasure(table),
+      renewSurvivors: renewSurvivors(table),
+      finishedErasures: finishedErasures(table),
+      forgetErasure: forgetErasure(table),
       withLeaderLock: withLeaderLock(table),
     })
   })

@@ -18,7 +18,7 @@ interface Row {
 const rowsPerPage = 500
 
 const toDeadLetter = ({ body, headers: text }: Row): DeadLetter => {
-  const { exchange, failed, letter, messageId, recordedAt, retriedFrom, routingKey }: Headers =
+  const { exchange, failed, letter, logId, messageId, recordedAt, retriedFrom, routingKey }: Headers =
     JSON.parse(text)
   return {
     id: letter?.id ?? "",
@@ -32,6 +32,7 @@ const toDeadLetter = ({ body, headers: text }: Row): DeadLetter => {
     originalExchange: exchange,
     originalRoutingKey: routingKey,
     retriedFrom: retriedFrom ?? null,
+    logId: logId ?? null,
     recordedAt,
     body,
   }

@@ -23,6 +23,8 @@ export interface Headers {
   readonly retryCount: number
   readonly isolatedAttempts: number
   readonly publishedAt: number
+  /** Absent in messages of release 0.1.0. */
+  readonly logId?: number | null
   readonly recordedAt: number
   /** Id of the dead letter that was retried. */
   readonly retriedFrom?: string
@@ -72,6 +74,9 @@ export class SqliteDelivery implements Delivery {
   }
   get publishedAt() {
     return this.headers.publishedAt
+  }
+  get logId() {
+    return this.headers.logId ?? null
   }
   get recordedAt() {
     return this.headers.recordedAt

@@ -37,7 +37,7 @@ const insertMessages = (
   const insert = database.query(
     "INSERT INTO queue_messages (queue, available_at, headers, body) VALUES (?, ?, ?, ?)",
   )
-  for (const [index, { body, eventType, messageId, recordedAt }] of messages.entries()) {
+  for (const [index, { body, eventType, logId, messageId, recordedAt }] of messages.entries()) {
     const headers: Headers = {
       messageId,
       exchange,
@@ -46,6 +46,7 @@ const insertMessages = (
       retryCount: 0,
       isolatedAttempts: 0,
       publishedAt: now,
+      logId: logId ?? null,
       recordedAt,
     }
     insert.run(queue, now, JSON.stringify(headers), body)

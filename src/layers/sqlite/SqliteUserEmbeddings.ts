@@ -1,13 +1,15 @@
 /** User embeddings of the embedded stack. A batch is one transaction. Each write is a compare-and-swap on the version. */
 import type { Database } from "bun:sqlite"
 import { Chunk, Effect, Layer, Stream } from "effect"
+import { idInLedger, type LedgerKind, ledgerPrefix, prefixBytes } from "../../services/model/AppliedIds.ts"
 import type { UserId } from "../../services/model/Interaction.ts"
 import type { UserEmbedding } from "../../services/model/UserEmbedding.ts"
 import * as Vector from "../../services/model/Vector.ts"
 import {
   type Bookkeeping,
+  type Generation,
   type LastWrite,
-  type OverflowEntry,
+  type LedgerEntry,
   UserEmbeddings,
   UserEmbeddingsError,
   type UserRecord,
@@ -15,14 +17,9 @@ import {
 } from "../../services/ports/UserEmbeddings.ts"
 import { countOf, failingWith, paged, readById, Sqlite } from "./Sqlite.ts"
 
-interface Row {
-  readonly user_id: string
-  readonly version: number
+interface Row extends Omit<UserRecord, "embedding"> {
   readonly embedding: Uint8Array | null
   readonly facts: string | null
-  readonly applied: Uint8Array
-  readonly archived: number
-  readonly erased_at: number
 }
 
 const rowsPerPage = 200
@@ -49,11 +46,13 @@ const load = (database: Database, users: ReadonlyArray<UserId>) => {
 
 const save = (database: Database, writes: ReadonlyArray<Write>): ReadonlyArray<boolean> => {
   const insert = database.query(
-    `INSERT INTO user_embeddings (version, embedding, facts, applied, archived, erased_at, user_id)
-     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user_id) DO NOTHING`,
+    `INSERT INTO user_embeddings
+       (version, embedding, facts, applied, archived, erased_at, erased_to, generation, user_id)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user_id) DO NOTHING`,
   )
   const update = database.query(
-    `UPDATE user_embeddings SET version = ?, embedding = ?, facts = ?, applied = ?, archived = ?, erased_at = ?
+    `UPDATE user_embeddings SET version = ?, embedding = ?, facts = ?, applied = ?, archived = ?, erased_at = ?,
+       erased_to = ?, generation = ?
      WHERE user_id = ? AND version = ?`,
   )
   return writes.map(({ expected, record }) => {
@@ -65,6 +64,8 @@ const save = (database: Database, writes: ReadonlyArray<Write>): ReadonlyArray<b
       record.applied,
       record.archived,
       record.erased_at,
+      record.erased_to,
+      record.generation,
       record.user_id,
     ] as const
     const { changes } = expected === undefined ? insert.run(...values) : update.run(...values, expected)
@@ -72,22 +73,41 @@ const save = (database: Database, writes: ReadonlyArray<Write>): ReadonlyArray<b
   })
 }
 
-const saveOverflow = (database: Database, entries: ReadonlyArray<OverflowEntry>): void => {
+const saveToLedger = (database: Database, kind: LedgerKind, entries: ReadonlyArray<LedgerEntry>): void => {
   const insert = database.query(
     "INSERT INTO user_embedding_ledger (user_id, id) VALUES (?, ?) ON CONFLICT DO NOTHING",
   )
-  for (const { ids, user_id } of entries) for (const id of ids) insert.run(user_id, id)
+  for (const { generation, ids, user_id } of entries)
+    for (const id of ids) insert.run(user_id, ledgerPrefix(kind, generation) + id)
 }
 
-const findInOverflow = (database: Database, entries: ReadonlyArray<OverflowEntry>) => {
+const findInLedger = (database: Database, kind: LedgerKind, entries: ReadonlyArray<LedgerEntry>) => {
   const find = database.query("SELECT 1 FROM user_embedding_ledger WHERE user_id = ? AND id = ?")
   return new Map(
-    entries.map(({ ids, user_id }) => [user_id, new Set(ids.filter((id) => find.get(user_id, id) !== null))]),
+    entries.map(({ generation, ids, user_id }) => [
+      user_id,
+      new Set(ids.filter((id) => find.get(user_id, ledgerPrefix(kind, generation) + id) !== null)),
+    ]),
   )
 }
 
+/** Generation 0 is the first one, so nothing is stale then. */
+const removeStaleLedger = (database: Database, user: UserId): void => {
+  const generation = database
+    .query<{ generation: number }, [string]>("SELECT generation FROM user_embeddings WHERE user_id = ?")
+    .get(user)?.generation
+  if (!generation) return
+  database
+    .query("DELETE FROM user_embedding_ledger WHERE user_id = ? AND id NOT GLOB ? AND id NOT GLOB ?")
+    .run(user, `${ledgerPrefix("applied", generation)}*`, `${ledgerPrefix("skipped", generation)}*`)
+}
+
 /** Replaces the user's record by a tombstone, and tells whether there was an embedding. */
-const erase = (database: Database, user: UserId, at: number): boolean => {
+const erase = (
+  database: Database,
+  user: UserId,
+  { erased_at, erased_to }: { readonly erased_at: number; readonly erased_to: number },
+): boolean => {
   const previous = database
     .query<{ has_embedding: number }, [string]>(
       "SELECT embedding IS NOT NULL AS has_embedding FROM user_embeddings WHERE user_id = ?",
@@ -95,18 +115,29 @@ const erase = (database: Database, user: UserId, at: number): boolean => {
     .get(user)
   database
     .query(
-      `INSERT INTO user_embeddings (user_id, version, applied, archived, erased_at) VALUES (?, 1, x'', 0, ?)
-       ON CONFLICT (user_id) DO UPDATE SET version = version + 1, embedding = NULL, facts = NULL,
-         applied = x'', archived = 0, erased_at = MAX(erased_at, excluded.erased_at)`,
+      `INSERT INTO user_embeddings (user_id, version, applied, archived, erased_at, erased_to, generation)
+       VALUES (?, 1, x'', 0, ?, ?, 1)
+       ON CONFLICT (user_id) DO UPDATE SET version = version + 1, generation = version + 1, embedding = NULL,
+         facts = NULL, applied = x'', archived = 0, erased_at = MAX(erased_at, excluded.erased_at),
+         erased_to = MAX(COALESCE(erased_to, 0), excluded.erased_to)`,
     )
-    .run(user, at)
-  database.query("DELETE FROM user_embedding_ledger WHERE user_id = ?").run(user)
+    .run(user, erased_at, erased_to)
+  removeStaleLedger(database, user)
   return previous?.has_embedding === 1
 }
 
+const usersAfter = (database: Database, user: UserId, limit: number) =>
+  database
+    .query<{ user_id: UserId }, [string, number]>(
+      `SELECT user_id FROM user_embeddings WHERE user_id > ? AND embedding IS NOT NULL
+       ORDER BY user_id LIMIT ?`,
+    )
+    .all(user, limit)
+    .map(({ user_id }) => user_id)
+
 const lastWrites = (database: Database, users: ReadonlyArray<UserId>) => {
   const select = database.query<LastWrite, [string]>(
-    `SELECT applied, json_extract(facts, '$.updated_at') AS updated_at
+    `SELECT applied, generation, json_extract(facts, '$.updated_at') AS updated_at
      FROM user_embeddings WHERE user_id = ? AND facts IS NOT NULL`,
   )
   return readById(users, (user) => select.get(user))
@@ -125,23 +156,28 @@ const pageOfUsers = <Row>(database: Database, columns: string, after: string): R
     )
     .all(after, rowsPerPage)
 
-interface OverflowRow {
+interface LedgerRow {
   readonly user_id: UserId
   readonly id: string
 }
-const pageOfOverflow = (database: Database, users: ReadonlyArray<UserId>, after: OverflowRow) =>
-  database
-    .query<OverflowRow, [string, string, string, number]>(
-      `SELECT user_id, id FROM user_embedding_ledger
-       WHERE user_id IN (SELECT value FROM json_each(?)) AND (user_id, id) > (?, ?)
-       ORDER BY user_id, id LIMIT ?`,
+const pageOfOverflow = (database: Database, users: ReadonlyArray<Generation>, after: LedgerRow) => {
+  const wanted = users.map(({ generation, user_id }) => {
+    const prefix = ledgerPrefix("applied", generation)
+    return { user_id, ids: `${prefix}${"[0-9a-f]".repeat(2 * prefixBytes)}` }
+  })
+  return database
+    .query<LedgerRow, [string, string, string, number]>(
+      `SELECT l.user_id, l.id FROM json_each(?) w CROSS JOIN user_embedding_ledger l
+         ON l.user_id = w.value ->> 'user_id' AND l.id GLOB w.value ->> 'ids'
+       WHERE (l.user_id, l.id) > (?, ?) ORDER BY l.user_id, l.id LIMIT ?`,
     )
-    .all(JSON.stringify(users), after.user_id, after.id, idsPerPage)
+    .all(JSON.stringify(wanted), after.user_id, after.id, idsPerPage)
+}
 
-const groupByUser = (rows: ReadonlyArray<OverflowRow>): ReadonlyArray<OverflowEntry> =>
+const groupByUser = (rows: ReadonlyArray<LedgerRow>) =>
   Array.from(
     Map.groupBy(rows, ({ user_id }) => user_id),
-    ([user_id, ofUser]) => ({ user_id, ids: ofUser.map(({ id }) => id) }),
+    ([user_id, ofUser]) => ({ user_id, ids: ofUser.map(({ id }) => idInLedger(id)) }),
   )
 
 const make = Effect.map(Sqlite, ({ transaction, use }) => {
@@ -157,22 +193,25 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
   return UserEmbeddings.of({
     load: (users) => failing("load")(use((database) => load(database, users))),
     save: (writes) => failing("save")(transaction((database) => save(database, writes))),
-    saveOverflow: (entries) =>
-      failing("saveOverflow")(transaction((database) => saveOverflow(database, entries))),
-    findInOverflow: (entries) =>
-      failing("findInOverflow")(use((database) => findInOverflow(database, entries))),
+    saveToLedger: (kind, entries) =>
+      failing("saveToLedger")(transaction((database) => saveToLedger(database, kind, entries))),
+    findInLedger: (kind, entries) =>
+      failing("findInLedger")(use((database) => findInLedger(database, kind, entries))),
     // Every commit is synced before it becomes visible to readers.
     awaitDurable: Effect.void,
-    erase: (user, at) => failing("erase")(transaction((database) => erase(database, user, at))),
+    erase: (user, erasure) => failing("erase")(transaction((database) => erase(database, user, erasure))),
+    removeStaleLedger: (user) =>
+      failing("removeStaleLedger")(transaction((database) => removeStaleLedger(database, user))),
     lastWrites: (users) => failing("lastWrites")(use((database) => lastWrites(database, users))),
     count: failing("count")(use(count)),
     countInOtherSpaces: (space) => failing("count")(use((database) => countInOtherSpaces(database, space))),
     stream: Stream.mapConcatChunk(users<Row>("*"), (rows) =>
       Chunk.map(Chunk.unsafeFromArray(rows), toRecord),
     ),
+    usersAfter: (user, limit) => failing("usersAfter")(use((database) => usersAfter(database, user, limit))),
     bookkeeping: Stream.mapConcatChunk(
       users<Bookkeeping>(
-        `user_id, version, applied, archived, erased_at,
+        `user_id, version, applied, archived, erased_at, erased_to, generation,
          COALESCE(json_extract(facts, '$.event_count'), 0) AS event_count`,
       ),
       Chunk.unsafeFromArray,

@@ -43,7 +43,8 @@ export const audit = command(
               ]),
         ].join("\n"),
       )
-      const { extra, missing } = report
-      if (missing + extra > 0) return yield* new Auditor.Inconsistent({ missing, extra })
+      const { extra, missing, not_erased } = report
+      if (missing + extra + not_erased > 0)
+        return yield* new Auditor.Inconsistent({ missing, extra, not_erased })
     }).pipe(Effect.provide(Layer.provideMerge(Auditor.layer, Stack.layer))),
 )

@@ -1,11 +1,24 @@
 /** `rebuild`: computes embeddings again from the log. */
-import { Effect, Layer, Option, Schema } from "effect"
+import { Options } from "@effect/cli"
+import { Console, Effect, Layer, Option, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
+import { UserId } from "../../services/model/Interaction.ts"
 import * as Rebuilder from "../../services/operate/Rebuilder.ts"
 import * as EventVectors from "../../services/update/EventVectors.ts"
 import { json, print } from "./support/Output.ts"
 import { counting } from "./support/Progress.ts"
-import { BadUsage, command, flag, onlyUser } from "./support/Usage.ts"
+import { BadUsage, command, flag, maybe, onlyUser } from "./support/Usage.ts"
+
+/** All users before are done, so the command can go on where it stopped. */
+class RebuildStopped extends Schema.TaggedError<RebuildStopped>()("RebuildStopped", {
+  rebuilt: Schema.Number,
+  reason: Schema.String,
+  goOn: Schema.String,
+}) {
+  override get message() {
+    return `stopped after ${this.rebuilt} embeddings: ${this.reason}; go on with ${this.goOn}`
+  }
+}
 
 /** The report names the users and the reasons. */
 class NotRebuilt extends Schema.TaggedError<NotRebuilt>()("NotRebuilt", { failed: Schema.Number }) {
@@ -20,19 +33,43 @@ export const rebuild = command(
   {
     user: onlyUser("Rebuild only this user"),
     all: flag("all", "Rebuild all users who have an embedding"),
+    after: maybe(
+      Options.text("after").pipe(Options.withSchema(Schema.typeSchema(UserId))),
+      "With --all: go on after this user, where an earlier rebuild stopped",
+    ),
     allowMissing: flag("allow-missing", "Leave out events whose row or vector no longer exists"),
     json,
   },
-  ({ all, allowMissing, json, user }) =>
+  ({ after, all, allowMissing, json, user }) =>
     Effect.gen(function* () {
       if (all === Option.isSome(user)) return yield* new BadUsage({ message: "give either --user or --all" })
+      if (!all && Option.isSome(after)) return yield* new BadUsage({ message: "--after needs --all" })
+      let done = Option.getOrNull(after)
+      const goOn = (last: string | null) =>
+        [
+          "user-embeddings rebuild",
+          ...Option.match(user, { onNone: () => ["--all"], onSome: (one) => ["--user", one] }),
+          ...(all && last !== null ? ["--after", last] : []),
+          ...(allowMissing ? ["--allow-missing"] : []),
+        ].join(" ")
       const rebuilder = yield* Rebuilder.Rebuilder
       const report = yield* counting("users", (progress) =>
-        rebuilder.rebuild({ user: Option.getOrUndefined(user), allowMissing, progress }),
-      )
+        rebuilder.rebuild({
+          user: Option.getOrUndefined(user),
+          after: Option.getOrUndefined(after),
+          allowMissing,
+          progress,
+          completed: (upTo) => {
+            done = upTo
+          },
+        }),
+      ).pipe(Effect.onInterrupt(() => Console.error(`stopped; go on with ${goOn(done)}`)))
       yield* print(json, report, ({ failures, rebuilt }) =>
         [`${rebuilt} embeddings rebuilt`, ...failures.map(({ reason }) => reason)].join("\n"),
       )
+      const { rebuilt, stopped } = report
+      if (stopped !== undefined)
+        return yield* new RebuildStopped({ rebuilt, reason: stopped.reason, goOn: goOn(stopped.after) })
       if (report.failed > 0) return yield* new NotRebuilt({ failed: report.failed })
     }).pipe(
       Effect.provide(

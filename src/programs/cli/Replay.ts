@@ -13,6 +13,7 @@ export const replay = command(
     user: onlyUser("Only events of this user"),
     since: instant("since", "Only events that occurred at or after this time"),
     until: instant("until", "Only events that occurred before this time"),
+    recordedSince: instant("recorded-since", "Only events that were recorded at or after this time"),
     type: eventType("type", "Only events of this type"),
     all: flag("all", "All recorded events"),
     dryRun: flag("dry-run", "Only count them; publish nothing"),
@@ -21,7 +22,9 @@ export const replay = command(
   ({ all, dryRun, json, ...options }) =>
     Effect.gen(function* () {
       if (!all && Object.values(options).every(Option.isNone))
-        return yield* new BadUsage({ message: "give --user, --since, --until or --type, or --all" })
+        return yield* new BadUsage({
+          message: "give --user, --since, --until, --recorded-since or --type, or --all",
+        })
       const replayer = yield* Replayer.Replayer
       const report = yield* counting("messages", (progress) =>
         replayer.replay(given(options), { dryRun, progress }),

@@ -316,7 +316,9 @@ const check = Effect.fnUntraced(function* (run: LoadRun) {
   const now = yield* Clock.currentTimeMillis
   for (const [user, { applied }] of writes) run.embed(user, AppliedIds.toSet(applied), now)
   const old = run.sentBefore(now - overflowAfterMillis)
-  if (old.length > 0) for (const [user, ids] of yield* users.findInOverflow(old)) run.embed(user, ids, now)
+  const entries = old.map((entry) => ({ ...entry, generation: writes.get(entry.user_id)?.generation ?? 0 }))
+  if (old.length > 0)
+    for (const [user, ids] of yield* users.findInLedger("applied", entries)) run.embed(user, ids, now)
   const { main } = yield* queue.depths
   run.depth = Math.max(main.ready + main.unacked, pending)
   run.maxDepth = Math.max(run.maxDepth, run.depth)

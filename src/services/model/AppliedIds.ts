@@ -54,3 +54,14 @@ export const append = (ids: AppliedIds, added: ReadonlyArray<MessageId>) => {
   kept.set(pack(added), staying.byteLength)
   return { kept, archive: [...toSet(ids.subarray(0, leaving * prefixBytes))] }
 }
+
+/**
+ * What the ledger keeps ids of: `applied` interactions that no longer fit on the record (the applied overflow), and
+ * interactions that workers `skipped`, because their product had no embedding.
+ */
+export type LedgerKind = "applied" | "skipped"
+
+/** Before the id in a key of the ledger. Release 0.1.0 wrote the id alone. */
+export const ledgerPrefix = (kind: LedgerKind, generation: number): string =>
+  kind === "skipped" ? `s${generation}|` : generation === 0 ? "" : `${generation}|`
+export const idInLedger = (key: string): string => key.slice(-2 * prefixBytes)

@@ -5,16 +5,18 @@ import type { MessageId, UserId } from "../model/Interaction.ts"
 import type { UserEmbeddings, UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
 
 /** What a user's record says of applied interactions, read at one instant. */
-export interface AppliedState extends Pick<UserRecord, "archived"> {
+export interface AppliedState extends Pick<UserRecord, "archived" | "generation"> {
   readonly onRecord: ReadonlySet<string>
 }
 
 export const appliedState = ({
   applied,
   archived,
-}: Pick<UserRecord, "applied" | "archived">): AppliedState => ({
+  generation,
+}: Pick<UserRecord, "applied" | "archived" | "generation">): AppliedState => ({
   onRecord: AppliedIds.toSet(applied),
   archived,
+  generation,
 })
 
 /** Prefixes of the applied interactions. Ids that are not on the record are looked up in the overflow. */
@@ -36,7 +38,14 @@ export const findApplied = Effect.fnUntraced(function* (
     }
   }
   if (toLookUp.size === 0) return found
-  const overflow = yield* users.findInOverflow(Array.from(toLookUp, ([user_id, ids]) => ({ user_id, ids })))
+  const overflow = yield* users.findInLedger(
+    "applied",
+    Array.from(toLookUp, ([user_id, ids]) => ({
+      user_id,
+      generation: records.get(user_id)?.generation ?? 0,
+      ids,
+    })),
+  )
   for (const ids of overflow.values()) for (const id of ids) found.add(id)
   return found
 })
@@ -45,11 +54,11 @@ export const findApplied = Effect.fnUntraced(function* (
 export const overflowIds = (
   users: UserEmbeddings["Type"],
   user: UserId,
-  { archived, onRecord }: AppliedState,
+  { archived, generation, onRecord }: AppliedState,
 ): Stream.Stream<ReadonlyArray<string>, UserEmbeddingsError> =>
   archived === 0
     ? Stream.empty
-    : Stream.map(users.overflow([user]), (entries) =>
+    : Stream.map(users.overflow([{ user_id: user, generation }]), (entries) =>
         entries.flatMap(({ ids }) => ids.filter((id) => !onRecord.has(id))),
       )
 

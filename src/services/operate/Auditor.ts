@@ -6,6 +6,7 @@
  */
 import { Array as Arr, Chunk, Context, Effect, Layer, Order, Schema, Stream } from "effect"
 import * as AppliedIds from "../model/AppliedIds.ts"
+import { isErased, type Recorded } from "../model/Erasure.ts"
 import type { EventType, UserId } from "../model/Interaction.ts"
 import { content, DeadLetters, type DeadLettersError } from "../ports/DeadLetters.ts"
 import { InteractionLog, type InteractionLogError, type LogRow } from "../ports/InteractionLog.ts"
@@ -21,7 +22,7 @@ export interface Finding {
   readonly user_id: UserId
   /** Only the first 32 digits of an extra interaction: the record keeps no more. */
   readonly message_id: string
-  readonly state: "missing" | "extra" | "in_flight" | "dead" | "skipped"
+  readonly state: "missing" | "extra" | "not_erased" | "in_flight" | "dead" | "skipped"
   readonly event_type: EventType | null
   readonly product_id: string | null
   readonly occurred_at: string | null
@@ -30,17 +31,19 @@ export interface Finding {
 export interface AuditReport {
   /** Users with interactions in the log or in an embedding. */
   readonly users: number
-  /** Users without missing and without extra interactions. */
+  /** Users without missing, extra and unerased interactions. */
   readonly consistent: number
   /** In the log, not applied, and explained by none of the states below. */
   readonly missing: number
   /** Applied but not in the log, or counted in `event_count` without an id. */
   readonly extra: number
+  /** In the log, though an erasure of the user covers them: it was not finished, or the log was restored. */
+  readonly not_erased: number
   /** Waiting in the outbox or in a queue. */
   readonly in_flight: number
   /** In the queue `failed`. */
   readonly dead: number
-  /** The product has no embedding, or got one after the interaction was recorded: a replay applies the latter. */
+  /** The product has no embedding, or had none when a worker received the interaction: a replay applies the latter. */
   readonly skipped: number
   /** At most {@link mostDetails} of each state. */
   readonly details?: ReadonlyArray<Finding>
@@ -70,9 +73,11 @@ export class Auditor extends Context.Tag("user-embeddings/Auditor")<
 export class Inconsistent extends Schema.TaggedError<Inconsistent>()("Inconsistent", {
   missing: Schema.Number,
   extra: Schema.Number,
+  not_erased: Schema.Number,
 }) {
   override get message() {
-    return `${this.missing} interactions are missing, ${this.extra} are extra`
+    const left = this.not_erased === 0 ? "" : `, ${this.not_erased} are not erased`
+    return `${this.missing} interactions are missing, ${this.extra} are extra${left}`
   }
 }
 
@@ -97,20 +102,22 @@ const services = Effect.all({
 })
 type Services = Effect.Effect.Success<typeof services>
 
-type Unapplied = Omit<Finding, "state"> & { readonly recordedAt: number }
+type Unapplied = Omit<Finding, "state"> & Recorded
 
-const toUnapplied = ({ interaction, recordedAt }: LogRow): Unapplied => {
+const toUnapplied = ({ id, interaction, recordedAt }: LogRow): Unapplied => {
   const { event_type, message_id, occurred_at, product_id, user_id } = interaction
-  return { user_id, message_id, event_type, product_id, occurred_at, recordedAt }
+  return { user_id, message_id, event_type, product_id, occurred_at, recordedAt, logId: id }
 }
 
 class Findings {
   users = 0
+  /** Users with rows that an erasure covers: it may be in progress, so they are audited again at the end. */
+  readonly behindErasures: Array<UserId> = []
   /** Published, not applied, and not explained by anything checked so far. */
   unexplained: Array<Unapplied> = []
   /** How many more there were than {@link mostUnexplained}. */
   private beyond = 0
-  private readonly counts = { missing: 0, extra: 0, in_flight: 0, dead: 0, skipped: 0 }
+  private readonly counts = { missing: 0, extra: 0, not_erased: 0, in_flight: 0, dead: 0, skipped: 0 }
   private readonly inconsistent = new Set<UserId>()
   private readonly details: Array<Finding> | undefined
 
@@ -118,14 +125,15 @@ class Findings {
     this.details = withDetails ? [] : undefined
   }
 
-  add(state: Finding["state"], { recordedAt: _, ...facts }: Unapplied): void {
+  add(state: Finding["state"], { logId: _, recordedAt: __, ...facts }: Unapplied): void {
     this.counts[state] += 1
-    if (state === "missing" || state === "extra") this.inconsistent.add(facts.user_id)
+    if (state === "missing" || state === "extra" || state === "not_erased")
+      this.inconsistent.add(facts.user_id)
     if (this.counts[state] <= mostDetails) this.details?.push({ ...facts, state })
   }
 
   addExtra(user_id: UserId, message_id: string): void {
-    const unknown = { event_type: null, product_id: null, occurred_at: null, recordedAt: 0 }
+    const unknown = { event_type: null, product_id: null, occurred_at: null, logId: null, recordedAt: 0 }
     this.add("extra", { user_id, message_id, ...unknown })
   }
 
@@ -259,7 +267,11 @@ const differing = Effect.fnUntraced(function* ({ users }: Services, some: Readon
     some.map(({ applied, user_id }) => [user_id, new Fingerprint(applied?.applied)]),
   )
   const overflowing = some.filter(({ applied }) => applied !== undefined && applied.archived > 0)
-  yield* Stream.runForEach(users.overflow(overflowing.map(({ user_id }) => user_id)), (entries) =>
+  const generations = overflowing.map(({ applied, user_id }) => ({
+    user_id,
+    generation: applied?.generation ?? 0,
+  }))
+  yield* Stream.runForEach(users.overflow(generations), (entries) =>
     Effect.sync(() => {
       for (const { ids, user_id } of entries) fingerprints.get(user_id)?.add(AppliedIds.pack(ids))
     }),
@@ -295,9 +307,10 @@ const auditAllUsers = (
 
 /** What a user's record says of applied interactions, read at one instant. */
 const toState = (record: UserRecord | undefined) => ({
-  ...AppliedInteractions.appliedState(record ?? { applied: AppliedIds.none, archived: 0 }),
+  ...AppliedInteractions.appliedState(record ?? { applied: AppliedIds.none, archived: 0, generation: 0 }),
   version: record?.version ?? 0,
-  erased_at: record?.erased_at ?? -1,
+  erased_at: record?.erased_at ?? 0,
+  erased_to: record?.erased_to ?? null,
   event_count: record?.embedding?.event_count ?? 0,
 })
 type RecordState = ReturnType<typeof toState>
@@ -308,17 +321,17 @@ const loadStates = ({ users }: Services, wanted: ReadonlyArray<UserId>) =>
     (records) => new Map(wanted.map((user) => [user, toState(records.get(user))])),
   )
 
-/** Splits rows of one or more users: how many are applied, and those that are not. */
+/** Splits rows of one or more users: how many are applied, those that an erasure covers, and the others. */
 const splitApplied = Effect.fnUntraced(function* <
-  Row extends { readonly user_id: UserId; readonly message_id: string; readonly recordedAt: number },
+  Row extends Recorded & { readonly user_id: UserId; readonly message_id: string },
 >({ users }: Services, rows: ReadonlyArray<Row>, records: ReadonlyMap<UserId, RecordState>) {
   const applied = yield* AppliedInteractions.findApplied(users, rows, records)
   const left = rows.filter(({ message_id }) => !applied.has(AppliedIds.prefix(message_id)))
-  return {
-    applied: rows.length - left.length,
-    // An interaction recorded before the user's erasure no longer counts. Repeating the erasure removes its row.
-    unapplied: left.filter(({ recordedAt, user_id }) => recordedAt > (records.get(user_id)?.erased_at ?? -1)),
-  }
+  const [unapplied, erased] = Arr.partition(left, (row) => {
+    const record = records.get(row.user_id)
+    return record !== undefined && isErased(record, row)
+  })
+  return { applied: rows.length - left.length, unapplied, erased }
 })
 
 /**
@@ -330,19 +343,21 @@ const readUser = Effect.fnUntraced(function* (services: Services, user: UserId) 
   const record = records.get(user)!
   let applied = 0
   const unapplied: Array<LogRow> = []
+  const erased: Array<LogRow> = []
   yield* services.log.stream({ user }).pipe(
-    Stream.map((row) => ({ row, ...row.interaction, recordedAt: row.recordedAt })),
+    Stream.map((row) => ({ row, ...row.interaction, logId: row.id, recordedAt: row.recordedAt })),
     Stream.grouped(page),
     Stream.runForEach((rows) =>
       Effect.map(splitApplied(services, Chunk.toReadonlyArray(rows), records), (part) => {
         applied += part.applied
         for (const { row } of part.unapplied) unapplied.push(row)
+        for (const { row } of part.erased) erased.push(row)
       }),
     ),
   )
   const total = yield* AppliedInteractions.countApplied(services.users, user, record)
   const { version } = (yield* loadStates(services, [user])).get(user)!
-  return { record, unapplied, total, extra: total - applied, unchanged: version === record.version }
+  return { record, unapplied, erased, total, extra: total - applied, unchanged: version === record.version }
 })
 
 const findExtraIds = ({ log, users }: Services, findings: Findings, user: UserId, record: RecordState) =>
@@ -355,23 +370,37 @@ const findExtraIds = ({ log, users }: Services, findings: Findings, user: UserId
     ),
   )
 
-const auditUser = Effect.fnUntraced(function* (services: Services, findings: Findings, user: UserId) {
-  const { extra, record, total, unapplied, unchanged } = yield* readUser(services, user).pipe(
+const auditUser = Effect.fnUntraced(function* (
+  services: Services,
+  findings: Findings,
+  user: UserId,
+  finishedErasures?: ReadonlySet<UserId>,
+) {
+  const { erased, extra, record, total, unapplied, unchanged } = yield* readUser(services, user).pipe(
     Effect.repeat({ until: ({ unchanged }) => unchanged, times: mostReadings }),
   )
+  if (erased.length > 0 && finishedErasures === undefined) return void findings.behindErasures.push(user)
+  // A row that survived a finished erasure will be published under a new id.
+  const state = finishedErasures?.has(user) ? "in_flight" : "not_erased"
+  for (const row of erased) findings.add(state, toUnapplied(row))
   if (extra > 0) yield* findExtraIds(services, findings, user, record)
   // A rebuild does not count interactions that the log no longer has, so either count is right.
   const miscounted = [total, total - extra].map((sum) => Math.abs(record.event_count - sum))
   if (unchanged) for (let i = 0; i < Math.min(...miscounted); i++) findings.addExtra(user, "")
-  const since = yield* services.products.knownSince(
+  const ids = unapplied.map(({ interaction }) => AppliedIds.prefix(interaction.message_id))
+  const { generation } = record
+  const skipped = (yield* services.users.findInLedger("skipped", [{ user_id: user, generation, ids }])).get(
+    user,
+  )
+  const products = yield* services.products.knownSince(
     [...new Set(unapplied.flatMap(({ interaction }) => interaction.product_id ?? []))],
     services.embedder.space,
   )
   for (const row of unapplied) {
     const one = toUnapplied(row)
-    const known = one.product_id === null ? 0 : since.get(one.product_id)
+    const isUnknown = one.product_id !== null && !products.has(one.product_id)
     if (!row.published) findings.add("in_flight", one)
-    else if (known === undefined || known > row.recordedAt) findings.add("skipped", one)
+    else if (isUnknown || skipped?.has(AppliedIds.prefix(one.message_id))) findings.add("skipped", one)
     else findings.addUnexplained(one)
   }
 })
@@ -435,6 +464,17 @@ const explainByQueues = Effect.fnUntraced(function* (services: Services, finding
   return found.queued + Math.max(0, held * queue.eventsPerMessage - found.unacked)
 })
 
+/** Again, because an erasure may have been in progress. */
+const auditBehindErasures = Effect.fnUntraced(function* (services: Services, findings: Findings) {
+  if (findings.behindErasures.length === 0) return
+  yield* Effect.sleep(pause)
+  const finished = new Set((yield* services.log.finishedErasures).map(({ user_id }) => user_id))
+  yield* Effect.forEach(findings.behindErasures, (user) => auditUser(services, findings, user, finished), {
+    concurrency: usersAtOnce,
+    discard: true,
+  })
+})
+
 const audit = Effect.fn("Auditor.audit")(function* (services: Services, options: AuditOptions) {
   const findings = new Findings(options.details ?? false)
   if (options.user === undefined)
@@ -443,6 +483,7 @@ const audit = Effect.fn("Auditor.audit")(function* (services: Services, options:
     findings.users = 1
     yield* auditUser(services, findings, options.user)
   }
+  yield* auditBehindErasures(services, findings)
   findings.conclude(yield* explainByQueues(services, findings))
   return findings.report()
 })

@@ -1,23 +1,25 @@
 /**
- * Step: removes a user everywhere. The tombstone is written first: from then on workers drop every message of the user
- * recorded before it. Log rows are deleted after the phrases, because the phrases are found through the log. An erasure
- * that fails half-way is finished by repeating it.
+ * Step: removes a user everywhere. The order of the log decides what an erasure covers: all rows that were visible when
+ * it began, and none that became visible after it deleted the rows. The tombstone is written first: from then on workers
+ * drop messages of the covered rows. Rows are deleted after the phrases, because the phrases are found through the rows.
+ * An erasure that fails half-way is finished by repeating it.
  */
 import { Chunk, Clock, Context, Effect, Layer, Stream } from "effect"
+import { isErased } from "../model/Erasure.ts"
 import type { UserId } from "../model/Interaction.ts"
-import { content, DeadLetters, type DeadLettersError } from "../ports/DeadLetters.ts"
+import { content, type DeadLetter, DeadLetters, type DeadLettersError } from "../ports/DeadLetters.ts"
 import { InteractionLog, type InteractionLogError } from "../ports/InteractionLog.ts"
 import type { PhraseEmbeddingsError } from "../ports/PhraseEmbeddings.ts"
-import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
+import { UserEmbeddings, type UserEmbeddingsError, type UserRecord } from "../ports/UserEmbeddings.ts"
 import { EventVectors } from "../update/EventVectors.ts"
 
 export interface ErasureReport {
   readonly user_id: UserId
-  /** ISO; interactions recorded up to this instant are gone and do not come back. */
+  /** ISO. Messages of other programs that were recorded up to this instant have no effect. */
   readonly erased_at: string
   /** Rows of the log. */
   readonly interactions: number
-  /** Whether the user had an embedding. The overflow of applied ids is removed with it. */
+  /** Whether the user had an embedding. The ledger of applied ids is removed with it. */
   readonly embedding: boolean
   /** Vectors of the user's search phrases. If another user searched for the same phrase, it will be embedded again. */
   readonly phrases: number
@@ -36,10 +38,15 @@ export class Eraser extends Context.Tag("user-embeddings/Eraser")<
 >() {}
 
 const page = 500
-/** Milliseconds. Rows recorded before the erasure may be committed during it. */
-const commitGrace = 100
-/** Milliseconds: the longest wait for this clock to pass the tombstone's timestamp. */
-const clockGrace = 1_000
+
+/** Whether a dead letter belongs to one of these users and is behind the user's erasure. */
+export const isErasedDeadLetter =
+  (records: ReadonlyMap<UserId, Pick<UserRecord, "erased_at" | "erased_to">>) =>
+  (deadLetter: DeadLetter): boolean => {
+    const record = records.get(content(deadLetter).user_id ?? "")
+    const { logId, recordedAt } = deadLetter
+    return record !== undefined && isErased(record, { logId, recordedAt: recordedAt ?? 0 })
+  }
 
 const make = Effect.gen(function* () {
   const log = yield* InteractionLog
@@ -47,13 +54,8 @@ const make = Effect.gen(function* () {
   const vectors = yield* EventVectors
   const deadLetters = yield* DeadLetters
 
-  const erase = Effect.fn("Eraser.erase")(function* (user_id: UserId) {
-    // The clock of the API that recorded the newest row may be ahead of this one.
-    const newest = yield* log.newestRecordedAt(user_id)
-    const at = Math.max(yield* Clock.currentTimeMillis, newest ?? 0)
-    const embedding = yield* users.erase(user_id, at)
-
-    const phrases = yield* log.stream({ user: user_id, type: "search" }).pipe(
+  const forgetPhrases = (user: UserId) =>
+    log.stream({ user, type: "search" }).pipe(
       Stream.grouped(page),
       Stream.mapEffect((rows) =>
         vectors.forget([
@@ -64,18 +66,28 @@ const make = Effect.gen(function* () {
       ),
       Stream.runSum,
     )
-    let interactions = yield* log.erase(user_id, at)
-    const dead_letters = yield* deadLetters.remove(
-      (deadLetter) => (deadLetter.recordedAt ?? 0) <= at && content(deadLetter).user_id === user_id,
-    )
 
-    // Wait until the clock has passed the tombstone's timestamp: an interaction recorded in the same millisecond would
-    // count as erased.
-    const behind = at + 1 - (yield* Clock.currentTimeMillis)
-    yield* Effect.sleep(Math.min(Math.max(behind, commitGrace), clockGrace))
-    interactions += yield* log.erase(user_id, at)
-    const erased_at = new Date(at).toISOString()
-    return { user_id, erased_at, interactions, embedding, phrases, dead_letters }
+  const erase = Effect.fn("Eraser.erase")(function* (user_id: UserId) {
+    const token = yield* log.beginErasure(user_id)
+    const erased_at = yield* Clock.currentTimeMillis
+    const erasure = { erased_at, erased_to: yield* log.maxId }
+    const embedding = yield* users.erase(user_id, erasure)
+    // A later row may have been applied before the tombstone, which removed it again. So it is published again, like
+    // the rows with smaller ids that become visible when the others are deleted.
+    const renewTo = yield* log.maxId
+    const phrases = yield* forgetPhrases(user_id)
+    const interactions = yield* log.erase(user_id, erasure.erased_to)
+    const dead_letters = yield* deadLetters.remove(isErasedDeadLetter(new Map([[user_id, erasure]])))
+    yield* log.finishErasure(user_id, token, renewTo, yield* Clock.currentTimeMillis)
+    yield* log.renewSurvivors(user_id)
+    return {
+      user_id,
+      erased_at: new Date(erased_at).toISOString(),
+      interactions,
+      embedding,
+      phrases,
+      dead_letters,
+    }
   })
 
   return { erase }

@@ -3,7 +3,7 @@
  * space, weights and λ. It takes exactly the interactions that are applied already; the others arrive as messages. If a
  * worker changes the record meanwhile, the version check fails and the rebuild of that user starts again.
  */
-import { Chunk, Clock, Context, Effect, Either, Layer, Schedule, Schema, Stream } from "effect"
+import { Chunk, Clock, Context, Effect, Either, Layer, Option, Schedule, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { counterOf } from "../model/EventTypes.ts"
@@ -14,6 +14,7 @@ import { InteractionLog, type InteractionLogError } from "../ports/InteractionLo
 import type { UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
 import { LockConflict, UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
+import * as Telemetry from "../Telemetry.ts"
 import { type EventVectorError, EventVectors } from "../update/EventVectors.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"
 
@@ -32,31 +33,43 @@ export interface RebuildReport {
   /** Users whose embedding stays as it was; at most {@link mostFailures} are named. */
   readonly failed: number
   readonly failures: ReadonlyArray<{ readonly user_id: UserId; readonly reason: string }>
+  /** A store or the embedder was out for longer than the retries. */
+  readonly stopped?: {
+    readonly reason: string
+    /** All users up to this one are done; `null` if none are for certain. */
+    readonly after: UserId | null
+  }
 }
 
 interface RebuildOptions {
   /** Rebuilds only this user; default: all users who have an embedding. */
   readonly user?: UserId | undefined
+  /** Begins after this user, in the order of user ids. */
+  readonly after?: UserId | undefined
   /**
    * Skips interactions whose vector or row is gone. An interaction without a vector still counts as applied; a rebuild
    * after the vector is back gives it weight again.
    */
   readonly allowMissing?: boolean
   readonly progress?: (users: number) => Effect.Effect<void>
+  /** Receives the user up to whom all are done. */
+  readonly completed?: (upTo: UserId) => void
 }
 
 type PortError = InteractionLogError | UserEmbeddingsError | EventVectorError
 
 export class Rebuilder extends Context.Tag("user-embeddings/Rebuilder")<
   Rebuilder,
-  { readonly rebuild: (options: RebuildOptions) => Effect.Effect<RebuildReport, PortError> }
+  { readonly rebuild: (options: RebuildOptions) => Effect.Effect<RebuildReport> }
 >() {}
 
 export const mostFailures = 1_000
 const page = 500
 const usersAtOnce = 4
-/** For vectors that are unavailable for the moment. */
-const vectorRetry = Schedule.intersect(RetryPolicies.reconnectRetry, Schedule.recurs(8))
+/** Users are listed and completed in pages. */
+const usersPerPage = 100
+/** For stores and embedders that are out for the moment. */
+const outageRetry = RetryPolicies.reconnectRetry.pipe(Schedule.upTo("5 minutes"))
 
 const services = Effect.all({
   log: InteractionLog,
@@ -74,14 +87,15 @@ const isGone = (error: EventVectorError): boolean => {
 
 /** Vectors in the order of the interactions; `Left` where the vector is gone. */
 const resolve = ({ vectors }: Services, interactions: ReadonlyArray<Interaction>) =>
-  vectors.resolve(interactions).pipe(
-    Effect.flatMap((found) =>
-      Effect.forEach(found, (one) =>
-        Either.isLeft(one) && !isGone(one.left) ? Effect.fail(one.left) : Effect.succeed(one),
+  vectors
+    .resolve(interactions)
+    .pipe(
+      Effect.flatMap((found) =>
+        Effect.forEach(found, (one) =>
+          Either.isLeft(one) && !isGone(one.left) ? Effect.fail(one.left) : Effect.succeed(one),
+        ),
       ),
-    ),
-    Effect.retry(vectorRetry),
-  )
+    )
 
 /**
  * Computes the embedding from nothing. `notFolded` has the applied interactions whose vector is gone, or whose type is
@@ -178,41 +192,75 @@ const rebuildOnce = Effect.fnUntraced(function* (services: Services, user_id: Us
   if (saved !== true) return yield* new LockConflict({ user_id, tries: 1 })
 })
 
+type RebuildError = PortError | CannotRebuild | LockConflict
+
+/** The user's embedding stays as it is, and the rebuild goes on. */
+const isOfUser = (error: RebuildError): boolean =>
+  error._tag === "CannotRebuild" ||
+  error._tag === "LockConflict" ||
+  ("reason" in error && error.reason === "invalid_data")
+
+/** Tries again for a while if a store or the embedder is out; logs that once. */
+const patiently = <A, E extends RebuildError>(effect: Effect.Effect<A, E>) =>
+  Effect.suspend(() => {
+    let isLogged = false
+    const isOutage = (error: E) => !isOfUser(error) && !("reason" in error && error.reason === "not_set_up")
+    const log = (error: E) =>
+      Effect.suspend(() => {
+        if (isLogged || !isOutage(error)) return Effect.void
+        isLogged = true
+        return Effect.annotateLogs(Effect.logWarning("rebuild.waiting"), Telemetry.described(error))
+      })
+    return effect.pipe(Effect.tapError(log), Effect.retry({ schedule: outageRetry, while: isOutage }))
+  })
+
 const rebuildUser = (services: Services, user_id: UserId, allowMissing: boolean) =>
   rebuildOnce(services, user_id, allowMissing).pipe(
     Effect.retry({ schedule: RetryPolicies.conflictRetry, while: ({ _tag }) => _tag === "LockConflict" }),
+    patiently,
   )
 
-const withEmbedding = ({ users }: Services) =>
-  users.bookkeeping.pipe(
-    Stream.filter(({ event_count }) => event_count > 0),
-    Stream.map(({ user_id }) => user_id),
+/** Pages of users who have an embedding. */
+const usersAfter = ({ users }: Services, after: UserId) =>
+  Stream.paginateEffect(after, (last) =>
+    Effect.map(patiently(users.usersAfter(last, usersPerPage)), (page) => [
+      page,
+      page.length < usersPerPage ? Option.none() : Option.fromNullable(page.at(-1)),
+    ]),
   )
 
 const rebuild = Effect.fn("Rebuilder.rebuild")(function* (services: Services, options: RebuildOptions) {
-  const { allowMissing = false, progress = () => Effect.void, user } = options
+  const { allowMissing = false, completed = () => {}, progress = () => Effect.void, user } = options
   const failures: Array<{ user_id: UserId; reason: string }> = []
   let rebuilt = 0
   let failed = 0
-  const wanted = user === undefined ? withEmbedding(services) : Stream.make(user)
-  yield* Stream.runDrain(
-    Stream.mapEffect(
-      wanted,
-      (user_id) =>
-        rebuildUser(services, user_id, allowMissing).pipe(
-          Effect.matchEffect({
-            onSuccess: () => Effect.suspend(() => progress(++rebuilt)),
-            onFailure: (error) => {
-              if (error._tag !== "CannotRebuild" && error._tag !== "LockConflict") return Effect.fail(error)
-              if (failed++ < mostFailures) failures.push({ user_id, reason: error.message })
-              return Effect.void
-            },
-          }),
-        ),
-      { concurrency: usersAtOnce, unordered: true },
+  let after = options.after ?? null
+  const rebuildOne = (user_id: UserId) =>
+    rebuildUser(services, user_id, allowMissing).pipe(
+      Effect.matchEffect({
+        onSuccess: () => Effect.suspend(() => progress(++rebuilt)),
+        onFailure: (error) => {
+          if (!isOfUser(error)) return Effect.fail(error)
+          if (failed++ < mostFailures) failures.push({ user_id, reason: error.message })
+          return Effect.void
+        },
+      }),
+    )
+  const pages = user === undefined ? usersAfter(services, after ?? "") : Stream.make([user])
+  const stopped = yield* pages.pipe(
+    Stream.runForEach((page) =>
+      Effect.gen(function* () {
+        yield* Effect.forEach(page, rebuildOne, { concurrency: usersAtOnce, discard: true })
+        after = page.at(-1) ?? after
+        if (after !== null) completed(after)
+      }),
     ),
+    Effect.match({
+      onFailure: ({ message }) => ({ stopped: { reason: message, after } }),
+      onSuccess: () => ({}),
+    }),
   )
-  return { rebuilt, failed, failures }
+  return { rebuilt, failed, failures, ...stopped }
 })
 
 export const layer = Layer.effect(

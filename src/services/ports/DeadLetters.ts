@@ -18,6 +18,8 @@ export interface DeadLetter {
   readonly originalRoutingKey: string
   /** `x-retried-from`: id of the earlier dead letter that was retried. */
   readonly retriedFrom: string | null
+  /** `x-log-id`: the id of the interaction's row in the log. */
+  readonly logId: number | null
   /** `x-recorded-at`: when the interaction was recorded, Unix ms. */
   readonly recordedAt: number | null
   /** The original bytes. */

@@ -52,6 +52,17 @@ export interface LogFilter {
   readonly recordedSince?: string
 }
 
+/** An erasure that has deleted the user's rows. */
+export interface FinishedErasure {
+  readonly user_id: UserId
+  /** Names this erasure among those of the user. */
+  readonly token: string
+  /** Unix ms. */
+  readonly finishedAt: number
+  /** Whether rows have become visible that the erasure was too early to delete. */
+  readonly hasSurvivors: boolean
+}
+
 /** The rows that are not published. */
 export interface Outbox {
   readonly unpublished: number
@@ -149,10 +160,28 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     readonly outbox: Effect.Effect<Outbox, InteractionLogError>
     /** Slow, because it counts all rows. */
     readonly backlog: Effect.Effect<Backlog, InteractionLogError>
-    /** When (Unix ms) the user's latest row was recorded, `null` if there is none. */
-    readonly newestRecordedAt: (user: UserId) => Effect.Effect<number | null, InteractionLogError>
-    /** Deletes the user's rows that were recorded at or before `recordedBy` (Unix ms). Succeeds with their number. */
-    readonly erase: (user: UserId, recordedBy: number) => Effect.Effect<number, InteractionLogError>
+    /** Notes that an erasure of the user begins, which ends the notes of earlier ones. Succeeds with its token. */
+    readonly beginErasure: (user: UserId) => Effect.Effect<string, InteractionLogError>
+    /** Deletes the user's rows with ids up to `upTo`. Succeeds with their number. */
+    readonly erase: (user: UserId, upTo: number) => Effect.Effect<number, InteractionLogError>
+    /**
+     * Notes that the rows are deleted. The user's rows with ids up to `renewTo` that are left, and those that become
+     * visible later, count: see `renewSurvivors`. Does nothing if another erasure of the user has begun since.
+     */
+    readonly finishErasure: (
+      user: UserId,
+      token: string,
+      renewTo: number,
+      at: number,
+    ) => Effect.Effect<void, InteractionLogError>
+    /**
+     * Gives the rows that survived the user's finished erasure new ids in the outbox. Messages with the old ids have no
+     * effect. Succeeds with the number of rows.
+     */
+    readonly renewSurvivors: (user: UserId) => Effect.Effect<number, InteractionLogError>
+    readonly finishedErasures: Effect.Effect<ReadonlyArray<FinishedErasure>, InteractionLogError>
+    /** Removes the note of an erasure. */
+    readonly forgetErasure: (erasure: FinishedErasure) => Effect.Effect<void, InteractionLogError>
     /** Runs the effect while this process holds the leader lock. Succeeds with `false` if another process holds it. */
     readonly withLeaderLock: <E, R>(
       effect: Effect.Effect<void, E, R>,

@@ -24,6 +24,8 @@ export interface Message {
   readonly eventType: EventType
   readonly body: Uint8Array
   readonly trace: TraceContext | null
+  /** The id of the interaction's row in the log, if it has one. */
+  readonly logId?: number
   /** When the interaction was recorded, Unix ms. */
   readonly recordedAt: number
 }
@@ -48,6 +50,8 @@ export interface Delivery {
   readonly redeliveries: number
   /** `x-published-at`, Unix ms. */
   readonly publishedAt: number | null
+  /** `x-log-id`: the id of the interaction's row in the log. */
+  readonly logId: number | null
   /** `x-recorded-at`, Unix ms. */
   readonly recordedAt: number | null
 }

@@ -3,13 +3,14 @@
  * the vector. An erased user's record becomes a tombstone with a new version, so that a concurrent write fails.
  */
 import { Context, type Effect, Schema, type Stream } from "effect"
-import type { AppliedIds } from "../model/AppliedIds.ts"
+import type { AppliedIds, LedgerKind } from "../model/AppliedIds.ts"
+import type { Erasure } from "../model/Erasure.ts"
 import type { UserId } from "../model/Interaction.ts"
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import { describeFailure, portFailure } from "./PortFailure.ts"
 
 /** All that is stored of a user. */
-export interface UserRecord {
+export interface UserRecord extends Erasure {
   readonly user_id: UserId
   /** `undefined` after an erasure, until the user does something again. */
   readonly embedding: UserEmbedding | undefined
@@ -18,8 +19,11 @@ export interface UserRecord {
   readonly applied: AppliedIds
   /** How many applied ids have moved to the applied overflow. */
   readonly archived: number
-  /** Interactions recorded up to this instant (Unix ms) are erased; 0 if the user was never erased. */
-  readonly erased_at: number
+  /**
+   * The version of the user's last tombstone, 0 without one. Entries in the ledger name it: a worker that loses the
+   * compare-and-swap to an erasure may leave entries behind, and entries of an earlier generation do not count.
+   */
+  readonly generation: number
 }
 
 /** Replaces the record if its version is `expected`; creates it if `expected` is `undefined`. */
@@ -28,21 +32,21 @@ export interface Write {
   readonly expected: number | undefined
 }
 
-/** Applied ids of one user (the first 32 hex digits of message ids) that no longer fit on the record. */
-export interface OverflowEntry {
-  readonly user_id: UserId
+export type Generation = Pick<UserRecord, "user_id" | "generation">
+
+/** Ids (the first 32 hex digits of message ids) of one generation of a user in the ledger. */
+export interface LedgerEntry extends Generation {
   readonly ids: ReadonlyArray<string>
 }
 
 /** The applied interactions of a user, without the vector. */
-export interface Bookkeeping extends Pick<UserRecord, "user_id" | "applied" | "archived" | "erased_at"> {
-  readonly version: number
+export interface Bookkeeping extends Omit<UserRecord, "embedding"> {
   /** 0 in a tombstone. */
   readonly event_count: number
 }
 
 /** The last write of a user's record. */
-export interface LastWrite {
+export interface LastWrite extends Pick<UserRecord, "generation"> {
   /** The ids that the write added are at the end. */
   readonly applied: AppliedIds
   /** Unix ms, just before the write became durable. */
@@ -72,16 +76,25 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
     readonly save: (
       writes: ReadonlyArray<Write>,
     ) => Effect.Effect<ReadonlyArray<boolean>, UserEmbeddingsError>
-    /** Adds ids to the applied overflow, durably. */
-    readonly saveOverflow: (entries: ReadonlyArray<OverflowEntry>) => Effect.Effect<void, UserEmbeddingsError>
-    /** Which of these ids are in the applied overflow, by user. */
-    readonly findInOverflow: (
-      entries: ReadonlyArray<OverflowEntry>,
+    /** Adds ids to the ledger, durably. */
+    readonly saveToLedger: (
+      kind: LedgerKind,
+      entries: ReadonlyArray<LedgerEntry>,
+    ) => Effect.Effect<void, UserEmbeddingsError>
+    /** Which of these ids are in the ledger, by user. */
+    readonly findInLedger: (
+      kind: LedgerKind,
+      entries: ReadonlyArray<LedgerEntry>,
     ) => Effect.Effect<ReadonlyMap<UserId, ReadonlySet<string>>, UserEmbeddingsError>
     /** Waits until the records read last are durable on a majority. Changes no version. */
     readonly awaitDurable: Effect.Effect<void, UserEmbeddingsError>
-    /** Replaces the record by a tombstone of time `at` (Unix ms), and removes the overflow; answers whether there was an embedding. */
-    readonly erase: (user: UserId, at: number) => Effect.Effect<boolean, UserEmbeddingsError>
+    /** Replaces the record by a tombstone, and removes the user's ledger; answers whether there was an embedding. */
+    readonly erase: (
+      user: UserId,
+      erasure: { readonly erased_at: number; readonly erased_to: number },
+    ) => Effect.Effect<boolean, UserEmbeddingsError>
+    /** Removes what is left in the ledger from before the user's last erasure. */
+    readonly removeStaleLedger: (user: UserId) => Effect.Effect<void, UserEmbeddingsError>
     /** The last writes of users who have an embedding, to watch progress. */
     readonly lastWrites: (
       users: ReadonlyArray<UserId>,
@@ -94,10 +107,15 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
     readonly stream: Stream.Stream<UserRecord, UserEmbeddingsError>
     /** All records without their embeddings, in the order of user ids. */
     readonly bookkeeping: Stream.Stream<Bookkeeping, UserEmbeddingsError>
+    /** Users after this one who have an embedding, in the order of user ids. */
+    readonly usersAfter: (
+      user: UserId,
+      limit: number,
+    ) => Effect.Effect<ReadonlyArray<UserId>, UserEmbeddingsError>
     /** All ids of these users in the overflow, in pages. A user's ids may be spread over several entries. */
     readonly overflow: (
-      users: ReadonlyArray<UserId>,
-    ) => Stream.Stream<ReadonlyArray<OverflowEntry>, UserEmbeddingsError>
+      users: ReadonlyArray<Generation>,
+    ) => Stream.Stream<ReadonlyArray<Pick<LedgerEntry, "user_id" | "ids">>, UserEmbeddingsError>
   }
 >() {}
 

@@ -56,11 +56,12 @@ export const awaitQueueCapacity = ({
   })
 
 /** The update message of a row. */
-export const toMessage = ({ interaction, trace, recordedAt }: Omit<LoggedInteraction, "id">): Message => ({
+export const toMessage = ({ id, interaction, trace, recordedAt }: LoggedInteraction): Message => ({
   messageId: interaction.message_id,
   eventType: interaction.event_type,
   body: encodeMessage(interaction),
   trace,
+  logId: id,
   recordedAt,
 })
 

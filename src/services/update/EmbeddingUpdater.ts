@@ -6,11 +6,19 @@
 import { Array as Arr, Clock, Context, Effect, Either, Layer } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
+import { isErased, isLater, type Recorded } from "../model/Erasure.ts"
 import { type FoldSettings, fold } from "../model/Fold.ts"
 import { type Interaction, maxFutureMillis, type UserId } from "../model/Interaction.ts"
 import { notInTheFuture } from "../model/UpdateMessage.ts"
+import { content } from "../ports/DeadLetters.ts"
 import { Ack, type Delivery, type Settlement } from "../ports/InteractionQueue.ts"
-import { LockConflict, UserEmbeddings, type UserRecord, type Write } from "../ports/UserEmbeddings.ts"
+import {
+  LockConflict,
+  UserEmbeddings,
+  UserEmbeddingsError,
+  type UserRecord,
+  type Write,
+} from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { EventVectors } from "./EventVectors.ts"
@@ -33,11 +41,9 @@ export class EmbeddingUpdater extends Context.Tag("user-embeddings/EmbeddingUpda
 >() {}
 
 /** An interaction on its way through the batch. */
-interface Item {
+interface Item extends Recorded {
   readonly delivery: Delivery
   readonly interaction: Interaction
-  /** Unix ms. */
-  readonly recordedAt: number
   vector: Float32Array | undefined
   outcome: Outcome | undefined
 }
@@ -75,6 +81,7 @@ const toItem = (updater: Updater, { decoded, delivery }: DecodedMessage, now: nu
     onRight: (interaction): Item => ({
       delivery,
       interaction,
+      logId: delivery.logId,
       recordedAt: delivery.recordedAt ?? Date.parse(interaction.occurred_at),
       vector: undefined,
       outcome: undefined,
@@ -86,25 +93,30 @@ const usersOf = (items: ReadonlyArray<Item>): ReadonlyArray<UserId> => [
   ...new Set(items.map(({ interaction }) => interaction.user_id)),
 ]
 
-/** Separates new interactions from those that were applied before or recorded before the user's erasure (`done`). */
+/** Separates new interactions from those that were applied before (`done`) or are behind the user's erasure. */
 const separate = Effect.fnUntraced(function* (
   { users }: Updater,
   items: ReadonlyArray<Item>,
   records: ReadonlyMap<UserId, UserRecord>,
 ) {
-  const [notOnRecord, done] = Arr.partition(items, ({ interaction: { message_id, user_id }, recordedAt }) => {
+  const [counting, erased] = Arr.partition(items, (item) => {
+    const record = records.get(item.interaction.user_id)
+    return record !== undefined && isErased(record, item)
+  })
+  const [notOnRecord, done] = Arr.partition(counting, ({ interaction: { message_id, user_id } }) => {
     const record = records.get(user_id)
-    if (record === undefined) return false
-    return recordedAt <= record.erased_at || AppliedIds.has(record.applied, message_id)
+    return record !== undefined && AppliedIds.has(record.applied, message_id)
   })
   const toLookUp = notOnRecord.filter(
     ({ interaction }) => (records.get(interaction.user_id)?.archived ?? 0) > 0,
   )
-  if (toLookUp.length === 0) return { fresh: notOnRecord, done }
+  if (toLookUp.length === 0) return { fresh: notOnRecord, done, erased }
   const byUser = Map.groupBy(toLookUp, ({ interaction }) => interaction.user_id)
-  const overflow = yield* users.findInOverflow(
+  const overflow = yield* users.findInLedger(
+    "applied",
     Array.from(byUser, ([user_id, group]) => ({
       user_id,
+      generation: records.get(user_id)?.generation ?? 0,
       ids: group.map(({ interaction }) => AppliedIds.prefix(interaction.message_id)),
     })),
   )
@@ -113,7 +125,7 @@ const separate = Effect.fnUntraced(function* (
     ({ interaction: { message_id, user_id } }) =>
       overflow.get(user_id)?.has(AppliedIds.prefix(message_id)) === true,
   )
-  return { fresh, done: [...done, ...inOverflow] }
+  return { fresh, done: [...done, ...inOverflow], erased }
 })
 
 /** Reads the records of a batch, from the cache where possible, and separates its items. */
@@ -125,7 +137,7 @@ const readRecords = Effect.fnUntraced(function* (updater: Updater, items: Readon
   const separated = yield* separate(updater, items, records)
   // Finished items will be acknowledged without a write, so no version check would notice a recent erasure.
   // Read their records again instead of trusting the cache.
-  const toReload = usersOf(separated.done).filter((user) => cached.delete(user))
+  const toReload = usersOf([...separated.done, ...separated.erased]).filter((user) => cached.delete(user))
   if (toReload.length === 0) return { records, cached, ...separated }
   for (const user of toReload) records.delete(user)
   for (const [user, record] of yield* users.load(toReload)) records.set(user, record)
@@ -133,20 +145,53 @@ const readRecords = Effect.fnUntraced(function* (updater: Updater, items: Readon
 })
 
 /** Sets the vectors of items that have none; an item without one gets its outcome. */
-const findVectors = Effect.fnUntraced(function* (updater: Updater, items: ReadonlyArray<Item>) {
+const findVectors = Effect.fnUntraced(function* (
+  updater: Updater,
+  items: ReadonlyArray<Item>,
+  records: ReadonlyMap<UserId, UserRecord>,
+) {
   const wanted = items.filter(({ vector }) => vector === undefined)
   if (wanted.length === 0) return
+  const skipped: Array<Item> = []
   const found = yield* updater.vectors.resolve(wanted.map(({ interaction }) => interaction))
   for (const [index, item] of wanted.entries())
     Either.match(found[index]!, {
       onLeft: (error) => {
-        item.outcome = outcomeOf(updater, error, item.delivery)
-        if (error._tag === "ProductMissing") Telemetry.count(Telemetry.skippedInteractions)
+        if (error._tag === "ProductMissing") skipped.push(item)
+        else item.outcome = outcomeOf(updater, error, item.delivery)
       },
       onRight: (vector) => {
         item.vector = vector
       },
     })
+  if (skipped.length === 0) return
+  // The audit tells skipped interactions from lost ones, even if the product gets an embedding later.
+  yield* updater.users.saveToLedger(
+    "skipped",
+    skipped.map(({ interaction: { message_id, user_id } }) => ({
+      user_id,
+      generation: records.get(user_id)?.generation ?? 0,
+      ids: [AppliedIds.prefix(message_id)],
+    })),
+  )
+  for (const item of skipped) item.outcome = acked
+  Telemetry.count(Telemetry.skippedInteractions, skipped.length)
+})
+
+/**
+ * An attempt before the erasure, in this or another worker, may have stored the phrase's vector or ids in the ledger after
+ * the erasure had removed them.
+ */
+const removeTraces = Effect.fnUntraced(function* ({ users, vectors }: Updater, erased: ReadonlyArray<Item>) {
+  if (erased.length === 0) return
+  yield* vectors
+    .forget([...new Set(erased.flatMap(({ interaction }) => interaction.search_phrase ?? []))])
+    .pipe(
+      Effect.mapError(
+        ({ cause, operation, reason }) => new UserEmbeddingsError({ cause, operation, reason }),
+      ),
+    )
+  yield* Effect.forEach(usersOf(erased), users.removeStaleLedger, { discard: true })
 })
 
 interface PlannedWrite {
@@ -186,26 +231,28 @@ const planWrite = (
           applied: kept,
           archived: (record?.archived ?? 0) + overflow.length,
           erased_at: record?.erased_at ?? 0,
+          erased_to: record?.erased_to ?? null,
+          generation: record?.generation ?? 0,
         },
       },
     }
   })
 }
 
-/** Writes records; answers in their order whether each was written. Ids reach the overflow before they leave a record. */
+/** Writes records; answers in their order whether each was written. Ids reach the ledger before they leave a record. */
 const save = Effect.fnUntraced(function* ({ users }: Updater, plans: ReadonlyArray<PlannedWrite>) {
-  const overflow = plans.flatMap(({ overflow, write }) =>
-    overflow.length > 0 ? [{ user_id: write.record.user_id, ids: overflow }] : [],
+  const overflow = plans.flatMap(({ overflow: ids, write: { record } }) =>
+    ids.length > 0 ? [{ user_id: record.user_id, generation: record.generation, ids }] : [],
   )
-  if (overflow.length > 0) yield* users.saveOverflow(overflow)
+  if (overflow.length > 0) yield* users.saveToLedger("applied", overflow)
   return plans.length > 0 ? yield* users.save(plans.map(({ write }) => write)) : []
 })
 
 /** One attempt: load, drop what is applied, fold, write. Answers the items that lost the compare-and-swap. */
 const attempt = Effect.fnUntraced(function* (updater: Updater, items: ReadonlyArray<Item>) {
   const { cache, foldSettings, users } = updater
-  const { cached, done, fresh, records } = yield* readRecords(updater, items)
-  yield* findVectors(updater, fresh)
+  const { cached, done, erased, fresh, records } = yield* readRecords(updater, items)
+  yield* findVectors(updater, fresh, records)
   const now = yield* Clock.currentTimeMillis
 
   const plans: Array<PlannedWrite> = []
@@ -217,9 +264,10 @@ const attempt = Effect.fnUntraced(function* (updater: Updater, items: ReadonlyAr
     })
   const saved = yield* save(updater, plans)
   // A durable write implies that all earlier writes are durable. Without one, wait explicitly.
-  if (done.length > 0 && !saved.includes(true)) yield* users.awaitDurable
+  if (done.length + erased.length > 0 && !saved.includes(true)) yield* users.awaitDurable
+  yield* removeTraces(updater, erased)
 
-  for (const item of done) item.outcome = acked
+  for (const item of [...done, ...erased]) item.outcome = acked
   const [lost, written] = Arr.partition(plans, (_, index) => saved[index] === true)
   for (const { write } of lost) cache.invalidate(cached.get(write.record.user_id), now)
   for (const { items, write } of written) {
@@ -262,15 +310,44 @@ const withoutCopies = (items: ReadonlyArray<Item>): ReadonlyMap<string, Item> =>
   const distinct = new Map<string, Item>()
   for (const item of items) {
     const other = distinct.get(item.interaction.message_id)
-    if (other === undefined || other.recordedAt < item.recordedAt)
-      distinct.set(item.interaction.message_id, item)
+    if (other === undefined || isLater(item, other)) distinct.set(item.interaction.message_id, item)
   }
   return distinct
 }
 
+/**
+ * A dead letter would keep the user's data, so an invalid message of a user who was erased meanwhile is acknowledged. All
+ * other messages keep their outcome.
+ */
+const dropErased = Effect.fnUntraced(function* (
+  updater: Updater,
+  messages: ReadonlyArray<DecodedMessage>,
+  received: ReadonlyArray<Either.Either<Item, Outcome>>,
+  now: number,
+) {
+  const users = messages.map(({ delivery }, index) =>
+    Either.isLeft(received[index]!) ? content(delivery).user_id : null,
+  )
+  const known = [...new Set(users.flatMap((user) => user ?? []))]
+  if (known.length === 0) return received
+  const records = yield* Effect.orElseSucceed(updater.users.load(known), () => new Map<UserId, UserRecord>())
+  return received.map((item, index) => {
+    const record = records.get(users[index] ?? "")
+    const { logId, recordedAt } = messages[index]!.delivery
+    return record !== undefined && isErased(record, { logId, recordedAt: recordedAt ?? now })
+      ? Either.left(acked)
+      : item
+  })
+})
+
 const update = Effect.fnUntraced(function* (updater: Updater, messages: ReadonlyArray<DecodedMessage>) {
   const now = yield* Clock.currentTimeMillis
-  const received = messages.map((message) => toItem(updater, message, now))
+  const received = yield* dropErased(
+    updater,
+    messages,
+    messages.map((message) => toItem(updater, message, now)),
+    now,
+  )
   const items = withoutCopies(Arr.getRights(received))
   if (items.size > 0) yield* apply(updater, [...items.values()])
   const finished = yield* Clock.currentTimeMillis

@@ -138,7 +138,12 @@ withServers(["mongodb"], "MongoDB", () => {
         yield* users.awaitDurable
         proxy.freeze()
         const [write, look] = yield* Effect.all(
-          [failureOf(users.saveOverflow([{ user_id: "u", ids: ["00".repeat(16)] }])), failureOf(ping)],
+          [
+            failureOf(
+              users.saveToLedger("applied", [{ user_id: "u", generation: 0, ids: ["00".repeat(16)] }]),
+            ),
+            failureOf(ping),
+          ],
           { concurrency: "unbounded" },
         )
         expect(write.failure.reason).toBe("timeout")

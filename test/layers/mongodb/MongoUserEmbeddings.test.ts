@@ -1,6 +1,6 @@
 import { expect } from "bun:test"
 import { Effect, Layer, Stream } from "effect"
-import { Binary, Double, Int32 } from "mongodb"
+import { Binary, Double, Int32, Long } from "mongodb"
 import { Mongo } from "../../../src/layers/mongodb/Mongo.ts"
 import * as MongoUserEmbeddings from "../../../src/layers/mongodb/MongoUserEmbeddings.ts"
 import { UserEmbeddings, type Write } from "../../../src/services/ports/UserEmbeddings.ts"
@@ -54,6 +54,8 @@ const record = (user_id: string): Write["record"] => ({
   applied: new Uint8Array(32).fill(7),
   archived: 0,
   erased_at: 0,
+  erased_to: null,
+  generation: 0,
 })
 
 withServers(["mongodb"], "MongoDB", () => {
@@ -143,17 +145,20 @@ withServers(["mongodb"], "MongoDB", () => {
           })
         }))
 
-      it("an erasure leaves a tombstone of three fields, and no applied overflow", () =>
+      it("an erasure leaves a tombstone of four fields, and no applied overflow", () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings
           const { database } = yield* Mongo
           yield* users.save([{ record: record("erased"), expected: undefined }])
-          yield* users.saveOverflow([{ user_id: "erased", ids: ["01".repeat(16), "fe".repeat(16)] }])
-          yield* users.erase("erased", at(9))
+          yield* users.saveToLedger("applied", [
+            { user_id: "erased", generation: 0, ids: ["01".repeat(16), "fe".repeat(16)] },
+          ])
+          yield* users.erase("erased", { erased_at: at(9), erased_to: 7 })
           expect(yield* raw("erased")).toStrictEqual({
             _id: "erased",
             user_id: "erased",
             erased_at: new Date(at(9)),
+            erased_to: Long.fromNumber(7),
             version: int(2),
           })
           const left = yield* Effect.promise(() =>

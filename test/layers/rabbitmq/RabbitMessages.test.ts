@@ -42,11 +42,12 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
     dsn,
   }) =>
     Effect.gen(function* () {
-      const [first, bare, last] = views(3)
+      const [first, middle, last] = views(3)
+      const { logId: _, ...bare } = middle!
       const sent = [
         first!,
-        { ...bare!, trace: null, recordedAt: 7 },
-        { ...last!, trace: { traceparent: last!.trace!.traceparent, tracestate: null } },
+        { ...bare, trace: null, recordedAt: 7 },
+        { ...last!, logId: 2 ** 40, trace: { traceparent: last!.trace!.traceparent, tracestate: null } },
       ]
       expect(yield* publish(sent)).toEqual(sent.map(() => "confirmed"))
       const { content, fields, properties } = yield* get(yield* client(dsn), "user_embedding_updates")
@@ -66,6 +67,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
         "x-retry-count": 0,
         "x-published-at": expect.any(Number),
         "x-recorded-at": `${recordedAt}\n7\n${recordedAt}`,
+        "x-log-id": `${first!.logId}\n\n${2 ** 40}`,
         "x-traces": `${first!.trace!.traceparent} ${first!.trace!.tracestate}\n\n${last!.trace!.traceparent}`,
       })
     }))
@@ -112,12 +114,13 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
       const idOf = (one: Delivery) => (one.messageId === null ? binary.messageId : one.messageId)
       const byId = new Map(got.map((one) => [idOf(one), one]))
       for (const one of sent) {
-        const { body, messageId, recordedAt, trace } = one
+        const { body, logId = null, messageId, recordedAt, trace } = one
         const arrived = byId.get(messageId)!
         expect(Buffer.from(arrived.body).equals(Buffer.from(body))).toBe(true)
         expect(arrived).toMatchObject({
           messageId,
           trace,
+          logId,
           recordedAt,
           routingKey: routingKey(one.eventType),
           retryCount: 0,

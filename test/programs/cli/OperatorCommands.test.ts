@@ -64,7 +64,7 @@ layerSuite("operator's commands", recording(embedded()), (it) => {
         const good = yield* run("audit", "--json")
         expect([good.code, JSON.parse(good.out)]).toEqual([
           0,
-          { users: 1, consistent: 1, missing: 0, extra: 0, in_flight: 0, dead: 0, skipped: 0 },
+          { users: 1, consistent: 1, missing: 0, extra: 0, not_erased: 0, in_flight: 0, dead: 0, skipped: 0 },
         ])
         const log = yield* InteractionLog
         const [appended] = yield* log.append([

@@ -59,11 +59,13 @@ const fill = Effect.gen(function* () {
         applied: new Uint8Array(0),
         archived: 0,
         erased_at: 0,
+        erased_to: null,
+        generation: 0,
       },
       expected: undefined,
     })),
   )
-  yield* users.erase("u-gone", minutes(6_000))
+  yield* users.erase("u-gone", { erased_at: minutes(6_000), erased_to: 0 })
   return embeddings
 })
 

@@ -100,7 +100,16 @@ layerSuite("load on the embedded stack", system, (it) => {
 })
 
 test("passes when all are accepted, 95 % within 30 s, depth below 5,000, nothing missing or extra", () => {
-  const audit = { users: 1, consistent: 1, missing: 0, extra: 0, in_flight: 0, dead: 0, skipped: 0 }
+  const audit = {
+    users: 1,
+    consistent: 1,
+    missing: 0,
+    extra: 0,
+    not_erased: 0,
+    in_flight: 0,
+    dead: 0,
+    skipped: 0,
+  }
   const waiting = (late: number, never: number) => [
     ...Array.from({ length: 100 - late - never }, () => 2),
     ...Array.from({ length: late }, () => 30.001),

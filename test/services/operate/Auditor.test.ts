@@ -27,7 +27,16 @@ import {
 import { connectAmqp, withServers } from "../../support/servers.ts"
 import { embedded, external } from "../../support/stacks.ts"
 
-const none: AuditReport = { users: 0, consistent: 0, missing: 0, extra: 0, in_flight: 0, dead: 0, skipped: 0 }
+const none: AuditReport = {
+  users: 0,
+  consistent: 0,
+  missing: 0,
+  extra: 0,
+  not_erased: 0,
+  in_flight: 0,
+  dead: 0,
+  skipped: 0,
+}
 const day = (n: number) => new Date(Date.UTC(2026, 0, 1, 0, 0, n)).toISOString()
 const searches = (user: string, count: number) =>
   Array.from({ length: count }, (_, index) => search(user, `phrase ${index % 7}`, day(index)))
@@ -106,8 +115,12 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         expect(found?.archived).toBeGreaterThan(0)
         expect(yield* audit("overflow")).toEqual({ ...none, users: 1, consistent: 1 })
         // A lost compare-and-swap leaves ids in the overflow that are still on the record.
-        yield* users.saveOverflow([
-          { user_id: "overflow", ids: many.slice(-300).map(({ message_id }) => message_id.slice(0, 32)) },
+        yield* users.saveToLedger("applied", [
+          {
+            user_id: "overflow",
+            generation: found!.generation,
+            ids: many.slice(-300).map(({ message_id }) => message_id.slice(0, 32)),
+          },
         ])
         expect(yield* audit("overflow")).toEqual({ ...none, users: 1, consistent: 1 })
         expect(yield* audit()).toMatchObject({ missing: 0, extra: 0 })
@@ -226,7 +239,23 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         expect(yield* audit("dead")).toEqual({ ...none, users: 1, consistent: 1, dead: 2 })
       }))
 
-    it("an erased user is consistent, even with a row recorded before the erasure", () =>
+    it("what the broker lost is missing, also if the product was stored after the event", () =>
+      Effect.gen(function* () {
+        const [lost, skipped] = [1, 2].map((second) => product("shop", "product_view", "p-lost", day(second)))
+        yield* lose(lost!)
+        yield* record(skipped!)
+        yield* workedOff
+        yield* storeProduct("p-lost", "a tent")
+        const details = yield* detailed("shop")
+        expect(ids(details, "missing")).toEqual([lost!.message_id])
+        expect(ids(details, "skipped")).toEqual([skipped!.message_id])
+        const queue = yield* InteractionQueue
+        yield* queue.publish([lost!, skipped!].map((one) => message(one)))
+        yield* workedOff
+        expect(yield* audit("shop")).toEqual({ ...none, users: 1, consistent: 1 })
+      }))
+
+    it("a row that its user's erasure covers is named, unless it survived the erasure and will be published again", () =>
       Effect.gen(function* () {
         yield* record(...searches("erased", 3))
         yield* workedOff
@@ -234,9 +263,16 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         const log = yield* InteractionLog
         const late = search("erased", "late", day(8))
         yield* lose(late)
-        yield* users.erase("erased", Date.now())
-        expect(yield* audit("erased")).toEqual({ ...none, users: 1, consistent: 1 })
-        yield* log.erase("erased", Date.now())
+        const erased_to = yield* log.maxId
+        const token = yield* log.beginErasure("erased")
+        yield* users.erase("erased", { erased_at: Date.now(), erased_to })
+        yield* log.erase("erased", erased_to - 1)
+        expect(ids(yield* detailed("erased"), "not_erased")).toEqual([late.message_id])
+        yield* log.finishErasure("erased", token, erased_to, Date.now())
+        expect(yield* audit("erased")).toEqual({ ...none, users: 1, consistent: 1, in_flight: 1 })
+        expect(yield* log.renewSurvivors("erased")).toBe(1)
+        expect(yield* audit("erased")).toEqual({ ...none, users: 1, consistent: 1, in_flight: 1 })
+        yield* log.erase("erased", yield* log.maxId)
         expect(yield* audit("erased")).toEqual({ ...none, users: 1, consistent: 1 })
       }))
 

@@ -45,6 +45,7 @@ const consistent = (user: string) =>
       consistent: 1,
       missing: 0,
       extra: 0,
+      not_erased: 0,
       in_flight: 0,
       dead: 0,
       skipped: 0,

@@ -9,6 +9,7 @@ import type { Delivery } from "../../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../../../src/services/ports/PhraseEmbedder.ts"
 import { ProductMissing } from "../../../src/services/ports/ProductEmbeddings.ts"
 import {
+  type LedgerEntry,
   UserEmbeddings,
   UserEmbeddingsError,
   type UserRecord,
@@ -37,10 +38,13 @@ const of = (interaction: Interaction.Interaction, more: Partial<Delivery> = {}) 
 /** A store in memory. `before` runs before each save and may change the records, as another worker would. */
 const store = () => {
   const records = new Map<string, UserRecord>()
-  const overflow = new Set<string>()
+  /** Keys of {@link keys}. */
+  const ledger = new Set<string>()
   const state = {
     records,
-    overflow,
+    ledger,
+    /** Users whose stale entries were to be removed. */
+    cleaned: [] as Array<string>,
     saves: 0,
     /** The users of each load. */
     reads: [] as Array<ReadonlyArray<string>>,
@@ -58,7 +62,8 @@ const store = () => {
   })
   const guard = <A>(run: () => A) =>
     Effect.suspend(() => (state.failure ? Effect.fail(state.failure) : Effect.succeed(run())))
-  const key = (user: string, id: string) => `${user}|${id}`
+  const keys = (kind: AppliedIds.LedgerKind, { generation, ids, user_id }: LedgerEntry) =>
+    ids.map((id) => [kind, user_id, generation, id].join("|"))
   const layer = Layer.succeed(UserEmbeddings, {
     load: (users) => {
       if (users.length > 0) state.reads.push(users)
@@ -82,20 +87,22 @@ const store = () => {
           () => invalid,
         ),
       ),
-    saveOverflow: (entries) =>
+    saveToLedger: (kind, entries) =>
       guard(() => {
-        for (const { ids, user_id } of entries) for (const id of ids) overflow.add(key(user_id, id))
+        for (const entry of entries) for (const key of keys(kind, entry)) ledger.add(key)
       }),
-    findInOverflow: (entries) =>
+    findInLedger: (kind, entries) =>
       guard(
         () =>
           new Map(
-            entries.map(({ ids, user_id }) => [
-              user_id,
-              new Set(ids.filter((id) => overflow.has(key(user_id, id)))),
+            entries.map((entry) => [
+              entry.user_id,
+              new Set(entry.ids.filter((_, index) => ledger.has(keys(kind, entry)[index]!))),
             ]),
           ),
       ),
+    removeStaleLedger: (user) => Effect.sync(() => void state.cleaned.push(user)),
+    usersAfter: () => Effect.succeed([]),
     awaitDurable: guard(() => {
       state.waits += 1
     }),
@@ -129,6 +136,8 @@ const failures: Record<string, EventVectorError> = {
   "fail:400": new PhraseEmbedderError({ reason: "invalid_input", detail: "400" }),
   "fail:zero": new PhraseEmbedderError({ reason: "bad_vector", detail: "zero" }),
 }
+/** Phrases that were to be forgotten. */
+const forgotten: Array<string> = []
 const vectors = Layer.succeed(EventVectors, {
   space: "test",
   resolve: (interactions) =>
@@ -139,7 +148,7 @@ const vectors = Layer.succeed(EventVectors, {
       }),
     ),
   remembers: () => true,
-  forget: () => Effect.succeed(0),
+  forget: (phrases) => Effect.sync(() => forgotten.push(...phrases)),
   ofTexts: () => Effect.succeed([]),
 })
 
@@ -179,7 +188,7 @@ describe("exactly once", () => {
     expect(record.version).toBe(1_001)
     expect(AppliedIds.count(record.applied)).toBeLessThanOrEqual(AppliedIds.keptIds + 64)
     expect(record.archived + AppliedIds.count(record.applied)).toBe(1_001)
-    expect(state.overflow.size).toBe(record.archived)
+    expect(state.ledger.size).toBe(record.archived)
   })
 
   test("a user id may be the name of a property that every object has", async () => {
@@ -222,6 +231,8 @@ describe("exactly once", () => {
       applied: AppliedIds.none,
       archived: 0,
       erased_at,
+      erased_to: null,
+      generation: 1,
     })
     const same = search("u", "a")
     const [answer] = await run(layer, [
@@ -274,7 +285,14 @@ describe("exactly once", () => {
     const erasing = () => {
       const version = state.records.get("u")!.version + 1
       const nothing = { embedding: undefined, applied: AppliedIds.none, archived: 0 }
-      state.records.set("u", { user_id: "u", ...nothing, version, erased_at: 10 })
+      state.records.set("u", {
+        user_id: "u",
+        ...nothing,
+        version,
+        erased_at: 10,
+        erased_to: null,
+        generation: version,
+      })
       return [of(same, { recordedAt: 11 })]
     }
     const outcomes = await run(layer, [of(same, { recordedAt: 9 })], erasing)
@@ -305,12 +323,120 @@ describe("exactly once", () => {
       applied: AppliedIds.none,
       archived: 0,
       erased_at,
+      erased_to: null,
+      generation: 1,
     })
     await run(layer, [
       of(search("u", "a"), { recordedAt: erased_at }),
       of(search("u", "bb", 9), { recordedAt: erased_at + 1 }),
     ])
     expect(state.records.get("u")).toMatchObject({ version: 4, erased_at, embedding: { event_count: 1 } })
+  })
+})
+
+describe("an erasure", () => {
+  const erasedUser = (erased_to: number | null): UserRecord => ({
+    user_id: "u",
+    embedding: undefined,
+    version: 3,
+    applied: AppliedIds.none,
+    archived: 0,
+    generation: 3,
+    erased_at: Date.UTC(2026, 1, 10),
+    erased_to,
+  })
+  const later = Date.UTC(2026, 1, 10) + 1
+
+  test("covers messages by the ids of their rows, not by the time", async () => {
+    const { layer, state } = store()
+    state.records.set("u", erasedUser(100))
+    const [answer] = await run(layer, [
+      of(search("u", "a"), { logId: 100, recordedAt: later }),
+      of(search("u", "bb", 1), { logId: 101, recordedAt: later - 1_000 }),
+      of(search("u", "ccc", 2), { recordedAt: later }),
+      of(search("u", "dddd", 3), { recordedAt: later - 1 }),
+    ])
+    expect(tags(answer!)).toEqual(["Ack", "Ack", "Ack", "Ack"])
+    expect(state.records.get("u")).toMatchObject({ generation: 3, erased_to: 100 })
+    expect(state.records.get("u")?.embedding?.recent.map(({ search_phrase }) => search_phrase)).toEqual([
+      "ccc",
+      "bb",
+    ])
+  })
+
+  test("of two copies the one with the greater row id counts, whatever their times say", async () => {
+    const { layer, state } = store()
+    state.records.set("u", erasedUser(100))
+    const same = search("u", "a")
+    await run(layer, [
+      of(same, { logId: 101, recordedAt: later - 9 }),
+      of(same, { logId: 99, recordedAt: later }),
+    ])
+    expect(state.records.get("u")?.embedding?.event_count).toBe(1)
+  })
+
+  test("is followed by the removal of what an earlier attempt may have stored", async () => {
+    const { layer, state } = store()
+    state.records.set("u", erasedUser(100))
+    forgotten.length = 0
+    await run(layer, [
+      of(search("u", "mine"), { logId: 100, recordedAt: later }),
+      of(search("v", "others"), { logId: 99, recordedAt: later }),
+    ])
+    expect(forgotten).toEqual(["mine"])
+    expect(state.cleaned).toEqual(["u"])
+  })
+
+  test("that wins against a write makes the ids that the write moved to the ledger worthless", async () => {
+    const { layer, state } = store()
+    const history = Array.from({ length: 330 }, (_, i) => search("u", "b".repeat((i % 7) + 1), i))
+    const erase = () => {
+      const version = state.records.get("u")!.version + 1
+      state.before = () => {}
+      state.records.set("u", { ...erasedUser(320), version, generation: version })
+    }
+    await run(
+      layer,
+      history.slice(0, 320).map((one, i) => of(one, { logId: i + 1, recordedAt: 1 })),
+      () => {
+        // The write of this batch moves 74 ids to the ledger, and then loses the compare-and-swap.
+        state.before = erase
+        return history.slice(320).map((one, i) => of(one, { logId: 400 + i, recordedAt: 1 }))
+      },
+    )
+    expect(state.ledger.size).toBe(74)
+    expect(state.records.get("u")).toMatchObject({ archived: 0, embedding: { event_count: 10 } })
+    const again = history.slice(0, 320).map((one, i) => of(one, { logId: 1_000 + i, recordedAt: 1 }))
+    for (let from = 0; from < 320; from += 80) await run(layer, again.slice(from, from + 80))
+    expect(state.records.get("u")?.archived).toBeGreaterThan(0)
+    await run(layer, again)
+    expect(state.records.get("u")?.embedding?.event_count).toBe(330)
+  })
+
+  test("leaves no dead letters: an invalid message of the user is acknowledged", async () => {
+    const { layer, state } = store()
+    state.records.set("u", erasedUser(100))
+    const invalid = (user_id: string) => Buffer.from(JSON.stringify({ version: "9.0", user_id }))
+    const [answer] = await run(layer, [
+      delivery(invalid("u"), { logId: 100, recordedAt: later }),
+      delivery(invalid("u"), { logId: 101, recordedAt: later }),
+      delivery(invalid("v"), { logId: 1, recordedAt: 1 }),
+      delivery(Buffer.from("no JSON"), { logId: 1, recordedAt: 1 }),
+    ])
+    expect(tags(answer!)).toEqual(["Ack", "DeadLetter", "DeadLetter", "DeadLetter"])
+  })
+})
+
+describe("a skipped interaction", () => {
+  test("is remembered in the generation of its user before it is acknowledged", async () => {
+    const { layer, state } = store()
+    const { message_id } = search("u", "fail:missing")
+    const [answer] = await run(layer, [of(search("u", "fail:missing"))])
+    expect(tags(answer!)).toEqual(["Ack"])
+    expect([...state.ledger]).toEqual([`skipped|u|0|${message_id.slice(0, 32)}`])
+    state.failure = new UserEmbeddingsError({ reason: "timeout", operation: "insert", cause: new Error() })
+    const [failed] = await run(layer, [of(search("v", "fail:missing"))])
+    expect(tags(failed!)).toEqual(["Outage"])
   })
 })
 

@@ -82,6 +82,27 @@ const productStamps = statements([
   "CREATE INDEX IF NOT EXISTS product_embeddings_stamps ON product_embeddings (space, product_id, updated_at)",
 ])
 
+/** Copies the table, because a column that is added later would come after the vector. */
+const erasures = statements([
+  `CREATE TABLE user_embeddings_2 (
+    user_id TEXT PRIMARY KEY,
+    version INTEGER NOT NULL,
+    archived INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    erased_at INTEGER NOT NULL,
+    erased_to INTEGER NULL,
+    facts TEXT NULL,
+    applied BLOB NOT NULL,
+    embedding BLOB NULL
+  )`,
+  // An erasure of release 0.1.0 may have left ids in the ledger. They do not count unless the record moved ids there since.
+  `INSERT INTO user_embeddings_2
+     SELECT user_id, version, archived, IIF(erased_at > 0 AND archived = 0, version, 0), erased_at, NULL, facts,
+       applied, embedding FROM user_embeddings`,
+  "DROP TABLE user_embeddings",
+  "ALTER TABLE user_embeddings_2 RENAME TO user_embeddings",
+])
+
 export const embedded: Migrations = {
   table: "migrations_embedded",
   steps: {
@@ -90,5 +111,6 @@ export const embedded: Migrations = {
     "0003_vectors": vectors,
     "0004_product_changes": productChanges,
     "0005_product_stamps": productStamps,
+    "0006_erasures": erasures,
   },
 }

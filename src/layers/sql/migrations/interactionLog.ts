@@ -66,6 +66,30 @@ const userInteractions = Effect.gen(function* () {
 })
 
 /**
+ * Erasures of the last minutes. `renew_to` is set when the rows are deleted: rows with ids up to it that become visible
+ * later were recorded after the erasure, and get new ids.
+ */
+const userErasures = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql.onDialectOrElse({
+    mysql: () => sql`
+      CREATE TABLE IF NOT EXISTS user_erasures (
+        user_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
+        token CHAR(36) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+        renew_to BIGINT NULL,
+        finished_at DATETIME(3) NULL
+      ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4`,
+    orElse: () => sql`
+      CREATE TABLE IF NOT EXISTS user_erasures (
+        user_id TEXT NOT NULL PRIMARY KEY,
+        token TEXT NOT NULL,
+        renew_to INTEGER NULL,
+        finished_at TEXT NULL
+      )`,
+  })
+})
+
+/**
  * The products of a user are read from the index alone. `id` stands before the columns that it covers, so that the index
  * still sorts a user's history. Both servers rebuild the index while the table takes writes.
  */
@@ -125,6 +149,7 @@ export const interactionLog: Migrations = {
   table: "migrations_interaction_log",
   steps: {
     "0001_user_interactions": userInteractions,
+    "0002_user_erasures": userErasures,
     "0003_history_covers_products": historyCoversProducts,
     "0004_product_tally": productTally,
   },

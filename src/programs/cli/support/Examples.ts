@@ -49,9 +49,10 @@ export const examples: Readonly<Record<string, ReadonlyArray<string>>> = {
   replay: [
     "replay --user 123 --since 2026-02-01 --until 2026-03-01",
     "replay --type product_view --since 7d --dry-run",
+    "replay --recorded-since 2026-02-01",
     "replay --all",
   ],
-  rebuild: ["rebuild --user 123", "rebuild --all"],
+  rebuild: ["rebuild --user 123", "rebuild --all", "rebuild --all --after 123"],
   audit: ["audit", "audit --user 123 --details"],
   generate: ["generate --users 10 --events 5 --rate 50", "generate --check --json"],
 }
