@@ -110,6 +110,88 @@ describe("decoding", () => {
     expect(Either.isRight(decode(JSON.stringify(record), now))).toBe(true)
   })
 
+  const event = {
+    userId: "",
+    anonymousId: "anon-1",
+    event: "Kauf",
+    properties: { product_id: 9, price: 3.5, "a.b": true, deep: { brand: "X" } },
+    context: { page: { url: "/" } },
+    timestamp: 1580474096789,
+  }
+  const segment = {
+    map: {
+      user_id: "userId|anonymousId",
+      event_type: "event",
+      product_id: "properties.product_id",
+      occurred_at: "timestamp",
+    },
+    types: { Kauf: "purchase" },
+  }
+
+  test("columns of nested objects, and the first of several columns that has a value", () => {
+    expect(Either.getOrThrow(decode(event, { ...segment, ignore: ["context"] })).interaction).toMatchObject({
+      user_id: "anon-1",
+      event_type: "product_purchase",
+      product_id: "9",
+      occurred_at: "2020-01-31T12:34:56.789Z",
+      metadata: { "properties.price": 3.5, "properties.a.b": true, "properties.deep.brand": "X" },
+    })
+    const known = Either.getOrThrow(decode({ ...event, userId: "u-7" }, { ...segment, ignore: ["*"] }))
+    expect(known.interaction).toMatchObject({ user_id: "u-7", metadata: {} })
+    expect(decode({ ...event, anonymousId: null }, segment)).toEqual(
+      Either.left("user_id (userId|anonymousId): is missing"),
+    )
+  })
+
+  test("a CSV column may have a dot in its name; columns without a name are left out", () => {
+    const columns = InteractionFile.header("user_id,event_type,properties.product_id,occurred_at,,", ",")
+    const reading = { ...plain, format: "csv", map: { product_id: "properties.product_id" } } as const
+    const row = InteractionFile.decoder(reading, columns, defaults)("7,view,9,2020-01-31,x,y", now)
+    expect(Either.getOrThrow(row).interaction).toMatchObject({ product_id: "9", metadata: {} })
+  })
+
+  test.each<[string, string, Partial<InteractionFile.Reading>, string | undefined]>([
+    ["with all fields", "user_id,event_type,product_id,occurred_at", {}, undefined],
+    ["with two columns without a name", "user_id,event_type,product_id,occurred_at,,", {}, undefined],
+    [
+      "of a semicolon file",
+      "user_id;event_type;product_id;occurred_at",
+      {},
+      'seems to have ";" between its cells: --delimiter ";"',
+    ],
+    ["of a tab file", "user_id\tevent_type", {}, 'seems to have "\\t" between its cells: --delimiter tab'],
+    ["of a semicolon file, mapped", "kunde;was", { map: { user_id: "kunde" } }, 'seems to have ";"'],
+    [
+      "with a column twice",
+      "user_id,event_type,product_id,occurred_at,user_id",
+      {},
+      'has two columns "user_id"',
+    ],
+    [
+      "of other names",
+      "kunde,was,wann",
+      {},
+      "has no column user_id, event_type, occurred_at, product_id or search_phrase; its columns are kunde, was, wann",
+    ],
+    [
+      "without a fallback",
+      "a,event_type,product_id,occurred_at",
+      { map: { user_id: "a|b" } },
+      'has no column "b" for user_id',
+    ],
+    [
+      "with constants",
+      "who,what",
+      { map: { user_id: "who", product_id: "what" }, set: { event_type: "view", occurred_at: "2020-01-01" } },
+      undefined,
+    ],
+  ])("a header %s", (_, text, more, problem) => {
+    const reading = { ...plain, format: "csv", ...more } as const
+    const found = InteractionFile.headerProblem(InteractionFile.header(text, ","), reading)
+    if (problem === undefined) expect(found).toBeUndefined()
+    else expect(found).toStartWith(problem)
+  })
+
   test("a row with too few cells is rejected", () => {
     const decoded = InteractionFile.decoder(
       { ...plain, format: "csv" },

@@ -106,4 +106,96 @@ describe("splitting", () => {
     ])
     expect(records.at(-1)?.end).toBe(text.length)
   })
+
+  const plainCells = fc.array(fc.string({ unit: fc.constantFrom("a", "é", "😀", " ", "5"), minLength: 1 }), {
+    minLength: 2,
+    maxLength: 2,
+  })
+  const sizes = fc.array(fc.nat(9), { maxLength: 40 })
+  const texts = (records: ReadonlyArray<RawRecord>) => records.map(({ line, text }) => [line, text])
+
+  test("a record that has too many cells because of an open quote is read by lines", () => {
+    const start = { ...begin, columns: ["a", "b"] }
+    expect(texts(splitIn('"open,1\nx,5",y,z\nc,d\n', [], csv, start))).toEqual([
+      [1, '"open,1'],
+      [2, 'x,5",y,z'],
+      [3, "c,d"],
+    ])
+  })
+
+  test("LF, CRLF and CR end lines, wherever the chunks are cut", () => {
+    fc.assert(
+      fc.property(fc.array(plainCells, { minLength: 1, maxLength: 6 }), sizes, (rows, sizes) => {
+        const lines = rows.map((row) => `x${row.join(",")}`)
+        const expected = lines.map((text, index) => [index + 1, text])
+        for (const end of ["\n", "\r\n", "\r"])
+          expect(texts(splitIn(lines.map((line) => line + end).join(""), sizes, csv))).toEqual(expected)
+      }),
+    )
+  })
+
+  test("a quote that is not closed spoils its line only, wherever it is", () => {
+    fc.assert(
+      fc.property(
+        fc.array(fc.tuple(plainCells, fc.boolean()), { minLength: 1, maxLength: 8 }),
+        fc.nat(8),
+        fc.constantFrom('"open,1', 'a,"open'),
+        sizes,
+        (rows, at, bad, sizes) => {
+          // A quoted cell makes the record seem to end in a later line.
+          const lines = rows.map(([row, isQuoted]) =>
+            row.map((cell) => (isQuoted ? `"x${cell}"` : `x${cell}`)).join(","),
+          )
+          const where = Math.min(at, lines.length)
+          lines.splice(where, 0, bad)
+          const text = lines.map((line) => `${line}\n`).join("")
+          const records = splitIn(text, sizes, csv, { ...begin, columns: ["a", "b"] })
+          expect(texts(records)).toEqual(lines.map((line, index) => [index + 1, line]))
+          expect(records.flatMap(({ line, problem }) => (problem === undefined ? [] : [line]))).toEqual([
+            where + 1,
+          ])
+        },
+      ),
+    )
+  })
+})
+
+test("a byte-order mark is skipped", () => {
+  for (const form of [jsonl, csv])
+    expect(splitIn('\uFEFF{"a":1}\n', [1, 1, 2], form)).toMatchObject([{ text: '{"a":1}', line: 1, end: 11 }])
+})
+
+test("a record at the end without a line end is marked", () => {
+  expect(splitIn('a,b\n"c\nd",e', [], csv)).toMatchObject([{ line: 1 }, { line: 2, unterminated: true }])
+  expect(splitIn("a,b\n", [], csv)[0]).not.toHaveProperty("unterminated")
+})
+
+describe("encodings", () => {
+  const decode = (bytes: ReadonlyArray<number>, encoding?: string) => {
+    const splitter = new Splitter({ ...csv, ...(encoding === undefined ? {} : { encoding }) }, begin)
+    return [...splitter.push(Uint8Array.from(bytes)), ...splitter.end()].map(({ line, problem, text }) => [
+      line,
+      problem ?? text,
+    ])
+  }
+  const good = [0x61, 0x0a]
+
+  test("bytes that are not UTF-8 are a problem of their line only", () => {
+    expect(decode([...good, 0x6d, 0xfc, 0x6c, 0x0a, ...good])).toEqual([
+      [1, "a"],
+      [2, "is not UTF-8 (--encoding names another one)"],
+      [3, "a"],
+    ])
+  })
+
+  test("with its name another encoding is read, and what it does not have is a problem", () => {
+    expect(decode([0x6d, 0xfc, 0x80, 0x0a, 0x81, 0x0a], "windows-1252")).toEqual([
+      [1, "mü€"],
+      [2, "is not windows-1252"],
+    ])
+    expect(decode([0x83, 0x65, 0x83, 0x93, 0x0a, 0x83, 0x0a], "shift_jis")).toEqual([
+      [1, "テン"],
+      [2, "is not shift_jis"],
+    ])
+  })
 })
