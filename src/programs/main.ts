@@ -1,6 +1,7 @@
 #!/usr/bin/env bun
 /** The program `user-embeddings`: parses the command line and runs one command. */
 import { readFileSync } from "node:fs"
+import { constants } from "node:os"
 import { CliConfig, Command, ValidationError } from "@effect/cli"
 import type { Runtime } from "@effect/platform"
 import { BunContext, BunRuntime } from "@effect/platform-bun"
@@ -25,19 +26,25 @@ const report = (cause: Cause.Cause<unknown>) =>
     onSome: (error) => Console.error(renderError(error, command)),
   })
 
-/** 0: done, or stopped by a signal. 1: failed. 2: bad usage. */
+/** Commands that serve until a signal ends them. */
+const isServing = ["up", "api", "worker", "relay"].includes(command[0] ?? "")
+let stoppedBy: "SIGINT" | "SIGTERM" | undefined
+const codeOf = (signal: "SIGINT" | "SIGTERM") => 128 + constants.signals[signal]
+
+/** 0: done, or a serving command was stopped. 1: failed. 2: bad usage. 130, 143: a signal stopped a command in its work. */
 const teardown: Runtime.Teardown = (exit, onExit) => {
-  if (Exit.isSuccess(exit) || Cause.isInterruptedOnly(exit.cause)) return onExit(0)
+  if (Exit.isSuccess(exit)) return onExit(0)
+  if (Cause.isInterruptedOnly(exit.cause))
+    return onExit(isServing || stoppedBy === undefined ? 0 : codeOf(stoppedBy))
   const error = Option.getOrUndefined(Cause.failureOption(exit.cause))
   onExit(ValidationError.isValidationError(error) || error instanceof BadUsage ? 2 : 1)
 }
 
 // The first signal stops in order. The second exits at once; the broker delivers unacknowledged messages again.
-let signals = 0
 for (const signal of ["SIGINT", "SIGTERM"] as const)
   process.on(signal, () => {
-    signals += 1
-    if (signals > 1) process.exit(130)
+    if (stoppedBy !== undefined) process.exit(codeOf(signal))
+    stoppedBy = signal
   })
 
 /** `nohup` lets a program ignore SIGHUP, which a handler would undo. Bit 0 of SigIgn is SIGHUP. */

@@ -2,9 +2,10 @@
  * Writes user embeddings page by page to files for other programs: JSON Lines, NumPy and Parquet. A file gets its final
  * name only when it is complete.
  */
+import { dirname } from "node:path"
 import { FileSystem } from "@effect/platform"
 import type { PlatformError } from "@effect/platform/Error"
-import { Effect, Schema } from "effect"
+import { Effect, Option, Schema } from "effect"
 import type { SchemaElement } from "hyparquet"
 import { fileWriter, ParquetWriter } from "hyparquet-writer"
 import { embeddingJson } from "../../services/api/EmbeddingJson.ts"
@@ -31,6 +32,22 @@ export interface EmbeddingFile {
 }
 
 const partial = (path: string) => `${path}.partial`
+
+/** Creates the file under the name of an unfinished file. It is removed with the scope, unless `rename` ran before. */
+export const create = Effect.fnUntraced(function* (path: string) {
+  const files = yield* FileSystem.FileSystem
+  const cannot = (why: string) => new ExportFailed({ message: `cannot write ${path}: ${why}` })
+  if (!(yield* files.exists(dirname(path))))
+    return yield* cannot(`the folder ${dirname(path)} does not exist`)
+  const target = yield* Effect.option(files.stat(path))
+  if (Option.isSome(target) && target.value.type === "Directory") return yield* cannot("it is a folder")
+  const unfinished = partial(path)
+  const file = yield* Effect.mapError(files.open(unfinished, { flag: "w" }), (error) =>
+    cannot("reason" in error && error.reason === "PermissionDenied" ? "permission denied" : error.message),
+  )
+  yield* Effect.addFinalizer(() => Effect.ignore(files.remove(unfinished, { force: true })))
+  return { file, unfinished, rename: files.rename(unfinished, path) }
+})
 
 /** Nine significant digits identify every float32. */
 const shortDecimal = (value: number): number => Number(value.toPrecision(9))
@@ -65,8 +82,8 @@ export const idsFile = (path: string): string => `${path.replace(/\.npy$/, "")}.
 export const npy = Effect.fnUntraced(function* (path: string, dimensions: number) {
   const files = yield* FileSystem.FileSystem
   const ids = idsFile(path)
-  const vectors = yield* files.open(partial(path), { flag: "w" })
-  const names = yield* files.open(partial(ids), { flag: "w" })
+  const { file: vectors, rename, unfinished } = yield* create(path)
+  const { file: names, rename: renameIds } = yield* create(ids)
   yield* vectors.writeAll(npyHeader(0, dimensions))
   let rows = 0
   return {
@@ -77,10 +94,10 @@ export const npy = Effect.fnUntraced(function* (path: string, dimensions: number
     }),
     finish: Effect.gen(function* () {
       // Reopened, because Bun 1.4.5 ignores a seek: `fs.write` without offset and length appends.
-      const reopened = yield* files.open(partial(path), { flag: "r+" })
+      const reopened = yield* files.open(unfinished, { flag: "r+" })
       yield* reopened.writeAll(npyHeader(rows, dimensions))
-      yield* files.rename(partial(path), path)
-      yield* files.rename(partial(ids), ids)
+      yield* rename
+      yield* renameIds
       return [path, ids]
     }).pipe(Effect.scoped),
   } satisfies EmbeddingFile
@@ -120,14 +137,14 @@ const schema: Array<SchemaElement> = [
 ]
 
 export const parquet = Effect.fnUntraced(function* (path: string) {
-  const files = yield* FileSystem.FileSystem
+  const { rename, unfinished } = yield* create(path)
   const attempt = <A>(run: () => A) =>
     Effect.try({
       try: run,
       catch: (cause) => new ExportFailed({ message: `cannot write ${path}: ${cause}`, cause }),
     })
   const writer = yield* attempt(
-    () => new ParquetWriter({ writer: fileWriter(partial(path)), schema, createdBy: "user-embeddings" }),
+    () => new ParquetWriter({ writer: fileWriter(unfinished), schema, createdBy: "user-embeddings" }),
   )
   return {
     write: (page) =>
@@ -138,9 +155,6 @@ export const parquet = Effect.fnUntraced(function* (path: string) {
         }))
         void writer.write({ columnData, rowGroupSize: page.length })
       }),
-    finish: attempt(() => void writer.finish()).pipe(
-      Effect.zipRight(files.rename(partial(path), path)),
-      Effect.as([path]),
-    ),
+    finish: attempt(() => void writer.finish()).pipe(Effect.zipRight(rename), Effect.as([path])),
   } satisfies EmbeddingFile
 })

@@ -97,18 +97,29 @@ export const evaluate = command(
   },
   ({ file, json, most, products, target, unseen, ...given }) => {
     const run = <E, R>(catalogue: Effect.Effect<ReadonlyMap<string, Float32Array>, E, R>) =>
-      measured("interactions", (onRead) =>
-        measured("predicted", (onPredicted) =>
-          evaluateFile(file, catalogue, {
-            reading: toReading(file, given),
-            type: Option.getOrUndefined(target),
-            most,
-            unseenOnly: unseen,
-            onRead,
-            onPredicted,
-          }),
-        ),
-      ).pipe(Effect.flatMap((report) => print(json, report, human)))
+      Effect.gen(function* () {
+        const reading = yield* toReading(file, given)
+        const evaluating = measured(
+          "interactions",
+          (onRead) =>
+            measured(
+              "predicted",
+              (onPredicted) =>
+                evaluateFile(file, catalogue, {
+                  reading,
+                  type: Option.getOrUndefined(target),
+                  most,
+                  unseenOnly: unseen,
+                  onRead,
+                  onPredicted,
+                }),
+              () => undefined,
+            ),
+          ({ count, line = 1 }) =>
+            `stopped at line ${figure(line)}, after ${figure(count)} interactions; run it again from the beginning`,
+        )
+        yield* print(json, yield* evaluating, human)
+      })
     return Option.match(products, {
       onSome: (path) =>
         run(productsOfFile(path)).pipe(

@@ -5,7 +5,7 @@ import { Console, Effect, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import { embeddingFormats, exportEmbeddings, exportInteractions } from "../tasks/ExportData.ts"
 import { json, print } from "./support/Output.ts"
-import { counting, figure } from "./support/Progress.ts"
+import { counting, figure, type Stopped } from "./support/Progress.ts"
 import { command, eventType, given, instant, maybe, onlyUser } from "./support/Usage.ts"
 
 const out = Options.file("out").pipe(
@@ -23,6 +23,12 @@ const formatOf = <Format extends string>(
   const ending = extname(Option.getOrElse(out, () => "")).slice(1)
   return Option.getOrElse(given, () => formats.find((format) => format === ending) ?? formats[0])
 }
+
+/** What is on stdout stays there. A file is not written by halves. */
+const stopped =
+  (things: string, out: Option.Option<string>): Stopped =>
+  ({ count }) =>
+    `stopped after ${figure(count)} ${things}; ${Option.isSome(out) ? "no file was written; " : ""}run it again from the beginning`
 
 /** The report goes to stderr when the data goes to stdout. */
 const report = <A extends { readonly exported: number; readonly files: ReadonlyArray<string> }>(
@@ -45,13 +51,16 @@ const embeddings = command(
     json,
   },
   ({ format, json, out, since }) =>
-    counting("users", (progress) =>
-      exportEmbeddings({
-        format: formatOf(embeddingFormats, format, out),
-        out,
-        since: Option.getOrUndefined(Option.map(since, Date.parse)),
-        progress,
-      }),
+    counting(
+      "users",
+      (progress) =>
+        exportEmbeddings({
+          format: formatOf(embeddingFormats, format, out),
+          out,
+          since: Option.getOrUndefined(Option.map(since, Date.parse)),
+          progress,
+        }),
+      stopped("users", out),
     ).pipe(
       Effect.flatMap((done) =>
         report(json, Option.isSome(out), done, ({ erased, exported, files, other_space, space }) =>
@@ -89,13 +98,16 @@ const interactions = command(
     json,
   },
   ({ format, json, out, ...filter }) =>
-    counting("rows", (progress) =>
-      exportInteractions({
-        format: formatOf(interactionFormats, format, out),
-        out,
-        filter: given(filter),
-        progress,
-      }),
+    counting(
+      "rows",
+      (progress) =>
+        exportInteractions({
+          format: formatOf(interactionFormats, format, out),
+          out,
+          filter: given(filter),
+          progress,
+        }),
+      stopped("rows", out),
     ).pipe(
       Effect.flatMap((done) =>
         report(

@@ -7,6 +7,7 @@ import * as Settings from "../../services/Settings.ts"
 import { generateLoad, type LoadReport, limits, type Progress } from "../tasks/GenerateLoad.ts"
 import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print } from "./support/Output.ts"
+import { sayingWhere } from "./support/Progress.ts"
 import { command, flag, instant, maybe } from "./support/Usage.ts"
 
 const count = (n: number) => n.toLocaleString("en-US")
@@ -30,6 +31,9 @@ const drawing = (progress: Progress) =>
       `\r\u001b[K${bar(progress)} ${count(accepted)} of ${count(total)} accepted, ${count(embedded)} embedded, depth ${count(depth)}`,
     )
   })
+
+const stopped = ({ accepted, embedded, total }: Progress) =>
+  `stopped after ${count(accepted)} of ${count(total)} events were accepted and ${count(embedded)} embedded; with the same --seed and --start it goes on`
 
 const toText = ({ audit, event_to_embedding_s: waited, ...report }: LoadReport) =>
   [
@@ -87,12 +91,18 @@ export const generate = command(
         (tokens) => Redacted.value(tokens).split(",")[0]?.trim() ?? "",
       )
       const terminal = process.stderr.isTTY
-      const report = yield* generateLoad({
+      let reached: Progress = { total: options.users * options.events, accepted: 0, embedded: 0, depth: 0 }
+      const show = (progress: Progress) => {
+        reached = progress
+        return terminal ? drawing(progress) : Effect.void
+      }
+      const running = generateLoad({
         ...options,
         url: Option.getOrElse(url, () => `http://127.0.0.1:${port}`),
         token: Option.getOrUndefined(Option.orElse(token, () => known)),
-        progress: terminal ? drawing : () => Effect.void,
+        progress: show,
       }).pipe(Effect.ensuring(terminal ? Console.error("") : Effect.void))
+      const report = yield* sayingWhere(running, () => stopped(reached))
       yield* print(json, report, toText)
       if (!report.pass) return yield* new CommandFailed({ message: "the run did not keep within the limits" })
     }).pipe(Effect.provide(Layer.provideMerge(Auditor.layer, Stack.layer))),

@@ -1,14 +1,18 @@
 /** `import interactions`: records a history from a file. */
 import { extname } from "node:path"
 import { Args, Command, Options } from "@effect/cli"
-import { Effect, Option } from "effect"
+import { Effect, Either, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
-import { type Format, mappable, type Reading } from "../../services/history/InteractionFile.ts"
+import * as EmbeddingConfig from "../../services/EmbeddingConfig.ts"
+import { dateFormat } from "../../services/history/FileTimestamps.ts"
+import { mappable, type Reading, typesByWord } from "../../services/history/InteractionFile.ts"
+import type { Format } from "../../services/history/RecordSplitter.ts"
+import { defaults } from "../../services/model/EventTypes.ts"
 import { importInteractions } from "../tasks/ImportInteractions.ts"
 import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print } from "./support/Output.ts"
 import { duration, figure, measured } from "./support/Progress.ts"
-import { command, flag, invalid, maybe } from "./support/Usage.ts"
+import { BadUsage, command, flag, given, invalid, maybe } from "./support/Usage.ts"
 
 /** `a=b,c=d`, repeatable; `left` lists the names allowed on the left. */
 const pairs = (name: string, description: string, left?: ReadonlyArray<string>) =>
@@ -17,7 +21,7 @@ const pairs = (name: string, description: string, left?: ReadonlyArray<string>) 
     Options.withDescription(description),
     Options.repeated,
     Options.mapEffect((texts) =>
-      Effect.map(
+      Effect.flatMap(
         Effect.forEach(
           texts.flatMap((text) => text.split(",")),
           (pair) => {
@@ -28,7 +32,13 @@ const pairs = (name: string, description: string, left?: ReadonlyArray<string>) 
               : invalid(`--${name} ${pair}: the fields are ${left.join(", ")}`)
           },
         ),
-        (all): Readonly<Record<string, string>> => Object.fromEntries(all),
+        (all) => {
+          const named: Readonly<Record<string, string>> = Object.fromEntries(all)
+          const twice = all.find(([key, value]) => named[key] !== value)
+          return twice === undefined
+            ? Effect.succeed(named)
+            : invalid(`--${name}: ${twice[0]} is given twice, as ${twice[1]} and as ${named[twice[0]]}`)
+        },
       ),
     ),
   )
@@ -38,18 +48,59 @@ const formats: Readonly<Record<string, readonly [Format, string]>> = {
   ".tsv": ["csv", "\t"],
 }
 
+/** An option whose text `check` refuses with a reason. */
+const checked = (name: string, description: string, check: (text: string) => string | undefined) =>
+  maybe(
+    Options.text(name).pipe(
+      Options.mapEffect((text) => {
+        const problem = check(text)
+        return problem === undefined ? Effect.succeed(text) : invalid(`--${name} ${text}: ${problem}`)
+      }),
+    ),
+    description,
+  )
+
+const isEncoding = (label: string) => {
+  try {
+    return new TextDecoder(label as Bun.Encoding) !== undefined
+  } catch {
+    return false
+  }
+}
+export const encoding = checked(
+  "encoding",
+  "Encoding of the file, such as latin1 or windows-1252; default: UTF-8",
+  (label) =>
+    /^(utf-?16|ucs-2|iso-2022)/i.test(label)
+      ? "can't be read; iconv -t UTF-8 converts the file"
+      : isEncoding(label)
+        ? undefined
+        : "must be an encoding, such as windows-1252, iso-8859-2 or shift_jis",
+)
+
+const isTimezone = (zone: string) => {
+  try {
+    return Temporal.Now.zonedDateTimeISO(zone) !== undefined
+  } catch {
+    return false
+  }
+}
+
 export const reading = {
   format: maybe(
     Options.choice("format", ["jsonl", "csv"]),
-    "Default: csv for names that end in .csv or .tsv, else jsonl",
+    "Default: csv for names that end in .csv or .tsv, also with .gz, else jsonl",
   ),
-  delimiter: maybe(
-    Options.text("delimiter"),
-    "Character between the cells of a CSV file; default: a comma, in .tsv a tab",
+  delimiter: checked(
+    "delimiter",
+    "Character between the cells of a CSV file, or tab; default: a comma, in .tsv a tab",
+    (text) =>
+      /^([ -~\t]|tab|\\t)$/.test(text) && text !== '"' ? undefined : "must be one ASCII character, or tab",
   ),
+  encoding,
   map: pairs(
     "map",
-    `Columns with other names, such as user_id=customer; fields: ${mappable.join(", ")}`,
+    `Columns with other names, such as user_id=customer, product_id=properties.product_id in nested objects, or user_id=userId|anonymousId for the first that has a value; fields: ${mappable.join(", ")}`,
     mappable,
   ),
   types: pairs(
@@ -61,6 +112,16 @@ export const reading = {
     "Fields with the same value in every record, such as event_type=product_purchase",
     mappable,
   ),
+  timezone: checked(
+    "timezone",
+    "Time zone of times without an offset, such as Europe/Berlin; default: UTC",
+    (zone) => (isTimezone(zone) ? undefined : "must be a time zone, such as Europe/Berlin or +01:00"),
+  ),
+  dateFormat: checked(
+    "date-format",
+    "Form of the times if they are not ISO 8601 or Unix time, such as dd.MM.yyyy HH:mm",
+    (format) => Either.match(dateFormat(format), { onLeft: (problem) => problem, onRight: () => undefined }),
+  ),
   ignore: Options.text("ignore").pipe(
     Options.withPseudoName("COLUMN,…"),
     Options.withDescription("Columns not to store as metadata; * for all"),
@@ -69,24 +130,40 @@ export const reading = {
   ),
 }
 
-export const toReading = (
+/** Event types that `--types` and `--set` name must be configured. */
+const requireEventTypes = Effect.fnUntraced(function* ({ set, types }: Pick<Reading, "types" | "set">) {
+  const configured = yield* Effect.orElseSucceed(EmbeddingConfig.eventTypes, () => defaults)
+  const known = typesByWord(configured)
+  const refuse = (option: string) =>
+    new BadUsage({ message: `${option}: must be one of ${[...known.keys()].join(", ")}` })
+  for (const [value, type] of Object.entries(types))
+    if (!known.has(type)) return yield* refuse(`--types ${value}=${type}`)
+  const { event_type: type } = set
+  if (type !== undefined && !known.has(type) && !Object.hasOwn(types, type))
+    return yield* refuse(`--set event_type=${type}`)
+})
+
+export const toReading = Effect.fnUntraced(function* (
   file: string,
-  given: { readonly format: Option.Option<Format>; readonly delimiter: Option.Option<string> } & Pick<
-    Reading,
-    "map" | "types" | "set" | "ignore"
-  >,
-): Reading => {
-  const [format, delimiter] = formats[extname(file).toLowerCase()] ?? (["jsonl", ","] as const)
-  const { ignore, map, set, types } = given
-  return {
-    format: Option.getOrElse(given.format, () => format),
-    delimiter: Option.getOrElse(given.delimiter, () => delimiter),
+  options: Command.Command.ParseConfig<typeof reading>,
+) {
+  yield* requireEventTypes(options)
+  const [format, delimiter] =
+    formats[extname(file.replace(/\.gz$/i, "")).toLowerCase()] ?? (["jsonl", ","] as const)
+  const { dateFormat, encoding, ignore, map, set, timezone, types } = options
+  const chosen = Option.getOrElse(options.delimiter, () => delimiter)
+  const result: Reading = {
+    format: Option.getOrElse(options.format, () => format),
+    delimiter: chosen.replace(/^(tab|\\t)$/, "\t"),
     map,
     types,
     set,
     ignore,
+    ...given({ dateFormat, timezone }),
+    ...given({ encoding: Option.filter(encoding, (label) => !/^utf-?8$/i.test(label)) }),
   }
-}
+  return result
+})
 
 const importInteractionsCommand = command(
   "interactions",
@@ -104,12 +181,14 @@ const importInteractionsCommand = command(
     ),
     restart: flag("restart", "Read the file from its beginning, even if an earlier import got further"),
     strict: flag("strict", "Stop at the first bad record"),
+    complete: flag("complete", "Record the last line of a CSV file although no line end follows it"),
     json,
   },
-  ({ file, json, restart, state, strict, ...given }) =>
+  ({ complete, file, json, restart, state, strict, ...options }) =>
     Effect.gen(function* () {
+      const reading = yield* toReading(file, options)
       const report = yield* measured("records", (progress) =>
-        importInteractions(file, { reading: toReading(file, given), state, restart, strict, progress }),
+        importInteractions(file, { reading, state, restart, strict, complete, progress }),
       )
       yield* print(json, report, (report) =>
         [

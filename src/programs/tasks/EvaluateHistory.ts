@@ -1,6 +1,6 @@
 /** `evaluate FILE`: which settings predict a history best, and whether a simple method predicts it better. */
-import { FileSystem } from "@effect/platform"
-import { Array as Arr, Chunk, Clock, Effect, Either, Stream } from "effect"
+import { Array as Arr, Clock, Effect, Either, Stream } from "effect"
+import * as RecordFile from "../../layers/files/RecordFile.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as Evaluation from "../../services/history/Evaluation.ts"
 import * as InteractionFile from "../../services/history/InteractionFile.ts"
@@ -11,8 +11,8 @@ import { PhraseEmbedder, type TextKind } from "../../services/ports/PhraseEmbedd
 import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import * as Settings from "../../services/Settings.ts"
 import type { Reached } from "../cli/support/Progress.ts"
-import { beginningOfRecords, bytesAtOnce, ImportRefused } from "./ImportInteractions.ts"
-import { decodeLine } from "./ImportProducts.ts"
+import { beginningOfRecords, ImportRefused } from "./ImportInteractions.ts"
+import { productLines, textOf } from "./ImportProducts.ts"
 
 type Products = ReadonlyMap<ProductId, Float32Array>
 
@@ -29,21 +29,18 @@ const embedTexts = Effect.fnUntraced(function* (texts: ReadonlyArray<string>, ki
 })
 
 export const productsOfFile = Effect.fn("productsOfFile")(function* (path: string) {
-  const files = yield* FileSystem.FileSystem
   const { dimensions } = yield* EmbeddingConfig
   const vectors = new Map<ProductId, Float32Array>()
   const texts = new Map<ProductId, string>()
-  const lines = yield* files.stream(path).pipe(Stream.decodeText(), Stream.splitLines, Stream.runCollect)
-  for (const [index, text] of Chunk.toReadonlyArray(lines).entries()) {
-    if (text.trim() === "") continue
-    const line = decodeLine(text)
-    if (Either.isLeft(line))
-      return yield* new ImportRefused({ message: `${path}, line ${index + 1} is not a product` })
-    const { category, product_id, product_name, text: own, vector } = line.right
-    if (vector === undefined) texts.set(product_id, own ?? `${product_name}, ${category}`)
+  yield* Stream.runForEach(productLines(path), ({ line, product }) => {
+    if (Either.isLeft(product))
+      return new ImportRefused({ message: `${path}, line ${line}: ${product.left}` })
+    const { product_id, vector } = product.right
+    if (vector === undefined) texts.set(product_id, textOf(product.right))
     else if (Vector.problem(vector, dimensions) === undefined)
       vectors.set(product_id, Vector.normalise(Float32Array.from(vector)))
-  }
+    return Effect.void
+  })
   const found = yield* embedTexts([...new Set(texts.values())], "document")
   for (const [product_id, text] of texts) {
     const vector = found.get(text)
@@ -66,6 +63,7 @@ export const productsOfStack = Effect.gen(function* () {
 })
 
 const none = {}
+const recordsAtOnce = 1_000
 
 const readHistory = Effect.fnUntraced(function* (
   file: string,
@@ -73,12 +71,10 @@ const readHistory = Effect.fnUntraced(function* (
   eventTypes: EventTypes,
   progress: (reached: Reached) => Effect.Effect<void>,
 ) {
-  const files = yield* FileSystem.FileSystem
   const now = yield* Clock.currentTimeMillis
   const start = yield* beginningOfRecords(file, reading)
-  const total = Number((yield* files.stat(file)).size)
+  const total = yield* RecordFile.sizeOf(file)
   const decode = InteractionFile.decoder(reading, start.columns, eventTypes)
-  const split = InteractionFile.splitter(reading, start)
   const interactions: Array<Interaction> = []
   /** Each user, product and phrase once, because millions of rows share thousands of them. */
   const interned = new Map<string, string>()
@@ -96,22 +92,17 @@ const readHistory = Effect.fnUntraced(function* (
       : { ...interaction, ...facts, product_id: intern(interaction.product_id) }
   }
   let rejected = 0
-  let done = start.offset
-  const add = (records: ReadonlyArray<InteractionFile.RawRecord>) => {
-    for (const { problem, text } of records) {
-      const decoded = problem === undefined ? decode(text, now) : Either.left(problem)
-      if (Either.isLeft(decoded)) rejected += 1
-      else interactions.push(compact(decoded.right.interaction))
-    }
-  }
-  yield* files.stream(file, { offset: start.offset, chunkSize: bytesAtOnce }).pipe(
-    Stream.runForEach((chunk) => {
-      add(split.push(chunk))
-      done += chunk.length
-      return progress({ count: interactions.length, done, total })
+  yield* RecordFile.records(file, reading, start, recordsAtOnce).pipe(
+    Stream.runForEach((records) => {
+      for (const { problem, text } of records) {
+        const decoded = problem === undefined ? decode(text, now) : Either.left(problem)
+        if (Either.isLeft(decoded)) rejected += 1
+        else interactions.push(compact(decoded.right.interaction))
+      }
+      const { end: done, nextLine: line } = records.at(-1)!
+      return progress({ count: interactions.length, line, ...(total === undefined ? {} : { done, total }) })
     }),
   )
-  add(split.end())
   return { interactions, rejected }
 })
 

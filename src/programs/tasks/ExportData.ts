@@ -1,10 +1,10 @@
 /** `export …`: writes embeddings or interactions to files for other programs, page by page. */
-import { FileSystem } from "@effect/platform"
 import type { PlatformError } from "@effect/platform/Error"
 import { Chunk, Effect, Option, Stream } from "effect"
 import * as EmbeddingFile from "../../layers/files/EmbeddingFile.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as InteractionFile from "../../services/history/InteractionFile.ts"
+import type { Format } from "../../services/history/RecordSplitter.ts"
 import { InteractionLog, type LogFilter } from "../../services/ports/InteractionLog.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
 import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
@@ -19,7 +19,6 @@ interface Output {
 
 /** Writes lines to stdout, or to a file that gets its name when it is complete. */
 const openLines = Effect.fnUntraced(function* (out: Option.Option<string>) {
-  const files = yield* FileSystem.FileSystem
   if (Option.isNone(out)) {
     const stdout: Output = {
       write: (text: string) =>
@@ -36,18 +35,17 @@ const openLines = Effect.fnUntraced(function* (out: Option.Option<string>) {
     }
     return stdout
   }
-  const partial = `${out.value}.partial`
-  const file = yield* files.open(partial, { flag: "w" })
+  const { file, rename } = yield* EmbeddingFile.create(out.value)
   const output: Output = {
     write: (text: string) => file.writeAll(Buffer.from(text)),
-    finish: Effect.as(files.rename(partial, out.value), [out.value]),
+    finish: Effect.as(rename, [out.value]),
   }
   return output
 })
 
 /** Writes rows of the log in the order in which they were recorded. */
 export const exportInteractions = Effect.fn("exportInteractions")(function* (options: {
-  readonly format: InteractionFile.Format
+  readonly format: Format
   readonly out: Option.Option<string>
   readonly filter: LogFilter
   readonly progress: (count: number) => Effect.Effect<void>

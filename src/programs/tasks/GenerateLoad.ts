@@ -3,15 +3,13 @@
  * is part of its user's embedding. The time measured runs from sending the request to the first check that finds the id
  * on the user's record, so it is too long by at most one check (about 100 ms) and never too short.
  */
-import { FileSystem } from "@effect/platform"
-import { Array as Arr, Clock, Duration, Effect, Fiber, Option, Schema, Stream } from "effect"
+import { Array as Arr, Chunk, Clock, Duration, Effect, Fiber, Option, Schema, Stream } from "effect"
 import { BulkReport, bulkItems } from "../../services/api/InteractionApi.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as LoadModel from "../../services/history/LoadModel.ts"
 import * as AppliedIds from "../../services/model/AppliedIds.ts"
 import { routeOf } from "../../services/model/EventTypes.ts"
 import type { Interaction, ProductId, UserId } from "../../services/model/Interaction.ts"
-import { describeIssues } from "../../services/model/Interaction.ts"
 import { Auditor, type AuditReport } from "../../services/operate/Auditor.ts"
 import * as SystemStats from "../../services/operate/SystemStats.ts"
 import { InteractionLog } from "../../services/ports/InteractionLog.ts"
@@ -19,7 +17,7 @@ import { InteractionQueue } from "../../services/ports/InteractionQueue.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
-import { ProductLine, sampleCatalogue } from "./ImportProducts.ts"
+import { productLines, sampleCatalogue, textOf } from "./ImportProducts.ts"
 
 export interface LoadOptions {
   readonly users: number
@@ -79,7 +77,6 @@ const toBulkRequest = (some: ReadonlyArray<Interaction>) => ({
   })),
 })
 
-const decodeProduct = Schema.decode(ProductLine)
 const decodeReport = Schema.decodeUnknown(BulkReport)
 
 interface ApiResponse {
@@ -147,26 +144,24 @@ const prepareProducts = Effect.fnUntraced(function* (file: Option.Option<string>
     const stored = yield* Stream.runCollect(Stream.take(products.stream(space), mostProducts))
     if (stored.length > 0) return [...stored].map(({ product_id }) => product_id)
   }
-  const files = yield* FileSystem.FileSystem
-  const text = yield* files.readFileString(Option.getOrElse(file, () => sampleCatalogue))
-  const lines = yield* Effect.forEach(
-    text.split("\n").filter((line) => line.trim() !== ""),
-    (line, index) =>
-      Effect.mapError(
-        decodeProduct(line),
-        (error) => new NotAccepted({ message: `product ${index + 1} of the file: ${describeIssues(error)}` }),
-      ),
+  const path = Option.getOrElse(file, () => sampleCatalogue)
+  const lines = yield* productLines(path).pipe(
+    Stream.mapEffect(({ line, product }) =>
+      Effect.mapError(product, (reason) => new NotAccepted({ message: `${path}, line ${line}: ${reason}` })),
+    ),
+    Stream.runCollect,
+    Effect.map(Chunk.toReadonlyArray),
   )
   const ids = lines.map(({ product_id }) => product_id)
   if (ids.length === 0) return yield* new NotAccepted({ message: "the file has no product" })
   const known = yield* products.knownSince(ids, space)
   yield* Effect.forEach(
     lines.filter(({ product_id }) => !known.has(product_id)),
-    ({ product_id, text, vector, ...names }) =>
-      send("PUT", `/api/product/${product_id}/embedding`, {
-        ...names,
-        ...(vector === undefined ? { text: text ?? `${names.product_name}, ${names.category}` } : { vector }),
-      }),
+    (line) => {
+      const { product_id, text: _, vector, ...names } = line
+      const source = vector === undefined ? { text: textOf(line) } : { vector }
+      return send("PUT", `/api/product/${product_id}/embedding`, { ...names, ...source })
+    },
     { concurrency: 8, discard: true },
   )
   return ids

@@ -6,19 +6,21 @@
 import { createHash } from "node:crypto"
 import { basename, dirname, join, resolve } from "node:path"
 import { FileSystem } from "@effect/platform"
-import { Array as Arr, Clock, Effect, Either, Option, Redacted, Schema, Stream } from "effect"
+import { Clock, Effect, Either, Option, Redacted, Schema, Stream } from "effect"
+import * as RecordFile from "../../layers/files/RecordFile.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
-import type { RawRecord, Reading } from "../../services/history/InteractionFile.ts"
+import type { Reading } from "../../services/history/InteractionFile.ts"
 import * as InteractionFile from "../../services/history/InteractionFile.ts"
+import { type RawRecord, Splitter } from "../../services/history/RecordSplitter.ts"
 import type { InteractionLogError, NewInteraction } from "../../services/ports/InteractionLog.ts"
 import { InteractionLog } from "../../services/ports/InteractionLog.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
+import type { Submission } from "../../services/record/InteractionRecorder.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import type { Reached } from "../cli/support/Progress.ts"
 
 const rowsAtOnce = 1_000
-export const bytesAtOnce = 1024 * 1024
 /** Bytes at the beginning of a file that identify it. */
 const fingerprinted = 64 * 1024
 /** Characters of a rejected record that are kept. */
@@ -46,6 +48,8 @@ export interface ImportOptions {
   readonly state: Option.Option<string>
   readonly restart: boolean
   readonly strict: boolean
+  /** The last record of a CSV file is complete although no line end follows it. */
+  readonly complete?: boolean
   readonly progress: (reached: Reached) => Effect.Effect<void>
 }
 
@@ -71,22 +75,17 @@ const hash = Effect.fnUntraced(function* (reading: Reading, beginning: Uint8Arra
   return createHash("sha256").update(options).update(beginning).digest("hex")
 })
 
-const beginningOf = Effect.fnUntraced(function* (file: string, most: number) {
-  const files = yield* FileSystem.FileSystem
-  const chunks = yield* Stream.runCollect(files.stream(file, { bytesToRead: most }))
-  return Buffer.concat([...chunks])
-})
-
 /** State of an earlier import; `None` when there is none, or when it belongs to another file, log or reading. */
 const storedState = Effect.fnUntraced(function* (file: string, stateFile: string, reading: Reading) {
   const files = yield* FileSystem.FileSystem
   const text = yield* Effect.option(files.readFileString(stateFile))
   const state = Option.flatMap(text, decodeState)
   if (Option.isNone(state)) return Option.none<State>()
-  const beginning = yield* beginningOf(file, state.value.fingerprinted_bytes)
+  const beginning = yield* RecordFile.beginningOf(file, state.value.fingerprinted_bytes)
+  const size = yield* RecordFile.sizeOf(file)
   const isSame =
     (yield* hash(reading, beginning)) === state.value.fingerprint &&
-    Number((yield* files.stat(file)).size) >= state.value.offset
+    (size === undefined || size >= state.value.offset)
   if (isSame) return state
   yield* Effect.logWarning("import.restarted").pipe(
     Effect.annotateLogs({
@@ -97,24 +96,26 @@ const storedState = Effect.fnUntraced(function* (file: string, stateFile: string
   return Option.none<State>()
 })
 
-/** Where the records of a file begin, and the columns of a CSV file. */
+/** Where the records of a file begin, and the columns of a CSV file. Fails if the file can't be read in this way. */
 export const beginningOfRecords = Effect.fnUntraced(function* (file: string, reading: Reading) {
+  yield* RecordFile.requireReadable(file, reading)
   const start = { columns: [] as ReadonlyArray<string>, offset: 0, line: 1 }
   if (reading.format === "jsonl") return start
-  const split = InteractionFile.splitter(reading, start)
-  const [first] = [...split.push(yield* beginningOf(file, fingerprinted)), ...split.end()]
+  const splitter = new Splitter(reading, start)
+  const beginning = yield* RecordFile.beginningOf(file, fingerprinted)
+  const [first] = [...splitter.push(beginning), ...splitter.end()]
   if (first === undefined) return yield* new ImportRefused({ message: `${file} has no header` })
   const columns = InteractionFile.header(first.text, reading.delimiter)
-  for (const [field, column] of Object.entries(reading.map))
-    if (!columns.includes(column))
-      return yield* new ImportRefused({
-        message: `${file} has no column "${column}" for ${field}; its columns are ${columns.join(", ")}`,
-      })
+  const problem =
+    first.problem === undefined
+      ? InteractionFile.headerProblem(columns, reading)
+      : `begins with a line that ${first.problem}`
+  if (problem !== undefined) return yield* new ImportRefused({ message: `${file} ${problem}` })
   return { columns, offset: first.end, line: first.nextLine }
 })
 
 const initialState = Effect.fnUntraced(function* (file: string, reading: Reading) {
-  const beginning = yield* beginningOf(file, fingerprinted)
+  const beginning = yield* RecordFile.beginningOf(file, fingerprinted)
   return {
     file,
     fingerprint: yield* hash(reading, beginning),
@@ -148,7 +149,7 @@ const append = Effect.fnUntraced(function* (entries: ReadonlyArray<NewInteractio
   )
 })
 
-type Decode = ReturnType<typeof InteractionFile.decoder>
+type Decode = (record: RawRecord, now: number) => Either.Either<Submission, string>
 type Rejected = readonly [record: RawRecord, reason: string]
 
 /** Decodes records and appends them to the log; answers how many became which. */
@@ -158,7 +159,7 @@ const decodeAndAppend = Effect.fnUntraced(function* (records: ReadonlyArray<RawR
   const entries: Array<NewInteraction> = []
   const rejected: Array<Rejected> = []
   for (const record of records) {
-    const decoded = record.problem === undefined ? decode(record.text, now) : Either.left(record.problem)
+    const decoded = record.problem === undefined ? decode(record, now) : Either.left(record.problem)
     if (Either.isLeft(decoded)) rejected.push([record, decoded.left])
     else {
       accepted.push(record)
@@ -184,21 +185,37 @@ const toRejectedLines = (rejected: ReadonlyArray<Rejected>): Buffer => {
   return Buffer.from(lines.map((line) => `${line}\n`).join(""))
 }
 
-const toReached = ({ duplicates, offset, recorded, rejected }: State, total: number): Reached => ({
-  done: offset,
-  total,
+/** Of a packed file it is unknown how much is left. */
+const toReached = (
+  { duplicates, line, offset, recorded, rejected }: State,
+  total: number | undefined,
+): Reached => ({
+  ...(total === undefined ? {} : { done: offset, total }),
   count: recorded + duplicates + rejected,
+  line,
 })
+
+const incomplete = "has no line end, so it may be cut: --complete records it, or add the line end"
+
+/** A CSV record that is cut can look whole, with another time or product. JSON shows whether it is whole. */
+const wholeOnly =
+  (decode: ReturnType<typeof InteractionFile.decoder>, isCut: (record: RawRecord) => boolean): Decode =>
+  (record, now) =>
+    Either.filterOrLeft(
+      decode(record.text, now),
+      () => !isCut(record),
+      () => incomplete,
+    )
 
 export const importInteractions = Effect.fn("importInteractions")(function* (
   path: string,
-  { progress, reading, restart, state: stateOption, strict }: ImportOptions,
+  { complete = false, progress, reading, restart, state: stateOption, strict }: ImportOptions,
 ) {
   const files = yield* FileSystem.FileSystem
   const { eventTypes } = yield* EmbeddingConfig
   const file = resolve(path)
   const began = yield* Clock.currentTimeMillis
-  const total = Number((yield* files.stat(file)).size)
+  const total = yield* RecordFile.sizeOf(file)
   const stateFile = Option.isSome(stateOption) ? resolve(stateOption.value) : yield* defaultState(file)
   const rejectedFile = stateFile.replace(/(\.json)?$/, ".rejected.jsonl")
   yield* files.makeDirectory(dirname(stateFile), { recursive: true })
@@ -206,7 +223,12 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
   const known = restart ? Option.none<State>() : yield* storedState(file, stateFile, reading)
   let state: State = Option.isSome(known) ? known.value : yield* initialState(file, reading)
   const resumedAt = Option.isSome(known) ? state.line : 1
-  const decode = InteractionFile.decoder(reading, state.columns, eventTypes)
+  const decode = wholeOnly(
+    InteractionFile.decoder(reading, state.columns, eventTypes),
+    ({ unterminated = false }) => unterminated && reading.format === "csv" && !complete,
+  )
+  /** The state with an unterminated last record, which the next run reads again. */
+  let reached = state
 
   // Records rejected after the last state are read again, and would be listed twice.
   const rejects = yield* files.open(rejectedFile, { flag: "a+" })
@@ -217,7 +239,7 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
     const lines = toRejectedLines(rejected)
     if (lines.length > 0) yield* rejects.writeAll(lines)
     const last = records.at(-1)!
-    state = {
+    reached = {
       ...state,
       offset: last.end,
       line: last.nextLine,
@@ -226,23 +248,20 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
       rejected: state.rejected + rejected.length,
       rejected_bytes: state.rejected_bytes + lines.length,
     }
-    yield* replace(stateFile, JSON.stringify(state))
+    if (last.unterminated !== true) {
+      state = reached
+      yield* replace(stateFile, JSON.stringify(state))
+    }
     const [first] = rejected
     if (strict && first !== undefined)
       return yield* new ImportRefused({ message: `line ${first[0].line}: ${first[1]}` })
-    yield* progress(toReached(state, total))
+    yield* progress(toReached(reached, total))
   })
 
-  const split = InteractionFile.splitter(reading, state)
   yield* progress(toReached(state, total))
-  const inBatches = (records: ReadonlyArray<RawRecord>) =>
-    Effect.forEach(Arr.chunksOf(records, rowsAtOnce), importRecords, { discard: true })
-  yield* files
-    .stream(file, { offset: state.offset, chunkSize: bytesAtOnce, bufferSize: 2 })
-    .pipe(Stream.runForEach((chunk) => inBatches(split.push(chunk))))
-  yield* Effect.suspend(() => inBatches(split.end()))
+  yield* Stream.runForEach(RecordFile.records(file, reading, state, rowsAtOnce), importRecords)
 
-  const { duplicates, recorded, rejected } = state
+  const { duplicates, recorded, rejected } = reached
   if (rejected === 0) yield* files.remove(rejectedFile)
   return {
     file,

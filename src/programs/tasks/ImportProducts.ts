@@ -1,7 +1,8 @@
 /** `products import FILE`: JSON Lines → product embeddings. Reports bad lines and stores the others. */
 import { fileURLToPath } from "node:url"
-import { FileSystem } from "@effect/platform"
 import { Array as Arr, Chunk, Duration, Effect, Either, Schema, Stream } from "effect"
+import * as RecordFile from "../../layers/files/RecordFile.ts"
+import { productFields } from "../../services/api/InteractionApi.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import { describeIssues, ProductId } from "../../services/model/Interaction.ts"
 import * as Vector from "../../services/model/Vector.ts"
@@ -14,17 +15,42 @@ import { EventVectors } from "../../services/update/EventVectors.ts"
 /** A catalogue for trials. */
 export const sampleCatalogue = fileURLToPath(new URL("../../../samples/catalogue.jsonl", import.meta.url))
 
-/** A line of a catalogue. */
-export const ProductLine = Schema.parseJson(
-  Schema.Struct({
-    product_id: ProductId,
-    product_name: Schema.String,
-    category: Schema.String,
-    text: Schema.optional(Schema.NonEmptyTrimmedString),
-    vector: Schema.optional(Schema.Array(Schema.Number)),
-  }),
+const Product = Schema.Struct({ product_id: ProductId, ...productFields })
+export type Product = typeof Product.Type
+/** A line of a catalogue: a product as `PUT` takes it, but without vector and text it is embedded by its names. */
+const ProductLine = Schema.parseJson(Product).pipe(
+  Schema.filter(
+    (product) =>
+      product.vector !== undefined || textOf(product) !== "" || "give a vector, a text or a product_name",
+  ),
 )
-export const decodeLine = Schema.decodeUnknownEither(ProductLine, { errors: "all" })
+const decodeLine = Schema.decodeUnknownEither(ProductLine, { errors: "all" })
+
+/** The text to embed for a product without a vector. */
+export const textOf = ({ category, product_name, text }: Omit<Product, "product_id">): string =>
+  text ?? [product_name, category].filter((name) => (name ?? "").trim() !== "").join(", ")
+
+interface CatalogueLine {
+  readonly line: number
+  /** Why the line has no product, or its product. */
+  readonly product: Either.Either<Product, string>
+}
+
+export const productLines = (path: string, encoding?: string) =>
+  Effect.gen(function* () {
+    const form = { format: "jsonl", delimiter: ",", ...(encoding === undefined ? {} : { encoding }) } as const
+    yield* RecordFile.requireReadable(path, form)
+    return RecordFile.records(path, form, { offset: 0, line: 1 }, linesAtOnce).pipe(
+      Stream.mapConcat((records) => records),
+      Stream.map(
+        ({ line, problem, text }): CatalogueLine => ({
+          line,
+          product:
+            problem === undefined ? Either.mapLeft(decodeLine(text), describeIssues) : Either.left(problem),
+        }),
+      ),
+    )
+  }).pipe(Stream.unwrap)
 
 export interface BadLine {
   readonly line: number
@@ -34,7 +60,9 @@ export interface BadLine {
 export interface ImportReport {
   readonly imported: number
   readonly created: number
+  /** The first ones. */
   readonly bad: ReadonlyArray<BadLine>
+  readonly bad_not_listed?: number
 }
 
 /** With `strict`, the first bad line ends the import. */
@@ -48,6 +76,7 @@ export class ImportStopped extends Schema.TaggedError<ImportStopped>()("ImportSt
 }
 
 const linesAtOnce = 256
+const mostListed = 1_000
 /** How often a text that fails is tried again although the service works. */
 const mostRetries = 6
 
@@ -58,19 +87,20 @@ interface ToEmbed {
   readonly text: string
 }
 
-const decode = (text: string, line: number, space: string, dimensions: number) =>
-  Either.flatMap(
-    Either.mapLeft(decodeLine(text), (error): BadLine => ({ line, reason: describeIssues(error) })),
-    ({ text: given, vector, ...rest }): Either.Either<ToEmbed | ProductEmbedding, BadLine> => {
-      const product = { ...rest, space }
-      if (vector === undefined)
-        return Either.right({ line, product, text: given ?? `${rest.product_name}, ${rest.category}` })
-      const problem = Vector.problem(vector, dimensions)
-      return problem === undefined
-        ? Either.right({ ...product, embedding: Float32Array.from(vector), text: null })
-        : Either.left({ line, reason: `vector: ${problem}` })
-    },
-  )
+const toProduct = (
+  line: number,
+  given: Product,
+  space: string,
+  dimensions: number,
+): Either.Either<ToEmbed | ProductEmbedding, BadLine> => {
+  const { category = null, product_id, product_name = null, vector } = given
+  const product = { product_id, product_name, category, space }
+  if (vector === undefined) return Either.right({ line, product, text: textOf(given) })
+  const problem = Vector.problem(vector, dimensions)
+  return problem === undefined
+    ? Either.right({ ...product, embedding: Float32Array.from(vector), text: null })
+    : Either.left({ line, reason: `vector: ${problem}` })
+}
 
 /** Stored vectors by text, of products whose text is the same as before. They are not paid for again. */
 const storedVectors = Effect.fnUntraced(function* (toEmbed: ReadonlyArray<ToEmbed>, space: string) {
@@ -145,31 +175,40 @@ const embedTexts = Effect.fnUntraced(function* (texts: ReadonlyArray<string>) {
 })
 
 /**
- * Stores a product's own vector, or embeds its text, or else its name and category. `progress` receives the number of
- * lines read.
+ * Stores a product's own vector, or embeds its text, or else its name and category. `progress` receives the last
+ * line read.
  */
 export const importProducts = Effect.fn("importProducts")(function* (
   path: string,
-  options: { readonly strict: boolean; readonly progress: (lines: number) => Effect.Effect<void> },
+  options: {
+    readonly strict: boolean
+    readonly encoding?: string
+    readonly progress: (lines: number) => Effect.Effect<void>
+  },
 ) {
-  const files = yield* FileSystem.FileSystem
   const products = yield* ProductEmbeddings
   const { space } = yield* EventVectors
   const { dimensions } = yield* EmbeddingConfig
   const bad: Array<BadLine> = []
   let imported = 0
   let created = 0
-  let read = 0
+  let unlisted = 0
 
   const reject = (line: BadLine) =>
-    options.strict ? Effect.fail(new ImportStopped(line)) : Effect.sync(() => void bad.push(line))
+    options.strict
+      ? Effect.fail(new ImportStopped(line))
+      : Effect.sync(() => {
+          if (bad.length < mostListed) bad.push(line)
+          else unlisted += 1
+        })
 
-  const importLines = Effect.fnUntraced(function* (lines: ReadonlyArray<readonly [string, number]>) {
+  const importLines = Effect.fnUntraced(function* (lines: ReadonlyArray<CatalogueLine>) {
     const ready: Array<ProductEmbedding> = []
     const toEmbed: Array<ToEmbed> = []
-    for (const [text, line] of lines) {
-      if (text.trim() === "") continue
-      const decoded = decode(text, line, space, dimensions)
+    for (const { line, product } of lines) {
+      const decoded = Either.isLeft(product)
+        ? Either.left({ line, reason: product.left })
+        : toProduct(line, product.right, space, dimensions)
       if (Either.isLeft(decoded)) yield* reject(decoded.left)
       else if ("embedding" in decoded.right) ready.push(decoded.right)
       else toEmbed.push(decoded.right)
@@ -187,18 +226,18 @@ export const importProducts = Effect.fn("importProducts")(function* (
       imported += ready.length
       created += isNew.filter(Boolean).length
     }
-    read += lines.length
-    yield* options.progress(read)
+    yield* options.progress(lines.at(-1)!.line)
   })
 
-  yield* files.stream(path).pipe(
-    Stream.decodeText(),
-    Stream.splitLines,
-    Stream.zipWithIndex,
-    Stream.map(([text, index]) => [text, index + 1] as const),
+  yield* productLines(path, options.encoding).pipe(
     Stream.grouped(linesAtOnce),
     Stream.runForEach((lines) => importLines(Chunk.toReadonlyArray(lines))),
   )
-  const report: ImportReport = { imported, created, bad }
+  const report: ImportReport = {
+    imported,
+    created,
+    bad,
+    ...(unlisted > 0 ? { bad_not_listed: unlisted } : {}),
+  }
   return report
 })

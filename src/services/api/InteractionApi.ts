@@ -48,8 +48,8 @@ const shortText = Schema.optionalWith(
   wellFormed.pipe(Schema.filter((text) => text.length <= 255 || "must be at most 255 characters")),
   { nullable: true },
 )
-/** Exactly one of `vector` and `text`. An absent name or category leaves the stored one as it is. */
-export const ProductEmbeddingBody = Schema.Struct({
+/** Fields of a product, the same in requests and in the lines of `products import`. */
+export const productFields = {
   vector: Schema.optional(Schema.Array(Schema.Number)),
   text: Schema.optional(
     Schema.compose(wellFormed, Schema.Trim).pipe(
@@ -58,7 +58,9 @@ export const ProductEmbeddingBody = Schema.Struct({
   ),
   product_name: shortText,
   category: shortText,
-})
+}
+/** Exactly one of `vector` and `text`. An absent name or category leaves the stored one as it is. */
+export const ProductEmbeddingBody = Schema.Struct(productFields)
   .pipe(
     Schema.filter(
       ({ text, vector }) => (text === undefined) !== (vector === undefined) || "give either vector or text",

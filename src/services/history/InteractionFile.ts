@@ -1,21 +1,18 @@
 /**
- * Splits, decodes and encodes files of interactions, JSON Lines or CSV (RFC 4180). Pure. A record has the fields of an
+ * Decodes and encodes records of files of interactions, JSON Lines or CSV (RFC 4180). Pure. A record has the fields of an
  * item of the bulk route, possibly under other column names; other columns become metadata.
  */
 import { Either, Predicate } from "effect"
 import type { EventTypes } from "../model/EventTypes.ts"
-import { canonicalTimestamp, type Interaction, reference } from "../model/Interaction.ts"
+import { type Interaction, reference } from "../model/Interaction.ts"
 import type { LoggedInteraction } from "../ports/InteractionLog.ts"
 import type { Submission } from "../record/InteractionRecorder.ts"
 import { ofBulkItem } from "../record/Submission.ts"
+import { type TimestampOptions, timestampReader } from "./FileTimestamps.ts"
+import type { Form, Format } from "./RecordSplitter.ts"
 
-export type Format = "jsonl" | "csv"
-
-export interface Reading {
-  readonly format: Format
-  /** The character between the cells of a CSV file. */
-  readonly delimiter: string
-  /** Field → its column, if that has another name. */
+export interface Reading extends Form, TimestampOptions {
+  /** Field → its column, if that has another name: `a.b` is `b` in the object `a`; of `a|b` the first with a value. */
   readonly map: Readonly<Record<string, string>>
   /** Value in the file → event type, in addition to the event types and `view`, `click`, `purchase`. */
   readonly types: Readonly<Record<string, string>>
@@ -23,104 +20,6 @@ export interface Reading {
   readonly set: Readonly<Record<string, string>>
   /** Columns not to store as metadata; `*` = all. */
   readonly ignore: ReadonlyArray<string>
-}
-
-/** The text of a record and its place in the file. */
-export interface RawRecord {
-  /** Line on which it begins, from 1. */
-  readonly line: number
-  readonly text: string
-  /** Byte offset of the end of the record, and the line that begins there. */
-  readonly end: number
-  readonly nextLine: number
-  readonly problem?: string
-}
-
-/** Anything longer is not a record, but an unclosed quote or another kind of file. */
-export const maxRecordBytes = 1024 * 1024
-
-const newline = 0x0a
-const quote = 0x22
-
-/**
- * Splits bytes into records, beginning at `start`, and skips blank lines. In CSV a quote opens only at the beginning of a
- * cell, and lines within quotes belong to one record.
- */
-export const splitter = (
-  { format, delimiter }: Pick<Reading, "format" | "delimiter">,
-  start: { readonly offset: number; readonly line: number },
-) => {
-  const delimiterByte = delimiter.charCodeAt(0)
-  /** Bytes of the current record, of which the first `scanned` have been scanned. */
-  let pending: Buffer = Buffer.alloc(0)
-  let scanned = 0
-  let quoted = false
-  /** Position of the last closing quote. A quote right after it is an escaped quote. */
-  let closed = -1
-  /** Set while the rest of a record that is too long is skipped. */
-  let problem: string | undefined
-  let { offset, line } = start
-  let nextLine = line
-
-  const take = (length: number, records: Array<RawRecord>) => {
-    const text = problem === undefined ? pending.toString("utf8", 0, length).replace(/\r?\n$/, "") : ""
-    offset += length
-    if (problem !== undefined) records.push({ line, text, end: offset, nextLine, problem })
-    else if (text.trim() !== "") records.push({ line, text, end: offset, nextLine })
-    pending = pending.subarray(length)
-    scanned = 0
-    quoted = false
-    closed = -1
-    problem = undefined
-    line = nextLine
-  }
-
-  const scan = (records: Array<RawRecord>) => {
-    while (scanned < pending.length) {
-      const byte = pending[scanned++]
-      if (byte === newline) {
-        nextLine += 1
-        if (!quoted) take(scanned, records)
-      } else if (byte === quote && format === "csv" && problem === undefined) {
-        if (quoted) {
-          quoted = false
-          closed = scanned - 1
-        } else quoted = scanned === 1 || pending[scanned - 2] === delimiterByte || closed === scanned - 2
-      }
-    }
-  }
-
-  const tooLong = `is longer than ${maxRecordBytes} bytes`
-  const push = (chunk: Uint8Array): ReadonlyArray<RawRecord> => {
-    const records: Array<RawRecord> = []
-    pending = pending.length === 0 ? Buffer.from(chunk) : Buffer.concat([pending, chunk])
-    scan(records)
-    while (quoted && pending.length > maxRecordBytes && pending.includes(newline)) {
-      // Rejects the line that opened the quote, and reads the next lines as unquoted.
-      problem = `${tooLong}; a quote may not be closed`
-      nextLine = line + 1
-      take(pending.indexOf(newline) + 1, records)
-      scan(records)
-    }
-    if (pending.length > maxRecordBytes || problem !== undefined) {
-      problem ??= tooLong
-      quoted = false
-      offset += pending.length
-      pending = Buffer.alloc(0)
-      scanned = 0
-    }
-    return records
-  }
-
-  /** The last record, when the file ends without a newline. */
-  const end = (): ReadonlyArray<RawRecord> => {
-    const records: Array<RawRecord> = []
-    nextLine += 1
-    take(pending.length, records)
-    return records
-  }
-
-  return { push, end }
 }
 
 export const parseCells = (text: string, delimiter: string): ReadonlyArray<string> => {
@@ -176,31 +75,8 @@ const derived = ["message_id", "recorded_at"]
  * Event types by name and by the last word of their route. Names map to themselves, because a string cut from a line
  * would keep the whole line in memory.
  */
-const typesByWord = ({ all }: EventTypes): ReadonlyMap<string, string> =>
+export const typesByWord = ({ all }: EventTypes): ReadonlyMap<string, string> =>
   new Map(all.flatMap(({ name, route }) => [[route, name] as const, [name, name] as const]))
-
-const wallTime =
-  /^(\d{4}-\d{2}-\d{2})(?:[ T](\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?))?(?: ?(Z|UTC|[+-]\d{2}:?\d{2}))?$/
-
-/**
- * Converts timestamps of histories to a canonical timestamp: ISO 8601, `2020-01-31 12:34:56`, a day, Unix seconds or
- * milliseconds; UTC without an offset. Returns anything else unchanged, for the validation to reject.
- */
-export const toTimestamp = (value: unknown): unknown => {
-  const unix =
-    typeof value === "number" ? value : /^\d{9,14}(\.\d+)?$/.test(String(value)) ? Number(value) : Number.NaN
-  if (Number.isFinite(unix) && unix >= 0) {
-    const date = new Date(Math.trunc(unix < 1e11 ? unix * 1_000 : unix))
-    return Number.isNaN(date.getTime()) ? value : date.toISOString()
-  }
-  if (typeof value !== "string") return value
-  const canonical = canonicalTimestamp(value)
-  if (canonical !== undefined) return canonical
-  const match = wallTime.exec(value.trim())
-  if (match === null) return value
-  const [, day, time = "00:00:00", zone = "Z"] = match
-  return canonicalTimestamp(`${day}T${time}${zone === "UTC" ? "Z" : zone}`) ?? value
-}
 
 const parseObject = (text: string): Readonly<Record<string, unknown>> | string => {
   try {
@@ -215,7 +91,10 @@ const toRow = (columns: ReadonlyArray<string>, delimiter: string) => (text: stri
   const cells = parseCells(text, delimiter)
   if (cells.length !== columns.length) return `has ${cells.length} cells, the header ${columns.length}`
   const row: Record<string, unknown> = {}
-  for (const [index, cell] of cells.entries()) if (cell !== "") row[columns[index]!] = cell
+  for (const [index, cell] of cells.entries()) {
+    const column = columns[index]!
+    if (cell !== "" && column !== "") row[column] = cell
+  }
   return row
 }
 
@@ -225,13 +104,51 @@ const asMetadata = (value: unknown): unknown => {
   return typeof parsed === "string" ? value : parsed
 }
 
+type Row = Readonly<Record<string, unknown>>
+type Cell = (row: Row) => unknown
+
+const isGiven = (value: unknown) => value !== undefined && value !== null && value !== ""
+
+/** The column of that name, or else the property at that path. */
+const cellOf = (column: string): Cell => {
+  const path = column.split(".")
+  if (path.length === 1) return (row) => row[column]
+  return (row) =>
+    Object.hasOwn(row, column)
+      ? row[column]
+      : path.reduce<unknown>(
+          (value, key) => (Predicate.isRecord(value) && Object.hasOwn(value, key) ? value[key] : undefined),
+          row,
+        )
+}
+const fallbacks = (columns: string): ReadonlyArray<string> => columns.split("|").map((name) => name.trim())
+/** The first of these columns that has a value. */
+const firstCellOf = (columns: string): Cell => {
+  const [first, ...others] = fallbacks(columns).map(cellOf)
+  if (first === undefined || others.length === 0) return cellOf(columns)
+  return (row) => {
+    const value = first(row)
+    return isGiven(value) ? value : others.map((cell) => cell(row)).find(isGiven)
+  }
+}
+
+/** Objects nested deeper are no metadata; the validation says so. */
+const mostLevels = 8
+
 /** Decodes the text of records. `columns` is the header of a CSV file. `now` in Unix ms. */
 export const decoder = (reading: Reading, columns: ReadonlyArray<string>, types: EventTypes) => {
   const knownTypes = typesByWord(types)
   const columnOf = (field: string) => reading.map[field] ?? field
-  const consumed = new Set([...mappable.map(columnOf), ...derived, ...reading.ignore])
+  const cells = fields.map((field) => [field, firstCellOf(columnOf(field))] as const)
+  const metadataCell = firstCellOf(columnOf("metadata"))
+  const consumed = new Set([
+    ...mappable.flatMap((field) => fallbacks(columnOf(field))),
+    ...derived,
+    ...reading.ignore,
+  ])
   const keepsOthers = !reading.ignore.includes("*")
   const parse = reading.format === "csv" ? toRow(columns, reading.delimiter) : parseObject
+  const toTimestamp = timestampReader(reading)
   const typeNamed = (word: string) => knownTypes.get(word) ?? word
   const typeOf = (value: unknown) =>
     typeof value === "string"
@@ -241,22 +158,34 @@ export const decoder = (reading: Reading, columns: ReadonlyArray<string>, types:
     const column = columnOf(field)
     return column === field ? field : `${field} (${column})`
   }
+  /** Adds the columns that are no fields; those of nested objects by their path. */
+  const addOthers = (row: Row, prefix: string, level: number, facts: Record<string, unknown>) => {
+    for (const column in row) {
+      const path = prefix + column
+      if (consumed.has(path)) continue
+      const value = row[column]
+      if (level < mostLevels && Predicate.isRecord(value)) addOthers(value, `${path}.`, level + 1, facts)
+      else facts[path] = value
+    }
+  }
 
   return (text: string, now: number): Either.Either<Submission, string> => {
     const record = parse(text)
     if (typeof record === "string") return Either.left(record)
     const item: Record<string, unknown> = {}
-    for (const field of fields) {
-      const value = reading.set[field] ?? record[columnOf(field)]
-      if (value !== undefined && value !== null && value !== "") item[field] = value
+    for (const [field, cell] of cells) {
+      const value = reading.set[field] ?? cell(record)
+      if (isGiven(value)) item[field] = value
     }
     if (item.occurred_at === undefined) return Either.left(`${nameOf("occurred_at")}: is missing`)
+    const occurredAt = toTimestamp(item.occurred_at)
+    if (Either.isLeft(occurredAt)) return Either.left(`${nameOf("occurred_at")}: ${occurredAt.left}`)
     item.event_type = typeOf(item.event_type)
-    item.occurred_at = toTimestamp(item.occurred_at)
-    let metadata = asMetadata(record[columnOf("metadata")])
+    item.occurred_at = occurredAt.right
+    let metadata = asMetadata(metadataCell(record))
     if (keepsOthers && Predicate.isRecord(metadata)) {
       const all: Record<string, unknown> = { ...metadata }
-      for (const column in record) if (!consumed.has(column)) all[column] = record[column]
+      addOthers(record, "", 1, all)
       metadata = all
     }
     item.metadata = metadata
@@ -267,7 +196,31 @@ export const decoder = (reading: Reading, columns: ReadonlyArray<string>, types:
 }
 
 export const header = (text: string, delimiter: string): ReadonlyArray<string> =>
-  parseCells(text.replace(/^\uFEFF/, ""), delimiter).map((cell) => cell.trim())
+  parseCells(text, delimiter).map((cell) => cell.trim())
+
+const delimiters = [",", ";", "\t", "|"]
+
+/** Why a file with this header can't be read. */
+export const headerProblem = (columns: ReadonlyArray<string>, reading: Reading): string | undefined => {
+  const other = delimiters.find((delimiter) => columns.length === 1 && columns[0]!.includes(delimiter))
+  if (other !== undefined)
+    return `seems to have ${JSON.stringify(other)} between its cells: --delimiter ${other === "\t" ? "tab" : `"${other}"`}`
+  const twice = columns.find((column, index) => column !== "" && columns.indexOf(column) !== index)
+  if (twice !== undefined) return `has two columns "${twice}"`
+  const its = `its columns are ${columns.join(", ")}`
+  for (const [field, names] of Object.entries(reading.map))
+    for (const column of fallbacks(names))
+      if (!columns.includes(column)) return `has no column "${column}" for ${field}; ${its}`
+  const has = (field: string) =>
+    Object.hasOwn(reading.map, field) || Object.hasOwn(reading.set, field) || columns.includes(field)
+  const missing = [
+    ...["user_id", "event_type", "occurred_at"].filter((field) => !has(field)),
+    ...(has("product_id") || has("search_phrase") ? [] : ["product_id or search_phrase"]),
+  ]
+  return missing.length === 0
+    ? undefined
+    : `has no column ${missing.join(", ")}; ${its}; --map names other columns, --set gives a value for all`
+}
 
 // ---------------------------------------------------------------------------------------------------------
 // Encoding

@@ -1,8 +1,9 @@
-/** Files of interactions: splitting at any byte, quoting, other names of columns and types, and encoding. */
+/** Records of files of interactions: other names of columns and types, times, and encoding. */
 import { describe, expect, test } from "bun:test"
 import { Either } from "effect"
 import fc from "fast-check"
 import * as InteractionFile from "../../../src/services/history/InteractionFile.ts"
+import { Splitter } from "../../../src/services/history/RecordSplitter.ts"
 import { defaults, make as eventTypesWith } from "../../../src/services/model/EventTypes.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
 
@@ -15,108 +16,6 @@ const plain: InteractionFile.Reading = {
   ignore: [],
 }
 const now = Date.parse("2026-11-24T00:00:00.000Z")
-const begin = { offset: 0, line: 1 }
-
-/** Splits the text, fed in chunks of these sizes. */
-const splitIn = (
-  text: string,
-  sizes: ReadonlyArray<number>,
-  reading: Pick<InteractionFile.Reading, "format" | "delimiter">,
-  start = begin,
-) => {
-  const split = InteractionFile.splitter(reading, start)
-  const bytes = Buffer.from(text)
-  const records: Array<InteractionFile.RawRecord> = []
-  let at = 0
-  for (const size of sizes) {
-    records.push(...split.push(bytes.subarray(at, at + size)))
-    at += size
-  }
-  records.push(...split.push(bytes.subarray(at)), ...split.end())
-  return records
-}
-
-const csv = { format: "csv", delimiter: "," } as const
-const quoteCell = (cell: string) => `"${cell.replaceAll('"', '""')}"`
-
-describe("splitting", () => {
-  const cells = fc.array(fc.string({ unit: fc.constantFrom("a", "é", "😀", ",", '"', "\n", "\r", " ") }), {
-    minLength: 1,
-    maxLength: 4,
-  })
-
-  test("CSV records and their cells are exact, wherever the chunks are cut", () => {
-    fc.assert(
-      fc.property(
-        fc.array(cells, { maxLength: 6 }),
-        fc.array(fc.nat(9), { maxLength: 40 }),
-        (rows, sizes) => {
-          const text = rows.map((row) => `${row.map(quoteCell).join(",")}\n`).join("")
-          const records = splitIn(text, sizes, csv)
-          expect(records.map((record) => [...InteractionFile.parseCells(record.text, ",")])).toEqual(rows)
-          expect(records.at(-1)?.end ?? 0).toBe(Buffer.byteLength(text))
-        },
-      ),
-    )
-  })
-
-  test("resuming after any record gives the remaining records, with the same line numbers", () => {
-    fc.assert(
-      fc.property(fc.array(cells, { minLength: 1, maxLength: 6 }), (rows) => {
-        const text = rows.map((row) => `${row.map(quoteCell).join(",")}\r\n`).join("\n")
-        const all = splitIn(text, [], csv)
-        for (const [index, { end, nextLine }] of all.entries()) {
-          const rest = Buffer.from(text).subarray(end).toString()
-          expect(splitIn(rest, [], csv, { offset: end, line: nextLine }).map(({ text }) => text)).toEqual(
-            all.slice(index + 1).map(({ text }) => text),
-          )
-        }
-      }),
-    )
-  })
-
-  test("a quote in the middle of a cell is text", () => {
-    const records = splitIn('a,5" pipe\nb,6""\nc,"x"" ""y"\n', [], csv)
-    expect(records.map(({ text }) => InteractionFile.parseCells(text, ","))).toEqual([
-      ["a", '5" pipe'],
-      ["b", '6""'],
-      ["c", 'x" "y'],
-    ])
-  })
-
-  test("blank lines are counted as lines but are not records", () => {
-    expect(splitIn('\n{"a":1}\r\n\n\n{"b":2}', [3, 4], plain).map(({ line, text }) => [line, text])).toEqual([
-      [2, '{"a":1}'],
-      [5, '{"b":2}'],
-    ])
-  })
-
-  test("an unclosed quote spoils its line, not the file", () => {
-    const good = Array.from({ length: 200_000 }, (_, index) => `u-${index},p\n`)
-    const text = `a,b\n"open,1\n${good.join("")}`
-    const chunks = Array.from({ length: 40 }, () => 64 * 1024)
-    const records = splitIn(text, chunks, csv)
-    expect(records.slice(0, 3).map(({ line, problem }) => [line, problem?.replace(/\d+/, "N")])).toEqual([
-      [1, undefined],
-      [2, "is longer than N bytes; a quote may not be closed"],
-      [3, undefined],
-    ])
-    expect(records.length).toBe(200_002)
-    expect(records.at(-1)).toMatchObject({ text: "u-199999,p", line: 200_002, end: text.length })
-  })
-
-  test("an endless line is one bad record", () => {
-    const text = `{"a":1}\n${"x".repeat(3_000_000)}\n{"b":2}\n`
-    const records = splitIn(text, [500_000, 500_000, 500_000, 500_000], plain)
-    expect(records.map(({ line, problem }) => [line, problem])).toEqual([
-      [1, undefined],
-      [2, `is longer than ${InteractionFile.maxRecordBytes} bytes`],
-      [3, undefined],
-    ])
-    expect(records.at(-1)?.end).toBe(text.length)
-  })
-})
-
 describe("decoding", () => {
   const decode = (record: object, more: Partial<InteractionFile.Reading> = {}) =>
     InteractionFile.decoder({ ...plain, ...more }, [], defaults)(JSON.stringify(record), now)
@@ -146,7 +45,7 @@ describe("decoding", () => {
       set: { event_type: "buy" },
       ignore: ["internal"],
     } as const
-    const columns = InteractionFile.header("\uFEFFcustomer;sku;at;note;internal;empty", ";")
+    const columns = InteractionFile.header("customer;sku;at;note;internal;empty", ";")
     const decoded = InteractionFile.decoder(
       reading,
       columns,
@@ -184,10 +83,6 @@ describe("decoding", () => {
     )
   })
 
-  test("a day begins in UTC", () => {
-    expect(InteractionFile.toTimestamp("2020-02-29")).toBe("2020-02-29T00:00:00.000Z")
-  })
-
   test.each<[string, object | string, string]>([
     ["no JSON", "{", "is not JSON"],
     ["an array", "[]", "must be a JSON object"],
@@ -213,6 +108,88 @@ describe("decoding", () => {
       occurred_at: "2026-01-01T00:00:00Z",
     }
     expect(Either.isRight(decode(JSON.stringify(record), now))).toBe(true)
+  })
+
+  const event = {
+    userId: "",
+    anonymousId: "anon-1",
+    event: "Kauf",
+    properties: { product_id: 9, price: 3.5, "a.b": true, deep: { brand: "X" } },
+    context: { page: { url: "/" } },
+    timestamp: 1580474096789,
+  }
+  const segment = {
+    map: {
+      user_id: "userId|anonymousId",
+      event_type: "event",
+      product_id: "properties.product_id",
+      occurred_at: "timestamp",
+    },
+    types: { Kauf: "purchase" },
+  }
+
+  test("columns of nested objects, and the first of several columns that has a value", () => {
+    expect(Either.getOrThrow(decode(event, { ...segment, ignore: ["context"] })).interaction).toMatchObject({
+      user_id: "anon-1",
+      event_type: "product_purchase",
+      product_id: "9",
+      occurred_at: "2020-01-31T12:34:56.789Z",
+      metadata: { "properties.price": 3.5, "properties.a.b": true, "properties.deep.brand": "X" },
+    })
+    const known = Either.getOrThrow(decode({ ...event, userId: "u-7" }, { ...segment, ignore: ["*"] }))
+    expect(known.interaction).toMatchObject({ user_id: "u-7", metadata: {} })
+    expect(decode({ ...event, anonymousId: null }, segment)).toEqual(
+      Either.left("user_id (userId|anonymousId): is missing"),
+    )
+  })
+
+  test("a CSV column may have a dot in its name; columns without a name are left out", () => {
+    const columns = InteractionFile.header("user_id,event_type,properties.product_id,occurred_at,,", ",")
+    const reading = { ...plain, format: "csv", map: { product_id: "properties.product_id" } } as const
+    const row = InteractionFile.decoder(reading, columns, defaults)("7,view,9,2020-01-31,x,y", now)
+    expect(Either.getOrThrow(row).interaction).toMatchObject({ product_id: "9", metadata: {} })
+  })
+
+  test.each<[string, string, Partial<InteractionFile.Reading>, string | undefined]>([
+    ["with all fields", "user_id,event_type,product_id,occurred_at", {}, undefined],
+    ["with two columns without a name", "user_id,event_type,product_id,occurred_at,,", {}, undefined],
+    [
+      "of a semicolon file",
+      "user_id;event_type;product_id;occurred_at",
+      {},
+      'seems to have ";" between its cells: --delimiter ";"',
+    ],
+    ["of a tab file", "user_id\tevent_type", {}, 'seems to have "\\t" between its cells: --delimiter tab'],
+    ["of a semicolon file, mapped", "kunde;was", { map: { user_id: "kunde" } }, 'seems to have ";"'],
+    [
+      "with a column twice",
+      "user_id,event_type,product_id,occurred_at,user_id",
+      {},
+      'has two columns "user_id"',
+    ],
+    [
+      "of other names",
+      "kunde,was,wann",
+      {},
+      "has no column user_id, event_type, occurred_at, product_id or search_phrase; its columns are kunde, was, wann",
+    ],
+    [
+      "without a fallback",
+      "a,event_type,product_id,occurred_at",
+      { map: { user_id: "a|b" } },
+      'has no column "b" for user_id',
+    ],
+    [
+      "with constants",
+      "who,what",
+      { map: { user_id: "who", product_id: "what" }, set: { event_type: "view", occurred_at: "2020-01-01" } },
+      undefined,
+    ],
+  ])("a header %s", (_, text, more, problem) => {
+    const reading = { ...plain, format: "csv", ...more } as const
+    const found = InteractionFile.headerProblem(InteractionFile.header(text, ","), reading)
+    if (problem === undefined) expect(found).toBeUndefined()
+    else expect(found).toStartWith(problem)
   })
 
   test("a row with too few cells is rejected", () => {
@@ -271,7 +248,8 @@ describe("encoding", () => {
               `${InteractionFile.encode(format, { id: 1, interaction, trace: null, recordedAt: now })}\n`,
           )
           .join("")
-        const back = splitIn(text, [], { format, delimiter: "," }).map(({ text }) =>
+        const splitter = new Splitter({ format, delimiter: "," }, { offset: 0, line: 1 })
+        const back = [...splitter.push(Buffer.from(text)), ...splitter.end()].map(({ text }) =>
           Either.getOrThrow(decode(text, now)),
         )
         expect(back.map(({ interaction }) => interaction)).toEqual(

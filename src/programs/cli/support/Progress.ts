@@ -2,7 +2,7 @@
  * Progress of long commands on stderr: on a terminal one line, redrawn in place; elsewhere a log entry every ten seconds,
  * if the total is known.
  */
-import { Clock, Effect, identity, Logger, LogLevel, Option } from "effect"
+import { Clock, Console, Effect, identity, Logger, LogLevel, Option } from "effect"
 import * as Settings from "../../../services/Settings.ts"
 
 /** `count` things so far; `done` of `total`, in bytes for example, give the percentage and the time left. */
@@ -10,7 +10,12 @@ export interface Reached {
   readonly count: number
   readonly done?: number
   readonly total?: number
+  /** Line of the file that comes next. */
+  readonly line?: number
 }
+
+/** What an interrupted command says on stderr. */
+export type Stopped = (reached: Reached) => string | undefined
 
 const drawEveryMillis = 200
 const logEveryMillis = 10_000
@@ -31,20 +36,35 @@ export const duration = (seconds: number): string => {
   return minutes < 60 ? `${minutes} min ${whole % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`
 }
 
+const goOn =
+  (things: string): Stopped =>
+  ({ count, line }) =>
+    `stopped ${line === undefined ? `after ${figure(count)} ${things}` : `at line ${figure(line)}`}; run it again to go on`
+
+/** Prints where the run stopped if a signal interrupts it. */
+export const sayingWhere = <A, E, R>(run: Effect.Effect<A, E, R>, where: () => string | undefined) =>
+  Effect.onInterrupt(run, () => {
+    const said = where()
+    return said === undefined ? Effect.void : Console.error(said)
+  })
+
 /**
- * Shows the progress that `run` reports, in `things` such as "rows". The first report is the base of the rate, because an
- * import that resumes begins with a count.
+ * Shows the progress that `run` reports, in `things` such as "rows", and where it was when a signal stopped it. The first
+ * report is the base of the rate, because an import that resumes begins with a count.
  */
 export const measured = <A, E, R>(
   things: string,
   run: (progress: (reached: Reached) => Effect.Effect<void>) => Effect.Effect<A, E, R>,
+  stopped: Stopped = goOn(things),
 ): Effect.Effect<A, E, R> =>
   Effect.suspend(() => {
     const terminal = process.stderr.isTTY
+    let last: Reached = { count: 0 }
     let first: (Reached & { readonly at: number }) | undefined
     let shown: number | undefined
 
     const show = Effect.fnUntraced(function* (reached: Reached) {
+      last = reached
       const now = yield* Clock.currentTimeMillis
       first ??= { ...reached, at: now }
       shown ??= now
@@ -78,14 +98,15 @@ export const measured = <A, E, R>(
     })
 
     const clear = Effect.sync(() => terminal && process.stderr.write("\r\x1b[K"))
-    return Effect.ensuring(run(show), clear)
+    return sayingWhere(Effect.ensuring(run(show), clear), () => stopped(last))
   })
 
 /** The same for a run without a known total. */
 export const counting = <A, E, R>(
   things: string,
   run: (progress: (count: number) => Effect.Effect<void>) => Effect.Effect<A, E, R>,
-): Effect.Effect<A, E, R> => measured(things, (progress) => run((count) => progress({ count })))
+  stopped?: Stopped,
+): Effect.Effect<A, E, R> => measured(things, (progress) => run((count) => progress({ count })), stopped)
 
 const spinner = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"]
 
