@@ -100,11 +100,11 @@ export class System {
   readonly figures: Record<string, string | number> = {}
   readonly env: Variables
   private readonly scope = Effect.runSync(Scope.make())
-  private readonly pool: mysql.Pool
+  readonly pool: mysql.Pool
   private readonly mongo: MongoClient
   private readonly drop: () => Promise<unknown>
   private readonly vectorOfPhrase: VectorOfPhrase
-  private url = ""
+  url = ""
 
   private constructor(env: Variables, drop: () => Promise<unknown>) {
     this.env = env
@@ -300,8 +300,12 @@ export class System {
     return this.number("SELECT COUNT(*) AS n FROM user_interactions WHERE NOT processed_to_queue")
   }
 
+  get database() {
+    return this.mongo.db(this.env.MONGODB_DATABASE!)
+  }
+
   get collection() {
-    return this.mongo.db(this.env.MONGODB_DATABASE!).collection<UserDocument>("user_embeddings")
+    return this.database.collection<UserDocument>("user_embeddings")
   }
 
   users(): Promise<ReadonlyArray<UserDocument>> {

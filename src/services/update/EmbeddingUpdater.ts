@@ -174,7 +174,7 @@ const findVectors = Effect.fnUntraced(function* (
       ids: [AppliedIds.prefix(message_id)],
     })),
   )
-  for (const item of skipped) item.outcome = acked
+  for (const item of skipped) item.outcome = settle(Ack)
   Telemetry.count(Telemetry.skippedInteractions, skipped.length)
 })
 
@@ -316,46 +316,42 @@ const withoutCopies = (items: ReadonlyArray<Item>): ReadonlyMap<string, Item> =>
 }
 
 /**
- * A dead letter would keep the user's data, so an invalid message of a user who was erased meanwhile is acknowledged. All
- * other messages keep their outcome.
+ * A dead letter would keep the data of its user. So a message that would become one is acknowledged if its user was erased
+ * meanwhile.
  */
 const dropErased = Effect.fnUntraced(function* (
-  updater: Updater,
+  { users }: Updater,
   messages: ReadonlyArray<DecodedMessage>,
-  received: ReadonlyArray<Either.Either<Item, Outcome>>,
+  outcomes: ReadonlyArray<Outcome>,
   now: number,
 ) {
-  const users = messages.map(({ delivery }, index) =>
-    Either.isLeft(received[index]!) ? content(delivery).user_id : null,
+  const owners = messages.map(({ delivery }, index) =>
+    outcomes[index]!.settlement._tag === "DeadLetter" ? content(delivery).user_id : null,
   )
-  const known = [...new Set(users.flatMap((user) => user ?? []))]
-  if (known.length === 0) return received
-  const records = yield* Effect.orElseSucceed(updater.users.load(known), () => new Map<UserId, UserRecord>())
-  return received.map((item, index) => {
-    const record = records.get(users[index] ?? "")
+  const known = [...new Set(owners.flatMap((user) => user ?? []))]
+  if (known.length === 0) return outcomes
+  const records = yield* Effect.orElseSucceed(users.load(known), () => new Map<UserId, UserRecord>())
+  return outcomes.map((outcome, index) => {
+    const record = records.get(owners[index] ?? "")
     const { logId, recordedAt } = messages[index]!.delivery
     return record !== undefined && isErased(record, { logId, recordedAt: recordedAt ?? now })
-      ? Either.left(acked)
-      : item
+      ? acked
+      : outcome
   })
 })
 
 const update = Effect.fnUntraced(function* (updater: Updater, messages: ReadonlyArray<DecodedMessage>) {
   const now = yield* Clock.currentTimeMillis
-  const received = yield* dropErased(
-    updater,
-    messages,
-    messages.map((message) => toItem(updater, message, now)),
-    now,
-  )
+  const received = messages.map((message) => toItem(updater, message, now))
   const items = withoutCopies(Arr.getRights(received))
   if (items.size > 0) yield* apply(updater, [...items.values()])
   const finished = yield* Clock.currentTimeMillis
   for (const { outcome, recordedAt } of items.values())
     if (outcome === acked) Telemetry.observe(Telemetry.eventToEmbedding, (finished - recordedAt) / 1000)
-  return received.map((item) =>
+  const outcomes = received.map((item) =>
     Either.isRight(item) ? items.get(item.right.interaction.message_id)!.outcome! : item.left,
   )
+  return yield* dropErased(updater, messages, outcomes, now)
 })
 
 const make = Effect.gen(function* () {

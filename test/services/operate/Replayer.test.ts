@@ -1,6 +1,7 @@
 /** Replay and rebuild on both stacks: no interaction is applied twice, and the same interactions give the same vector. */
 import { expect } from "bun:test"
 import { Chunk, Effect, Fiber, Layer, Stream } from "effect"
+import type { Ports } from "../../../src/layers/Stack.ts"
 import { EmbeddingConfig } from "../../../src/services/EmbeddingConfig.ts"
 import { fold } from "../../../src/services/model/Fold.ts"
 import type { Interaction } from "../../../src/services/model/Interaction.ts"
@@ -10,7 +11,7 @@ import { Replayer, layer as replayer } from "../../../src/services/operate/Repla
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
 import { InteractionQueue } from "../../../src/services/ports/InteractionQueue.ts"
 import { ProductEmbeddings } from "../../../src/services/ports/ProductEmbeddings.ts"
-import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
+import { UserEmbeddings, UserEmbeddingsError } from "../../../src/services/ports/UserEmbeddings.ts"
 import { EventVectors } from "../../../src/services/update/EventVectors.ts"
 import { layerSuite } from "../../support/effect.ts"
 import {
@@ -97,6 +98,78 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           const { main } = yield* (yield* InteractionQueue).depths
           expect(main.ready).toBe(1)
           yield* workedOff
+        }))
+
+      it("replays by the time of recording, however long ago the events occurred", () =>
+        Effect.gen(function* () {
+          const log = yield* InteractionLog
+          const recordedAt = (hour: number) => Date.UTC(2026, 5, 1, hour)
+          yield* log.append(
+            [0, 1, 2].map((hour) => ({
+              interaction: search("recorded", `${hour}`, at(-hour)),
+              idempotencyKey: null,
+              occurredAtGiven: true,
+              trace: null,
+              recordedAt: recordedAt(hour),
+            })),
+          )
+          const recordedSince = new Date(recordedAt(1)).toISOString()
+          expect(yield* replay({ user: "recorded", recordedSince })).toEqual({ matched: 2, published: 2 })
+          yield* workedOff
+          expect((yield* embeddingOf("recorded"))?.event_count).toBe(2)
+          yield* log.erase("recorded", yield* log.maxId)
+          yield* (yield* UserEmbeddings).erase("recorded", {
+            erased_at: Date.now(),
+            erased_to: yield* log.maxId,
+          })
+        }))
+
+      it("a rebuild of all users waits for stores that are out, and tells where to go on when it stops", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const names = Array.from({ length: 130 }, (_, n) => `many-${String(n).padStart(3, "0")}`)
+          yield* apply(names.map((user) => search(user, "tent", at(1))))
+          let failures = 3
+          let broken: string | undefined
+          const out = (reason: "unavailable" | "not_set_up") =>
+            Effect.fail(new UserEmbeddingsError({ reason, operation: "find", cause: new Error("out") }))
+          const failing = Layer.succeed(UserEmbeddings, {
+            ...users,
+            load: (wanted) =>
+              Effect.suspend(() => {
+                if (broken !== undefined && wanted.includes(broken)) return out("not_set_up")
+                return wanted.includes("many-007") && failures-- > 0 ? out("unavailable") : users.load(wanted)
+              }),
+          })
+          const upTo: Array<string> = []
+          const all = (options: { readonly after?: string }) =>
+            Effect.flatMap(Rebuilder, ({ rebuild }) =>
+              rebuild({ ...options, allowMissing: true, completed: (user) => void upTo.push(user) }),
+            )
+          const context = yield* Effect.context<Ports | EventVectors>()
+          const failingly = <A, E>(effect: Effect.Effect<A, E, Rebuilder>) =>
+            Effect.provide(effect, rebuilder.pipe(Layer.provide(failing))).pipe(Effect.provide(context))
+
+          const first = yield* failingly(all({ after: "many-" }))
+          expect(first).toMatchObject({ failed: 0 })
+          expect(first.rebuilt).toBeGreaterThanOrEqual(130)
+          expect(first.stopped).toBeUndefined()
+          expect(failures).toBeLessThan(0)
+
+          broken = "many-120"
+          const second = yield* failingly(all({ after: "many-" }))
+          expect(second.stopped).toEqual({
+            reason: expect.stringContaining("not_set_up"),
+            after: names[99]!,
+          })
+          expect(upTo.at(-1)).toBe(names[99]!)
+          expect(second.rebuilt).toBeGreaterThanOrEqual(100)
+          broken = undefined
+          const versions = yield* users.load([names[99]!, names[100]!])
+          yield* all({ after: second.stopped!.after! })
+          const after = yield* users.load([names[99]!, names[100]!])
+          expect(after.get(names[99]!)?.version).toBe(versions.get(names[99]!)!.version)
+          expect(after.get(names[100]!)!.version).toBeGreaterThan(versions.get(names[100]!)!.version)
         }))
 
       it("a replay publishes rows that wait in the outbox and marks them, and applies skipped events", () =>
