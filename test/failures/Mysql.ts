@@ -32,6 +32,14 @@ const asAdmin = async <A>(run: (admin: Connection) => Promise<A>): Promise<A> =>
 }
 const setGlobal = (assignment: string) => asAdmin((admin) => admin.query(`SET GLOBAL ${assignment}`))
 
+const globalNumber = (variable: string) =>
+  asAdmin(async (admin) => {
+    const [[row]] = await admin.query<Array<RowDataPacket & { readonly value: number }>>(
+      `SELECT @@GLOBAL.${variable} AS value`,
+    )
+    return Number(row!.value)
+  })
+
 /** A user with rights on the system's database alone, so that the server's read-only mode holds for it. */
 const limitedUrl = async (system: System): Promise<string> => {
   const url = new URL(system.env.MYSQL_URL!)
@@ -134,6 +142,18 @@ failures(
         await setGlobal("read_only = OFF")
       }
       for (const api of apis) await api.saw("server.up", 10)
+      // A bulk request that is larger than a packet of the server.
+      const usual = await globalNumber("max_allowed_packet")
+      await setGlobal(`max_allowed_packet = ${64 * 1024}`)
+      try {
+        const small = await system.api({ MYSQL_URL: system.env.MYSQL_URL! })
+        await system.post(happenings(50, 10, "large"))
+        const { out } = await system.command("doctor")
+        expect(out).toContain("max_allowed_packet is 65536 bytes")
+        await small.kill()
+      } finally {
+        await setGlobal(`max_allowed_packet = ${usual}`)
+      }
       await system.settled(30)
       await system.proof()
     })
@@ -202,12 +222,7 @@ failures(
     })
 
     scenario("closes connections, idle ones and that of the leader lock", async (system) => {
-      const usual = await asAdmin(async (admin) => {
-        const [[row]] = await admin.query<Array<RowDataPacket & { readonly wait: number }>>(
-          "SELECT @@GLOBAL.wait_timeout AS wait",
-        )
-        return row!.wait
-      })
+      const usual = await globalNumber("wait_timeout")
       const idleSeconds = inForm(1, 5)
       await setGlobal(`wait_timeout = ${idleSeconds}`)
       try {

@@ -5,12 +5,14 @@ import { Server } from "node:net"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as SqlClient from "@effect/sql/SqlClient"
+import { SqlError } from "@effect/sql/SqlError"
 import { Clock, Context, Deferred, Duration, Effect, Fiber, Layer, Redacted, Runtime, Schedule } from "effect"
 import fc from "fast-check"
 import { createServer } from "mysql2"
 import { createConnection, type RowDataPacket } from "mysql2/promise"
 import * as Mysql from "../../../src/layers/sql/Mysql.ts"
 import { interactionLog } from "../../../src/layers/sql/migrations/interactionLog.ts"
+import { SqlReader } from "../../../src/layers/sql/SqlDialect.ts"
 import * as SqlInteractionLog from "../../../src/layers/sql/SqlInteractionLog.ts"
 import * as Sqlite from "../../../src/layers/sqlite/Sqlite.ts"
 import { type Dependency, DependencyDown } from "../../../src/services/ports/Dependencies.ts"
@@ -46,7 +48,7 @@ const query = (url: string, statement: string) =>
     const connection = await createConnection({ uri: url, dateStrings: true })
     const [rows] = await connection.query<RowDataPacket[]>(statement)
     await connection.end()
-    return rows.map((row): Record<string, unknown> => ({ ...row }))
+    return Array.isArray(rows) ? rows.map((row): Record<string, unknown> => ({ ...row })) : []
   })
 const mysqlLog = (url: string) => withSetup(Mysql.layer({ url: Redacted.make(url) }), Mysql)
 const sqliteLog = (directory: string) => withSetup(Sqlite.layer({ directory }), Sqlite)
@@ -414,6 +416,117 @@ withServers(["mysql"], "MySQL", () => {
         expect(answer?._tag).toBe(outcome === "commit" ? "Duplicate" : "Recorded")
         yield* Effect.promise(() => connection.end())
       }
+    }),
+  )
+
+  effectTest("slow readers leave the connections of recording alone", () =>
+    Effect.gen(function* () {
+      const url = yield* mysqlDatabase
+      const log = yield* open(mysqlLog(url))
+      const context = yield* Layer.build(Mysql.layer({ url: Redacted.make(url) }))
+      const recorded = yield* open(
+        SqlInteractionLog.layer(Mysql.dialect).pipe(Layer.provide(Layer.succeedContext(context))),
+      )
+      const reader = Context.get(context, SqlReader)
+      const slow = Array.from({ length: 20 }, () => reader!`SELECT SLEEP(1.5)`.unprepared)
+      const reading = yield* Effect.fork(Effect.all(slow, { concurrency: "unbounded" }))
+      // All connections for reading are taken now.
+      yield* Effect.repeat(
+        query(
+          url,
+          "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE '%SLEEP(1.5)'",
+        ),
+        { until: (rows) => rows.length >= 4 },
+      ).pipe(Effect.timeout("3 seconds"))
+      const [took] = yield* Effect.timed(recorded.append([view("u", "p")]))
+      expect(Duration.toMillis(took)).toBeLessThan(1_000)
+      yield* Fiber.interrupt(reading)
+      expect(yield* log.newest("u", 1)).toHaveLength(1)
+    }),
+  )
+
+  effectTest("the server itself ends a read that takes too long", () =>
+    Effect.gen(function* () {
+      const context = yield* Layer.build(Mysql.layer({ url: Redacted.make(yield* mysqlDatabase) }))
+      const [row] = yield* Context.get(context, SqlReader)!<{ Value: string }>`
+        SHOW SESSION VARIABLES WHERE Variable_name IN ('max_execution_time', 'max_statement_time')`.unprepared
+      expect(Number(row?.Value)).toBeOneOf([9, 9_000])
+      for (const errno of [3024, 1969])
+        expect(Mysql.dialect.failureReason(new SqlError({ cause: { errno, sqlState: "HY000" } }))).toBe(
+          "timeout",
+        )
+    }),
+  )
+
+  effectTest("a user's products are read from the index alone, and a history in its order", () =>
+    Effect.gen(function* () {
+      const url = yield* mysqlDatabase
+      const log = yield* open(mysqlLog(url))
+      yield* log.append(Array.from({ length: 500 }, (_, n) => view("u", `p-${n}`)))
+      const plan = (statement: string) => query(url, `EXPLAIN ${statement}`)
+      const [products] = yield* plan(`SELECT product_id, event_type, COUNT(*) FROM user_interactions
+        FORCE INDEX (user_interactions_history) WHERE user_id = 'u' AND product_id IS NOT NULL GROUP BY product_id, event_type`)
+      expect(JSON.stringify(products)).toMatch(/Using index|Covering index/)
+      const [history] = yield* plan(`SELECT id FROM user_interactions FORCE INDEX (user_interactions_history)
+        WHERE user_id = 'u' ORDER BY occurred_at, id LIMIT 10`)
+      expect(JSON.stringify(history)).not.toMatch(/filesort|Sort/)
+    }),
+  )
+
+  effectTest("doctor and readiness name the writes that the user's rights do not allow", () =>
+    Effect.gen(function* () {
+      const url = yield* mysqlDatabase
+      yield* open(mysqlLog(url))
+      const reader = new URL(url)
+      reader.username = `ue_reader_${process.pid}`
+      const database = reader.pathname.slice(1)
+      yield* query(url, `CREATE USER '${reader.username}'@'%' IDENTIFIED BY 'ue'`)
+      yield* Effect.addFinalizer(() => query(url, `DROP USER '${reader.username}'@'%'`))
+      yield* query(url, `GRANT SELECT, UPDATE ON \`${database}\`.* TO '${reader.username}'@'%'`)
+      const client = Mysql.layer({ url: Redacted.make(reader.href) })
+      const { impaired, inspect } = yield* dependencyOf(client, Mysql.dependency)
+      expect(yield* impaired!).toEqual([expect.stringMatching(/^the server refuses INSERT: INSERT/)])
+      expect(yield* inspect!).toEqual([
+        { problem: expect.stringContaining("refuses INSERT"), remedy: expect.stringContaining("grant") },
+        { problem: expect.stringContaining("refuses DELETE"), remedy: expect.stringContaining("grant") },
+      ])
+      const log = yield* open(SqlInteractionLog.layer(Mysql.dialect).pipe(Layer.provide(client)))
+      expect((yield* failure(log.append([view("u", "p")]))).error.reason).toBe("rejected")
+      const whole = yield* dependencyOf(Mysql.layer({ url: Redacted.make(url) }), Mysql.dependency)
+      expect([yield* whole.impaired!, yield* whole.inspect!]).toEqual([[], []])
+    }),
+  )
+
+  effectTest("ssl-mode decides whether a connection is encrypted, and whose certificate is good enough", () =>
+    Effect.gen(function* () {
+      const url = new URL(yield* mysqlDatabase)
+      const at = (mode: string) => {
+        url.search = `?ssl-mode=${mode}`
+        return Layer.build(Layer.fresh(Mysql.layer({ url: Redacted.make(url.href) })))
+      }
+      const isEncrypted = (mode: string) =>
+        Effect.flatMap(at(mode), (context) =>
+          Effect.map(
+            Context.get(context, SqlClient.SqlClient)<{ Value: string }>`SHOW STATUS LIKE 'Ssl_cipher'`
+              .unprepared,
+            ([row]) => row?.Value !== "",
+          ),
+        )
+      const offersTls = yield* Effect.promise(() =>
+        createConnection({ uri: urlOf("mysql"), ssl: { rejectUnauthorized: false } })
+          .then((connection) => connection.end())
+          .then(
+            () => true,
+            () => false,
+          ),
+      )
+      expect(yield* isEncrypted("DISABLED")).toBe(false)
+      expect(yield* isEncrypted("PREFERRED")).toBe(offersTls)
+      const required = yield* Effect.either(isEncrypted("REQUIRED"))
+      expect(required._tag).toBe(offersTls ? "Right" : "Left")
+      // The server's certificate is its own, or it has none.
+      const verified = yield* Effect.provide(Mysql.dependency, yield* at("VERIFY_IDENTITY"))
+      expect((yield* failure(verified.ping)).error.remedy).toContain("ssl-mode and ssl-ca")
     }),
   )
 
