@@ -24,6 +24,7 @@ export interface Popular {
 export interface Counts {
   /** Interactions with the product, ever. */
   readonly of: (product: ProductId) => number
+  readonly decayed: (product: ProductId) => number
   readonly most: number
 }
 
@@ -113,7 +114,11 @@ const make = Effect.gen(function* () {
   })
 
   return Popularity.of({
-    counts: Effect.map(current, () => ({ of: (product) => of(product).ever, most })),
+    counts: Effect.map(current, () => ({
+      of: (product) => of(product).ever,
+      decayed: (product) => of(product).decayed,
+      most,
+    })),
     ranking: Effect.map(current, () =>
       [...new Set([...old.keys(), ...recent.keys()])]
         .map((product_id) => ({ product_id, decayed: of(product_id).decayed }))
