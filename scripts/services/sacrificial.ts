@@ -1,6 +1,6 @@
 /**
- * A second RabbitMQ and MongoDB for tests that kill them. Their state is in a second folder. A process works with one
- * folder only, so each command here runs in another process.
+ * Servers for tests that break them: a second RabbitMQ and MongoDB with a state folder of their own, or servers of the
+ * environment. A process works with one state folder only, so each command here runs in another process.
  */
 import { resolve } from "node:path"
 import { run } from "./command.ts"
@@ -9,19 +9,27 @@ import type { ServiceEnv, ServiceName } from "./service.ts"
 
 /** The variable with the URLs of these servers as JSON. */
 export const sacrificialVariable = "SACRIFICIAL_SERVERS"
+/** The variable with a command that breaks and repairs a node, such as `./control {action} {name}`. */
+export const controlVariable = "SERVERS_CONTROL"
 const folder = ".services-sacrificial"
-const only = ["--only", "rabbitmq,mongodb"] as const
+export type Action = "kill" | "stop" | "start" | "pause" | "resume"
 
 const services = (signal: AbortSignal | undefined, ...args: readonly string[]) =>
   run([process.execPath, resolve(import.meta.dir, "../services.ts"), ...args], {
     // Empty URLs, so that these servers are started even if the environment names others.
-    env: { SERVICES_FOLDER: folder, RABBITMQ_DSN: "", RABBITMQ_MANAGEMENT_URL: "", MONGODB_URL: "" },
+    env: {
+      SERVICES_FOLDER: folder,
+      RABBITMQ_DSN: "",
+      RABBITMQ_MANAGEMENT_URL: "",
+      MYSQL_URL: "",
+      MONGODB_URL: "",
+    },
     ...(signal === undefined ? {} : { signal }),
   })
 
-/** Starts the servers and answers the value of the variable. */
-export const up = async (signal?: AbortSignal): Promise<string> => {
-  const statuses: readonly Status[] = JSON.parse(await services(signal, "up", ...only, "--json"))
+/** Starts the servers and answers the value of the variable. `only` is as in `bun run services up --only`. */
+export const up = async (only = "rabbitmq,mongodb", signal?: AbortSignal): Promise<string> => {
+  const statuses: readonly Status[] = JSON.parse(await services(signal, "up", "--only", only, "--json"))
   return JSON.stringify(Object.assign({}, ...statuses.map(({ env }) => env)))
 }
 export const down = () => services(undefined, "down")
@@ -32,11 +40,35 @@ export const addresses = (): ServiceEnv | undefined => {
   return text ? (JSON.parse(text) as ServiceEnv) : undefined
 }
 
-const verb = (name: string) => (service: ServiceName) => services(undefined, name, service)
+/** Breaks or repairs one node: by the command of the environment, else as a server that {@link up} started. */
+export const control = async (
+  action: Action | "exec",
+  name: string,
+  ...rest: readonly string[]
+): Promise<string> => {
+  const command = process.env[controlVariable]
+  if (!command) return services(undefined, action, name, ...rest)
+  const filled = command.replaceAll("{action}", action).replaceAll("{name}", name)
+  return run(["sh", "-c", `${filled} "$@"`, "control", ...rest])
+}
+
+/** The names of a server's nodes: its own name if there is one, else numbered in the order of the URL. */
+const nodesOf = (service: ServiceName): readonly string[] => {
+  const { MONGODB_URL = "", RABBITMQ_DSN = "" } = addresses() ?? {}
+  const count = { rabbitmq: RABBITMQ_DSN, mongodb: MONGODB_URL, mysql: "", jaeger: "" }[service].split(
+    ",",
+  ).length
+  return count === 1 ? [service] : Array.from({ length: count }, (_, index) => `${service}${index + 1}`)
+}
+
+/** Breaks or repairs all nodes of a server. */
+const verb = (action: Action) => (service: ServiceName) =>
+  Promise.all(nodesOf(service).map((name) => control(action, name)))
 export const stop = verb("stop")
 export const kill = verb("kill")
 export const pause = verb("pause")
 export const resume = verb("resume")
 export const start = verb("start")
+/** Runs a program on all nodes of a server. */
 export const exec = (service: ServiceName, ...command: readonly string[]) =>
-  services(undefined, "exec", service, "--", ...command)
+  Promise.all(nodesOf(service).map((name) => control("exec", name, ...command)))

@@ -3,7 +3,8 @@
  * with {@link System.proof}: it compares the log with the applied events, and every vector with one computed from the log.
  */
 import { describe, expect, test } from "bun:test"
-import amqp from "amqplib"
+import { appendFileSync } from "node:fs"
+import type amqp from "amqplib"
 import { Effect, Exit, Layer, Scope } from "effect"
 import { type Binary, MongoClient } from "mongodb"
 import mysql, { type RowDataPacket } from "mysql2/promise"
@@ -21,8 +22,17 @@ import {
 } from "../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedder } from "../../src/services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
+import * as cluster from "../support/cluster.ts"
 import { vectorOf } from "../support/openAiStandIn.ts"
-import { freshMongo, freshMysql, freshRabbit, management } from "../support/servers.ts"
+import {
+  connectAmqp,
+  freshMongo,
+  freshMysql,
+  freshRabbit,
+  management,
+  type Server,
+  virtualHostIn,
+} from "../support/servers.ts"
 import { quiet, variables } from "../support/stacks.ts"
 import { type TcpProxy, tcpProxy } from "../support/tcpProxy.ts"
 import { Program, until } from "./Program.ts"
@@ -76,6 +86,7 @@ export class System {
   /** Message ids that the API has answered with success. */
   readonly accepted = new Set<string>()
   readonly programs: Array<Program> = []
+  readonly figures: Record<string, string | number> = {}
   readonly env: Variables
   private readonly scope = Effect.runSync(Scope.make())
   private readonly pool: mysql.Pool
@@ -148,6 +159,12 @@ export class System {
     for (const { log, name } of this.programs)
       for (const { event, ...facts } of log.slice(-4))
         console.error(`    ${name}: ${event} ${JSON.stringify(facts)}`)
+  }
+
+  /** A figure of this scenario for the table of `bun run test:servers`, such as ("slowest recovery", "4.1 s"). */
+  report(what: string, figure: string | number): void {
+    this.figures[what] = figure
+    this.say(`${what}: ${figure}`)
   }
 
   /** Prints the progress of the long form. */
@@ -284,7 +301,7 @@ export class System {
 
   /** Uses a channel of the broker directly. */
   async onChannel<A>(use: (channel: amqp.ConfirmChannel) => Promise<A>): Promise<A> {
-    const connection = await amqp.connect(this.env.RABBITMQ_DSN!, { timeout: 5000 })
+    const connection = await connectAmqp(this.env.RABBITMQ_DSN!)
     connection.on("error", () => {})
     try {
       const channel = await connection.createConfirmChannel()
@@ -361,7 +378,7 @@ export class System {
 
   /** Changes settings of the system's virtual host; `path` is relative to it. */
   manage(kind: "policies" | "bindings" | "queues", path: string, method: string, body?: object) {
-    const vhost = new URL(this.env.RABBITMQ_DSN!).pathname.slice(1)
+    const vhost = virtualHostIn(this.env.RABBITMQ_DSN!)
     const init = body === undefined ? { method } : { method, body: JSON.stringify(body) }
     return management(`/${kind}/${vhost}${path}`, init, broker)
   }
@@ -473,8 +490,15 @@ const nextTurn = () => {
   else begin()
 }
 
+/** Appends what a scenario measured to a file, one line of JSON each. */
+const record = (outcome: object) => {
+  const file = process.env.SCENARIO_FIGURES
+  if (file) appendFileSync(file, `${JSON.stringify(outcome)}\n`)
+}
+
 /** Runs a scenario on its own system, which is always closed. */
-const perform = async (run: (system: System) => Promise<unknown>, env: Variables) => {
+const perform = async (scenario: string, run: (system: System) => Promise<unknown>, env: Variables) => {
+  const begun = performance.now()
   const system = await System.open(env)
   let timer: ReturnType<typeof setTimeout> | undefined
   const late = new Promise<never>((_, reject) => {
@@ -482,6 +506,8 @@ const perform = async (run: (system: System) => Promise<unknown>, env: Variables
   })
   try {
     await Promise.race([run(system), late])
+    const seconds = Math.round((performance.now() - begun) / 1000)
+    record({ scenario, seconds, accepted: system.accepted.size, figures: system.figures })
   } catch (error) {
     system.printLogs()
     throw error
@@ -491,33 +517,36 @@ const perform = async (run: (system: System) => Promise<unknown>, env: Variables
   }
 }
 
-/** Starts or resumes a server that a failed scenario left stopped or frozen. */
-const mend = async () => {
-  for (const server of ["rabbitmq", "mongodb"] as const) await sacrificial.resume(server).catch(() => {})
-  await sacrificial.up()
-}
-
 type Scenario = (name: string, run: (system: System) => Promise<unknown>, env?: Variables) => void
 
 /**
  * A suite of failure scenarios. Scenarios that break `programs` run at the same time in the short form, because they
- * mostly wait. Scenarios that break `servers` run alone, because all systems use the same servers.
+ * mostly wait. Scenarios that break `servers` run alone, because all systems use the same servers. `needs` says how many
+ * nodes a server must have that the scenarios break; without them the suite belongs to `bun run test:servers` alone.
  */
 export const failures = (
   name: string,
   breaks: "servers" | "programs",
   tests: (scenario: Scenario) => void,
+  needs: Partial<Readonly<Record<Server, number>>> = {},
 ): void => {
   const missing = [sacrificialVariable, "MYSQL_URL"].filter((variable) => !process.env[variable])
   if (missing.length > 0)
     return void test.skip(`${name}: SKIPPED, needs ${missing.join(" and ")} (\`bun run test\` starts servers that may be killed)`, () => {})
+  const tooSmall = Object.entries(needs).some(
+    ([server, count]) => cluster.nodes(server as Server).length < count,
+  )
+  if (tooSmall) return
 
   describe(name, () => {
     if (breaks === "servers") {
       return tests((title, run, env = {}) =>
         test(
           title,
-          () => perform(run, env).catch((error) => mend().then(() => Promise.reject(error))),
+          () =>
+            perform(`${name}: ${title}`, run, env).catch((error) =>
+              cluster.mend().then(() => Promise.reject(error)),
+            ),
           longest * 20,
         ),
       )
@@ -528,7 +557,7 @@ export const failures = (
         title,
         () =>
           turn()
-            .then(() => perform(run, env))
+            .then(() => perform(`${name}: ${title}`, run, env))
             .finally(nextTurn),
         longest * 20,
       ),

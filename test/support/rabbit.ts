@@ -1,5 +1,5 @@
 /** The ports on a new virtual host, and a plain client of the same broker. */
-import amqp, { type Channel, type GetMessage } from "amqplib"
+import type { Channel, GetMessage } from "amqplib"
 import { Duration, Effect, Layer, Logger, LogLevel, Redacted, type Scope } from "effect"
 import * as Rabbit from "../../src/layers/rabbitmq/Rabbit.ts"
 import * as RabbitDeadLetters from "../../src/layers/rabbitmq/RabbitDeadLetters.ts"
@@ -11,7 +11,7 @@ import { Dependencies, type Dependency } from "../../src/services/ports/Dependen
 import type { InteractionQueue } from "../../src/services/ports/InteractionQueue.ts"
 import { eventually } from "../contracts/InteractionQueueContract.ts"
 import { effectTest } from "./effect.ts"
-import { freshRabbit } from "./servers.ts"
+import { connectAmqp, freshRabbit, virtualHostIn } from "./servers.ts"
 
 /** The ports on one broker, with retry delays of 200, 400 and 800 ms. */
 export const ports = (dsn: string, knobs: Partial<EmbeddingConfig.Knobs> = {}) =>
@@ -31,7 +31,7 @@ export const virtualHost = Effect.map(
     Effect.promise(() => freshRabbit()),
     ({ drop }) => Effect.promise(drop),
   ),
-  ({ dsn }) => ({ dsn, name: new URL(dsn).pathname.slice(1) }),
+  ({ dsn }) => ({ dsn, name: virtualHostIn(dsn) }),
 )
 
 /** A channel of another client. */
@@ -39,7 +39,7 @@ export const client = (dsn: string) =>
   Effect.map(
     Effect.acquireRelease(
       Effect.promise(async () => {
-        const connection = await amqp.connect(dsn)
+        const connection = await connectAmqp(dsn)
         return { connection, channel: await connection.createConfirmChannel() }
       }),
       ({ connection }) => Effect.promise(() => connection.close()),

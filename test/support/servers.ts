@@ -3,6 +3,7 @@
  * own virtual host, MySQL database or MongoDB database. If a server is missing, its suites are skipped with a message.
  */
 import { describe, test } from "bun:test"
+import amqp from "amqplib"
 import { MongoClient } from "mongodb"
 import mysql from "mysql2/promise"
 
@@ -29,20 +30,55 @@ const fresh = (): string => `${process.pid}_${Date.now().toString(36)}_${counter
 /** The AMQP and management URLs of a broker, by variable. */
 export type Broker = Readonly<Record<string, string | undefined>>
 
-/** Calls RabbitMQ's management API; `path` is relative to /api. */
+/** The URLs of a list such as `amqp://a,amqp://b`: one for each node. */
+export const urlsIn = (list: string): ReadonlyArray<URL> => list.split(",").map((url) => new URL(url))
+
+/** The same list with each URL changed. */
+export const changedUrls = (list: string, change: (url: URL) => void): string =>
+  urlsIn(list)
+    .map((url) => {
+      change(url)
+      return url.href
+    })
+    .join(",")
+
+/** The first answer of several nodes that are asked in turn. */
+const firstOf = async <A>(urls: ReadonlyArray<URL>, ask: (url: URL) => Promise<A>): Promise<A> => {
+  let last: unknown
+  for (const url of urls) {
+    try {
+      return await ask(url)
+    } catch (error) {
+      last = error
+    }
+  }
+  throw last
+}
+
+/** A connection to the first node of a DSN that answers. */
+export const connectAmqp = (dsn: string) =>
+  firstOf(urlsIn(dsn), ({ href }) => amqp.connect(href, { timeout: 5000 }))
+
+/** The virtual host of a DSN. */
+export const virtualHostIn = (dsn: string): string => urlsIn(dsn)[0]!.pathname.slice(1)
+
+/** Calls RabbitMQ's management API on the first node that answers; `path` is relative to /api. */
 export const management = async (
   path: string,
   init: RequestInit = {},
   broker: Broker = process.env,
 ): Promise<Response> => {
-  const base = broker.RABBITMQ_MANAGEMENT_URL
-  if (base === undefined) throw new Error("RABBITMQ_MANAGEMENT_URL is not set")
-  const dsn = new URL(broker.RABBITMQ_DSN ?? urlOf("rabbitmq"))
+  const list = broker.RABBITMQ_MANAGEMENT_URL
+  if (list === undefined) throw new Error("RABBITMQ_MANAGEMENT_URL is not set")
+  const [dsn] = urlsIn(broker.RABBITMQ_DSN ?? urlOf("rabbitmq"))
+  const { username, password } = dsn!
   const headers = {
-    authorization: `Basic ${btoa(`${decodeURIComponent(dsn.username)}:${decodeURIComponent(dsn.password)}`)}`,
+    authorization: `Basic ${btoa(`${decodeURIComponent(username)}:${decodeURIComponent(password)}`)}`,
     "content-type": "application/json",
   }
-  const response = await fetch(`${new URL(base).origin}/api${path}`, { ...init, headers })
+  const response = await firstOf(urlsIn(list), ({ origin }) =>
+    fetch(`${origin}/api${path}`, { ...init, headers }),
+  )
   if (!response.ok && response.status !== 404)
     throw new Error(`management ${path}: ${response.status} ${await response.text()}`)
   return response
@@ -56,13 +92,17 @@ export const freshRabbit = async (
   readonly drop: () => Promise<unknown>
 }> => {
   const vhost = `ue_${fresh()}`
-  const dsn = new URL(broker?.RABBITMQ_DSN ?? urlOf("rabbitmq"))
+  const list = broker?.RABBITMQ_DSN ?? urlOf("rabbitmq")
   await management(`/vhosts/${vhost}`, { method: "PUT" }, broker)
-  const user = decodeURIComponent(dsn.username)
+  const user = decodeURIComponent(urlsIn(list)[0]!.username)
   const permissions = JSON.stringify({ configure: ".*", write: ".*", read: ".*" })
   await management(`/permissions/${vhost}/${user}`, { method: "PUT", body: permissions }, broker)
-  dsn.pathname = `/${vhost}`
-  return { dsn: dsn.href, drop: () => management(`/vhosts/${vhost}`, { method: "DELETE" }, broker) }
+  return {
+    dsn: changedUrls(list, (url) => {
+      url.pathname = `/${vhost}`
+    }),
+    drop: () => management(`/vhosts/${vhost}`, { method: "DELETE" }, broker),
+  }
 }
 
 /** The URL of a new, empty MySQL database. */

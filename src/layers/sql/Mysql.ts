@@ -3,6 +3,7 @@
  * programs start while it is down. Statements then fail within seconds, and succeed again when the server is back. A
  * statement that is interrupted or exceeds its deadline closes its connection, because its outcome is unknown.
  */
+import { createHash } from "node:crypto"
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
@@ -299,19 +300,20 @@ const withNamedLock =
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const connection = yield* sql.reserve
-      // Lock names are shared by all databases of a server and limited to 64 characters: hence the hash.
-      const lock = "SHA1(CONCAT(DATABASE(), '/', ?))"
+      const [[database] = []] = yield* connection.executeValues("SELECT DATABASE()", [])
+      // Lock names are shared by all databases of a server and limited to 64 characters: hence the hash. It is computed
+      // here, because MySQL 9.7 has no SHA1().
+      const lock = createHash("sha1").update(`${database}/${name}`).digest("hex")
       const isTrue = (expression: string, ...params: ReadonlyArray<unknown>) =>
         Effect.map(
-          connection.executeValues(`SELECT ${expression}`, [name, ...params]),
+          connection.executeValues(`SELECT ${expression}`, [lock, ...params]),
           (rows) => Number(rows[0]?.[0]) === 1,
         )
-      const acquired = yield* Effect.acquireRelease(
-        isTrue(`GET_LOCK(${lock}, ?)`, waitSeconds),
-        (acquired) => (acquired ? Effect.ignore(isTrue(`RELEASE_LOCK(${lock})`)) : Effect.void),
+      const acquired = yield* Effect.acquireRelease(isTrue("GET_LOCK(?, ?)", waitSeconds), (acquired) =>
+        acquired ? Effect.ignore(isTrue("RELEASE_LOCK(?)")) : Effect.void,
       )
       if (!acquired) return Option.none<A>()
-      const failWhenLost = isTrue(`IS_USED_LOCK(${lock}) = CONNECTION_ID()`).pipe(
+      const failWhenLost = isTrue("IS_USED_LOCK(?) = CONNECTION_ID()").pipe(
         Effect.filterOrFail(
           (held) => held,
           () => unavailable(`the lock ${name} was lost`),

@@ -1,6 +1,7 @@
 /** `setup` and `doctor`: create what the dependencies lack, or only check them. */
 import { Array, Effect, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
+import * as TriedVersions from "../../services/operate/TriedVersions.ts"
 import { DeadLetters } from "../../services/ports/DeadLetters.ts"
 import { Dependencies, type Dependency, type Finding } from "../../services/ports/Dependencies.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
@@ -34,10 +35,20 @@ export interface Diagnosis {
   readonly missing: ReadonlyArray<string>
   /** All problems, including what is missing. */
   readonly findings: ReadonlyArray<Finding>
+  /** Facts that are no problem. */
+  readonly notes: ReadonlyArray<string>
 }
 
-const ofDependency = ({ inspect, missing, name, ping }: Dependency): Effect.Effect<Diagnosis> =>
-  Effect.all([ping, missing, inspect ?? Effect.succeed<ReadonlyArray<Finding>>([])]).pipe(
+const nothing = Effect.succeed([])
+
+const ofDependency = ({
+  inspect = nothing,
+  missing,
+  name,
+  notes = nothing,
+  ping,
+}: Dependency): Effect.Effect<Diagnosis> =>
+  Effect.all([ping, missing, inspect, notes]).pipe(
     Effect.match({
       onFailure: ({ detail, remedy }): Diagnosis => ({
         dependency: name,
@@ -45,8 +56,9 @@ const ofDependency = ({ inspect, missing, name, ping }: Dependency): Effect.Effe
         version: null,
         missing: [],
         findings: [{ problem: detail, remedy }],
+        notes: [],
       }),
-      onSuccess: ([version, missing, found]): Diagnosis => {
+      onSuccess: ([version, missing, found, notes]): Diagnosis => {
         // A finding of `inspect` names a better remedy than `setup`.
         const creatable = missing.filter((what) => !found.some(({ problem }) => problem === what))
         const findings = [
@@ -59,6 +71,7 @@ const ofDependency = ({ inspect, missing, name, ping }: Dependency): Effect.Effe
           version,
           missing: creatable,
           findings,
+          notes: [...notes, ...TriedVersions.notes(name, version)],
         }
       },
     }),
@@ -85,6 +98,7 @@ const ofContents = Effect.gen(function* () {
     version: null,
     missing: [],
     findings: amount === 0 ? [] : [finding(figure(amount))],
+    notes: [],
   })
   const check = <A, E, R>(found: Effect.Effect<A, E, R>, diagnose: (found: A) => Diagnosis) =>
     Effect.option(Effect.map(found, diagnose))

@@ -28,13 +28,8 @@ const usersAt = (url: string) =>
     ),
   )
 
-/** A proxy to the server. With directConnection, the driver does not connect to the addresses of a replica set. */
-const mongoProxy = Effect.suspend(() => {
-  const url = new URL(urlOf("mongodb"))
-  url.pathname ||= "/"
-  url.searchParams.set("directConnection", "true")
-  return tcpProxy(url.href)
-})
+/** A proxy to the server, or to the primary of a replica set. */
+const mongoProxy = Effect.suspend(() => tcpProxy(urlOf("mongodb")))
 
 /** The failure of a call, and its duration. */
 const failureOf = <A, E, R>(call: Effect.Effect<A, E, R>) =>
