@@ -43,6 +43,7 @@ const ports = Layer.mergeAll(
     countInOtherSpaces: () => Effect.succeed(0),
     texts: () => Effect.succeed(new Map()),
     changed: () => Stream.empty,
+    stampSum: () => Effect.succeed({ count: 0, sum: 0 }),
     stamps: () =>
       Stream.map(Stream.range(0, count - 1), (i) => ({ product_id: product(i).product_id, updated_at: 0 })),
     find: () => Effect.succeed([]),

@@ -9,14 +9,10 @@ const logEvery = Duration.toMillis("1 minute")
 /** An operation that failed this long ago and was not tried again does not keep an outage open. */
 const forgottenAfter = Duration.toMillis("10 seconds")
 
-/** `MySQL at db.example:3306`, or the nodes of a cluster. Without user, password and database. */
-export const serverName = (
-  product: string,
-  url: string | ReadonlyArray<string>,
-  defaultPort: number,
-): string => {
-  const addresses = [url].flat().map((node) => {
-    const { hostname, port } = new URL(node)
+/** `RabbitMQ at a.example:5672, b.example:5672`. Without user, password and database. */
+export const serverName = (product: string, urls: string | ReadonlyArray<string>, defaultPort: number) => {
+  const addresses = [urls].flat().map((url) => {
+    const { hostname, port } = new URL(url)
     return `${hostname}:${port || defaultPort}`
   })
   return `${product} at ${addresses.join(", ")}`

@@ -3,7 +3,11 @@ import { expect } from "bun:test"
 import { Chunk, Effect, type Layer, Stream } from "effect"
 import fc from "fast-check"
 import { cosine, toBytes } from "../../src/services/model/Vector.ts"
-import { type ProductEmbedding, ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
+import {
+  type ProductEmbedding,
+  ProductEmbeddings,
+  stampModulus,
+} from "../../src/services/ports/ProductEmbeddings.ts"
 import { later } from "../support/clocks.ts"
 import { layerSuite } from "../support/effect.ts"
 
@@ -151,7 +155,13 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
           (found) => new Map(Array.from(found, ({ product_id, updated_at }) => [product_id, updated_at])),
         )
         yield* store.upsert([...products("stamp", 700, "stamps"), one("stamp-elsewhere", "other-stamps")])
+        const sumOf = (found: ReadonlyMap<string, number>) => ({
+          count: found.size,
+          sum: [...found.values()].reduce((sum, stamp) => sum + (stamp % stampModulus), 0),
+        })
         const before = yield* stamps
+        expect(yield* store.stampSum("stamps")).toEqual(sumOf(before))
+        expect(yield* store.stampSum("no-such-space")).toEqual({ count: 0, sum: 0 })
         expect(before.size).toBe(700)
         expect(before).toEqual(
           new Map((yield* all("stamps")).map(({ product_id, updated_at }) => [product_id, updated_at])),
@@ -161,6 +171,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         )
         const after = yield* stamps
         expect(after.size).toBe(699)
+        expect(yield* store.stampSum("stamps")).toEqual(sumOf(after))
         expect([...after].filter(([id, stamp]) => before.get(id) !== stamp).map(([id]) => id)).toEqual([
           "stamp-0007",
         ])

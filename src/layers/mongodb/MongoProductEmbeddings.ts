@@ -10,7 +10,9 @@ import {
   type ProductEmbedding,
   ProductEmbeddings,
   ProductEmbeddingsError,
+  type StampSum,
   type StoredProduct,
+  stampModulus,
 } from "../../services/ports/ProductEmbeddings.ts"
 import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
 import * as Settings from "../../services/Settings.ts"
@@ -106,6 +108,13 @@ const upsertOne = (product: ProductEmbedding, storage: Storage, now: Date) => {
 
 /** With these fields alone, the server reads an index instead of documents. */
 const stampFields = { _id: 0, product_id: 1, updated_at: 1 }
+const stampOrZero = {
+  $cond: [
+    { $eq: [{ $type: "$updated_at" }, "date"] },
+    { $mod: [{ $toLong: "$updated_at" }, stampModulus] },
+    0,
+  ],
+}
 /** About 600 KB: short enough to decode between two requests. */
 const stampsPerBatch = 10_000
 
@@ -271,6 +280,16 @@ export const make = (options: { readonly storage: Storage }) =>
           stream(name, () => products.find<FoundDocument>({ updated_at: { $gt: new Date(after) } })),
           toProduct,
         ),
+      stampSum: (space) =>
+        call("aggregate", name, async () => {
+          const [found] = await products
+            .aggregate<StampSum>([
+              { $match: { space } },
+              { $group: { _id: null, count: { $sum: 1 }, sum: { $sum: stampOrZero } } },
+            ])
+            .toArray()
+          return { count: found?.count ?? 0, sum: found?.sum ?? 0 }
+        }),
       stamps: (space) =>
         decoded(
           stream(name, () =>

@@ -9,7 +9,9 @@ import {
   type ProductEmbedding,
   ProductEmbeddings,
   ProductEmbeddingsError,
+  type StampSum,
   type StoredProduct,
+  stampModulus,
 } from "../../services/ports/ProductEmbeddings.ts"
 import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
 import { countOf, failingWith, paged, readById, Sqlite } from "./Sqlite.ts"
@@ -104,6 +106,13 @@ const pageOfStamps = (database: Database, space: string, after: string) =>
     )
     .all(space, after, stampsPerPage)
 
+const stampSum = (database: Database, space: string) =>
+  database
+    .query<StampSum, [number, string]>(
+      `SELECT COUNT(*) AS count, COALESCE(SUM(updated_at % ?), 0) AS sum FROM product_embeddings WHERE space = ?`,
+    )
+    .get(stampModulus, space) ?? { count: 0, sum: 0 }
+
 const find = (database: Database, products: ReadonlyArray<ProductId>) => {
   const select = database.query<ChangedRow, [string]>(
     `SELECT ${storedColumns.join(", ")} FROM product_embeddings WHERE product_id = ?`,
@@ -194,6 +203,7 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
           })),
         ),
       ),
+    stampSum: (space) => failing("stampSum")(use((database) => stampSum(database, space))),
     stamps: (space) =>
       paged(
         stampsPerPage,

@@ -20,6 +20,7 @@ import {
   type ProductEmbedding,
   ProductEmbeddings,
   ProductEmbeddingsError,
+  stampModulus,
 } from "../../../src/services/ports/ProductEmbeddings.ts"
 import { Catalogue, CatalogueTooLarge, layerOf } from "../../../src/services/recommend/Catalogue.ts"
 import { effectTest } from "../../support/effect.ts"
@@ -31,7 +32,7 @@ type Stored = ProductEmbedding & { readonly updated_at: number }
 
 /** A store in memory that counts how often all products are read. */
 const world = () => {
-  const state = { stored: new Map<string, Stored>(), sweeps: 0, down: false, hasIndex: false }
+  const state = { stored: new Map<string, Stored>(), sweeps: 0, comparisons: 0, down: false, hasIndex: false }
   const all = () => [...state.stored.values()].toSorted((a, b) => (a.product_id < b.product_id ? -1 : 1))
   const reading = <A>(items: () => ReadonlyArray<A>) =>
     Stream.suspend(() =>
@@ -72,7 +73,15 @@ const world = () => {
         () => new Map(all().flatMap((p) => (ids.includes(p.product_id) ? [[p.product_id, p]] : []))),
       ),
     problems: () => Stream.empty,
-    stamps: (wanted) => reading(() => all().filter((p) => p.space === wanted)),
+    stampSum: (wanted) =>
+      Effect.sync(() => {
+        const stamps = all().flatMap((p) => (p.space === wanted ? [p.updated_at % stampModulus] : []))
+        return { count: stamps.length, sum: stamps.reduce((sum, stamp) => sum + stamp, 0) }
+      }),
+    stamps: (wanted) => {
+      state.comparisons += 1
+      return reading(() => all().filter((p) => p.space === wanted))
+    },
     find: (ids) => Effect.sync(() => all().filter((p) => ids.includes(p.product_id))),
     changed: (after) => reading(() => all().filter(({ updated_at }) => updated_at > after)),
     stream: (wanted) => {
@@ -210,6 +219,11 @@ effectTest("no clock of another program hides a change, and a removed product le
     const described = yield* Effect.flatMap(Catalogue, ({ describe }) => describe(["p-004"]))
     expect(described.get("p-004")?.product_name).toBe("behind")
     expect(state.sweeps).toBe(1)
+    // Without a difference nothing is compared one by one.
+    const { comparisons } = state
+    yield* TestClock.adjust("1 minute")
+    yield* ids
+    expect(state.comparisons).toBe(comparisons)
   }).pipe(Effect.provide(layer(1_000)))
 })
 

@@ -74,6 +74,7 @@ const setUp = () => {
       texts: () => Effect.succeed(new Map()),
       knownSince: () => Effect.succeed(new Map()),
       changed: () => Stream.empty,
+      stampSum: () => Effect.succeed({ count: 0, sum: 0 }),
       stamps: () => Stream.empty,
       find: () => Effect.succeed([]),
       problems: () => Stream.empty,
