@@ -24,9 +24,12 @@ ${nodesOf("rabbitmq", cluster)
   .map(({ name }, index) => `cluster_formation.classic_config.nodes.${index + 1} = rabbit@${name}\n`)
   .join("")}`
 
-const callManagement = async (url: string, path: string): Promise<unknown> => {
-  const { username, password, origin } = new URL(url)
-  const response = await fetch(`${origin}/api${path}`, {
+/** Calls the management API on the first node, with the user of the DSN unless the URL has one. */
+const callManagement = async (env: ServiceEnv, path: string): Promise<unknown> => {
+  const first = (list = "") => new URL(list.split(",")[0] ?? "")
+  const url = first(env.RABBITMQ_MANAGEMENT_URL)
+  const { password, username } = url.username === "" ? first(env.RABBITMQ_DSN) : url
+  const response = await fetch(`${url.origin}/api${path}`, {
     headers: { authorization: `Basic ${btoa(`${username}:${password}`)}` },
   })
   if (!response.ok) throw new Error(`the management API answers ${response.status}`)
@@ -50,15 +53,13 @@ export const rabbitmq: Service = {
     const connection = await connect(dsn, { timeout: 2000 })
     const { version } = connection.connection.serverProperties
     await connection.close()
-    const [management = ""] = (env.RABBITMQ_MANAGEMENT_URL ?? "").split(",")
-    if (management !== "") await callManagement(management, "/overview")
+    if (env.RABBITMQ_MANAGEMENT_URL) await callManagement(env, "/overview")
     return `RabbitMQ ${version}`
   },
   join: async (cluster) => {
-    const { RABBITMQ_MANAGEMENT_URL = "" } = env(cluster.slice(0, 1))
     const deadline = Date.now() + 60_000
     for (;;) {
-      const nodes = (await callManagement(RABBITMQ_MANAGEMENT_URL, "/nodes")) as Array<{ running: boolean }>
+      const nodes = (await callManagement(env(cluster), "/nodes")) as Array<{ running: boolean }>
       if (nodes.filter(({ running }) => running).length === cluster.length) return
       if (Date.now() > deadline)
         throw new Error(`${nodes.length} of ${cluster.length} nodes found each other`)
