@@ -1,4 +1,6 @@
 import { connect } from "amqplib"
+import { Either } from "effect"
+import { nodeUrls } from "../../src/services/NodeUrls.ts"
 import { sleep } from "./command.ts"
 import { aptInstall, findProgram, program } from "./install.ts"
 import { isClustered, nodesOf, type Ports, type Service, type ServiceEnv } from "./service.ts"
@@ -24,11 +26,16 @@ ${nodesOf("rabbitmq", cluster)
   .map(({ name }, index) => `cluster_formation.classic_config.nodes.${index + 1} = rabbit@${name}\n`)
   .join("")}`
 
+/** The URL of the first node. */
+const firstIn = (list = ""): URL => {
+  const urls = nodeUrls(list, ["amqp:", "amqps:", "http:", "https:"])
+  return new URL(Either.getOrThrowWith(urls, (problem) => new Error(problem))[0] ?? "")
+}
+
 /** Calls the management API on the first node, with the user of the DSN unless the URL has one. */
 const callManagement = async (env: ServiceEnv, path: string): Promise<unknown> => {
-  const first = (list = "") => new URL(list.split(",")[0] ?? "")
-  const url = first(env.RABBITMQ_MANAGEMENT_URL)
-  const { password, username } = url.username === "" ? first(env.RABBITMQ_DSN) : url
+  const url = firstIn(env.RABBITMQ_MANAGEMENT_URL)
+  const { password, username } = url.username === "" ? firstIn(env.RABBITMQ_DSN) : url
   const response = await fetch(`${url.origin}/api${path}`, {
     headers: { authorization: `Basic ${btoa(`${username}:${password}`)}` },
   })
@@ -49,8 +56,7 @@ export const rabbitmq: Service = {
   ports: { amqp: 5672, management: 15672, distribution: 25672, epmd: 4369 },
   env,
   probe: async (env) => {
-    const [dsn = ""] = (env.RABBITMQ_DSN ?? "").split(",")
-    const connection = await connect(dsn, { timeout: 2000 })
+    const connection = await connect(firstIn(env.RABBITMQ_DSN).href, { timeout: 2000 })
     const { version } = connection.connection.serverProperties
     await connection.close()
     if (env.RABBITMQ_MANAGEMENT_URL) await callManagement(env, "/overview")

@@ -40,12 +40,12 @@ test("a wrong command line ends with exit code 2 and its reason, before anything
   ] as const
   const answers = await Promise.all(wrong.map(([args, env]) => run(args, env)))
   expect(answers.map(({ code, first }) => [code, first])).toEqual(wrong.map(([, , reason]) => [2, reason]))
-})
+}, 30_000)
 
 test("a node that was not started is refused with its name", async () => {
   const { code, first } = await run([services, "kill", "rabbitmq2"], { SERVICES_FOLDER: elsewhere })
   expect([code, first]).toEqual([1, "rabbitmq2 was not started by `bun run services up`; running: none"])
-})
+}, 30_000)
 
 test("nodes have the names of their servers, numbered in the order of the URL, and each its own URL", async () => {
   const folder = mkdtempSync(join(tmpdir(), "control-"))
@@ -61,7 +61,7 @@ test("nodes have the names of their servers, numbered in the order of the URL, a
   const { code, out } = await run(["-e", script], {
     SERVERS_CONTROL: `sh -c 'echo "$@" >> ${journal}' control {action} {name}`,
     SACRIFICIAL_SERVERS: JSON.stringify({
-      RABBITMQ_DSN: "amqp://u:p@a:1,amqp://u:p@b:2",
+      RABBITMQ_DSN: "amqp://u:p@a:1,b:2/shop",
       RABBITMQ_MANAGEMENT_URL: "http://a:3,http://b:4",
       MYSQL_URL: "mysql://u:p@c:5/db",
       MONGODB_URL: "mongodb://u:p@d:6,e:7/?replicaSet=rs0",
@@ -71,8 +71,8 @@ test("nodes have the names of their servers, numbered in the order of the URL, a
   rmSync(folder, { recursive: true })
   expect(code).toBe(0)
   expect(JSON.parse(out)).toEqual([
-    ["rabbitmq1", "a:1", { RABBITMQ_DSN: "amqp://u:p@a:1", RABBITMQ_MANAGEMENT_URL: "http://a:3/" }],
-    ["rabbitmq2", "b:2", { RABBITMQ_DSN: "amqp://u:p@b:2", RABBITMQ_MANAGEMENT_URL: "http://b:4/" }],
+    ["rabbitmq1", "a:1", { RABBITMQ_DSN: "amqp://u:p@a:1/shop", RABBITMQ_MANAGEMENT_URL: "http://a:3/" }],
+    ["rabbitmq2", "b:2", { RABBITMQ_DSN: "amqp://u:p@b:2/shop", RABBITMQ_MANAGEMENT_URL: "http://b:4/" }],
     ["mysql", "c:5", { MYSQL_URL: "mysql://u:p@c:5/db" }],
     ["mongodb1", "d:6", { MONGODB_URL: "mongodb://u:p@d:6/?directConnection=true" }],
     ["mongodb2", "e:7", { MONGODB_URL: "mongodb://u:p@e:7/?directConnection=true" }],
@@ -83,4 +83,4 @@ test("nodes have the names of their servers, numbered in the order of the URL, a
     ...["mongodb1", "mongodb2", "mysql", "rabbitmq1", "rabbitmq2"].map((name) => `kill ${name}`),
     ...["pause rabbitmq1", "pause rabbitmq2"],
   ])
-})
+}, 30_000)
