@@ -1,4 +1,6 @@
 import { connect } from "amqplib"
+import { Either } from "effect"
+import { nodeUrls } from "../../src/services/NodeUrls.ts"
 import { sleep } from "./command.ts"
 import { aptInstall, findProgram, program } from "./install.ts"
 import { isClustered, nodesOf, type Ports, type Service, type ServiceEnv } from "./service.ts"
@@ -24,9 +26,17 @@ ${nodesOf("rabbitmq", cluster)
   .map(({ name }, index) => `cluster_formation.classic_config.nodes.${index + 1} = rabbit@${name}\n`)
   .join("")}`
 
-const callManagement = async (url: string, path: string): Promise<unknown> => {
-  const { username, password, origin } = new URL(url)
-  const response = await fetch(`${origin}/api${path}`, {
+/** The URL of the first node. */
+const firstIn = (list = ""): URL => {
+  const urls = nodeUrls(list, ["amqp:", "amqps:", "http:", "https:"])
+  return new URL(Either.getOrThrowWith(urls, (problem) => new Error(problem))[0] ?? "")
+}
+
+/** Calls the management API on the first node, with the user of the DSN unless the URL has one. */
+const callManagement = async (env: ServiceEnv, path: string): Promise<unknown> => {
+  const url = firstIn(env.RABBITMQ_MANAGEMENT_URL)
+  const { password, username } = url.username === "" ? firstIn(env.RABBITMQ_DSN) : url
+  const response = await fetch(`${url.origin}/api${path}`, {
     headers: { authorization: `Basic ${btoa(`${username}:${password}`)}` },
   })
   if (!response.ok) throw new Error(`the management API answers ${response.status}`)
@@ -46,19 +56,16 @@ export const rabbitmq: Service = {
   ports: { amqp: 5672, management: 15672, distribution: 25672, epmd: 4369 },
   env,
   probe: async (env) => {
-    const [dsn = ""] = (env.RABBITMQ_DSN ?? "").split(",")
-    const connection = await connect(dsn, { timeout: 2000 })
+    const connection = await connect(firstIn(env.RABBITMQ_DSN).href, { timeout: 2000 })
     const { version } = connection.connection.serverProperties
     await connection.close()
-    const [management = ""] = (env.RABBITMQ_MANAGEMENT_URL ?? "").split(",")
-    if (management !== "") await callManagement(management, "/overview")
+    if (env.RABBITMQ_MANAGEMENT_URL) await callManagement(env, "/overview")
     return `RabbitMQ ${version}`
   },
   join: async (cluster) => {
-    const { RABBITMQ_MANAGEMENT_URL = "" } = env(cluster.slice(0, 1))
     const deadline = Date.now() + 60_000
     for (;;) {
-      const nodes = (await callManagement(RABBITMQ_MANAGEMENT_URL, "/nodes")) as Array<{ running: boolean }>
+      const nodes = (await callManagement(env(cluster), "/nodes")) as Array<{ running: boolean }>
       if (nodes.filter(({ running }) => running).length === cluster.length) return
       if (Date.now() > deadline)
         throw new Error(`${nodes.length} of ${cluster.length} nodes found each other`)

@@ -4,8 +4,10 @@
  */
 import { describe, test } from "bun:test"
 import amqp from "amqplib"
+import { Either } from "effect"
 import { MongoClient } from "mongodb"
 import mysql from "mysql2/promise"
+import { nodeUrls } from "../../src/services/NodeUrls.ts"
 
 const variables = { rabbitmq: "RABBITMQ_DSN", mysql: "MYSQL_URL", mongodb: "MONGODB_URL" } as const
 export type Server = keyof typeof variables
@@ -30,8 +32,13 @@ const fresh = (): string => `${process.pid}_${Date.now().toString(36)}_${counter
 /** The AMQP and management URLs of a broker, by variable. */
 export type Broker = Readonly<Record<string, string | undefined>>
 
+const protocols = ["amqp:", "amqps:", "http:", "https:", "mysql:"]
+
 /** The URLs of a list such as `amqp://a,amqp://b`: one for each node. */
-export const urlsIn = (list: string): ReadonlyArray<URL> => list.split(",").map((url) => new URL(url))
+export const urlsIn = (list: string): ReadonlyArray<URL> =>
+  Either.getOrThrowWith(nodeUrls(list, protocols), (problem) => new Error(`${list}: ${problem}`)).map(
+    (url) => new URL(url),
+  )
 
 /** The same list with each URL changed. */
 export const changedUrls = (list: string, change: (url: URL) => void): string =>
