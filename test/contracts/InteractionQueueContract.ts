@@ -14,7 +14,9 @@ import {
   type Message,
   Quarantine,
   Retry,
+  Return,
   routingKey,
+  SetAside,
 } from "../../src/services/ports/InteractionQueue.ts"
 import { layerSuite } from "../support/effect.ts"
 
@@ -328,7 +330,7 @@ export const suite = <R extends InteractionQueue, E>(
         yield* acknowledge(consumer, [end])
       }))
 
-    it("a quarantined message is delivered alone: after all others are settled, and nothing before it is settled", () =>
+    it("a consumer that takes quarantined messages holds nothing else, and takes nothing before they are settled", () =>
       Effect.gen(function* () {
         const sent = messages(6)
         yield* publish(sent)
@@ -351,8 +353,8 @@ export const suite = <R extends InteractionQueue, E>(
         while (others.length + rest.length < 6) {
           const some = yield* Effect.timeout(consumer.take(10), "10 seconds")
           if (some[0]!.quarantined) {
-            expect(some).toHaveLength(1)
-            yield* expectNothing(consumer)
+            expect(some.every(({ quarantined }) => quarantined)).toBe(true)
+            if (some.length === 2) yield* expectNothing(consumer)
           }
           rest.push(...some)
           yield* acknowledge(consumer, some)
@@ -362,6 +364,125 @@ export const suite = <R extends InteractionQueue, E>(
         for (const one of [first, second]) expect(one).toMatchObject({ quarantined: true, redeliveries: 0 })
         expect(ids([...others, ...rest]).toSorted()).toEqual(ids(sent))
         yield* eventually(depths, ({ quarantined, main }) => quarantined + main.ready + main.unacked === 0)
+      }))
+
+    it("quarantined messages come in a company of 64 at first, then of 8, then alone", () =>
+      Effect.gen(function* () {
+        const sent = messages(70)
+        yield* publish(sent)
+        const consumer = yield* consume(100)
+        yield* consumer.settle((yield* takeAll(consumer, 70)).map((one) => [one, Quarantine]))
+        yield* eventually(depths, ({ quarantined }) => quarantined === 70)
+        const sizes = new Map<number, Array<number>>()
+        const guilty = new Set(ids(sent.slice(0, 3)))
+        for (let left = 70 + 70 + 3; left > 0; ) {
+          const company = [...(yield* Effect.timeout(consumer.take(64), "10 seconds"))]
+          for (let more = yield* takeUntilQuiet(consumer, 64); more.length > 0; ) {
+            company.push(...more)
+            more = yield* takeUntilQuiet(consumer, 64)
+          }
+          const [{ quarantineAttempts }] = company as [Delivery]
+          sizes.set(quarantineAttempts, [...(sizes.get(quarantineAttempts) ?? []), company.length])
+          yield* consumer.settle(
+            company.map((one) => {
+              expect(one).toMatchObject({ quarantined: true, quarantineAttempts, redeliveries: 0 })
+              const again =
+                quarantineAttempts === 1 || (quarantineAttempts === 2 && guilty.has(one.messageId))
+              return [one, again ? Quarantine : Ack]
+            }),
+          )
+          left -= company.length
+        }
+        const largest = (attempts: number) => Math.max(...(sizes.get(attempts) ?? []))
+        expect(largest(1)).toBeGreaterThan(8)
+        expect(largest(1)).toBeLessThanOrEqual(64)
+        expect(largest(2)).toBeGreaterThan(1)
+        expect(largest(2)).toBeLessThanOrEqual(8)
+        expect(sizes.get(3)).toEqual([1, 1, 1])
+        yield* eventually(depths, ({ quarantined }) => quarantined === 0)
+      }))
+
+    it("a returned message is delivered again as it was, without evidence against it", () =>
+      Effect.gen(function* () {
+        const sent = messages(3)
+        yield* publish(sent)
+        const consumer = yield* consume(10)
+        const first = yield* takeAll(consumer, 3)
+        for (let round = 0; round < 5; round++)
+          yield* consumer.settle(
+            (round === 0 ? first : yield* takeAll(consumer, 3)).map((one) => [one, Return]),
+          )
+        const again = yield* takeAll(consumer, 3)
+        expect(ids(again)).toEqual(ids(sent))
+        for (const [index, one] of again.entries()) {
+          const { body, ...same } = sent[index]!
+          expect(one).toMatchObject({
+            messageId: same.messageId,
+            routingKey: routingKey(same.eventType),
+            trace: same.trace,
+            recordedAt,
+            publishedAt: first[index]!.publishedAt,
+            retryCount: 0,
+            redeliveries: 0,
+            quarantined: false,
+            quarantineAttempts: 0,
+          })
+          expect(Buffer.from(one.body).equals(Buffer.from(body))).toBe(true)
+        }
+        // A message from quarantine goes back there, with the same count.
+        yield* consumer.settle(again.map((one) => [one, Quarantine]))
+        const left = new Set(ids(sent))
+        let isFirst = true
+        while (left.size > 0) {
+          const apart = yield* takeOne(consumer)
+          expect(apart).toMatchObject({ quarantined: true, quarantineAttempts: 1, redeliveries: 0 })
+          if (!isFirst) left.delete(apart.messageId)
+          yield* consumer.settle([[apart, isFirst ? Return : Ack]])
+          isFirst = false
+        }
+      }))
+
+    it("receives only what is wanted: nothing, one message, or none of those that are set aside", () =>
+      Effect.gen(function* () {
+        const sent = messages(6)
+        yield* publish(sent)
+        const consumer = yield* consume(10)
+        const got = yield* takeAll(consumer, 6)
+        consumer.receive({ main: "none", setAside: "none" })
+        yield* quiet
+        yield* consumer.settle([
+          ...got.slice(0, 3).map((one) => [one, Return] as const),
+          ...got.slice(3).map((one) => [one, SetAside] as const),
+        ])
+        yield* expectNothing(consumer)
+        yield* eventually(depths, ({ main }) => main.ready === 6 && main.unacked === 0)
+
+        consumer.receive({ main: "one", setAside: "none" })
+        const one = yield* takeOne(consumer)
+        expect(one.messageId).toBe(sent[0]!.messageId)
+        yield* expectNothing(consumer)
+        yield* acknowledge(consumer, [one])
+        yield* expectNothing(consumer)
+
+        consumer.receive({ main: "all", setAside: "none" })
+        const main = yield* takeAll(consumer, 2)
+        expect(ids(main)).toEqual(ids(sent.slice(1, 3)))
+        yield* acknowledge(consumer, main)
+        yield* expectNothing(consumer)
+
+        consumer.receive({ main: "all", setAside: "one" })
+        const aside = yield* takeOne(consumer)
+        expect(aside).toMatchObject({ messageId: sent[3]!.messageId, redeliveries: 0, retryCount: 0 })
+        // A message that was set aside goes back to where it was.
+        yield* quiet
+        yield* consumer.settle([[aside, Return]])
+        yield* expectNothing(consumer)
+
+        consumer.receive({ main: "all", setAside: "all" })
+        const rest = yield* takeAll(consumer, 3)
+        expect(ids(rest)).toEqual(ids([sent[4]!, sent[5]!, sent[3]!]))
+        yield* acknowledge(consumer, rest)
+        yield* eventually(depths, ({ main }) => main.ready + main.unacked === 0)
       }))
 
     it("settles a batch of all settlements, and counts the messages in every queue", () =>

@@ -9,15 +9,16 @@ import { type Binary, MongoClient } from "mongodb"
 import mysql, { type RowDataPacket } from "mysql2/promise"
 import * as sacrificial from "../../scripts/services/sacrificial.ts"
 import { sacrificialVariable } from "../../scripts/services/sacrificial.ts"
+import { quarantineQueues } from "../../src/layers/rabbitmq/RabbitTopology.ts"
 import * as Stack from "../../src/layers/Stack.ts"
 import * as Provision from "../../src/programs/tasks/ProvisionServers.ts"
 import {
   exchange,
   failedQueue,
-  quarantineQueue,
   queue,
   retryQueue,
   routingKey,
+  setAsideQueue,
 } from "../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedder } from "../../src/services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
@@ -304,18 +305,21 @@ export class System {
     }
   }
 
-  /** Ready messages in the main and quarantine queues together, in all retry queues together, and in `failed`. */
+  /** Ready messages in the main, set-aside and quarantine queues together, in quarantine, in retry queues, and in `failed`. */
   depths() {
     return this.onChannel(async (channel) => {
       const first = Number(this.env.WORKER_RETRY_DELAY)
       const count = async (name: string) => (await channel.checkQueue(name)).messageCount
+      let quarantined = 0
+      for (const name of quarantineQueues) quarantined += await count(name)
       let retry = 0
       const delays = Array.from({ length: Number(this.env.WORKER_MAX_RETRIES ?? 5) }, (_, i) =>
         Math.min(60_000, first * 2 ** i),
       )
       for (const delay of new Set(delays)) retry += await count(retryQueue(delay))
       return {
-        main: (await count(queue)) + (await count(quarantineQueue)),
+        main: (await count(queue)) + (await count(setAsideQueue)) + quarantined,
+        quarantined,
         retry,
         failed: await count(failedQueue),
       }

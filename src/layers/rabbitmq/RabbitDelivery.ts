@@ -1,8 +1,9 @@
 /** Interactions delivered by RabbitMQ, and the channels on which they are acknowledged. */
 import type { Channel, ConsumeMessage } from "amqplib"
-import { type Delivery, quarantineQueue } from "../../services/ports/InteractionQueue.ts"
+import type { Delivery } from "../../services/ports/InteractionQueue.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
 import { type BatchEntry, entriesOf, type Headers, instant, messageIdOf, text } from "./RabbitMessages.ts"
+import { quarantineQueues } from "./RabbitTopology.ts"
 
 const count = (value: unknown): number =>
   typeof value === "number" && Number.isSafeInteger(value) && value > 0 ? value : 0
@@ -35,7 +36,7 @@ export class RabbitDelivery implements Delivery {
     this.retryCount = count(headers["x-retry-count"])
     this.quarantineAttempts = count(headers["x-isolated-attempts"])
     this.redeliveries = count(headers["x-delivery-count"])
-    this.quarantined = tracker.queue === quarantineQueue
+    this.quarantined = tracker.isQuarantine
     this.publishedAt = instant(headers["x-published-at"])
     this.recordedAt = recordedAt
   }
@@ -65,6 +66,10 @@ export class AckTracker {
 
   get full(): boolean {
     return this.outstanding.size >= this.prefetch
+  }
+
+  get isQuarantine(): boolean {
+    return quarantineQueues.includes(this.queue)
   }
 
   /** Interactions that the worker has to settle. */
@@ -119,6 +124,20 @@ export class AckTracker {
       if (last !== undefined) this.channel.ack(last, true)
     } catch {
       // The channel is closing: the broker will deliver its messages again.
+    }
+  }
+
+  /** Gives messages back without a republish. RabbitMQ 4.2 and older count that as a failed delivery. */
+  requeue(deliveries: ReadonlyArray<RabbitDelivery>): void {
+    for (const delivery of deliveries) {
+      if (!this.holds(delivery)) continue
+      this.unsettled -= this.outstanding.get(delivery.tag) ?? 0
+      this.outstanding.delete(delivery.tag)
+      try {
+        this.channel.nack(delivery.message, false, true)
+      } catch {
+        // The channel is closing: the broker will deliver its messages again.
+      }
     }
   }
 

@@ -13,10 +13,10 @@ import {
   InteractionQueueError,
   type Message,
   type NotAcked,
-  quarantineQueue,
   queue,
   retryQueue,
   type Settled,
+  setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import { portError } from "../../services/ports/PortFailure.ts"
 import { call, channel, Rabbit } from "./Rabbit.ts"
@@ -80,6 +80,7 @@ const make = Effect.gen(function* () {
     yield* Effect.forkScoped(Effect.forever(republisher.retryBlocked))
     return {
       take: (most) => intake.take(most),
+      receive: (wanted) => intake.want(wanted),
       settle: (settled) => settle(intake, republisher, settled),
       stop: intake.stop,
       holds: (delivery) => delivery instanceof RabbitDelivery && delivery.tracker.holds(delivery),
@@ -90,15 +91,17 @@ const make = Effect.gen(function* () {
   const depths = Effect.gen(function* () {
     const admin = yield* channel(yield* adminConnection.current)
     const check = (name: string) => call(`check queue ${name}`, () => admin.checkQueue(name))
-    const { consumerCount: consumers, messageCount: ready } = yield* check(queue)
-    let quarantined = (yield* check(quarantineQueue)).messageCount
+    const { consumerCount: consumers, messageCount } = yield* check(queue)
+    const ready = messageCount + (yield* check(setAsideQueue)).messageCount
+    let quarantined = 0
+    for (const name of RabbitTopology.quarantineQueues) quarantined += (yield* check(name)).messageCount
     const retry: Record<string, number> = {}
     for (const delay of delays) retry[delay] = (yield* check(retryQueue(delay))).messageCount
     const { messageCount: failed } = yield* check(failedQueue)
     // AMQP counts ready messages only. Unacknowledged ones are known for the consumers of this process.
     let unacked = 0
-    for (const { queue: from, unsettled } of trackers)
-      if (from === quarantineQueue) quarantined += unsettled
+    for (const { isQuarantine, unsettled } of trackers)
+      if (isQuarantine) quarantined += unsettled
       else unacked += unsettled
     return { main: { ready, unacked, consumers }, quarantined, retry, failed }
   }).pipe(Effect.scoped, Effect.mapError(toError))
@@ -110,7 +113,7 @@ const make = Effect.gen(function* () {
     publish,
     consume,
     depths,
-    traffic: yield* RabbitManagement.traffic,
+    traffic: yield* RabbitManagement.traffic([queue, setAsideQueue]),
   })
 })
 

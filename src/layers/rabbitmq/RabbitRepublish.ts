@@ -1,13 +1,14 @@
-/** Republishing interactions that are not acknowledged: to a retry queue, to `failed`, or to quarantine. */
+/** Republishing interactions that are not acknowledged: to a retry queue, to `failed`, to quarantine, or as they were. */
 import { randomUUID } from "node:crypto"
-import { Clock, Effect, Random } from "effect"
+import { Array as Arr, Clock, Effect, Random } from "effect"
 import * as MessageTraces from "../../services/MessageTraces.ts"
 import {
+  companySize,
   failedQueue,
   type NotAcked,
   nextQuarantineAttempt,
-  quarantineQueue,
   retryQueue,
+  setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
 import { described } from "../../services/Telemetry.ts"
@@ -16,6 +17,7 @@ import type { RabbitDelivery } from "./RabbitDelivery.ts"
 import type { RabbitIntake } from "./RabbitIntake.ts"
 import { type Headers, propertiesOf, text } from "./RabbitMessages.ts"
 import { type Outgoing, type Publisher, publishTraced, republished } from "./RabbitPublisher.ts"
+import { quarantineQueueOf } from "./RabbitTopology.ts"
 
 /**
  * The message that replaces a delivery. It is routed by the name of a queue, so headers keep the original exchange and
@@ -33,8 +35,12 @@ const toRepublish = (delivery: RabbitDelivery, settlement: NotAcked, now: number
     const options = republished({ properties }, { ...origin, ...changes })
     return { exchange, routingKey, body, options } satisfies Outgoing
   }
-  if (settlement._tag === "Quarantine")
-    return to("", quarantineQueue, { "x-isolated-attempts": nextQuarantineAttempt(delivery) })
+  if (settlement._tag === "Return") return to("", delivery.tracker.queue, {})
+  if (settlement._tag === "SetAside") return to("", setAsideQueue, {})
+  if (settlement._tag === "Quarantine") {
+    const attempt = nextQuarantineAttempt(delivery)
+    return to("", quarantineQueueOf(companySize(attempt)), { "x-isolated-attempts": attempt })
+  }
 
   const failed = recorded(settlement.failure, text(headers["x-first-failed-at"]), now)
   const failure = {
@@ -59,6 +65,8 @@ const toRepublish = (delivery: RabbitDelivery, settlement: NotAcked, now: number
 interface Republish {
   readonly delivery: RabbitDelivery
   readonly message: Outgoing
+  /** Without a confirmation the delivery goes back as it is, because nothing about it changes. */
+  readonly mayRequeue: boolean
 }
 
 /** Republishes deliveries of one consumer. Each is acknowledged when the broker has confirmed its republish. */
@@ -83,13 +91,17 @@ export class Republisher {
         Effect.map(Random.nextRange(0.9, 1), (jitter) => ({
           delivery,
           message: toRepublish(delivery, settlement, now, jitter),
+          mayRequeue: settlement._tag === "Return",
         })),
       ),
     )
     if (left.length === 0) return
-    this.blocked = [...this.blocked, ...left]
+    const [blocked, returned] = Arr.partition(left, ({ mayRequeue }) => mayRequeue)
+    this.intake.requeue(returned.map(({ delivery }) => delivery))
+    if (blocked.length === 0) return
+    this.blocked = [...this.blocked, ...blocked]
     this.anyBlocked.unsafeOpen()
-    this.intake.block(left.map(({ delivery }) => delivery))
+    this.intake.block(blocked.map(({ delivery }) => delivery))
   })
 
   /** Tries blocked republishes again until the broker has confirmed all of them. */

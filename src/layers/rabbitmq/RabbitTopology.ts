@@ -4,11 +4,14 @@ import { Array, Effect, Option } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import { type Dependency, DependencyDown, type Finding } from "../../services/ports/Dependencies.ts"
 import {
+  type CompanySize,
+  companySizes,
   exchange,
   failedQueue,
   quarantineQueue,
   queue,
   retryQueue,
+  setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
 import { call, channel, messageOf as messageIn, Rabbit, type RabbitError, version } from "./Rabbit.ts"
@@ -31,6 +34,14 @@ const quorumQueue = (name: string, more: Readonly<Record<string, unknown>> = {})
 
 /** Only one worker receives quarantined messages, so a poison message kills one worker at a time. */
 const singleConsumer = "x-single-active-consumer"
+
+/**
+ * Quarantined messages are in a queue for the size of their company: a consumer holds no more messages of it than that,
+ * so a death accuses no others. The last queue, of messages that are handled alone, has the plain name.
+ */
+export const quarantineQueueOf = (size: CompanySize): string =>
+  size === 1 ? quarantineQueue : `${quarantineQueue}.${size}`
+export const quarantineQueues = companySizes.map(quarantineQueueOf)
 
 /** A retry queue keeps messages for its delay, then dead-letters them to the main queue, at least once. */
 const retryQueueOf = (delay: number): QueueDeclaration => ({
@@ -58,7 +69,8 @@ const bindings: ReadonlyArray<RabbitManagement.Binding> = [
 ]
 const queues = (retryDelays: ReadonlyArray<number>) => [
   quorumQueue(queue),
-  quorumQueue(quarantineQueue, { [singleConsumer]: true }),
+  quorumQueue(setAsideQueue),
+  ...quarantineQueues.map((name) => quorumQueue(name, { [singleConsumer]: true })),
   quorumQueue(failedQueue),
   ...retryDelays.map(retryQueueOf),
 ]

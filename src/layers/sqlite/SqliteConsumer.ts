@@ -6,8 +6,17 @@ import type { Database } from "bun:sqlite"
 import { randomUUID } from "node:crypto"
 import { Clock, type Context, Effect, Random, Schedule } from "effect"
 import * as MessageTraces from "../../services/MessageTraces.ts"
-import type { Consumer, Delivery, Settled } from "../../services/ports/InteractionQueue.ts"
-import { quarantineQueue, queue } from "../../services/ports/InteractionQueue.ts"
+import {
+  type Consumer,
+  companySize,
+  companySizes,
+  type Delivery,
+  type Intake,
+  quarantineQueue,
+  queue,
+  type Settled,
+  setAsideQueue,
+} from "../../services/ports/InteractionQueue.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
 import { logWarning, type Sqlite } from "./Sqlite.ts"
 import { type Move, moveOf, type Row, SqliteDelivery, tracedMove } from "./SqliteDelivery.ts"
@@ -19,6 +28,7 @@ const renewal = Schedule.spaced(leaseMillis / 4)
 /** How often a waiting consumer looks for messages of other processes. */
 const pollMillis = 200
 const nextTryMillis = 1_000
+const sourceQueue = { main: queue, setAside: setAsideQueue } as const
 export const system = "sqlite"
 
 const renewLease = (database: Database, holder: string, now: number) =>
@@ -60,14 +70,14 @@ const isQuarantineDue = (database: Database): boolean => {
   return one("IS") && !one("IS NOT")
 }
 
-/** When the next message of the main queue may be delivered; `undefined` when none waits. */
-const nextDue = (database: Database): number | undefined =>
+/** When the next message of a queue may be delivered; `undefined` when none waits. */
+const nextDue = (database: Database, from: string): number | undefined =>
   database
     .query<{ available_at: number }, [string]>(
       `SELECT available_at FROM queue_messages WHERE queue = ? AND holder IS NULL
        ORDER BY available_at LIMIT 1`,
     )
-    .get(queue)?.available_at
+    .get(from)?.available_at
 
 /** Claims messages of a queue that may be delivered, oldest first. */
 const claim = (database: Database, from: string, holder: string, now: number, most: number) => {
@@ -81,6 +91,26 @@ const claim = (database: Database, from: string, holder: string, now: number, mo
     )
     .all(holder, from, now, most)
     .sort((a, b) => a.available_at - b.available_at || a.id - b.id)
+}
+
+/**
+ * Claims the next company of quarantined messages, if no other consumer holds one. Redelivered messages only go back to
+ * quarantine, so they are no company for messages that are handled.
+ */
+const claimCompany = (database: Database, holder: string, now: number, most: number) => {
+  if (!isQuarantineDue(database)) return []
+  const waiting = database
+    .query<Row, [string, number]>(
+      `SELECT id, queue, available_at, deliveries + 1 AS deliveries, headers, body FROM queue_messages
+       WHERE queue = ? ORDER BY available_at, id LIMIT ?`,
+    )
+    .all(quarantineQueue, Math.min(most, companySizes[0]))
+    .map((row) => new SqliteDelivery(row))
+  const kind = ({ quarantineAttempts, redeliveries }: SqliteDelivery) =>
+    (redeliveries > 0 ? -1 : 1) * companySize(quarantineAttempts)
+  const differs = waiting.findIndex((one) => kind(one) !== kind(waiting[0]!))
+  const alike = differs < 0 ? waiting.length : differs
+  return claim(database, quarantineQueue, holder, now, Math.min(alike, Math.abs(kind(waiting[0]!))))
 }
 
 /** Deletes and moves the rows of settled messages that the holder still holds. `traces`: of the moves. */
@@ -113,6 +143,7 @@ class SqliteConsumer implements Consumer {
   readonly arrival = Effect.unsafeMakeLatch(false)
   private readonly holder = randomUUID()
   private readonly held = new Set<Delivery>()
+  private wanted: Intake = { main: "all", setAside: "all" }
 
   constructor(
     private readonly sqlite: Context.Tag.Service<Sqlite>,
@@ -124,6 +155,11 @@ class SqliteConsumer implements Consumer {
   readonly stop = Effect.void
   readonly holds = (delivery: Delivery) => this.held.has(delivery)
   readonly full = () => this.held.size >= this.prefetch
+
+  readonly receive = (intake: Intake) => {
+    this.wanted = intake
+    this.arrival.unsafeOpen()
+  }
 
   /** Interruptible only while it waits, so that claimed messages are always returned. */
   readonly take = (most: number): Effect.Effect<ReadonlyArray<Delivery>> =>
@@ -140,29 +176,40 @@ class SqliteConsumer implements Consumer {
       }),
     )
 
-  /** Claims up to `most` messages of the main queue, or one quarantined message. A number is the ms to wait. */
+  /** Claims up to `most` messages of a queue, or a company of quarantined messages. A number is the ms to wait. */
   private readonly claimNext = Effect.fnUntraced(function* (this: SqliteConsumer, most: number) {
-    const { held, holder, sqlite } = this
+    const { held, holder, sqlite, wanted } = this
     const room = Math.min(most, this.prefetch - held.size)
     const [first] = held
     if (room <= 0 || first?.quarantined) return pollMillis
     const now = yield* Clock.currentTimeMillis
-    const quarantined = yield* sqlite.use(isQuarantineDue)
+    const quarantined = wanted.main !== "none" && (yield* sqlite.use(isQuarantineDue))
     if (quarantined && held.size > 0) return pollMillis
-    if (!quarantined) {
-      const due = yield* sqlite.use(nextDue)
-      if (due === undefined) return pollMillis
-      if (due > now) return Math.min(pollMillis, due - now)
-    }
+    const due = quarantined ? undefined : yield* sqlite.use((database) => this.nextSource(database, now))
+    if (typeof due === "number") return due
+    const amount = due === undefined ? wanted.main : wanted[due]
     const rows = yield* sqlite.transaction((database) => {
-      if (!quarantined) return claim(database, queue, holder, now, room)
-      // Another consumer may have claimed it in the meantime.
-      return isQuarantineDue(database) ? claim(database, quarantineQueue, holder, now, 1) : []
+      if (due === undefined) return claimCompany(database, holder, now, amount === "one" ? 1 : room)
+      return claim(database, sourceQueue[due], holder, now, amount === "one" ? 1 : room)
     })
+    if (amount === "one" && rows.length > 0) this.wanted = { ...wanted, [due ?? "main"]: "none" }
     const deliveries = rows.map((row) => new SqliteDelivery(row))
     for (const delivery of deliveries) held.add(delivery)
     return deliveries
   })
+
+  /** The queue whose messages are wanted and due, or the ms until that. */
+  private nextSource(database: Database, now: number): keyof Intake | number {
+    let wait = pollMillis
+    for (const source of ["main", "setAside"] as const) {
+      if (this.wanted[source] === "none") continue
+      const due = nextDue(database, sourceQueue[source])
+      if (due === undefined) continue
+      if (due <= now) return source
+      wait = Math.min(wait, due - now)
+    }
+    return wait
+  }
 
   /** Ends when the batch is written. A failing database only delays it. */
   readonly settle = Effect.fnUntraced(function* (this: SqliteConsumer, settled: ReadonlyArray<Settled>) {

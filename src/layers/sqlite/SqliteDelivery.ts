@@ -9,6 +9,7 @@ import {
   quarantineQueue,
   queue,
   retryQueue,
+  setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
 import { type RecordedFailure, recorded } from "../RecordedFailure.ts"
@@ -41,12 +42,14 @@ export interface Row {
 
 export class SqliteDelivery implements Delivery {
   readonly id: number
+  readonly queue: string
   readonly headers: Headers
   readonly body: Uint8Array
   readonly redeliveries: number
   readonly quarantined: boolean
   constructor({ body, deliveries, headers, id, queue }: Row) {
     this.id = id
+    this.queue = queue
     this.quarantined = queue === quarantineQueue
     this.headers = JSON.parse(headers)
     this.body = body
@@ -93,6 +96,8 @@ export const moveOf = (delivery: SqliteDelivery, settlement: NotAcked, now: numb
     retryDelay,
     availableAt: now + Math.round(retryDelay * jitter),
   })
+  if (settlement._tag === "Return") return to(delivery.queue, {})
+  if (settlement._tag === "SetAside") return to(setAsideQueue, {})
   if (settlement._tag === "Quarantine")
     return to(quarantineQueue, { isolatedAttempts: nextQuarantineAttempt(delivery) })
   const failed = recorded(settlement.failure, delivery.headers.failed?.firstFailedAt, now)

@@ -16,6 +16,7 @@ import {
   quarantineQueue,
   queue,
   routingKey,
+  setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import { portError } from "../../services/ports/PortFailure.ts"
 import { retryDelays } from "../../services/RetryPolicies.ts"
@@ -75,11 +76,11 @@ const countDepths = (database: Database, retryDelays: ReadonlyArray<number>, now
 /** Messages published and acknowledged since setup, and messages held now. A dead letter counts as acknowledged. */
 const countTotals = (database: Database) => {
   const { published, left, held } = database
-    .query<{ published: number; left: number; held: number }, [string]>(
+    .query<{ published: number; left: number; held: number }, [string, string]>(
       `SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'queue_messages'), 0) AS published,
-         COUNT(*) AS left, COUNT(holder) AS held FROM queue_messages WHERE queue = ?`,
+         COUNT(*) AS left, COUNT(holder) AS held FROM queue_messages WHERE queue IN (?, ?)`,
     )
-    .get(queue) ?? { published: 0, left: 0, held: 0 }
+    .get(queue, setAsideQueue) ?? { published: 0, left: 0, held: 0 }
   return { published, acknowledged: published - left, held }
 }
 

@@ -9,8 +9,10 @@ import { describeFailure, portFailure } from "./PortFailure.ts"
 
 export const exchange = "user_events"
 export const queue = "user_embedding_updates"
-/** Poison-message candidates wait here. One at a time is handled, by a consumer that holds nothing else. */
+/** Poison-message candidates wait here. They are handled in small companies, by a consumer that holds nothing else. */
 export const quarantineQueue = `${queue}.isolated`
+/** Searches wait here while the embedder is out, so that they do not stand in the way of product events. */
+export const setAsideQueue = `${queue}.waiting`
 export const failedQueue = "failed"
 export const routingKey = (type: EventType): string => `user.embedding.${type}`
 /** Messages wait in a retry queue for its delay, which is part of the name. */
@@ -40,7 +42,7 @@ export interface Delivery {
   readonly retryCount: number
   /** `x-isolated-attempts`: how often the message came from quarantine, this delivery included. */
   readonly quarantineAttempts: number
-  /** The message comes from quarantine: its consumer holds nothing else. */
+  /** The message comes from quarantine: its consumer holds nothing else but its company. */
   readonly quarantined: boolean
   /** `x-delivery-count`: how often the broker delivered the message before without a settlement. */
   readonly redeliveries: number
@@ -64,12 +66,18 @@ export type Settlement =
   | { readonly _tag: "DeadLetter"; readonly failure: Failure }
   /** Goes to quarantine; if it came from there, `quarantineAttempts` grows by one. */
   | { readonly _tag: "Quarantine" }
+  /** Goes back unchanged to the end of the queue that it came from. This is no evidence against the message. */
+  | { readonly _tag: "Return" }
+  /** Waits unchanged among the searches that are set aside. */
+  | { readonly _tag: "SetAside" }
 
 /** The settlements that publish the message again. */
 export type NotAcked = Exclude<Settlement, { readonly _tag: "Ack" }>
 
 export const Ack: Settlement = { _tag: "Ack" }
 export const Quarantine: Settlement = { _tag: "Quarantine" }
+export const Return: Settlement = { _tag: "Return" }
+export const SetAside: Settlement = { _tag: "SetAside" }
 export const Retry = (delayMillis: number, failure: Failure): Settlement => ({
   _tag: "Retry",
   delayMillis,
@@ -86,6 +94,25 @@ export const nextQuarantineAttempt = ({
 }: Pick<Delivery, "quarantined" | "quarantineAttempts">): number =>
   quarantined ? quarantineAttempts + 1 : Math.max(1, quarantineAttempts)
 
+/**
+ * Sizes of the companies in which quarantined messages are handled. A message that was in hand when a worker died is
+ * handled next in a smaller company, and at last alone: many innocent messages cost little, and the guilty one is found.
+ */
+export const companySizes = [64, 8, 1] as const
+export type CompanySize = (typeof companySizes)[number]
+export const companySize = (quarantineAttempts: number): CompanySize =>
+  companySizes[Math.min(Math.max(quarantineAttempts, 1), companySizes.length) - 1] ?? 1
+
+/** How many messages a consumer receives from a queue: as many as it may hold, one, or none. */
+export type Amount = "all" | "one" | "none"
+
+/** What a consumer receives. Quarantined messages are received like those of the main queue. */
+export interface Intake {
+  readonly main: Amount
+  /** Searches that are set aside. */
+  readonly setAside: Amount
+}
+
 export class InteractionQueueError extends Schema.TaggedError<InteractionQueueError>()(
   "InteractionQueueError",
   portFailure,
@@ -100,15 +127,20 @@ export interface Consumer {
    * Waits for deliveries and takes those that have arrived, in order, `most` at most. The consumer reconnects by
    * itself; messages that were delivered on a lost connection are delivered again.
    *
-   * One consumer in the whole system takes messages from quarantine. Before it takes one, it waits until all other
-   * deliveries are settled; before that one is settled, it takes no other. A message that kills its worker then harms
-   * no other message.
+   * One consumer in the whole system takes messages from quarantine. Before it takes a company of them, it waits until
+   * all other deliveries are settled; before the company is settled, it takes no other message. A message that kills
+   * its worker then harms no message outside its company.
    */
   readonly take: (most: number) => Effect.Effect<ReadonlyArray<Delivery>>
   /**
+   * Changes what is received from now on; at first it is everything. Messages that have arrived are still taken. After
+   * `one` message nothing is received until the next call.
+   */
+  readonly receive: (intake: Intake) => void
+  /**
    * Settles deliveries in any order, each once. A retry or dead letter is published and confirmed before the original
-   * is acknowledged. If publishing fails, the original stays unacknowledged and publishing is tried again. Deliveries of
-   * a lost connection are ignored: they come again.
+   * is acknowledged. If publishing fails, the original stays unacknowledged and publishing is tried again; a returned
+   * message is rejected instead. Deliveries of a lost connection are ignored: they come again.
    */
   readonly settle: (settled: ReadonlyArray<Settled>) => Effect.Effect<void>
   /**
@@ -123,7 +155,10 @@ export interface Consumer {
 }
 
 export interface Depths {
-  /** The main queue: waiting messages, interactions that consumers hold, and the number of consumers. */
+  /**
+   * The main queue: waiting messages, those set aside among them, interactions that consumers hold, and the number of
+   * consumers.
+   */
   readonly main: { readonly ready: number; readonly unacked: number; readonly consumers: number }
   /** Messages in quarantine, waiting or held by the consumer. */
   readonly quarantined: number
@@ -132,7 +167,7 @@ export interface Depths {
   readonly failed: number
 }
 
-/** Rates of the main queue per second, as the broker counts them. */
+/** Rates of the main queue per second, as the broker counts them. `unacked` includes searches that were set aside. */
 export interface Traffic {
   readonly publish: number
   readonly deliver: number
@@ -155,8 +190,8 @@ export class InteractionQueue extends Context.Tag("user-embeddings/InteractionQu
       messages: ReadonlyArray<Message>,
     ) => Effect.Effect<ReadonlyArray<Confirmation>, InteractionQueueError>
     /**
-     * A consumer that holds at most `prefetch` unsettled deliveries, or one message with more interactions. When the
-     * scope closes, unsettled deliveries go back to the queue.
+     * A consumer that holds at most `prefetch` unsettled deliveries, or one message with more interactions, and as many
+     * that were set aside. When the scope closes, unsettled deliveries go back to the queue.
      */
     readonly consume: (prefetch: number) => Effect.Effect<Consumer, never, Scope.Scope>
     readonly depths: Effect.Effect<Depths, InteractionQueueError>

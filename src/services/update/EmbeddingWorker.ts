@@ -8,15 +8,29 @@ import { Clock, Context, Duration, Effect, Fiber, FiberRef, Layer, LogLevel, Opt
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as MessageTraces from "../MessageTraces.ts"
 import type { EventTypes } from "../model/EventTypes.ts"
-import type { Consumer, Delivery, Settled, Settlement } from "../ports/InteractionQueue.ts"
-import { InteractionQueue } from "../ports/InteractionQueue.ts"
+import {
+  type Consumer,
+  type Delivery,
+  InteractionQueue,
+  Return,
+  SetAside,
+  type Settled,
+  type Settlement,
+} from "../ports/InteractionQueue.ts"
+import type { UpdateError } from "../RetryPolicies.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { BatchWindow } from "./BatchWindow.ts"
 import { EmbeddingUpdater, type Outcome } from "./EmbeddingUpdater.ts"
 import { HeldMessages, type Work } from "./HeldMessages.ts"
 import * as OutageState from "./OutageState.ts"
 import { quarantineSettlement } from "./Quarantine.ts"
-import { type DecodedMessage, isDecoded, logDefect, receive } from "./ReceivedMessage.ts"
+import {
+  type DecodedMessage,
+  isDecoded,
+  logDefect,
+  type ReceivedMessage,
+  receive,
+} from "./ReceivedMessage.ts"
 
 export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorker")<
   EmbeddingWorker,
@@ -62,6 +76,8 @@ const settlementName = {
   Retry: "retry",
   DeadLetter: "dead_letter",
   Quarantine: "quarantine",
+  Return: "return",
+  SetAside: "set_aside",
 } as const
 
 const spanOutcome = (settlement: Settlement): MessageTraces.MessageOutcome => ({
@@ -74,7 +90,11 @@ const logEvent = {
   Retry: Effect.logWarning("message.retried"),
   DeadLetter: Effect.logWarning("message.parked"),
   Quarantine: Effect.logWarning("message.quarantined"),
+  Return: Effect.logDebug("message.returned"),
+  SetAside: Effect.logDebug("message.set_aside"),
 } as const
+const isRoutine = ({ _tag }: Settlement): boolean => _tag === "Ack" || isWaiting({ _tag })
+const isWaiting = ({ _tag }: Pick<Settlement, "_tag">): boolean => _tag === "Return" || _tag === "SetAside"
 
 const logSettled = ([delivery, settlement]: Settled) =>
   logEvent[settlement._tag].pipe(
@@ -105,7 +125,7 @@ const settleAll = Effect.fnUntraced(function* (consumer: Consumer, settled: Read
   const level = yield* FiberRef.get(FiberRef.currentMinimumLogLevel)
   const logged = LogLevel.lessThanEqual(level, LogLevel.Debug)
     ? settled
-    : settled.filter(([, { _tag }]) => _tag !== "Ack")
+    : settled.filter(([, settlement]) => !isRoutine(settlement))
   yield* Effect.forEach(logged, logSettled, { discard: true })
 })
 
@@ -136,11 +156,45 @@ const isOnlyMessage = (worker: Worker) =>
     return traffic === null || traffic.unacked === 1
   }).pipe(Effect.orElseSucceed(() => false))
 
-/** Applies a batch and settles it, except for messages that wait for a dependency. */
+const outageErrors = (outcomes: ReadonlyArray<Outcome>) =>
+  outcomes.flatMap((outcome) => (outcome._tag === "Outage" ? [outcome.error] : []))
+
+/** The message reached all dependencies. One that is bad in itself proves nothing about them. */
+const provesWorking = (outcome: Outcome): boolean =>
+  outcome._tag === "Settle" && (outcome.settlement._tag === "Ack" || outcome.settlement._tag === "Retry")
+
+interface Tried {
+  readonly now: number
+  readonly probe: boolean
+}
+
+/** Changes the state at once, so that it can't overwrite a change by another fiber; answers what to log. */
+const changeState = (worker: Worker, outcomes: ReadonlyArray<Outcome>, tried: Tried): Effect.Effect<void> => {
+  const errors = outageErrors(outcomes)
+  const error = errors.at(-1)
+  if (error !== undefined) {
+    const isNew = OutageState.reasonOf(worker.state) === undefined
+    worker.state = OutageState.afterFailure(worker.state, errors, tried)
+    worker.consumer.receive(OutageState.intakeOf(worker.state, tried.now))
+    return isNew
+      ? Effect.annotateLogs(Effect.logWarning("outage.began"), Telemetry.described(error))
+      : Effect.void
+  }
+  if (!tried.probe || !outcomes.some(provesWorking)) return Effect.void
+  worker.state = OutageState.afterProbe(worker.state)
+  return Effect.logInfo("outage.ended")
+}
+
+/** A message that waits for a dependency is not held meanwhile, because brokers limit how long that may take. */
+const waitingSettlement = ({ _tag }: UpdateError): Settlement =>
+  _tag === "PhraseEmbedderError" ? SetAside : Return
+
+/** Applies a batch and settles it. */
 const updateAndSettle = Effect.fnUntraced(function* (
   worker: Worker,
   messages: ReadonlyArray<DecodedMessage>,
   isAlone: boolean,
+  probe: boolean,
 ) {
   const outcomes = yield* Effect.catchAllDefect(worker.updater.update(messages), (defect) =>
     Effect.as(
@@ -150,56 +204,34 @@ const updateAndSettle = Effect.fnUntraced(function* (
       }),
     ),
   )
-  const errors = outcomes.flatMap((outcome) => (outcome._tag === "Outage" ? [outcome.error] : []))
   // A single message is no backlog that must be spared: it goes through the retry queues.
-  const mayRetry = isAlone && errors.length === 1 && (yield* isOnlyMessage(worker))
-  const waits = ({ _tag }: Outcome) => _tag === "Outage" && !mayRetry
-  worker.held.putBack(messages.filter((_, index) => waits(outcomes[index]!)))
-  const settled = outcomes.flatMap(
-    (outcome, index): ReadonlyArray<Settled> =>
-      waits(outcome) ? [] : [[messages[index]!.delivery, outcome.settlement]],
-  )
+  const mayRetry = isAlone && outcomes[0]?._tag === "Outage" && (yield* isOnlyMessage(worker))
+  const settled = outcomes.map((outcome, index): Settled => {
+    const waits = outcome._tag === "Outage" && !mayRetry
+    return [messages[index]!.delivery, waits ? waitingSettlement(outcome.error) : outcome.settlement]
+  })
+  // Before anything is given back, so that it is not delivered again at once.
+  yield* changeState(worker, outcomes, { now: yield* Clock.currentTimeMillis, probe })
   yield* settleAll(worker.consumer, settled)
-  return { outcomes, errors, settled, waits }
+  return { outcomes, settled }
 })
 type Handled = Effect.Effect.Success<ReturnType<typeof updateAndSettle>>
 
-const traced = (worker: Worker, messages: ReadonlyArray<DecodedMessage>, isAlone: boolean) =>
+const traced = (worker: Worker, messages: ReadonlyArray<DecodedMessage>, isAlone: boolean, probe: boolean) =>
   MessageTraces.processing(
     worker.queue.system,
     messages.map(({ delivery }) => delivery),
-    ({ outcomes, waits }: Handled, index) => {
-      const outcome = outcomes[index]!
-      return { ...spanOutcome(outcome.settlement), ...(waits(outcome) && { settlement: "wait" }) }
-    },
-    updateAndSettle(worker, messages, isAlone),
+    ({ outcomes, settled }: Handled, index) => ({
+      ...spanOutcome(outcomes[index]!.settlement),
+      settlement: settlementName[settled[index]![1]._tag],
+    }),
+    updateAndSettle(worker, messages, isAlone, probe),
   )
 
-/** The message reached all dependencies. One that is bad in itself proves nothing about them. */
-const provesWorking = (outcome: Outcome): boolean =>
-  outcome._tag === "Settle" && (outcome.settlement._tag === "Ack" || outcome.settlement._tag === "Retry")
-
-/** Changes the state at once, so that it can't overwrite a change by another fiber; answers what to log. */
-const changeState = (
-  worker: Worker,
-  { errors, outcomes }: Handled,
-  probe: { readonly now: number; readonly probe: boolean },
-): Effect.Effect<void> => {
-  const error = errors.at(-1)
-  if (error !== undefined) {
-    const isNew = OutageState.reasonOf(worker.state) === undefined
-    worker.state = OutageState.afterFailure(worker.state, errors, probe)
-    return isNew
-      ? Effect.annotateLogs(Effect.logWarning("outage.began"), Telemetry.described(error))
-      : Effect.void
-  }
-  if (!probe.probe || !outcomes.some(provesWorking)) return Effect.void
-  worker.state = OutageState.afterProbe(worker.state)
-  return Effect.logInfo("outage.ended")
-}
-
-const handle = Effect.fnUntraced(function* (worker: Worker, { batch, probe }: Work) {
+const handle = Effect.fnUntraced(function* (worker: Worker, { batch: taken, probe }: Work) {
   const started = yield* Clock.currentTimeMillis
+  // After a lost connection the broker delivers again what the worker held.
+  const batch = taken.filter(({ delivery }) => worker.consumer.holds(delivery))
   const oldest = batch[0]?.delivery.publishedAt
   if (oldest) Telemetry.set(Telemetry.queueAge, Math.max(0, started - oldest) / 1000)
   const decoded = batch.filter(isDecoded)
@@ -211,20 +243,21 @@ const handle = Effect.fnUntraced(function* (worker: Worker, { batch, probe }: Wo
     )
   }
   if (decoded.length === 0) return
-  const handled = yield* traced(worker, decoded, batch.length === 1)
+  const handled = yield* traced(worker, decoded, batch.length === 1, probe)
 
-  const now = yield* Clock.currentTimeMillis
-  const duration_ms = now - started
+  const duration_ms = (yield* Clock.currentTimeMillis) - started
   Telemetry.observe(Telemetry.processDuration, duration_ms / 1000)
   Telemetry.observe(Telemetry.batchSize, batch.length)
-  const waiting = decoded.length - handled.settled.length
-  const failed = handled.settled.filter(([, { _tag }]) => _tag !== "Ack").length
+  const waiting = handled.settled.filter(([, settlement]) => isWaiting(settlement)).length
+  const failed = handled.settled.filter(([, settlement]) => !isRoutine(settlement)).length
   yield* Effect.logInfo("batch.processed").pipe(
     Effect.annotateLogs({ count: batch.length, failed, waiting, duration_ms }),
   )
-  if (handled.errors.length > 0) worker.batchLimit = Math.max(1, batch.length >> 1)
-  else if (!probe) worker.batchLimit = Math.min(worker.batchSize, 2 * worker.batchLimit)
-  yield* changeState(worker, handled, { now, probe })
+  if (!probe)
+    worker.batchLimit =
+      outageErrors(handled.outcomes).length > 0
+        ? Math.max(1, batch.length >> 1)
+        : Math.min(worker.batchSize, 2 * worker.batchLimit)
 })
 
 // ---------------------------------------------------------------------------------------------------------
@@ -235,7 +268,7 @@ const intake = (worker: Worker) =>
     const { consumer, held, prefetch } = worker
     const messages = yield* receive(yield* consumer.take(worker.batchSize), worker.eventTypes)
     held.add(messages, yield* Clock.currentTimeMillis)
-    // After a lost connection the broker delivers again what the worker held: drop it before it piles up.
+    // What was held on a lost connection is delivered again: drop it before it piles up.
     if (held.size > prefetch) held.dropUnless(consumer.holds)
     worker.laneWaits.unsafeOpen()
     worker.loopWaits.unsafeOpen()
@@ -243,9 +276,10 @@ const intake = (worker: Worker) =>
 
 const takeWork = (worker: Worker, now: number) => {
   const { batchLimit, batchSize, consumer, held, laneIsBusy, laneWaits, state } = worker
+  consumer.receive(OutageState.intakeOf(state, now))
   // A worker that is full and holds nothing but open windows would wait in vain for more: half of it goes early.
   held.closeWindows(
-    state._tag === "Stopping" ? Number.POSITIVE_INFINITY : now,
+    state._tag === "Stopping" || state._tag === "ProbingAll" ? Number.POSITIVE_INFINITY : now,
     consumer.full() && !laneIsBusy ? batchSize : 0,
   )
   laneWaits.unsafeOpen()
@@ -254,7 +288,7 @@ const takeWork = (worker: Worker, now: number) => {
 
 /** Waits until messages come, a window closes or the next probe is due. */
 const rest = ({ held, loopWaits, state }: Worker, now: number) => {
-  const at = held.wakeAt(state)
+  const at = held.wakeAt(state, now)
   return at === Number.POSITIVE_INFINITY
     ? loopWaits.await
     : Effect.timeoutOption(loopWaits.await, Duration.millis(Math.max(0, at - now)))
@@ -266,14 +300,21 @@ const pause = ({ batchLimit, held, queue, state }: Worker, { batch }: Work, took
     ? Effect.void
     : Effect.sleep(Math.min(longestPauseMillis, pauseFactor * tookMillis))
 
+/** Settles messages that came during an outage and that no one has tried. */
+const giveBack = ({ consumer, state }: Worker, waiting: ReadonlyArray<ReceivedMessage>) =>
+  settleAll(
+    consumer,
+    waiting.map(({ delivery }) => [delivery, state._tag === "ProbingSearches" ? SetAside : Return]),
+  )
+
 const loop = Effect.fnUntraced(function* (worker: Worker) {
   while (true) {
     worker.loopWaits.unsafeClose()
     const now = yield* Clock.currentTimeMillis
-    const work = takeWork(worker, now)
+    const { waiting, work } = takeWork(worker, now)
+    yield* giveBack(worker, waiting)
     if (work !== undefined) {
       yield* handle(worker, work)
-      if (worker.state._tag === "Stopping" && worker.state.reason !== undefined) return
       yield* pause(worker, work, (yield* Clock.currentTimeMillis) - now)
     } else if (worker.state._tag === "Stopping") return
     else yield* rest(worker, now)
@@ -282,7 +323,7 @@ const loop = Effect.fnUntraced(function* (worker: Worker) {
 
 const searchLane = Effect.fnUntraced(function* (worker: Worker) {
   while (worker.state._tag !== "Stopping") {
-    const batch = worker.held.takeSearches(worker.batchLimit)
+    const batch = worker.held.takeSearches(worker.state, worker.batchLimit)
     if (batch.length > 0) {
       worker.laneIsBusy = true
       yield* handle(worker, { batch, probe: false })

@@ -1,8 +1,9 @@
 /** The messages that a worker holds unsettled, and which of them it handles next. Synchronous. */
+import { Array as Arr } from "effect"
 import type { Interaction } from "../model/Interaction.ts"
 import type { Delivery } from "../ports/InteractionQueue.ts"
 import type { BatchWindow } from "./BatchWindow.ts"
-import type { OutageState } from "./OutageState.ts"
+import { isProbeDue, type OutageState } from "./OutageState.ts"
 import { interactionOf, type ReceivedMessage } from "./ReceivedMessage.ts"
 
 export interface Work {
@@ -11,7 +12,15 @@ export interface Work {
   readonly probe: boolean
 }
 
-const isSearch = (message: ReceivedMessage): boolean => interactionOf(message)?.event_type === "search"
+/** What to do next. */
+interface Next {
+  readonly work: Work | undefined
+  /** Messages that wait for a dependency. They are not held meanwhile. */
+  readonly waiting: ReadonlyArray<ReceivedMessage>
+}
+
+/** How soon a probe is asked for again, in case its delivery was lost. */
+const askAgainMillis = 1_000
 
 export class HeldMessages {
   /** In order of arrival. */
@@ -45,11 +54,6 @@ export class HeldMessages {
       else this.window.add(message, now)
   }
 
-  /** Takes messages back that wait for a dependency; they stay ahead of those that came later. */
-  putBack(messages: ReadonlyArray<ReceivedMessage>): void {
-    this.ready = messages.concat(this.ready)
-  }
-
   /** Drops all messages outside the window that the consumer does not hold. */
   dropUnless(holds: (delivery: Delivery) => boolean): void {
     this.ready = this.ready.filter(({ delivery }) => holds(delivery))
@@ -62,51 +66,54 @@ export class HeldMessages {
   }
 
   /** The next batch, at most `limit` messages; in an outage the next probe, when it is due. */
-  take(state: OutageState, limit: number, now: number): Work | undefined {
-    if (state._tag !== "Working") this.ready = this.ready.concat(this.searches.splice(0))
-    if (state._tag === "Working" || state._tag === "Stopping") return this.takeBatch(limit, () => true)
-    const waits = (message: ReceivedMessage) => state._tag === "ProbingAll" || isSearch(message)
-    const probe = state.nextProbe <= now ? this.takeProbe(waits) : undefined
-    return probe ?? this.takeBatch(limit, (message) => !waits(message))
+  take(state: OutageState, limit: number, now: number): Next {
+    if (state._tag === "Working") return { work: this.takeBatch(limit), waiting: [] }
+    this.ready = this.ready.concat(this.searches.splice(0))
+    const [goesOn, waiting] = Arr.partition(this.ready, (message) => this.waits(message, state))
+    this.ready = goesOn
+    // A message that may kill its worker is no good probe.
+    const probe = isProbeDue(state, now)
+      ? (waiting.find(({ delivery }) => !delivery.quarantined) ?? waiting[0])
+      : undefined
+    if (probe === undefined) return { work: this.takeBatch(limit), waiting }
+    return { work: { batch: [probe], probe: true }, waiting: waiting.filter((one) => one !== probe) }
   }
 
-  takeSearches(limit: number): ReadonlyArray<ReceivedMessage> {
-    return this.searches.splice(0, limit)
+  /** The next batch of searches that wait for the embedder. */
+  takeSearches(state: OutageState, limit: number): ReadonlyArray<ReceivedMessage> {
+    return state._tag === "Working" ? this.searches.splice(0, limit) : []
   }
 
   /** When there is something to do, if no message comes before (Unix ms). */
-  wakeAt(state: OutageState): number {
+  wakeAt(state: OutageState, now: number): number {
     const never = Number.POSITIVE_INFINITY
-    const probe = this.ready.length > 0 && "nextProbe" in state ? state.nextProbe : never
+    const probe = !("nextProbe" in state)
+      ? never
+      : isProbeDue(state, now)
+        ? now + askAgainMillis
+        : state.nextProbe
     return Math.min(this.window?.closes ?? never, probe)
+  }
+
+  /** Whether a message can't be handled now. An invalid message needs no dependency. */
+  private waits(message: ReceivedMessage, state: OutageState): boolean {
+    const interaction = interactionOf(message)
+    if (interaction === undefined) return false
+    if (state._tag === "ProbingSearches") return this.isSlow(interaction)
+    return state._tag === "ProbingAll" || (state._tag === "Stopping" && state.reason !== undefined)
+  }
+
+  private isSlow(interaction: Interaction): boolean {
+    return interaction.event_type === "search" && this.needsEmbedder(interaction)
   }
 
   private admit(message: ReceivedMessage): void {
     const interaction = interactionOf(message)
-    const waits = interaction?.event_type === "search" && this.needsEmbedder(interaction)
-    const lane = waits ? this.searches : this.ready
+    const lane = interaction !== undefined && this.isSlow(interaction) ? this.searches : this.ready
     lane.push(message)
   }
 
-  private takeBatch(limit: number, mayTake: (message: ReceivedMessage) => boolean): Work | undefined {
-    const batch = this.ready.filter(mayTake).slice(0, limit)
-    if (batch.length === 0) return undefined
-    const taken = new Set(batch)
-    this.ready = this.ready.filter((message) => !taken.has(message))
-    return { batch, probe: false }
-  }
-
-  /** The message with the fewest attempts, so that the messages of a backlog share the attempts. */
-  private takeProbe(mayTake: (message: ReceivedMessage) => boolean): Work | undefined {
-    let probe: ReceivedMessage | undefined
-    for (const message of this.ready)
-      if (
-        mayTake(message) &&
-        (probe === undefined || message.delivery.retryCount < probe.delivery.retryCount)
-      )
-        probe = message
-    if (probe === undefined) return undefined
-    this.ready = this.ready.filter((message) => message !== probe)
-    return { batch: [probe], probe: true }
+  private takeBatch(limit: number): Work | undefined {
+    return this.ready.length === 0 ? undefined : { batch: this.ready.splice(0, limit), probe: false }
   }
 }

@@ -6,6 +6,7 @@
  *     any state ── the worker stops ──> Stopping
  */
 import { Duration } from "effect"
+import type { Intake } from "../ports/InteractionQueue.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 
 interface Outage {
@@ -17,11 +18,11 @@ interface Outage {
 
 export type OutageState =
   | { readonly _tag: "Working" }
-  /** A store is out: all messages wait, and one at a time probes the store. */
+  /** A store is out: all messages wait in the queue, and one at a time probes the store. */
   | ({ readonly _tag: "ProbingAll" } & Outage)
-  /** Only the embedder is out: searches wait, and one at a time probes it. Product events are handled. */
+  /** Only the embedder is out: searches are set aside, and one at a time probes it. Product events are handled. */
   | ({ readonly _tag: "ProbingSearches" } & Outage)
-  /** The worker finishes what it holds. If there is an outage, it tries one batch and gives the rest back. */
+  /** The worker finishes what it holds. If there is an outage, it gives everything back. */
   | { readonly _tag: "Stopping"; readonly reason: string | undefined }
 
 export const working: OutageState = { _tag: "Working" }
@@ -30,7 +31,29 @@ export const working: OutageState = { _tag: "Working" }
 export const reasonOf = (state: OutageState): string | undefined =>
   state._tag === "Working" ? undefined : state.reason
 
-/** Messages of a batch failed with `errors`, because a dependency is out. Each failed probe delays the next one. */
+/** Whether a probe is due. */
+export const isProbeDue = (state: OutageState, now: number): boolean =>
+  "nextProbe" in state && state.nextProbe <= now
+
+/** What the worker receives. A message that waits for a dependency waits in a queue: brokers limit how long it is held. */
+export const intakeOf = (state: OutageState, now: number): Intake => {
+  const probe = isProbeDue(state, now) ? "one" : "none"
+  switch (state._tag) {
+    case "Working":
+      return { main: "all", setAside: "all" }
+    case "ProbingSearches":
+      return { main: "all", setAside: probe }
+    case "ProbingAll":
+      return { main: probe, setAside: probe }
+    case "Stopping":
+      return { main: "none", setAside: "none" }
+  }
+}
+
+/**
+ * Messages of a batch failed with `errors`, because a dependency is out. Each failed probe delays the next one. A batch
+ * that began before the outage was known does not.
+ */
 export const afterFailure = (
   state: OutageState,
   errors: ReadonlyArray<RetryPolicies.UpdateError>,
@@ -38,9 +61,12 @@ export const afterFailure = (
 ): OutageState => {
   const reason = errors.at(-1)?.message ?? ""
   if (state._tag === "Stopping") return { ...state, reason }
+  const onlySearches = errors.every(({ _tag }) => _tag === "PhraseEmbedderError")
+  if (!probe && (state._tag === "ProbingAll" || (state._tag === "ProbingSearches" && onlySearches)))
+    return state
   const failedProbes = probe && state._tag !== "Working" ? state.failedProbes + 1 : 0
   return {
-    _tag: errors.every(({ _tag }) => _tag === "PhraseEmbedderError") ? "ProbingSearches" : "ProbingAll",
+    _tag: onlySearches ? "ProbingSearches" : "ProbingAll",
     reason,
     failedProbes,
     nextProbe: now + Duration.toMillis(RetryPolicies.probeDelay(failedProbes)),

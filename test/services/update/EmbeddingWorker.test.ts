@@ -10,7 +10,6 @@ import {
   Layer,
   Logger,
   Option,
-  Queue,
   Scope,
   TestClock,
   TestContext,
@@ -22,6 +21,7 @@ import {
   Ack,
   DeadLetter,
   type Delivery,
+  type Intake,
   InteractionQueue,
   Retry,
   type Settled,
@@ -53,8 +53,24 @@ const outage: Outcome = { _tag: "Outage", error, settlement: Retry(5_000, failur
 
 /** A worker, the messages that arrive, and what the worker did with them. */
 const setUp = (knobs: Partial<EmbeddingConfig.Knobs> = {}, pauseAbove = 1_000) => {
-  const arriving = Effect.runSync(Queue.unbounded<Delivery>())
+  /** Messages that wait in the main queue, and searches that are set aside. */
+  const queues = { main: [] as Array<Delivery>, setAside: [] as Array<Delivery> }
+  const arrival = Effect.unsafeMakeLatch(false)
+  let wanted: Intake = { main: "all", setAside: "all" }
+  /** Delivers what is wanted. After one message nothing is wanted. */
+  const deliver = (): ReadonlyArray<Delivery> =>
+    (["main", "setAside"] as const).flatMap((source) => {
+      if (wanted[source] === "none") return []
+      if (wanted[source] === "all") return queues[source].splice(0)
+      const one = queues[source].splice(0, 1)
+      if (one.length > 0) wanted = { ...wanted, [source]: "none" }
+      return one
+    })
   const state = {
+    queues,
+    /** What waits for a dependency, once for each time that it was not held for it. */
+    waited: [] as Array<Settled>,
+    intake: () => wanted,
     batches: [] as Array<ReadonlyArray<Delivery>>,
     settled: [] as Array<Settled>,
     outcomeOf: ((_: Delivery) => acked) as (delivery: Delivery) => Outcome,
@@ -67,6 +83,8 @@ const setUp = (knobs: Partial<EmbeddingConfig.Knobs> = {}, pauseAbove = 1_000) =
     /** Duration of a batch, and of a batch with searches, in ms. */
     updateMillis: 0,
     searchMillis: 0,
+    /** Searches have a lane of their own, and fail there. */
+    embedderIsOut: false,
     /** Deliveries of a lost connection. */
     lost: new Set<Delivery>(),
     taken: 0,
@@ -80,7 +98,11 @@ const setUp = (knobs: Partial<EmbeddingConfig.Knobs> = {}, pauseAbove = 1_000) =
       state.unacked === undefined ? null : { publish: 0, deliver: 0, ack: 0, unacked: state.unacked },
     ),
     depths: Effect.sync(() => ({
-      main: { ready: state.ready, unacked: 1, consumers: state.unacked === undefined ? 1 : 2 },
+      main: {
+        ready: state.ready + queues.main.length + queues.setAside.length,
+        unacked: 1,
+        consumers: state.unacked === undefined ? 1 : 2,
+      },
       quarantined: 0,
       retry: { "5000": state.retrying },
       failed: 0,
@@ -88,14 +110,34 @@ const setUp = (knobs: Partial<EmbeddingConfig.Knobs> = {}, pauseAbove = 1_000) =
     consume: () =>
       Effect.succeed({
         take: () =>
-          Queue.takeBetween(arriving, 1, 1_000).pipe(
-            Effect.map(Chunk.toReadonlyArray),
-            Effect.tap((taken) => Effect.sync(() => (state.taken += taken.length))),
-          ),
-        settle: (settled) => Effect.sync(() => void state.settled.push(...settled)),
+          Effect.gen(function* () {
+            while (true) {
+              const taken = deliver()
+              state.taken += taken.length
+              if (taken.length > 0) return taken
+              arrival.unsafeClose()
+              yield* arrival.await
+            }
+          }),
+        receive: (intake) => {
+          wanted = intake
+          arrival.unsafeOpen()
+        },
+        settle: (settled) =>
+          Effect.sync(() => {
+            for (const one of settled) {
+              const [delivery, { _tag }] = one
+              const waits = _tag === "Return" || _tag === "SetAside"
+              if (waits) queues[_tag === "Return" ? "main" : "setAside"].push({ ...delivery })
+              ;(waits ? state.waited : state.settled).push(one)
+            }
+            arrival.unsafeOpen()
+          }),
         stop: Effect.void,
         holds: (one) => !state.lost.has(one),
-        full: () => state.taken - state.settled.length >= (knobs.prefetch ?? Number.POSITIVE_INFINITY),
+        full: () =>
+          state.taken - state.settled.length - state.waited.length >=
+          (knobs.prefetch ?? Number.POSITIVE_INFINITY),
       }),
   })
   const updater = Layer.succeed(EmbeddingUpdater, {
@@ -107,12 +149,16 @@ const setUp = (knobs: Partial<EmbeddingConfig.Knobs> = {}, pauseAbove = 1_000) =
         return deliveries.map((one) => state.outcomeOf(one))
       }).pipe(Effect.delay(state.updateMillis + (isSearch ? state.searchMillis : 0)))
     },
-    needsEmbedder: () => state.searchMillis > 0,
+    needsEmbedder: () => state.searchMillis > 0 || state.embedderIsOut,
   })
   const config = EmbeddingConfig.layer(knobs).pipe(Layer.provide(variables({})))
   return {
     state,
-    arrive: (...deliveries: ReadonlyArray<Delivery>) => Queue.offerAll(arriving, deliveries),
+    arrive: (...deliveries: ReadonlyArray<Delivery>) =>
+      Effect.sync(() => {
+        queues.main.push(...deliveries)
+        arrival.unsafeOpen()
+      }),
     layer: EmbeddingWorker.layer.pipe(Layer.provide([queue, updater, config])),
   }
 }
@@ -158,8 +204,15 @@ test("in an outage a backlog waits, is probed by one message, and is finished wh
       yield* arrive(...["a", "b", "c", "d"].map((user) => search(user)))
       yield* until(() => state.batches.length === 2)
       expect(state.batches.map(({ length }) => length)).toEqual([4, 1])
+      // Nothing is held between the probes.
+      yield* until(() => state.waited.length === 5)
+      expect(state.waited.every(([, { _tag }]) => _tag === "Return")).toBe(true)
+      expect(state.queues.main.length).toBe(4)
       expect(state.settled).toEqual([])
       expect(Option.isSome(yield* worker.outage)).toBe(true)
+      yield* until(() => state.batches.length === 8)
+      expect(state.batches.slice(1).map(({ length }) => length)).toEqual([1, 1, 1, 1, 1, 1, 1])
+      expect(yield* Clock.currentTimeMillis).toBe(1_000 * (1 + 2 + 4 + 8 + 16 + 20 + 20))
       state.outcomeOf = () => acked
       yield* until(() => state.settled.length === 4)
       expect(Option.isNone(yield* worker.outage)).toBe(true)
@@ -303,33 +356,84 @@ test.each([
   )
 })
 
-test("while phrases can't be embedded, product events are handled; a bad message does not end the outage", async () => {
+test("while phrases can't be embedded, product events are handled and searches are set aside; a bad message does not end the outage", async () => {
   const { arrive, layer, state } = setUp()
   const error = new PhraseEmbedderError({ reason: "unauthorized", detail: "401" })
-  const bad = search("bad")
-  state.outcomeOf = (one) => {
-    if (one === bad) return { _tag: "Settle", settlement: DeadLetter(failure) }
-    return one.routingKey.endsWith("search") ? { ...outage, error } : acked
-  }
-  const searches = [search("a", { retryCount: 1 }), search("b", { retryCount: 1 })]
+  const tag = ([, { _tag }]: Settled) => _tag
+  state.embedderIsOut = true
+  state.outcomeOf = (one) => (one.routingKey.endsWith("search") ? { ...outage, error } : acked)
   await run(
     layer,
     Effect.gen(function* () {
       const worker = yield* EmbeddingWorker.EmbeddingWorker
-      yield* arrive(...searches, view("c"))
-      yield* until(() => state.settled.length === 1)
-      yield* arrive(bad, view("d"), view("e"))
-      yield* until(() => state.settled.length === 3)
+      yield* arrive(search("a"), search("b"), view("c"))
+      yield* until(() => state.settled.length === 1 && state.waited.length === 2)
       expect(Option.isSome(yield* worker.outage)).toBe(true)
-      // The probe is the message with the fewest attempts, the bad one. The next probe follows at once.
-      yield* until(() => state.settled.length === 4)
-      yield* until(() => state.batches.at(-1)?.[0] === searches[0])
+      // New searches are set aside untried, and do not bring the next probe forward.
+      const tried = state.batches.length
+      for (let n = 1; n <= 5; n++) {
+        yield* arrive(search("new"), view("d"))
+        yield* until(() => state.settled.length === 1 + n && state.queues.setAside.length === 2 + n)
+      }
+      expect(state.batches.slice(tried).every(([one]) => one!.routingKey.endsWith("view"))).toBe(true)
+      expect(state.waited.map(tag)).toEqual(Array.from({ length: 7 }, () => "SetAside"))
+      expect(state.intake()).toEqual({ main: "all", setAside: "none" })
+      expect(yield* Clock.currentTimeMillis).toBe(0)
+      // Each probe is one of the searches that were set aside.
+      yield* until(() => state.waited.length === 9)
+      expect(yield* Clock.currentTimeMillis).toBe(1_000 + 2_000)
+      expect(state.queues.setAside.length).toBe(7)
+      // A message that is bad in itself shows nothing. Another probe follows at once.
+      let isFirst = true
+      state.outcomeOf = () => {
+        if (!isFirst) return { ...outage, error }
+        isFirst = false
+        return { _tag: "Settle", settlement: DeadLetter(failure) }
+      }
+      yield* until(() => state.settled.length === 7)
       expect(Option.isSome(yield* worker.outage)).toBe(true)
       state.outcomeOf = () => acked
-      yield* until(() => state.settled.length === 6)
+      yield* until(() => state.settled.length === 6 + 7)
       expect(Option.isNone(yield* worker.outage)).toBe(true)
     }),
   )
+})
+
+test("an outage that began with searches becomes one of the store, and nothing is received but probes", async () => {
+  const { arrive, layer, state } = setUp()
+  const embedder = new PhraseEmbedderError({ reason: "unauthorized", detail: "401" })
+  state.embedderIsOut = true
+  state.outcomeOf = (one) => ({ ...outage, error: one.routingKey.endsWith("search") ? embedder : error })
+  await run(
+    layer,
+    Effect.gen(function* () {
+      yield* arrive(search("a"), search("b"))
+      yield* until(() => state.queues.setAside.length === 2)
+      yield* arrive(view("c"), view("d"))
+      yield* until(() => state.waited.length === 4)
+      expect(state.intake()).toEqual({ main: "none", setAside: "none" })
+      state.outcomeOf = () => acked
+      yield* until(() => state.settled.length === 4)
+      expect(yield* Clock.currentTimeMillis).toBe(1_000)
+    }),
+  )
+})
+
+test("a worker that stops in an outage gives back what it holds, also what waits in windows", async () => {
+  const { arrive, layer, state } = setUp({ batchEnabled: true, batchWindow: Duration.millis(100) })
+  state.outcomeOf = () => outage
+  state.updateMillis = 50
+  await run(
+    layer,
+    Effect.gen(function* () {
+      yield* arrive(view("a"), view("b"))
+      yield* until(() => state.batches.length === 1)
+      yield* arrive(view("c"), view("d"))
+      yield* until(() => state.taken === 4)
+    }),
+  )
+  expect(state.settled).toEqual([])
+  expect(state.waited.map(([, { _tag }]) => _tag)).toEqual(["Return", "Return", "Return", "Return"])
 })
 
 test("a batch that is too large for a slow store becomes smaller until it succeeds", async () => {
@@ -345,24 +449,24 @@ test("a batch that is too large for a slow store becomes smaller until it succee
   expect(state.batches.map(({ length }) => length)).toEqual([20, 1, 10, 9])
 })
 
-test("after a lost connection in an outage the worker drops the messages that are delivered again", async () => {
-  const { arrive, layer, state } = setUp({ prefetch: 3 })
-  state.outcomeOf = () => outage
+test("after a lost connection the worker handles only what is delivered again", async () => {
+  const { arrive, layer, state } = setUp()
+  state.updateMillis = 50
   const first = ["a", "b", "c"].map((user) => search(user))
-  const again = ["a", "b", "c"].map((user) => search(user))
+  const again = ["b", "c"].map((user) => search(user))
   await run(
     layer,
     Effect.gen(function* () {
-      yield* arrive(...first)
+      yield* arrive(first[0]!)
       yield* until(() => state.batches.length === 1)
-      for (const one of first) state.lost.add(one)
+      yield* arrive(first[1]!, first[2]!)
+      yield* until(() => state.taken === 3)
+      state.lost.add(first[1]!).add(first[2]!)
       yield* arrive(...again)
-      yield* until(() => state.taken === 6)
-      state.outcomeOf = () => acked
-      yield* until(() => state.settled.length >= 3)
+      yield* until(() => state.settled.length === 3)
     }),
   )
-  expect(new Set(state.settled.map(([one]) => one))).toEqual(new Set(again))
+  expect(state.batches.slice(1)).toEqual([again])
 })
 
 test("poison-message candidates go to quarantine before other messages are handled", async () => {

@@ -6,7 +6,7 @@ import * as OutageState from "../../../src/services/update/OutageState.ts"
 
 const store = new UserEmbeddingsError({ reason: "unavailable", operation: "load", cause: new Error("gone") })
 const embedder = new PhraseEmbedderError({ reason: "unauthorized", detail: "401" })
-const { afterFailure, afterProbe, reasonOf, stop, working } = OutageState
+const { afterFailure, afterProbe, intakeOf, reasonOf, stop, working } = OutageState
 const now = 10_000
 const noProbe = { now, probe: false }
 
@@ -22,17 +22,33 @@ test("a failure of the store makes all messages wait, and a failure of the embed
   })
 })
 
-test("each failed probe delays the next one, and the failure of another batch starts anew", () => {
+test("each failed probe delays the next one, and a batch that began before the outage does not", () => {
   let state = afterFailure(working, [store], noProbe)
   for (const seconds of [2, 4, 8, 16, 20, 20]) {
     state = afterFailure(state, [store], { now, probe: true })
     expect(state).toMatchObject({ _tag: "ProbingAll", nextProbe: now + 1_000 * seconds })
   }
-  expect(afterFailure(state, [embedder], { now, probe: true })).toMatchObject({
-    _tag: "ProbingSearches",
-    failedProbes: 7,
-  })
-  expect(afterFailure(state, [store], noProbe)).toMatchObject({ failedProbes: 0, nextProbe: now + 1_000 })
+  expect(afterFailure(state, [store], noProbe)).toEqual(state)
+  expect(afterFailure(state, [embedder], noProbe)).toEqual(state)
+  const searches = afterFailure(state, [embedder], { now, probe: true })
+  expect(searches).toMatchObject({ _tag: "ProbingSearches", failedProbes: 7 })
+  expect(afterFailure(searches, [embedder], noProbe)).toEqual(searches)
+  // The store is out too, which is news.
+  expect(afterFailure(searches, [store], noProbe)).toMatchObject({ _tag: "ProbingAll", failedProbes: 0 })
+})
+
+test("a worker receives what it can handle, and one message for each probe", () => {
+  const due = now + 1_000
+  const everything = { main: "all", setAside: "all" } as const
+  const nothing = { main: "none", setAside: "none" } as const
+  expect(intakeOf(working, now)).toEqual(everything)
+  const forStore = afterFailure(working, [store], noProbe)
+  expect(intakeOf(forStore, due - 1)).toEqual(nothing)
+  expect(intakeOf(forStore, due)).toEqual({ main: "one", setAside: "one" })
+  const forEmbedder = afterFailure(working, [embedder], noProbe)
+  expect(intakeOf(forEmbedder, due - 1)).toEqual({ main: "all", setAside: "none" })
+  expect(intakeOf(forEmbedder, due)).toEqual({ main: "all", setAside: "one" })
+  expect(intakeOf(stop(working), due)).toEqual(nothing)
 })
 
 test("a probe that gets through ends the outage", () => {
