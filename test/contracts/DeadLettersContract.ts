@@ -113,6 +113,23 @@ export const suite = <R extends DeadLetters | Queue.InteractionQueue, E>(
         yield* remove(() => true)
       }))
 
+    it("looks at the same time each see all dead letters, and what is removed is removed once", () =>
+      Effect.gen(function* () {
+        const sent = messages(20)
+        yield* makeDead(sent)
+        yield* eventually(count, (found) => found === 20)
+        const looks = yield* Effect.all(
+          Array.from({ length: 6 }, () => letters),
+          { concurrency: "unbounded" },
+        )
+        for (const look of looks) expect(ids(look)).toEqual(ids(sent))
+        const amounts = yield* Effect.all(
+          Array.from({ length: 3 }, () => remove(() => true)),
+          { concurrency: "unbounded" },
+        )
+        expect(amounts.reduce((a, b) => a + b)).toBe(20)
+      }))
+
     it("picked dead letters are retried as new messages; the others stay", () =>
       Effect.gen(function* () {
         const sent = messages(4)

@@ -69,6 +69,7 @@ export const onRabbit =
       readonly dsn: string
       readonly name: string
     }) => Effect.Effect<unknown, E, InteractionQueue | DeadLetters | Dependencies | Scope.Scope>,
+    timeout = 30_000,
   ) =>
     effectTest(
       name,
@@ -78,5 +79,5 @@ export const onRabbit =
             Effect.provide(ports(host.dsn, knobs)),
           ),
         ),
-      30_000,
+      timeout,
     )

@@ -113,7 +113,7 @@ const make = Effect.gen(function* () {
     publish,
     consume,
     depths,
-    traffic: yield* RabbitManagement.traffic,
+    traffic: yield* RabbitManagement.traffic([queue, setAsideQueue]),
   })
 })
 

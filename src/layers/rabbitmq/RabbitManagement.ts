@@ -4,7 +4,7 @@
  */
 import { Effect, Either, Option, Redacted, Schema } from "effect"
 import { nodeUrls } from "../../services/NodeUrls.ts"
-import { queue, setAsideQueue, type Traffic } from "../../services/ports/InteractionQueue.ts"
+import type { Traffic } from "../../services/ports/InteractionQueue.ts"
 import * as Settings from "../../services/Settings.ts"
 
 /** Milliseconds for one node. */
@@ -96,21 +96,22 @@ const get = <A, I>(schema: Schema.Schema<A, I>, what: string, path = "") =>
     ),
   )
 
-/** The traffic of the main queue. `null` also where the broker keeps no statistics. */
-export const traffic = Effect.map(
-  Effect.all([get(Queue, "queues", `/${queue}`), get(Queue, "queues", `/${setAsideQueue}`)]),
-  (requests) =>
-    Effect.map(
-      Effect.all(requests, { concurrency: 2 }),
-      ([main, setAside]): Traffic | null =>
-        main && {
-          publish: main.message_stats.publish_details.rate,
-          deliver: main.message_stats.deliver_get_details.rate,
-          ack: main.message_stats.ack_details.rate,
-          unacked: main.messages_unacknowledged + (setAside?.messages_unacknowledged ?? 0),
-        },
-    ),
-)
+/** The traffic of these queues together. `null` if the first is not known. */
+export const traffic = (names: ReadonlyArray<string>) =>
+  Effect.map(Effect.all(names.map((name) => get(Queue, "queues", `/${name}`))), (requests) =>
+    Effect.map(Effect.all(requests, { concurrency: "unbounded" }), ([first, ...others]): Traffic | null => {
+      if (first === undefined || first === null) return null
+      const total = { publish: 0, deliver: 0, ack: 0, unacked: 0 }
+      for (const found of [first, ...others]) {
+        if (found === null) continue
+        total.publish += found.message_stats.publish_details.rate
+        total.deliver += found.message_stats.deliver_get_details.rate
+        total.ack += found.message_stats.ack_details.rate
+        total.unacked += found.messages_unacknowledged
+      }
+      return total
+    }),
+  )
 
 export const bindings = get(Schema.Array(Binding), "bindings")
 export const policies = get(Schema.Array(Policy), "policies")

@@ -55,6 +55,10 @@ const readPage = (database: Database, until: number, after: Pick<Row, "available
     )
     .all(failedQueue, until, after.available_at, after.id, rowsPerPage)
 
+/** When the newest dead letter became one. By the clock of another process this may be in the future. */
+const newest = (database: Database): number =>
+  countOf(database, "SELECT COALESCE(MAX(available_at), 0) FROM queue_messages WHERE queue = ?", failedQueue)
+
 const make = Effect.map(Sqlite, (sqlite) => {
   const failing = failingWith(portError(DeadLettersError))
 
@@ -75,8 +79,10 @@ const make = Effect.map(Sqlite, (sqlite) => {
     pick: (letter: DeadLetter) => boolean,
     statement: (database: Database, row: Row, now: number) => number,
   ) =>
-    Effect.flatMap(Clock.currentTimeMillis, (now) =>
-      pages(operation, now).pipe(
+    Effect.gen(function* () {
+      const now = yield* Clock.currentTimeMillis
+      const until = yield* failing(operation)(sqlite.use(newest))
+      return yield* pages(operation, until).pipe(
         Stream.runFoldEffect(0, (changed, rows) => {
           const picked = rows.filter((row) => pick(toDeadLetter(row)))
           if (picked.length === 0) return Effect.succeed(changed)
@@ -86,8 +92,8 @@ const make = Effect.map(Sqlite, (sqlite) => {
             )
             .pipe(failing(operation))
         }),
-      ),
-    )
+      )
+    })
 
   return DeadLetters.of({
     list: Stream.mapConcatChunk(pages("list", Number.MAX_SAFE_INTEGER), (rows) =>
