@@ -42,7 +42,7 @@ export const jaeger: Service = {
     if (!response.ok) throw new Error(`its query API answers ${response.status}`)
     return "Jaeger"
   },
-  docker: { compose: "jaeger" },
+  docker: { compose: "jaeger", env: { JAEGER_LISTEN_HOST: "0.0.0.0" } },
   native: {
     install: async (signal) => {
       if (!existsSync(compiled)) await compile(signal)
