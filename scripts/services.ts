@@ -18,29 +18,44 @@ const help = `Usage: bun run services <up|down|status|env> [options]
   start    start a stopped or killed server with its ports and data, wait until it is ready
   exec     run a program of the server, such as rabbitmqctl
 
-  --only a,b   only these services (${serviceNames.join(", ")})
+  --only a,b   only these services (${serviceNames.join(", ")}); rabbitmq=3 is a cluster of three nodes with
+               the names rabbitmq1 to rabbitmq3, mongodb=3 a replica set
   --with a,b   these besides the default three (${defaultServices.join(", ")})
   --json       JSON on standard output
 
 Each service is taken from the first of: its URL in the environment (RABBITMQ_DSN, MYSQL_URL, MONGODB_URL,
-JAEGER_URL), Docker, a private instance on free loopback ports with its data in .services/.
-Installing: RabbitMQ and MariaDB by apt-get as root, MongoDB by pip, Jaeger by go.`
+JAEGER_URL), Docker with the images of docker-compose.yml, a private instance on free loopback ports with its
+data in .services/. Docker is the engine of DOCKER_HOST, else that of the default socket.
+Installing without Docker: RabbitMQ and MariaDB by apt-get as root, MongoDB by pip, Jaeger by go.`
 
 const verbs = { stop, kill, pause, resume, start } as const
 
 class BadUsage extends Error {}
 
-const names = (list: string | undefined): ServiceName[] | undefined =>
-  list?.split(",").map((text) => {
-    const name = serviceNames.find((known) => known === text.trim())
-    if (name === undefined)
-      throw new BadUsage(`unknown service "${text}"; there are ${serviceNames.join(", ")}`)
-    return name
-  })
+/** The services of a list such as `rabbitmq=3,mysql`, each with its number of nodes. */
+const sizesIn = (list: string | undefined): Partial<Record<ServiceName, number>> | undefined =>
+  list === undefined
+    ? undefined
+    : Object.fromEntries(
+        list.split(",").map((text) => {
+          const [, word = "", count = "1"] = /^([a-z]+)(?:=([1-9]))?$/.exec(text.trim()) ?? []
+          const name = serviceNames.find((known) => known === word)
+          if (name === undefined)
+            throw new BadUsage(`unknown service "${text}"; there are ${serviceNames.join(", ")}`)
+          if (Number(count) > 1 && name !== "rabbitmq" && name !== "mongodb")
+            throw new BadUsage(`${name} has no cluster here; rabbitmq and mongodb have`)
+          return [name, Number(count)]
+        }),
+      )
 
 const parse = () => {
+  const words = process.argv.slice(2)
+  // The words after `exec NAME` belong to the program.
+  const end = words[0] === "exec" ? 2 : words.length
+  const program = words.slice(words[end] === "--" ? end + 1 : end)
   try {
     const { values, positionals } = parseArgs({
+      args: words.slice(0, end),
       allowPositionals: true,
       options: {
         only: { type: "string" },
@@ -49,9 +64,9 @@ const parse = () => {
         help: { type: "boolean", short: "h", default: false },
       },
     })
-    const extra = names(values.with)
-    const only = names(values.only) ?? (extra && [...defaultServices])
-    return { ...values, only: only && [...new Set([...only, ...(extra ?? [])])], commands: positionals }
+    const extra = sizesIn(values.with)
+    const sizes = { ...(sizesIn(values.only) ?? (extra && sizesIn(defaultServices.join(",")))), ...extra }
+    return { ...values, sizes, commands: [...positionals, ...program] }
   } catch (error) {
     throw new BadUsage(messageOf(error))
   }
@@ -62,25 +77,25 @@ const quoted = (text: string) => `'${text.replaceAll("'", `'\\''`)}'`
 
 /** Runs the command and answers the exit code. */
 const main = async (): Promise<number> => {
-  const { commands, json, only, help: wantsHelp } = parse()
+  const { commands, json, sizes, help: wantsHelp } = parse()
   if (wantsHelp) {
     console.log(help)
     return 0
   }
   const [command, target, ...rest] = commands
   const verb = Object.entries(verbs).find(([name]) => name === command)?.[1]
-  const [service] = (verb === undefined && command !== "exec" ? [] : names(target)) ?? []
-  if (service !== undefined && verb !== undefined && rest.length === 0) {
-    await verb(service)
+  if (target !== undefined && verb !== undefined && rest.length === 0) {
+    await verb(target)
     return 0
   }
-  if (service !== undefined && command === "exec" && rest.length > 0) {
-    process.stdout.write(await exec(service, rest))
+  if (target !== undefined && command === "exec" && rest.length > 0) {
+    process.stdout.write(await exec(target, rest))
     return 0
   }
   if (commands.length !== 1)
     throw new BadUsage("a command is missing: up, down, status or env, or a verb and one service")
-  const choice = only === undefined ? {} : { only }
+  const only = serviceNames.filter((name) => sizes[name] !== undefined)
+  const choice = only.length === 0 ? {} : { only, sizes }
   switch (command) {
     case "up": {
       const interrupted = new AbortController()

@@ -57,7 +57,7 @@ const wantsUsual = !systemTests.every(isFailure)
 const startSacrificial = async (signal: AbortSignal): Promise<NodeJS.ProcessEnv> => {
   if (!wantsSacrificial) return {}
   try {
-    const addresses = await sacrificial.up(signal)
+    const addresses = await sacrificial.up(undefined, signal)
     console.error("sacrificial servers for the failure tests: ready")
     return { [sacrificial.sacrificialVariable]: addresses }
   } catch (error) {

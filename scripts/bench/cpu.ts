@@ -1,6 +1,6 @@
 /** CPU time of processes on this machine, from /proc (Linux). */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs"
-import { run } from "../services/command.ts"
+import { processBehind } from "../services/docker.ts"
 
 /** Clock ticks a second in /proc; the kernel's interface fixes the number. */
 const ticksPerSecond = 100
@@ -64,8 +64,8 @@ export const serverBehind = async (url: string): Promise<ReadonlyArray<number>> 
   if (!["127.0.0.1", "localhost", "[::1]"].includes(hostname)) return []
   const pid = listener(Number(port))
   if (pid !== undefined && !stat(pid)?.name.startsWith("docker-")) return tree(pid)
-  const [container] = (await run(["docker", "ps", "--quiet", "--filter", `publish=${port}`])).split("\n")
-  return container ? tree(Number(await run(["docker", "inspect", "-f", "{{.State.Pid}}", container]))) : []
+  const inside = await processBehind(Number(port))
+  return inside === undefined ? [] : tree(inside)
 }
 
 /** CPU time so far of a set of processes, in µs. */

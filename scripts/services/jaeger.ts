@@ -2,7 +2,7 @@ import { chmodSync, cpSync, existsSync, renameSync } from "node:fs"
 import { join } from "node:path"
 import { run } from "./command.ts"
 import { cacheFolder, inScratchFolder, program } from "./install.ts"
-import type { Service } from "./service.ts"
+import { portsOf, type Service } from "./service.ts"
 
 const goModule = "github.com/jaegertracing/jaeger@v1.76.0"
 const compiled = join(cacheFolder, "jaeger-all-in-one-1.76.0")
@@ -33,25 +33,26 @@ export const jaeger: Service = {
   name: "jaeger",
   urlVariable: "JAEGER_URL",
   ports: { query: 16686, otlpHttp: 4318, otlpGrpc: 4317 },
-  env: (ports) => ({
-    JAEGER_URL: `http://127.0.0.1:${ports.query}`,
-    OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${ports.otlpHttp}`,
+  env: ([ports]) => ({
+    JAEGER_URL: `http://127.0.0.1:${ports?.query}`,
+    OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${ports?.otlpHttp}`,
   }),
   probe: async (env) => {
     const response = await fetch(`${env.JAEGER_URL}/api/services`)
     if (!response.ok) throw new Error(`its query API answers ${response.status}`)
+    return "Jaeger"
   },
-  docker: { image: "jaegertracing/jaeger:2.13.0", env: {}, args: [] },
+  docker: { compose: "jaeger" },
   native: {
     install: async (signal) => {
       if (!existsSync(compiled)) await compile(signal)
     },
     prepare: async () => {},
-    command: (_, ports) => [
+    command: (_, node) => [
       compiled,
-      `--query.http-server.host-port=127.0.0.1:${ports.query}`,
-      `--collector.otlp.http.host-port=127.0.0.1:${ports.otlpHttp}`,
-      `--collector.otlp.grpc.host-port=127.0.0.1:${ports.otlpGrpc}`,
+      `--query.http-server.host-port=127.0.0.1:${portsOf(node).query}`,
+      `--collector.otlp.http.host-port=127.0.0.1:${portsOf(node).otlpHttp}`,
+      `--collector.otlp.grpc.host-port=127.0.0.1:${portsOf(node).otlpGrpc}`,
       // Unused listeners get any free port.
       "--query.grpc-server.host-port=127.0.0.1:0",
       "--collector.grpc-server.host-port=127.0.0.1:0",

@@ -10,6 +10,9 @@ import {
   type Backend,
   defaultServices,
   type Instance,
+  type Node,
+  nodesOf,
+  portsOf,
   type Service,
   type ServiceEnv,
   type ServiceName,
@@ -36,6 +39,8 @@ export interface Status {
 
 export interface UpOptions {
   readonly only?: readonly ServiceName[]
+  /** The number of nodes of a service, for clusters. */
+  readonly sizes?: Readonly<Partial<Record<ServiceName, number>>>
   readonly signal?: AbortSignal
   readonly say?: (line: string) => void
 }
@@ -66,10 +71,22 @@ const waitUntilReady = async (service: Service, instance: Instance, signal: Abor
   }
 }
 
+/** The nodes of a service that `up` started, in order. */
+const started = (name: ServiceName, state: State = readState()): readonly Instance[] =>
+  Object.values(state)
+    .filter(({ service }) => service === name)
+    .toSorted((a, b) => a.index - b.index)
+
+/** The URLs of a service that `up` started. */
+const envOf = (service: Service, state?: State): ServiceEnv | undefined => {
+  const [first] = started(service.name, state)
+  return first === undefined ? undefined : service.env(first.cluster)
+}
+
 /** The server that the environment names, unless `up` started it and `services env` exported it. */
-const fromEnvironment = (service: Service, instance: Instance | undefined): ServiceEnv | undefined => {
+const fromEnvironment = (service: Service, state?: State): ServiceEnv | undefined => {
   const url = process.env[service.urlVariable]
-  if (!url || url === instance?.env[service.urlVariable]) return undefined
+  if (!url || url === envOf(service, state)?.[service.urlVariable]) return undefined
   return Object.fromEntries(
     urlVariables(service.name).flatMap((name) => (process.env[name] ? [[name, process.env[name]]] : [])),
   )
@@ -77,40 +94,69 @@ const fromEnvironment = (service: Service, instance: Instance | undefined): Serv
 
 const discard = async (instance: Instance) => {
   await backends[instance.backend].remove(instance)
-  forget(instance.service)
+  forget(instance.name)
 }
 
-const create = async (service: Service, backend: Instance["backend"], signal: AbortSignal) => {
-  const purposes = Object.keys(service.ports)
-  const free = await freePorts(purposes.length)
-  const ports = Object.fromEntries(purposes.map((purpose, index) => [purpose, free[index] ?? 0]))
+/** Like `Promise.all`, but waits for all promises even when one fails. */
+const all = async <A>(promises: readonly Promise<A>[]): Promise<A[]> => {
+  await Promise.allSettled(promises)
+  return Promise.all(promises)
+}
+
+const createNode = async (
+  service: Service,
+  node: Node,
+  backend: Instance["backend"],
+  signal: AbortSignal,
+) => {
   let instance: Instance | undefined
+  await backends[backend].create(
+    service,
+    node,
+    (handle) => {
+      instance = { ...node, backend, handle, env: service.env([portsOf(node)]) }
+      remember(instance)
+    },
+    async () => {
+      if (instance === undefined) throw new Error("nothing was started")
+      await waitUntilReady(service, instance, signal)
+    },
+    signal,
+  )
+}
+
+/** Starts a single server, or all nodes of a cluster at the same time. */
+const create = async (service: Service, size: number, backend: Instance["backend"], signal: AbortSignal) => {
+  const obstacle = await backends[backend].obstacle(service, size > 1)
+  if (obstacle !== undefined) throw new Error(obstacle)
+  const purposes = Object.keys(service.ports)
+  const free = await freePorts(purposes.length * size)
+  const cluster = Array.from({ length: size }, () =>
+    Object.fromEntries(purposes.map((purpose) => [purpose, free.pop() ?? 0])),
+  )
   try {
-    await backends[backend].create(
-      service,
-      ports,
-      (handle) => {
-        instance = { service: service.name, backend, handle, ports, env: service.env(ports) }
-        remember(instance)
-      },
-      signal,
-    )
-    if (instance === undefined) throw new Error("nothing was started")
-    await waitUntilReady(service, instance, signal)
-    await backends[backend].prepare(service, ports)
-    return instance
+    await all(nodesOf(service.name, cluster).map((node) => createNode(service, node, backend, signal)))
+    if (size > 1) await service.join?.(cluster)
   } catch (error) {
-    if (instance !== undefined) await discard(instance)
+    await all(started(service.name).map(discard))
     throw error
   }
 }
 
+/** Why nodes that were started before do not answer; undefined if all do, or if there are none. */
+const restartAll = async (service: Service, nodes: readonly Instance[], signal: AbortSignal) => {
+  const problems = await Promise.all(nodes.map(({ env }) => problemOf(service, env)))
+  const silent = nodes.filter((_, index) => problems[index] !== undefined)
+  await all(silent.map((node) => restart(service, node, signal)))
+  return silent.length === 0 ? "already running" : "did not answer, started again with its data"
+}
+
 const provide = async (
   service: Service,
+  size: number,
   signal: AbortSignal,
 ): Promise<Status & { readonly isNew: boolean }> => {
-  const known = readState()[service.name]
-  const given = fromEnvironment(service, known)
+  const given = fromEnvironment(service)
   if (given !== undefined) {
     const problem = await problemOf(service, given)
     const advice = `${service.urlVariable} is set, but: ${problem} (unset it to have a server started here)`
@@ -124,32 +170,31 @@ const provide = async (
       isNew: false,
     }
   }
-  const answer = (instance: Instance, detail: string, isNew: boolean) =>
-    ({
-      service: service.name,
-      where: instance.backend,
-      ready: true,
-      env: instance.env,
-      detail,
-      isNew,
-    }) as const
+  const answer = (where: Instance["backend"], detail: string, isNew: boolean) => ({
+    service: service.name,
+    where,
+    ready: true,
+    env: envOf(service) ?? {},
+    detail: size > 1 ? `${size} nodes; ${detail}` : detail,
+    isNew,
+  })
   const reasons = [`${service.urlVariable} is not set`]
-  if (known !== undefined) {
-    if ((await problemOf(service, known.env)) === undefined) return answer(known, "already running", false)
+  const known = started(service.name)
+  if (known[0] !== undefined) {
     try {
-      const again = await restart(service, known, signal)
-      return answer(again, "did not answer, started again with its data", false)
+      if (known.length !== size || known[0].cluster.length !== size)
+        throw new Error(`there were ${known.length} nodes of ${known[0].cluster.length}`)
+      return answer(known[0].backend, await restartAll(service, known, signal), false)
     } catch (error) {
       signal.throwIfAborted()
       reasons.push(`the earlier one could not be started again: ${messageOf(error)}`)
-      await discard(known)
+      await all(known.map(discard))
     }
   }
   for (const backend of ["docker", "native"] as const) {
     try {
-      const obstacle = await backends[backend].obstacle(service)
-      if (obstacle !== undefined) throw new Error(obstacle)
-      return answer(await create(service, backend, signal), reasons.join("; "), true)
+      await create(service, size, backend, signal)
+      return answer(backend, reasons.join("; "), true)
     } catch (error) {
       signal.throwIfAborted()
       reasons.push(`${backend}: ${messageOf(error)}`)
@@ -168,17 +213,11 @@ const provide = async (
 
 const describe = (status: Status, seconds?: number) => {
   const given = status.env[services[status.service].urlVariable] ?? ""
-  const url = status.where === "environment" ? given.replace(/:[^:@/]*@/, ":***@") : given
+  const url = status.where === "environment" ? given.replaceAll(/:[^:@/,]*@/g, ":***@") : given
   const state = status.ready
     ? `ready${seconds === undefined ? "" : ` in ${seconds.toFixed(1)} s`}`
     : "NOT READY"
   return `${status.service.padEnd(9)} ${status.where.padEnd(11)} ${state}  ${url}  (${status.detail})`
-}
-
-/** Like `Promise.all`, but waits for all promises even when one fails. */
-const all = async <A>(promises: readonly Promise<A>[]): Promise<A[]> => {
-  await Promise.allSettled(promises)
-  return Promise.all(promises)
 }
 
 const discardAll = (names: readonly ServiceName[]) => {
@@ -191,30 +230,30 @@ const discardAll = (names: readonly ServiceName[]) => {
  * rejects, and then every server that this call started is stopped.
  */
 export const up = (options: UpOptions = {}): Promise<UpResult> => {
-  const { only = defaultServices, signal = never, say = () => {} } = options
+  const { only = defaultServices, sizes = {}, signal = never, say = () => {} } = options
   return locked(signal, async () => {
     const before = Date.now()
-    const started: ServiceName[] = []
+    const created: ServiceName[] = []
     const statuses = await all(
       only.map(async (name) => {
-        const { isNew, ...status } = await provide(services[name], signal)
-        if (isNew) started.push(name)
+        const { isNew, ...status } = await provide(services[name], sizes[name] ?? 1, signal)
+        if (isNew) created.push(name)
         say(describe(status, (Date.now() - before) / 1000))
         return status
       }),
     ).catch(async (error: unknown) => {
-      await discardAll(started)
+      await discardAll(created)
       throw error
     })
-    return { statuses, started }
+    return { statuses, started: created }
   })
 }
 
 /** Stops the servers that `up` started and deletes their data; all of them unless `only` names some. */
 export const down = (options: Omit<UpOptions, "signal"> = {}): Promise<void> =>
   locked(undefined, async () => {
-    for (const { service, backend } of await discardAll(options.only ?? serviceNames)) {
-      options.say?.(`${service.padEnd(9)} ${backend.padEnd(11)} stopped, data deleted`)
+    for (const { name, backend } of await discardAll(options.only ?? serviceNames)) {
+      options.say?.(`${name.padEnd(9)} ${backend.padEnd(11)} stopped, data deleted`)
     }
   })
 
@@ -228,15 +267,22 @@ export const status = async (options: Omit<UpOptions, "signal"> = {}): Promise<r
   const statuses = await Promise.all(
     (options.only ?? usual(state)).map(async (name): Promise<Status> => {
       const service = services[name]
-      const instance = state[name]
-      const given = fromEnvironment(service, instance)
-      const env = given ?? instance?.env
+      const given = fromEnvironment(service, state)
+      const env = given ?? envOf(service, state)
       if (env === undefined) {
         return { service: name, where: "nowhere", ready: false, env: {}, detail: "never started" }
       }
-      const problem = await problemOf(service, env)
-      const where = given === undefined && instance !== undefined ? instance.backend : "environment"
-      return { service: name, where, ready: problem === undefined, env, detail: problem ?? "answers" }
+      const nodes = given === undefined ? started(name, state) : []
+      const problems = await Promise.all(
+        nodes.length === 0
+          ? [problemOf(service, env)]
+          : nodes.map(({ env, name }) =>
+              problemOf(service, env).then((problem) => problem && `${name}: ${problem}`),
+            ),
+      )
+      const problem = problems.filter((each) => each !== undefined).join("; ")
+      const detail = problem || (nodes.length > 1 ? `${nodes.length} nodes answer` : "answers")
+      return { service: name, where: nodes[0]?.backend ?? "environment", ready: problem === "", env, detail }
     }),
   )
   for (const each of statuses) options.say?.(describe(each))
@@ -247,47 +293,55 @@ export const status = async (options: Omit<UpOptions, "signal"> = {}): Promise<r
 export const environment = (options: Pick<UpOptions, "only"> = {}) => {
   const state = readState()
   const names = options.only ?? usual(state)
-  const found = names.map((name) => fromEnvironment(services[name], state[name]) ?? state[name]?.env)
+  const found = names.map((name) => fromEnvironment(services[name], state) ?? envOf(services[name], state))
   const env: ServiceEnv = Object.assign({}, ...found)
   return { env, missing: names.filter((_, index) => found[index] === undefined) }
 }
 
+/** Product and version of the server that the environment names, such as `MySQL 8.4.3`. */
+export const versionIn = (name: ServiceName, env: ServiceEnv): Promise<string> =>
+  within(10_000, services[name].probe(env))
+
 /** The names of the variables with the URLs of a service. */
 export const urlVariables = (name: ServiceName): readonly string[] =>
-  Object.keys(services[name].env(services[name].ports))
+  Object.keys(services[name].env([services[name].ports]))
 
-const restart = async (service: Service, instance: Instance, signal: AbortSignal): Promise<Instance> => {
+const restart = async (service: Service, instance: Instance, signal: AbortSignal): Promise<void> => {
   const handle = await backends[instance.backend].start(service, instance)
-  const started = { ...instance, handle }
-  remember(started)
-  await waitUntilReady(service, started, signal)
-  return started
+  const again = { ...instance, handle }
+  remember(again)
+  await waitUntilReady(service, again, signal)
 }
 
-const ours = (name: ServiceName): Instance => {
-  const instance = readState()[name]
-  if (instance === undefined) throw new Error(`${name} was not started by \`bun run services up\``)
+const ours = (name: string): Instance => {
+  const state = readState()
+  const instance = state[name]
+  if (instance === undefined) {
+    const names = Object.keys(state).join(", ")
+    throw new Error(`${name} was not started by \`bun run services up\`; running: ${names || "none"}`)
+  }
   return instance
 }
 
-const onInstance = (verb: "stop" | "kill" | "pause" | "resume") => (name: ServiceName) => {
+const onInstance = (verb: "stop" | "kill" | "pause" | "resume") => (name: string) => {
   const instance = ours(name)
   return backends[instance.backend][verb](instance)
 }
 
-/** Ends a server with SIGTERM and keeps its ports and data for `start`. */
+/** Ends a node with SIGTERM and keeps its ports and data for `start`. */
 export const stop = onInstance("stop")
-/** Ends a server as a power cut would (SIGKILL). */
+/** Ends a node as a power cut would (SIGKILL). */
 export const kill = onInstance("kill")
-/** Freezes a server: connections stay open, nothing answers (SIGSTOP). */
+/** Freezes a node: connections stay open, nothing answers (SIGSTOP). */
 export const pause = onInstance("pause")
 export const resume = onInstance("resume")
 /** Runs a program of the server, such as `rabbitmqctl`, and answers its standard output. */
-export const exec = (name: ServiceName, command: readonly string[]): Promise<string> => {
+export const exec = (name: string, command: readonly string[]): Promise<string> => {
   const instance = ours(name)
-  return backends[instance.backend].exec(services[name], instance, command)
+  return backends[instance.backend].exec(services[instance.service], instance, command)
 }
-/** Starts a stopped or killed server with its old ports and data, and waits until it is ready. */
-export const start = async (name: ServiceName): Promise<void> => {
-  await restart(services[name], ours(name), never)
+/** Starts a stopped or killed node with its old ports and data, and waits until it is ready. */
+export const start = async (name: string): Promise<void> => {
+  const instance = ours(name)
+  await restart(services[instance.service], instance, never)
 }

@@ -1,7 +1,7 @@
-import { createConnection } from "mysql2/promise"
+import { type Connection, createConnection, type RowDataPacket } from "mysql2/promise"
 import { run } from "./command.ts"
 import { aptInstall, findProgram, program } from "./install.ts"
-import type { Service } from "./service.ts"
+import { portsOf, type Service } from "./service.ts"
 
 const serverPrograms = ["mariadbd", "/usr/sbin/mariadbd", "/usr/local/sbin/mariadbd"]
 
@@ -18,10 +18,10 @@ const grants = [
   "GRANT ALL ON *.* TO 'admin'@'%' WITH GRANT OPTION",
 ]
 
-const query = async (url: string, statements: readonly string[]) => {
+const using = async <A>(url: string, use: (connection: Connection) => Promise<A>): Promise<A> => {
   const connection = await createConnection({ uri: url, connectTimeout: 2000 })
   try {
-    for (const statement of statements) await connection.query(statement)
+    return await use(connection)
   } finally {
     connection.destroy()
   }
@@ -31,18 +31,27 @@ export const mysql: Service = {
   name: "mysql",
   urlVariable: "MYSQL_URL",
   ports: { mysql: 3306 },
-  env: (ports) => ({ MYSQL_URL: `mysql://ue:ue@127.0.0.1:${ports.mysql}/user_embeddings` }),
-  probe: (env) => query(env.MYSQL_URL ?? "", ["SELECT 1"]),
+  env: ([ports]) => ({ MYSQL_URL: `mysql://ue:ue@127.0.0.1:${ports?.mysql}/user_embeddings` }),
+  probe: (env) =>
+    using(env.MYSQL_URL ?? "", async (connection) => {
+      const [rows] = await connection.query<Array<RowDataPacket & { version: string }>>(
+        "SELECT VERSION() AS version",
+      )
+      const version = rows[0]?.version ?? ""
+      return `${version.includes("MariaDB") ? "MariaDB" : "MySQL"} ${version.split("-")[0]}`
+    }),
   docker: {
-    image: "mysql:8.4",
+    compose: "mysql",
     env: {
       MYSQL_ROOT_PASSWORD: "ue",
       MYSQL_DATABASE: "user_embeddings",
       MYSQL_USER: "ue",
       MYSQL_PASSWORD: "ue",
     },
-    args: [],
-    prepare: (ports) => query(`mysql://root:ue@127.0.0.1:${ports.mysql}`, grants),
+    prepare: (ports) =>
+      using(`mysql://root:ue@127.0.0.1:${ports.mysql}`, async (connection) => {
+        for (const statement of grants) await connection.query(statement)
+      }),
   },
   native: {
     install: (signal) =>
@@ -56,7 +65,7 @@ export const mysql: Service = {
         "--skip-test-db",
       ])
     },
-    command: (folder, ports) => [
+    command: (folder, node) => [
       program(...serverPrograms),
       "--no-defaults",
       ...asRoot,
@@ -65,7 +74,7 @@ export const mysql: Service = {
       "--socket=mysql.sock", // Relative to the data folder: the path of a socket may not exceed 107 bytes.
       `--pid-file=${folder}/pid`,
       "--bind-address=127.0.0.1",
-      `--port=${ports.mysql}`,
+      `--port=${portsOf(node).mysql}`,
       "--innodb-flush-log-at-trx-commit=1",
       "--innodb-log-file-size=1G", // A small redo log would write pages at every commit.
       "--innodb-buffer-pool-size=1G", // Holds the indexes of millions of rows; the default is 128 MB.

@@ -4,11 +4,11 @@ import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, 
 import { join } from "node:path"
 import { lastLines, run, sleep } from "./command.ts"
 import { findProgram } from "./install.ts"
-import type { Backend, Instance, Ports, Service, ServiceName } from "./service.ts"
+import { type Backend, type Instance, type Node, portsOf, type Service } from "./service.ts"
 import { servicesFolder } from "./state.ts"
 
-const dataFolder = (name: ServiceName) => join(servicesFolder, name)
-const logFile = (name: ServiceName) => join(servicesFolder, "logs", `${name}.log`)
+const dataFolder = (name: string) => join(servicesFolder, name)
+const logFile = (name: string) => join(servicesFolder, "logs", `${name}.log`)
 
 interface Process {
   readonly pid: number
@@ -78,7 +78,7 @@ const haveEnded = async (processes: readonly Process[], milliseconds: number) =>
 
 const end = async (instance: Instance, processes: readonly Process[]) => {
   send("SIGKILL", ...processes)
-  if (!(await haveEnded(processes, 10_000))) throw new Error(`${instance.service} survived SIGKILL`)
+  if (!(await haveEnded(processes, 10_000))) throw new Error(`${instance.name} survived SIGKILL`)
 }
 
 const kill = (instance: Instance) => end(instance, members(instance))
@@ -93,55 +93,58 @@ const stop = async (instance: Instance) => {
   await end(instance, all)
 }
 
-const launch = (service: Service, ports: Ports): string => {
-  const folder = dataFolder(service.name)
+const launch = (service: Service, node: Node): string => {
+  const folder = dataFolder(node.name)
   mkdirSync(join(servicesFolder, "logs"), { recursive: true })
-  const log = openSync(logFile(service.name), "a")
-  const [program = "", ...args] = service.native.command(folder, ports)
+  const log = openSync(logFile(node.name), "a")
+  const [program = "", ...args] = service.native.command(folder, node)
   const child = spawn(program, args, {
     cwd: folder,
     detached: true,
-    env: { ...process.env, ...service.native.env?.(folder, ports) },
+    env: { ...process.env, ...service.native.env?.(folder, portsOf(node)) },
     stdio: ["ignore", log, log],
   })
   closeSync(log)
   child.unref()
   const server = child.pid === undefined ? undefined : readProcess(child.pid)
-  if (server === undefined) throw new Error(`${program} did not start; see ${logFile(service.name)}`)
+  if (server === undefined) throw new Error(`${program} did not start; see ${logFile(node.name)}`)
   return `${server.pid}@${server.started}`
 }
 
 export const nativeBackend: Backend = {
-  obstacle: async () => (process.platform === "linux" ? undefined : "native servers need Linux"),
-  create: async (service, ports, started, signal) => {
+  obstacle: async ({ name, native }, clustered) => {
+    if (process.platform !== "linux") return "native servers need Linux"
+    return clustered && native.clusters !== true ? `a cluster of ${name} needs Docker` : undefined
+  },
+  create: async (service, node, started, ready, signal) => {
     await service.native.install(signal)
-    const folder = dataFolder(service.name)
+    const folder = dataFolder(node.name)
     rmSync(folder, { recursive: true, force: true })
     mkdirSync(folder, { recursive: true })
-    await service.native.prepare(folder, ports)
+    await service.native.prepare(folder, portsOf(node))
     signal.throwIfAborted()
-    started(launch(service, ports))
+    started(launch(service, node))
+    await ready()
   },
-  prepare: async () => {},
   start: async (service, instance) => {
     await stop(instance)
-    if (!existsSync(dataFolder(service.name))) throw new Error("its data folder is gone")
-    return launch(service, instance.ports)
+    if (!existsSync(dataFolder(instance.name))) throw new Error("its data folder is gone")
+    return launch(service, instance)
   },
   stop,
   kill,
   pause: async (instance) => send("SIGSTOP", ...members(instance)),
   resume: async (instance) => send("SIGCONT", ...members(instance)),
   exec: (service, instance, [name = "", ...args]) => {
-    const folder = dataFolder(service.name)
+    const folder = dataFolder(instance.name)
     const path = findProgram(`/usr/lib/rabbitmq/bin/${name}`, name) ?? name
-    return run([path, ...args], { cwd: folder, env: service.native.env?.(folder, instance.ports) ?? {} })
+    return run([path, ...args], { cwd: folder, env: service.native.env?.(folder, portsOf(instance)) ?? {} })
   },
   remove: async (instance) => {
     await kill(instance)
-    rmSync(dataFolder(instance.service), { recursive: true, force: true })
+    rmSync(dataFolder(instance.name), { recursive: true, force: true })
   },
   running: async (instance) => isRunning(instance),
-  log: async ({ service }) =>
-    existsSync(logFile(service)) ? lastLines(readFileSync(logFile(service), "utf8"), 20) : "no log",
+  log: async ({ name }) =>
+    existsSync(logFile(name)) ? lastLines(readFileSync(logFile(name), "utf8"), 20) : "no log",
 }

@@ -1,9 +1,12 @@
 import { connect } from "amqplib"
+import { sleep } from "./command.ts"
 import { aptInstall, findProgram, program } from "./install.ts"
-import type { Ports, Service } from "./service.ts"
+import { isClustered, nodesOf, type Ports, type Service, type ServiceEnv } from "./service.ts"
 
 // The start script on the PATH of Debian's package insists on its own user and folders. It wraps the first one here.
 const serverScripts = ["/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server"]
+
+const plugins = "[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n"
 
 const configuration = (ports: Ports) => `\
 listeners.tcp.1 = 127.0.0.1:${ports.amqp}
@@ -11,35 +14,77 @@ management.tcp.ip = 127.0.0.1
 management.tcp.port = ${ports.management}
 `
 
+/** Nodes that start at the same time find each other by this list. */
+const clusterConfiguration = (cluster: readonly Ports[]) => `\
+loopback_users.guest = false
+listeners.tcp.default = 5672
+log.console = true
+cluster_formation.peer_discovery_backend = classic_config
+${nodesOf("rabbitmq", cluster)
+  .map(({ name }, index) => `cluster_formation.classic_config.nodes.${index + 1} = rabbit@${name}\n`)
+  .join("")}`
+
+const callManagement = async (url: string, path: string): Promise<unknown> => {
+  const { username, password, origin } = new URL(url)
+  const response = await fetch(`${origin}/api${path}`, {
+    headers: { authorization: `Basic ${btoa(`${username}:${password}`)}` },
+  })
+  if (!response.ok) throw new Error(`the management API answers ${response.status}`)
+  return response.json()
+}
+
+const env = (cluster: readonly Ports[]): ServiceEnv => ({
+  RABBITMQ_DSN: cluster.map(({ amqp }) => `amqp://guest:guest@127.0.0.1:${amqp}`).join(","),
+  RABBITMQ_MANAGEMENT_URL: cluster
+    .map(({ management }) => `http://guest:guest@127.0.0.1:${management}`)
+    .join(","),
+})
+
 export const rabbitmq: Service = {
   name: "rabbitmq",
   urlVariable: "RABBITMQ_DSN",
   ports: { amqp: 5672, management: 15672, distribution: 25672, epmd: 4369 },
-  env: (ports) => ({
-    RABBITMQ_DSN: `amqp://guest:guest@127.0.0.1:${ports.amqp}`,
-    RABBITMQ_MANAGEMENT_URL: `http://guest:guest@127.0.0.1:${ports.management}`,
-  }),
+  env,
   probe: async (env) => {
-    const connection = await connect(env.RABBITMQ_DSN ?? "", { timeout: 2000 })
+    const [dsn = ""] = (env.RABBITMQ_DSN ?? "").split(",")
+    const connection = await connect(dsn, { timeout: 2000 })
+    const { version } = connection.connection.serverProperties
     await connection.close()
-    if (env.RABBITMQ_MANAGEMENT_URL === undefined) return
-    const { username, password, origin } = new URL(env.RABBITMQ_MANAGEMENT_URL)
-    const response = await fetch(`${origin}/api/overview`, {
-      headers: { authorization: `Basic ${btoa(`${username}:${password}`)}` },
-    })
-    if (!response.ok) throw new Error(`the management API answers ${response.status}`)
+    const [management = ""] = (env.RABBITMQ_MANAGEMENT_URL ?? "").split(",")
+    if (management !== "") await callManagement(management, "/overview")
+    return `RabbitMQ ${version}`
+  },
+  join: async (cluster) => {
+    const { RABBITMQ_MANAGEMENT_URL = "" } = env(cluster.slice(0, 1))
+    const deadline = Date.now() + 60_000
+    for (;;) {
+      const nodes = (await callManagement(RABBITMQ_MANAGEMENT_URL, "/nodes")) as Array<{ running: boolean }>
+      if (nodes.filter(({ running }) => running).length === cluster.length) return
+      if (Date.now() > deadline)
+        throw new Error(`${nodes.length} of ${cluster.length} nodes found each other`)
+      await sleep(200)
+    }
   },
   docker: {
-    image: "rabbitmq:4-management",
-    env: { RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS: "+sbwt none" },
-    args: [],
+    compose: "rabbitmq",
+    env: { RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS: "+sbwt none +sbwtdcpu none +sbwtdio none" },
+    files: (node) => {
+      const enabled = { target: "/etc/rabbitmq/enabled_plugins", content: plugins, mode: 0o644 }
+      if (!isClustered(node)) return [enabled]
+      const content = clusterConfiguration(node.cluster)
+      return [
+        enabled,
+        { target: "/etc/rabbitmq/rabbitmq.conf", content, mode: 0o644 },
+        { target: "/var/lib/rabbitmq/.erlang.cookie", content: "user-embeddings", mode: 0o400 },
+      ]
+    },
   },
   native: {
     install: (signal) =>
       aptInstall("rabbitmq-server", () => findProgram(...serverScripts) !== undefined, signal),
     prepare: async (folder, ports) => {
       await Bun.write(`${folder}/rabbitmq.conf`, configuration(ports))
-      await Bun.write(`${folder}/enabled_plugins`, "[rabbitmq_management].\n")
+      await Bun.write(`${folder}/enabled_plugins`, plugins)
       await Bun.write(`${folder}/rabbitmq-env.conf`, "")
     },
     // Runs epmd in the server's process group. RabbitMQ would start it as a daemon that never ends.

@@ -12,8 +12,6 @@ export const sacrificialVariable = "SACRIFICIAL_SERVERS"
 /** The variable with a command that breaks and repairs a node, such as `./control {action} {name}`. */
 export const controlVariable = "SERVERS_CONTROL"
 const folder = ".services-sacrificial"
-const only = ["--only", "rabbitmq,mysql,mongodb"] as const
-
 export type Action = "kill" | "stop" | "start" | "pause" | "resume"
 
 const services = (signal: AbortSignal | undefined, ...args: readonly string[]) =>
@@ -29,11 +27,9 @@ const services = (signal: AbortSignal | undefined, ...args: readonly string[]) =
     ...(signal === undefined ? {} : { signal }),
   })
 
-/** Starts the servers and answers the value of the variable. */
-export const up = async (signal?: AbortSignal): Promise<string> => {
-  const given = process.env[sacrificialVariable]
-  if (given && process.env[controlVariable]) return given
-  const statuses: readonly Status[] = JSON.parse(await services(signal, "up", ...only, "--json"))
+/** Starts the servers and answers the value of the variable. `only` is as in `bun run services up --only`. */
+export const up = async (only = "rabbitmq,mysql,mongodb", signal?: AbortSignal): Promise<string> => {
+  const statuses: readonly Status[] = JSON.parse(await services(signal, "up", "--only", only, "--json"))
   return JSON.stringify(Object.assign({}, ...statuses.map(({ env }) => env)))
 }
 export const down = () => services(undefined, "down")
@@ -51,7 +47,7 @@ export const control = async (
   ...rest: readonly string[]
 ): Promise<string> => {
   const command = process.env[controlVariable]
-  if (!command) return services(undefined, action, name, ...(action === "exec" ? ["--", ...rest] : []))
+  if (!command) return services(undefined, action, name, ...rest)
   const filled = command.replaceAll("{action}", action).replaceAll("{name}", name)
   return run(["sh", "-c", `${filled} "$@"`, "control", ...rest])
 }

@@ -10,19 +10,49 @@ export type Ports = Readonly<Record<string, number>>
 /** Environment variables with the URLs of the service. */
 export type ServiceEnv = Readonly<Record<string, string>>
 
+/** One node of a service. A single server is a cluster of one. */
+export interface Node {
+  /** The name of the service, with a number in a cluster: `rabbitmq2`. */
+  readonly name: string
+  readonly service: ServiceName
+  readonly index: number
+  /** The ports of all nodes. */
+  readonly cluster: readonly Ports[]
+}
+
+/** The nodes of a cluster with these ports. */
+export const nodesOf = (service: ServiceName, cluster: readonly Ports[]): readonly Node[] =>
+  cluster.map((_, index) => ({
+    name: cluster.length === 1 ? service : `${service}${index + 1}`,
+    service,
+    index,
+    cluster,
+  }))
+
+export const portsOf = ({ cluster, index }: Node): Ports => cluster[index] ?? {}
+export const isClustered = ({ cluster }: Node): boolean => cluster.length > 1
+
 export interface Service {
   readonly name: ServiceName
   /** The variable that names an existing server. */
   readonly urlVariable: string
   /** Purpose → the port inside the container. */
   readonly ports: Ports
-  readonly env: (ports: Ports) => ServiceEnv
-  /** Calls the service by its own protocol. Rejects when the service is not ready. */
-  readonly probe: (env: ServiceEnv) => Promise<void>
+  readonly env: (cluster: readonly Ports[]) => ServiceEnv
+  /** Asks the service for its product and version, by its own protocol. Rejects when the service is not ready. */
+  readonly probe: (env: ServiceEnv) => Promise<string>
+  /** Joins the nodes of a cluster when all answer, and waits until the cluster is ready. Services without it have single servers only. */
+  readonly join?: (cluster: readonly Ports[]) => Promise<void>
   readonly docker: {
-    readonly image: string
-    readonly env: Readonly<Record<string, string>>
-    readonly args: readonly string[]
+    /** The name of the service in docker-compose.yml, which names the image. */
+    readonly compose: string
+    readonly env?: Readonly<Record<string, string>>
+    /** Files that the container starts with. The entry point of the image sets their owner. */
+    readonly files?: (
+      node: Node,
+    ) => ReadonlyArray<{ readonly target: string; readonly content: string; readonly mode: number }>
+    /** Arguments in place of the image's own, for a node on the network of this machine instead of one of its own. */
+    readonly onHost?: (node: Node) => readonly string[] | undefined
     /** Runs once, after a new container has become ready. */
     readonly prepare?: (ports: Ports) => Promise<void>
   }
@@ -31,34 +61,34 @@ export interface Service {
     readonly install: (signal: AbortSignal) => Promise<void>
     /** Writes the first files of a new data folder. */
     readonly prepare: (folder: string, ports: Ports) => Promise<void>
-    readonly command: (folder: string, ports: Ports) => readonly string[]
+    readonly command: (folder: string, node: Node) => readonly string[]
     readonly env?: (folder: string, ports: Ports) => Readonly<Record<string, string>>
+    /** False for a service that has native single servers only. */
+    readonly clusters?: boolean
   }
 }
 
-/** A server that `up` started. `handle` is the id of the container, or the pid and start time of the process. */
-export interface Instance {
-  readonly service: ServiceName
+/** A node that `up` started. `handle` is the id of the container, or the pid and start time of the process. */
+export interface Instance extends Node {
   readonly backend: "docker" | "native"
   readonly handle: string
-  readonly ports: Ports
+  /** The URLs of this node alone. */
   readonly env: ServiceEnv
 }
 
 /** Runs servers. Failure tests use `stop`, `kill`, `pause` and `resume`. */
 export interface Backend {
-  /** The reason why this machine cannot run the service, or undefined. */
-  readonly obstacle: (service: Service) => Promise<string | undefined>
-  /** Starts a new server. It calls `started` as soon as there is something to clean up. */
+  /** The reason why this machine cannot run the nodes of the service, or undefined. */
+  readonly obstacle: (service: Service, clustered: boolean) => Promise<string | undefined>
+  /** Starts a new node. It calls `started` as soon as there is something to clean up, and ends after `ready`. */
   readonly create: (
     service: Service,
-    ports: Ports,
+    node: Node,
     started: (handle: string) => void,
+    ready: () => Promise<void>,
     signal: AbortSignal,
   ) => Promise<void>
-  /** Runs once when the new server answers. */
-  readonly prepare: (service: Service, ports: Ports) => Promise<void>
-  /** Starts a stopped or killed server with its old ports and data. Answers the new handle. */
+  /** Starts a stopped or killed node with its old ports and data. Answers the new handle. */
   readonly start: (service: Service, instance: Instance) => Promise<string>
   readonly stop: (instance: Instance) => Promise<void>
   readonly kill: (instance: Instance) => Promise<void>

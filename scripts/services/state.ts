@@ -5,13 +5,14 @@
 import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs"
 import { join, resolve } from "node:path"
 import { sleep } from "./command.ts"
-import type { Instance, ServiceName } from "./service.ts"
+import type { Instance } from "./service.ts"
 
 export const servicesFolder = resolve(import.meta.dir, "../..", process.env.SERVICES_FOLDER || ".services")
 const stateFile = join(servicesFolder, "state.json")
 const lockFile = join(servicesFolder, "lock")
 
-export type State = Readonly<Partial<Record<ServiceName, Instance>>>
+/** The nodes by name. */
+export type State = Readonly<Record<string, Instance>>
 
 const isMissing = (error: unknown) => error instanceof Error && "code" in error && error.code === "ENOENT"
 
@@ -33,9 +34,9 @@ const writeState = (state: State) => {
   renameSync(`${stateFile}.new`, stateFile)
 }
 
-export const remember = (instance: Instance) => writeState({ ...readState(), [instance.service]: instance })
+export const remember = (instance: Instance) => writeState({ ...readState(), [instance.name]: instance })
 
-export const forget = (name: ServiceName) => {
+export const forget = (name: string) => {
   const { [name]: _, ...rest } = readState()
   writeState(rest)
 }

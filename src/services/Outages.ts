@@ -9,10 +9,13 @@ const logEvery = Duration.toMillis("1 minute")
 /** An operation that failed this long ago and was not tried again does not keep an outage open. */
 const forgottenAfter = Duration.toMillis("10 seconds")
 
-/** `MySQL at db.example:3306`. Without user, password and database. */
-export const serverName = (product: string, url: string, defaultPort: number): string => {
-  const { hostname, port } = new URL(url)
-  return `${product} at ${hostname}:${port || defaultPort}`
+/** `RabbitMQ at a.example:5672, b.example:5672`. Without user, password and database. */
+export const serverName = (product: string, urls: string | ReadonlyArray<string>, defaultPort: number) => {
+  const addresses = [urls].flat().map((url) => {
+    const { hostname, port } = new URL(url)
+    return `${hostname}:${port || defaultPort}`
+  })
+  return `${product} at ${addresses.join(", ")}`
 }
 
 /** Conflicts and bad data say nothing about the server. */

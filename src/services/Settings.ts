@@ -6,6 +6,7 @@ import { Config, ConfigError, Duration, Either, Option, ParseResult, Redacted, S
 import { builtInEventTypes, parseWeights } from "./model/EventTypes.ts"
 import { describeIssues } from "./model/Interaction.ts"
 import { History } from "./model/UserEmbedding.ts"
+import { nodeUrls } from "./NodeUrls.ts"
 
 export interface Setting<A> extends Config.Config<A> {
   readonly variable: string
@@ -122,6 +123,13 @@ const url = (...protocols: ReadonlyArray<string>) =>
         `must be a URL that starts with ${protocols.map((name) => `${name}//`).join(" or ")}`,
     ),
   )
+/** One URL, or those of several nodes. */
+const urls = (...protocols: ReadonlyArray<string>) =>
+  Schema.String.pipe(
+    Schema.filter((text) =>
+      Either.match(nodeUrls(text, protocols), { onLeft: (problem) => problem, onRight: () => true }),
+    ),
+  )
 const secretOf = (schema: Schema.Schema<string, string>) => Schema.Redacted(schema)
 const text = Schema.String
 const tokens = secretOf(
@@ -134,18 +142,24 @@ const tokens = secretOf(
   ),
 )
 
-export const RABBITMQ_DSN = optional("RABBITMQ_DSN", secretOf(url("amqp:", "amqps:")), {
+export const amqpProtocols = ["amqp:", "amqps:"]
+export const RABBITMQ_DSN = optional("RABBITMQ_DSN", secretOf(urls(...amqpProtocols)), {
   meaning:
-    "RabbitMQ server; set together with MYSQL_URL and MONGODB_URL, or none of them for the embedded stack",
+    "RabbitMQ server, or the nodes of a cluster: amqp://u:p@a,amqp://u:p@b or amqp://u:p@a,b/vhost; set together with MYSQL_URL and MONGODB_URL, or none of them for the embedded stack",
   example: "amqp://guest:guest@127.0.0.1:5672",
   secret: true,
 })
-export const RABBITMQ_MANAGEMENT_URL = optional("RABBITMQ_MANAGEMENT_URL", secretOf(url("http:", "https:")), {
-  meaning:
-    "RabbitMQ's management API, for rates; default: port 15672 (15671 with amqps) of RABBITMQ_DSN's host, with its user",
-  example: "http://127.0.0.1:15672",
-  secret: true,
-})
+export const managementProtocols = ["http:", "https:"]
+export const RABBITMQ_MANAGEMENT_URL = optional(
+  "RABBITMQ_MANAGEMENT_URL",
+  secretOf(urls(...managementProtocols)),
+  {
+    meaning:
+      "RabbitMQ's management API, for rates, bindings and policies; several nodes as in RABBITMQ_DSN; default: port 15672 (15671 with amqps) of RABBITMQ_DSN's hosts, with its user",
+    example: "http://127.0.0.1:15672",
+    secret: true,
+  },
+)
 export const MYSQL_URL = optional("MYSQL_URL", secretOf(url("mysql:", "mariadb:")), {
   meaning:
     "MySQL 8.0 to 9.7 or MariaDB 10.6 to 11.8 database of the interaction log; ?ssl-mode=VERIFY_IDENTITY for TLS",

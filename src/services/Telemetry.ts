@@ -287,6 +287,14 @@ export const embeddingsDuration = metric(
     "s",
   ),
 )
+/** Written by other programs. They are left out. */
+export const unreadableDocuments = tagged(
+  counter("user_embeddings.unreadable_documents", "Stored documents that could not be read, by collection"),
+  attribute.dbCollection,
+)
+export const unusableProducts = metric(
+  gauge("user_embeddings.products.unusable", "Products of the catalogue whose vector cannot be used"),
+)
 export const deadLetters = tagged(
   counter("user_embeddings.dead_letters", "Messages that became dead letters, by error"),
   attribute.errorType,

@@ -3,7 +3,11 @@ import { expect } from "bun:test"
 import { Chunk, Effect, type Layer, Stream } from "effect"
 import fc from "fast-check"
 import { cosine, toBytes } from "../../src/services/model/Vector.ts"
-import { type ProductEmbedding, ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
+import {
+  type ProductEmbedding,
+  ProductEmbeddings,
+  stampModulus,
+} from "../../src/services/ports/ProductEmbeddings.ts"
 import { later } from "../support/clocks.ts"
 import { layerSuite } from "../support/effect.ts"
 
@@ -35,8 +39,11 @@ const one = (product_id: string, space: string): ProductEmbedding => ({
   product_id,
 })
 const hex = (v: Float32Array | undefined) => v && Buffer.from(toBytes(v)).toString("hex")
-const bits = (product: ProductEmbedding | undefined) =>
-  product && { ...product, embedding: hex(product.embedding) }
+const bits = (product: (ProductEmbedding & { readonly updated_at?: number }) | undefined) => {
+  if (product === undefined) return undefined
+  const { updated_at: _, ...written } = product
+  return { ...written, embedding: hex(product.embedding) }
+}
 
 const byId = (a: { product_id: string } | undefined, b: { product_id: string } | undefined) =>
   (a?.product_id ?? "") < (b?.product_id ?? "") ? -1 : 1
@@ -129,7 +136,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         const many = products("changed", 1_100, "changed-space")
         yield* store.upsert([...many, one("changed-elsewhere", "changed-other")])
         const found = (yield* since(0)).filter(({ product_id }) => product_id.startsWith("changed-"))
-        expect(found.map(({ updated_at: _, ...product }) => bits(product)).toSorted(byId)).toStrictEqual(
+        expect(found.map(bits).toSorted(byId)).toStrictEqual(
           [...many, one("changed-elsewhere", "changed-other")].map(bits).toSorted(byId),
         )
         const newest = Math.max(...found.map(({ updated_at }) => updated_at))
@@ -138,6 +145,67 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         yield* later("2 millis")(store.upsert([one("changed-0007", "changed-other")]))
         const [again, ...others] = yield* since(newest)
         expect([again?.product_id, again?.space, others.length]).toEqual(["changed-0007", "changed-other", 0])
+      }))
+
+    it("the stamps of a space are those of its products, and a write changes the stamp", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const stamps = Effect.map(
+          Stream.runCollect(store.stamps("stamps")),
+          (found) => new Map(Array.from(found, ({ product_id, updated_at }) => [product_id, updated_at])),
+        )
+        yield* store.upsert([...products("stamp", 700, "stamps"), one("stamp-elsewhere", "other-stamps")])
+        const sumOf = (found: ReadonlyMap<string, number>) => ({
+          count: found.size,
+          sum: [...found.values()].reduce((sum, stamp) => sum + (stamp % stampModulus), 0),
+        })
+        const before = yield* stamps
+        expect(yield* store.stampSum("stamps")).toEqual(sumOf(before))
+        expect(yield* store.stampSum("no-such-space")).toEqual({ count: 0, sum: 0 })
+        expect(before.size).toBe(700)
+        expect(before).toEqual(
+          new Map((yield* all("stamps")).map(({ product_id, updated_at }) => [product_id, updated_at])),
+        )
+        yield* later("2 millis")(
+          store.upsert([one("stamp-0007", "stamps"), one("stamp-0008", "other-stamps")]),
+        )
+        const after = yield* stamps
+        expect(after.size).toBe(699)
+        expect(yield* store.stampSum("stamps")).toEqual(sumOf(after))
+        expect([...after].filter(([id, stamp]) => before.get(id) !== stamp).map(([id]) => id)).toEqual([
+          "stamp-0007",
+        ])
+        const found = yield* store.find(["stamp-0007", "stamp-0008", "nowhere"])
+        expect(found.map(({ product_id, space }) => [product_id, space]).toSorted()).toEqual([
+          ["stamp-0007", "stamps"],
+          ["stamp-0008", "other-stamps"],
+        ])
+        expect(bits(found.find(({ product_id }) => product_id === "stamp-0007"))).toEqual(
+          bits((yield* all("stamps")).find(({ product_id }) => product_id === "stamp-0007")),
+        )
+      }))
+
+    it("names the products whose vectors cannot be used, and why", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const broken = (product_id: string, ...values: ReadonlyArray<number>) => ({
+          ...one(product_id, "problems"),
+          embedding: Float32Array.from(values),
+        })
+        yield* store.upsert([
+          broken("problem-good", 1, 2, 3),
+          broken("problem-short", 1, 2),
+          broken("problem-zero", 0, 0, 0),
+          broken("problem-nan", 1, Number.NaN, 3),
+        ])
+        const found = yield* Stream.runCollect(store.problems("problems", 3))
+        expect(new Map(Array.from(found, ({ detail, product_id }) => [product_id, detail]))).toEqual(
+          new Map([
+            ["problem-short", "has a vector that has 2 dimensions instead of 3"],
+            ["problem-zero", "has a vector that is a zero vector"],
+            ["problem-nan", "has a vector that has the value NaN at index 1, which is not a finite float32"],
+          ]),
+        )
       }))
 
     it("describes products of all spaces by name and category", () =>

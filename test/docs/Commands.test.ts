@@ -8,10 +8,18 @@ import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, w
 import { createServer } from "node:net"
 import { tmpdir } from "node:os"
 import { join, resolve } from "node:path"
-import amqp from "amqplib"
 import manifest from "../../package.json" with { type: "json" }
 import { bundledProgram } from "../support/bundledProgram.ts"
-import { freshMongo, freshMysql, freshRabbit, urlOf, withServers } from "../support/servers.ts"
+import {
+  connectAmqp,
+  freshMongo,
+  freshMysql,
+  freshRabbit,
+  urlOf,
+  urlsIn,
+  virtualHostIn,
+  withServers,
+} from "../support/servers.ts"
 
 const main = await bundledProgram("src/programs/main.ts")
 const root = resolve(import.meta.dir, "../..")
@@ -27,7 +35,7 @@ const notRun: ReadonlyArray<readonly [RegExp, string]> = [
   [/^docker /, "it needs a Docker engine"],
   [/services (up|env)\b/, "it started the servers of this test"],
   [/^rabbitmqctl /, "LeastPrivilege.test.ts does the same over the management API"],
-  [/^bun run (bench|test:failures)\b/, "it takes minutes"],
+  [/^bun run (bench|test:failures|test:servers)\b/, "it takes minutes"],
   [/^(bun add|bunx|npx) user-embeddings\b/, "test/package does it with the package that would be published"],
 ]
 /** Commands that run until a signal stops them. */
@@ -133,7 +141,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
       system.push(spawn("user-embeddings", [part], { cwd: root, env: environment, stdio: "ignore" }))
     for (const port of [apiPort, workerPort])
       await until("the system answers", async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).ok)
-    const connection = await amqp.connect(rabbit.dsn)
+    const connection = await connectAmqp(rabbit.dsn)
     const channel = await connection.createConfirmChannel()
     channel.publish("user_events", "user.embedding.search", Buffer.from("not JSON"))
     await channel.waitForConfirms()
@@ -156,12 +164,12 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
 
   /** The command with the addresses of this test. */
   const adapted = (line: string): string => {
-    const management = new URL(process.env.RABBITMQ_MANAGEMENT_URL ?? "http://127.0.0.1:15672")
-    const vhost = new URL(environment.RABBITMQ_DSN ?? urlOf("rabbitmq")).pathname.slice(1)
+    const [management] = urlsIn(process.env.RABBITMQ_MANAGEMENT_URL ?? "http://127.0.0.1:15672")
+    const vhost = virtualHostIn(environment.RABBITMQ_DSN ?? urlOf("rabbitmq"))
     const here = line
       .replaceAll(/(localhost|127\.0\.0\.1):3000/g, `127.0.0.1:${environment.API_PORT}`)
       .replaceAll(/(localhost|127\.0\.0\.1):9464/g, `127.0.0.1:${environment.WORKER_PORT}`)
-      .replaceAll(/(localhost|127\.0\.0\.1):15672/g, `127.0.0.1:${management.port}`)
+      .replaceAll(/(localhost|127\.0\.0\.1):15672/g, `127.0.0.1:${management?.port}`)
       .replaceAll(/(--out|>>) /g, '$1 "$TMPDIR"/')
       .replaceAll("/tmp/", '"$TMPDIR"/')
       .replaceAll("/api/queues/%2F/", `/api/queues/${vhost}/`)

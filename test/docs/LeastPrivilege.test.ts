@@ -9,6 +9,7 @@ import { Effect, Layer } from "effect"
 import { MongoClient } from "mongodb"
 import mysql from "mysql2/promise"
 import { mongodb } from "../../scripts/services/mongodb.ts"
+import { nodesOf } from "../../scripts/services/service.ts"
 import * as Stack from "../../src/layers/Stack.ts"
 import * as Provision from "../../src/programs/tasks/ProvisionServers.ts"
 import * as Worker from "../../src/programs/Worker.ts"
@@ -19,19 +20,25 @@ import * as InteractionRecorder from "../../src/services/record/InteractionRecor
 import * as OutboxRelay from "../../src/services/record/OutboxRelay.ts"
 import * as EventVectors from "../../src/services/update/EventVectors.ts"
 import { effectTest } from "../support/effect.ts"
-import { freshMysql, freshRabbit, management, withServers } from "../support/servers.ts"
+import {
+  changedUrls,
+  freshMysql,
+  freshRabbit,
+  management,
+  virtualHostIn,
+  withServers,
+} from "../support/servers.ts"
 import { quiet, variables } from "../support/stacks.ts"
 
 const guide = readFileSync(resolve(import.meta.dir, "../../docs/security.md"), "utf8")
 const block = (language: string): string =>
   new RegExp(`\`\`\`${language}\\n(.*?)\`\`\``, "s").exec(guide)?.[1] ?? ""
 
-const withUser = (url: string, user: string, password: string): string => {
-  const changed = new URL(url)
-  changed.username = user
-  changed.password = password
-  return changed.href
-}
+const withUser = (urls: string, user: string, password: string): string =>
+  changedUrls(urls, (url) => {
+    url.username = user
+    url.password = password
+  })
 
 /** A database and the guide's two users, with unique names. `undo` removes them. */
 const mysqlUsers = async () => {
@@ -57,7 +64,7 @@ const mysqlUsers = async () => {
 /** A virtual host in which the guide's user has the guide's permissions and no other. */
 const rabbitUser = async () => {
   const fresh = await freshRabbit()
-  const vhost = new URL(fresh.dsn).pathname.slice(1)
+  const vhost = virtualHostIn(fresh.dsn)
   const user = `ue_run_${vhost}`
   const [configure, write, read] = [...block("sh").matchAll(/'([^']*)'/g)].map(([, pattern]) => pattern)
   const put = (path: string, body: object) => management(path, { method: "PUT", body: JSON.stringify(body) })
@@ -86,7 +93,8 @@ const mongoUser = async () => {
   const folder = mkdtempSync(join(tmpdir(), "mongod-auth-"))
   await mongodb.native.prepare(folder, {})
   const port = await freePort()
-  const [program = "", ...args] = mongodb.native.command(folder, { mongodb: port })
+  const [node] = nodesOf("mongodb", [{ mongodb: port }])
+  const [program = "", ...args] = mongodb.native.command(folder, node!)
   const server: ChildProcess = spawn(program, [...args, "--auth"], { stdio: "ignore" })
   const url = `mongodb://127.0.0.1:${port}`
   const client = await MongoClient.connect(url, { serverSelectionTimeoutMS: 20_000 })

@@ -3,6 +3,7 @@
  * with {@link System.proof}: it compares the log with the applied events, and every vector with one computed from the log.
  */
 import { describe, expect, test } from "bun:test"
+import { appendFileSync } from "node:fs"
 import type amqp from "amqplib"
 import { Effect, Exit, Layer, Scope } from "effect"
 import { type Binary, MongoClient } from "mongodb"
@@ -95,6 +96,7 @@ export class System {
   /** Message ids that the API has answered with success. */
   readonly accepted = new Set<string>()
   readonly programs: Array<Program> = []
+  readonly figures: Record<string, string | number> = {}
   readonly env: Variables
   private readonly scope = Effect.runSync(Scope.make())
   private readonly pool: mysql.Pool
@@ -167,6 +169,12 @@ export class System {
     for (const { log, name } of this.programs)
       for (const { event, ...facts } of log.slice(-4))
         console.error(`    ${name}: ${event} ${JSON.stringify(facts)}`)
+  }
+
+  /** A figure of this scenario for the table of `bun run test:servers`, such as ("slowest recovery", "4.1 s"). */
+  report(what: string, figure: string | number): void {
+    this.figures[what] = figure
+    this.say(`${what}: ${figure}`)
   }
 
   /** Prints the progress of the long form. */
@@ -498,8 +506,15 @@ const nextTurn = () => {
   else begin()
 }
 
+/** Appends what a scenario measured to a file, one line of JSON each. */
+const record = (outcome: object) => {
+  const file = process.env.SCENARIO_FIGURES
+  if (file) appendFileSync(file, `${JSON.stringify(outcome)}\n`)
+}
+
 /** Runs a scenario on its own system, which is always closed. */
-const perform = async (run: (system: System) => Promise<unknown>, env: Variables) => {
+const perform = async (scenario: string, run: (system: System) => Promise<unknown>, env: Variables) => {
+  const begun = performance.now()
   const system = await System.open(env)
   let timer: ReturnType<typeof setTimeout> | undefined
   const late = new Promise<never>((_, reject) => {
@@ -507,6 +522,8 @@ const perform = async (run: (system: System) => Promise<unknown>, env: Variables
   })
   try {
     await Promise.race([run(system), late])
+    const seconds = Math.round((performance.now() - begun) / 1000)
+    record({ scenario, seconds, accepted: system.accepted.size, figures: system.figures })
   } catch (error) {
     system.printLogs()
     throw error
@@ -514,13 +531,6 @@ const perform = async (run: (system: System) => Promise<unknown>, env: Variables
     clearTimeout(timer)
     await system.close()
   }
-}
-
-/** Starts or resumes a server that a failed scenario left stopped or frozen. */
-const mend = async () => {
-  for (const server of ["rabbitmq", "mysql", "mongodb"] as const)
-    await sacrificial.resume(server).catch(() => {})
-  await sacrificial.up()
 }
 
 type Scenario = (name: string, run: (system: System) => Promise<unknown>, env?: Variables) => void
@@ -549,7 +559,10 @@ export const failures = (
       return tests((title, run, env = {}) =>
         test(
           title,
-          () => perform(run, env).catch((error) => mend().then(() => Promise.reject(error))),
+          () =>
+            perform(`${name}: ${title}`, run, env).catch((error) =>
+              cluster.mend().then(() => Promise.reject(error)),
+            ),
           longest * 20,
         ),
       )
@@ -560,7 +573,7 @@ export const failures = (
         title,
         () =>
           turn()
-            .then(() => perform(run, env))
+            .then(() => perform(`${name}: ${title}`, run, env))
             .finally(nextTurn),
         longest * 20,
       ),

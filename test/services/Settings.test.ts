@@ -178,6 +178,7 @@ describe("addresses of servers", () => {
         "amqp://user:p%40ss%2Fword@broker.example:5672/%2F",
         "amqps://user:secret@broker.example/vhost?heartbeat=10&frameMax=8192",
         "amqp://guest:guest@[::1]:5672/a_b",
+        "amqp://user:secret@a:5672,b:5673/vhost",
       ],
     ],
     [

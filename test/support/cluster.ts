@@ -59,11 +59,11 @@ const nodeUrls = (server: Server): ReadonlyArray<ServiceEnv> => {
   }))
 }
 
-const answers = async (server: Server, name: string, env: ServiceEnv) => {
+const answers = async (server: Server, name: string, env: ServiceEnv): Promise<void> => {
   const deadline = Date.now() + 120_000
   for (;;) {
     try {
-      return await within(2500, servers[server].probe(env))
+      return void (await within(2500, servers[server].probe(env)))
     } catch (error) {
       if (Date.now() > deadline)
         throw new Error(`${name} does not answer 120 s after its start`, { cause: error })
@@ -132,4 +132,13 @@ export const primary = async (): Promise<Node> => {
     }
   }
   throw new Error("the replica set has no primary")
+}
+
+/** Resumes and starts what a failed scenario left frozen or stopped. */
+export const mend = async (): Promise<void> => {
+  for (const server of ["rabbitmq", "mysql", "mongodb"] as const)
+    for (const { env, resume, start } of nodes(server)) {
+      await resume().catch(() => {})
+      await within(2500, servers[server].probe(env)).then(() => {}, start)
+    }
 }

@@ -33,6 +33,15 @@ export type Broker = Readonly<Record<string, string | undefined>>
 /** The URLs of a list such as `amqp://a,amqp://b`: one for each node. */
 export const urlsIn = (list: string): ReadonlyArray<URL> => list.split(",").map((url) => new URL(url))
 
+/** The same list with each URL changed. */
+export const changedUrls = (list: string, change: (url: URL) => void): string =>
+  urlsIn(list)
+    .map((url) => {
+      change(url)
+      return url.href
+    })
+    .join(",")
+
 /** The first answer of several nodes that are asked in turn. */
 const firstOf = async <A>(urls: ReadonlyArray<URL>, ask: (url: URL) => Promise<A>): Promise<A> => {
   let last: unknown
@@ -83,14 +92,15 @@ export const freshRabbit = async (
   readonly drop: () => Promise<unknown>
 }> => {
   const vhost = `ue_${fresh()}`
-  const dsns = urlsIn(broker?.RABBITMQ_DSN ?? urlOf("rabbitmq"))
+  const list = broker?.RABBITMQ_DSN ?? urlOf("rabbitmq")
   await management(`/vhosts/${vhost}`, { method: "PUT" }, broker)
-  const user = decodeURIComponent(dsns[0]!.username)
+  const user = decodeURIComponent(urlsIn(list)[0]!.username)
   const permissions = JSON.stringify({ configure: ".*", write: ".*", read: ".*" })
   await management(`/permissions/${vhost}/${user}`, { method: "PUT", body: permissions }, broker)
-  for (const dsn of dsns) dsn.pathname = `/${vhost}`
   return {
-    dsn: dsns.map(({ href }) => href).join(","),
+    dsn: changedUrls(list, (url) => {
+      url.pathname = `/${vhost}`
+    }),
     drop: () => management(`/vhosts/${vhost}`, { method: "DELETE" }, broker),
   }
 }

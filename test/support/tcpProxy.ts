@@ -1,6 +1,8 @@
 /** A TCP proxy in front of a server. It simulates outages: no connection, or no answer. */
 import net, { type AddressInfo, type Socket } from "node:net"
 import { Effect } from "effect"
+import { MongoClient } from "mongodb"
+import { urlsIn } from "./servers.ts"
 
 export interface TcpProxy {
   readonly port: number
@@ -14,11 +16,29 @@ export interface TcpProxy {
   readonly restore: () => void
 }
 
-/** A proxy to the host and port of a URL. It stops with the scope. */
+/** The URL of one node: the first of RabbitMQ's, the primary of a replica set. */
+const oneNode = async (target: string): Promise<URL> => {
+  if (!target.startsWith("mongodb:")) return urlsIn(target)[0]!
+  const client = await MongoClient.connect(target)
+  const { primary } = await client.db("admin").command({ hello: 1 })
+  await client.close()
+  if (primary === undefined) return new URL(target)
+  // With the address of the proxy, a client would not find the proxy in the replica set's list of members.
+  const [, login = "", path = "/"] = /^mongodb:\/\/([^@/]*@)?[^/]*(\/[^?]*)?/.exec(target) ?? []
+  return new URL(`mongodb://${login}${primary}${path}?directConnection=true`)
+}
+
+/** A proxy to the host and port of a URL, or to one node of a cluster. It stops with the scope. */
 export const tcpProxy = (target: string) =>
+  Effect.flatMap(
+    Effect.promise(() => oneNode(target)),
+    proxyTo,
+  )
+
+const proxyTo = (target: URL) =>
   Effect.acquireRelease(
     Effect.async<TcpProxy & { readonly close: () => void }>((resume) => {
-      const { hostname, port } = new URL(target)
+      const { hostname, port } = target
       const pairs = new Set<readonly [Socket, Socket]>()
       let state: "open" | "cut" | "frozen" = "open"
       const join = ([a, b]: readonly [Socket, Socket]) => {

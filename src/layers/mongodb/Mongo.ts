@@ -21,8 +21,10 @@ import {
 import {
   Binary,
   type Db,
+  Decimal128,
   Double,
   type FindCursor,
+  Long,
   MongoBulkWriteError,
   MongoClient,
   type MongoClientOptions,
@@ -40,7 +42,7 @@ import { isOutage, ServerOutage } from "../../services/Outages.ts"
 import { clockFindings, type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
 import { type PortFailure, textOf } from "../../services/ports/PortFailure.ts"
 import * as Settings from "../../services/Settings.ts"
-import { databaseSpan } from "../../services/Telemetry.ts"
+import * as Telemetry from "../../services/Telemetry.ts"
 import { within } from "../Deadline.ts"
 import { type MissingObject, missingObjects } from "./MongoCollections.ts"
 import { Reachability } from "./Reachability.ts"
@@ -224,7 +226,7 @@ export const make = (options: MongoOptions) =>
             )
         },
       )
-      return databaseSpan(
+      return Telemetry.databaseSpan(
         "mongodb",
         operation,
         target,
@@ -283,8 +285,41 @@ export const toStored = (vector: Float32Array, storage: Storage): StoredVector =
 /** Without this, the driver stores whole numbers as integers. */
 export const toDouble = (x: number): Double => new Double(x)
 
-export const fromStored = (stored: StoredVector): Float32Array =>
-  stored instanceof Binary ? stored.toFloat32Array() : Float32Array.from(stored, Number)
+/** `Number(null)` would be 0. */
+const toNumber = (x: unknown): number =>
+  typeof x === "number" || x instanceof Double || x instanceof Long || x instanceof Decimal128
+    ? Number(x)
+    : Number.NaN
+
+/** Of a stored value by any program. What is no vector has no dimensions, and what is no number becomes NaN. */
+export const fromStored = (stored: unknown): Float32Array => {
+  if (Array.isArray(stored)) return Float32Array.from(stored, toNumber)
+  try {
+    return stored instanceof Binary ? stored.toFloat32Array() : new Float32Array(0)
+  } catch {
+    // Binary data of another kind.
+    return new Float32Array(0)
+  }
+}
+
+/**
+ * Decodes documents one by one. Another program may have written one that `decode` cannot read: it is left out and
+ * counted, and costs the others nothing.
+ */
+export const decodeEach = <Stored, A>(
+  collection: string,
+  documents: Iterable<Stored>,
+  decode: (document: Stored) => A,
+): Array<A> => {
+  const decoded: Array<A> = []
+  for (const document of documents)
+    try {
+      decoded.push(decode(document))
+    } catch {
+      Telemetry.count(Telemetry.unreadableDocuments(collection), 1)
+    }
+  return decoded
+}
 
 const remedies: Record<PortFailure["reason"], string> = {
   unavailable: "start MongoDB, or correct MONGODB_URL",

@@ -6,7 +6,7 @@ import { namePattern, phraseEventTypes, zeroCounters } from "../../services/mode
 import { History } from "../../services/model/UserEmbedding.ts"
 
 interface Index {
-  readonly field: string
+  readonly fields: ReadonlyArray<string>
   readonly unique?: true
   readonly expireAfterSeconds?: number
 }
@@ -96,16 +96,21 @@ const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
   {
     name: names.userEmbeddings,
     schema: userEmbeddingValidator,
-    indexes: [{ field: "user_id", unique: true }, { field: "last_updated" }, { field: "space" }],
+    // `_id` is the user id: a second unique index would forbid to shard the collection.
+    indexes: [{ fields: ["user_id"] }, { fields: ["last_updated"] }, { fields: ["space"] }],
   },
   { name: names.appliedOverflow, schema: exactly({ _id: text }), indexes: [] },
   {
     name: names.productEmbeddings,
-    indexes: [{ field: "product_id", unique: true }, { field: "space" }, { field: "updated_at" }],
+    indexes: [
+      { fields: ["product_id"], unique: true },
+      { fields: ["space", "product_id", "updated_at"] },
+      { fields: ["updated_at"] },
+    ],
   },
   {
     name: names.phraseEmbeddings,
-    indexes: [{ field: "last_used", expireAfterSeconds: Math.round(phraseTtlDays * 86_400) }],
+    indexes: [{ fields: ["last_used"], expireAfterSeconds: Math.round(phraseTtlDays * 86_400) }],
   },
 ]
 
@@ -121,8 +126,8 @@ const unlessCode = (code: number) => (error: unknown) => {
 }
 const namespaceExists = 48
 
-const describe = ({ field, unique, expireAfterSeconds }: Index): string =>
-  `${unique ? "unique " : ""}index on ${field}${
+const describe = ({ fields, unique, expireAfterSeconds }: Index): string =>
+  `${unique ? "unique " : ""}index on ${fields.join(", ")}${
     expireAfterSeconds === undefined ? "" : `, expiring after ${expireAfterSeconds / 86_400} days`
   }`
 
@@ -132,21 +137,24 @@ const missingIndexes = (
   existing: ReadonlyArray<IndexDescriptionInfo>,
 ): ReadonlyArray<MissingObject> =>
   indexes.flatMap((index): ReadonlyArray<MissingObject> => {
-    const { field, ...options } = index
-    const found = existing.find(({ key }) => isDeepStrictEqual({ ...key }, { [field]: 1 }))
-    const create = () => db.collection(collection).createIndex({ [field]: 1 }, options)
+    const { fields, ...options } = index
+    const keyPattern = Object.fromEntries(fields.map((field) => [field, 1]))
+    const found = existing.find(({ key }) =>
+      isDeepStrictEqual(Object.entries(key), Object.entries(keyPattern)),
+    )
+    const create = () => db.collection(collection).createIndex(keyPattern, options)
     const name = `${collection}: ${describe(index)}`
     if (found === undefined) return [{ name, create }]
     if (found.expireAfterSeconds !== index.expireAfterSeconds)
       return [
         {
           name,
-          create: () =>
-            db.command({ collMod: collection, index: { keyPattern: { [field]: 1 }, ...options } }),
+          create: () => db.command({ collMod: collection, index: { keyPattern, ...options } }),
         },
       ]
-    // Creating it fails beside the existing index. An operator has to decide whether that may be dropped.
-    return (found.unique ?? false) === (index.unique ?? false) ? [] : [{ name, create }]
+    // Creating it fails beside the existing index. An operator has to decide whether that may be dropped. A unique index
+    // where none is needed only stands in the way of sharding.
+    return index.unique && !found.unique ? [{ name, create }] : []
   })
 
 export const missingObjects = async (

@@ -6,13 +6,13 @@ import { Clock, Duration, Effect, Layer } from "effect"
 import { Binary } from "mongodb"
 import { PhraseEmbeddings, PhraseEmbeddingsError } from "../../services/ports/PhraseEmbeddings.ts"
 import { portError } from "../../services/ports/PortFailure.ts"
-import { Mongo } from "./Mongo.ts"
+import { fromStored, Mongo } from "./Mongo.ts"
 import { names } from "./MongoCollections.ts"
 
 interface PhraseDocument {
   readonly _id: string
-  readonly embedding: Binary
-  readonly last_used: Date
+  readonly embedding: unknown
+  readonly last_used: unknown
 }
 
 /** `last_used` is updated at most once a day, so that reading stays cheap. */
@@ -32,7 +32,9 @@ export const make = Effect.map(Mongo, ({ database, failingWith }): PhraseEmbeddi
               phrases.find({ _id: { $in: [...keys] } }, { batchSize: keys.length }).toArray(),
             )
             const now = yield* Clock.currentTimeMillis
-            const stale = found.filter(({ last_used }) => now - last_used.getTime() > touchAfter)
+            const stale = found.filter(
+              ({ last_used }) => !(last_used instanceof Date) || now - last_used.getTime() > touchAfter,
+            )
             if (stale.length > 0)
               yield* call("update", name, () =>
                 phrases.updateMany(
@@ -41,7 +43,7 @@ export const make = Effect.map(Mongo, ({ database, failingWith }): PhraseEmbeddi
                   { writeConcern: { w: 1, journal: false } },
                 ),
               ).pipe(Effect.ignoreLogged)
-            return new Map(found.map(({ _id, embedding }) => [_id, embedding.toFloat32Array()]))
+            return new Map(found.map(({ _id, embedding }) => [_id, fromStored(embedding)]))
           }),
 
     save: (vectors) =>

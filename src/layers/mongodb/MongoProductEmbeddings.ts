@@ -1,7 +1,7 @@
 /** Product embeddings in MongoDB: one document per product in `product_embeddings`. */
-import { Clock, Effect, Layer, Stream } from "effect"
+import { Chunk, Clock, Effect, Layer, Option, Schema, Stream } from "effect"
 import { type Collection, MongoServerError } from "mongodb"
-import type { ProductId } from "../../services/model/Interaction.ts"
+import { ProductId } from "../../services/model/Interaction.ts"
 import * as Vector from "../../services/model/Vector.ts"
 import { portError } from "../../services/ports/PortFailure.ts"
 import {
@@ -10,11 +10,15 @@ import {
   type ProductEmbedding,
   ProductEmbeddings,
   ProductEmbeddingsError,
+  type StampSum,
+  type StoredProduct,
+  stampModulus,
 } from "../../services/ports/ProductEmbeddings.ts"
 import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
 import * as Settings from "../../services/Settings.ts"
 import {
   type Calls,
+  decodeEach,
   fromStored,
   Mongo,
   type Storage,
@@ -24,23 +28,46 @@ import {
 } from "./Mongo.ts"
 import { names } from "./MongoCollections.ts"
 
-/** Other programs may write products too, so some fields are optional. */
-type ProductDocument = Pick<ProductEmbedding, "product_id" | "space"> &
-  Partial<Pick<ProductEmbedding, "product_name" | "category" | "text">> & {
-    readonly embedding: StoredVector
-    readonly dimension_count: number
-    readonly created_at: Date
-    readonly updated_at: Date
-  }
+/** As this program writes it. Other programs may write products too, in any form. */
+interface ProductDocument extends Omit<ProductEmbedding, "embedding"> {
+  readonly embedding: StoredVector
+  readonly dimension_count: number
+  readonly created_at: Date
+  readonly updated_at: Date
+}
+type FoundDocument = { readonly [Field in keyof ProductDocument]?: unknown }
 
-const toProduct = (document: ProductDocument): ProductEmbedding => ({
-  product_id: document.product_id,
-  embedding: fromStored(document.embedding),
-  product_name: document.product_name ?? null,
-  category: document.category ?? null,
-  space: document.space,
-  text: document.text ?? null,
+const textOrNull = (value: unknown): string | null => (typeof value === "string" ? value : null)
+const millisOf = (value: unknown): number => (value instanceof Date ? value.getTime() : 0)
+const isId = Schema.is(ProductId)
+const toId = (value: unknown): ProductId => {
+  if (!isId(value)) throw new TypeError("no event can name this product")
+  return value
+}
+
+const toDescription = ({ category, product_id, product_name }: FoundDocument) => ({
+  product_id: toId(product_id),
+  product_name: textOrNull(product_name),
+  category: textOrNull(category),
 })
+const toStamp = ({ product_id, updated_at }: FoundDocument) => ({
+  product_id: toId(product_id),
+  updated_at: millisOf(updated_at),
+})
+const toProduct = (document: FoundDocument): StoredProduct => ({
+  ...toDescription(document),
+  embedding: fromStored(document.embedding),
+  space: textOrNull(document.space) ?? "",
+  text: textOrNull(document.text),
+  updated_at: millisOf(document.updated_at),
+})
+
+const toProblem = ({ embedding, product_id }: FoundDocument, dimensions: number) => {
+  if (!isId(product_id))
+    return { product_id: JSON.stringify(product_id) ?? "none", detail: "has an id that no event can name" }
+  const detail = Vector.problem(fromStored(embedding), dimensions)
+  return detail === undefined ? undefined : { product_id, detail: `has a vector that ${detail}` }
+}
 
 /** Each product once. A later one replaces an earlier one, as if they were written one by one. */
 const merge = (products: ReadonlyArray<ProductEmbedding>): Map<ProductId, ProductEmbedding> => {
@@ -79,6 +106,18 @@ const upsertOne = (product: ProductEmbedding, storage: Storage, now: Date) => {
   }
 }
 
+/** With these fields alone, the server reads an index instead of documents. */
+const stampFields = { _id: 0, product_id: 1, updated_at: 1 }
+const stampOrZero = {
+  $cond: [
+    { $eq: [{ $type: "$updated_at" }, "date"] },
+    { $mod: [{ $toLong: "$updated_at" }, stampModulus] },
+    0,
+  ],
+}
+/** About 600 KB: short enough to decode between two requests. */
+const stampsPerBatch = 10_000
+
 interface Store extends Calls<ProductEmbeddingsError> {
   readonly products: Collection<ProductDocument>
   readonly storage: Storage
@@ -99,12 +138,12 @@ const load = ({ call, products }: Store, wanted: ReadonlyArray<ProductId>, space
 const knownSince = ({ call, products }: Store, wanted: ReadonlyArray<ProductId>, space: string) =>
   call("find", name, async () => {
     const found = await products
-      .find<{ readonly product_id: ProductId; readonly created_at?: Date }>(
+      .find<{ readonly product_id: ProductId; readonly created_at?: unknown }>(
         { product_id: { $in: [...wanted] }, space },
         { projection: { _id: 0, product_id: 1, created_at: 1 }, batchSize: wanted.length },
       )
       .toArray()
-    return new Map(found.map(({ created_at, product_id }) => [product_id, created_at?.getTime() ?? 0]))
+    return new Map(found.map(({ created_at, product_id }) => [product_id, millisOf(created_at)]))
   })
 
 const texts = ({ call, products }: Store, wanted: ReadonlyArray<ProductId>, space: string) =>
@@ -143,17 +182,10 @@ const describe = ({ call, products }: Store, ids: ReadonlyArray<ProductId>) =>
   call("find", name, async () => {
     const projection = { _id: 0, product_id: 1, product_name: 1, category: 1 }
     const found = await products
-      .find<Pick<ProductDocument, "product_id" | "product_name" | "category">>(
-        { product_id: { $in: [...ids] } },
-        { projection },
-      )
+      .find<FoundDocument>({ product_id: { $in: [...ids] } }, { projection })
       .toArray()
-    return new Map(
-      found.map(({ category = null, product_id, product_name = null }) => [
-        product_id,
-        { product_id, product_name, category },
-      ]),
-    )
+    const described = decodeEach(name, found, toDescription)
+    return new Map(described.map((product) => [product.product_id, product]))
   })
 
 /** Compares with all products of the space. */
@@ -168,8 +200,8 @@ const nearest = (store: Store, vector: Float32Array, space: string, limit: numbe
         Stream.runForEachChunk((batch) =>
           Effect.sync(() => {
             for (const document of batch) {
+              if (toProblem(document, vector.length) !== undefined) continue
               const embedding = fromStored(document.embedding)
-              if (embedding.length !== vector.length) continue
               const norms = norm * Vector.norm(embedding)
               const similarity = norms === 0 ? 0 : Vector.dot(vector, embedding) / norms
               insertTopK(best, limit, { product_id: document.product_id, similarity }, moreSimilar)
@@ -197,7 +229,7 @@ const searchIndex = (
 ) =>
   call("aggregate", name, () =>
     products
-      .aggregate<ProductDocument>([
+      .aggregate<FoundDocument>([
         {
           $vectorSearch: {
             index: names.productVectors,
@@ -215,12 +247,15 @@ const searchIndex = (
       ({ cause, reason }) => reason === "rejected" && cause instanceof MongoServerError,
       ({ message }) => new NoVectorIndex({ detail: message }),
     ),
-    Effect.map((found) => found.map(toProduct)),
+    Effect.map((found) => decodeEach(name, found, toProduct)),
     Effect.filterOrFail(
       (found) => found.length > 0 || category !== undefined,
       () => new NoVectorIndex({ detail: `the index ${names.productVectors} is missing or empty` }),
     ),
   )
+
+const decoded = <A, E>(documents: Stream.Stream<FoundDocument, E>, decode: (document: FoundDocument) => A) =>
+  Stream.mapChunks(documents, (chunk) => Chunk.unsafeFromArray(decodeEach(name, chunk, decode)))
 
 export const make = (options: { readonly storage: Storage }) =>
   Effect.map(Mongo, ({ database, failingWith }): ProductEmbeddings["Type"] => {
@@ -241,14 +276,41 @@ export const make = (options: { readonly storage: Storage }) =>
       indexed: (vector, search) => searchIndex(store, vector, search),
       describe: (ids) => describe(store, ids),
       changed: (after) =>
-        stream(name, () => products.find({ updated_at: { $gt: new Date(after) } })).pipe(
-          Stream.map((document) => ({
-            ...toProduct(document),
-            updated_at: document.updated_at.getTime(),
-          })),
+        decoded(
+          stream(name, () => products.find<FoundDocument>({ updated_at: { $gt: new Date(after) } })),
+          toProduct,
         ),
+      stampSum: (space) =>
+        call("aggregate", name, async () => {
+          const [found] = await products
+            .aggregate<StampSum>([
+              { $match: { space } },
+              { $group: { _id: null, count: { $sum: 1 }, sum: { $sum: stampOrZero } } },
+            ])
+            .toArray()
+          return { count: found?.count ?? 0, sum: found?.sum ?? 0 }
+        }),
+      stamps: (space) =>
+        decoded(
+          stream(name, () =>
+            products.find<FoundDocument>({ space }, { projection: stampFields, batchSize: stampsPerBatch }),
+          ),
+          toStamp,
+        ),
+      find: (ids) =>
+        call("find", name, async () => {
+          const found = await products.find<FoundDocument>({ product_id: { $in: [...ids] } }).toArray()
+          return decodeEach(name, found, toProduct)
+        }),
       stream: (space) =>
-        stream(name, () => products.find({ space }).sort({ product_id: 1 })).pipe(Stream.map(toProduct)),
+        decoded(
+          stream(name, () => products.find<FoundDocument>({ space }).sort({ product_id: 1 })),
+          toProduct,
+        ),
+      problems: (space, dimensions) =>
+        stream(name, () =>
+          products.find<FoundDocument>({ space }, { projection: { _id: 0, product_id: 1, embedding: 1 } }),
+        ).pipe(Stream.filterMap((document) => Option.fromNullable(toProblem(document, dimensions)))),
     }
   })
 

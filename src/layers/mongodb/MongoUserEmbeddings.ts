@@ -2,7 +2,7 @@
  * User embeddings in MongoDB: one document per user in `user_embeddings`. Its applied ids overflow to
  * `user_embedding_ledger`. `_id` is the user id, so a user is unique even before `setup` has run.
  */
-import { Array as Arr, Effect, Layer, Stream } from "effect"
+import { Array as Arr, Chunk, Effect, Layer, Stream } from "effect"
 import {
   type AnyBulkWriteOperation,
   Binary,
@@ -26,6 +26,7 @@ import {
 import * as Settings from "../../services/Settings.ts"
 import {
   type Calls,
+  decodeEach,
   duplicateKey,
   fromStored,
   isDuplicateKey,
@@ -238,9 +239,11 @@ interface Store extends Calls<UserEmbeddingsError> {
 const load = ({ call, users }: Store, wanted: ReadonlyArray<UserId>) =>
   call("find", names.userEmbeddings, async () => {
     const found = await users
-      .find({ user_id: { $in: [...wanted] } }, { ...durable, batchSize: wanted.length })
+      .find({ _id: { $in: [...wanted] } }, { ...durable, batchSize: wanted.length })
       .toArray()
-    return new Map(found.map((document) => [document.user_id, toRecord(document)]))
+    return new Map(
+      decodeEach(names.userEmbeddings, found, toRecord).map((record) => [record.user_id, record]),
+    )
   })
 
 const saveSome = ({ call, storage, users }: Store, writes: ReadonlyArray<Write>) =>
@@ -281,11 +284,11 @@ const erase = ({ call, overflow, users }: Store, user: UserId, at: number) =>
   Effect.gen(function* () {
     const before = yield* call("findAndModify", names.userEmbeddings, () =>
       users.findOneAndUpdate(
-        { user_id: user },
+        { _id: user },
         [
           {
             $replaceWith: {
-              _id: { $ifNull: ["$_id", user] },
+              _id: user,
               user_id: user,
               erased_at: { $max: ["$erased_at", new Date(at)] },
               version: { $add: [{ $ifNull: ["$version", 0] }, 1] },
@@ -305,7 +308,7 @@ const lastWrites = ({ call, users }: Store, wanted: ReadonlyArray<UserId>) =>
   call("find", names.userEmbeddings, async () => {
     const found = await users
       .find<Pick<Fields, "applied" | "updated_at"> & Identity>(
-        { user_id: { $in: [...wanted] }, embedding: { $exists: true } },
+        { _id: { $in: [...wanted] }, embedding: { $exists: true } },
         { ...durable, projection: lastWriteFields, batchSize: wanted.length },
       )
       .toArray()
@@ -347,7 +350,7 @@ export const make = (options: { readonly storage: Storage }) =>
       // A write waits for all writes before it, even if it matches nothing: for the majority in a replica set, for the
       // journal in a single server, where reads may return data that is not journaled yet.
       awaitDurable: call("update", names.userEmbeddings, () =>
-        users.updateOne({ user_id: "|" }, { $set: { user_id: "|" } }),
+        users.updateOne({ _id: "|" }, { $set: { user_id: "|" } }),
       ).pipe(Effect.asVoid),
 
       erase: (user, at) => erase(store, user, at),
@@ -365,14 +368,14 @@ export const make = (options: { readonly storage: Storage }) =>
           users.countDocuments({ space: { $type: "string", $ne: space } }),
         ),
 
-      stream: stream(names.userEmbeddings, () => users.find().sort({ user_id: 1 })).pipe(
-        Stream.map(toRecord),
+      stream: stream(names.userEmbeddings, () => users.find().sort({ _id: 1 })).pipe(
+        Stream.mapChunks((found) => Chunk.unsafeFromArray(decodeEach(names.userEmbeddings, found, toRecord))),
       ),
 
       bookkeeping: stream(names.userEmbeddings, () =>
         users
           .find<BookkeepingDocument>({}, { projection: bookkeepingFields, batchSize: usersPerBatch })
-          .sort({ user_id: 1 }),
+          .sort({ _id: 1 }),
       ).pipe(Stream.map(toBookkeeping)),
 
       overflow: (wanted) =>

@@ -2,7 +2,7 @@
  * Sessions with RabbitMQ. A session is one connection with its channels and consumers. amqplib restores none of them,
  * so when any part is lost, the whole session is closed and opened again, for ever. While the broker is down, only
  * calls fail. Publishers and consumers have sessions of their own, because a broker that is short of memory or disk
- * blocks every connection that publishes.
+ * blocks every connection that publishes. A session may use any node of a cluster.
  */
 import amqp, { type Channel, type ChannelModel, type ConfirmChannel } from "amqplib"
 import {
@@ -11,15 +11,18 @@ import {
   Deferred,
   Duration,
   Effect,
+  Either,
   Exit,
   FiberId,
   Layer,
   Option,
+  Random,
   Redacted,
   Schedule,
   Schema,
   type Scope,
 } from "effect"
+import { nodeUrls } from "../../services/NodeUrls.ts"
 import { ServerOutage, serverName } from "../../services/Outages.ts"
 import { describeFailure, portFailure, textOf } from "../../services/ports/PortFailure.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
@@ -62,6 +65,8 @@ const reasonOf = (cause: unknown): RabbitError["reason"] => {
   if (code === 404) return "not_set_up"
   return typeof code === "number" && code >= 400 && code < 500 ? "rejected" : "unavailable"
 }
+export const messageOf = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause))
+
 export const failed =
   (operation: string, server?: string) =>
   (cause: unknown): RabbitError =>
@@ -112,12 +117,21 @@ export const confirmChannel = (connection: ChannelModel, lost: Lost) =>
 
 export const version = ({ connection }: ChannelModel): string => String(connection.serverProperties.version)
 
+/** The error of a connection that no node accepted. */
+const allFailed = (nodes: ReadonlyArray<string>, errors: ReadonlyArray<RabbitError>): RabbitError => {
+  const [error] = errors
+  if (errors.length === 1 && error !== undefined) return error
+  const told = errors.map(({ cause }, index) => `${new URL(nodes[index] ?? "").host}: ${messageOf(cause)}`)
+  return failed("connect")(new Error(told.join(", ")))
+}
+
 const make = ({ dsn }: { readonly dsn: Redacted.Redacted }) =>
   Effect.gen(function* () {
-    const outage = new ServerOutage(serverName("RabbitMQ", Redacted.value(dsn), 5672))
-    const connection = (name: string, lost: Lost) =>
+    const nodes = Either.getOrThrow(nodeUrls(Redacted.value(dsn), Settings.amqpProtocols))
+    const outage = new ServerOutage(serverName("RabbitMQ", nodes, 5672))
+    const connectTo = (node: string, name: string, lost: Lost) =>
       opened("connect", async () => {
-        const url = new URL(Redacted.value(dsn))
+        const url = new URL(node)
         if (!url.searchParams.has("heartbeat")) url.searchParams.set("heartbeat", String(heartbeatSeconds))
         const connection = await amqp.connect(url.href, {
           noDelay: true,
@@ -126,6 +140,14 @@ const make = ({ dsn }: { readonly dsn: Redacted.Redacted }) =>
         })
         return listening(lost)(connection)
       })
+    /** Tries the nodes in random order, so that connections are spread over them. */
+    const connection = (name: string, lost: Lost) =>
+      Effect.flatMap(Random.shuffle(nodes), (shuffled) =>
+        Effect.mapError(
+          Effect.validateFirst(shuffled, (node) => connectTo(node, name, lost)),
+          (errors) => allFailed([...shuffled], errors),
+        ),
+      )
 
     const supervise = Effect.fnUntraced(function* <A>(
       name: string,

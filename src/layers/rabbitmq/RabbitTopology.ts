@@ -11,8 +11,9 @@ import {
   retryQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
-import { call, channel, Rabbit, type RabbitError, version } from "./Rabbit.ts"
+import { call, channel, messageOf as messageIn, Rabbit, type RabbitError, version } from "./Rabbit.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
+import * as RabbitPolicies from "./RabbitPolicies.ts"
 
 interface QueueDeclaration {
   readonly name: string
@@ -68,12 +69,20 @@ export const retryDelays = Effect.map(EmbeddingConfig, ({ maxRetries, retryDelay
 
 /** Declares and binds everything. Idempotent. Fails if something exists with other arguments. */
 export const declare = (channel: Channel, retryDelays: ReadonlyArray<number>) =>
-  call("declare topology", async () => {
-    for (const { name, type } of exchanges) await channel.assertExchange(name, type, { durable: true })
-    for (const { name, options } of queues(retryDelays)) await channel.assertQueue(name, options)
-    for (const { destination, routing_key, source } of bindings)
-      await channel.bindQueue(destination, source, routing_key)
-  })
+  Effect.all(
+    [
+      ...exchanges.map(({ name, type }) =>
+        call(`declare exchange ${name}`, () => channel.assertExchange(name, type, { durable: true })),
+      ),
+      ...queues(retryDelays).map(({ name, options }) =>
+        call(`declare queue ${name}`, () => channel.assertQueue(name, options)),
+      ),
+      ...bindings.map(({ destination, routing_key, source }) =>
+        call(`bind queue ${destination}`, () => channel.bindQueue(destination, source, routing_key)),
+      ),
+    ],
+    { discard: true },
+  )
 
 interface Part {
   readonly name: string
@@ -140,6 +149,10 @@ export const dependency = Effect.gen(function* () {
   const { adminConnection } = yield* Rabbit
   const delays = yield* retryDelays
   const existingBindings = yield* RabbitManagement.bindings
+  const policies = yield* RabbitManagement.policies
+  const operatorPolicies = yield* RabbitManagement.operatorPolicies
+  const setPolicy = yield* RabbitPolicies.set
+  const names = queues(delays).map(({ name }) => name)
   const parts = [...exchanges.map(exchangePart), ...queues(delays).map(queuePart)]
 
   const onChannel = <A>(use: (channel: Channel) => Effect.Effect<A, RabbitError>) =>
@@ -167,7 +180,7 @@ export const dependency = Effect.gen(function* () {
     Effect.catchIf(isProblem, () => Effect.map(problems, (all) => all.map(describeProblem))),
   )
 
-  /** Problems that `setup` does not solve: other arguments, or no permission; and bindings, which AMQP cannot list. */
+  /** Problems that `setup` does not solve: other arguments, no permission, policies; and bindings, which AMQP cannot list. */
   const inspect = Effect.gen(function* () {
     const refused = (yield* problems).filter(({ refusal }) => refusal !== undefined)
     const existing = yield* existingBindings
@@ -179,13 +192,17 @@ export const dependency = Effect.gen(function* () {
         }),
       ),
       ...(existing === null ? [] : missingBindings(existing)),
+      ...RabbitPolicies.findings("policy", (yield* policies) ?? [], names),
+      ...RabbitPolicies.findings("operator_policy", (yield* operatorPolicies) ?? [], names),
     ]
   })
 
   const setup = Effect.gen(function* () {
+    // Before the queues: it chooses the nodes of their leaders.
+    const hasPolicy = yield* setPolicy
     yield* onChannel((channel) => declare(channel, delays))
     yield* checkAll
-    return parts.map(({ name }) => name)
+    return [...parts.map(({ name }) => name), ...(hasPolicy ? [RabbitPolicies.part] : [])]
   })
 
   return {
@@ -194,6 +211,7 @@ export const dependency = Effect.gen(function* () {
     ping: Effect.mapError(Effect.map(adminConnection.current, version), toDependencyDown),
     missing: Effect.mapError(missing, toDependencyDown),
     inspect: Effect.mapError(inspect, toDependencyDown),
+    notes: Effect.map(policies, (all) => [RabbitPolicies.consumerTimeoutNote(all, queue)]),
     setup: Effect.mapError(setup, toDependencyDown),
   } satisfies Dependency
 })
@@ -202,7 +220,7 @@ export const dependency = Effect.gen(function* () {
 const virtualHostRefused = /ConnectionOpenOk/
 
 const messageOf = (cause: unknown): string => {
-  const message = cause instanceof Error ? cause.message : String(cause)
+  const message = messageIn(cause)
   return virtualHostRefused.test(message)
     ? "there is no such virtual host, or this user may not enter it"
     : message
@@ -215,7 +233,7 @@ const remedyOf = (part: string, cause: unknown): string =>
     : `another program declared it: drain it, rabbitmqctl delete_queue ${part.split(" ").at(-1)}, and run user-embeddings setup`
 
 const remedyOfConnecting = (cause: unknown): string => {
-  const message = cause instanceof Error ? cause.message : String(cause)
+  const message = messageIn(cause)
   if (virtualHostRefused.test(message))
     return "correct the virtual host in RABBITMQ_DSN, or rabbitmqctl add_vhost VHOST and set_permissions"
   if (/ACCESS.REFUSED/.test(message)) return "correct user and password in RABBITMQ_DSN"

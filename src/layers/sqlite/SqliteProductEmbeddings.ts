@@ -1,6 +1,6 @@
 /** Product vectors of the embedded stack. */
 import type { Database } from "bun:sqlite"
-import { Chunk, Clock, Effect, Layer, Stream } from "effect"
+import { Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
 import type { ProductId } from "../../services/model/Interaction.ts"
 import * as Vector from "../../services/model/Vector.ts"
 import {
@@ -9,18 +9,23 @@ import {
   type ProductEmbedding,
   ProductEmbeddings,
   ProductEmbeddingsError,
+  type StampSum,
+  type StoredProduct,
+  stampModulus,
 } from "../../services/ports/ProductEmbeddings.ts"
 import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
 import { countOf, failingWith, paged, readById, Sqlite } from "./Sqlite.ts"
 
-type Row<Column extends keyof ProductEmbedding> = Omit<Pick<ProductEmbedding, Column>, "embedding"> & {
+type Row<Column extends keyof StoredProduct> = Omit<Pick<StoredProduct, Column>, "embedding"> & {
   readonly embedding: Uint8Array
 }
 const descriptionColumns = ["product_id", "product_name", "category", "embedding"] as const
 type DescriptionRow = Row<(typeof descriptionColumns)[number]>
-const allColumns = [...descriptionColumns, "space", "text"] as const
+const storedColumns = [...descriptionColumns, "space", "text", "updated_at"] as const
 
 const rowsPerPage = 500
+/** Of an index alone: about 5 ms. */
+const stampsPerPage = 5_000
 
 const load = (database: Database, products: ReadonlyArray<ProductId>, space: string) => {
   const select = database.query<Row<"embedding">, [string, string]>(
@@ -77,7 +82,7 @@ const count = (database: Database) => countOf(database, "SELECT COUNT(*) FROM pr
 const countInOtherSpaces = (database: Database, space: string) =>
   countOf(database, "SELECT COUNT(*) FROM product_embeddings WHERE space <> ?", space)
 
-const pageOfSpace = <Column extends keyof ProductEmbedding>(
+const pageOfSpace = <Column extends keyof StoredProduct>(
   database: Database,
   columns: ReadonlyArray<Column>,
   space: string,
@@ -90,18 +95,46 @@ const pageOfSpace = <Column extends keyof ProductEmbedding>(
     )
     .all(space, after, rowsPerPage)
 
-type ChangedRow = Row<keyof ProductEmbedding> & { readonly updated_at: number }
+type ChangedRow = Row<keyof StoredProduct>
+type StampRow = Pick<ChangedRow, "product_id" | "updated_at">
+
+const pageOfStamps = (database: Database, space: string, after: string) =>
+  database
+    .query<StampRow, [string, string, number]>(
+      `SELECT product_id, updated_at FROM product_embeddings
+       WHERE space = ? AND product_id > ? ORDER BY product_id LIMIT ?`,
+    )
+    .all(space, after, stampsPerPage)
+
+const stampSum = (database: Database, space: string) =>
+  database
+    .query<StampSum, [number, string]>(
+      `SELECT COUNT(*) AS count, COALESCE(SUM(updated_at % ?), 0) AS sum FROM product_embeddings WHERE space = ?`,
+    )
+    .get(stampModulus, space) ?? { count: 0, sum: 0 }
+
+const find = (database: Database, products: ReadonlyArray<ProductId>) => {
+  const select = database.query<ChangedRow, [string]>(
+    `SELECT ${storedColumns.join(", ")} FROM product_embeddings WHERE product_id = ?`,
+  )
+  return products.flatMap((id) => select.get(id) ?? []).map(withVector)
+}
+
 /** A page of products updated after a position, ordered by the time of the update. */
 const pageOfChanges = (database: Database, after: Pick<ChangedRow, "updated_at" | "product_id">) =>
   database
     .query<ChangedRow, [number, string, number]>(
-      `SELECT ${allColumns.join(", ")}, updated_at FROM product_embeddings
+      `SELECT ${storedColumns.join(", ")} FROM product_embeddings
        WHERE (updated_at, product_id) > (?, ?) ORDER BY updated_at, product_id LIMIT ?`,
     )
     .all(after.updated_at, after.product_id, rowsPerPage)
 
+const withVector = <Row extends { readonly embedding: Uint8Array }>(row: Row) => ({
+  ...row,
+  embedding: Vector.fromBytes(row.embedding),
+})
 const withVectors = <Row extends { readonly embedding: Uint8Array }>(rows: ReadonlyArray<Row>) =>
-  Chunk.map(Chunk.unsafeFromArray(rows), (row) => ({ ...row, embedding: Vector.fromBytes(row.embedding) }))
+  Chunk.map(Chunk.unsafeFromArray(rows), withVector)
 
 /** Compares the vector with every product, which replaces the vector index that SQLite lacks. */
 const nearest = <E>(
@@ -125,7 +158,7 @@ const nearest = <E>(
 
 const make = Effect.map(Sqlite, ({ transaction, use }) => {
   const failing = failingWith((fields) => new ProductEmbeddingsError(fields), "product_embeddings")
-  const pages = <Column extends keyof ProductEmbedding>(
+  const pages = <Column extends keyof StoredProduct>(
     operation: string,
     columns: ReadonlyArray<Column | "product_id">,
     space: string,
@@ -160,7 +193,26 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
         (position) => failing("changed")(use((database) => pageOfChanges(database, position))),
         (last) => last,
       ).pipe(Stream.mapConcatChunk(withVectors)),
-    stream: (space) => Stream.mapConcatChunk(pages("stream", allColumns, space), withVectors),
+    problems: (space, dimensions) =>
+      pages("problems", ["product_id", "embedding"], space).pipe(
+        Stream.mapConcatChunk(withVectors),
+        Stream.filterMap(({ embedding, product_id }) =>
+          Option.map(Option.fromNullable(Vector.problem(embedding, dimensions)), (detail) => ({
+            product_id,
+            detail: `has a vector that ${detail}`,
+          })),
+        ),
+      ),
+    stampSum: (space) => failing("stampSum")(use((database) => stampSum(database, space))),
+    stamps: (space) =>
+      paged(
+        stampsPerPage,
+        "",
+        (after: string) => failing("stamps")(use((database) => pageOfStamps(database, space, after))),
+        ({ product_id }) => product_id,
+      ).pipe(Stream.mapConcatChunk(Chunk.unsafeFromArray)),
+    find: (products) => failing("find")(use((database) => find(database, products))),
+    stream: (space) => Stream.mapConcatChunk(pages("stream", storedColumns, space), withVectors),
   })
 })
 

@@ -78,6 +78,7 @@ export const doctor = command(
                 `${problems.map((problem) => `${dependency}: ${problem}`).join("\n")}\n  → ${remedy}`,
             ),
           ),
+          ...rows.flatMap(({ dependency, notes }) => notes.map((note) => `${dependency}: ${note}`)),
         ].join("\n\n"),
       )
       if (diagnoses.some(({ status }) => status === "down" || status === "incomplete"))

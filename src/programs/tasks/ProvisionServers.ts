@@ -1,5 +1,7 @@
 /** `setup` and `doctor`: create what the dependencies lack, or only check them. */
-import { Array, Effect, Schema } from "effect"
+import { Array, Effect, Schema, Stream } from "effect"
+import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
+import * as TriedVersions from "../../services/operate/TriedVersions.ts"
 import { DeadLetters } from "../../services/ports/DeadLetters.ts"
 import { Dependencies, type Dependency, type Finding } from "../../services/ports/Dependencies.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
@@ -33,10 +35,20 @@ export interface Diagnosis {
   readonly missing: ReadonlyArray<string>
   /** All problems, including what is missing. */
   readonly findings: ReadonlyArray<Finding>
+  /** Facts that are no problem. */
+  readonly notes: ReadonlyArray<string>
 }
 
-const ofDependency = ({ inspect, missing, name, ping }: Dependency): Effect.Effect<Diagnosis> =>
-  Effect.all([ping, missing, inspect ?? Effect.succeed<ReadonlyArray<Finding>>([])]).pipe(
+const nothing = Effect.succeed([])
+
+const ofDependency = ({
+  inspect = nothing,
+  missing,
+  name,
+  notes = nothing,
+  ping,
+}: Dependency): Effect.Effect<Diagnosis> =>
+  Effect.all([ping, missing, inspect, notes]).pipe(
     Effect.match({
       onFailure: ({ detail, remedy }): Diagnosis => ({
         dependency: name,
@@ -44,8 +56,9 @@ const ofDependency = ({ inspect, missing, name, ping }: Dependency): Effect.Effe
         version: null,
         missing: [],
         findings: [{ problem: detail, remedy }],
+        notes: [],
       }),
-      onSuccess: ([version, missing, found]): Diagnosis => {
+      onSuccess: ([version, missing, found, notes]): Diagnosis => {
         // A finding of `inspect` names a better remedy than `setup`.
         const creatable = missing.filter((what) => !found.some(({ problem }) => problem === what))
         const findings = [
@@ -58,14 +71,19 @@ const ofDependency = ({ inspect, missing, name, ping }: Dependency): Effect.Effe
           version,
           missing: creatable,
           findings,
+          notes: [...notes, ...TriedVersions.notes(name, version)],
         }
       },
     }),
   )
 
+/** Products that a finding names. */
+const examplesNamed = 3
+
 /** Checks the stored data. A store that does not answer is left out: its dependency is reported as down. */
 const ofContents = Effect.gen(function* () {
   const { space } = yield* PhraseEmbedder
+  const { dimensions } = yield* EmbeddingConfig
   const products = yield* ProductEmbeddings
   const users = yield* UserEmbeddings
   const deadLetters = yield* DeadLetters
@@ -80,9 +98,18 @@ const ofContents = Effect.gen(function* () {
     version: null,
     missing: [],
     findings: amount === 0 ? [] : [finding(figure(amount))],
+    notes: [],
   })
   const check = <A, E, R>(found: Effect.Effect<A, E, R>, diagnose: (found: A) => Diagnosis) =>
     Effect.option(Effect.map(found, diagnose))
+  const unusable = Stream.runFold(
+    products.problems(space, dimensions),
+    { count: 0, examples: Array.empty<string>() },
+    ({ count, examples }, { detail, product_id }) => ({
+      count: count + 1,
+      examples: count < examplesNamed ? [...examples, `${product_id} ${detail}`] : examples,
+    }),
+  )
   const diagnoses = yield* Effect.all(
     [
       check(Effect.all([products.count, products.countInOtherSpaces(space)]), ([all, elsewhere]) =>
@@ -97,6 +124,12 @@ const ofContents = Effect.gen(function* () {
               remedy:
                 "user-embeddings products import FILE imports them again; or configure the model and dimensions of their vectors",
             })),
+      ),
+      check(unusable, ({ count, examples }) =>
+        toDiagnosis("product vectors", count, "attention", (n) => ({
+          problem: `${n} products cannot be used: they are left out, and their events become dead letters: ${examples.join(", ")}`,
+          remedy: "correct the program that wrote them, or import these products again",
+        })),
       ),
       check(users.countInOtherSpaces(space), (amount) =>
         toDiagnosis("users", amount, "incomplete", (n) => ({

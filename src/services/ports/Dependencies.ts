@@ -37,6 +37,8 @@ export interface Dependency {
    * of `missing` is one that remains after `setup`.
    */
   readonly inspect?: Effect.Effect<ReadonlyArray<Finding>, DependencyDown>
+  /** Facts for `doctor` that are no problem. */
+  readonly notes?: Effect.Effect<ReadonlyArray<string>, DependencyDown>
   /** Creates the missing parts and succeeds with descriptions of the changes. May run twice, also concurrently. */
   readonly setup: Effect.Effect<ReadonlyArray<string>, DependencyDown>
 }

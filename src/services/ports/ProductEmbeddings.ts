@@ -15,6 +15,20 @@ export interface ProductEmbedding {
   readonly text: string | null
 }
 
+/** Differs, in practice, whenever a product is added, removed or stamped anew. */
+export interface StampSum {
+  readonly count: number
+  /** Of the stamps modulo {@link stampModulus}. */
+  readonly sum: number
+}
+/** A prime, so small that the sum of millions of stamps is exact. */
+export const stampModulus = 1_000_000_007
+
+export interface StoredProduct extends ProductEmbedding {
+  /** Unix ms, by the clock of the program that wrote it last; 0 when that program set none. */
+  readonly updated_at: number
+}
+
 /** A product and the cosine between its vector and the vector of the query. */
 export interface Neighbour extends Pick<ProductEmbedding, "product_id" | "product_name" | "category"> {
   readonly similarity: number
@@ -106,11 +120,27 @@ export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbed
       ReadonlyMap<ProductId, Pick<ProductEmbedding, "product_id" | "product_name" | "category">>,
       ProductEmbeddingsError
     >
-    /** Products of any space that were written after this instant (Unix ms), and when. */
-    readonly changed: (
-      after: number,
-    ) => Stream.Stream<ProductEmbedding & { readonly updated_at: number }, ProductEmbeddingsError>
-    /** All products of a space, in the order of their ids. */
-    readonly stream: (space: string) => Stream.Stream<ProductEmbedding, ProductEmbeddingsError>
+    /** Products of any space that were written after this instant (Unix ms), by the clocks of their writers. */
+    readonly changed: (after: number) => Stream.Stream<StoredProduct, ProductEmbeddingsError>
+    /** Computed by the store: it costs a tenth of {@link stamps}. */
+    readonly stampSum: (space: string) => Effect.Effect<StampSum, ProductEmbeddingsError>
+    /** The stamps of all products of a space. Cheap beside {@link stream}, because it reads an index alone. */
+    readonly stamps: (
+      space: string,
+    ) => Stream.Stream<Pick<StoredProduct, "product_id" | "updated_at">, ProductEmbeddingsError>
+    /** Those of these products that exist, in any space. */
+    readonly find: (
+      products: ReadonlyArray<ProductId>,
+    ) => Effect.Effect<ReadonlyArray<StoredProduct>, ProductEmbeddingsError>
+    /**
+     * Products of a space that can't be used, by their ids as they are stored, and why. Other programs write products,
+     * too. Reads all vectors.
+     */
+    readonly problems: (
+      space: string,
+      dimensions: number,
+    ) => Stream.Stream<{ readonly product_id: string; readonly detail: string }, ProductEmbeddingsError>
+    /** All products of a space, in the order of their ids. A vector may be unusable. */
+    readonly stream: (space: string) => Stream.Stream<StoredProduct, ProductEmbeddingsError>
   }
 >() {}

@@ -1,6 +1,6 @@
 /**
  * The catalogue in memory: the unit-length vectors of all products of the configured space, for exact scans. A change in
- * the store is seen within a second of the next request; a product that another program removed leaves within minutes. A
+ * the store is seen within a second of the next request; a product that was removed leaves within five. A
  * catalogue that is too large for memory is searched through the store's own vector index, if there is one. Then μ stays
  * that of the products read before the limit was exceeded.
  *
@@ -8,14 +8,21 @@
  *
  *     q · centre(v) = (q · v − q · μ) / ‖v − μ‖
  */
-import { Clock, Context, Duration, Effect, Exit, Layer, Schema, Stream } from "effect"
+import { Array as Arr, Clock, Context, Duration, Effect, Exit, Layer, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import type { ProductId } from "../model/Interaction.ts"
 import * as Taste from "../model/Taste.ts"
 import * as Vector from "../model/Vector.ts"
 import { PhraseEmbedder } from "../ports/PhraseEmbedder.ts"
-import type { ProductEmbedding } from "../ports/ProductEmbeddings.ts"
-import { ProductEmbeddings, ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
+import {
+  type ProductEmbedding,
+  ProductEmbeddings,
+  ProductEmbeddingsError,
+  type StampSum,
+  type StoredProduct,
+  stampModulus,
+} from "../ports/ProductEmbeddings.ts"
+import * as Telemetry from "../Telemetry.ts"
 import * as StaleWhileRevalidate from "./StaleWhileRevalidate.ts"
 import { insertTopK } from "./TopK.ts"
 
@@ -27,7 +34,13 @@ const blockNumbers = 1 << 21
 /** With more, the first searches of a pass would wait too long for the last. */
 const searchesPerPass = 8
 const freshFor = Duration.seconds(1)
-/** All products are read again this often, because removals leave no other trace. */
+/** All stamps are compared this often, which finds removals. */
+const compareEvery = Duration.seconds(3)
+/** After a comparison the next one waits this many times its duration, so that it takes a tenth of the time at most. */
+const restFactor = 9
+/** Products read at once after a comparison: 3 MB at 1536 dimensions. */
+const productsPerFind = 500
+/** All products are read again this often, because another program may change a product and not its stamp. */
 const reloadEvery = Duration.minutes(10)
 /** Milliseconds between the `updated_at` of a write and the moment it becomes visible, at most. */
 const stampTolerance = 5_000
@@ -84,6 +97,8 @@ export class Catalogue extends Context.Tag("user-embeddings/Catalogue")<
     readonly describe: (
       products: ReadonlyArray<ProductId>,
     ) => Effect.Effect<ReadonlyMap<ProductId, Product>, CatalogueError>
+    /** All products; `undefined` while they are too many for memory. */
+    readonly products: Effect.Effect<ReadonlyArray<Product> | undefined, CatalogueError>
     /** The products with the greatest scores, ties by product id. Exact while the catalogue is in memory. */
     readonly search: (
       direction: Float32Array,
@@ -154,6 +169,10 @@ class ProductRows {
   /** By row; `undefined` where a product was removed. */
   private readonly products: Array<Product | undefined> = []
   readonly rowOf = new Map<ProductId, number>()
+  /** Products of the space that are left out, and what is wrong with their vectors. */
+  readonly unusable = new Map<ProductId, string>()
+  /** When each product was written last, by the clock of its writer. */
+  readonly stamps = new Map<ProductId, number>()
   private readonly free: Array<number> = []
   private readonly sum: Float64Array
   private readonly rowsPerBlock: number
@@ -173,6 +192,10 @@ class ProductRows {
     return row === undefined ? undefined : this.products[row]
   }
 
+  all(): ReadonlyArray<Product> {
+    return this.products.filter((product) => product !== undefined)
+  }
+
   centred(id: ProductId): Float32Array | undefined {
     const row = this.rowOf.get(id)
     return row === undefined ? undefined : this.centredAt(row)
@@ -188,9 +211,15 @@ class ProductRows {
   }
 
   /** Inserts or replaces a product. Removes it when its vector is of another space or can't be used. */
-  put(product: ProductEmbedding, now: number): void {
+  put(product: StoredProduct, now: number): void {
     const { category, embedding, product_id, product_name } = product
-    if (product.space !== this.space || Vector.problem(embedding, this.dimensions) !== undefined) {
+    if (product.space === this.space) this.stamps.set(product_id, product.updated_at)
+    else this.stamps.delete(product_id)
+    const isOurs = product.space === this.space
+    const problem = isOurs ? Vector.problem(embedding, this.dimensions) : undefined
+    if (problem === undefined) this.unusable.delete(product_id)
+    else this.unusable.set(product_id, problem)
+    if (!isOurs || problem !== undefined) {
       this.remove(product_id, now)
       return
     }
@@ -224,10 +253,27 @@ class ProductRows {
     this.countChange(now)
   }
 
+  /** As the store computes it. */
+  stampSum(): StampSum {
+    let sum = 0
+    for (const stamp of this.stamps.values()) sum += stamp % stampModulus
+    return { count: this.stamps.size, sum }
+  }
+
+  /** Removes the products that the store no longer has. */
+  keepOnly(existing: ReadonlySet<ProductId>, now: number): void {
+    for (const id of this.stamps.keys()) {
+      if (existing.has(id)) continue
+      this.stamps.delete(id)
+      this.unusable.delete(id)
+      this.remove(id, now)
+    }
+  }
+
   /** Removes all products and keeps μ. */
   clear(): void {
     for (const list of [this.blocks, this.products, this.free]) list.length = 0
-    this.rowOf.clear()
+    for (const map of [this.rowOf, this.stamps, this.unusable]) map.clear()
     this.sum.fill(0)
   }
 
@@ -311,8 +357,44 @@ const reloadAll = Effect.fnUntraced(function* (products: Products, rows: Product
       return !rows.tooLarge
     }),
   )
-  for (const id of rows.rowOf.keys()) if (!found.has(id)) rows.remove(id, now)
+  rows.keepOnly(found, now)
 })
+
+/**
+ * Compares the stamps of all products with those in memory. This finds what `changed` cannot: removed products, and
+ * changes that the clock of another program stamped too early. A stamp only has to differ.
+ */
+const compareStamps = Effect.fnUntraced(function* (products: Products, rows: ProductRows, now: number) {
+  const existing = new Set<ProductId>()
+  const differing: Array<ProductId> = []
+  yield* Stream.runForEachChunk(products.stamps(rows.space), (stamps) =>
+    Effect.sync(() => {
+      for (const { product_id, updated_at } of stamps) {
+        existing.add(product_id)
+        if (rows.stamps.get(product_id) !== updated_at) differing.push(product_id)
+      }
+    }),
+  )
+  for (const ids of Arr.chunksOf(differing, productsPerFind))
+    for (const product of yield* products.find(ids)) rows.put(product, now)
+  rows.keepOnly(existing, now)
+})
+
+/** Reports how many products are left out, and one of them when the number changes. */
+const makeReport = (rows: ProductRows) => {
+  let reported = 0
+  return Effect.suspend(() => {
+    const { size } = rows.unusable
+    Telemetry.set(Telemetry.unusableProducts, size)
+    if (size === reported) return Effect.void
+    reported = size
+    const [example] = rows.unusable
+    return Effect.annotateLogs(Effect.logWarning("catalogue.unusable"), {
+      count: size,
+      ...(example && { product_id: example[0], detail: `its vector ${example[1]}` }),
+    })
+  })
+}
 
 /** Empties the memory, except μ, when no search is running. */
 const evictAll = Effect.fnUntraced(function* (rows: ProductRows, scans: Effect.Semaphore) {
@@ -326,6 +408,7 @@ const makeRefresh = (products: Products, rows: ProductRows, scans: Effect.Semaph
   let reloadedAt = Number.NEGATIVE_INFINITY
   /** Of the writes seen; 0 when the memory is empty. */
   let newestWrite = 0
+  const report = makeReport(rows)
 
   const catchUp = (now: number) => {
     const since = now - newestWrite < 2 * stampTolerance ? newestWrite - stampTolerance : newestWrite
@@ -337,17 +420,35 @@ const makeRefresh = (products: Products, rows: ProductRows, scans: Effect.Semaph
     )
   }
 
+  let nextComparison = 0
+  /** What the store counts beyond the memory after a comparison: products whose ids no event can name. */
+  let surplus: StampSum = { count: 0, sum: 0 }
+  const minus = (a: StampSum, b: StampSum) => ({ count: a.count - b.count, sum: a.sum - b.sum })
+  const compareWhenDue = Effect.fnUntraced(function* (now: number) {
+    if (now < nextComparison) return
+    const stored = yield* products.stampSum(rows.space)
+    const { count, sum } = minus(stored, rows.stampSum())
+    if (count !== surplus.count || sum !== surplus.sum) {
+      yield* compareStamps(products, rows, now)
+      surplus = minus(stored, rows.stampSum())
+    }
+    const ended = yield* Clock.currentTimeMillis
+    nextComparison = Math.max(now + Duration.toMillis(compareEvery), ended + restFactor * (ended - now))
+  })
+
   return Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
     if (now - reloadedAt >= Duration.toMillis(reloadEvery)) {
       yield* reloadAll(products, rows, now)
       if (!rows.tooLarge && newestWrite === 0) newestWrite = now - clockTolerance
       reloadedAt = now
-    } else if (!rows.tooLarge) yield* catchUp(now)
+      nextComparison = now + Duration.toMillis(compareEvery)
+    } else if (!rows.tooLarge) yield* Effect.zipRight(catchUp(now), compareWhenDue(now))
     if (rows.tooLarge) {
       if (rows.rowOf.size > 0) yield* evictAll(rows, scans)
       newestWrite = 0
     } else if (rows.isMeanOutdated(now)) yield* recomputeMean(rows)
+    yield* report
   })
 }
 
@@ -463,6 +564,7 @@ const make = Effect.fnUntraced(function* (limit: number) {
           ? products.describe(ids)
           : Effect.succeed(new Map(ids.map((id) => [id, rows.product(id)] as const).filter(isKnown))),
       ),
+    products: Effect.map(current, () => (rows.tooLarge ? undefined : rows.all())),
     search: (direction, search) =>
       whenFresh(() =>
         rows.tooLarge ? searchIndex(products, rows, direction, search) : scan(direction, search),

@@ -32,6 +32,7 @@ export interface Popular {
 export interface Counts {
   /** Interactions with the product, ever. */
   readonly of: (product: ProductId) => number
+  readonly decayed: (product: ProductId) => number
   readonly most: number
 }
 
@@ -172,7 +173,11 @@ const make = Effect.gen(function* () {
       .sort((a, b) => b.decayed - a.decayed || (a.product_id < b.product_id ? -1 : 1)))
 
   return Popularity.of({
-    counts: Effect.map(current, () => ({ of: (product) => of(product).ever, most })),
+    counts: Effect.map(current, () => ({
+      of: (product) => of(product).ever,
+      decayed: (product) => of(product).decayed,
+      most,
+    })),
     ranking: Effect.map(current, rank),
   })
 })

@@ -1,5 +1,6 @@
 /** Step: taste → products. docs/concepts.md explains the figures and their arithmetic. */
 import { Array as Arr, Clock, Context, Duration, Effect, Either, Layer, Option, Schema, Stream } from "effect"
+import { identity } from "effect/Function"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import { decay, weightOf } from "../model/Fold.ts"
 import type { ProductId, UserId } from "../model/Interaction.ts"
@@ -10,7 +11,7 @@ import { InteractionLog, type InteractionLogError } from "../ports/InteractionLo
 import type { PhraseEmbedderError } from "../ports/PhraseEmbedder.ts"
 import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
 import { EventVectors } from "../update/EventVectors.ts"
-import { Catalogue, type CatalogueError } from "./Catalogue.ts"
+import { Catalogue, type CatalogueError, type Product } from "./Catalogue.ts"
 import { Popularity } from "./Popularity.ts"
 import { insertTopK, moreSimilar } from "./TopK.ts"
 
@@ -98,6 +99,8 @@ export type Found = typeof Found.Type
 export const tasteWeight = 0.3
 /** The most users compared, at about 20 µs each. */
 export const mostUsersCompared = 50_000
+/** For the counts of a log that is counted for the first time. */
+const countsTimeout = Duration.seconds(1)
 /** For the vectors of the newest search phrases. */
 const vectorTimeout = Duration.seconds(2)
 
@@ -147,11 +150,33 @@ export class Recommender extends Context.Tag("user-embeddings/Recommender")<
   }
 >() {}
 
+/** A product with the sum of its interactions, each weighted by its age. */
+type RankedProduct = Product & { readonly decayed: number }
+
+/**
+ * The products of the catalogue that have interactions, most popular first, ties by product id. Clients may invent ids, so
+ * the catalogue is looked up in the counts, and not the other way round.
+ */
+const rankPopular = Effect.gen(function* () {
+  const { decayed } = yield* (yield* Popularity).counts
+  const products = yield* (yield* Catalogue).products
+  return products
+    ?.map((product): RankedProduct => ({ ...product, decayed: decayed(product.product_id) }))
+    .filter((product) => product.decayed > 0)
+    .sort((a, b) => b.decayed - a.decayed || (a.product_id < b.product_id ? -1 : 1))
+})
+/** Users without taste share a ranking, which takes 100 ms with 100,000 products. */
+const rankingTtl = Duration.seconds(2)
+
 const services = Effect.all({
   catalogue: Catalogue,
   config: EmbeddingConfig,
   log: InteractionLog,
   popularity: Popularity,
+  /** `undefined` while the catalogue is too large for memory. */
+  popular: Effect.flatMap(Effect.context<Catalogue | Popularity>(), (context) =>
+    Effect.cachedWithTTL(Effect.provide(rankPopular, context), rankingTtl),
+  ),
   users: UserEmbeddings,
   vectors: EventVectors,
   /** One comparison of all users at a time. */
@@ -227,25 +252,47 @@ const readTaste = Effect.fn("taste.read")(function* (services: Services, user_id
   return taste ?? (yield* noDirection(user_id))
 })
 
+/** The ranking of a catalogue that is not in memory: its products are described in pages, until enough are found. */
+const rankInPages = ({ catalogue, popularity }: Services) =>
+  Stream.unwrap(
+    Effect.map(popularity.ranking, (ranking) =>
+      Stream.fromIterable(Arr.chunksOf(ranking, describedAtOnce)).pipe(
+        Stream.mapEffect((page) =>
+          Effect.map(catalogue.describe(page.map(({ product_id }) => product_id)), (known) =>
+            page.flatMap(({ decayed, product_id }): ReadonlyArray<RankedProduct> => {
+              const product = known.get(product_id)
+              return product === undefined ? [] : [{ ...product, decayed }]
+            }),
+          ),
+        ),
+        Stream.flatMap(Stream.fromIterable),
+      ),
+    ),
+  )
+const describedAtOnce = 1_000
+
 const popularProducts = Effect.fnUntraced(function* (
-  { catalogue, popularity }: Services,
+  services: Services,
   without: ReadonlySet<ProductId>,
   limit: number,
   category: string | undefined,
 ) {
-  const ranking = yield* popularity.ranking
-  const most = ranking[0]?.decayed ?? 0
-  const known = yield* catalogue.describe(ranking.map(({ product_id }) => product_id))
-  const items: Array<Recommendation> = []
-  for (const { decayed, product_id } of ranking) {
-    if (items.length === limit) break
-    const product = known.get(product_id)
-    if (product === undefined || without.has(product_id)) continue
-    if (category !== undefined && product.category !== category) continue
+  const inMemory = yield* services.popular
+  const ranking = inMemory === undefined ? rankInPages(services) : Stream.fromIterable(inMemory)
+  let most = 0
+  const wanted = ranking.pipe(
+    Stream.tap(({ decayed }) => Effect.sync(() => (most = Math.max(most, decayed)))),
+    Stream.filter(
+      (product) =>
+        !without.has(product.product_id) && (category === undefined || product.category === category),
+    ),
+    Stream.take(limit),
+  )
+  const found = yield* Stream.runCollect(wanted)
+  return Array.from(found, ({ decayed, ...product }): Recommendation => {
     const score = Taste.popularityPart(1, decayed, most)
-    items.push({ ...product, score, similarity: 0, popularity: score, because: [], rest: 0 })
-  }
-  return items
+    return { ...product, score, similarity: 0, popularity: score, because: [], rest: 0 }
+  })
 })
 
 const recommend = Effect.fn("recommend")(function* (
@@ -262,7 +309,12 @@ const recommend = Effect.fn("recommend")(function* (
     const items = yield* popularProducts(services, without, limit, category)
     return { source: "popular" as const, items }
   }
-  const { most, of } = yield* popularity.counts
+  // Right after a start the log may still be counted. The taste alone is a better answer than none.
+  const { most, of } = yield* Effect.timeoutTo(popularity.counts, {
+    duration: countsTimeout,
+    onTimeout: () => ({ most: 0, of: () => 0 }),
+    onSuccess: identity,
+  })
   const weight = config.popularityWeight
   const bonus = { most: weight, of: (id: ProductId) => Taste.popularityPart(weight, of(id), most) }
   const found = yield* catalogue.search(taste.right.direction, { limit, category, without, bonus })

@@ -28,13 +28,8 @@ const usersAt = (url: string) =>
     ),
   )
 
-/** A proxy to the server. With directConnection, the driver does not connect to the addresses of a replica set. */
-const mongoProxy = Effect.suspend(() => {
-  const url = new URL(urlOf("mongodb"))
-  url.pathname ||= "/"
-  url.searchParams.set("directConnection", "true")
-  return tcpProxy(url.href)
-})
+/** A proxy to the server, or to the primary of a replica set. */
+const mongoProxy = Effect.suspend(() => tcpProxy(urlOf("mongodb")))
 
 /** The failure of a call, and its duration. */
 const failureOf = <A, E, R>(call: Effect.Effect<A, E, R>) =>
@@ -184,13 +179,13 @@ withServers(["mongodb"], "MongoDB", () => {
         const all = yield* missing
         expect(all).toEqual([
           "user_embeddings: collection with validator",
-          "user_embeddings: unique index on user_id",
+          "user_embeddings: index on user_id",
           "user_embeddings: index on last_updated",
           "user_embeddings: index on space",
           "user_embedding_ledger: collection with validator",
           "product_embeddings: collection",
           "product_embeddings: unique index on product_id",
-          "product_embeddings: index on space",
+          "product_embeddings: index on space, product_id, updated_at",
           "product_embeddings: index on updated_at",
           "phrase_embeddings: collection",
           "phrase_embeddings: index on last_used, expiring after 30 days",

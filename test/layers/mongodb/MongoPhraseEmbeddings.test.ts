@@ -14,7 +14,24 @@ withServers(["mongodb"], "MongoDB", () => {
   layerSuite(
     "MongoDB: documents of phrases",
     MongoPhraseEmbeddings.layer.pipe(Layer.provideMerge(preparedMongo())),
-    (it) =>
+    (it) => {
+      it("a document that cannot be read does not keep other phrases from being found", () =>
+        Effect.gen(function* () {
+          const store = yield* PhraseEmbeddings
+          const { database } = yield* Mongo
+          yield* store.save(new Map([["good", Float32Array.of(1, 0)]]))
+          yield* Effect.promise(() =>
+            database
+              .collection<{ _id: string; embedding: unknown; last_used: unknown }>("phrase_embeddings")
+              .insertOne({ _id: "bad", embedding: null, last_used: "yesterday" }),
+          )
+          const found = yield* store.load(["good", "bad"])
+          expect(found.get("good")).toEqual(Float32Array.of(1, 0))
+          expect(found.get("bad")?.length).toBe(0)
+          yield* store.save(new Map([["bad", Float32Array.of(0, 1)]]))
+          expect((yield* store.load(["bad"])).get("bad")).toEqual(Float32Array.of(0, 1))
+        }))
+
       it("loading a phrase updates last_used if it is more than a day ago", () =>
         Effect.gen(function* () {
           const store = yield* PhraseEmbeddings
@@ -32,6 +49,7 @@ withServers(["mongodb"], "MongoDB", () => {
           yield* store.save(new Map([[key, Float32Array.of(1, 0)]]))
           expect(yield* readAfter(23)).toBe(0)
           expect(yield* readAfter(25)).toBeGreaterThanOrEqual(25 * 3_600_000)
-        })),
+        }))
+    },
   )
 })

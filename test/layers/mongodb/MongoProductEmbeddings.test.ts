@@ -1,8 +1,9 @@
 import { expect } from "bun:test"
-import { Effect, Layer } from "effect"
+import { Effect, Layer, Stream } from "effect"
 import { Binary, Double } from "mongodb"
 import { Mongo } from "../../../src/layers/mongodb/Mongo.ts"
 import * as MongoProductEmbeddings from "../../../src/layers/mongodb/MongoProductEmbeddings.ts"
+import * as Vector from "../../../src/services/model/Vector.ts"
 import { ProductEmbeddings } from "../../../src/services/ports/ProductEmbeddings.ts"
 import * as ProductEmbeddingsContract from "../../contracts/ProductEmbeddingsContract.ts"
 import { later } from "../../support/clocks.ts"
@@ -78,6 +79,69 @@ withServers(["mongodb"], "MongoDB", () => {
           const found = yield* store.load(["ours", "theirs"], "test:2")
           expect(found.get("ours")).toEqual(Float32Array.of(3, 4))
           expect(found.get("theirs")).toEqual(Float32Array.of(1, 0.5))
+        }))
+
+      it("a document that another program wrote wrongly concerns its own product alone", () =>
+        Effect.gen(function* () {
+          const store = yield* ProductEmbeddings
+          const { database } = yield* Mongo
+          const space = "foreign"
+          yield* store.upsert([{ ...boot, space, product_id: "f-good" }])
+          const vectors: Record<string, unknown> = {
+            "f-null": null,
+            "f-text": "3, 4",
+            "f-object": { x: 3 },
+            "f-long": [3, 4, 5],
+            "f-zero": [0, 0],
+            "f-nan": [Number.NaN, 1],
+            "f-hole": [null, 1],
+            "f-words": ["3", "4"],
+            "f-bytes": new Binary(new Uint8Array([1, 2, 3])),
+            "f-packed": new Binary(new Uint8Array([0x10, 0, 1]), Binary.SUBTYPE_VECTOR),
+          }
+          const documents = [
+            ...Object.entries(vectors).map(([product_id, embedding]) => ({ product_id, embedding })),
+            { product_id: "f-missing" },
+            { product_id: 42, embedding: [3, 4] },
+            { product_id: "f bad id", embedding: [3, 4] },
+            {
+              product_id: "f-odd",
+              embedding: [3, 4],
+              product_name: 5,
+              category: {},
+              text: 1,
+              created_at: "x",
+            },
+          ]
+          yield* Effect.promise(() =>
+            database
+              .collection<object>("product_embeddings")
+              .insertMany(documents.map((document) => ({ ...document, space, updated_at: new Date(1) }))),
+          )
+          const unusable = [...Object.keys(vectors), "f-missing"]
+          const ids = ["f-good", "f-odd", ...unusable]
+          const loaded = yield* store.load(ids, space)
+          for (const id of ids)
+            expect(`${id} ${Vector.problem(loaded.get(id) ?? [], 2) === undefined}`).toBe(
+              `${id} ${!unusable.includes(id)}`,
+            )
+          const streamed = yield* Stream.runCollect(store.stream(space))
+          expect(Array.from(streamed, ({ product_id }) => product_id)).toEqual(ids.toSorted())
+          expect(Array.from(streamed).find(({ product_id }) => product_id === "f-odd")).toMatchObject({
+            product_name: null,
+            category: null,
+            text: null,
+          })
+          expect(yield* Stream.runCount(store.changed(0))).toBeGreaterThanOrEqual(ids.length)
+          expect((yield* store.find(ids)).length).toBe(ids.length)
+          expect((yield* store.describe(ids)).size).toBe(ids.length)
+          expect((yield* store.knownSince(["f-odd"], space)).get("f-odd")).toBe(0)
+          const nearest = yield* store.nearest(Float32Array.of(3, 4), { space, limit: 50 })
+          expect(nearest.map(({ product_id }) => product_id).toSorted()).toEqual(["f-good", "f-odd"])
+          const problems = Array.from(yield* Stream.runCollect(store.problems(space, 2)))
+          expect(problems.map(({ product_id }) => product_id).toSorted()).toEqual(
+            [...unusable, "42", '"f bad id"'].toSorted(),
+          )
         }))
 
       it("a search ignores vectors of another length", () =>

@@ -1,5 +1,5 @@
 import { expect } from "bun:test"
-import { Effect, Layer } from "effect"
+import { Effect, Layer, Stream } from "effect"
 import { Binary, Double, Int32 } from "mongodb"
 import { Mongo } from "../../../src/layers/mongodb/Mongo.ts"
 import * as MongoUserEmbeddings from "../../../src/layers/mongodb/MongoUserEmbeddings.ts"
@@ -77,6 +77,23 @@ withServers(["mongodb"], "MongoDB", () => {
         )
       const int = (value: number) => new Int32(value)
       const double = (value: number) => new Double(value)
+
+      it("a document that cannot be read concerns its own user alone", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const documents = yield* collection
+          const bad = { _id: "readable-not", user_id: "readable-not", embedding: null, version: 1 }
+          yield* users.save([{ record: record("readable"), expected: undefined }])
+          yield* Effect.promise(() => documents.insertOne(bad, { bypassDocumentValidation: true }))
+          expect([...(yield* users.load(["readable", "readable-not"])).keys()]).toEqual(["readable"])
+          const streamed = yield* Stream.runCollect(users.stream)
+          expect(Array.from(streamed, ({ user_id }) => user_id)).toEqual(["readable"])
+          expect(yield* Stream.runCount(users.bookkeeping)).toBe(2)
+          expect(yield* users.save([{ record: record("readable-not"), expected: undefined }])).toEqual([
+            false,
+          ])
+          yield* Effect.promise(() => documents.deleteMany({ _id: /^readable/ as never }))
+        }))
 
       it("stores the documented fields with their BSON types", () =>
         Effect.gen(function* () {

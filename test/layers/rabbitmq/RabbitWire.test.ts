@@ -1,12 +1,11 @@
 /** The update message, field by field, as read by a plain amqplib client. */
 import { expect } from "bun:test"
-import amqp from "amqplib"
 import { Config, Effect } from "effect"
 import { make } from "../../../src/services/model/Interaction.ts"
 import { encodeMessage } from "../../../src/services/model/UpdateMessage.ts"
 import { InteractionQueue } from "../../../src/services/ports/InteractionQueue.ts"
 import { layerSuite } from "../../support/effect.ts"
-import { withServers } from "../../support/servers.ts"
+import { connectAmqp, withServers } from "../../support/servers.ts"
 import { external } from "../../support/stacks.ts"
 
 const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -37,7 +36,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "RabbitMQ on the wire", () =>
         ])
         expect(confirmations).toEqual(["confirmed"])
         const message = yield* Effect.promise(async () => {
-          const connection = await amqp.connect(dsn)
+          const connection = await connectAmqp(dsn)
           const channel = await connection.createChannel()
           const got = await channel.get("user_embedding_updates", { noAck: true })
           await connection.close()

@@ -1,7 +1,7 @@
 /** `doctor` on real servers: each problem is caused on purpose, and must be reported with its remedy. */
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { resolve } from "node:path"
-import amqp, { type Channel } from "amqplib"
+import type { Channel } from "amqplib"
 import { Clock, Effect, identity, Layer } from "effect"
 import { MongoClient } from "mongodb"
 import mysql from "mysql2/promise"
@@ -10,7 +10,17 @@ import { interactionLog } from "../../../src/layers/sql/migrations/interactionLo
 import * as Provision from "../../../src/programs/tasks/ProvisionServers.ts"
 import { openAiStandIn } from "../../support/openAiStandIn.ts"
 import { record, recording, search, storeProduct, workedOff } from "../../support/pipeline.ts"
-import { freshMongo, freshMysql, freshRabbit, management, withServers } from "../../support/servers.ts"
+import {
+  changedUrls,
+  connectAmqp,
+  freshMongo,
+  freshMysql,
+  freshRabbit,
+  management,
+  urlOf,
+  virtualHostIn,
+  withServers,
+} from "../../support/servers.ts"
 import { quiet, variables } from "../../support/stacks.ts"
 
 type Variables = Readonly<Record<string, string>>
@@ -38,7 +48,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
   const setUp = () => Effect.runPromise(Effect.provide(Provision.setup, looking({})))
 
   const onChannel = async (use: (channel: Channel) => Promise<unknown>) => {
-    const connection = await amqp.connect(env.RABBITMQ_DSN ?? "")
+    const connection = await connectAmqp(env.RABBITMQ_DSN ?? "")
     const channel = await connection.createChannel()
     await use(channel)
     await channel.close()
@@ -50,9 +60,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     await connection.end()
   }
   const changedUrl = (variable: string, change: (url: URL) => void): Variables => {
-    const url = new URL(env[variable] ?? "")
-    change(url)
-    return { [variable]: url.href }
+    return { [variable]: changedUrls(env[variable] ?? "", change) }
   }
 
   beforeAll(async () => {
@@ -92,6 +100,20 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     expect(await findings(empty)).toEqual([
       expect.stringMatching(/^products: there are no products: .* → user-embeddings products import FILE; /),
     ])
+  })
+
+  slowTest("a product whose vector another program wrote wrongly", async () => {
+    const client = new MongoClient(env.MONGODB_URL ?? "")
+    const products = client.db(env.MONGODB_DATABASE ?? "").collection("product_embeddings")
+    const good = await products.findOne({ product_id: "p-1" })
+    await products.insertOne({ product_id: "p-null", space: good?.space, embedding: null })
+    expect(await findings()).toEqual([
+      expect.stringMatching(
+        /^product vectors: 1 products cannot be used: .*: p-null has a vector that has 0 dimensions instead of \d+ → correct/,
+      ),
+    ])
+    await products.deleteOne({ product_id: "p-null" })
+    await client.close()
   })
 
   slowTest("a wrong password of MySQL", async () => {
@@ -170,7 +192,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
   })
 
   slowTest("a user of RabbitMQ without permissions", async () => {
-    const host = new URL(env.RABBITMQ_DSN ?? "").pathname.slice(1)
+    const host = virtualHostIn(env.RABBITMQ_DSN ?? "")
     const name = `nobody_${host}`
     const put = (path: string, body: object) =>
       management(path, { method: "PUT", body: JSON.stringify(body) })
@@ -221,6 +243,60 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     await setUp()
   })
 
+  slowTest("policies that lose messages, or do not", async () => {
+    const host = virtualHostIn(env.RABBITMQ_DSN ?? "")
+    const put = (kind: string, name: string, pattern: string, definition: object) =>
+      management(`/${kind}/${host}/${name}`, {
+        method: "PUT",
+        body: JSON.stringify({ pattern, definition, "apply-to": "queues" }),
+      })
+    await put("policies", "short", "^(failed|other)$", {
+      "message-ttl": 60_000_000,
+      overflow: "reject-publish",
+    })
+    await put("policies", "harmless", "retry", { overflow: "reject-publish" })
+    await put("operator-policies", "small", "^(failed|user_embedding_updates)$", { "max-length": 1_000_000 })
+    try {
+      expect((await findings()).toSorted()).toEqual([
+        "rabbitmq: operator policy small applies to user_embedding_updates, failed (max-length 1000000: the number of messages is limited) → exclude these queues from its pattern, or: rabbitmqctl clear_operator_policy -p VHOST small",
+        "rabbitmq: policy short applies to failed (message-ttl 60000000: messages expire) → exclude these queues from its pattern, or: rabbitmqctl clear_policy -p VHOST short",
+      ])
+    } finally {
+      for (const [kind, name] of [
+        ["policies", "short"],
+        ["policies", "harmless"],
+        ["operator-policies", "small"],
+      ])
+        await management(`/${kind}/${host}/${name}`, { method: "DELETE" })
+    }
+    expect(await findings()).toEqual([])
+  })
+
+  slowTest("the consumer timeout in force, as far as it can be known", async () => {
+    const policy = await management(`/policies/${virtualHostIn(env.RABBITMQ_DSN ?? "")}/user-embeddings`)
+    expect(await policy.json()).toMatchObject({
+      "apply-to": "queues",
+      priority: -1,
+      definition: { "queue-leader-locator": "balanced" },
+    })
+    const note = async (changed: Variables = {}) => {
+      const diagnoses = await Effect.runPromise(Effect.provide(Provision.doctor, looking(changed)))
+      return diagnoses.find(({ dependency }) => dependency === "rabbitmq")?.notes
+    }
+    const version = await Effect.runPromise(Effect.provide(Provision.doctor, looking({})))
+    const [major = 0] = (version.find(({ dependency }) => dependency === "rabbitmq")?.version ?? "")
+      .split(".")
+      .map(Number)
+    expect(await note()).toEqual([
+      major >= 4
+        ? "the consumer timeout is 86400 s, by policy user-embeddings"
+        : "the consumer timeout is consumer_timeout of rabbitmq.conf, which no API tells: 30 minutes unless it was changed",
+    ])
+    expect(await note({ RABBITMQ_MANAGEMENT_URL: "http://127.0.0.1:1" })).toEqual([
+      "the consumer timeout is not known: the management API does not answer (RABBITMQ_MANAGEMENT_URL)",
+    ])
+  })
+
   slowTest("MongoDB is not running", async () => {
     expect(await findings({ MONGODB_URL: "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=500" })).toEqual([
       expect.stringMatching(/^mongodb: .*ECONNREFUSED.* → start MongoDB, or correct MONGODB_URL$/),
@@ -228,14 +304,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
   })
 
   slowTest("a user unknown to MongoDB", async () => {
-    expect(
-      await findings(
-        changedUrl("MONGODB_URL", (url) => {
-          url.username = "nobody"
-          url.password = "nope"
-        }),
-      ),
-    ).toEqual([
+    expect(await findings({ MONGODB_URL: urlOf("mongodb").replace("://", "://nobody:nope@") })).toEqual([
       expect.stringMatching(
         /^mongodb: .*Authentication failed.* → correct user, password and authSource in MONGODB_URL$/,
       ),

@@ -8,7 +8,6 @@ import { Validator } from "@seriousme/openapi-schema-validator"
 import Ajv from "ajv"
 import Ajv2020 from "ajv/dist/2020"
 import addFormats from "ajv-formats"
-import amqp from "amqplib"
 import { Effect, Either } from "effect"
 import { documents, headerSchemas, text } from "../../../scripts/contracts/documents.ts"
 import { toLine } from "../../../src/layers/files/EmbeddingFile.ts"
@@ -18,7 +17,7 @@ import * as UpdateMessage from "../../../src/services/model/UpdateMessage.ts"
 import { InteractionQueue, queue } from "../../../src/services/ports/InteractionQueue.ts"
 import corpus from "../../corpus/update-messages-1.0.json" with { type: "json" }
 import { message, product, search } from "../../support/pipeline.ts"
-import { freshRabbit, withServers } from "../../support/servers.ts"
+import { connectAmqp, freshRabbit, withServers } from "../../support/servers.ts"
 import { external } from "../../support/stacks.ts"
 
 const folder = new URL("../../../docs/contracts/", import.meta.url)
@@ -94,7 +93,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "what RabbitMQ delivers conforms t
       ]),
     )
     await Effect.runPromise(Effect.provide(publish, external({ RABBITMQ_DSN: rabbit.dsn })))
-    const connection = await amqp.connect(rabbit.dsn)
+    const connection = await connectAmqp(rabbit.dsn)
     try {
       const channel = await connection.createChannel()
       const delivered = await channel.get(queue, { noAck: true })

@@ -1,6 +1,5 @@
 /** The audit on both stacks: every way in which log and embedding can differ. */
 import { expect } from "bun:test"
-import amqp from "amqplib"
 import { Chunk, Effect, Layer, Option, Redacted, Stream } from "effect"
 import type { Interaction } from "../../../src/services/model/Interaction.ts"
 import {
@@ -25,7 +24,7 @@ import {
   storeProduct,
   workedOff,
 } from "../../support/pipeline.ts"
-import { withServers } from "../../support/servers.ts"
+import { connectAmqp, withServers } from "../../support/servers.ts"
 import { embedded, external } from "../../support/stacks.ts"
 
 const none: AuditReport = { users: 0, consistent: 0, missing: 0, extra: 0, in_flight: 0, dead: 0, skipped: 0 }
@@ -282,7 +281,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the audit on real servers", () =>
           Effect.gen(function* () {
             const dsn = Option.getOrThrow(yield* Settings.RABBITMQ_DSN)
             const holder = yield* Effect.acquireRelease(
-              Effect.promise(() => amqp.connect(Redacted.value(dsn))),
+              Effect.promise(() => connectAmqp(Redacted.value(dsn))),
               (connection) => Effect.promise(() => connection.close()),
             )
             const channel = yield* Effect.promise(() => holder.createChannel())

@@ -1,7 +1,7 @@
 /** The figures of the system, on both stacks. */
 import { expect, test } from "bun:test"
 import { Duration, Effect, Fiber, Layer, Schedule } from "effect"
-import { target } from "../../../src/layers/rabbitmq/RabbitManagement.ts"
+import { targets } from "../../../src/layers/rabbitmq/RabbitManagement.ts"
 import * as Worker from "../../../src/programs/Worker.ts"
 import type { Interaction } from "../../../src/services/model/Interaction.ts"
 import * as SystemStats from "../../../src/services/operate/SystemStats.ts"
@@ -190,16 +190,22 @@ test("a percentile is the nearest rank; events without embedding count", () => {
 
 test("the management API has the host and the user of RABBITMQ_DSN, unless its own URL is set", () => {
   const basic = (user: string) => `Basic ${btoa(user)}`
-  expect(target("amqp://shop:p%40ss@rabbit:5672", undefined)).toEqual({
-    url: "http://rabbit:15672/api/queues/%2F/user_embedding_updates",
-    authorization: basic("shop:p@ss"),
-  })
-  expect(target("amqps://rabbit/shop", undefined)).toEqual({
-    url: "https://rabbit:15671/api/queues/shop/user_embedding_updates",
-    authorization: basic("guest:guest"),
-  })
-  expect(target("amqp://a:b@rabbit/%2Fshop", "https://monitor:secret@proxy/rabbitmq/")).toEqual({
-    url: "https://proxy/rabbitmq/api/queues/%2Fshop/user_embedding_updates",
-    authorization: basic("monitor:secret"),
-  })
+  const queue = (dsn: string, management?: string) => targets(dsn, management, "queues", "/main")
+  expect(queue("amqp://shop:p%40ss@rabbit:5672,hare:5673")).toEqual([
+    { url: "http://rabbit:15672/api/queues/%2F/main", authorization: basic("shop:p@ss") },
+    { url: "http://hare:15672/api/queues/%2F/main", authorization: basic("shop:p@ss") },
+  ])
+  expect(queue("amqps://rabbit/shop")).toEqual([
+    { url: "https://rabbit:15671/api/queues/shop/main", authorization: basic("guest:guest") },
+  ])
+  expect(queue("amqp://a:b@rabbit/%2Fshop", "https://monitor:secret@proxy,other/rabbitmq/")).toEqual([
+    {
+      url: "https://proxy/rabbitmq/api/queues/%2Fshop/main",
+      authorization: basic("monitor:secret"),
+    },
+    {
+      url: "https://other/rabbitmq/api/queues/%2Fshop/main",
+      authorization: basic("monitor:secret"),
+    },
+  ])
 })

@@ -20,6 +20,7 @@ import {
   type ProductEmbedding,
   ProductEmbeddings,
   ProductEmbeddingsError,
+  stampModulus,
 } from "../../../src/services/ports/ProductEmbeddings.ts"
 import { Catalogue, CatalogueTooLarge, layerOf } from "../../../src/services/recommend/Catalogue.ts"
 import { effectTest } from "../../support/effect.ts"
@@ -31,7 +32,7 @@ type Stored = ProductEmbedding & { readonly updated_at: number }
 
 /** A store in memory that counts how often all products are read. */
 const world = () => {
-  const state = { stored: new Map<string, Stored>(), sweeps: 0, down: false, hasIndex: false }
+  const state = { stored: new Map<string, Stored>(), sweeps: 0, comparisons: 0, down: false, hasIndex: false }
   const all = () => [...state.stored.values()].toSorted((a, b) => (a.product_id < b.product_id ? -1 : 1))
   const reading = <A>(items: () => ReadonlyArray<A>) =>
     Stream.suspend(() =>
@@ -71,6 +72,17 @@ const world = () => {
       Effect.sync(
         () => new Map(all().flatMap((p) => (ids.includes(p.product_id) ? [[p.product_id, p]] : []))),
       ),
+    problems: () => Stream.empty,
+    stampSum: (wanted) =>
+      Effect.sync(() => {
+        const stamps = all().flatMap((p) => (p.space === wanted ? [p.updated_at % stampModulus] : []))
+        return { count: stamps.length, sum: stamps.reduce((sum, stamp) => sum + stamp, 0) }
+      }),
+    stamps: (wanted) => {
+      state.comparisons += 1
+      return reading(() => all().filter((p) => p.space === wanted))
+    },
+    find: (ids) => Effect.sync(() => all().filter((p) => ids.includes(p.product_id))),
     changed: (after) => reading(() => all().filter(({ updated_at }) => updated_at > after)),
     stream: (wanted) => {
       state.sweeps += 1
@@ -178,6 +190,42 @@ effectTest(
     }).pipe(Effect.provide(layer(1_000)))
   },
 )
+
+effectTest("no clock of another program hides a change, and a removed product leaves within 5 s", () => {
+  const { layer, put, state } = world()
+  return Effect.gen(function* () {
+    const ids = Effect.map(compared, (found) => found.map(({ product_id }) => product_id))
+    yield* Effect.forEach(some(20), put)
+    expect(yield* ids).toHaveLength(20)
+    yield* TestClock.adjust("3 minutes")
+    expect(yield* ids).toHaveLength(20)
+
+    // Its stamp is an hour ahead. Seen once, it is newer than every change of the next hour.
+    yield* put(product(600, [1, 0, 0, 0, 0, 0, 0, 1]))
+    const ahead = state.stored.get("p-600")!
+    state.stored.set("p-600", { ...ahead, updated_at: ahead.updated_at + 3_600_000 })
+    yield* TestClock.adjust("2 seconds")
+    expect(yield* ids).toContain("p-600")
+    yield* put(product(601, [0, 1, 0, 0, 0, 0, 1, 1]))
+    state.stored.delete("p-003")
+    const stored = state.stored.get("p-004")!
+    state.stored.set("p-004", { ...stored, product_name: "behind", updated_at: 1 })
+    yield* TestClock.adjust("2 seconds")
+    yield* ids
+    yield* TestClock.adjust("3 seconds")
+    const found = yield* ids
+    expect(found).toContain("p-601")
+    expect(found).not.toContain("p-003")
+    const described = yield* Effect.flatMap(Catalogue, ({ describe }) => describe(["p-004"]))
+    expect(described.get("p-004")?.product_name).toBe("behind")
+    expect(state.sweeps).toBe(1)
+    // Without a difference nothing is compared one by one.
+    const { comparisons } = state
+    yield* TestClock.adjust("1 minute")
+    yield* ids
+    expect(state.comparisons).toBe(comparisons)
+  }).pipe(Effect.provide(layer(1_000)))
+})
 
 effectTest("among equal scores the smaller id comes first, also at the limit", () => {
   const { layer, put } = world()

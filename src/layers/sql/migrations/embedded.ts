@@ -77,6 +77,11 @@ const productChanges = statements([
   "CREATE INDEX IF NOT EXISTS product_embeddings_changes ON product_embeddings (updated_at, product_id)",
 ])
 
+const productStamps = statements([
+  "DROP INDEX IF EXISTS product_embeddings_space",
+  "CREATE INDEX IF NOT EXISTS product_embeddings_stamps ON product_embeddings (space, product_id, updated_at)",
+])
+
 export const embedded: Migrations = {
   table: "migrations_embedded",
   steps: {
@@ -84,5 +89,6 @@ export const embedded: Migrations = {
     "0002_user_embeddings": userEmbeddings,
     "0003_vectors": vectors,
     "0004_product_changes": productChanges,
+    "0005_product_stamps": productStamps,
   },
 }
