@@ -53,6 +53,20 @@ const noOutage = {
 }
 
 export const mutations: ReadonlyArray<Mutation> = [
+  {
+    scenario: "killed and read-only under load on two APIs",
+    without: "replacing connections to a read-only server",
+    file: "src/layers/sql/MysqlPool.ts",
+    from: "if (isStale(cause) || isConnectionLost(error)) {",
+    to: "if (isConnectionLost(error)) {",
+  },
+  {
+    scenario: "killed and read-only under load on two APIs",
+    without: "splitting a statement that is too large",
+    file: "src/layers/sql/SqlInteractionLog.ts",
+    from: "table.dialect.isTooLarge(error) && entries.length > 1",
+    to: "table.dialect.isTooLarge(error) && entries.length > 1_000",
+  },
   { scenario: "workers killed at random points", ...ackFirst },
   { scenario: "workers killed at random points", ...idsUnchecked },
   {

@@ -161,7 +161,8 @@ export const RABBITMQ_MANAGEMENT_URL = optional(
   },
 )
 export const MYSQL_URL = optional("MYSQL_URL", secretOf(url("mysql:", "mariadb:")), {
-  meaning: "MySQL 8 or MariaDB 10.6+ database of the interaction log",
+  meaning:
+    "MySQL 8.0 to 9.7 or MariaDB 10.6 to 11.8 database of the interaction log; ?ssl-mode=VERIFY_IDENTITY for TLS",
   example: "mysql://user:password@127.0.0.1:3306/user_embeddings",
   secret: true,
 })

@@ -46,7 +46,7 @@ import {
   unavailable,
 } from "./MysqlPool.ts"
 import { type MysqlUrl, parseUrl } from "./MysqlUrl.ts"
-import { interactionLog } from "./migrations/interactionLog.ts"
+import { interactionLog, rebuildsIndex } from "./migrations/interactionLog.ts"
 import { type SqlDialect, SqlMigrator, SqlReader, SqlServerName } from "./SqlDialect.ts"
 import { migrate, pending } from "./SqlMigrations.ts"
 
@@ -235,6 +235,25 @@ const refusedWrites = (
     return findings
   })
 
+/** Rows whose index a server builds in a second, at least. */
+const indexedRowsPerSecond = 50_000
+
+/** Migrations that have not run. A large table makes one take long, and the operator should know before it begins. */
+const missingMigrations = Effect.gen(function* () {
+  const names = yield* pending(interactionLog)
+  if (names.length === 0) return []
+  const sql = yield* SqlClient.SqlClient
+  const [table] = yield* sql<{
+    row_count: number
+  }>`SELECT table_rows AS row_count FROM information_schema.tables
+    WHERE table_schema = DATABASE() AND table_name = ${tableName}`.unprepared
+  const minutes = Math.ceil(Number(table?.row_count ?? 0) / indexedRowsPerSecond / 60)
+  return names.map((name) => {
+    const isLong = minutes > 1 && rebuildsIndex.has(name)
+    return `migration ${name}${isLong ? ` (up to ${minutes} minutes for ${table?.row_count} rows; the log takes interactions meanwhile)` : ""}`
+  })
+})
+
 const leastPacket = 4 * 1024 * 1024
 
 /** A small `max_allowed_packet` costs a commit for each part of a large request. */
@@ -294,9 +313,7 @@ export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> =
         (rows) => rows[0]?.version ?? "",
       ),
     ),
-    missing: inspect(
-      Effect.map(pending(interactionLog), (names) => names.map((name) => `migration ${name}`)),
-    ),
+    missing: inspect(missingMigrations),
     impaired: inspect(
       Effect.map(refusedWrites(["INSERT"]), (findings) => findings.map(({ problem }) => problem)),
     ),

@@ -108,9 +108,14 @@ const make = Effect.gen(function* () {
     loaded = state
   })
 
-  /** Another λ means that a process of another configuration has taken over the stored counts: they are left to it. */
+  /**
+   * Another λ means that a process of another configuration has taken over the stored counts, so they are left to it. An
+   * empty one asks for a new count.
+   */
   const consultStored = Effect.fnUntraced(function* (today: number) {
-    if (loaded !== undefined && (yield* stored.state).lambda !== loaded.lambda) return true
+    const before = loaded && (yield* stored.state).lambda
+    if (before === "") loaded = undefined
+    else if (before !== loaded?.lambda) return true
     const state = yield* advance(today)
     const isDone = !isBehind(state)
     const hasNews =

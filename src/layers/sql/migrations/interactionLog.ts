@@ -145,6 +145,9 @@ const productTally = Effect.gen(function* () {
       VALUES (1, 0, 0, 0, 0, '', 0, 0)`
 })
 
+/** Migrations that take as long as the table is large. */
+export const rebuildsIndex: ReadonlySet<string> = new Set(["0003_history_covers_products"])
+
 export const interactionLog: Migrations = {
   table: "migrations_interaction_log",
   steps: {
