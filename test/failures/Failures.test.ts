@@ -4,6 +4,8 @@
  */
 import "./Rabbit.ts"
 import "./Mongo.ts"
+import "./MongoAnswers.ts"
+import "./MongoReplicaSet.ts"
 import "./RetryQueues.ts"
 import "./Embedder.ts"
 import "./Workers.ts"
