@@ -79,6 +79,32 @@ const optional = <A, I extends string>(
     ),
   )
 
+/** `scheme://user[:password]@`, once for each node of a list. */
+const userInUrl = /(:\/\/[^:@/,?#]+)(?::[^@/,]*)?@/g
+
+/** A URL whose password may come from a variable of its own, as it is: a URL needs `@`, `/` and `:` encoded. */
+const optionalUrl = (
+  variable: string,
+  schema: Schema.Schema<string, string>,
+  passwordVariable: string,
+  texts: Pick<Texts<"example">, "meaning" | "example">,
+) =>
+  declare(variable, schema, { ...texts, secret: true }, (decode) =>
+    Config.zip(given(variable), given(passwordVariable)).pipe(
+      Config.mapOrFail(([url, password]) =>
+        Option.match(url, {
+          onNone: () => Either.right(Option.none<Redacted.Redacted>()),
+          onSome: (text) => {
+            const userOf = (_: string, user: string) =>
+              `${user}:${encodeURIComponent(Option.getOrElse(password, () => ""))}@`
+            const complete = Option.isNone(password) ? text : text.replace(userInUrl, userOf)
+            return Either.map(decode(complete), (valid) => Option.some(Redacted.make(valid)))
+          },
+        }),
+      ),
+    ),
+  )
+
 const number = (accepts: (n: number) => boolean, message: string) =>
   Schema.NumberFromString.pipe(
     Schema.annotations({ message: () => message }),
@@ -142,12 +168,18 @@ const tokens = secretOf(
 )
 
 export const amqpProtocols = ["amqp:", "amqps:"]
-export const RABBITMQ_DSN = optional("RABBITMQ_DSN", secretOf(urls(...amqpProtocols)), {
+export const RABBITMQ_DSN = optionalUrl("RABBITMQ_DSN", urls(...amqpProtocols), "RABBITMQ_PASSWORD", {
   meaning:
     "RabbitMQ server, or the nodes of a cluster: amqp://u:p@a,amqp://u:p@b or amqp://u:p@a,b/vhost; set together with MYSQL_URL and MONGODB_URL, or none of them for the embedded stack",
   example: "amqp://guest:guest@127.0.0.1:5672",
-  secret: true,
 })
+const password = (variable: string, urlVariable: string) =>
+  optional(variable, secretOf(Schema.String), {
+    meaning: `Password of the user in ${urlVariable}, as it is; it replaces one in the URL, which must be percent-encoded`,
+    example: "p@ss/word",
+    secret: true,
+  })
+export const RABBITMQ_PASSWORD = password("RABBITMQ_PASSWORD", "RABBITMQ_DSN")
 export const managementProtocols = ["http:", "https:"]
 export const RABBITMQ_MANAGEMENT_URL = optional(
   "RABBITMQ_MANAGEMENT_URL",
@@ -159,16 +191,16 @@ export const RABBITMQ_MANAGEMENT_URL = optional(
     secret: true,
   },
 )
-export const MYSQL_URL = optional("MYSQL_URL", secretOf(url("mysql:", "mariadb:")), {
+export const MYSQL_URL = optionalUrl("MYSQL_URL", url("mysql:", "mariadb:"), "MYSQL_PASSWORD", {
   meaning: "MySQL 8 or MariaDB 10.6+ database of the interaction log",
   example: "mysql://user:password@127.0.0.1:3306/user_embeddings",
-  secret: true,
 })
-export const MONGODB_URL = optional("MONGODB_URL", secretOf(url("mongodb:", "mongodb+srv:")), {
+export const MYSQL_PASSWORD = password("MYSQL_PASSWORD", "MYSQL_URL")
+export const MONGODB_URL = optionalUrl("MONGODB_URL", url("mongodb:", "mongodb+srv:"), "MONGODB_PASSWORD", {
   meaning: "MongoDB server of the embeddings",
   example: "mongodb://127.0.0.1:27017",
-  secret: true,
 })
+export const MONGODB_PASSWORD = password("MONGODB_PASSWORD", "MONGODB_URL")
 export const MONGODB_DATABASE = withDefault("MONGODB_DATABASE", text, {
   meaning: "Name of the MongoDB database",
   fallback: "user_embeddings",

@@ -264,6 +264,32 @@ test("variables that look like settings, but are none, are named with what may b
   ])
 })
 
+test("a password of its own variable is encoded into each node of its URL, and replaces one that is there", () => {
+  const password = "p@ss/w:r d,%#?"
+  const encoded = encodeURIComponent(password)
+  const cases: ReadonlyArray<readonly [Settings.Setting<unknown>, string, string, string]> = [
+    [Settings.MYSQL_URL, "MYSQL_PASSWORD", "mysql://root@db:3306/e", `mysql://root:${encoded}@db:3306/e`],
+    [Settings.MYSQL_URL, "MYSQL_PASSWORD", "mysql://root:old@db/e", `mysql://root:${encoded}@db/e`],
+    [
+      Settings.RABBITMQ_DSN,
+      "RABBITMQ_PASSWORD",
+      "amqp://u@a,amqp://u@b",
+      `amqp://u:${encoded}@a,amqp://u:${encoded}@b`,
+    ],
+    [
+      Settings.MONGODB_URL,
+      "MONGODB_PASSWORD",
+      "mongodb://u@a,b/?tls=true",
+      `mongodb://u:${encoded}@a,b/?tls=true`,
+    ],
+    [Settings.MONGODB_URL, "MONGODB_PASSWORD", "mongodb://a:1,b:2", "mongodb://a:1,b:2"],
+  ]
+  for (const [setting, variable, url, complete] of cases) {
+    const found = read(setting, { [setting.variable]: url, [variable]: password })
+    expect([url, shown(Either.getOrThrow(found))]).toEqual([url, complete])
+  }
+})
+
 describe("a bad value", () => {
   const number = (rule: string) => `must be a number${rule}`
   const table: ReadonlyArray<readonly [Settings.Setting<unknown>, ReadonlyArray<string>, string]> = [
@@ -322,7 +348,8 @@ describe("a bad value", () => {
       [Settings.API_TOKENS, "hunter2 with a blank"],
     ]
     expect(new Set(bad.map(([setting]) => setting))).toEqual(
-      new Set(Settings.all.filter(({ secret }) => secret)),
+      // Any text is a valid password.
+      new Set(Settings.all.filter(({ secret, variable }) => secret && !variable.endsWith("_PASSWORD"))),
     )
     for (const [setting, value] of bad) {
       const error = Either.getOrThrow(Either.flip(read(setting, { [setting.variable]: value })))
