@@ -53,6 +53,7 @@ const noOutage = {
 }
 
 export const mutations: ReadonlyArray<Mutation> = [
+  { scenario: "answers with errors of its own", ...noOutage },
   { scenario: "workers killed at random points", ...ackFirst },
   { scenario: "workers killed at random points", ...idsUnchecked },
   {
