@@ -67,6 +67,7 @@ export const mutations: ReadonlyArray<Mutation> = [
     from: "table.dialect.isTooLarge(error) && entries.length > 1",
     to: "table.dialect.isTooLarge(error) && entries.length > 1_000",
   },
+  { scenario: "answers with errors of its own", ...noOutage },
   { scenario: "workers killed at random points", ...ackFirst },
   { scenario: "workers killed at random points", ...idsUnchecked },
   {

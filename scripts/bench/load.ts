@@ -36,7 +36,7 @@ const { hostname, port } = new URL(url)
 const requests = Math.ceil(range.count / perRequest)
 
 const post = (path: string, content: string): string =>
-  `POST ${path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: ${content.length}\r\n\r\n${content}`
+  `POST ${path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: ${content.length}\r\n\r\n${content}`
 
 const render = (request: number): string => {
   const from = range.from + request * perRequest

@@ -76,6 +76,8 @@ const initiate = {
 /** Options of a member that listens on the loopback address of this machine. */
 const memberOptions = (node: Node) => [
   ...["--bind_ip", "127.0.0.1", "--port", String(portsOf(node).mongodb), "--nounixsocket"],
+  // For the command that lets a scenario choose what the server answers.
+  ...["--setParameter", "enableTestCommands=1"],
   ...(isClustered(node) ? ["--replSet", replicaSet, "--oplogSize", "200"] : []),
 ]
 

@@ -79,20 +79,43 @@ const optional = <A, I extends string>(
     ),
   )
 
+/** `scheme://user[:password]@`, once for each node of a list. */
+const userInUrl = /(:\/\/[^:@/,?#]+)(?::[^@/,]*)?@/g
+
+/** A URL whose password may come from a variable of its own, as it is: a URL needs `@`, `/` and `:` encoded. */
+const optionalUrl = (
+  variable: string,
+  schema: Schema.Schema<string, string>,
+  passwordVariable: string,
+  texts: Pick<Texts<"example">, "meaning" | "example">,
+) =>
+  declare(variable, schema, { ...texts, secret: true }, (decode) =>
+    Config.zip(given(variable), given(passwordVariable)).pipe(
+      Config.mapOrFail(([url, password]) =>
+        Option.match(url, {
+          onNone: () => Either.right(Option.none<Redacted.Redacted>()),
+          onSome: (text) => {
+            const userOf = (_: string, user: string) =>
+              `${user}:${encodeURIComponent(Option.getOrElse(password, () => ""))}@`
+            const complete = Option.isNone(password) ? text : text.replace(userInUrl, userOf)
+            return Either.map(decode(complete), (valid) => Option.some(Redacted.make(valid)))
+          },
+        }),
+      ),
+    ),
+  )
+
 const number = (accepts: (n: number) => boolean, message: string) =>
   Schema.NumberFromString.pipe(
     Schema.annotations({ message: () => message }),
     Schema.filter((n) => (Number.isFinite(n) && accepts(n)) || message),
   )
-const positive = number((n) => n > 0, "must be a number greater than 0")
-const notNegative = number((n) => n >= 0, "must be a number, 0 or greater")
-const integer = (least: number, most = Number.MAX_SAFE_INTEGER) =>
-  number(
-    (n) => Number.isInteger(n) && n >= least && n <= most,
-    most === Number.MAX_SAFE_INTEGER
-      ? `must be an integer, ${least} or greater`
-      : `must be an integer from ${least} to ${most}`,
-  )
+/** Every number has a greatest value: a timer, a weight or a memory beyond it would fail in a way that is hard to see. */
+const positive = (most: number) =>
+  number((n) => n > 0 && n <= most, `must be a number greater than 0, and at most ${most}`)
+const notNegative = (most: number) => number((n) => n >= 0 && n <= most, `must be a number from 0 to ${most}`)
+const integer = (least: number, most: number) =>
+  number((n) => Number.isInteger(n) && n >= least && n <= most, `must be an integer from ${least} to ${most}`)
 const port = integer(0, 65_535)
 const oneOf = <const Values extends ReadonlyArray<string>>(...values: Values) =>
   Schema.Literal(...values).annotations({
@@ -103,16 +126,18 @@ const boolean = Schema.transform(oneOf("true", "false", "1", "0"), Schema.Boolea
   decode: (text) => text === "true" || text === "1",
   encode: (value) => (value ? "true" : "false"),
 })
-const seconds = Schema.transform(positive, Schema.DurationFromSelf, {
-  strict: true,
-  decode: Duration.seconds,
-  encode: Duration.toSeconds,
-})
-const milliseconds = Schema.transform(integer(1), Schema.DurationFromSelf, {
-  strict: true,
-  decode: Duration.millis,
-  encode: Duration.toMillis,
-})
+const seconds = (most: number) =>
+  Schema.transform(positive(most), Schema.DurationFromSelf, {
+    strict: true,
+    decode: Duration.seconds,
+    encode: Duration.toSeconds,
+  })
+const milliseconds = (most: number) =>
+  Schema.transform(integer(1, most), Schema.DurationFromSelf, {
+    strict: true,
+    decode: Duration.millis,
+    encode: Duration.toMillis,
+  })
 /** Several hosts, as MongoDB has them, are no URL to the URL parser. */
 const url = (...protocols: ReadonlyArray<string>) =>
   Schema.String.pipe(
@@ -143,12 +168,18 @@ const tokens = secretOf(
 )
 
 export const amqpProtocols = ["amqp:", "amqps:"]
-export const RABBITMQ_DSN = optional("RABBITMQ_DSN", secretOf(urls(...amqpProtocols)), {
+export const RABBITMQ_DSN = optionalUrl("RABBITMQ_DSN", urls(...amqpProtocols), "RABBITMQ_PASSWORD", {
   meaning:
     "RabbitMQ server, or the nodes of a cluster: amqp://u:p@a,amqp://u:p@b or amqp://u:p@a,b/vhost; set together with MYSQL_URL and MONGODB_URL, or none of them for the embedded stack",
   example: "amqp://guest:guest@127.0.0.1:5672",
-  secret: true,
 })
+const password = (variable: string, urlVariable: string) =>
+  optional(variable, secretOf(Schema.String), {
+    meaning: `Password of the user in ${urlVariable}, as it is; it replaces one in the URL, which must be percent-encoded`,
+    example: "p@ss/word",
+    secret: true,
+  })
+export const RABBITMQ_PASSWORD = password("RABBITMQ_PASSWORD", "RABBITMQ_DSN")
 export const managementProtocols = ["http:", "https:"]
 export const RABBITMQ_MANAGEMENT_URL = optional(
   "RABBITMQ_MANAGEMENT_URL",
@@ -160,17 +191,17 @@ export const RABBITMQ_MANAGEMENT_URL = optional(
     secret: true,
   },
 )
-export const MYSQL_URL = optional("MYSQL_URL", secretOf(url("mysql:", "mariadb:")), {
+export const MYSQL_URL = optionalUrl("MYSQL_URL", url("mysql:", "mariadb:"), "MYSQL_PASSWORD", {
   meaning:
     "MySQL 8.0 to 9.7 or MariaDB 10.6 to 11.8 database of the interaction log; ?ssl-mode=VERIFY_IDENTITY for TLS",
   example: "mysql://user:password@127.0.0.1:3306/user_embeddings",
-  secret: true,
 })
-export const MONGODB_URL = optional("MONGODB_URL", secretOf(url("mongodb:", "mongodb+srv:")), {
+export const MYSQL_PASSWORD = password("MYSQL_PASSWORD", "MYSQL_URL")
+export const MONGODB_URL = optionalUrl("MONGODB_URL", url("mongodb:", "mongodb+srv:"), "MONGODB_PASSWORD", {
   meaning: "MongoDB server of the embeddings",
   example: "mongodb://127.0.0.1:27017",
-  secret: true,
 })
+export const MONGODB_PASSWORD = password("MONGODB_PASSWORD", "MONGODB_URL")
 export const MONGODB_DATABASE = withDefault("MONGODB_DATABASE", text, {
   meaning: "Name of the MongoDB database",
   fallback: "user_embeddings",
@@ -223,7 +254,7 @@ export const EMBEDDING_DIMENSIONS = withDefault("EMBEDDING_DIMENSIONS", integer(
   meaning: "Dimensions of every vector",
   fallback: "1536",
 })
-export const EMBEDDING_DECAY_LAMBDA = withDefault("EMBEDDING_DECAY_LAMBDA", notNegative, {
+export const EMBEDDING_DECAY_LAMBDA = withDefault("EMBEDDING_DECAY_LAMBDA", notNegative(100), {
   meaning: "Decay of old interactions, per day: exp(-λ · days); 0.023 halves them in 30 days",
   fallback: "0.023",
 })
@@ -234,7 +265,7 @@ export const EMBEDDING_HISTORY = withDefault("EMBEDDING_HISTORY", oneOf(...Histo
 })
 /** The weights of the built-in event types, in the order of their table. */
 export const eventTypeWeights = builtInEventTypes.map(({ route, variable, weight }) =>
-  withDefault(variable, positive, { meaning: `Weight of a ${route}`, fallback: String(weight) }),
+  withDefault(variable, positive(1000), { meaning: `Weight of a ${route}`, fallback: String(weight) }),
 )
 const eventWeights = Schema.transformOrFail(
   Schema.String,
@@ -265,24 +296,24 @@ export const EMBEDDING_BATCH_ENABLED = withDefault("EMBEDDING_BATCH_ENABLED", bo
   meaning: "true = interactions of one user that arrive within EMBEDDING_BATCH_WINDOW become one update",
   fallback: "false",
 })
-export const EMBEDDING_BATCH_WINDOW = withDefault("EMBEDDING_BATCH_WINDOW", seconds, {
+export const EMBEDDING_BATCH_WINDOW = withDefault("EMBEDDING_BATCH_WINDOW", seconds(300), {
   meaning:
     "Length of that window in seconds; a worker that holds WORKER_PREFETCH messages does not wait for its end",
   fallback: "5",
 })
-export const EMBEDDING_CACHE_TTL = withDefault("EMBEDDING_CACHE_TTL", seconds, {
+export const EMBEDDING_CACHE_TTL = withDefault("EMBEDDING_CACHE_TTL", seconds(2_592_000), {
   meaning: "How long phrase vectors stay in memory, in seconds",
   fallback: "3600",
 })
-export const PHRASE_TTL_DAYS = withDefault("PHRASE_TTL_DAYS", positive, {
+export const PHRASE_TTL_DAYS = withDefault("PHRASE_TTL_DAYS", positive(10_000), {
   meaning: "How long stored phrase vectors are kept after their last use, in days",
   fallback: "30",
 })
-export const POPULARITY_WEIGHT = withDefault("POPULARITY_WEIGHT", notNegative, {
+export const POPULARITY_WEIGHT = withDefault("POPULARITY_WEIGHT", notNegative(100), {
   meaning: "Share of popularity in a recommendation's score",
   fallback: "0.2",
 })
-export const RATE_LIMIT_PER_USER = withDefault("RATE_LIMIT_PER_USER", integer(0), {
+export const RATE_LIMIT_PER_USER = withDefault("RATE_LIMIT_PER_USER", integer(0, 1_000_000), {
   meaning: "Interactions accepted per user and second; 0 = no limit",
   fallback: "100",
 })
@@ -290,7 +321,7 @@ export const WORKER_MAX_RETRIES = withDefault("WORKER_MAX_RETRIES", integer(0, 2
   meaning: "Retries before a message becomes a dead letter",
   fallback: "5",
 })
-export const WORKER_RETRY_DELAY = withDefault("WORKER_RETRY_DELAY", milliseconds, {
+export const WORKER_RETRY_DELAY = withDefault("WORKER_RETRY_DELAY", milliseconds(60_000), {
   meaning: "Delay of the first retry in ms; it doubles up to 60 s",
   fallback: "5000",
 })
@@ -358,18 +389,26 @@ export const OTEL_TRACES_SAMPLER_ARG = optional(
   number((n) => n >= 0 && n <= 1, "must be a number from 0 to 1"),
   { meaning: "Share of traces that a *traceidratio sampler exports, 0 to 1", example: "0.01" },
 )
-export const OTEL_BSP_MAX_QUEUE_SIZE = withDefault("OTEL_BSP_MAX_QUEUE_SIZE", integer(1), {
+export const OTEL_BSP_MAX_QUEUE_SIZE = withDefault("OTEL_BSP_MAX_QUEUE_SIZE", integer(1, 10_000_000), {
   meaning: "Ended spans that may wait to be sent, more are dropped; a large batch ends thousands at once",
   fallback: "32768",
 })
-export const OTEL_BSP_MAX_EXPORT_BATCH_SIZE = withDefault("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", integer(1), {
-  meaning: "Spans of one request to the OTLP endpoint",
-  fallback: "2048",
-})
-export const OTEL_METRIC_EXPORT_INTERVAL = withDefault("OTEL_METRIC_EXPORT_INTERVAL", milliseconds, {
-  meaning: "How often metrics are sent to the OTLP endpoint, in ms",
-  fallback: "60000",
-})
+export const OTEL_BSP_MAX_EXPORT_BATCH_SIZE = withDefault(
+  "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+  integer(1, 10_000_000),
+  {
+    meaning: "Spans of one request to the OTLP endpoint",
+    fallback: "2048",
+  },
+)
+export const OTEL_METRIC_EXPORT_INTERVAL = withDefault(
+  "OTEL_METRIC_EXPORT_INTERVAL",
+  milliseconds(86_400_000),
+  {
+    meaning: "How often metrics are sent to the OTLP endpoint, in ms",
+    fallback: "60000",
+  },
+)
 const urlWithoutSlash = url("http:", "https:").pipe((address) =>
   Schema.transform(address, Schema.String, {
     strict: true,

@@ -5,6 +5,8 @@
 import "./Rabbit.ts"
 import "./Mongo.ts"
 import "./Mysql.ts"
+import "./MongoAnswers.ts"
+import "./MongoReplicaSet.ts"
 import "./RetryQueues.ts"
 import "./Embedder.ts"
 import "./Workers.ts"

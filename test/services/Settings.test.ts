@@ -4,6 +4,7 @@ import { inspect } from "node:util"
 import { type ConfigError, ConfigProvider, Duration, Effect, Either, Option, Redacted } from "effect"
 import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
 import * as Settings from "../../src/services/Settings.ts"
+import { unknownVariables } from "../../src/services/UnknownVariables.ts"
 
 type Environment = Readonly<Record<string, string>>
 
@@ -230,6 +231,65 @@ describe("addresses of servers", () => {
   })
 })
 
+test("every number has a greatest value", () => {
+  const numeric = Settings.all.filter(({ example }) => Number.isFinite(Number(example)))
+  expect(numeric.length).toBeGreaterThan(20)
+  for (const setting of numeric.filter(({ variable }) => variable !== "NO_COLOR"))
+    expect([setting.variable, refusal(setting, "1e15")]).toEqual([
+      setting.variable,
+      expect.stringContaining("must be"),
+    ])
+})
+
+test("variables that look like settings, but are none, are named with what may be meant", () => {
+  const environment = {
+    API_TOKEN: "",
+    API_TOKENS: "t",
+    EMBEDING_BATCH_WINDOW: "5",
+    EMBEDDING_SPEED: "1",
+    WORKER_PREFECTH: "10",
+    MONGODB_URI: "mongodb://a",
+    API_PORT_3000_TCP: "tcp://10.0.0.1:3000",
+    WORKER_SERVICE_HOST: "10.0.0.1",
+    MYSQL_ROOT_PASSWORD: "x",
+    OPENAI_ORG_ID: "x",
+    PATH: "/bin",
+  }
+  expect(unknownVariables(environment)).toEqual([
+    "API_TOKEN (API_TOKENS?)",
+    "EMBEDING_BATCH_WINDOW (EMBEDDING_BATCH_WINDOW?)",
+    "EMBEDDING_SPEED",
+    "WORKER_PREFECTH (WORKER_PREFETCH?)",
+    "MONGODB_URI (MONGODB_URL?)",
+  ])
+})
+
+test("a password of its own variable is encoded into each node of its URL, and replaces one that is there", () => {
+  const password = "p@ss/w:r d,%#?"
+  const encoded = encodeURIComponent(password)
+  const cases: ReadonlyArray<readonly [Settings.Setting<unknown>, string, string, string]> = [
+    [Settings.MYSQL_URL, "MYSQL_PASSWORD", "mysql://root@db:3306/e", `mysql://root:${encoded}@db:3306/e`],
+    [Settings.MYSQL_URL, "MYSQL_PASSWORD", "mysql://root:old@db/e", `mysql://root:${encoded}@db/e`],
+    [
+      Settings.RABBITMQ_DSN,
+      "RABBITMQ_PASSWORD",
+      "amqp://u@a,amqp://u@b",
+      `amqp://u:${encoded}@a,amqp://u:${encoded}@b`,
+    ],
+    [
+      Settings.MONGODB_URL,
+      "MONGODB_PASSWORD",
+      "mongodb://u@a,b/?tls=true",
+      `mongodb://u:${encoded}@a,b/?tls=true`,
+    ],
+    [Settings.MONGODB_URL, "MONGODB_PASSWORD", "mongodb://a:1,b:2", "mongodb://a:1,b:2"],
+  ]
+  for (const [setting, variable, url, complete] of cases) {
+    const found = read(setting, { [setting.variable]: url, [variable]: password })
+    expect([url, shown(Either.getOrThrow(found))]).toEqual([url, complete])
+  }
+})
+
 describe("a bad value", () => {
   const number = (rule: string) => `must be a number${rule}`
   const table: ReadonlyArray<readonly [Settings.Setting<unknown>, ReadonlyArray<string>, string]> = [
@@ -238,17 +298,21 @@ describe("a bad value", () => {
       ["0", "-1", "1.5", "16385", "many", "1e999", "NaN", "1536 d"],
       "must be an integer from 1 to 16384",
     ],
-    [Settings.EMBEDDING_DECAY_LAMBDA, ["-0.1", "fast", "Infinity"], number(", 0 or greater")],
+    [Settings.EMBEDDING_DECAY_LAMBDA, ["-0.1", "fast", "Infinity"], number(" from 0 to 100")],
     [Settings.EMBEDDING_HISTORY, ["Cumulative", "both"], "must be one of cumulative, recency"],
-    [Settings.eventTypeWeights[3]!, ["0", "-1", "heavy", "Infinity"], number(" greater than 0")],
+    [
+      Settings.eventTypeWeights[3]!,
+      ["0", "-1", "heavy", "Infinity", "1e200"],
+      number(" greater than 0, and at most 1000"),
+    ],
     [Settings.EMBEDDING_STORAGE, ["blob"], "must be one of vector, array"],
     [Settings.EMBEDDING_BATCH_ENABLED, ["yes", "TRUE", "2"], "must be one of true, false, 1, 0"],
-    [Settings.EMBEDDING_BATCH_WINDOW, ["0", "-5", "5s"], number(" greater than 0")],
-    [Settings.EMBEDDING_CACHE_TTL, ["0", "1h"], number(" greater than 0")],
-    [Settings.POPULARITY_WEIGHT, ["-0.2", "some"], number(", 0 or greater")],
-    [Settings.RATE_LIMIT_PER_USER, ["-1", "0.5", "9007199254740993"], "must be an integer, 0 or greater"],
+    [Settings.EMBEDDING_BATCH_WINDOW, ["0", "-5", "5s", "1e9"], number(" greater than 0, and at most 300")],
+    [Settings.EMBEDDING_CACHE_TTL, ["0", "1h"], number(" greater than 0, and at most 2592000")],
+    [Settings.POPULARITY_WEIGHT, ["-0.2", "some"], number(" from 0 to 100")],
+    [Settings.RATE_LIMIT_PER_USER, ["-1", "0.5", "9007199254740993"], "must be an integer from 0 to 1000000"],
     [Settings.WORKER_MAX_RETRIES, ["-1", "21", "2.5"], "must be an integer from 0 to 20"],
-    [Settings.WORKER_RETRY_DELAY, ["0", "0.5", "5s"], "must be an integer, 1 or greater"],
+    [Settings.WORKER_RETRY_DELAY, ["0", "0.5", "5s"], "must be an integer from 1 to 60000"],
     [Settings.WORKER_PREFETCH, ["0", "65536"], "must be an integer from 1 to 65535"],
     [Settings.API_PORT, ["-1", "65536", "http"], "must be an integer from 0 to 65535"],
     [
@@ -284,7 +348,8 @@ describe("a bad value", () => {
       [Settings.API_TOKENS, "hunter2 with a blank"],
     ]
     expect(new Set(bad.map(([setting]) => setting))).toEqual(
-      new Set(Settings.all.filter(({ secret }) => secret)),
+      // Any text is a valid password.
+      new Set(Settings.all.filter(({ secret, variable }) => secret && !variable.endsWith("_PASSWORD"))),
     )
     for (const [setting, value] of bad) {
       const error = Either.getOrThrow(Either.flip(read(setting, { [setting.variable]: value })))

@@ -31,11 +31,11 @@ export const isVerbose = (url: string): boolean => {
  * client learns no more than each state, because the text of a failure may name hosts and users.
  */
 export const readiness = (...of: Parameters<typeof Health.make>) =>
-  Effect.zipWith(authorisation, Health.make(...of), (isAuthorised, check) =>
+  Effect.zipWith(authorisation, Health.make(...of), (accessOf, check) =>
     Effect.gen(function* () {
-      const { headers, url } = yield* HttpServerRequest.HttpServerRequest
+      const { headers, method, url } = yield* HttpServerRequest.HttpServerRequest
       const health = yield* check
-      const isOpen = isAuthorised(headers.authorization)
+      const isOpen = accessOf({ method, header: (name) => headers[name] }) === "granted"
       const shown = isOpen && isVerbose(url) ? health : Health.brief(health, isOpen)
       return yield* HttpServerResponse.json(shown, { status: health.status === "unavailable" ? 503 : 200 })
     }),

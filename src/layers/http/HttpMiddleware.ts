@@ -152,20 +152,30 @@ const unauthorised = problemResponse(
   }),
 )
 
+const foreign = problemResponse(
+  new Problem({
+    status: 403,
+    detail:
+      "without API_TOKENS this API takes no requests from web pages of other origins or for other host names",
+  }),
+)
+
 const make = Effect.gen(function* () {
-  const isAuthorised = yield* authorisation
+  const accessOf = yield* authorisation
   const beginSpan = yield* HttpServerSpan.begin
   if (Option.isNone(yield* Settings.API_TOKENS))
     yield* Effect.logWarning("api.open").pipe(
       Effect.annotateLogs({ detail: "API_TOKENS is unset: everyone who can reach this port has access" }),
     )
 
-  const answered = (app: HttpApp.Default, request: HttpServerRequest.HttpServerRequest) =>
-    isOpen(request.url) || isAuthorised(request.headers.authorization)
-      ? Effect.catchAllCause(app, (cause) =>
-          Cause.isInterruptedOnly(cause) ? Effect.failCause(cause) : answerTo(cause, request),
-        )
-      : Effect.succeed(unauthorised)
+  const answered = (app: HttpApp.Default, request: HttpServerRequest.HttpServerRequest) => {
+    const { headers, method, url } = request
+    const access = isOpen(url) ? "granted" : accessOf({ method, header: (name) => headers[name] })
+    if (access !== "granted") return Effect.succeed(access === "no token" ? unauthorised : foreign)
+    return Effect.catchAllCause(app, (cause) =>
+      Cause.isInterruptedOnly(cause) ? Effect.failCause(cause) : answerTo(cause, request),
+    )
+  }
 
   return (app: HttpApp.Default): HttpApp.Default =>
     Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>

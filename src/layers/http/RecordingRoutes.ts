@@ -233,7 +233,7 @@ export const directHandler = Layer.effect(
   DirectHandler,
   Effect.gen(function* () {
     const routes = yield* RecordingRoutes
-    const isAuthorised = yield* authorisation
+    const accessOf = yield* authorisation
     const beginSpan = yield* HttpServerSpan.begin
     const productRoutes = new Set((yield* EmbeddingConfig).eventTypes.productRoutes)
     const runtime = yield* Effect.runtime()
@@ -241,7 +241,8 @@ export const directHandler = Layer.effect(
     return (request: Request): Promise<Response> | undefined => {
       const matched = match(request, productRoutes)
       const { headers } = request
-      if (matched === undefined || !isAuthorised(headers.get("authorization") ?? undefined)) return undefined
+      const asked = { method: request.method, header: (name: string) => headers.get(name) }
+      if (matched === undefined || accessOf(asked) !== "granted") return undefined
       const [traceparent, tracestate] = [headers.get("traceparent"), headers.get("tracestate")]
       const { end, span } = beginSpan("POST", matched.route, traceparent, tracestate)
       const trace = Telemetry.traceOf(span)

@@ -20,6 +20,7 @@ import {
 } from "effect"
 import {
   Binary,
+  BSON,
   type Db,
   Decimal128,
   Double,
@@ -127,10 +128,16 @@ export const reasonOf = (error: unknown): PortFailure["reason"] => {
     error instanceof MongoNotConnectedError
   )
     return "unavailable"
-  // The driver refuses a document that is too large. Any error of another kind comes from coding a document.
-  return error instanceof MongoError && !(error instanceof MongoInvalidArgumentError)
-    ? "rejected"
-    : "invalid_data"
+  // The driver refuses a document that is too large, and BSON one that cannot be coded.
+  if (
+    error instanceof MongoInvalidArgumentError ||
+    error instanceof BSON.BSONError ||
+    error instanceof TypeError ||
+    error instanceof RangeError
+  )
+    return "invalid_data"
+  // Other errors are not about data: a message must not become a dead letter because of them.
+  return error instanceof MongoError ? "rejected" : "unavailable"
 }
 
 const failed =
@@ -174,6 +181,8 @@ const connect = ({ url, database }: MongoOptions) =>
       new MongoClient(Redacted.value(url), {
         ...limits,
         appName: "user-embeddings",
+        // A secondary of the URL could lack ids that are applied already.
+        readPreference: "primary",
         writeConcern: { w: "majority", journal: true },
       }),
     catch: (error) =>

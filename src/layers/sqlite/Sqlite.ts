@@ -5,14 +5,14 @@
  */
 import { Database, SQLiteError, type SQLQueryBindings } from "bun:sqlite"
 import { randomUUID } from "node:crypto"
-import { mkdirSync } from "node:fs"
+import { chmodSync, closeSync, existsSync, mkdirSync, openSync } from "node:fs"
 import { join } from "node:path"
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
 import { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
-import { Clock, Context, Duration, Effect, Layer, Option, Stream } from "effect"
+import { Clock, Context, Duration, Effect, Layer, Option, Schedule, Stream } from "effect"
 import { type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
 import * as Settings from "../../services/Settings.ts"
 import { attribute, databaseSpan } from "../../services/Telemetry.ts"
@@ -52,16 +52,34 @@ export const failureReason = (
     : "rejected"
 }
 
+/** Only the owner may read what users searched for. Files that SQLite adds get the permissions of the first. */
+const protect = (file: string) => {
+  closeSync(openSync(file, "a", 0o600))
+  for (const each of [file, `${file}-wal`, `${file}-shm`]) if (existsSync(each)) chmodSync(each, 0o600)
+}
+
+/** Moves all changes from the write-ahead log into the file and empties the log, unless another process is reading. */
+const emptyWriteAheadLog = (database: Database) => {
+  database.run("PRAGMA busy_timeout = 0")
+  database.run("PRAGMA wal_checkpoint(TRUNCATE)")
+  database.run(`PRAGMA busy_timeout = ${busyTimeoutMillis}`)
+}
+/** How long the write-ahead log keeps deleted data at most, while no other process reads all the time. */
+const emptyLogEvery = Schedule.spaced("1 minute")
+
 const open = (directory: string) => {
   const file = join(directory, fileName)
   return Effect.try({
     try: () => {
-      mkdirSync(directory, { recursive: true })
+      mkdirSync(directory, { recursive: true, mode: 0o700 })
+      protect(file)
       const database = new Database(file, { create: true, readwrite: true, strict: true })
       for (const pragma of [
         `busy_timeout = ${busyTimeoutMillis}`,
         "journal_mode = WAL",
         "synchronous = FULL",
+        // Overwrites what is deleted, so that no erased phrase stays in a free page.
+        "secure_delete = ON",
         // 32 MB: a checkpoint copies an index page that many rows changed only once.
         "wal_autocheckpoint = 8000",
         "foreign_keys = ON",
@@ -122,7 +140,10 @@ const makeYieldToEventLoop = () => {
 
 export const make = Effect.fnUntraced(function* (options: { readonly directory: string }) {
   const database = yield* Effect.acquireRelease(open(options.directory), (database) =>
-    Effect.sync(() => database.close()),
+    Effect.sync(() => {
+      emptyWriteAheadLog(database)
+      database.close()
+    }),
   )
   const semaphore = yield* Effect.makeSemaphore(1)
   const connection = makeConnection(database)
@@ -141,6 +162,7 @@ export const make = Effect.fnUntraced(function* (options: { readonly directory: 
   })
   const use = <A>(statements: (database: Database) => A) =>
     Effect.zipRight(yieldToEventLoop, semaphore.withPermits(1)(attempt(() => statements(database))))
+  yield* use(emptyWriteAheadLog).pipe(Effect.ignore, Effect.schedule(emptyLogEvery), Effect.forkScoped)
   const sqlite = Sqlite.of({
     use,
     transaction: (statements) => use(() => database.transaction(() => statements(database)).immediate()),

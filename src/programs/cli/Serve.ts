@@ -4,12 +4,20 @@ import { Effect, Layer, Logger } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as Logging from "../../layers/telemetry/Logging.ts"
 import * as Gauges from "../../services/operate/Gauges.ts"
+import { unknownVariables } from "../../services/UnknownVariables.ts"
 import * as Api from "../Api.ts"
 import * as Relay from "../Relay.ts"
 import * as Up from "../Up.ts"
 import * as Worker from "../Worker.ts"
 import * as WorkerHealth from "../WorkerHealth.ts"
 import { command } from "./support/Usage.ts"
+
+const namingUnknown = Effect.suspend(() => {
+  const variables = unknownVariables(process.env)
+  return variables.length === 0
+    ? Effect.void
+    : Effect.annotateLogs(Effect.logWarning("config.unknown"), { variables: variables.join(", ") })
+})
 
 const serve = <A, E>(
   name: string,
@@ -18,7 +26,9 @@ const serve = <A, E>(
 ) =>
   command(name, description, {}, () =>
     Effect.flatMap(Logging.level("info"), (level) =>
-      Logger.withMinimumLogLevel(Layer.launch(Layer.provide(layer, Stack.layer)), level),
+      Effect.zipRight(namingUnknown, Layer.launch(Layer.provide(layer, Stack.layer))).pipe(
+        Logger.withMinimumLogLevel(level),
+      ),
     ),
   )
 

@@ -104,6 +104,37 @@ describe("operations over HTTP", () => {
     }).pipe(Effect.provide(api())),
   )
 
+  effectTest(
+    "without API_TOKENS no web page of another origin can act, and none reads by DNS rebinding",
+    () =>
+      Effect.gen(function* () {
+        const base = yield* address
+        const { host } = new URL(base)
+        const view = "/api/user/u-1/product/p-1/view"
+        const attempts: ReadonlyArray<readonly [string, string, Readonly<Record<string, string>>, number]> = [
+          ["POST", view, {}, 201],
+          ["POST", view, { origin: base, "sec-fetch-site": "same-origin" }, 201],
+          ["POST", view, { host: `localhost:${new URL(base).port}` }, 201],
+          ["POST", view, { origin: "https://evil.example" }, 403],
+          ["POST", view, { origin: "null" }, 403],
+          ["POST", view, { origin: `http://${host}`.replace(/\d$/, "0x") }, 403],
+          ["POST", view, { "sec-fetch-site": "cross-site" }, 403],
+          ["POST", view, { "sec-fetch-site": "same-site" }, 403],
+          ["POST", view, { host: "evil.example", origin: "http://evil.example" }, 403],
+          ["DELETE", "/api/user/u-1", { origin: "https://evil.example" }, 403],
+          ["DELETE", "/api/user/u-1", {}, 204],
+          ["POST", "/api/dead-letters/remove", { "sec-fetch-site": "cross-site" }, 403],
+          ["GET", "/api/user/u-1/recommendations", { "sec-fetch-site": "cross-site" }, 200],
+          ["GET", "/api/user/u-1/recommendations", { host: "evil.example" }, 403],
+          ["GET", "/livez", { host: "10.1.2.3" }, 200],
+        ]
+        for (const [method, path, headers, status] of attempts) {
+          const answer = yield* call(path, { method, headers })
+          expect([method, path, headers, answer.status]).toEqual([method, path, headers, status])
+        }
+      }).pipe(Effect.provide(api())),
+  )
+
   effectTest("a client that reads the events does not delay the close of the server", () =>
     Effect.gen(function* () {
       const scope = yield* Scope.make()

@@ -11,7 +11,7 @@ import {
   Redacted,
   Scope,
 } from "effect"
-import { MongoCompatibilityError, MongoInvalidArgumentError, MongoServerError } from "mongodb"
+import { BSON, MongoCompatibilityError, MongoInvalidArgumentError, MongoServerError } from "mongodb"
 import * as Mongo from "../../../src/layers/mongodb/Mongo.ts"
 import * as MongoUserEmbeddings from "../../../src/layers/mongodb/MongoUserEmbeddings.ts"
 import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
@@ -55,6 +55,8 @@ test("only errors about the data itself are invalid data, and an answer without 
     "invalid_data",
   )
   expect(Mongo.reasonOf(new TypeError("embedding is null"))).toBe("invalid_data")
+  expect(Mongo.reasonOf(new BSON.BSONError("a cycle"))).toBe("invalid_data")
+  expect(Mongo.reasonOf(new Error("no answer"))).toBe("unavailable")
   expect(Mongo.reasonOf(new MongoCompatibilityError("the server is too old"))).toBe("rejected")
 })
 
