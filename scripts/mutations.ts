@@ -36,8 +36,8 @@ const ackFirst = {
 const idsUnchecked = {
   without: "looking for applied ids on the document",
   file: updater,
-  from: "|| AppliedIds.has(record.applied, message_id)",
-  to: "|| message_id.length === 0",
+  from: "&& AppliedIds.has(record.applied, message_id)",
+  to: "&& message_id.length === 0",
 }
 const republishUnconfirmed = {
   without: "confirming the republish before the original is acknowledged",
