@@ -36,8 +36,8 @@ const ackFirst = {
 const idsUnchecked = {
   without: "looking for applied ids on the document",
   file: updater,
-  from: "|| AppliedIds.has(record.applied, message_id)",
-  to: "|| message_id.length === 0",
+  from: "&& AppliedIds.has(record.applied, message_id)",
+  to: "&& message_id.length === 0",
 }
 const republishUnconfirmed = {
   without: "confirming the republish before the original is acknowledged",
@@ -140,6 +140,32 @@ export const mutations: ReadonlyArray<Mutation> = [
     from: "if (toLookUp.length === 0)",
     to: "if (toLookUp.length >= 0)",
   },
+  ...[
+    {
+      without: "the row's id in messages",
+      file: relay,
+      from: "logId: id,",
+      to: "",
+    },
+    {
+      without: "publishing rows again that became visible after an erasure",
+      file: "src/layers/sql/SqlInteractionLog.ts",
+      from: "if (note === undefined) return 0",
+      to: "if (note !== undefined) return 0",
+    },
+    {
+      without: "the generation of ids in the ledger",
+      file: "src/services/model/AppliedIds.ts",
+      from: 'generation === 0 ? "" :',
+      to: 'generation >= 0 ? "" :',
+    },
+    {
+      without: "removing what an attempt before the erasure has stored",
+      file: updater,
+      from: "if (erased.length === 0) return",
+      to: "if (erased.length >= 0) return",
+    },
+  ].map((mutation) => ({ scenario: "erasures at random moments", ...mutation })),
   {
     scenario: "poison ten kinds",
     without: "keeping the original bytes",

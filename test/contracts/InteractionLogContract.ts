@@ -627,8 +627,9 @@ export const suite = <E>(
         yield* append(...views(user, 900))
         const token = yield* first.beginErasure(user)
         yield* first.finishErasure(user, token, yield* first.maxId, 1)
-        const renewed = yield* Effect.all(
-          [first, second, first, second].map((log) => log.renewSurvivors(user)),
+        const renewed = yield* Effect.forEach(
+          [first, second, first, second],
+          (log) => log.renewSurvivors(user),
           { concurrency: "unbounded" },
         )
         expect(renewed.reduce((sum, rows) => sum + rows, 0)).toBe(900)

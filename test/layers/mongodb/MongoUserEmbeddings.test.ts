@@ -145,6 +145,28 @@ withServers(["mongodb"], "MongoDB", () => {
           })
         }))
 
+      it("reads documents of release 0.1.0, which have neither a generation nor the row id of an erasure", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const stored = yield* collection
+          const erased_at = new Date(at(9))
+          const cases = [
+            ["old-never", { archived: int(65) }, 0],
+            ["old-back", { erased_at, version: int(4) }, 4],
+            // Its ids are in the ledger without a generation, and must still be found.
+            ["old-much", { erased_at, version: int(4), archived: int(65) }, 0],
+          ] as const
+          for (const [user, fields] of cases) {
+            yield* users.save([{ record: record(user), expected: undefined }])
+            yield* Effect.promise(() => stored.updateOne({ _id: user }, { $set: fields }))
+          }
+          const tombstone = { _id: "old-gone", user_id: "old-gone", erased_at, version: int(3) }
+          yield* Effect.promise(() => stored.insertOne(tombstone))
+          const found = yield* users.load([...cases.map(([user]) => user), "old-gone"])
+          for (const [user, , generation] of [...cases, ["old-gone", {}, 3] as const])
+            expect([user, found.get(user)]).toMatchObject([user, { generation, erased_to: null }])
+        }))
+
       it("an erasure leaves a tombstone of four fields, and no applied overflow", () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings

@@ -1,20 +1,25 @@
 /** Erasure on both stacks: removes all data of a user for good, and the user can begin again. */
 import { expect } from "bun:test"
-import { Chunk, Duration, Effect, Fiber, Layer, Stream } from "effect"
+import { Chunk, Context, Duration, Effect, Fiber, Layer, Stream } from "effect"
+import fc from "fast-check"
 import type { Ports } from "../../../src/layers/Stack.ts"
 import * as Relay from "../../../src/programs/Relay.ts"
 import * as Worker from "../../../src/programs/Worker.ts"
+import { none, prefix, toSet } from "../../../src/services/model/AppliedIds.ts"
+import { encodeMessage } from "../../../src/services/model/UpdateMessage.ts"
 import { Auditor, layer as auditor } from "../../../src/services/operate/Auditor.ts"
 import { Eraser, layer as eraser } from "../../../src/services/operate/Eraser.ts"
 import { sweep } from "../../../src/services/operate/ErasureSweep.ts"
 import { DeadLetters } from "../../../src/services/ports/DeadLetters.ts"
-import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
+import { InteractionLog, type LogRow } from "../../../src/services/ports/InteractionLog.ts"
 import { DeadLetter, InteractionQueue } from "../../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbeddings, phraseKey } from "../../../src/services/ports/PhraseEmbeddings.ts"
 import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
 import type { InteractionRecorder } from "../../../src/services/record/InteractionRecorder.ts"
 import { OutboxRelay, toMessage } from "../../../src/services/record/OutboxRelay.ts"
+import { EmbeddingUpdater, layer as updaterLayer } from "../../../src/services/update/EmbeddingUpdater.ts"
 import { EventVectors } from "../../../src/services/update/EventVectors.ts"
+import { decoded, delivery } from "../../support/delivery.ts"
 import { layerSuite } from "../../support/effect.ts"
 import {
   drained,
@@ -292,6 +297,123 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         for (const kind of ["applied", "skipped"] as const)
           expect((yield* users.findInLedger(kind, stale)).get("swept")?.size ?? 0).toBe(0)
       }))
+
+    it(
+      "any interleaving of recording, delivery and the steps of an erasure leaves exactly the rows, applied once",
+      () =>
+        Effect.gen(function* () {
+          const updater = yield* EmbeddingUpdater
+          const log = yield* InteractionLog
+          const users = yield* UserEmbeddings
+          const action = fc.oneof(
+            { weight: 3, arbitrary: fc.record({ record: fc.nat({ max: 11 }) }) },
+            { weight: 4, arbitrary: fc.record({ deliver: fc.nat({ max: 1_000 }) }) },
+            { weight: 2, arbitrary: fc.constant({ step: true } as const) },
+          )
+          const runs = fc.sample(fc.array(action, { minLength: 10, maxLength: 40 }), {
+            numRuns: 12,
+            seed: 15,
+          })
+          for (const [run, actions] of runs.entries()) {
+            const user = `any-${run}`
+            const events = searches(user, 12)
+            const seen: Array<LogRow> = []
+            const look = Effect.map(rows(user), (found) => {
+              for (const row of found) if (!seen.some(({ id }) => id === row.id)) seen.push(row)
+              return found
+            })
+            const deliver = (wanted: ReadonlyArray<LogRow>) =>
+              updater.update(
+                wanted.map(({ id, interaction, recordedAt }) =>
+                  decoded(delivery(encodeMessage(interaction), { logId: id, recordedAt })),
+                ),
+              )
+            let erasure = { token: "", erased_to: -1, renewTo: 0 }
+            let after: Array<string> | undefined
+            const steps = [
+              Effect.gen(function* () {
+                const token = yield* log.beginErasure(user)
+                erasure = { ...erasure, token, erased_to: yield* log.maxId }
+              }),
+              Effect.suspend(() =>
+                users.erase(user, { erased_at: Date.now(), erased_to: erasure.erased_to }),
+              ),
+              Effect.map(log.maxId, (renewTo) => {
+                erasure = { ...erasure, renewTo }
+              }),
+              Effect.suspend(() => log.erase(user, erasure.erased_to)),
+              Effect.suspend(() => log.finishErasure(user, erasure.token, erasure.renewTo, Date.now())),
+              Effect.sync(() => {
+                after = []
+              }),
+              log.renewSurvivors(user),
+            ]
+            for (const one of actions)
+              if ("record" in one) {
+                const [appended] = yield* record(events[one.record]!)
+                if (appended?._tag === "Recorded") after?.push(appended.interaction.message_id)
+                yield* look
+              } else if ("deliver" in one) {
+                if (seen.length > 0) yield* deliver([seen[one.deliver % seen.length]!])
+              } else yield* steps.shift() ?? Effect.void
+            for (const step of steps) yield* step
+            const left = yield* look
+            yield* deliver([...seen, ...seen.toReversed()])
+            const applied = (yield* users.load([user])).get(user)?.applied ?? none
+            const ids = left.map(({ interaction }) => interaction.message_id)
+            expect([...toSet(applied)].toSorted()).toEqual(ids.map(prefix).toSorted())
+            expect((yield* embeddingOf(user))?.event_count ?? 0).toBe(left.length)
+            expect(left.every(({ id }) => id > erasure.erased_to)).toBe(true)
+            for (const id of after ?? []) expect(ids).toContain(id)
+            yield* log.markPublished(left, Date.now())
+          }
+          yield* published
+          yield* workedOff
+        }).pipe(Effect.provide(updaterLayer)),
+      60_000,
+    )
+
+    it("what a losing write moves to the ledger does not count after an erasure", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const updater = (store: typeof users) =>
+          Layer.build(updaterLayer.pipe(Layer.provide(Layer.succeed(UserEmbeddings, store)))).pipe(
+            Effect.map(Context.get(EmbeddingUpdater)),
+          )
+        const history = searches("ledger", 330)
+        const apply = (by: EmbeddingUpdater["Type"], from: number, to: number, id: number) =>
+          by.update(
+            history
+              .slice(from, to)
+              .map((one, index) =>
+                decoded(delivery(encodeMessage(one), { logId: id + index, recordedAt: Date.now() })),
+              ),
+          )
+        yield* apply(yield* updater(users), 0, 320, 1)
+        // The user is erased after the worker has read the record and before it writes.
+        let isErased = false
+        const losing = yield* updater({
+          ...users,
+          saveToLedger: (...args) =>
+            Effect.zipRight(
+              isErased ? Effect.void : users.erase("ledger", { erased_at: Date.now(), erased_to: 320 }),
+              Effect.suspend(() => {
+                isErased = true
+                return users.saveToLedger(...args)
+              }),
+            ),
+        })
+        yield* apply(losing, 320, 330, 1_000)
+        const after = yield* updater(users)
+        for (let from = 0; from < 320; from += 80) yield* apply(after, from, from + 80, 2_000 + from)
+        yield* apply(after, 0, 320, 3_000)
+        expect((yield* embeddingOf("ledger"))?.event_count).toBe(330)
+        const { archived, generation } = (yield* users.load(["ledger"])).get("ledger")!
+        expect(archived).toBeGreaterThan(0)
+        const pages = yield* Stream.runCollect(users.overflow([{ user_id: "ledger", generation }]))
+        expect([...pages].flat().flatMap(({ ids }) => ids)).toHaveLength(archived)
+        yield* users.erase("ledger", { erased_at: Date.now(), erased_to: 1e6 })
+      }).pipe(Effect.scoped))
 
     it("an erasure that failed after any of its steps is finished by repeating it", () =>
       Effect.gen(function* () {

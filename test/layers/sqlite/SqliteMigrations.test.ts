@@ -1,0 +1,52 @@
+/** Databases of earlier releases. */
+import { expect, test } from "bun:test"
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import * as SqlClient from "@effect/sql/SqlClient"
+import { Effect, Layer } from "effect"
+import { embedded } from "../../../src/layers/sql/migrations/embedded.ts"
+import { migrate } from "../../../src/layers/sql/SqlMigrations.ts"
+import * as Sqlite from "../../../src/layers/sqlite/Sqlite.ts"
+import * as SqliteUserEmbeddings from "../../../src/layers/sqlite/SqliteUserEmbeddings.ts"
+import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
+
+test("user embeddings of release 0.1.0 keep all they have, and get their generation", async () => {
+  const directory = mkdtempSync(join(tmpdir(), "user-embeddings-"))
+  const { "0005_erasures": _, ...before } = embedded.steps
+  const facts = '{"space":"test","event_count":3}'
+  const vector = Buffer.from(Float32Array.of(1, 0).buffer)
+  const user = (id: string, version: number, archived: number, erased_at: number, isGone = false) =>
+    Effect.flatMap(
+      SqlClient.SqlClient,
+      (
+        sql,
+      ) => sql`INSERT INTO user_embeddings (user_id, version, archived, erased_at, facts, applied, embedding)
+        VALUES (${id}, ${version}, ${archived}, ${erased_at}, ${isGone ? null : facts}, x'', ${isGone ? null : vector})`,
+    )
+  const found = Effect.gen(function* () {
+    yield* migrate({ ...embedded, steps: before })
+    yield* user("never", 7, 65, 0)
+    yield* user("back", 4, 0, 1_000)
+    yield* user("much", 4, 65, 1_000)
+    yield* user("gone", 3, 0, 1_000, true)
+    yield* migrate(embedded)
+    return yield* (yield* UserEmbeddings).load(["never", "back", "much", "gone"])
+  }).pipe(Effect.provide(SqliteUserEmbeddings.layer.pipe(Layer.provideMerge(Sqlite.layer({ directory })))))
+  const records = await Effect.runPromise(found).finally(() => rmSync(directory, { recursive: true }))
+  const facets = Array.from(records.values(), ({ embedding, user_id, version, ...rest }) => [
+    user_id,
+    version,
+    rest.archived,
+    rest.erased_at,
+    rest.erased_to,
+    rest.generation,
+    embedding?.event_count,
+  ])
+  expect(facets).toEqual([
+    ["never", 7, 65, 0, null, 0, 3],
+    ["back", 4, 0, 1_000, null, 4, 3],
+    ["much", 4, 65, 1_000, null, 0, 3],
+    ["gone", 3, 0, 1_000, null, 3, undefined],
+  ])
+})
