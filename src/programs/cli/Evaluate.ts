@@ -95,11 +95,10 @@ export const evaluate = command(
     unseen: flag("unseen", "Predict only products that are new to the user"),
     json,
   },
-  ({ file, json, most, products, target, unseen, ...given }) => {
-    const run = <E, R>(catalogue: Effect.Effect<ReadonlyMap<string, Float32Array>, E, R>) =>
-      Effect.gen(function* () {
-        const reading = yield* toReading(file, given)
-        const evaluating = measured(
+  ({ file, json, most, products, target, unseen, ...given }) =>
+    Effect.flatMap(toReading(file, given), (reading) => {
+      const run = <E, R>(catalogue: Effect.Effect<ReadonlyMap<string, Float32Array>, E, R>) =>
+        measured(
           "interactions",
           (onRead) =>
             measured(
@@ -117,15 +116,13 @@ export const evaluate = command(
             ),
           ({ count, line = 1 }) =>
             `stopped at line ${figure(line)}, after ${figure(count)} interactions; run it again from the beginning`,
-        )
-        yield* print(json, yield* evaluating, human)
+        ).pipe(Effect.flatMap((report) => print(json, report, human)))
+      return Option.match(products, {
+        onSome: (path) =>
+          run(productsOfFile(path)).pipe(
+            Effect.provide(Layer.provideMerge(Embedder.layerConfig, EmbeddingConfig.layerConfig)),
+          ),
+        onNone: () => Effect.provide(run(productsOfStack), Stack.layer),
       })
-    return Option.match(products, {
-      onSome: (path) =>
-        run(productsOfFile(path)).pipe(
-          Effect.provide(Layer.provideMerge(Embedder.layerConfig, EmbeddingConfig.layerConfig)),
-        ),
-      onNone: () => Effect.provide(run(productsOfStack), Stack.layer),
-    })
-  },
+    }),
 )

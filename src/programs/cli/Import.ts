@@ -8,7 +8,7 @@ import { dateFormat } from "../../services/history/FileTimestamps.ts"
 import { mappable, type Reading, typesByWord } from "../../services/history/InteractionFile.ts"
 import type { Format } from "../../services/history/RecordSplitter.ts"
 import { defaults } from "../../services/model/EventTypes.ts"
-import { importInteractions } from "../tasks/ImportInteractions.ts"
+import { type ImportOptions, importInteractions } from "../tasks/ImportInteractions.ts"
 import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print } from "./support/Output.ts"
 import { duration, figure, measured } from "./support/Progress.ts"
@@ -165,6 +165,30 @@ export const toReading = Effect.fnUntraced(function* (
   return result
 })
 
+const importing = Effect.fnUntraced(function* (
+  file: string,
+  json: boolean,
+  options: Omit<ImportOptions, "progress">,
+) {
+  const report = yield* measured("records", (progress) => importInteractions(file, { ...options, progress }))
+  yield* print(json, report, (report) =>
+    [
+      `${figure(report.records)} records: ${figure(report.recorded)} recorded, ${figure(report.duplicates)} recorded before, ${figure(report.rejected)} rejected; ${duration(report.seconds)}${report.resumed_at_line > 1 ? `, from line ${figure(report.resumed_at_line)}` : ""}`,
+      ...(report.first_rejected === null ? [] : [`First rejected: ${report.first_rejected}`]),
+      ...(report.rejected_file === null ? [] : [`Rejected records with reasons: ${report.rejected_file}`]),
+      ...(report.recorded > 0
+        ? [
+            "The recorded events wait in the outbox until `user-embeddings up`, `api` or `relay` publishes them.",
+          ]
+        : []),
+    ].join("\n"),
+  )
+  if (report.rejected > 0)
+    return yield* new CommandFailed({
+      message: `${report.rejected} records were rejected`,
+    })
+})
+
 const importInteractionsCommand = command(
   "interactions",
   "Records the past events of a shop from a file. If stopped, it continues where it was; a second run records only what is new",
@@ -184,28 +208,10 @@ const importInteractionsCommand = command(
     complete: flag("complete", "Record the last line of a CSV file although no line end follows it"),
     json,
   },
-  ({ complete, file, json, restart, state, strict, ...options }) =>
-    Effect.gen(function* () {
-      const reading = yield* toReading(file, options)
-      const report = yield* measured("records", (progress) =>
-        importInteractions(file, { reading, state, restart, strict, complete, progress }),
-      )
-      yield* print(json, report, (report) =>
-        [
-          `${figure(report.records)} records: ${figure(report.recorded)} recorded, ${figure(report.duplicates)} recorded before, ${figure(report.rejected)} rejected; ${duration(report.seconds)}${report.resumed_at_line > 1 ? `, from line ${figure(report.resumed_at_line)}` : ""}`,
-          ...(report.rejected_file === null
-            ? []
-            : [`Rejected records with reasons: ${report.rejected_file}`]),
-          ...(report.recorded > 0
-            ? [
-                "The recorded events wait in the outbox until `user-embeddings up`, `api` or `relay` publishes them.",
-              ]
-            : []),
-        ].join("\n"),
-      )
-      if (report.rejected > 0)
-        return yield* new CommandFailed({ message: `${report.rejected} records were rejected` })
-    }).pipe(Effect.provide(Stack.layer)),
+  ({ file, json, ...options }) =>
+    Effect.flatMap(toReading(file, options), (reading) =>
+      importing(file, json, { ...options, reading }).pipe(Effect.provide(Stack.layer)),
+    ),
 )
 
 export const imports = Command.make("import").pipe(

@@ -207,6 +207,14 @@ const wholeOnly =
       () => incomplete,
     )
 
+/** The file of rejected records, without those of after the last state: they are read again. */
+const openRejected = Effect.fnUntraced(function* (path: string, bytes: number) {
+  const files = yield* FileSystem.FileSystem
+  const rejects = yield* files.open(path, { flag: "a+" })
+  yield* rejects.truncate(bytes)
+  return rejects
+})
+
 export const importInteractions = Effect.fn("importInteractions")(function* (
   path: string,
   { complete = false, progress, reading, restart, state: stateOption, strict }: ImportOptions,
@@ -229,10 +237,9 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
   )
   /** The state with an unterminated last record, which the next run reads again. */
   let reached = state
+  let firstRejected: string | undefined
 
-  // Records rejected after the last state are read again, and would be listed twice.
-  const rejects = yield* files.open(rejectedFile, { flag: "a+" })
-  yield* rejects.truncate(state.rejected_bytes)
+  const rejects = yield* openRejected(rejectedFile, state.rejected_bytes)
 
   const importRecords = Effect.fnUntraced(function* (records: ReadonlyArray<RawRecord>) {
     const { duplicates, recorded, rejected } = yield* decodeAndAppend(records, decode)
@@ -248,14 +255,14 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
       rejected: state.rejected + rejected.length,
       rejected_bytes: state.rejected_bytes + lines.length,
     }
-    if (last.unterminated !== true) {
-      state = reached
-      yield* replace(stateFile, JSON.stringify(state))
-    }
-    const [first] = rejected
-    if (strict && first !== undefined)
-      return yield* new ImportRefused({ message: `line ${first[0].line}: ${first[1]}` })
-    yield* progress(toReached(reached, total))
+    if (last.unterminated !== true) state = reached
+    // Uninterruptible, so that a stopped command names the line at which the next run begins.
+    yield* Effect.uninterruptible(
+      Effect.zipRight(replace(stateFile, JSON.stringify(state)), progress(toReached(reached, total))),
+    )
+    const [first] = rejected.toSorted(([a], [b]) => a.line - b.line)
+    if (first !== undefined) firstRejected ??= `line ${first[0].line}: ${first[1]}`
+    if (strict && firstRejected !== undefined) return yield* new ImportRefused({ message: firstRejected })
   })
 
   yield* progress(toReached(state, total))
@@ -272,6 +279,8 @@ export const importInteractions = Effect.fn("importInteractions")(function* (
     rejected,
     /** Line, reason and text of each rejected record. */
     rejected_file: rejected > 0 ? rejectedFile : null,
+    /** Line and reason of the first of this run. */
+    first_rejected: firstRejected ?? null,
     state_file: stateFile,
     resumed_at_line: resumedAt,
     /** Of this run. */

@@ -1,12 +1,16 @@
 /** Exports on both stacks, read back by independent readers: every vector exactly, and only the selected data. */
 import { afterAll, expect } from "bun:test"
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs"
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { BunContext } from "@effect/platform-bun"
-import { Effect, Either, Layer, Option } from "effect"
+import { Deferred, Effect, Either, Fiber, Layer, Option } from "effect"
 import { asyncBufferFromFile, parquetReadObjects } from "hyparquet"
-import { exportEmbeddings, exportInteractions } from "../../../src/programs/tasks/ExportData.ts"
+import {
+  embeddingFormats,
+  exportEmbeddings,
+  exportInteractions,
+} from "../../../src/programs/tasks/ExportData.ts"
 import { importInteractions } from "../../../src/programs/tasks/ImportInteractions.ts"
 import { fold } from "../../../src/services/model/Fold.ts"
 import type { UserEmbedding } from "../../../src/services/model/UserEmbedding.ts"
@@ -167,6 +171,28 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
         )
         expect([failed._tag, existsSync(file)]).toEqual(["Failure", false])
       }))
+
+    for (const format of embeddingFormats)
+      it(`${format}: an interrupted export leaves no file, and a path that can't be written is named with the cause`, () =>
+        Effect.gen(function* () {
+          const empty = mkdtempSync(join(folder, "empty-"))
+          const written = yield* Deferred.make<void>()
+          const progress = () => Effect.zipRight(Deferred.succeed(written, undefined), Effect.never)
+          const path = join(empty, `users.${format}`)
+          const running = yield* Effect.fork(exportEmbeddings({ ...options(format, path), progress }))
+          yield* Deferred.await(written)
+          expect(readdirSync(empty)).toContain(`users.${format}.partial`)
+          yield* Fiber.interrupt(running)
+          expect(readdirSync(empty)).toEqual([])
+          const missing = join(empty, "nope", "x")
+          for (const [to, cause] of [
+            [missing, `the folder ${join(empty, "nope")} does not exist`],
+            [empty, "it is a folder"],
+          ] as const) {
+            const failed = yield* Effect.flip(exportEmbeddings(options(format, to)))
+            expect(failed.message).toBe(`cannot write ${to}: ${cause}`)
+          }
+        }))
 
     it("exported interactions, imported again, are all duplicates", () =>
       Effect.gen(function* () {

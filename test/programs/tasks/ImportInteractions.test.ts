@@ -3,13 +3,17 @@ import { afterAll, describe, expect, test } from "bun:test"
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { Command, HelpDoc, ValidationError } from "@effect/cli"
 import { BunContext } from "@effect/platform-bun"
-import { Effect, Layer, Option } from "effect"
+import { Effect, Layer, Option, Stream } from "effect"
+import { imports } from "../../../src/programs/cli/Import.ts"
+import { BadUsage } from "../../../src/programs/cli/support/Usage.ts"
 import { importInteractions } from "../../../src/programs/tasks/ImportInteractions.ts"
 import type { Reading } from "../../../src/services/history/InteractionFile.ts"
 import { Auditor, layer as auditor } from "../../../src/services/operate/Auditor.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
-import { layerSuite } from "../../support/effect.ts"
+import { bundledProgram } from "../../support/bundledProgram.ts"
+import { effectTest, layerSuite } from "../../support/effect.ts"
 import { drained, pipeline, storeProduct } from "../../support/pipeline.ts"
 import { withServers } from "../../support/servers.ts"
 import { embedded, external } from "../../support/stacks.ts"
@@ -101,6 +105,89 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
           expect(stopped.message).toStartWith("line 3: event_type")
         }))
 
+      it("a record cut at the end of a growing file is recorded once it is whole, wherever it was cut", () =>
+        Effect.gen(function* () {
+          const log = yield* InteractionLog
+          const columns = ["user_id", "event_type", "product_id", "occurred_at"] as const
+          const record = (user: string, n: number) => [user, "view", `p-${n}`, `${1_700_000_000 + n}`]
+          const forms = {
+            csv: (cells: ReadonlyArray<string>) => cells.join(","),
+            jsonl: (cells: ReadonlyArray<string>) =>
+              JSON.stringify(Object.fromEntries(cells.map((cell, n) => [columns[n], cell]))),
+          }
+          for (const format of ["csv", "jsonl"] as const) {
+            const toLine = forms[format]
+            const length = toLine(record("cut-00", 100)).length
+            for (let kept = 1; kept <= length; kept += format === "csv" ? 3 : 16) {
+              const user = `cut-${format}-${kept}`
+              const lines = [100, 101, 102].map((n) => toLine(record(user, n)))
+              const text = `${format === "csv" ? `${columns.join(",")}\n` : ""}${lines.join("\n")}\n`
+              const last = lines[2]!.length + 1
+              const set = { ...options(user), reading: { ...reading, format } }
+              const file = write(`${user}.${format}`, text.slice(0, text.length - last + kept))
+              yield* importInteractions(file, set)
+              write(`${user}.${format}`, text)
+              const { recorded, rejected } = yield* importInteractions(file, set)
+              expect([recorded, rejected]).toEqual([format === "jsonl" && kept >= last - 1 ? 2 : 3, 0])
+              const logged = yield* Stream.runCollect(log.stream({ user }))
+              expect(
+                [...logged].map(({ interaction }) => [interaction.product_id, interaction.occurred_at]),
+              ).toEqual(
+                [100, 101, 102].map((n) => [`p-${n}`, new Date((1_700_000_000 + n) * 1_000).toISOString()]),
+              )
+            }
+          }
+        }))
+
+      it("a CSV file without a last line end is recorded with `complete`; JSON shows that it is whole", () =>
+        Effect.gen(function* () {
+          const file = write("open.csv", head + row("open", 1) + row("open", 2).trimEnd())
+          const cut = yield* importInteractions(file, options("open"))
+          expect(cut).toMatchObject({ records: 2, recorded: 1, rejected: 1 })
+          expect(readFileSync(cut.rejected_file!, "utf8")).toContain("has no line end, so it may be cut")
+          const whole = yield* importInteractions(file, { ...options("open"), complete: true })
+          expect(whole).toMatchObject({ recorded: 2, rejected: 0, resumed_at_line: 3 })
+          const json = write(
+            "open.jsonl",
+            JSON.stringify({
+              user_id: "open",
+              event_type: "view",
+              product_id: 1,
+              occurred_at: 1_700_000_003,
+            }),
+          )
+          const set = { ...options("open-json"), reading: { ...reading, format: "jsonl" } as const }
+          expect(yield* importInteractions(json, set)).toMatchObject({ recorded: 1, rejected: 0 })
+          expect(yield* importInteractions(json, set)).toMatchObject({ records: 1, duplicates: 1 })
+        }))
+
+      it("text in another encoding is rejected by its line, or stored as it is when the encoding is named", () =>
+        Effect.gen(function* () {
+          const log = yield* InteractionLog
+          const user = "umlaut"
+          const bytes = Buffer.from(
+            `user_id,event_type,search_phrase,occurred_at\n${user},search,Kaffeem\xfchle,1700000000\n${user},search,tea,1700000001\n`,
+            "latin1",
+          )
+          const file = join(folder, "umlaut.csv")
+          writeFileSync(file, bytes)
+          const phrases = Effect.map(Stream.runCollect(log.stream({ user })), (rows) =>
+            [...rows].map(({ interaction }) => interaction.search_phrase),
+          )
+          const report = yield* importInteractions(file, options("umlaut"))
+          expect(report).toMatchObject({ recorded: 1, rejected: 1 })
+          expect(JSON.parse(readFileSync(report.rejected_file!, "utf8"))).toMatchObject({
+            line: 2,
+            reason: "is not UTF-8 (--encoding names another one)",
+          })
+          expect(yield* phrases).toEqual(["tea"])
+          yield* importInteractions(file, {
+            ...options("umlaut"),
+            reading: { ...reading, encoding: "latin1" },
+          })
+          expect((yield* phrases).toSorted()).toEqual(["Kaffeemühle", "tea"])
+        }))
+
       it("a new file with an old name is imported from the beginning; an unknown column is refused", () =>
         Effect.gen(function* () {
           const file = write("other.csv", head + rows(() => "other-a", 10))
@@ -122,8 +209,9 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
 suite("imports on the embedded stack", embedded())
 withServers(["rabbitmq", "mysql", "mongodb"], "imports on real servers", () => suite("MySQL", external()))
 
+const main = await bundledProgram("src/programs/main.ts")
+
 describe("the command", () => {
-  const main = join(import.meta.dir, "../../../src/programs/main.ts")
   const data = join(folder, "data")
   const run = (...args: ReadonlyArray<string>) =>
     Bun.spawn([process.execPath, main, ...args], {
@@ -133,8 +221,12 @@ describe("the command", () => {
     })
   const output = async (...args: ReadonlyArray<string>) => {
     const child = run(...args)
-    const [text, code] = await Promise.all([new Response(child.stdout).text(), child.exited])
-    return { code, text }
+    const [text, errors, code] = await Promise.all([
+      new Response(child.stdout).text(),
+      new Response(child.stderr).text(),
+      child.exited,
+    ])
+    return { code, errors, text }
   }
 
   test("killed in the middle, it resumes where it stopped, and the log has each record once", async () => {
@@ -165,8 +257,49 @@ describe("the command", () => {
     expect(logged).toBe(count)
   }, 60_000)
 
-  test("an unknown field exits with 2", async () => {
-    const { code } = await output("import", "interactions", main, "--map", "who=x")
-    expect(code).toBe(2)
-  })
+  test("types may be named by the words of routes; the column, the zone and the form of times by options", async () => {
+    const file = write("kauf.csv", "kunde;was;artikel;wann\r\nkauf-1;Kauf;p-1;31.01.2026 13:00\r\n")
+    const { code, text } = await output(
+      ...["import", "interactions", file, "--json", "--types", "Kauf=purchase", "--delimiter", ";"],
+      ...["--map", "user_id=kunde,event_type=was,product_id=artikel,occurred_at=wann"],
+      ...["--timezone", "Europe/Berlin", "--date-format", "dd.MM.yyyy HH:mm"],
+    )
+    expect([code, JSON.parse(text).recorded]).toEqual([0, 1])
+    const stored = Effect.flatMap(InteractionLog, (log) => Stream.runCollect(log.stream({ user: "kauf-1" })))
+    const [logged] = await Effect.runPromise(Effect.provide(stored, embedded({ DATA_DIR: data })))
+    expect(logged?.interaction).toMatchObject({
+      event_type: "product_purchase",
+      occurred_at: "2026-01-31T12:00:00.000Z",
+    })
+  }, 20_000)
+})
+
+describe("options are refused with the reason, before a server is asked", () => {
+  const parse = Command.run(imports, { name: "user-embeddings", version: "" })
+  for (const [args, reason] of [
+    [["--map", "who=x"], "the fields are user_id"],
+    [["--types", "Kauf=bogus"], "--types Kauf=bogus: must be one of search, view, product_view,"],
+    [["--set", "event_type=bogus"], "--set event_type=bogus: must be one of"],
+    [["--types", "a=view,a=click"], "--types: a is given twice, as view and as click"],
+    [["--encoding", "utf-16"], "--encoding utf-16: can't be read; iconv"],
+    [["--encoding", "klingon"], "--encoding klingon: must be an encoding"],
+    [["--timezone", "Europe/Belin"], "--timezone Europe/Belin: must be a time zone"],
+    [["--date-format", "dd.MM"], "--date-format dd.MM: has no year"],
+    [["--delimiter", "||"], "--delimiter ||: must be one ASCII character, or tab"],
+  ] as const)
+    effectTest(args.join(" "), () =>
+      Effect.gen(function* () {
+        const refused: unknown = yield* Effect.flip(
+          parse(["bun", "main", "interactions", import.meta.path, ...args]).pipe(
+            Effect.provide(BunContext.layer),
+          ),
+        )
+        const text = ValidationError.isValidationError(refused)
+          ? HelpDoc.toAnsiText(refused.error)
+          : refused instanceof BadUsage
+            ? refused.message
+            : ""
+        expect(text).toContain(reason)
+      }),
+    )
 })

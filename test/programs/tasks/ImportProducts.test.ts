@@ -4,8 +4,12 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { BunContext } from "@effect/platform-bun"
-import { Effect, Fiber, Layer, Option, TestClock, TestContext } from "effect"
+import { Effect, Fiber, Layer, Option, Schema, TestClock, TestContext } from "effect"
+import fc from "fast-check"
 import { importProducts } from "../../../src/programs/tasks/ImportProducts.ts"
+import { ProductEmbeddingBody } from "../../../src/services/api/InteractionApi.ts"
+import { EmbeddingConfig } from "../../../src/services/EmbeddingConfig.ts"
+import * as Vector from "../../../src/services/model/Vector.ts"
 import { ProductEmbeddings } from "../../../src/services/ports/ProductEmbeddings.ts"
 import * as EventVectors from "../../../src/services/update/EventVectors.ts"
 import { layerSuite } from "../../support/effect.ts"
@@ -55,7 +59,95 @@ const untilThen = (happened: Effect.Effect<boolean>) =>
 const ended = <A, E>(fiber: Fiber.RuntimeFiber<A, E>) =>
   untilThen(Effect.map(Fiber.poll(fiber), Option.isSome)).pipe(Effect.zipRight(Fiber.join(fiber)))
 
+/** What a text is refused for, at any door. */
+const names = fc.option(
+  fc.oneof(
+    fc.string({ maxLength: 5 }),
+    fc.constantFrom("x".repeat(255), "x".repeat(256), "\ud800", " padded ", "boots"),
+  ),
+)
+const texts8 = fc.oneof(
+  fc.string({ maxLength: 5 }),
+  fc.constantFrom(" boots ", "x".repeat(8_192), "x".repeat(8_193), "\udfff", "", "  "),
+)
+const vectors = fc.constantFrom(
+  Array.from({ length: 24 }, (_, i) => i - 3),
+  [1, 2],
+  [],
+  Array(24).fill(0),
+  ["1"],
+)
+const bodies = fc
+  .record({
+    product_name: names,
+    category: names,
+    source: fc.oneof(fc.record({ text: texts8 }), fc.record({ vector: vectors })),
+  })
+  .map(({ source, ...body }) => ({ ...body, ...source }))
+
 layerSuite("products import", layer, (it) => {
+  it("accepts the products that PUT accepts, and stores them alike", () =>
+    Effect.gen(function* () {
+      const { dimensions } = yield* EmbeddingConfig
+      const accept = Schema.decodeUnknownOption(ProductEmbeddingBody)
+      const sample = fc.sample(bodies, { numRuns: 300, seed: 1 })
+      const path = join(folder, "doors.jsonl")
+      writeFileSync(path, sample.map((body, n) => `${JSON.stringify({ product_id: n, ...body })}\n`).join(""))
+      const put = sample.map((body) =>
+        Option.filter(
+          accept(body),
+          ({ vector }) => vector === undefined || Vector.problem(vector, dimensions) === undefined,
+        ),
+      )
+      const { bad } = yield* importProducts(path, { strict: false, progress: () => Effect.void })
+      expect(bad.map(({ line }) => line)).toEqual(
+        put.flatMap((body, n) => (Option.isNone(body) ? [n + 1] : [])),
+      )
+      expect(bad.length).toBeGreaterThan(50)
+      const products = yield* ProductEmbeddings
+      const stored = yield* products.describe(sample.map((_, n) => String(n)))
+      for (const [n, body] of put.entries())
+        if (Option.isSome(body)) {
+          const { category = null, product_name = null } = body.value
+          expect(stored.get(String(n))).toEqual({ product_id: String(n), product_name, category })
+        }
+      const taken = new Set(requested())
+      expect(taken).toEqual(
+        new Set(put.flatMap((body) => Option.toArray(body).flatMap(({ text }) => text ?? []))),
+      )
+    }))
+
+  it("needs no text where there is a name; lines that are not UTF-8 are rejected, or read in their encoding", () =>
+    Effect.gen(function* () {
+      const path = join(folder, "umlaut.jsonl")
+      writeFileSync(
+        path,
+        Buffer.from(
+          '{"product_id":"u-1","product_name":"Stiefel","category":null}\n{"product_id":"u-2","text":"M\xfctze"}\n{"product_id":"u-3","category":" "}\n',
+          "latin1",
+        ),
+      )
+      const options = { strict: false, progress: () => Effect.void }
+      const { bad } = yield* importProducts(path, options)
+      expect(bad).toEqual([
+        { line: 2, reason: "is not UTF-8 (--encoding names another one)" },
+        { line: 3, reason: expect.stringContaining("give a vector, a text or a product_name") },
+      ])
+      expect(yield* importProducts(path, { ...options, encoding: "latin1" })).toMatchObject({ imported: 2 })
+      expect(requested()).toEqual(["Stiefel", "Mütze"])
+    }))
+
+  it("lists the first 1,000 bad lines, and counts the others", () =>
+    Effect.gen(function* () {
+      const path = join(folder, "bad.jsonl")
+      writeFileSync(path, '{"product_id":""}\n'.repeat(1_200))
+      const { bad, bad_not_listed } = yield* importProducts(path, {
+        strict: false,
+        progress: () => Effect.void,
+      })
+      expect([bad.length, bad_not_listed]).toEqual([1_000, 200])
+    }))
+
   const passing: ReadonlyArray<readonly [string, Fault]> = [
     ["429", { status: 429 }],
     ["429 with a long Retry-After", { status: 429, headers: { "retry-after": "120" } }],

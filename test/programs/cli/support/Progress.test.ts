@@ -1,7 +1,7 @@
-/** Progress without a terminal: a log entry every ten seconds. */
+/** Progress without a terminal: a log entry every ten seconds, and a line where a signal stopped the command. */
 import { afterAll, beforeAll, expect } from "bun:test"
-import { ConfigProvider, Effect, HashMap, Logger, LogLevel, TestClock, TestContext } from "effect"
-import { measured } from "../../../../src/programs/cli/support/Progress.ts"
+import { ConfigProvider, Effect, Fiber, HashMap, Logger, LogLevel, TestClock, TestContext } from "effect"
+import { counting, measured, type Stopped } from "../../../../src/programs/cli/support/Progress.ts"
 import { effectTest } from "../../../support/effect.ts"
 
 const terminal = process.stderr.isTTY
@@ -46,5 +46,27 @@ effectTest("a command that logs only warnings still logs its progress, with rate
 effectTest("with LOG_LEVEL=warn it logs no progress", () =>
   Effect.gen(function* () {
     expect(yield* entries({ LOG_LEVEL: "warn" })).toEqual([])
+  }),
+)
+
+/** What is printed when a run that counts up to 1,234 is interrupted. */
+const printed = (stopped?: Stopped) =>
+  Effect.gen(function* () {
+    const lines: Array<unknown> = []
+    const own = yield* Effect.console
+    const running = counting("users", (progress) => Effect.zipRight(progress(1_234), Effect.never), stopped)
+    const fiber = yield* Effect.fork(
+      Effect.withConsole(running, { ...own, error: (line) => Effect.sync(() => void lines.push(line)) }),
+    )
+    yield* Effect.yieldNow()
+    yield* Fiber.interrupt(fiber)
+    return lines
+  })
+
+effectTest("an interrupted command says how far it was, and what to do", () =>
+  Effect.gen(function* () {
+    expect(yield* printed()).toEqual(["stopped after 1,234 users; run it again to go on"])
+    expect(yield* printed(({ count }) => `halted at ${count}`)).toEqual(["halted at 1234"])
+    expect(yield* printed(() => undefined)).toEqual([])
   }),
 )
