@@ -71,6 +71,20 @@ export const mutations: ReadonlyArray<Mutation> = [
   { scenario: "workers killed at random points", ...ackFirst },
   { scenario: "workers killed at random points", ...idsUnchecked },
   {
+    scenario: "MongoDB is out: the backlog is given back",
+    without: "giving back what waits",
+    file: worker,
+    from: "yield* settleAll(worker.consumer, settled)\n  return",
+    to: "yield* settleAll(worker.consumer, settled.filter(([, one]) => !isWaiting(one)))\n  return",
+  },
+  {
+    scenario: "the embedding service is out: searches are set aside",
+    without: "receiving product events while the embedding service is out",
+    file: "src/services/update/OutageState.ts",
+    from: 'return { main: "all", setAside: probe }',
+    to: 'return { main: "none", setAside: probe }',
+  },
+  {
     scenario: "workers killed at random points",
     without: "the version in the compare-and-swap",
     file: "src/layers/mongodb/MongoUserEmbeddings.ts",
@@ -220,7 +234,7 @@ export const mutations: ReadonlyArray<Mutation> = [
     without: "finishing what is held",
     file: worker,
     from: "worker.state = OutageState.stop(worker.state)",
-    to: 'worker.state = OutageState.stop(worker.state)\n  const left = worker.held.take(worker.state, 1e9, 0)?.batch ?? []\n  yield* worker.consumer.settle(left.map((one) => [one.delivery, { _tag: "Ack" }] as const))',
+    to: 'worker.state = OutageState.stop(worker.state)\n  const left = worker.held.take(worker.state, 1e9, 0).work?.batch ?? []\n  yield* worker.consumer.settle(left.map((one) => [one.delivery, { _tag: "Ack" }] as const))',
   },
   {
     scenario: "SIGTERM twice",

@@ -2,17 +2,19 @@
 import { OpenApi } from "@effect/platform"
 import { Duration, JSONSchema, type Schema } from "effect"
 import { userEmbeddingValidator } from "../../src/layers/mongodb/MongoCollections.ts"
+import { quarantineQueueOf } from "../../src/layers/rabbitmq/RabbitTopology.ts"
 import { Embedding } from "../../src/services/api/EmbeddingJson.ts"
 import { api } from "../../src/services/api/InteractionApi.ts"
 import { defaults as eventTypes } from "../../src/services/model/EventTypes.ts"
 import { maxMessageBytes, messageVersion, UpdateMessage } from "../../src/services/model/UpdateMessage.ts"
 import {
+  companySizes,
   exchange,
   failedQueue,
-  quarantineQueue,
   queue,
   retryQueue,
   routingKey,
+  setAsideQueue,
 } from "../../src/services/ports/InteractionQueue.ts"
 import { retryDelays } from "../../src/services/RetryPolicies.ts"
 
@@ -176,10 +178,20 @@ const asyncApi = {
       },
     },
     updates: queueChannel(queue, "The main queue, a quorum queue: workers consume it", "update", "pack"),
-    isolated: queueChannel(
-      quarantineQueue,
-      "The quarantine queue: its messages are handled alone, one at a time",
+    waiting: queueChannel(
+      setAsideQueue,
+      "Searches that wait until the embedding service is back: workers consume it",
       "update",
+    ),
+    ...Object.fromEntries(
+      companySizes.map((size) => [
+        size === 1 ? "isolated" : `isolated${size}`,
+        queueChannel(
+          quarantineQueueOf(size),
+          `Quarantine queue: at most ${size} of its messages are handled together`,
+          "update",
+        ),
+      ]),
     ),
     ...Object.fromEntries(
       delays.map((delay) => [

@@ -44,11 +44,11 @@ export const conflictRetry = Schedule.exponential("2 millis", 2).pipe(
 export const deadlockRetry = conflictRetry.pipe(Schedule.upTo("5 seconds"))
 
 /**
- * Delay before the next probe of a dependency that is out: 1 s doubling to 20 s. Work must continue within 30 s after
+ * Delay before the next probe of a dependency that is out: 1 s doubling to 10 s. Work must continue within 30 s after
  * the dependency is back, and a probe that started just before may take the other 10 s to fail.
  */
 export const probeDelay = (failedProbes: number): Duration.Duration =>
-  Duration.seconds(Math.min(20, 2 ** failedProbes))
+  Duration.seconds(Math.min(10, 2 ** failedProbes))
 
 /** Draining the outbox publishes rows that were not published right after their commit. */
 export const drainInterval = Schedule.spaced("1 second")

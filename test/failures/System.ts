@@ -10,7 +10,7 @@ import { type Binary, MongoClient } from "mongodb"
 import mysql, { type RowDataPacket } from "mysql2/promise"
 import * as sacrificial from "../../scripts/services/sacrificial.ts"
 import { sacrificialVariable } from "../../scripts/services/sacrificial.ts"
-import { quarantineQueues } from "../../src/layers/rabbitmq/RabbitTopology.ts"
+import { quarantineQueueOf, quarantineQueues } from "../../src/layers/rabbitmq/RabbitTopology.ts"
 import * as Stack from "../../src/layers/Stack.ts"
 import * as Provision from "../../src/programs/tasks/ProvisionServers.ts"
 import {
@@ -86,6 +86,16 @@ export interface Refusal {
   readonly begun: number
   readonly ended: number
 }
+
+const bodyOf = ({ occurred_at, ...row }: Row): Buffer =>
+  Buffer.from(
+    JSON.stringify({
+      ...row,
+      occurred_at: new Date(occurred_at).toISOString(),
+      metadata: {},
+      version: "1.0",
+    }),
+  )
 
 /** Waits until a worker consumes messages. */
 export const consuming = (worker: Program) =>
@@ -168,7 +178,7 @@ export class System {
   /** Prints the last log lines of each program, for a scenario that failed. */
   printLogs(): void {
     for (const { log, name } of this.programs)
-      for (const { event, ...facts } of log.slice(-4))
+      for (const { event, ...facts } of log.slice(-Number(process.env.LINES ?? 4)))
         console.error(`    ${name}: ${event} ${JSON.stringify(facts)}`)
   }
 
@@ -367,20 +377,19 @@ export class System {
 
   /** Publishes rows of the log again, as update messages. */
   publishAgain(rows: ReadonlyArray<Row>): Promise<void> {
-    return this.publish(
-      rows.map(({ event_type: type, occurred_at, ...row }) => ({
-        type,
-        body: Buffer.from(
-          JSON.stringify({
-            ...row,
-            event_type: type,
-            occurred_at: new Date(occurred_at).toISOString(),
-            metadata: {},
-            version: "1.0",
-          }),
-        ),
-      })),
-    )
+    return this.publish(rows.map((row) => ({ type: row.event_type, body: bodyOf(row) })))
+  }
+
+  /** Publishes a row of the log again, as a message that was in hand when a worker died. */
+  suspect(row: Row): Promise<void> {
+    return this.onChannel(async (channel) => {
+      channel.sendToQueue(quarantineQueueOf(64), bodyOf(row), {
+        deliveryMode: 2,
+        messageId: row.message_id,
+        headers: { "x-isolated-attempts": 1, "x-original-routing-key": routingKey(row.event_type) },
+      })
+      await channel.waitForConfirms()
+    })
   }
 
   /** The messages in `failed`, which stay there. */

@@ -212,7 +212,7 @@ test("in an outage a backlog waits, is probed by one message, and is finished wh
       expect(Option.isSome(yield* worker.outage)).toBe(true)
       yield* until(() => state.batches.length === 8)
       expect(state.batches.slice(1).map(({ length }) => length)).toEqual([1, 1, 1, 1, 1, 1, 1])
-      expect(yield* Clock.currentTimeMillis).toBe(1_000 * (1 + 2 + 4 + 8 + 16 + 20 + 20))
+      expect(yield* Clock.currentTimeMillis).toBe(1_000 * (1 + 2 + 4 + 8 + 10 + 10 + 10))
       state.outcomeOf = () => acked
       yield* until(() => state.settled.length === 4)
       expect(Option.isNone(yield* worker.outage)).toBe(true)
