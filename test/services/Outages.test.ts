@@ -1,6 +1,6 @@
 /** What the log says of an outage: its beginning, each minute of it, and its end. Nothing else, and no password. */
 import { expect } from "bun:test"
-import { Effect, Logger, TestClock, TestContext } from "effect"
+import { Effect, Layer, Logger, TestClock, TestContext } from "effect"
 import { isOutage, ServerOutage, serverName, unlessReported } from "../../src/services/Outages.ts"
 import { effectTest as it } from "../support/effect.ts"
 
@@ -11,8 +11,7 @@ const logged = (run: Effect.Effect<unknown>) => {
     events.push(String(message))
   })
   return run.pipe(
-    Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
-    Effect.provide(TestContext.TestContext),
+    Effect.provide(Layer.merge(TestContext.TestContext, Logger.replace(Logger.defaultLogger, logger))),
     Effect.as(events),
   )
 }

@@ -1,5 +1,5 @@
 /** Whether a part of the system can do its job, for `/readyz`. */
-import { Deferred, Duration, Effect, Fiber, Option, Record, Schedule, Schema } from "effect"
+import { Duration, Effect, Fiber, Option, Record, Schedule, Schema } from "effect"
 import { Dependencies, type Dependency } from "../ports/Dependencies.ts"
 import * as Telemetry from "../Telemetry.ts"
 
@@ -45,6 +45,8 @@ const down = (detail: string): DependencyHealth => ({ status: "down", detail })
 /** The state of one dependency, from a look at it that is repeated in the background. */
 class Watched {
   state = down("no answer yet")
+  /** Opens after the first look. */
+  readonly looked = Effect.unsafeMakeLatch(false)
   private looks = 0
   private problems: ReadonlyArray<string> = []
 
@@ -69,6 +71,21 @@ class Watched {
   })
 }
 
+/** Looks at all dependencies in the background until the scope closes. */
+const watchAll = Effect.gen(function* () {
+  const all = (yield* Dependencies).map((dependency) => ({ dependency, watched: new Watched(dependency) }))
+  yield* Effect.forEach(all, ({ dependency, watched }) =>
+    watched.look.pipe(
+      Effect.zipRight(watched.looked.open),
+      Effect.repeat(Schedule.spaced(dependency.lookEvery ?? lookEvery)),
+      Telemetry.untraced,
+      Effect.interruptible,
+      Effect.forkScoped,
+    ),
+  )
+  return all
+})
+
 /**
  * Answers at once from what the last look found. `outage` says which outage a worker waits for. A waiting worker is
  * degraded, even when every dependency answers.
@@ -77,23 +94,9 @@ export const make = (
   part: "api" | "worker",
   outage: Effect.Effect<Option.Option<string>> = Effect.succeedNone,
 ) =>
-  Effect.gen(function* () {
-    const all = (yield* Dependencies).map((dependency) => ({ dependency, watched: new Watched(dependency) }))
-    const firstLooks = yield* Effect.forEach(all, ({ dependency, watched }) =>
-      Effect.gen(function* () {
-        const first = yield* Deferred.make<void>()
-        yield* watched.look.pipe(
-          Effect.zipRight(Deferred.succeed(first, undefined)),
-          Effect.repeat(Schedule.spaced(dependency.lookEvery ?? lookEvery)),
-          Telemetry.untraced,
-          Effect.interruptible,
-          Effect.forkScoped,
-        )
-        return Deferred.await(first)
-      }),
-    )
-    const looked = Effect.all(firstLooks, { concurrency: "unbounded", discard: true })
-    return Effect.gen(function* () {
+  Effect.map(watchAll, (all) =>
+    Effect.gen(function* () {
+      const looked = Effect.forEach(all, ({ watched }) => watched.looked.await, { discard: true })
       yield* Effect.timeoutOption(looked, firstLookTimeout)
       const waiting = yield* outage
       const unavailable = all.some(
@@ -112,8 +115,8 @@ export const make = (
         }),
       }
       return health
-    })
-  })
+    }),
+  )
 
 /** Without the fields that only `?verbose` shows, and without the texts of failures unless they are wanted. */
 export const brief = ({ dependencies, ...health }: Health, withDetails: boolean): Health => ({
