@@ -26,8 +26,11 @@ export const replay = command(
           message: "give --user, --since, --until, --recorded-since or --type, or --all",
         })
       const replayer = yield* Replayer.Replayer
-      const report = yield* counting("messages", (progress) =>
-        replayer.replay(given(options), { dryRun, progress }),
+      const report = yield* counting(
+        "messages",
+        (progress) => replayer.replay(given(options), { dryRun, progress }),
+        ({ count }) =>
+          `stopped after ${count} messages; run it again from the beginning: no event counts twice`,
       )
       yield* print(json, report, ({ matched, published, unknown_event_types: unknown = {} }) => {
         const left = Object.entries(unknown).map(([type, count]) => `${count} ${type}`)

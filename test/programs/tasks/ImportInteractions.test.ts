@@ -108,8 +108,9 @@ const suite = (name: string, stack: Parameters<typeof pipeline>[0]) =>
       it("a record cut at the end of a growing file is recorded once it is whole, wherever it was cut", () =>
         Effect.gen(function* () {
           const log = yield* InteractionLog
-          const columns = ["user_id", "event_type", "product_id", "occurred_at"] as const
-          const record = (user: string, n: number) => [user, "view", `p-${n}`, `${1_700_000_000 + n}`]
+          // Cut in its last column, a CSV record still looks whole, with another product.
+          const columns = ["user_id", "event_type", "occurred_at", "product_id"] as const
+          const record = (user: string, n: number) => [user, "view", `${1_700_000_000 + n}`, `p-${n}`]
           const forms = {
             csv: (cells: ReadonlyArray<string>) => cells.join(","),
             jsonl: (cells: ReadonlyArray<string>) =>
