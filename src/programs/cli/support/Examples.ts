@@ -50,7 +50,6 @@ export const examples: Readonly<Record<string, ReadonlyArray<string>>> = {
     "replay --user 123 --since 2026-02-01 --until 2026-03-01",
     "replay --type product_view --since 7d --dry-run",
     "replay --recorded-since 2026-02-01",
-    "replay --all",
   ],
   rebuild: ["rebuild --user 123", "rebuild --all", "rebuild --all --after 123"],
   audit: ["audit", "audit --user 123 --details"],
