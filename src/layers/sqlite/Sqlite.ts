@@ -12,7 +12,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
 import { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
-import { Clock, Context, Duration, Effect, Layer, Option, Schedule, Stream } from "effect"
+import { Clock, Context, Duration, Effect, Layer, Option, Stream } from "effect"
 import { type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
 import * as Settings from "../../services/Settings.ts"
 import { attribute, databaseSpan } from "../../services/Telemetry.ts"
@@ -58,14 +58,20 @@ const protect = (file: string) => {
   for (const each of [file, `${file}-wal`, `${file}-shm`]) if (existsSync(each)) chmodSync(each, 0o600)
 }
 
-/** Moves all changes from the write-ahead log into the file and empties the log, unless another process is reading. */
-const emptyWriteAheadLog = (database: Database) => {
-  database.run("PRAGMA busy_timeout = 0")
-  database.run("PRAGMA wal_checkpoint(TRUNCATE)")
-  database.run(`PRAGMA busy_timeout = ${busyTimeoutMillis}`)
-}
 /** How long the write-ahead log keeps deleted data at most, while no other process reads all the time. */
-const emptyLogEvery = Schedule.spaced("1 minute")
+const emptyLogMillis = 60_000
+
+/** Moves all changes from the write-ahead log into the file and empties the log, unless it is in use. */
+const emptyWriteAheadLog = (database: Database) => {
+  try {
+    database.run("PRAGMA busy_timeout = 0")
+    database.run("PRAGMA wal_checkpoint(TRUNCATE)")
+  } catch {
+    // A transaction is open. The next time will do.
+  } finally {
+    database.run(`PRAGMA busy_timeout = ${busyTimeoutMillis}`)
+  }
+}
 
 const open = (directory: string) => {
   const file = join(directory, fileName)
@@ -140,10 +146,15 @@ const makeYieldToEventLoop = () => {
 
 export const make = Effect.fnUntraced(function* (options: { readonly directory: string }) {
   const database = yield* Effect.acquireRelease(open(options.directory), (database) =>
-    Effect.sync(() => {
-      emptyWriteAheadLog(database)
-      database.close()
-    }),
+    Effect.sync(() => database.close()),
+  )
+  yield* Effect.acquireRelease(
+    Effect.sync(() => setInterval(() => emptyWriteAheadLog(database), emptyLogMillis)),
+    (timer) =>
+      Effect.sync(() => {
+        clearInterval(timer)
+        emptyWriteAheadLog(database)
+      }),
   )
   const semaphore = yield* Effect.makeSemaphore(1)
   const connection = makeConnection(database)
@@ -162,7 +173,6 @@ export const make = Effect.fnUntraced(function* (options: { readonly directory: 
   })
   const use = <A>(statements: (database: Database) => A) =>
     Effect.zipRight(yieldToEventLoop, semaphore.withPermits(1)(attempt(() => statements(database))))
-  yield* use(emptyWriteAheadLog).pipe(Effect.ignore, Effect.schedule(emptyLogEvery), Effect.forkScoped)
   const sqlite = Sqlite.of({
     use,
     transaction: (statements) => use(() => database.transaction(() => statements(database)).immediate()),
