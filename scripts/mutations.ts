@@ -240,7 +240,7 @@ export const mutations: ReadonlyArray<Mutation> = [
     scenario: "SIGTERM twice",
     without: "ending at the second signal",
     file: "src/programs/main.ts",
-    from: "if (signals > 1) process.exit(130)",
+    from: "if (stoppedBy !== undefined) process.exit(codeOf(signal))",
     to: "",
   },
 ]
