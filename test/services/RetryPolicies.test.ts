@@ -74,11 +74,11 @@ describe("schedules", () => {
     }),
   )
 
-  test("the delay of probes doubles from 1 s to 20 s, and stays there", () => {
+  test("the delay of probes doubles from 1 s to 10 s, and stays there", () => {
     const seconds = [0, 1, 2, 3, 4, 5, 6, 5000].map((failed) =>
       Duration.toSeconds(RetryPolicies.probeDelay(failed)),
     )
-    expect(seconds).toEqual([1, 2, 4, 8, 16, 20, 20, 20])
+    expect(seconds).toEqual([1, 2, 4, 8, 10, 10, 10, 10])
   })
 })
 

@@ -9,7 +9,7 @@ import { quiet, variables } from "../../support/stacks.ts"
 import { tcpProxy } from "../../support/tcpProxy.ts"
 
 /** An address that accepts connections and never answers, like a server that is stopped by SIGSTOP. */
-const frozenAddress = Effect.map(tcpProxy("tcp://127.0.0.1:1"), (proxy) => {
+const frozenAddress = Effect.map(tcpProxy("http://127.0.0.1:1"), (proxy) => {
   proxy.freeze()
   return `127.0.0.1:${proxy.port}`
 })
