@@ -39,7 +39,10 @@ export const rabbitmq: Service = {
       aptInstall("rabbitmq-server", () => findProgram(...serverScripts) !== undefined, signal),
     prepare: async (folder, ports) => {
       await Bun.write(`${folder}/rabbitmq.conf`, configuration(ports))
-      await Bun.write(`${folder}/enabled_plugins`, "[rabbitmq_management].\n")
+      await Bun.write(
+        `${folder}/enabled_plugins`,
+        "[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n",
+      )
       await Bun.write(`${folder}/rabbitmq-env.conf`, "")
     },
     // Runs epmd in the server's process group. RabbitMQ would start it as a daemon that never ends.

@@ -5,6 +5,7 @@
 import "./Rabbit.ts"
 import "./Mongo.ts"
 import "./RetryQueues.ts"
+import "./Partitions.ts"
 import "./Embedder.ts"
 import "./Workers.ts"
 import "./Api.ts"

@@ -57,6 +57,7 @@ export const awaitQueueCapacity = ({
 /** The update message of a row. */
 export const toMessage = ({ interaction, trace, recordedAt }: Omit<LoggedInteraction, "id">): Message => ({
   messageId: interaction.message_id,
+  userId: interaction.user_id,
   eventType: interaction.event_type,
   body: encodeMessage(interaction),
   trace,
