@@ -9,6 +9,9 @@ import { maxMessageBytes, messageVersion, UpdateMessage } from "../../src/servic
 import {
   exchange,
   failedQueue,
+  partitionedRetryQueue,
+  partitionQueue,
+  partitionsExchange,
   quarantineQueue,
   queue,
   retryQueue,
@@ -57,6 +60,10 @@ const failure = {
   "x-worker": string("the worker that republished it: host and process id"),
 }
 
+const partition = string(
+  "chooses the partition, only with RABBITMQ_PARTITIONS over 1: the user's id, or with message batches the name of a group of users",
+)
+
 const headers = {
   update: {
     type: "object",
@@ -66,6 +73,7 @@ const headers = {
       "x-retry-count": retries,
       "x-published-at": instant("published"),
       "x-recorded-at": instant("recorded"),
+      "user-id": partition,
     },
   },
   pack: {
@@ -75,6 +83,7 @@ const headers = {
       "x-retry-count": retries,
       "x-published-at": instant("published"),
       "x-recorded-at": string("recorded, Unix ms, one line for each interaction"),
+      "user-id": partition,
       "x-traces": string(
         "W3C trace contexts, one line for each interaction: traceparent, then after a space tracestate; an empty line without trace",
       ),
@@ -152,7 +161,7 @@ const asyncApi = {
   channels: {
     userEvents: {
       address: "user.embedding.{event_type}",
-      description: `Exchange ${exchange} (topic, durable); the queue ${queue} is bound to user.embedding.*`,
+      description: `Exchange ${exchange} (topic, durable); the queue ${queue} is bound to user.embedding.*. With RABBITMQ_PARTITIONS=N over 1 the exchange ${partitionsExchange} (x-consistent-hash on the header user-id) is bound instead, and spreads the messages over ${partitionQueue(0)} … N-1; their retry queues are named ${partitionedRetryQueue(5000)} …`,
       parameters: {
         event_type: {
           description: "a built-in event type, or one of EVENT_WEIGHTS",

@@ -327,9 +327,39 @@ export const dependency = Effect.gen(function* () {
         }),
       ),
       ...(existing === null ? [] : missingBindings(layout, existing)),
+      ...(yield* abandoned),
       ...RabbitPolicies.findings("policy", (yield* policies) ?? [], names),
       ...RabbitPolicies.findings("operator_policy", (yield* operatorPolicies) ?? [], names),
     ]
+  })
+
+  const existingPartitions = Effect.flatMap(adminConnection.current, (connection) =>
+    countPartitions(connection, 0),
+  )
+  /** Partitions with messages that none of the workers consumes. */
+  const abandoned = Effect.gen(function* () {
+    const names = partitionQueues(0, yield* existingPartitions)
+    const found = yield* onChannel((channel) =>
+      Effect.forEach([queue, ...names], (name) =>
+        call(`check queue ${name}`, () => channel.checkQueue(name)),
+      ),
+    )
+    if ((found[0]?.consumerCount ?? 0) === 0) return []
+    return found
+      .filter(({ consumerCount, messageCount }) => consumerCount === 0 && messageCount > 0)
+      .map(({ messageCount, queue }) => ({
+        problem: `no worker consumes ${queue}, which holds ${messageCount} messages`,
+        remedy: "start a worker with this partition in WORKER_PARTITIONS, or start the workers again",
+      }))
+  }).pipe(Effect.catchIf(isProblem, () => Effect.succeed<ReadonlyArray<Finding>>([])))
+
+  const formerPartitions = Effect.map(existingPartitions, (existing) => {
+    const former = partitionQueues(partitionCount(layout), existing)
+    return former.length === 0
+      ? []
+      : [
+          `${former.join(", ")}: from a greater RABBITMQ_PARTITIONS; workers consume them; delete them when they are empty`,
+        ]
   })
 
   const setup = Effect.gen(function* () {
@@ -346,7 +376,13 @@ export const dependency = Effect.gen(function* () {
     ping: Effect.mapError(Effect.map(adminConnection.current, version), toDependencyDown),
     missing: Effect.mapError(missing, toDependencyDown),
     inspect: Effect.mapError(inspect, toDependencyDown),
-    notes: Effect.map(policies, (all) => [RabbitPolicies.consumerTimeoutNote(all, queue)]),
+    notes: Effect.mapError(
+      Effect.zipWith(formerPartitions, policies, (former, all) => [
+        RabbitPolicies.consumerTimeoutNote(all, queue),
+        ...former,
+      ]),
+      toDependencyDown,
+    ),
     setup: Effect.mapError(setup, toDependencyDown),
   } satisfies Dependency
 })

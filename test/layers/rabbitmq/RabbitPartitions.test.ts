@@ -125,6 +125,36 @@ withServers(["rabbitmq"], "RabbitMQ: partitions", () => {
     60_000,
   )
 
+  effectTest(
+    "doctor names partitions that no worker consumes, and those of a greater number before",
+    () =>
+      Effect.gen(function* () {
+        const { dsn } = yield* virtualHost
+        yield* Effect.gen(function* () {
+          const { inspect, notes, setup } = yield* dependency
+          yield* setup
+          yield* publish(sent)
+          // The management API is asked about another virtual host here.
+          const abandoned = Effect.map(inspect!, (found) =>
+            found.map(({ problem }) => problem).filter((problem) => problem.startsWith("no worker")),
+          )
+          expect(yield* abandoned).toEqual([])
+          const consumer = yield* consume(10)
+          yield* takeAll(consumer, 1)
+          expect(yield* abandoned).toEqual([
+            expect.stringMatching(/^no worker consumes user_embedding_updates.1, which holds \d+ messages$/),
+            expect.stringMatching(/^no worker consumes user_embedding_updates.3, which holds \d+ messages$/),
+          ])
+          expect(yield* notes!).toHaveLength(1)
+        }).pipe(Effect.scoped, Effect.provide(on(dsn, 4, { workerPartitions: [0, 2] })))
+        const notes = Effect.flatMap(dependency, ({ notes }) => notes!)
+        expect((yield* Effect.provide(notes, on(dsn, 2)))[1]).toStartWith(
+          "user_embedding_updates.2, user_embedding_updates.3: from a greater",
+        )
+      }),
+    60_000,
+  )
+
   effectTest("a partition that does not exist stops the start", () =>
     Effect.gen(function* () {
       const start = yield* Effect.either(
