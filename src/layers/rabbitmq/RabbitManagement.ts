@@ -98,19 +98,21 @@ const get = <A, I>(schema: Schema.Schema<A, I>, what: string, path = "") =>
 
 /** The traffic of these queues together. `null` if the first is not known. */
 export const traffic = (names: ReadonlyArray<string>) =>
-  Effect.map(Effect.all(names.map((name) => get(Queue, "queues", `/${name}`))), (requests) =>
-    Effect.map(Effect.all(requests, { concurrency: "unbounded" }), ([first, ...others]): Traffic | null => {
-      if (first === undefined || first === null) return null
-      const total = { publish: 0, deliver: 0, ack: 0, unacked: 0 }
-      for (const found of [first, ...others]) {
-        if (found === null) continue
-        total.publish += found.message_stats.publish_details.rate
-        total.deliver += found.message_stats.deliver_get_details.rate
-        total.ack += found.message_stats.ack_details.rate
-        total.unacked += found.messages_unacknowledged
-      }
-      return total
-    }),
+  Effect.map(
+    Effect.forEach(names, (name) => get(Queue, "queues", `/${name}`)),
+    (requests) =>
+      Effect.map(Effect.all(requests, { concurrency: "unbounded" }), ([first, ...others]): Traffic | null => {
+        if (first === undefined || first === null) return null
+        const total = { publish: 0, deliver: 0, ack: 0, unacked: 0 }
+        for (const found of [first, ...others]) {
+          if (found === null) continue
+          total.publish += found.message_stats.publish_details.rate
+          total.deliver += found.message_stats.deliver_get_details.rate
+          total.ack += found.message_stats.ack_details.rate
+          total.unacked += found.messages_unacknowledged
+        }
+        return total
+      }),
   )
 
 export const bindings = get(Schema.Array(Binding), "bindings")
