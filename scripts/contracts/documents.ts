@@ -11,6 +11,9 @@ import {
   companySizes,
   exchange,
   failedQueue,
+  partitionedRetryQueue,
+  partitionQueue,
+  partitionsExchange,
   queue,
   retryQueue,
   routingKey,
@@ -64,6 +67,9 @@ const logId = {
   description:
     "id of the interaction's row in the log; an erasure covers rows by it. Other programs leave it out, and their messages are compared by x-recorded-at",
 }
+const partition = string(
+  "chooses the partition, only with RABBITMQ_PARTITIONS over 1: the user's id, or with message batches the name of a group of users",
+)
 
 const headers = {
   update: {
@@ -75,6 +81,7 @@ const headers = {
       "x-published-at": instant("published"),
       "x-recorded-at": instant("recorded"),
       "x-log-id": logId,
+      "user-id": partition,
     },
   },
   pack: {
@@ -85,6 +92,7 @@ const headers = {
       "x-published-at": instant("published"),
       "x-recorded-at": string("recorded, Unix ms, one line for each interaction"),
       "x-log-id": string("ids of the rows in the log, one line for each interaction, empty without a row"),
+      "user-id": partition,
       "x-traces": string(
         "W3C trace contexts, one line for each interaction: traceparent, then after a space tracestate; an empty line without trace",
       ),
@@ -162,7 +170,7 @@ const asyncApi = {
   channels: {
     userEvents: {
       address: "user.embedding.{event_type}",
-      description: `Exchange ${exchange} (topic, durable); the queue ${queue} is bound to user.embedding.*`,
+      description: `Exchange ${exchange} (topic, durable); the queue ${queue} is bound to user.embedding.*. With RABBITMQ_PARTITIONS=N over 1 the exchange ${partitionsExchange} (x-consistent-hash on the header user-id) is bound instead, and spreads the messages over ${partitionQueue(0)} … N-1; their retry queues are named ${partitionedRetryQueue(5000)} …`,
       parameters: {
         event_type: {
           description: "a built-in event type, or one of EVENT_WEIGHTS",

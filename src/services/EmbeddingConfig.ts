@@ -27,6 +27,22 @@ export const eventTypes: Config.Config<EventTypes.EventTypes> = Config.all([
   }),
 )
 
+const workerPartitions = Config.all([Settings.RABBITMQ_PARTITIONS, Settings.WORKER_PARTITIONS]).pipe(
+  Config.mapOrFail(([partitions, chosen]) => {
+    const all = Array.from({ length: partitions }, (_, index) => index)
+    const own = Option.getOrElse(chosen, () => all)
+    const unknown = own.find((index) => index >= partitions)
+    return unknown === undefined
+      ? Either.right(own)
+      : Either.left(
+          ConfigError.InvalidData(
+            ["WORKER_PARTITIONS"],
+            `WORKER_PARTITIONS names partition ${unknown}, but RABBITMQ_PARTITIONS=${partitions}: the last one is ${partitions - 1}. Example: WORKER_PARTITIONS=0,2`,
+          ),
+        )
+  }),
+)
+
 const knobs = Config.all({
   dimensions: Settings.EMBEDDING_DIMENSIONS,
   /** λ, per day. */
@@ -40,6 +56,9 @@ const knobs = Config.all({
   maxRetries: Settings.WORKER_MAX_RETRIES,
   retryDelay: Settings.WORKER_RETRY_DELAY,
   prefetch: Settings.WORKER_PREFETCH,
+  /** Number of partitions of the main queue, and those that a worker consumes. */
+  partitions: Settings.RABBITMQ_PARTITIONS,
+  workerPartitions,
   /** Maximum interactions in one message of the main queue. */
   eventsPerMessage: Settings.EVENTS_PER_MESSAGE,
   /** Maximum share of popularity in a recommendation's score. */

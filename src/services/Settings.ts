@@ -335,6 +335,27 @@ export const EVENTS_PER_MESSAGE = withDefault("EVENTS_PER_MESSAGE", integer(1, 5
   example: "50",
   fallback: "1",
 })
+export const RABBITMQ_PARTITIONS = withDefault("RABBITMQ_PARTITIONS", integer(1, 64), {
+  meaning:
+    "Queues over which the update messages are spread by user; the same for every process. More than 1 needs RabbitMQ's plugin rabbitmq_consistent_hash_exchange",
+  example: "4",
+  fallback: "1",
+})
+const partitions = Schema.transform(
+  Schema.String.pipe(
+    Schema.filter((list) => /^\d+(\s*,\s*\d+)*$/.test(list) || "must be numbers from 0, separated by commas"),
+  ),
+  Schema.Array(Schema.Number),
+  {
+    strict: true,
+    decode: (list) => [...new Set(list.split(",").map(Number))],
+    encode: (numbers) => numbers.join(","),
+  },
+)
+export const WORKER_PARTITIONS = optional("WORKER_PARTITIONS", partitions, {
+  meaning: "Partitions that a worker consumes, from 0 to RABBITMQ_PARTITIONS - 1; unset = all",
+  example: "0,2",
+})
 export const WORKER_NICENESS = withDefault("WORKER_NICENESS", integer(0, 19), {
   meaning:
     "Scheduling priority of a worker, 0 to 19: it yields to servers on its machine, and batches grow meanwhile",

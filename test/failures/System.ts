@@ -16,6 +16,8 @@ import * as Provision from "../../src/programs/tasks/ProvisionServers.ts"
 import {
   exchange,
   failedQueue,
+  partitionedRetryQueue,
+  partitionQueue,
   queue,
   retryQueue,
   routingKey,
@@ -354,9 +356,16 @@ export class System {
       const delays = Array.from({ length: Number(this.env.WORKER_MAX_RETRIES ?? 5) }, (_, i) =>
         Math.min(60_000, first * 2 ** i),
       )
-      for (const delay of new Set(delays)) retry += await count(retryQueue(delay))
+      // The greatest number of partitions in the scenario.
+      const partitions = Number(this.env.RABBITMQ_PARTITIONS ?? 0)
+      let partitioned = 0
+      for (let index = 0; index < partitions; index++) partitioned += await count(partitionQueue(index))
+      for (const delay of new Set(delays)) {
+        retry += await count(retryQueue(delay))
+        if (partitions > 0) retry += await count(partitionedRetryQueue(delay))
+      }
       return {
-        main: (await count(queue)) + (await count(setAsideQueue)) + quarantined,
+        main: (await count(queue)) + partitioned + (await count(setAsideQueue)) + quarantined,
         quarantined,
         retry,
         failed: await count(failedQueue),

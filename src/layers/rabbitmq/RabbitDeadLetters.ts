@@ -257,7 +257,7 @@ class Browser {
 
 const make = Effect.gen(function* () {
   const rabbit = yield* Rabbit
-  const delays = yield* RabbitTopology.retryDelays
+  const layout = yield* RabbitTopology.configured
   const { current } = rabbit.adminConnection
   const toError = portError(DeadLettersError)
   const looks = yield* Effect.makeSemaphore(1)
@@ -325,8 +325,8 @@ const make = Effect.gen(function* () {
     count: Effect.mapError(count, toError),
     retry: (pick) =>
       Effect.gen(function* () {
-        const publisher = yield* makePublisher("dead letters", (channel) =>
-          RabbitTopology.declare(channel, delays),
+        const publisher = yield* makePublisher("dead letters", (connection) =>
+          RabbitTopology.declare(connection, layout),
         )
         return yield* removeAfter(pick, (browsed) =>
           Effect.map(

@@ -9,7 +9,6 @@ import {
   type Amount,
   companySizes,
   type Intake,
-  queue,
   setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import { call, channel, type Lost } from "./Rabbit.ts"
@@ -67,7 +66,9 @@ class Source {
 export class RabbitIntake {
   /** Received, but not yet taken. */
   private buffer: Array<RabbitDelivery> = []
-  private readonly main: Source
+  /** The main queue and partitions. They are known when a connection is open. */
+  private mains: ReadonlyArray<Source> = []
+  private wanted: Amount = "all"
   private readonly setAside: Source
   /** Of quarantined messages, those that are handled alone first. Messages of a source wait for all sources before it. */
   private readonly quarantine: ReadonlyArray<Source>
@@ -80,9 +81,8 @@ export class RabbitIntake {
   /** `trackers`: those of all consumers of this process. `prefetch`: of the main queue. */
   constructor(
     private readonly trackers: Set<AckTracker>,
-    prefetch: number,
+    private readonly prefetch: number,
   ) {
-    this.main = new Source(queue, prefetch)
     this.setAside = new Source(setAsideQueue, prefetch)
     this.quarantine = companySizes
       .map((size) => new Source(quarantineQueueOf(size), Math.min(size, prefetch)))
@@ -90,11 +90,12 @@ export class RabbitIntake {
   }
 
   get full(): boolean {
-    return this.main.tracker?.full ?? false
+    return this.mains.some(({ tracker }) => tracker?.full)
   }
 
   want({ main, setAside }: Intake): void {
-    for (const source of [this.main, ...this.quarantine]) source.wanted = main
+    this.wanted = main
+    for (const source of [...this.mains, ...this.quarantine]) source.wanted = main
     this.setAside.wanted = setAside
     this.progress.notify()
   }
@@ -129,7 +130,7 @@ export class RabbitIntake {
   }
 
   private get sources(): ReadonlyArray<Source> {
-    return [this.main, this.setAside, ...this.quarantine]
+    return [...this.mains, this.setAside, ...this.quarantine]
   }
 
   /** Receives nothing more. Ends when everything received is taken. */
@@ -143,8 +144,18 @@ export class RabbitIntake {
     )
   })
 
-  /** Receives over a connection until the scope closes. */
-  readonly receive = Effect.fnUntraced(function* (this: RabbitIntake, connection: ChannelModel, lost: Lost) {
+  /** Receives from these queues, and from those of messages apart, over a connection until the scope closes. */
+  readonly receive = Effect.fnUntraced(function* (
+    this: RabbitIntake,
+    connection: ChannelModel,
+    lost: Lost,
+    queues: ReadonlyArray<string>,
+  ) {
+    this.mains = queues.map((name) => {
+      const source = new Source(name, Math.ceil(this.prefetch / queues.length))
+      source.wanted = this.wanted
+      return source
+    })
     const session = { connection, lost }
     this.handling = Number.POSITIVE_INFINITY
     // What killed the worker before is handled before anything else is in hand.
@@ -152,7 +163,7 @@ export class RabbitIntake {
       Effect.delay(this.receiveFrom(session, source, index), index * startMillis)
     const all = [
       ...this.quarantine.map(begin),
-      begin(this.main, this.quarantine.length),
+      ...this.mains.map((source) => begin(source, this.quarantine.length)),
       begin(this.setAside, this.quarantine.length),
       Effect.forever(this.handOutCompany),
     ]
@@ -246,7 +257,7 @@ export class RabbitIntake {
   /** The source whose company can be handed out now. The largest company goes first: it must not wait in hand. */
   private nextCompany(): number | undefined {
     const index = this.quarantine.findLastIndex(({ waiting }) => waiting.length > 0)
-    const others = [this.main, this.setAside, ...this.quarantine.slice(index + 1)]
+    const others = [...this.mains, this.setAside, ...this.quarantine.slice(index + 1)]
     return index < 0 || others.some(({ state }) => state !== "closed") ? undefined : index
   }
 

@@ -2,7 +2,7 @@
  * The queue on RabbitMQ. Publishing waits for publisher confirms. A consumer has a prefetch and acknowledges many
  * messages at once. It survives lost connections: the broker delivers their unacknowledged messages again.
  */
-import type { Channel } from "amqplib"
+import type { ChannelModel } from "amqplib"
 import { Clock, Effect, Layer } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as MessageTraces from "../../services/MessageTraces.ts"
@@ -13,6 +13,7 @@ import {
   InteractionQueueError,
   type Message,
   type NotAcked,
+  partitionedRetryQueue,
   queue,
   retryQueue,
   type Settled,
@@ -23,7 +24,7 @@ import { call, channel, Rabbit } from "./Rabbit.ts"
 import { type AckTracker, RabbitDelivery } from "./RabbitDelivery.ts"
 import { RabbitIntake } from "./RabbitIntake.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
-import { batchMessages, confirmationsOf } from "./RabbitMessages.ts"
+import { batchMessages, confirmationsOf, spreadOf } from "./RabbitMessages.ts"
 import { make as makePublisher, system } from "./RabbitPublisher.ts"
 import { Republisher } from "./RabbitRepublish.ts"
 import * as RabbitTopology from "./RabbitTopology.ts"
@@ -49,18 +50,27 @@ const settle = (intake: RabbitIntake, republisher: Republisher, settled: Readonl
 
 const make = Effect.gen(function* () {
   const { adminConnection, supervise } = yield* Rabbit
-  const { eventsPerMessage } = yield* EmbeddingConfig
-  const delays = yield* RabbitTopology.retryDelays
+  const { eventsPerMessage, workerPartitions } = yield* EmbeddingConfig
+  const layout = yield* RabbitTopology.configured
+  const { delays } = layout
   /** Of all consumers of this process. */
   const trackers = new Set<AckTracker>()
-  const declare = (channel: Channel) => RabbitTopology.declare(channel, delays)
+  /** Partitions that exist: there may be more than configured, if there were more before. */
+  let partitions = RabbitTopology.partitionCount(layout)
+  const declare = (connection: ChannelModel) =>
+    Effect.tap(RabbitTopology.declare(connection, layout), (existing) =>
+      Effect.sync(() => {
+        partitions = existing
+      }),
+    )
+  const spread = spreadOf(layout.partitions, eventsPerMessage)
   const publisher = yield* makePublisher("publisher", declare)
 
   const publish = Effect.fnUntraced(function* (messages: ReadonlyArray<Message>) {
     const now = yield* Clock.currentTimeMillis
     return yield* MessageTraces.publishing(system, messages.map(MessageTraces.update), (traces) =>
       Effect.suspend(() => {
-        const batches = batchMessages(messages, traces, eventsPerMessage, now)
+        const batches = batchMessages(messages, traces, eventsPerMessage, now, spread)
         return Effect.map(publisher.publish(batches.map(({ outgoing }) => outgoing)), (confirmations) =>
           confirmationsOf(batches, confirmations),
         )
@@ -70,11 +80,10 @@ const make = Effect.gen(function* () {
 
   const consume = Effect.fnUntraced(function* (prefetch: number) {
     const intake = new RabbitIntake(trackers, Math.ceil(prefetch / eventsPerMessage))
-    const republisher = new Republisher(publisher, intake)
+    const republisher = new Republisher(publisher, intake, RabbitTopology.retryQueueIn(layout))
     yield* supervise("consumer", (connection, lost) =>
-      Effect.zipRight(
-        Effect.scoped(Effect.flatMap(channel(connection), declare)),
-        intake.receive(connection, lost),
+      Effect.flatMap(declare(connection), (existing) =>
+        intake.receive(connection, lost, RabbitTopology.consumed(layout, workerPartitions, existing)),
       ),
     )
     yield* Effect.forkScoped(Effect.forever(republisher.retryBlocked))
@@ -92,11 +101,17 @@ const make = Effect.gen(function* () {
     const admin = yield* channel(yield* adminConnection.current)
     const check = (name: string) => call(`check queue ${name}`, () => admin.checkQueue(name))
     const { consumerCount: consumers, messageCount } = yield* check(queue)
-    const ready = messageCount + (yield* check(setAsideQueue)).messageCount
+    let ready = messageCount + (yield* check(setAsideQueue)).messageCount
+    for (const name of RabbitTopology.partitionQueues(0, partitions))
+      ready += (yield* check(name)).messageCount
     let quarantined = 0
     for (const name of RabbitTopology.quarantineQueues) quarantined += (yield* check(name)).messageCount
     const retry: Record<string, number> = {}
-    for (const delay of delays) retry[delay] = (yield* check(retryQueue(delay))).messageCount
+    for (const delay of delays) {
+      const { messageCount: plain } = yield* check(retryQueue(delay))
+      const returning = partitions > 0 ? yield* check(partitionedRetryQueue(delay)) : { messageCount: 0 }
+      retry[delay] = plain + returning.messageCount
+    }
     const { messageCount: failed } = yield* check(failedQueue)
     // AMQP counts ready messages only. Unacknowledged ones are known for the consumers of this process.
     let unacked = 0
@@ -113,7 +128,11 @@ const make = Effect.gen(function* () {
     publish,
     consume,
     depths,
-    traffic: yield* RabbitManagement.traffic([queue, setAsideQueue]),
+    traffic: yield* RabbitManagement.traffic([
+      queue,
+      setAsideQueue,
+      ...RabbitTopology.partitionQueues(0, partitions),
+    ]),
   })
 })
 

@@ -5,7 +5,6 @@
  */
 import type { ConsumeMessage, MessageProperties } from "amqplib"
 import { Option } from "effect"
-import type { EventType } from "../../services/model/Interaction.ts"
 import type { Confirmation, Message } from "../../services/ports/InteractionQueue.ts"
 import { exchange, routingKey } from "../../services/ports/InteractionQueue.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
@@ -14,6 +13,21 @@ import type { Outgoing } from "./RabbitPublisher.ts"
 const singleContentType = "application/json"
 const batchContentType = "application/x-ndjson"
 const newline = 0x0a
+
+/**
+ * The header by which messages are spread over partitions. Single messages have the user's id. A batch holds users of one
+ * group, and with batches every message has the name of its user's group, so that a user stays in one partition.
+ */
+const userHeader = "user-id"
+const userGroups = 64
+const userGroup = (userId: string): string => `group-${Bun.hash.crc32(userId) % userGroups}`
+/** The value of that header; `undefined` without partitions. */
+type Spread = ((message: Message) => string | undefined) | undefined
+export const spreadOf = (partitions: number, eventsPerMessage: number): Spread => {
+  if (partitions === 1) return undefined
+  return ({ userId = "" }) => (eventsPerMessage === 1 ? userId : userGroup(userId))
+}
+const spreadHeader = (value: string | undefined) => (value === undefined ? {} : { [userHeader]: value })
 
 /** Limits of a message batch. amqplib refuses to write headers of 64 KiB. */
 const mostBytes = 128 * 1024
@@ -67,13 +81,19 @@ const outgoing = (
   },
 })
 
-const toSingle = (message: Message, trace: TraceContext | null, now: number): Outgoing =>
+const toSingle = (
+  message: Message,
+  user: string | undefined,
+  trace: TraceContext | null,
+  now: number,
+): Outgoing =>
   outgoing(message, now, message.body, {
     contentType: singleContentType,
     messageId: message.messageId,
     headers: {
       ...traceHeaders(trace),
       "x-recorded-at": message.recordedAt,
+      ...spreadHeader(user),
       ...(message.logId !== undefined && { "x-log-id": message.logId }),
     },
   })
@@ -81,6 +101,7 @@ const toSingle = (message: Message, trace: TraceContext | null, now: number): Ou
 const toBatch = (
   first: Message,
   messages: ReadonlyArray<Message>,
+  user: string | undefined,
   traces: ReadonlyArray<TraceContext | null>,
   now: number,
 ): Outgoing =>
@@ -94,6 +115,7 @@ const toBatch = (
         "x-recorded-at": messages.map(({ recordedAt }) => recordedAt).join("\n"),
         "x-log-id": messages.map(({ logId }) => logId ?? "").join("\n"),
         ...(traces.some((trace) => trace !== null) && { "x-traces": traces.map(toTraceLine).join("\n") }),
+        ...spreadHeader(user),
       },
     },
   )
@@ -107,6 +129,7 @@ export const batchMessages = (
   traces: ReadonlyArray<TraceContext | null>,
   most: number,
   now: number,
+  spread?: Spread,
 ): ReadonlyArray<MessageBatch> => {
   interface Batch {
     readonly indices: Array<number>
@@ -114,12 +137,14 @@ export const batchMessages = (
     traceBytes: number
   }
   const batches: Array<Batch> = []
-  const open = new Map<EventType, Batch>()
-  for (const [index, { body, eventType }] of messages.entries()) {
+  const open = new Map<string, Batch>()
+  for (const [index, one] of messages.entries()) {
+    const { body, eventType } = one
+    const key = spread === undefined ? eventType : `${eventType} ${spread(one)}`
     const trace = traces[index]
     const traceBytes = trace ? trace.traceparent.length + (trace.tracestate?.length ?? 0) : 0
     const alone = most === 1 || body.includes(newline)
-    let batch = alone ? undefined : open.get(eventType)
+    let batch = alone ? undefined : open.get(key)
     if (
       batch === undefined ||
       batch.indices.length === most ||
@@ -128,7 +153,7 @@ export const batchMessages = (
     ) {
       batch = { indices: [], bytes: 0, traceBytes: 0 }
       batches.push(batch)
-      if (!alone) open.set(eventType, batch)
+      if (!alone) open.set(key, batch)
     }
     batch.indices.push(index)
     batch.bytes += body.length + 1
@@ -138,12 +163,13 @@ export const batchMessages = (
   const trace = (index: number) => traces[index] ?? null
   return batches.map(({ indices }) => {
     const [index = 0] = indices
+    const user = spread?.(message(index))
     return {
       indices,
       outgoing:
         indices.length === 1
-          ? toSingle(message(index), trace(index), now)
-          : toBatch(message(index), indices.map(message), indices.map(trace), now),
+          ? toSingle(message(index), user, trace(index), now)
+          : toBatch(message(index), indices.map(message), user, indices.map(trace), now),
     }
   })
 }

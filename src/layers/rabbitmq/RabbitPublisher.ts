@@ -2,11 +2,11 @@
  * Publishing with publisher confirms. All fibers share one channel and its window of messages in flight. Messages are
  * `mandatory`: a message that matches no queue is returned before it is confirmed.
  */
-import type { Channel, ChannelModel, ConfirmChannel, Message, Options } from "amqplib"
+import type { ChannelModel, ConfirmChannel, Message, Options } from "amqplib"
 import { Duration, Effect, Option, type Tracer } from "effect"
 import * as MessageTraces from "../../services/MessageTraces.ts"
 import type { Confirmation } from "../../services/ports/InteractionQueue.ts"
-import { channel, confirmChannel, failed, type Lost, Rabbit, RabbitError } from "./Rabbit.ts"
+import { confirmChannel, failed, type Lost, Rabbit, RabbitError } from "./Rabbit.ts"
 import { text } from "./RabbitMessages.ts"
 
 export interface Outgoing {
@@ -182,12 +182,12 @@ const publishOn = (window: ConfirmWindow, messages: ReadonlyArray<Outgoing>) =>
 /** A publisher with a session of its own. Each session begins with `prepare`. */
 export const make = Effect.fnUntraced(function* (
   name: string,
-  prepare: (channel: Channel) => Effect.Effect<void, RabbitError>,
+  prepare: (connection: ChannelModel) => Effect.Effect<unknown, RabbitError>,
 ) {
   const rabbit = yield* Rabbit
   const session = yield* rabbit.supervise(name, (connection, lost) =>
     Effect.gen(function* () {
-      yield* Effect.scoped(Effect.flatMap(channel(connection), prepare))
+      yield* prepare(connection)
       return new ConfirmWindow(connection, yield* confirmChannel(connection, lost), lost)
     }),
   )

@@ -7,7 +7,6 @@ import {
   failedQueue,
   type NotAcked,
   nextQuarantineAttempt,
-  retryQueue,
   setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
@@ -23,7 +22,13 @@ import { quarantineQueueOf } from "./RabbitTopology.ts"
  * The message that replaces a delivery. It is routed by the name of a queue, so headers keep the original exchange and
  * routing key. `jitter`: the share of the retry delay to wait, at most 1.
  */
-const toRepublish = (delivery: RabbitDelivery, settlement: NotAcked, now: number, jitter: number) => {
+const toRepublish = (
+  delivery: RabbitDelivery,
+  settlement: NotAcked,
+  now: number,
+  jitter: number,
+  retryQueue: (delayMillis: number) => string,
+) => {
   const { body, message, retryCount, routingKey } = delivery
   const properties = propertiesOf(message, delivery)
   const headers: Headers = properties.headers ?? {}
@@ -78,6 +83,7 @@ export class Republisher {
   constructor(
     private readonly publisher: Publisher,
     private readonly intake: RabbitIntake,
+    private readonly retryQueue: (delayMillis: number) => string,
   ) {}
 
   /** Republishes once. What the broker does not confirm is left to {@link retryBlocked}. */
@@ -90,7 +96,7 @@ export class Republisher {
       yield* Effect.forEach(notAcked, ([delivery, settlement]) =>
         Effect.map(Random.nextRange(0.9, 1), (jitter) => ({
           delivery,
-          message: toRepublish(delivery, settlement, now, jitter),
+          message: toRepublish(delivery, settlement, now, jitter, this.retryQueue),
           mayRequeue: settlement._tag === "Return",
         })),
       ),

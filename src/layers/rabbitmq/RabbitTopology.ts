@@ -1,5 +1,5 @@
 /** Exchanges and queues: their declaration, and checks whether they exist with the expected arguments. */
-import type { Channel, Options } from "amqplib"
+import type { Channel, ChannelModel, Options } from "amqplib"
 import { Array, Effect, Option } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import { type Dependency, DependencyDown, type Finding } from "../../services/ports/Dependencies.ts"
@@ -8,6 +8,9 @@ import {
   companySizes,
   exchange,
   failedQueue,
+  partitionedRetryQueue,
+  partitionQueue,
+  partitionsExchange,
   quarantineQueue,
   queue,
   retryQueue,
@@ -15,7 +18,7 @@ import {
 } from "../../services/ports/InteractionQueue.ts"
 import { textOf } from "../../services/ports/PortFailure.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
-import { call, channel, Rabbit, type RabbitError, version } from "./Rabbit.ts"
+import { call, channel, failed, Rabbit, type RabbitError, version } from "./Rabbit.ts"
 import * as RabbitManagement from "./RabbitManagement.ts"
 import * as RabbitPolicies from "./RabbitPolicies.ts"
 
@@ -44,71 +47,189 @@ export const quarantineQueueOf = (size: CompanySize): string =>
   size === 1 ? quarantineQueue : `${quarantineQueue}.${size}`
 export const quarantineQueues = companySizes.map(quarantineQueueOf)
 
-/** A retry queue keeps messages for its delay, then dead-letters them to the main queue, at least once. */
-const retryQueueOf = (delay: number): QueueDeclaration => ({
-  name: retryQueue(delay),
+export interface Layout {
+  /** Of the retry queues. */
+  readonly delays: ReadonlyArray<number>
+  /** 1: the main queue is not partitioned. */
+  readonly partitions: number
+}
+
+/** The layout of the configuration. */
+export const configured = Effect.map(
+  EmbeddingConfig,
+  ({ maxRetries, partitions, retryDelay }): Layout => ({
+    delays: Array.dedupe(RetryPolicies.retryDelays(retryDelay, maxRetries)),
+    partitions,
+  }),
+)
+
+/** The number of queues that the exchange of partitions fills. */
+export const partitionCount = ({ partitions }: Layout): number => (partitions === 1 ? 0 : partitions)
+export const partitionQueues = (from: number, to: number): ReadonlyArray<string> =>
+  from < to ? Array.range(from, to - 1).map(partitionQueue) : []
+export const retryQueueIn = (layout: Layout) =>
+  partitionCount(layout) > 0 ? partitionedRetryQueue : retryQueue
+
+/**
+ * The queues that a worker consumes: the main queue, its partitions, and those of a former, greater number of partitions.
+ * `existing`: the number of partitions that exist.
+ */
+export const consumed = (layout: Layout, own: ReadonlyArray<number>, existing: number) => [
+  queue,
+  ...(partitionCount(layout) > 0 ? own.map(partitionQueue) : []),
+  ...partitionQueues(partitionCount(layout), existing),
+]
+
+/** A retry queue keeps messages for its delay, then dead-letters them, at least once. */
+const retryQueueOf = (
+  name: string,
+  delay: number,
+  target: Readonly<Record<string, string>>,
+): QueueDeclaration => ({
+  name,
   options: {
     durable: true,
     arguments: {
       "x-queue-type": "quorum",
       "x-message-ttl": delay,
-      "x-dead-letter-exchange": "",
-      "x-dead-letter-routing-key": queue,
+      ...target,
       "x-dead-letter-strategy": "at-least-once",
       "x-overflow": "reject-publish",
     },
   },
 })
 
-const exchanges = [
-  { name: exchange, type: "topic" },
-  { name: failedQueue, type: "direct" },
+interface ExchangeDeclaration {
+  readonly name: string
+  readonly type: string
+  readonly options: Options.AssertExchange
+}
+
+const hashType = "x-consistent-hash"
+const exchanges = (layout: Layout): ReadonlyArray<ExchangeDeclaration> => [
+  { name: exchange, type: "topic", options: { durable: true } },
+  { name: failedQueue, type: "direct", options: { durable: true } },
+  ...(partitionCount(layout) > 0
+    ? [
+        {
+          name: partitionsExchange,
+          type: hashType,
+          options: { durable: true, arguments: { "hash-header": "user-id" } },
+        },
+      ]
+    : []),
 ]
-const bindings: ReadonlyArray<RabbitManagement.Binding> = [
-  { source: exchange, destination: queue, routing_key: "user.embedding.*" },
-  { source: failedQueue, destination: failedQueue, routing_key: failedQueue },
-]
-const queues = (retryDelays: ReadonlyArray<number>) => [
+
+const queues = (layout: Layout) => [
   quorumQueue(queue),
   quorumQueue(setAsideQueue),
   ...quarantineQueues.map((name) => quorumQueue(name, { [singleConsumer]: true })),
   quorumQueue(failedQueue),
-  ...retryDelays.map(retryQueueOf),
+  ...layout.delays.map((delay) =>
+    retryQueueOf(retryQueue(delay), delay, {
+      "x-dead-letter-exchange": "",
+      "x-dead-letter-routing-key": queue,
+    }),
+  ),
+  ...partitionQueues(0, partitionCount(layout)).map((name) => quorumQueue(name)),
+  ...(partitionCount(layout) > 0 ? layout.delays : []).map((delay) =>
+    retryQueueOf(partitionedRetryQueue(delay), delay, { "x-dead-letter-exchange": partitionsExchange }),
+  ),
 ]
 
-export const retryDelays = Effect.map(EmbeddingConfig, ({ maxRetries, retryDelay }) =>
-  Array.dedupe(RetryPolicies.retryDelays(retryDelay, maxRetries)),
-)
+const toMain: RabbitManagement.Binding = {
+  source: exchange,
+  destination: queue,
+  routing_key: "user.embedding.*",
+}
+const toPartitions: RabbitManagement.Binding = { ...toMain, destination: partitionsExchange }
+/** The routing key is the weight of a partition. */
+const toPartition = (name: string): RabbitManagement.Binding => ({
+  source: partitionsExchange,
+  destination: name,
+  routing_key: "1",
+})
+const bindings = (layout: Layout): ReadonlyArray<RabbitManagement.Binding> => [
+  { source: failedQueue, destination: failedQueue, routing_key: failedQueue },
+  ...partitionQueues(0, partitionCount(layout)).map(toPartition),
+  partitionCount(layout) > 0 ? toPartitions : toMain,
+]
+/** Bindings of another number of partitions. Without partitions, those that exist still get their retried messages. */
+const obsoleteBindings = (layout: Layout, existing: number): ReadonlyArray<RabbitManagement.Binding> => {
+  if (partitionCount(layout) > 0)
+    return [toMain, ...partitionQueues(partitionCount(layout), existing).map(toPartition)]
+  return existing > 0 ? [toPartitions] : []
+}
 
-/** Declares and binds everything. Idempotent. Fails if something exists with other arguments. */
-export const declare = (channel: Channel, retryDelays: ReadonlyArray<number>) =>
-  Effect.all(
-    [
-      ...exchanges.map(({ name, type }) =>
-        call(`declare exchange ${name}`, () => channel.assertExchange(name, type, { durable: true })),
-      ),
-      ...queues(retryDelays).map(({ name, options }) =>
-        call(`declare queue ${name}`, () => channel.assertQueue(name, options)),
-      ),
-      ...bindings.map(({ destination, routing_key, source }) =>
-        call(`bind queue ${destination}`, () => channel.bindQueue(destination, source, routing_key)),
-      ),
-    ],
-    { discard: true },
+const bind = (channel: Channel, { destination, routing_key, source }: RabbitManagement.Binding) =>
+  call(`bind ${destination}`, () =>
+    destination === partitionsExchange
+      ? channel.bindExchange(destination, source, routing_key)
+      : channel.bindQueue(destination, source, routing_key),
   )
+const unbind = (channel: Channel, { destination, routing_key, source }: RabbitManagement.Binding) =>
+  call(`unbind ${destination}`, () =>
+    destination === partitionsExchange
+      ? channel.unbindExchange(destination, source, routing_key)
+      : channel.unbindQueue(destination, source, routing_key),
+  )
+
+const plugin = "rabbitmq_consistent_hash_exchange"
+const assertExchange = (channel: Channel, { name, options, type }: ExchangeDeclaration) =>
+  call(`declare exchange ${name}`, () => channel.assertExchange(name, type, options)).pipe(
+    Effect.mapError((error) =>
+      // RabbitMQ closes the connection, and amqplib does not tell why.
+      type === hashType && error.reason === "unavailable"
+        ? failed(error.operation)(
+            new Error(`RabbitMQ did not accept it: its plugin ${plugin} may be missing`),
+          )
+        : error,
+    ),
+  )
+
+/** The number of partitions that exist. The first `known` do. */
+const countPartitions = (connection: ChannelModel, known: number): Effect.Effect<number, RabbitError> =>
+  Effect.scoped(
+    Effect.flatMap(channel(connection), (open) =>
+      call(`check queue ${partitionQueue(known)}`, () => open.checkQueue(partitionQueue(known))),
+    ),
+  ).pipe(
+    Effect.zipRight(Effect.suspend(() => countPartitions(connection, known + 1))),
+    Effect.catchIf(
+      ({ reason }) => reason === "not_set_up",
+      () => Effect.succeed(known),
+    ),
+  )
+
+/**
+ * Declares and binds everything. Idempotent. Fails if something exists with other arguments. Answers the number of
+ * partitions that exist. Old bindings are removed after the new ones exist, so that every message has a queue.
+ */
+export const declare = (connection: ChannelModel, layout: Layout) =>
+  Effect.gen(function* () {
+    const open = yield* channel(connection)
+    yield* Effect.forEach(exchanges(layout), (one) => assertExchange(open, one))
+    for (const { name, options } of queues(layout))
+      yield* call(`declare queue ${name}`, () => open.assertQueue(name, options))
+    yield* Effect.forEach(bindings(layout), (binding) => bind(open, binding))
+    const existing = yield* countPartitions(connection, partitionCount(layout))
+    yield* Effect.forEach(obsoleteBindings(layout, existing), (binding) => unbind(open, binding))
+    return existing
+  }).pipe(Effect.scoped)
 
 interface Part {
   readonly name: string
-  readonly check: (channel: Channel) => Promise<unknown>
+  readonly check: (channel: Channel) => Effect.Effect<unknown, RabbitError>
 }
 
 /** A passive check creates nothing. Declaring what exists then shows whether its arguments are as expected. */
-const exchangePart = ({ name, type }: (typeof exchanges)[number]): Part => ({
-  name: `exchange ${name}`,
-  check: async (channel) => {
-    await channel.checkExchange(name)
-    await channel.assertExchange(name, type, { durable: true })
-  },
+const exchangePart = (declaration: ExchangeDeclaration): Part => ({
+  name: `exchange ${declaration.name}`,
+  check: (channel) =>
+    Effect.zipRight(
+      call(`check exchange ${declaration.name}`, () => channel.checkExchange(declaration.name)),
+      assertExchange(channel, declaration),
+    ),
 })
 
 /**
@@ -118,17 +239,16 @@ const exchangePart = ({ name, type }: (typeof exchanges)[number]): Part => ({
  */
 const queuePart = ({ name, options }: QueueDeclaration): Part => ({
   name: `queue ${name}`,
-  check: async (channel) => {
-    const { consumerCount, messageCount } = await channel.checkQueue(name)
-    await channel.assertQueue(name, options)
-    if (consumerCount > 0 || messageCount > 0) return
-    if (options.arguments[singleConsumer] === undefined) return channel.get(name)
-    const { consumerTag } = await channel.consume(name, () => {})
-    return channel.cancel(consumerTag)
-  },
+  check: (channel) =>
+    call(`check queue ${name}`, async () => {
+      const { consumerCount, messageCount } = await channel.checkQueue(name)
+      await channel.assertQueue(name, options)
+      if (consumerCount > 0 || messageCount > 0) return
+      if (options.arguments[singleConsumer] === undefined) return channel.get(name)
+      const { consumerTag } = await channel.consume(name, () => {})
+      return channel.cancel(consumerTag)
+    }),
 })
-
-const checkPart = (channel: Channel, { check, name }: Part) => call(`check ${name}`, () => check(channel))
 
 /** A part with a problem: it is missing, or the broker refuses the declaration. */
 interface Problem {
@@ -143,10 +263,13 @@ const describeProblem = ({ part, refusal }: Problem): string =>
 const isProblem = ({ reason }: RabbitError): boolean => reason === "not_set_up" || reason === "rejected"
 
 const describeBinding = ({ destination, routing_key, source }: RabbitManagement.Binding): string =>
-  `queue ${destination} to exchange ${source} by ${routing_key}`
+  `${destination === partitionsExchange ? "exchange" : "queue"} ${destination} to exchange ${source} by ${routing_key}`
 
-const missingBindings = (existing: ReadonlyArray<RabbitManagement.Binding>): ReadonlyArray<Finding> =>
-  Array.difference(bindings.map(describeBinding), existing.map(describeBinding)).map((binding) => ({
+const missingBindings = (
+  layout: Layout,
+  existing: ReadonlyArray<RabbitManagement.Binding>,
+): ReadonlyArray<Finding> =>
+  Array.difference(bindings(layout).map(describeBinding), existing.map(describeBinding)).map((binding) => ({
     problem: `missing binding of ${binding}`,
     remedy: "run: user-embeddings setup",
   }))
@@ -160,13 +283,13 @@ const toDependencyDown = ({ cause, operation, reason }: RabbitError) =>
 
 export const dependency = Effect.gen(function* () {
   const { adminConnection } = yield* Rabbit
-  const delays = yield* retryDelays
+  const layout = yield* configured
   const existingBindings = yield* RabbitManagement.bindings
   const policies = yield* RabbitManagement.policies
   const operatorPolicies = yield* RabbitManagement.operatorPolicies
   const setPolicy = yield* RabbitPolicies.set
-  const names = queues(delays).map(({ name }) => name)
-  const parts = [...exchanges.map(exchangePart), ...queues(delays).map(queuePart)]
+  const names = queues(layout).map(({ name }) => name)
+  const parts = [...exchanges(layout).map(exchangePart), ...queues(layout).map(queuePart)]
 
   const onChannel = <A>(use: (channel: Channel) => Effect.Effect<A, RabbitError>) =>
     Effect.scoped(
@@ -176,11 +299,11 @@ export const dependency = Effect.gen(function* () {
       ),
     )
   const checkAll = onChannel((channel) =>
-    Effect.forEach(parts, (part) => checkPart(channel, part), { discard: true }),
+    Effect.forEach(parts, (part) => part.check(channel), { discard: true }),
   )
   /** A refusal closes the channel, so each part is checked on a channel of its own. */
   const problems = Effect.forEach(parts, (part) =>
-    onChannel((channel) => checkPart(channel, part)).pipe(
+    onChannel((channel) => part.check(channel)).pipe(
       Effect.as(Option.none<Problem>()),
       Effect.catchIf(isProblem, ({ cause, reason }) =>
         Effect.succeedSome({ part: part.name, ...(reason === "rejected" && { refusal: cause }) }),
@@ -204,16 +327,46 @@ export const dependency = Effect.gen(function* () {
           remedy: remedyOf(problem.part, problem.refusal),
         }),
       ),
-      ...(existing === null ? [] : missingBindings(existing)),
+      ...(existing === null ? [] : missingBindings(layout, existing)),
+      ...(yield* abandoned),
       ...RabbitPolicies.findings("policy", (yield* policies) ?? [], names),
       ...RabbitPolicies.findings("operator_policy", (yield* operatorPolicies) ?? [], names),
     ]
   })
 
+  const existingPartitions = Effect.flatMap(adminConnection.current, (connection) =>
+    countPartitions(connection, 0),
+  )
+  /** Partitions with messages that none of the workers consumes. */
+  const abandoned = Effect.gen(function* () {
+    const names = partitionQueues(0, yield* existingPartitions)
+    const found = yield* onChannel((channel) =>
+      Effect.forEach([queue, ...names], (name) =>
+        call(`check queue ${name}`, () => channel.checkQueue(name)),
+      ),
+    )
+    if ((found[0]?.consumerCount ?? 0) === 0) return []
+    return found
+      .filter(({ consumerCount, messageCount }) => consumerCount === 0 && messageCount > 0)
+      .map(({ messageCount, queue }) => ({
+        problem: `no worker consumes ${queue}, which holds ${messageCount} messages`,
+        remedy: "start a worker with this partition in WORKER_PARTITIONS, or start the workers again",
+      }))
+  }).pipe(Effect.catchIf(isProblem, () => Effect.succeed<ReadonlyArray<Finding>>([])))
+
+  const formerPartitions = Effect.map(existingPartitions, (existing) => {
+    const former = partitionQueues(partitionCount(layout), existing)
+    return former.length === 0
+      ? []
+      : [
+          `${former.join(", ")}: from a greater RABBITMQ_PARTITIONS; workers consume them; delete them when they are empty`,
+        ]
+  })
+
   const setup = Effect.gen(function* () {
     // Before the queues: it chooses the nodes of their leaders.
     const hasPolicy = yield* setPolicy
-    yield* onChannel((channel) => declare(channel, delays))
+    yield* Effect.flatMap(adminConnection.current, (connection) => declare(connection, layout))
     yield* checkAll
     return [...parts.map(({ name }) => name), ...(hasPolicy ? [RabbitPolicies.part] : [])]
   })
@@ -224,7 +377,13 @@ export const dependency = Effect.gen(function* () {
     ping: Effect.mapError(Effect.map(adminConnection.current, version), toDependencyDown),
     missing: Effect.mapError(missing, toDependencyDown),
     inspect: Effect.mapError(inspect, toDependencyDown),
-    notes: Effect.map(policies, (all) => [RabbitPolicies.consumerTimeoutNote(all, queue)]),
+    notes: Effect.mapError(
+      Effect.zipWith(formerPartitions, policies, (former, all) => [
+        RabbitPolicies.consumerTimeoutNote(all, queue),
+        ...former,
+      ]),
+      toDependencyDown,
+    ),
     setup: Effect.mapError(setup, toDependencyDown),
   } satisfies Dependency
 })
@@ -249,6 +408,8 @@ const remedyOfConnecting = (cause: unknown): string => {
   const message = textOf(cause)
   if (virtualHostRefused.test(message))
     return "correct the virtual host in RABBITMQ_DSN, or rabbitmqctl add_vhost VHOST and set_permissions"
+  if (message.includes(plugin))
+    return `rabbitmq-plugins enable ${plugin} on every node, or RABBITMQ_PARTITIONS=1`
   if (/ACCESS.REFUSED/.test(message)) return "correct user and password in RABBITMQ_DSN"
   return "start RabbitMQ, or correct host and port in RABBITMQ_DSN"
 }

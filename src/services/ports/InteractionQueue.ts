@@ -3,7 +3,7 @@
  * is at least once: no message is acknowledged before the broker has confirmed its retry or dead letter.
  */
 import { Context, type Effect, Schema, type Scope } from "effect"
-import type { EventType, MessageId } from "../model/Interaction.ts"
+import type { EventType, MessageId, UserId } from "../model/Interaction.ts"
 import type { TraceContext } from "../Telemetry.ts"
 import { describeFailure, portFailure } from "./PortFailure.ts"
 
@@ -18,9 +18,17 @@ export const routingKey = (type: EventType): string => `user.embedding.${type}`
 /** Messages wait in a retry queue for its delay, which is part of the name. */
 export const retryQueue = (delayMillis: number): string => `${queue}.retry.${delayMillis}`
 
+/** With several partitions, this exchange spreads the update messages by user over as many queues. */
+export const partitionsExchange = "user_embedding_partitions"
+export const partitionQueue = (index: number): string => `${queue}.${index}`
+/** As {@link retryQueue}, but its messages return to the partition of their user. */
+export const partitionedRetryQueue = (delayMillis: number): string => `${retryQueue(delayMillis)}.partitions`
+
 /** An update message to publish. */
 export interface Message {
   readonly messageId: MessageId
+  /** Chooses the partition. */
+  readonly userId?: UserId
   readonly eventType: EventType
   readonly body: Uint8Array
   readonly trace: TraceContext | null

@@ -58,6 +58,7 @@ export const awaitQueueCapacity = ({
 /** The update message of a row. */
 export const toMessage = ({ id, interaction, trace, recordedAt }: LoggedInteraction): Message => ({
   messageId: interaction.message_id,
+  userId: interaction.user_id,
   eventType: interaction.event_type,
   body: encodeMessage(interaction),
   trace,
