@@ -61,6 +61,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
         "x-retry-count": 1,
         "x-published-at": first.publishedAt,
         "x-recorded-at": recordedAt,
+        "x-log-id": expect.any(Number),
         "x-error": failure.error,
         "x-error-message": failure.message,
         "x-first-failed-at": isoInstant,
@@ -94,6 +95,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
         "x-retry-count": 3,
         "x-published-at": last.publishedAt,
         "x-recorded-at": recordedAt,
+        "x-log-id": expect.any(Number),
         "x-dead-letter-id": expect.stringMatching(/^[0-9a-f-]{36}$/),
         "x-error": "late",
         "x-error-message": "é".repeat(512),
@@ -136,6 +138,7 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
         "x-retry-count": 0,
         "x-published-at": expect.any(Number),
         "x-recorded-at": recordedAt,
+        "x-log-id": expect.any(Number),
         "x-retried-from": id,
       })
     }))
