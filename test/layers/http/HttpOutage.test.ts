@@ -33,8 +33,11 @@ const withFrozenServers = Layer.unwrapScoped(
   ),
 )
 
+/** Milliseconds. A probe takes less than 100 on a quiet machine; a probe that waits takes at least 3 s. */
+const atOnce = 1_000
+
 effectTest(
-  "with all servers frozen, every probe answers within 100 ms, and only a token shows details",
+  "with all servers frozen, no probe waits, and only a token shows details",
   () =>
     Effect.gen(function* () {
       const { address } = yield* HttpServer.HttpServer
@@ -48,7 +51,7 @@ effectTest(
         )
       for (let probe = 0; probe < 10; probe++) {
         const [took, { status, text }] = yield* get("/readyz")
-        expect(Duration.toMillis(took)).toBeLessThan(100)
+        expect(Duration.toMillis(took)).toBeLessThan(atOnce)
         expect(status).toBe(503)
         expect(JSON.parse(text)).toEqual({
           status: "unavailable",
@@ -62,7 +65,7 @@ effectTest(
         expect((yield* get("/livez"))[1].status).toBe(200)
       }
       const [took, { text }] = yield* get("/readyz", { authorization: "Bearer token" })
-      expect(Duration.toMillis(took)).toBeLessThan(100)
+      expect(Duration.toMillis(took)).toBeLessThan(atOnce)
       expect(JSON.parse(text).dependencies.mysql).toMatchObject({
         status: "down",
         detail: expect.any(String),
