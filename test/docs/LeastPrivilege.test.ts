@@ -169,7 +169,7 @@ withServers(["rabbitmq", "mysql"], "the grants of docs/security.md", () => {
           }).pipe(Effect.timeout("15 seconds"))
           const erased_to = yield* log.maxId
           const token = yield* log.beginErasure("least")
-          yield* log.finishErasure("least", token, erased_to, Date.now())
+          yield* log.finishErasure("least", token, erased_to)
           expect(yield* log.renewSurvivors("least")).toBe(1)
           expect(yield* log.erase("least", yield* log.maxId)).toBe(1)
           expect(yield* users.erase("least", { erased_at: Date.now(), erased_to })).toBe(true)

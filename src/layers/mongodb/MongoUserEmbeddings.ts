@@ -319,18 +319,26 @@ const findInLedger = ({ call, ledger }: Store, keys: Array<string>) =>
     return new Map(Array.from(found, ([user, ids]) => [user, new Set(ids)]))
   })
 
-/** Generation 0 is the first one, so nothing is stale then. */
-const removeOtherGenerations = ({ call, ledger }: Store, { generation, user_id }: Generation) =>
+/** The generation of a ledger key, 0 for a key that has none. */
+const generationOfKey = {
+  $convert: {
+    input: { $ltrim: { input: { $arrayElemAt: [{ $split: ["$_id", "|"] }, 1] }, chars: "s" } },
+    to: "long",
+    onError: 0,
+  },
+}
+
+/**
+ * Generation 0 is the first one, so nothing is stale then. A later generation stays: another erasure may have begun it
+ * meanwhile.
+ */
+const removeOlderGenerations = ({ call, ledger }: Store, { generation, user_id }: Generation) =>
   generation === 0
     ? Effect.void
     : call("delete", names.appliedOverflow, () =>
         ledger.deleteMany({
-          $and: [
-            { _id: { $gte: `${user_id}|`, $lt: `${user_id}${afterBar}` } },
-            ...(["applied", "skipped"] as const).map((kind) => ({
-              _id: { $not: ledgerPattern(kind, { user_id, generation }) },
-            })),
-          ],
+          _id: { $gte: `${user_id}|`, $lt: `${user_id}${afterBar}` },
+          $expr: { $lt: [generationOfKey, generation] },
         }),
       )
 
@@ -358,7 +366,7 @@ const erase = (
         { upsert: true, returnDocument: "before", projection: { space: 1, version: 1 } },
       ),
     ).pipe(Effect.retry({ times: 3, while: ({ cause }) => isDuplicateKey(cause) }))
-    yield* removeOtherGenerations(store, { user_id, generation: (before?.version ?? 0) + 1 })
+    yield* removeOlderGenerations(store, { user_id, generation: (before?.version ?? 0) + 1 })
     return before !== null && "space" in before
   })
 
@@ -425,7 +433,7 @@ export const make = (options: { readonly storage: Storage }) =>
 
       removeStaleLedger: (user) =>
         Effect.flatMap(load(store, [user]), (records) =>
-          removeOtherGenerations(store, records.get(user) ?? { user_id: user, generation: 0 }),
+          removeOlderGenerations(store, records.get(user) ?? { user_id: user, generation: 0 }),
         ),
 
       lastWrites: (wanted) => (wanted.length === 0 ? Effect.succeed(new Map()) : lastWrites(store, wanted)),

@@ -434,10 +434,25 @@ const beginErasure =
     )
   }
 
+/** Now, and a column of this clock as an age in ms. */
+const databaseClock = (sql: SqlClient.SqlClient) =>
+  sql.onDialectOrElse({
+    mysql: () => ({
+      now: sql.literal("UTC_TIMESTAMP(3)"),
+      ageOf: (column: string) =>
+        sql.literal(`TIMESTAMPDIFF(MICROSECOND, ${column}, UTC_TIMESTAMP(3)) DIV 1000`),
+    }),
+    orElse: () => ({
+      now: sql.literal("strftime('%Y-%m-%d %H:%M:%f', 'now')"),
+      ageOf: (column: string) =>
+        sql.literal(`CAST(ROUND((julianday('now') - julianday(${column})) * 86400000) AS INTEGER)`),
+    }),
+  })
+
 const finishErasure =
   ({ erasing, sql }: Table) =>
-  (user: string, token: string, renewTo: number, at: number) =>
-    sql`UPDATE user_erasures SET renew_to = ${renewTo}, finished_at = ${columnOfMillis(at)}
+  (user: string, token: string, renewTo: number) =>
+    sql`UPDATE user_erasures SET renew_to = ${renewTo}, finished_at = ${databaseClock(sql).now}
       WHERE user_id = ${user} AND token = ${token}`.pipe(erasing("finishErasure"), Effect.asVoid)
 
 /**
@@ -481,16 +496,16 @@ const renewSurvivors = (table: Table) =>
   })
 
 const finishedErasures = ({ erasing, name, sql }: Table) =>
-  sql<{ user_id: string; token: string; finished_at: string; survivors: number }>`
-    SELECT user_id, token, finished_at,
+  sql<{ user_id: string; token: string; age: number; survivors: number }>`
+    SELECT user_id, token, ${databaseClock(sql).ageOf("finished_at")} AS age,
       EXISTS (SELECT 1 FROM ${name} i WHERE i.user_id = e.user_id AND i.id <= e.renew_to) AS survivors
     FROM user_erasures e WHERE renew_to IS NOT NULL`.pipe(
     erasing("finishedErasures"),
     Effect.map(
-      Arr.map(({ finished_at, survivors, token, user_id }) => ({
+      Arr.map(({ age, survivors, token, user_id }) => ({
         user_id,
         token,
-        finishedAt: millisOfColumn(finished_at),
+        ageMillis: Number(age),
         hasSurvivors: survivors === 1,
       })),
     ),

@@ -78,7 +78,7 @@ const make = Effect.gen(function* () {
     const phrases = yield* forgetPhrases(user_id)
     const interactions = yield* log.erase(user_id, erasure.erased_to)
     const dead_letters = yield* deadLetters.remove(isErasedDeadLetter(new Map([[user_id, erasure]])))
-    yield* log.finishErasure(user_id, token, renewTo, yield* Clock.currentTimeMillis)
+    yield* log.finishErasure(user_id, token, renewTo)
     yield* log.renewSurvivors(user_id)
     return {
       user_id,

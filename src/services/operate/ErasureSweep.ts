@@ -3,7 +3,7 @@
  * ids or a dead letter behind. So the users erased in the last minutes are looked at again, by every process that
  * publishes: the one that erased may have died.
  */
-import { Clock, Duration, Effect, Layer, Schedule } from "effect"
+import { Duration, Effect, Layer, Schedule } from "effect"
 import { DeadLetters } from "../ports/DeadLetters.ts"
 import { type FinishedErasure, InteractionLog } from "../ports/InteractionLog.ts"
 import { UserEmbeddings } from "../ports/UserEmbeddings.ts"
@@ -35,8 +35,7 @@ export const sweep = Effect.fnUntraced(function* (after: Duration.Duration = wat
   let renewed = 0
   for (const { hasSurvivors, user_id } of erasures)
     if (hasSurvivors) renewed += yield* log.renewSurvivors(user_id)
-  const before = (yield* Clock.currentTimeMillis) - Duration.toMillis(after)
-  yield* complete(erasures.filter(({ finishedAt }) => finishedAt <= before))
+  yield* complete(erasures.filter(({ ageMillis }) => ageMillis >= Duration.toMillis(after)))
   return renewed
 }, Telemetry.untraced)
 

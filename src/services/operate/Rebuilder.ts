@@ -3,7 +3,7 @@
  * space, weights and λ. It takes exactly the interactions that are applied already; the others arrive as messages. If a
  * worker changes the record meanwhile, the version check fails and the rebuild of that user starts again.
  */
-import { Chunk, Clock, Context, Effect, Either, Layer, Option, Schedule, Schema, Stream } from "effect"
+import { Chunk, Clock, Context, Effect, Either, Exit, Layer, Option, Schedule, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { counterOf } from "../model/EventTypes.ts"
@@ -97,6 +97,22 @@ const resolve = ({ vectors }: Services, interactions: ReadonlyArray<Interaction>
       ),
     )
 
+/** What the attempts to rebuild a user may have left behind. */
+interface Traces {
+  /** The attempts. */
+  tries: number
+  /** The generation of the record that the first attempt read. */
+  generation: number
+  /** Their vectors may have been stored. */
+  readonly phrases: Set<string>
+}
+
+/** The user may have been erased after an attempt had read the log, and before it stored the vectors of phrases. */
+const removeTraces = ({ users, vectors }: Services, user_id: UserId, { generation, phrases }: Traces) =>
+  Effect.flatMap(users.load([user_id]), (records) =>
+    (records.get(user_id)?.generation ?? 0) === generation ? Effect.void : vectors.forget([...phrases]),
+  )
+
 /**
  * Computes the embedding from nothing. `notFolded` has the applied interactions whose vector is gone, or whose type is
  * no longer configured.
@@ -106,6 +122,7 @@ const compute = Effect.fnUntraced(function* (
   record: UserRecord,
   allowMissing: boolean,
   now: number,
+  traces: Traces,
 ) {
   const { user_id } = record
   const { config, log, users, vectors } = services
@@ -120,6 +137,8 @@ const compute = Effect.fnUntraced(function* (
 
   const foldPage = Effect.fnUntraced(function* (interactions: ReadonlyArray<Interaction>) {
     if (interactions.length === 0) return
+    for (const { search_phrase } of interactions)
+      if (search_phrase !== null) traces.phrases.add(search_phrase)
     const found = yield* resolve(services, interactions)
     const events: Array<{ interaction: Interaction; vector: Float32Array }> = []
     for (const [index, interaction] of interactions.entries()) {
@@ -168,12 +187,18 @@ const compute = Effect.fnUntraced(function* (
   return { embedding, notFolded }
 })
 
-const rebuildOnce = Effect.fnUntraced(function* (services: Services, user_id: UserId, allowMissing: boolean) {
+const rebuildOnce = Effect.fnUntraced(function* (
+  services: Services,
+  user_id: UserId,
+  allowMissing: boolean,
+  traces: Traces,
+) {
   const record = (yield* services.users.load([user_id])).get(user_id)
+  if (traces.tries++ === 0) traces.generation = record?.generation ?? 0
   if (record?.embedding === undefined)
     return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
   const now = yield* Clock.currentTimeMillis
-  const { embedding, notFolded } = yield* compute(services, record, allowMissing, now)
+  const { embedding, notFolded } = yield* compute(services, record, allowMissing, now, traces)
   const counters: Record<`${string}_count`, number> = { ...embedding.metadata }
   for (const { event_type } of notFolded) {
     const counter = counterOf(event_type)
@@ -215,10 +240,19 @@ const patiently = <A, E extends RebuildError>(effect: Effect.Effect<A, E>) =>
   })
 
 const rebuildUser = (services: Services, user_id: UserId, allowMissing: boolean) =>
-  rebuildOnce(services, user_id, allowMissing).pipe(
-    Effect.retry({ schedule: RetryPolicies.conflictRetry, while: ({ _tag }) => _tag === "LockConflict" }),
-    patiently,
-  )
+  Effect.suspend(() => {
+    const traces: Traces = { tries: 0, generation: 0, phrases: new Set() }
+    return rebuildOnce(services, user_id, allowMissing, traces).pipe(
+      Effect.retry({ schedule: RetryPolicies.conflictRetry, while: ({ _tag }) => _tag === "LockConflict" }),
+      patiently,
+      // A write that succeeds at once proves that nobody erased the user meanwhile.
+      Effect.onExit((exit) =>
+        (Exit.isSuccess(exit) && traces.tries === 1) || traces.phrases.size === 0
+          ? Effect.void
+          : Effect.ignoreLogged(removeTraces(services, user_id, traces)),
+      ),
+    )
+  })
 
 /** Pages of users who have an embedding. */
 const usersAfter = ({ users }: Services, after: UserId) =>

@@ -57,8 +57,8 @@ export interface FinishedErasure {
   readonly user_id: UserId
   /** Names this erasure among those of the user. */
   readonly token: string
-  /** Unix ms. */
-  readonly finishedAt: number
+  /** How long ago it finished, by the clock of the database: the clocks of processes may be wrong. */
+  readonly ageMillis: number
   /** Whether rows have become visible that the erasure was too early to delete. */
   readonly hasSurvivors: boolean
 }
@@ -172,7 +172,6 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       user: UserId,
       token: string,
       renewTo: number,
-      at: number,
     ) => Effect.Effect<void, InteractionLogError>
     /**
      * Gives the rows that survived the user's finished erasure new ids in the outbox. Messages with the old ids have no

@@ -202,7 +202,7 @@ const loadEmbedding = Effect.fnUntraced(function* ({ catalogue, users }: Service
 /** The newest events with their vectors. A phrase that the embedder does not answer in time has no vector. */
 const loadRecentVectors = Effect.fnUntraced(function* ({ vectors }: Services, { recent }: UserEmbedding) {
   const find = (events: ReadonlyArray<RecentEvent>) =>
-    Effect.map(vectors.resolve(events), (found) => Arr.zip(events, found))
+    Effect.map(vectors.resolve(events, { store: false }), (found) => Arr.zip(events, found))
   const [phrases, products] = Arr.partition(recent, ({ product_id }) => product_id !== null)
   const inTime = find(phrases).pipe(
     Effect.timeoutOption(vectorTimeout),

@@ -145,11 +145,7 @@ const readRecords = Effect.fnUntraced(function* (updater: Updater, items: Readon
 })
 
 /** Sets the vectors of items that have none; an item without one gets its outcome. */
-const findVectors = Effect.fnUntraced(function* (
-  updater: Updater,
-  items: ReadonlyArray<Item>,
-  records: ReadonlyMap<UserId, UserRecord>,
-) {
+const findVectors = Effect.fnUntraced(function* (updater: Updater, items: ReadonlyArray<Item>) {
   const wanted = items.filter(({ vector }) => vector === undefined)
   if (wanted.length === 0) return
   const skipped: Array<Item> = []
@@ -165,10 +161,16 @@ const findVectors = Effect.fnUntraced(function* (
       },
     })
   if (skipped.length === 0) return
-  // The audit tells skipped interactions from lost ones, even if the product gets an embedding later.
+  // The audit tells skipped interactions from lost ones, even if the product gets an embedding later. No write checks
+  // the version of a skipped item's record, which may be older than an erasure. So it is read again.
+  const records = yield* updater.users.load(usersOf(skipped))
+  const counting = skipped.filter((item) => {
+    const record = records.get(item.interaction.user_id)
+    return record === undefined || !isErased(record, item)
+  })
   yield* updater.users.saveToLedger(
     "skipped",
-    skipped.map(({ interaction: { message_id, user_id } }) => ({
+    counting.map(({ interaction: { message_id, user_id } }) => ({
       user_id,
       generation: records.get(user_id)?.generation ?? 0,
       ids: [AppliedIds.prefix(message_id)],
@@ -252,7 +254,7 @@ const save = Effect.fnUntraced(function* ({ users }: Updater, plans: ReadonlyArr
 const attempt = Effect.fnUntraced(function* (updater: Updater, items: ReadonlyArray<Item>) {
   const { cache, foldSettings, users } = updater
   const { cached, done, erased, fresh, records } = yield* readRecords(updater, items)
-  yield* findVectors(updater, fresh, records)
+  yield* findVectors(updater, fresh)
   const now = yield* Clock.currentTimeMillis
 
   const plans: Array<PlannedWrite> = []

@@ -42,9 +42,14 @@ export class EventVectors extends Context.Tag("user-embeddings/EventVectors")<
   {
     /** Name of the vector space. */
     readonly space: string
-    /** Unit-length vectors of interactions, in their order. One failure does not affect the other vectors. */
+    /**
+     * Unit-length vectors of interactions, in their order. One failure does not affect the other vectors. With `store`
+     * false, phrases that had to be embedded are kept in memory alone: for callers who cannot tell whether the user is
+     * erased meanwhile.
+     */
     readonly resolve: (
       interactions: ReadonlyArray<EventReference>,
+      options?: { readonly store?: boolean },
     ) => Effect.Effect<ReadonlyArray<Found<EventVectorError>>>
     /** Whether the phrase's vector is in memory. */
     readonly remembers: (phrase: string) => boolean
@@ -136,6 +141,7 @@ const orElse =
 const findPhrases = Effect.fnUntraced(function* (
   { dimensions, embedder, memory, store }: Phrases,
   phrases: ReadonlyArray<string>,
+  toKeep: boolean,
 ) {
   const found = new Map<string, Found<PhraseEmbedderError>>()
   const keyOf = new Map(phrases.map((phrase) => [phrase, phraseKey(embedder.space, phrase)]))
@@ -156,7 +162,7 @@ const findPhrases = Effect.fnUntraced(function* (
       found.set(phrase, result)
       if (Either.isRight(result)) toStore.set(phraseKey(embedder.space, phrase), result.right)
     }
-    if (toStore.size > 0) yield* store.save(toStore).pipe(orElse<void>(undefined))
+    if (toKeep && toStore.size > 0) yield* store.save(toStore).pipe(orElse<void>(undefined))
   }
   const now = yield* Clock.currentTimeMillis
   for (const [phrase, result] of found) if (Either.isRight(result)) memory.set(phrase, result.right, now)
@@ -164,8 +170,8 @@ const findPhrases = Effect.fnUntraced(function* (
 })
 
 /** Looks for phrases in a fiber of its own: several callers may wait, and one of them may be interrupted. */
-const startBatch = (context: Phrases, phrases: ReadonlyArray<string>, batch: PhraseBatch) =>
-  Effect.interruptible(findPhrases(context, phrases)).pipe(
+const startBatch = (context: Phrases, phrases: ReadonlyArray<string>, batch: PhraseBatch, toKeep: boolean) =>
+  Effect.interruptible(findPhrases(context, phrases, toKeep)).pipe(
     Effect.onExit((exit) => {
       for (const phrase of phrases) context.inFlight.delete(phrase)
       return Deferred.done(batch, exit)
@@ -173,7 +179,11 @@ const startBatch = (context: Phrases, phrases: ReadonlyArray<string>, batch: Phr
     Effect.forkIn(context.scope),
   )
 
-const phraseVectors = Effect.fnUntraced(function* (context: Phrases, phrases: ReadonlyArray<string>) {
+const phraseVectors = Effect.fnUntraced(function* (
+  context: Phrases,
+  phrases: ReadonlyArray<string>,
+  toKeep: boolean,
+) {
   const { inFlight, memory } = context
   const now = yield* Clock.currentTimeMillis
   const found = new Map<string, Found<PhraseEmbedderError>>()
@@ -194,7 +204,7 @@ const phraseVectors = Effect.fnUntraced(function* (context: Phrases, phrases: Re
       awaited.set(phrase, other ?? batch)
     }
     Telemetry.count(Telemetry.phrasesFrom.memory, found.size)
-    return Effect.as(started.length > 0 ? startBatch(context, started, batch) : Effect.void, awaited)
+    return Effect.as(started.length > 0 ? startBatch(context, started, batch, toKeep) : Effect.void, awaited)
   }).pipe(Effect.uninterruptible)
   for (const [phrase, batch] of batches) found.set(phrase, (yield* Deferred.await(batch)).get(phrase)!)
   return found
@@ -247,13 +257,14 @@ const resolve = Effect.fnUntraced(function* (
   phrases: Phrases,
   products: Products,
   interactions: ReadonlyArray<EventReference>,
+  { store = true }: { readonly store?: boolean } = {},
 ) {
   const [productEvents, searches] = Arr.partition(interactions, ({ search_phrase }) => search_phrase !== null)
   const distinctPhrases = [...new Set(searches.flatMap(({ search_phrase }) => search_phrase ?? []))]
   const distinctProducts = [...new Set(productEvents.flatMap(({ product_id }) => product_id ?? []))]
   const [byPhrase, byProduct] = yield* Effect.all(
     [
-      phraseVectors(phrases, distinctPhrases).pipe(MessageTraces.forMessages(searches)),
+      phraseVectors(phrases, distinctPhrases, store).pipe(MessageTraces.forMessages(searches)),
       productVectors(products, distinctProducts).pipe(MessageTraces.forMessages(productEvents)),
     ],
     { concurrency: 2 },
@@ -281,7 +292,7 @@ const make = Effect.gen(function* () {
   }
   return EventVectors.of({
     space,
-    resolve: (interactions) => resolve(phrases, products, interactions),
+    resolve: (interactions, options) => resolve(phrases, products, interactions, options),
     remembers: (phrase) => memory.has(phrase, clock.unsafeCurrentTimeMillis()),
     ofTexts: (texts) => embedder.embed(texts, "document"),
     forget: (forgotten) =>

@@ -189,6 +189,26 @@ withServers(["mongodb"], "MongoDB", () => {
           expect(left).toBe(0)
         }))
 
+      it("an erasure that another one has overtaken removes no ids of the later generation", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const user_id = "overtaken"
+          // A prefix of digits alone is not a generation.
+          const ids = ["1".repeat(32), "a".repeat(32)]
+          const generations = [0, 1, 2, 12]
+          for (const kind of ["applied", "skipped"] as const) {
+            yield* users.erase(user_id, { erased_at: 1_000, erased_to: 5 })
+            const { generation } = (yield* users.load([user_id])).get(user_id)!
+            const entries = generations.map((of) => ({ user_id, generation: of, ids }))
+            yield* users.saveToLedger(kind, entries)
+            yield* users.removeStaleLedger(user_id)
+            const left = yield* Effect.forEach(entries, (entry) =>
+              Effect.map(users.findInLedger(kind, [entry]), (found) => found.get(user_id)?.size ?? 0),
+            )
+            expect(left).toEqual(generations.map((of) => (of < generation ? 0 : 2)))
+          }
+        }))
+
       it("reads vectors and arrays, no matter which it writes", () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings

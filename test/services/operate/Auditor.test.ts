@@ -268,7 +268,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         yield* users.erase("erased", { erased_at: Date.now(), erased_to })
         yield* log.erase("erased", erased_to - 1)
         expect(ids(yield* detailed("erased"), "not_erased")).toEqual([late.message_id])
-        yield* log.finishErasure("erased", token, erased_to, Date.now())
+        yield* log.finishErasure("erased", token, erased_to)
         expect(yield* audit("erased")).toEqual({ ...none, users: 1, consistent: 1, in_flight: 1 })
         expect(yield* log.renewSurvivors("erased")).toBe(1)
         expect(yield* audit("erased")).toEqual({ ...none, users: 1, consistent: 1, in_flight: 1 })

@@ -189,6 +189,15 @@ describe("phrases", () => {
     }),
   )
 
+  withVectors("of a read alone are not stored: their user may be erased meanwhile", (vectors, state) =>
+    Effect.gen(function* () {
+      yield* vectors.resolve([search("a")], { store: false })
+      expect(state.embedded).toEqual([["a"]])
+      expect(state.stored.size).toBe(0)
+      expect(vectors.remembers("a")).toBe(true)
+    }),
+  )
+
   withVectors("in the store are not embedded", (vectors, state) =>
     Effect.gen(function* () {
       state.stored.set(phraseKey(space, "a"), Float32Array.of(1, 0))
