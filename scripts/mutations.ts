@@ -78,7 +78,14 @@ export const mutations: ReadonlyArray<Mutation> = [
     to: "yield* settleAll(worker.consumer, settled.filter(([, one]) => !isWaiting(one)))\n  return",
   },
   {
-    scenario: "the embedding service is out: searches are set aside",
+    scenario: "MongoDB is out: the backlog is given back",
+    without: "publishing again what is given back",
+    file: republish,
+    from: "const left = yield* this.attempt(\n",
+    to: 'this.intake.requeue(notAcked.flatMap(([one, { _tag }]) => (_tag === "Return" ? [one] : [])))\n    const left = yield* this.attempt(\n',
+  },
+  {
+    scenario: "the embedding service 401",
     without: "receiving product events while the embedding service is out",
     file: "src/services/update/OutageState.ts",
     from: 'return { main: "all", setAside: probe }',
@@ -234,7 +241,7 @@ export const mutations: ReadonlyArray<Mutation> = [
     without: "finishing what is held",
     file: worker,
     from: "worker.state = OutageState.stop(worker.state)",
-    to: 'worker.state = OutageState.stop(worker.state)\n  const left = worker.held.take(worker.state, 1e9, 0).work?.batch ?? []\n  yield* worker.consumer.settle(left.map((one) => [one.delivery, { _tag: "Ack" }] as const))',
+    to: 'worker.state = OutageState.stop(worker.state)\n  const left = worker.held.take(worker.state, 1e9, 0, false).work?.batch ?? []\n  yield* worker.consumer.settle(left.map((one) => [one.delivery, { _tag: "Ack" }] as const))',
   },
   {
     scenario: "SIGTERM twice",

@@ -180,7 +180,7 @@ export class System {
   /** Prints the last log lines of each program, for a scenario that failed. */
   printLogs(): void {
     for (const { log, name } of this.programs)
-      for (const { event, ...facts } of log.slice(-Number(process.env.LINES ?? 4)))
+      for (const { event, ...facts } of log.slice(-4))
         console.error(`    ${name}: ${event} ${JSON.stringify(facts)}`)
   }
 

@@ -13,6 +13,7 @@ export const delivery = (body: Uint8Array, more: Partial<Delivery> = {}): Delive
   retryCount: 0,
   quarantineAttempts: 0,
   quarantined: false,
+  wasSetAside: false,
   redeliveries: 0,
   publishedAt: null,
   logId: null,

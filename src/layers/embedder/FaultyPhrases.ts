@@ -14,10 +14,10 @@ export type Request = (
 
 const harmlessDeadline = Duration.seconds(5)
 /** After this time, or after so many failures without a success in between, the rest of the phrases is retried later. */
-const searchMillis = 60_000
+const searchMillis = 33_000
 const mostFailuresInARow = 16
 
-/** The search for the faulty phrases of one request. */
+/** The search for the faulty phrases of one or more requests. */
 interface Search {
   readonly request: Request
   /** Why the service does not embed the harmless text; `undefined` if it does. Requested at most once. */
@@ -25,6 +25,8 @@ interface Search {
   /** Unix ms. */
   readonly endsAt: number
   failuresInARow: number
+  /** The service does not work at the moment: nothing more is requested. */
+  broken: PhraseEmbedderError | undefined
 }
 
 const isRefusal = ({ reason }: PhraseEmbedderError): boolean =>
@@ -53,6 +55,7 @@ const afterFailure = (
     const single = phrases.length === 1
     // A single phrase that was not refused is tried again later, whatever the cause is.
     const problem = cause === "phrase" || (single && !refused) ? undefined : yield* search.serviceProblem
+    search.broken = problem
     if (problem !== undefined) return all(phrases, problem)
     if (single)
       return all(
@@ -75,21 +78,35 @@ const afterFailure = (
   })
 
 const embedPart = (search: Search, phrases: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<Result>> =>
-  Effect.matchEffect(search.request(phrases), {
-    onFailure: (failure) => afterFailure(search, phrases, failure),
-    onSuccess: (results) => {
-      search.failuresInARow = 0
-      // A service whose vectors are all unusable has another model or other dimensions than configured.
-      return results.every(Either.isLeft)
-        ? Effect.map(search.serviceProblem, (problem) => (problem ? all(phrases, problem) : results))
-        : Effect.succeed(results)
-    },
+  Effect.suspend(() => {
+    if (search.broken !== undefined) return Effect.succeed(all(phrases, search.broken))
+    return Effect.matchEffect(search.request(phrases), {
+      onFailure: (failure) => afterFailure(search, phrases, failure),
+      onSuccess: (results) => {
+        search.failuresInARow = 0
+        // A service whose vectors are all unusable has another model or other dimensions than configured.
+        return results.every(Either.isLeft)
+          ? Effect.map(search.serviceProblem, (problem) => (problem ? all(phrases, problem) : results))
+          : Effect.succeed(results)
+      },
+    })
   })
 
-/** Embeds the phrases of one request. `harmless`: the harmless text, as the service must receive it. */
-export const embedApart = (request: Request, phrases: ReadonlyArray<string>, harmless: string) =>
+/**
+ * Embeds phrases with several requests, `atOnce` at the same time. `harmless`: the harmless text, as the service must
+ * receive it.
+ */
+export const embedApart = (
+  request: Request,
+  requests: ReadonlyArray<ReadonlyArray<string>>,
+  atOnce: number,
+  harmless: string,
+) =>
   Effect.gen(function* () {
     const serviceProblem = yield* Effect.cached(askHarmless(request, harmless))
     const endsAt = (yield* Clock.currentTimeMillis) + searchMillis
-    return yield* embedPart({ request, serviceProblem, endsAt, failuresInARow: 0 }, phrases)
+    const search = { request, serviceProblem, endsAt, failuresInARow: 0, broken: undefined }
+    return Arr.flatten(
+      yield* Effect.forEach(requests, (phrases) => embedPart(search, phrases), { concurrency: atOnce }),
+    )
   })

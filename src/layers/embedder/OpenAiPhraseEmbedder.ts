@@ -3,7 +3,7 @@
  * limit.
  */
 import { createHash } from "node:crypto"
-import { Array as Arr, Config, Duration, Effect, Either, Layer, Metric, Option } from "effect"
+import { Config, Duration, Effect, Either, Layer, Metric, Option } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import {
   harmlessText,
@@ -135,11 +135,8 @@ const make = Effect.fnUntraced(function* (options: EmbedderOptions) {
     space: spaceOf(model, dimensions, prefixes),
     embed: (phrases, kind = "query") => {
       const prefixed = phrases.map((phrase) => prefixes[kind] + phrase)
-      return Effect.forEach(
-        requests(prefixed, phrasesPerRequest),
-        (batch) => embedApart(request, batch, prefixes[kind] + harmlessText),
-        { concurrency: requestsAtOnce },
-      ).pipe(Effect.map(Arr.flatten))
+      const apart = requests(prefixed, phrasesPerRequest)
+      return embedApart(request, apart, requestsAtOnce, prefixes[kind] + harmlessText)
     },
   })
 })

@@ -1,6 +1,6 @@
 /** Interactions delivered by RabbitMQ, and the channels on which they are acknowledged. */
 import type { Channel, ConsumeMessage } from "amqplib"
-import type { Delivery } from "../../services/ports/InteractionQueue.ts"
+import { type Delivery, setAsideQueue } from "../../services/ports/InteractionQueue.ts"
 import type { TraceContext } from "../../services/Telemetry.ts"
 import { type BatchEntry, entriesOf, type Headers, instant, messageIdOf, text } from "./RabbitMessages.ts"
 import { quarantineQueues } from "./RabbitTopology.ts"
@@ -17,6 +17,7 @@ export class RabbitDelivery implements Delivery {
   readonly quarantineAttempts: number
   readonly redeliveries: number
   readonly quarantined: boolean
+  readonly wasSetAside: boolean
   readonly publishedAt: number | null
   readonly logId: number | null
   readonly recordedAt: number | null
@@ -38,6 +39,7 @@ export class RabbitDelivery implements Delivery {
     this.quarantineAttempts = count(headers["x-isolated-attempts"])
     this.redeliveries = count(headers["x-delivery-count"])
     this.quarantined = tracker.isQuarantine
+    this.wasSetAside = tracker.queue === setAsideQueue
     this.publishedAt = instant(headers["x-published-at"])
     this.logId = logId
     this.recordedAt = recordedAt

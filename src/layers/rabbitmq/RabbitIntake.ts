@@ -21,6 +21,9 @@ const nextQuarantinedWithin = "100 millis"
 /** Time between the starts of sources: enough for the broker to deliver a message. */
 const startMillis = 20
 
+/** Time from the last acknowledgement to a cancel: enough for the broker to deliver what the acknowledgement made room for. */
+const quietMillis = 50
+
 /** Wakes fibers that wait until something holds. */
 class Condition {
   private readonly latch = Effect.unsafeMakeLatch(false)
@@ -49,8 +52,11 @@ class Source {
   /** Received, but not yet handed out, because other messages are in hand. */
   waiting: Array<RabbitDelivery> = []
   tracker: AckTracker | undefined
-  /** Draining: the broker sends nothing more, and what it has sent is being settled. */
-  state: "open" | "draining" | "closed" = "closed"
+  /**
+   * Pausing: the consumer will be cancelled, and no message is handed out before. Draining: the broker sends nothing
+   * more, and what it has sent is being settled.
+   */
+  state: "open" | "pausing" | "draining" | "closed" = "closed"
 
   /** `prefetch`: the number of messages to hold when all are wanted. */
   constructor(
@@ -91,6 +97,10 @@ export class RabbitIntake {
 
   get full(): boolean {
     return this.mains.some(({ tracker }) => tracker?.full)
+  }
+
+  get draining(): boolean {
+    return this.quarantine.some(({ waiting }) => waiting.length > 0)
   }
 
   want({ main, setAside }: Intake): void {
@@ -140,7 +150,9 @@ export class RabbitIntake {
     return this.progress.until(
       () =>
         this.buffer.length === 0 &&
-        !this.sources.some(({ state, waiting }) => state === "open" || waiting.length > 0),
+        !this.sources.some(
+          ({ state, waiting }) => state === "open" || state === "pausing" || waiting.length > 0,
+        ),
     )
   })
 
@@ -200,6 +212,12 @@ export class RabbitIntake {
         this.progress.notify()
       })
       yield* this.progress.until(() => source.wanted !== wanted || this.stopping || this.mustPause(index))
+      if (index < this.quarantine.length) {
+        // A message that meets the cancel comes back when the channel closes. That would be evidence against it.
+        source.state = "pausing"
+        yield* this.progress.until(() => this.handling !== index)
+        yield* Effect.sleep(quietMillis)
+      }
       yield* cancel
       source.state = "draining"
       this.progress.notify()
@@ -258,7 +276,8 @@ export class RabbitIntake {
   private nextCompany(): number | undefined {
     const index = this.quarantine.findLastIndex(({ waiting }) => waiting.length > 0)
     const others = [...this.mains, this.setAside, ...this.quarantine.slice(index + 1)]
-    return index < 0 || others.some(({ state }) => state !== "closed") ? undefined : index
+    const isPausing = this.quarantine[index]?.state === "pausing"
+    return index < 0 || isPausing || others.some(({ state }) => state !== "closed") ? undefined : index
   }
 
   /** Hands out a company of quarantined messages, and waits until it is settled. */
@@ -272,7 +291,7 @@ export class RabbitIntake {
     for (const delivery of company) this.handOut(delivery)
     yield* this.progress.until(() => company.every((one) => one.blocked || !one.tracker.holds(one)))
     yield* Effect.timeoutOption(
-      this.progress.until(() => this.quarantine.some(({ waiting }) => waiting.length > 0)),
+      this.progress.until(() => this.draining),
       nextQuarantinedWithin,
     )
     this.handling = Number.POSITIVE_INFINITY

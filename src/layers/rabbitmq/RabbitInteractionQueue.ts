@@ -94,6 +94,7 @@ const make = Effect.gen(function* () {
       stop: intake.stop,
       holds: (delivery) => delivery instanceof RabbitDelivery && delivery.tracker.holds(delivery),
       full: () => intake.full,
+      draining: () => intake.draining,
     } satisfies Consumer
   })
 

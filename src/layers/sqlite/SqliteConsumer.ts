@@ -144,6 +144,7 @@ class SqliteConsumer implements Consumer {
   private readonly holder = randomUUID()
   private readonly held = new Set<Delivery>()
   private wanted: Intake = { main: "all", setAside: "all" }
+  private quarantineWaits = false
 
   constructor(
     private readonly sqlite: Context.Tag.Service<Sqlite>,
@@ -155,6 +156,7 @@ class SqliteConsumer implements Consumer {
   readonly stop = Effect.void
   readonly holds = (delivery: Delivery) => this.held.has(delivery)
   readonly full = () => this.held.size >= this.prefetch
+  readonly draining = () => this.quarantineWaits
 
   readonly receive = (intake: Intake) => {
     this.wanted = intake
@@ -184,7 +186,8 @@ class SqliteConsumer implements Consumer {
     if (room <= 0 || first?.quarantined) return pollMillis
     const now = yield* Clock.currentTimeMillis
     const quarantined = wanted.main !== "none" && (yield* sqlite.use(isQuarantineDue))
-    if (quarantined && held.size > 0) return pollMillis
+    this.quarantineWaits = quarantined && held.size > 0
+    if (this.quarantineWaits) return pollMillis
     const due = quarantined ? undefined : yield* sqlite.use((database) => this.nextSource(database, now))
     if (typeof due === "number") return due
     const amount = due === undefined ? wanted.main : wanted[due]

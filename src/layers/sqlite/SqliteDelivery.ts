@@ -49,10 +49,12 @@ export class SqliteDelivery implements Delivery {
   readonly body: Uint8Array
   readonly redeliveries: number
   readonly quarantined: boolean
+  readonly wasSetAside: boolean
   constructor({ body, deliveries, headers, id, queue }: Row) {
     this.id = id
     this.queue = queue
     this.quarantined = queue === quarantineQueue
+    this.wasSetAside = queue === setAsideQueue
     this.headers = JSON.parse(headers)
     this.body = body
     this.redeliveries = deliveries - 1

@@ -54,6 +54,8 @@ export interface Delivery {
   readonly quarantineAttempts: number
   /** The message comes from quarantine: its consumer holds nothing else but its company. */
   readonly quarantined: boolean
+  /** The message is a search that was set aside. */
+  readonly wasSetAside: boolean
   /** `x-delivery-count`: how often the broker delivered the message before without a settlement. */
   readonly redeliveries: number
   /** `x-published-at`, Unix ms. */
@@ -164,6 +166,8 @@ export interface Consumer {
   readonly holds: (delivery: Delivery) => boolean
   /** Whether the consumer holds as much as it may: more comes only after a settlement. */
   readonly full: () => boolean
+  /** Whether quarantined messages wait until everything else is settled. */
+  readonly draining: () => boolean
 }
 
 export interface Depths {

@@ -43,6 +43,10 @@ export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorke
 /** The pause after a batch on a shared thread: this many times the duration of the batch, up to the longest pause. */
 const pauseFactor = 3
 const longestPauseMillis = 500
+/** A batch that takes longer is too large: what waits behind it is held meanwhile. */
+const longBatchMillis = 10_000
+/** The first batch of searches, before it is known how fast the embedder is. */
+const firstSearches = 128
 /** How long a stopping worker waits for the broker to stop sending. */
 const stopIntakeDeadline = Duration.seconds(2)
 /** How long a stopping worker may finish what it holds. */
@@ -62,10 +66,13 @@ interface Worker {
   /** Opens when the search lane may have something to do. */
   readonly laneWaits: Effect.Latch
   state: OutageState.OutageState
-  /** Whether the search lane handles a batch: its settlement will make room for more messages. */
-  laneIsBusy: boolean
-  /** Shrinks when a batch fails, because its dependency may be slow rather than out. */
-  batchLimit: number
+  readonly loopLimit: BatchLimit
+  readonly laneLimit: BatchLimit
+}
+
+/** The largest batch at the moment. It shrinks when a batch fails or takes long: its dependency may be slow. */
+interface BatchLimit {
+  most: number
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -228,7 +235,11 @@ const traced = (worker: Worker, messages: ReadonlyArray<DecodedMessage>, isAlone
     updateAndSettle(worker, messages, isAlone, probe),
   )
 
-const handle = Effect.fnUntraced(function* (worker: Worker, { batch: taken, probe }: Work) {
+const handle = Effect.fnUntraced(function* (
+  worker: Worker,
+  limit: BatchLimit,
+  { batch: taken, probe }: Work,
+) {
   const started = yield* Clock.currentTimeMillis
   // After a lost connection the broker delivers again what the worker held.
   const batch = taken.filter(({ delivery }) => worker.consumer.holds(delivery))
@@ -253,11 +264,10 @@ const handle = Effect.fnUntraced(function* (worker: Worker, { batch: taken, prob
   yield* Effect.logInfo("batch.processed").pipe(
     Effect.annotateLogs({ count: batch.length, failed, waiting, duration_ms }),
   )
-  if (!probe)
-    worker.batchLimit =
-      outageErrors(handled.outcomes).length > 0
-        ? Math.max(1, batch.length >> 1)
-        : Math.min(worker.batchSize, 2 * worker.batchLimit)
+  if (probe) return
+  if (outageErrors(handled.outcomes).length > 0 || duration_ms > longBatchMillis)
+    limit.most = Math.max(1, batch.length >> 1)
+  else if (batch.length >= limit.most) limit.most = Math.min(worker.batchSize, 2 * limit.most)
 })
 
 // ---------------------------------------------------------------------------------------------------------
@@ -275,15 +285,15 @@ const intake = (worker: Worker) =>
   })
 
 const takeWork = (worker: Worker, now: number) => {
-  const { batchLimit, batchSize, consumer, held, laneIsBusy, laneWaits, state } = worker
+  const { batchSize, consumer, held, laneWaits, loopLimit, state } = worker
   consumer.receive(OutageState.intakeOf(state, now))
   // A worker that is full and holds nothing but open windows would wait in vain for more: half of it goes early.
   held.closeWindows(
     state._tag === "Stopping" || state._tag === "ProbingAll" ? Number.POSITIVE_INFINITY : now,
-    consumer.full() && !laneIsBusy ? batchSize : 0,
+    consumer.full() && !held.laneIsBusy ? batchSize : 0,
   )
   laneWaits.unsafeOpen()
-  return held.take(state, batchLimit, now)
+  return held.take(state, loopLimit.most, now, consumer.draining())
 }
 
 /** Waits until messages come, a window closes or the next probe is due. */
@@ -295,17 +305,19 @@ const rest = ({ held, loopWaits, state }: Worker, now: number) => {
 }
 
 /** Other work on this thread gets its turn, and more events share the next write. A full batch does not wait. */
-const pause = ({ batchLimit, held, queue, state }: Worker, { batch }: Work, tookMillis: number) =>
-  batch.length < queue.pauseAbove || held.readyCount >= batchLimit || state._tag !== "Working"
+const pause = ({ held, loopLimit, queue, state }: Worker, { batch }: Work, tookMillis: number) =>
+  batch.length < queue.pauseAbove || held.readyCount >= loopLimit.most || state._tag !== "Working"
     ? Effect.void
     : Effect.sleep(Math.min(longestPauseMillis, pauseFactor * tookMillis))
 
-/** Settles messages that came during an outage and that no one has tried. */
-const giveBack = ({ consumer, state }: Worker, waiting: ReadonlyArray<ReceivedMessage>) =>
-  settleAll(
+/** Gives back messages that no one has tried: they came during an outage, or wait in a slow search lane. */
+const giveBack = ({ consumer, state }: Worker, waiting: ReadonlyArray<ReceivedMessage>) => {
+  const isStoreOut = state._tag === "ProbingAll" || state._tag === "Stopping"
+  return settleAll(
     consumer,
-    waiting.map(({ delivery }) => [delivery, state._tag === "ProbingSearches" ? SetAside : Return]),
+    waiting.map(({ delivery }) => [delivery, isStoreOut ? Return : SetAside]),
   )
+}
 
 const loop = Effect.fnUntraced(function* (worker: Worker) {
   while (true) {
@@ -314,7 +326,7 @@ const loop = Effect.fnUntraced(function* (worker: Worker) {
     const { waiting, work } = takeWork(worker, now)
     yield* giveBack(worker, waiting)
     if (work !== undefined) {
-      yield* handle(worker, work)
+      yield* handle(worker, worker.loopLimit, work)
       yield* pause(worker, work, (yield* Clock.currentTimeMillis) - now)
     } else if (worker.state._tag === "Stopping") return
     else yield* rest(worker, now)
@@ -323,11 +335,9 @@ const loop = Effect.fnUntraced(function* (worker: Worker) {
 
 const searchLane = Effect.fnUntraced(function* (worker: Worker) {
   while (worker.state._tag !== "Stopping") {
-    const batch = worker.held.takeSearches(worker.state, worker.batchLimit)
+    const batch = worker.held.takeSearches(worker.state, worker.laneLimit.most)
     if (batch.length > 0) {
-      worker.laneIsBusy = true
-      yield* handle(worker, { batch, probe: false })
-      worker.laneIsBusy = false
+      yield* handle(worker, worker.laneLimit, { batch, probe: false })
       worker.loopWaits.unsafeOpen()
       continue
     }
@@ -368,8 +378,8 @@ const make = Effect.gen(function* () {
     loopWaits: yield* Effect.makeLatch(false),
     laneWaits: yield* Effect.makeLatch(false),
     state: OutageState.working,
-    laneIsBusy: false,
-    batchLimit: batchSize,
+    loopLimit: { most: batchSize },
+    laneLimit: { most: Math.min(batchSize, firstSearches) },
   }
   const handling = Effect.all([loop(worker), searchLane(worker)], { concurrency: 2 })
   yield* Effect.acquireRelease(

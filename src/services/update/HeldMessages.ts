@@ -19,14 +19,28 @@ interface Next {
   readonly waiting: ReadonlyArray<ReceivedMessage>
 }
 
+interface WaitingSearch {
+  readonly message: ReceivedMessage
+  /** When it arrived, Unix ms. */
+  readonly since: number
+}
+
 /** How soon a probe is asked for again, in case its delivery was lost. */
 const askAgainMillis = 1_000
+/** The embedder is slow when the oldest search of the lane has waited for this time: others must not fill the prefetch. */
+const slowLaneMillis = 5_000
+/** How long a search that was set aside before waits in the lane. Nothing may be held for much longer: see `consumer_timeout`. */
+const longestWaitMillis = 10_000
+/** How often the searches that wait in the lane are looked at. */
+const laneCheckMillis = 1_000
 
 export class HeldMessages {
   /** In order of arrival. */
   private ready: Array<ReceivedMessage> = []
   /** Searches that have to wait for the embedder, in order of arrival. */
-  private searches: Array<ReceivedMessage> = []
+  private searches: Array<WaitingSearch> = []
+  /** When the oldest search of the batch in the lane arrived, Unix ms. */
+  private laneSince: number | undefined
 
   constructor(
     private readonly window: BatchWindow | undefined,
@@ -46,29 +60,39 @@ export class HeldMessages {
     return this.ready.length
   }
 
+  /** Whether the search lane handles a batch: its settlement will make room for more messages. */
+  get laneIsBusy(): boolean {
+    return this.laneSince !== undefined
+  }
+
   /** A poison-message candidate does not wait for the window, because other messages may wait for it. */
   add(messages: ReadonlyArray<ReceivedMessage>, now: number): void {
     for (const message of messages)
       if (this.window === undefined || message.delivery.quarantined || message.decoded === undefined)
-        this.admit(message)
+        this.admit(message, now)
       else this.window.add(message, now)
   }
 
   /** Drops all messages outside the window that the consumer does not hold. */
   dropUnless(holds: (delivery: Delivery) => boolean): void {
     this.ready = this.ready.filter(({ delivery }) => holds(delivery))
-    this.searches = this.searches.filter(({ delivery }) => holds(delivery))
+    this.searches = this.searches.filter(({ message }) => holds(message.delivery))
   }
 
   /** Admits the messages of closed windows. `least` messages leave their windows early if all messages wait in windows. */
   closeWindows(now: number, least: number): void {
-    for (const message of this.window?.take(now, this.size === 0 ? least : 0) ?? []) this.admit(message)
+    for (const message of this.window?.take(now, this.size === 0 ? least : 0) ?? []) this.admit(message, now)
   }
 
-  /** The next batch, at most `limit` messages; in an outage the next probe, when it is due. */
-  take(state: OutageState, limit: number, now: number): Next {
-    if (state._tag === "Working") return { work: this.takeBatch(limit), waiting: [] }
-    this.ready = this.ready.concat(this.searches.splice(0))
+  /**
+   * The next batch, at most `limit` messages; in an outage the next probe, when it is due. `draining`: quarantined messages
+   * wait until everything is settled.
+   */
+  take(state: OutageState, limit: number, now: number, draining: boolean): Next {
+    if (state._tag === "Working")
+      return { work: this.takeBatch(limit), waiting: this.takeOverdue(now, draining) }
+    this.ready = this.ready.concat(this.searches.map(({ message }) => message))
+    this.searches = []
     const [goesOn, waiting] = Arr.partition(this.ready, (message) => this.waits(message, state))
     this.ready = goesOn
     // A message that may kill its worker is no good probe.
@@ -81,7 +105,11 @@ export class HeldMessages {
 
   /** The next batch of searches that wait for the embedder. */
   takeSearches(state: OutageState, limit: number): ReadonlyArray<ReceivedMessage> {
-    return state._tag === "Working" ? this.searches.splice(0, limit) : []
+    const count = state._tag === "Working" ? limit : 0
+    const batch = this.searches.slice(0, count)
+    this.searches = this.searches.slice(count)
+    this.laneSince = batch[0]?.since
+    return batch.map(({ message }) => message)
   }
 
   /** When there is something to do, if no message comes before (Unix ms). */
@@ -92,7 +120,8 @@ export class HeldMessages {
       : isProbeDue(state, now)
         ? now + askAgainMillis
         : state.nextProbe
-    return Math.min(this.window?.closes ?? never, probe)
+    const laneCheck = this.searches.length > 0 ? now + laneCheckMillis : never
+    return Math.min(this.window?.closes ?? never, probe, laneCheck)
   }
 
   /** Whether a message can't be handled now. An invalid message needs no dependency. */
@@ -107,10 +136,21 @@ export class HeldMessages {
     return interaction.event_type === "search" && this.needsEmbedder(interaction)
   }
 
-  private admit(message: ReceivedMessage): void {
+  private admit(message: ReceivedMessage, now: number): void {
     const interaction = interactionOf(message)
-    const lane = interaction !== undefined && this.isSlow(interaction) ? this.searches : this.ready
-    lane.push(message)
+    if (interaction === undefined || !this.isSlow(interaction)) this.ready.push(message)
+    else this.searches.push({ message, since: now })
+  }
+
+  /** Takes searches out of a slow lane. Those that were set aside before may wait longer: they keep no others waiting. */
+  private takeOverdue(now: number, draining: boolean): ReadonlyArray<ReceivedMessage> {
+    const oldest = this.laneSince ?? this.searches[0]?.since ?? now
+    if (now - oldest < slowLaneMillis) return []
+    const isOverdue = ({ message: { delivery }, since }: WaitingSearch) =>
+      draining || !delivery.wasSetAside || now - since >= longestWaitMillis
+    const [stay, overdue] = Arr.partition(this.searches, isOverdue)
+    this.searches = stay
+    return overdue.map(({ message }) => message)
   }
 
   private takeBatch(limit: number): Work | undefined {

@@ -61,6 +61,23 @@ describe("concurrent requests", () => {
   )
   const phrases = Array.from({ length: 32 }, (_, i) => `phrase ${i}`)
 
+  effectTest(
+    "to a service that does not answer end together: the phrases that are left are not requested",
+    () =>
+      Effect.gen(function* () {
+        server.fault = "hang"
+        const many = Array.from({ length: 200 }, (_, i) => `phrase ${i}`)
+        const waiting = yield* Effect.fork(embed(many, limited))
+        yield* until(() => server.concurrent === 8)
+        yield* TestClock.adjust("15 seconds")
+        // The harmless text, with a shorter deadline.
+        yield* until(() => server.received.length === 9 && server.concurrent === 1)
+        yield* TestClock.adjust("5 seconds")
+        expect(new Set(reasons(yield* Fiber.join(waiting)))).toEqual(new Set(["timeout"]))
+        expect(server.received.length).toBe(9)
+      }).pipe(Effect.provide(TestContext.TestContext)),
+  )
+
   effectTest("are halved by 429 responses, and increase again with successes", () =>
     Effect.gen(function* () {
       const embedder = yield* PhraseEmbedder

@@ -11,6 +11,7 @@ import {
   type Message,
   Quarantine,
   Retry,
+  Return,
   routingKey,
 } from "../../../src/services/ports/InteractionQueue.ts"
 import {
@@ -71,6 +72,34 @@ withServers(["rabbitmq"], "RabbitMQ", () => {
         "x-log-id": `${first!.logId}\n\n${2 ** 40}`,
         "x-traces": `${first!.trace!.traceparent} ${first!.trace!.tracestate}\n\n${last!.trace!.traceparent}`,
       })
+    }))
+
+  it("some interactions of a message batch are returned: each comes again once, as it was, without the others", () =>
+    Effect.gen(function* () {
+      const sent = views(10)
+      yield* publish(sent)
+      const consumer = yield* consume(100)
+      const [first, ...rest] = yield* takeAll(consumer, 10)
+      const returned = rest.slice(0, 4)
+      yield* consumer.settle([[first!, Ack], ...returned.map((one) => [one, Return] as const)])
+      const again = yield* takeAll(consumer, 4)
+      expect(ids(again)).toEqual(ids(returned))
+      for (const [index, one] of again.entries()) {
+        const { body, logId, messageId, publishedAt, recordedAt, routingKey, trace } = returned[index]!
+        expect(one).toMatchObject({ logId, messageId, publishedAt, recordedAt, routingKey, trace })
+        expect(one).toMatchObject({ redeliveries: 0, quarantineAttempts: 0, retryCount: 0 })
+        expect(text(one)).toBe(Buffer.from(body).toString())
+      }
+      // The rest of the batch is settled after that, also by a return.
+      yield* consumer.settle([
+        ...again.map((one) => [one, Ack] as const),
+        ...rest.slice(4).map((one) => [one, Return] as const),
+      ])
+      const last = yield* takeAll(consumer, 5)
+      expect(ids(last)).toEqual(ids(rest.slice(4)))
+      expect(last.every(({ redeliveries }) => redeliveries === 0)).toBe(true)
+      yield* acknowledge(consumer, last)
+      yield* allSettled
     }))
 
   it("one interaction is a single message; a message batch has limits of interactions and bytes, and one type", ({

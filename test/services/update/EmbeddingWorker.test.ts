@@ -57,14 +57,18 @@ const setUp = (knobs: Partial<EmbeddingConfig.Knobs> = {}, pauseAbove = 1_000) =
   const queues = { main: [] as Array<Delivery>, setAside: [] as Array<Delivery> }
   const arrival = Effect.unsafeMakeLatch(false)
   let wanted: Intake = { main: "all", setAside: "all" }
-  /** Delivers what is wanted. After one message nothing is wanted. */
-  const deliver = (): ReadonlyArray<Delivery> =>
+  /** What the worker holds: from where, and since when. */
+  const held = new Map<Delivery, { readonly source: keyof typeof queues; readonly since: number }>()
+  const prefetch = knobs.prefetch ?? Number.POSITIVE_INFINITY
+  /** Delivers what is wanted, as far as the prefetch allows. After one message nothing is wanted. */
+  const deliver = (now: number): ReadonlyArray<Delivery> =>
     (["main", "setAside"] as const).flatMap((source) => {
-      if (wanted[source] === "none") return []
-      if (wanted[source] === "all") return queues[source].splice(0)
-      const one = queues[source].splice(0, 1)
-      if (one.length > 0) wanted = { ...wanted, [source]: "none" }
-      return one
+      const room = prefetch - [...held.values()].filter((one) => one.source === source).length
+      const amount = { none: 0, one: Math.min(1, room), all: room }[state.draining ? "none" : wanted[source]]
+      const delivered = queues[source].splice(0, amount)
+      if (wanted[source] === "one" && delivered.length > 0) wanted = { ...wanted, [source]: "none" }
+      for (const one of delivered) held.set(one, { source, since: now })
+      return delivered
     })
   const state = {
     queues,
@@ -88,6 +92,10 @@ const setUp = (knobs: Partial<EmbeddingConfig.Knobs> = {}, pauseAbove = 1_000) =
     /** Deliveries of a lost connection. */
     lost: new Set<Delivery>(),
     taken: 0,
+    /** Quarantined messages wait. */
+    draining: false,
+    held: () => held.size,
+    longestHeldMillis: 0,
   }
   const queue = Layer.succeed(InteractionQueue, {
     system: "test",
@@ -112,7 +120,7 @@ const setUp = (knobs: Partial<EmbeddingConfig.Knobs> = {}, pauseAbove = 1_000) =
         take: () =>
           Effect.gen(function* () {
             while (true) {
-              const taken = deliver()
+              const taken = deliver(yield* Clock.currentTimeMillis)
               state.taken += taken.length
               if (taken.length > 0) return taken
               arrival.unsafeClose()
@@ -124,20 +132,26 @@ const setUp = (knobs: Partial<EmbeddingConfig.Knobs> = {}, pauseAbove = 1_000) =
           arrival.unsafeOpen()
         },
         settle: (settled) =>
-          Effect.sync(() => {
+          Effect.map(Clock.currentTimeMillis, (now) => {
             for (const one of settled) {
               const [delivery, { _tag }] = one
+              const since = held.get(delivery)?.since ?? now
+              state.longestHeldMillis = Math.max(state.longestHeldMillis, now - since)
+              held.delete(delivery)
               const waits = _tag === "Return" || _tag === "SetAside"
-              if (waits) queues[_tag === "Return" ? "main" : "setAside"].push({ ...delivery })
+              if (waits)
+                queues[_tag === "Return" ? "main" : "setAside"].push({
+                  ...delivery,
+                  wasSetAside: _tag === "SetAside",
+                })
               ;(waits ? state.waited : state.settled).push(one)
             }
             arrival.unsafeOpen()
           }),
         stop: Effect.void,
         holds: (one) => !state.lost.has(one),
-        full: () =>
-          state.taken - state.settled.length - state.waited.length >=
-          (knobs.prefetch ?? Number.POSITIVE_INFINITY),
+        draining: () => state.draining,
+        full: () => [...held.values()].filter(({ source }) => source === "main").length >= prefetch,
       }),
   })
   const updater = Layer.succeed(EmbeddingUpdater, {
@@ -166,7 +180,7 @@ const setUp = (knobs: Partial<EmbeddingConfig.Knobs> = {}, pauseAbove = 1_000) =
 /** Lets all fibers run until they wait, and the clock jump from one timer to the next, until the condition holds. */
 const until = (holds: () => boolean) =>
   Effect.gen(function* () {
-    for (let jump = 0; jump < 100; jump++) {
+    for (let jump = 0; jump < 300; jump++) {
       for (let turn = 0; turn < 100; turn++) {
         if (holds()) return
         yield* Effect.yieldNow()
@@ -434,6 +448,46 @@ test("a worker that stops in an outage gives back what it holds, also what waits
   )
   expect(state.settled).toEqual([])
   expect(state.waited.map(([, { _tag }]) => _tag)).toEqual(["Return", "Return", "Return", "Return"])
+})
+
+test("searches that an unresponsive embedder keeps waiting are set aside: product events pass them, nothing is held for a minute", async () => {
+  const { arrive, layer, state } = setUp({ prefetch: 8 })
+  state.searchMillis = 20_000
+  const searches = Array.from({ length: 20 }, (_, i) => search(`u${i}`))
+  await run(
+    layer,
+    Effect.gen(function* () {
+      yield* arrive(...searches, view("z"))
+      yield* until(() => state.settled.some(([one]) => one.routingKey.endsWith("view")))
+      expect(yield* Clock.currentTimeMillis).toBeLessThanOrEqual(6_000)
+      const later = (yield* Clock.currentTimeMillis) + 120_000
+      yield* Effect.fork(Effect.sleep(Duration.seconds(120)))
+      while ((yield* Clock.currentTimeMillis) < later) yield* TestClock.adjust("1 second")
+      expect(state.longestHeldMillis).toBeGreaterThan(20_000)
+      state.searchMillis = 10
+      yield* until(() => state.settled.length === searches.length + 1)
+    }),
+  )
+  expect(state.longestHeldMillis).toBeLessThan(60_000)
+  expect(state.settled.every(([, { _tag }]) => _tag === "Ack")).toBe(true)
+})
+
+test("while quarantined messages wait, a slow search lane gives back everything but its batch", async () => {
+  const { layer, state } = setUp({ prefetch: 8 })
+  state.searchMillis = 15_000
+  state.queues.setAside.push(...Array.from({ length: 8 }, (_, i) => search(`u${i}`, { wasSetAside: true })))
+  await run(
+    layer,
+    Effect.gen(function* () {
+      yield* until(() => state.batches.length === 0 && state.taken === 8)
+      state.draining = true
+      yield* until(() => state.held() <= 4)
+      expect(yield* Clock.currentTimeMillis).toBeLessThanOrEqual(6_000)
+      yield* until(() => state.held() === 0)
+      expect(yield* Clock.currentTimeMillis).toBe(15_000)
+      state.draining = false
+    }),
+  )
 })
 
 test("a batch that is too large for a slow store becomes smaller until it succeeds", async () => {
