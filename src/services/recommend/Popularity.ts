@@ -5,7 +5,7 @@
  */
 import { Clock, Context, Duration, Effect, Layer } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
-import type { ProductId } from "../model/Interaction.ts"
+import type { EventType, ProductId } from "../model/Interaction.ts"
 import { InteractionLog, InteractionLogError } from "../ports/InteractionLog.ts"
 import { ProductTally, type TallyState } from "../ports/ProductTally.ts"
 import * as StaleWhileRevalidate from "./StaleWhileRevalidate.ts"
@@ -52,113 +52,148 @@ interface Tallied {
 type Tally = Map<ProductId, Tallied>
 const none: Tallied = { ever: 0, decayed: 0 }
 
-const make = Effect.gen(function* () {
-  const log = yield* InteractionLog
-  const stored = yield* ProductTally
-  const { eventTypes, lambda } = yield* EmbeddingConfig
-  /** A negative event is no sign of popularity. */
-  const types = eventTypes.all.flatMap(({ kind, name, weight }) =>
-    kind === "product" && weight > 0 ? [name] : [],
-  )
+const isBehind = ({ countedUpTo, settledUpTo }: TallyState) => settledUpTo - countedUpTo >= rowsBehind
 
+class ProductCounter {
   /** Counts of the rows up to `countedUpTo`, and of the rows after it. */
-  let old: Tally = new Map()
-  let recent: Tally = new Map()
-  let countedUpTo = 0
+  private old: Tally = new Map()
+  private recent: Tally = new Map()
+  private countedUpTo = 0
   /** `ever` of the most popular product: by the old rows, and by all rows. */
-  let mostOld = 0
-  let most = 0
+  private mostOld = 0
+  private most = 0
   /** The day to which counts are decayed. A later day scales all counts alike. */
-  let asOf = 0
+  private asOf = 0
   /** The stored counts that `old` began with, and when they are looked at next (Unix ms). */
-  let loaded: TallyState | undefined
-  let consultAt = 0
+  private loaded: TallyState | undefined
+  private consultAt = 0
   /** Sorted when it is first asked for after a refresh. */
-  let ranked: ReadonlyArray<Popular> | undefined
+  private ranked: ReadonlyArray<Popular> | undefined
 
-  const tally = Effect.fnUntraced(function* (into: Tally, after: number, upTo: number, today: number) {
-    for (const { day, interactions, product_id } of yield* log.productCounts(types, after, upTo)) {
+  /** `types`: of the events that count. */
+  constructor(
+    private readonly log: InteractionLog["Type"],
+    private readonly stored: ProductTally["Type"],
+    private readonly types: ReadonlyArray<EventType>,
+    private readonly lambda: number,
+  ) {}
+
+  readonly refresh = Effect.gen(this, function* () {
+    const now = yield* Clock.currentTimeMillis
+    const today = Math.floor(now / dayMillis)
+    if (now >= this.consultAt && (yield* this.consultStored(today)))
+      this.consultAt = now + Duration.toMillis(consultEvery)
+    this.fadeTo(today)
+    const end = yield* this.log.maxId
+    const target = end - recentRows
+    while (this.countedUpTo < target) {
+      const upTo = Math.min(target, this.countedUpTo + rowsPerSlice)
+      yield* this.tally(this.old, this.countedUpTo, upTo, today)
+      this.countedUpTo = upTo
+    }
+    const last: Tally = new Map()
+    for (let after = this.countedUpTo; after < end; after += rowsPerSlice)
+      yield* this.tally(last, after, Math.min(end, after + rowsPerSlice), today)
+    this.recent = last
+    this.ranked = undefined
+    for (const { ever } of this.old.values()) this.mostOld = Math.max(this.mostOld, ever)
+    this.most = this.mostOld
+    for (const id of last.keys()) this.most = Math.max(this.most, this.of(id).ever)
+  })
+
+  counts(): Counts {
+    return {
+      of: (product) => this.of(product).ever,
+      decayed: (product) => this.of(product).decayed,
+      most: this.most,
+    }
+  }
+
+  ranking(): ReadonlyArray<Popular> {
+    this.ranked ??= [...new Set([...this.old.keys(), ...this.recent.keys()])]
+      .map((product_id) => ({ product_id, decayed: this.of(product_id).decayed }))
+      .sort((a, b) => b.decayed - a.decayed || (a.product_id < b.product_id ? -1 : 1))
+    return this.ranked
+  }
+
+  private of(id: ProductId): Tallied {
+    const before = this.old.get(id) ?? none
+    const since = this.recent.get(id) ?? none
+    return { ever: before.ever + since.ever, decayed: before.decayed + since.decayed }
+  }
+
+  private fadeTo(today: number): void {
+    const fading = Math.exp(-this.lambda * (today - this.asOf))
+    if (this.asOf !== today && this.asOf !== 0)
+      for (const [id, { decayed, ever }] of this.old) this.old.set(id, { ever, decayed: decayed * fading })
+    this.asOf = today
+  }
+
+  /** Counts the rows with ids in (`after`, `upTo`]. */
+  private readonly tally = Effect.fnUntraced(function* (
+    this: ProductCounter,
+    into: Tally,
+    after: number,
+    upTo: number,
+    today: number,
+  ) {
+    for (const { day, interactions, product_id } of yield* this.log.productCounts(this.types, after, upTo)) {
       const { decayed, ever } = into.get(product_id) ?? none
       const days = Math.max(0, today - Date.parse(day) / dayMillis)
       into.set(product_id, {
         ever: ever + interactions,
-        decayed: decayed + interactions * Math.exp(-lambda * days),
+        decayed: decayed + interactions * Math.exp(-this.lambda * days),
       })
     }
-  })
-
-  const isBehind = ({ countedUpTo, settledUpTo }: TallyState) => settledUpTo - countedUpTo >= rowsBehind
-
-  /** Counts what is settled, so that later starts need not. Other processes may do the same meanwhile. */
-  const advance = Effect.fnUntraced(function* (today: number) {
-    let state = yield* stored.advance(lambda, today)
-    for (let left = advancesPerRefresh - 1; left > 0 && isBehind(state); left--)
-      state = yield* stored.advance(lambda, today)
-    return state
-  })
-
-  const load = Effect.fnUntraced(function* (today: number) {
-    const { products, state } = yield* stored.totals(types, lambda, today)
-    old = new Map(
-      products.map(({ decayed, interactions, product_id }) => [product_id, { ever: interactions, decayed }]),
-    )
-    countedUpTo = state.countedUpTo
-    mostOld = 0
-    asOf = today
-    loaded = state
   })
 
   /**
    * Another λ means that a process of another configuration has taken over the stored counts, so they are left to it. An
    * empty one asks for a new count.
    */
-  const consultStored = Effect.fnUntraced(function* (today: number) {
-    const before = loaded && (yield* stored.state).lambda
-    if (before === "") loaded = undefined
-    else if (before !== loaded?.lambda) return true
-    const state = yield* advance(today)
+  private readonly consultStored = Effect.fnUntraced(function* (this: ProductCounter, today: number) {
+    const before = this.loaded && (yield* this.stored.state).lambda
+    if (before === "") this.loaded = undefined
+    else if (before !== this.loaded?.lambda) return true
+    const state = yield* this.advance(today)
     const isDone = !isBehind(state)
     const hasNews =
-      state.erasures !== loaded?.erasures || state.countedUpTo - loaded.countedUpTo >= rowsBehind
-    if (loaded === undefined || (isDone && hasNews)) yield* load(today)
+      state.erasures !== this.loaded?.erasures || state.countedUpTo - this.loaded.countedUpTo >= rowsBehind
+    if (this.loaded === undefined || (isDone && hasNews)) yield* this.load(today)
     return isDone
   })
 
-  const refresh = Effect.gen(function* () {
-    const now = yield* Clock.currentTimeMillis
-    const today = Math.floor(now / dayMillis)
-    if (now >= consultAt && (yield* consultStored(today))) consultAt = now + Duration.toMillis(consultEvery)
-    const fading = Math.exp(-lambda * (today - asOf))
-    if (asOf !== today && asOf !== 0)
-      for (const [id, { decayed, ever }] of old) old.set(id, { ever, decayed: decayed * fading })
-    asOf = today
-    const end = yield* log.maxId
-    const target = end - recentRows
-    while (countedUpTo < target) {
-      const upTo = Math.min(target, countedUpTo + rowsPerSlice)
-      yield* tally(old, countedUpTo, upTo, today)
-      countedUpTo = upTo
-    }
-    const last: Tally = new Map()
-    for (let after = countedUpTo; after < end; after += rowsPerSlice)
-      yield* tally(last, after, Math.min(end, after + rowsPerSlice), today)
-    recent = last
-    ranked = undefined
-    for (const { ever } of old.values()) mostOld = Math.max(mostOld, ever)
-    most = mostOld
-    for (const id of recent.keys()) most = Math.max(most, of(id).ever)
+  /** Counts what is settled, so that later starts need not. Other processes may do the same meanwhile. */
+  private readonly advance = Effect.fnUntraced(function* (this: ProductCounter, today: number) {
+    let state = yield* this.stored.advance(this.lambda, today)
+    for (let left = advancesPerRefresh - 1; left > 0 && isBehind(state); left--)
+      state = yield* this.stored.advance(this.lambda, today)
+    return state
   })
 
-  const of = (id: ProductId): Tallied => {
-    const before = old.get(id) ?? none
-    const since = recent.get(id) ?? none
-    return { ever: before.ever + since.ever, decayed: before.decayed + since.decayed }
-  }
+  private readonly load = Effect.fnUntraced(function* (this: ProductCounter, today: number) {
+    const { products, state } = yield* this.stored.totals(this.types, this.lambda, today)
+    this.old = new Map(
+      products.map(({ decayed, interactions, product_id }) => [product_id, { ever: interactions, decayed }]),
+    )
+    this.countedUpTo = state.countedUpTo
+    this.mostOld = 0
+    this.asOf = today
+    this.loaded = state
+  })
+}
 
+const make = Effect.gen(function* () {
+  const { eventTypes, lambda } = yield* EmbeddingConfig
+  /** A negative event is no sign of popularity. */
+  const types = eventTypes.all.flatMap(({ kind, name, weight }) =>
+    kind === "product" && weight > 0 ? [name] : [],
+  )
+  const counter = new ProductCounter(yield* InteractionLog, yield* ProductTally, types, lambda)
   const { current } = yield* StaleWhileRevalidate.make<InteractionLogError, never>({
     name: "popularity",
     freshFor,
-    refresh,
+    refresh: counter.refresh,
     stillLoading: () =>
       new InteractionLogError({
         reason: "unavailable",
@@ -166,19 +201,9 @@ const make = Effect.gen(function* () {
         cause: new Error("the log is still being counted"),
       }),
   })
-
-  const rank = () =>
-    (ranked ??= [...new Set([...old.keys(), ...recent.keys()])]
-      .map((product_id) => ({ product_id, decayed: of(product_id).decayed }))
-      .sort((a, b) => b.decayed - a.decayed || (a.product_id < b.product_id ? -1 : 1)))
-
   return Popularity.of({
-    counts: Effect.map(current, () => ({
-      of: (product) => of(product).ever,
-      decayed: (product) => of(product).decayed,
-      most,
-    })),
-    ranking: Effect.map(current, rank),
+    counts: Effect.map(current, () => counter.counts()),
+    ranking: Effect.map(current, () => counter.ranking()),
   })
 })
 
