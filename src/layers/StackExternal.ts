@@ -8,8 +8,8 @@ import * as MongoProductEmbeddings from "./mongodb/MongoProductEmbeddings.ts"
 import * as MongoUserEmbeddings from "./mongodb/MongoUserEmbeddings.ts"
 import * as Rabbit from "./rabbitmq/Rabbit.ts"
 import * as RabbitDeadLetters from "./rabbitmq/RabbitDeadLetters.ts"
+import * as RabbitDependency from "./rabbitmq/RabbitDependency.ts"
 import * as RabbitInteractionQueue from "./rabbitmq/RabbitInteractionQueue.ts"
-import * as RabbitTopology from "./rabbitmq/RabbitTopology.ts"
 import * as Mysql from "./sql/Mysql.ts"
 import * as SqlInteractionLog from "./sql/SqlInteractionLog.ts"
 import * as SqlProductTally from "./sql/SqlProductTally.ts"
@@ -24,7 +24,7 @@ const embeddings = Layer.mergeAll(
 
 const dependencies = Layer.effect(
   Dependencies,
-  Effect.all([Mysql.dependency, RabbitTopology.dependency, Mongo.dependency, Embedder.EmbedderDependency]),
+  Effect.all([Mysql.dependency, RabbitDependency.dependency, Mongo.dependency, Embedder.EmbedderDependency]),
 )
 
 const servers = [Mysql.layerConfig, Rabbit.layerConfig, Mongo.layerConfig] as const

@@ -3,8 +3,8 @@ import type { Channel, GetMessage } from "amqplib"
 import { Duration, Effect, Layer, Logger, LogLevel, Redacted, type Scope } from "effect"
 import * as Rabbit from "../../src/layers/rabbitmq/Rabbit.ts"
 import * as RabbitDeadLetters from "../../src/layers/rabbitmq/RabbitDeadLetters.ts"
+import * as RabbitDependency from "../../src/layers/rabbitmq/RabbitDependency.ts"
 import * as RabbitInteractionQueue from "../../src/layers/rabbitmq/RabbitInteractionQueue.ts"
-import * as RabbitTopology from "../../src/layers/rabbitmq/RabbitTopology.ts"
 import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
 import type { DeadLetters } from "../../src/services/ports/DeadLetters.ts"
 import { Dependencies, type Dependency } from "../../src/services/ports/Dependencies.ts"
@@ -18,7 +18,7 @@ export const ports = (dsn: string, knobs: Partial<EmbeddingConfig.Knobs> = {}) =
   Layer.mergeAll(
     RabbitInteractionQueue.layer,
     RabbitDeadLetters.layer,
-    Layer.effect(Dependencies, Effect.all([RabbitTopology.dependency])),
+    Layer.effect(Dependencies, Effect.all([RabbitDependency.dependency])),
   ).pipe(
     Layer.provide(Rabbit.layer({ dsn: Redacted.make(dsn) })),
     Layer.provide(EmbeddingConfig.layer({ maxRetries: 3, retryDelay: Duration.millis(200), ...knobs })),

@@ -1,8 +1,7 @@
-/** Exchanges and queues: their declaration, and checks whether they exist with the expected arguments. */
+/** Exchanges, queues and bindings, and their declaration. */
 import type { Channel, ChannelModel, Options } from "amqplib"
-import { Array, Effect, Option } from "effect"
+import { Array, Effect } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
-import { type Dependency, DependencyDown, type Finding } from "../../services/ports/Dependencies.ts"
 import {
   type CompanySize,
   companySizes,
@@ -16,13 +15,11 @@ import {
   retryQueue,
   setAsideQueue,
 } from "../../services/ports/InteractionQueue.ts"
-import { textOf } from "../../services/ports/PortFailure.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
-import { call, channel, failed, Rabbit, type RabbitError, version } from "./Rabbit.ts"
-import * as RabbitManagement from "./RabbitManagement.ts"
-import * as RabbitPolicies from "./RabbitPolicies.ts"
+import { call, channel, failed, type RabbitError } from "./Rabbit.ts"
+import type * as RabbitManagement from "./RabbitManagement.ts"
 
-interface QueueDeclaration {
+export interface QueueDeclaration {
   readonly name: string
   readonly options: Options.AssertQueue
 }
@@ -37,7 +34,7 @@ const quorumQueue = (name: string, more: Readonly<Record<string, unknown>> = {})
 })
 
 /** Only one worker receives quarantined messages, so a poison message kills one worker at a time. */
-const singleConsumer = "x-single-active-consumer"
+export const singleConsumer = "x-single-active-consumer"
 
 /**
  * Quarantined messages are in a queue for the size of their company: a consumer holds no more messages of it than that,
@@ -99,14 +96,14 @@ const retryQueueOf = (
   },
 })
 
-interface ExchangeDeclaration {
+export interface ExchangeDeclaration {
   readonly name: string
   readonly type: string
   readonly options: Options.AssertExchange
 }
 
 const hashType = "x-consistent-hash"
-const exchanges = (layout: Layout): ReadonlyArray<ExchangeDeclaration> => [
+export const exchanges = (layout: Layout): ReadonlyArray<ExchangeDeclaration> => [
   { name: exchange, type: "topic", options: { durable: true } },
   { name: failedQueue, type: "direct", options: { durable: true } },
   ...(partitionCount(layout) > 0
@@ -120,7 +117,7 @@ const exchanges = (layout: Layout): ReadonlyArray<ExchangeDeclaration> => [
     : []),
 ]
 
-const queues = (layout: Layout) => [
+export const queues = (layout: Layout) => [
   quorumQueue(queue),
   quorumQueue(setAsideQueue),
   ...quarantineQueues.map((name) => quorumQueue(name, { [singleConsumer]: true })),
@@ -149,7 +146,7 @@ const toPartition = (name: string): RabbitManagement.Binding => ({
   destination: name,
   routing_key: "1",
 })
-const bindings = (layout: Layout): ReadonlyArray<RabbitManagement.Binding> => [
+export const bindings = (layout: Layout): ReadonlyArray<RabbitManagement.Binding> => [
   { source: failedQueue, destination: failedQueue, routing_key: failedQueue },
   ...partitionQueues(0, partitionCount(layout)).map(toPartition),
   partitionCount(layout) > 0 ? toPartitions : toMain,
@@ -174,8 +171,8 @@ const unbind = (channel: Channel, { destination, routing_key, source }: RabbitMa
       : channel.unbindQueue(destination, source, routing_key),
   )
 
-const plugin = "rabbitmq_consistent_hash_exchange"
-const assertExchange = (channel: Channel, { name, options, type }: ExchangeDeclaration) =>
+export const plugin = "rabbitmq_consistent_hash_exchange"
+export const assertExchange = (channel: Channel, { name, options, type }: ExchangeDeclaration) =>
   call(`declare exchange ${name}`, () => channel.assertExchange(name, type, options)).pipe(
     Effect.mapError((error) =>
       // RabbitMQ closes the connection, and amqplib does not tell why.
@@ -188,7 +185,10 @@ const assertExchange = (channel: Channel, { name, options, type }: ExchangeDecla
   )
 
 /** The number of partitions that exist. The first `known` do. */
-const countPartitions = (connection: ChannelModel, known: number): Effect.Effect<number, RabbitError> =>
+export const countPartitions = (
+  connection: ChannelModel,
+  known: number,
+): Effect.Effect<number, RabbitError> =>
   Effect.scoped(
     Effect.flatMap(channel(connection), (open) =>
       call(`check queue ${partitionQueue(known)}`, () => open.checkQueue(partitionQueue(known))),
@@ -216,200 +216,3 @@ export const declare = (connection: ChannelModel, layout: Layout) =>
     yield* Effect.forEach(obsoleteBindings(layout, existing), (binding) => unbind(open, binding))
     return existing
   }).pipe(Effect.scoped)
-
-interface Part {
-  readonly name: string
-  readonly check: (channel: Channel) => Effect.Effect<unknown, RabbitError>
-}
-
-/** A passive check creates nothing. Declaring what exists then shows whether its arguments are as expected. */
-const exchangePart = (declaration: ExchangeDeclaration): Part => ({
-  name: `exchange ${declaration.name}`,
-  check: (channel) =>
-    Effect.zipRight(
-      call(`check exchange ${declaration.name}`, () => channel.checkExchange(declaration.name)),
-      assertExchange(channel, declaration),
-    ),
-})
-
-/**
- * A quorum queue that was declared while its broker died may be without a leader: it exists, but confirms nothing. Only a
- * leader reports counts above 0. Otherwise the queue is asked for a message, or, if it allows one consumer only, for the
- * place of a consumer. A message that is returned goes back when the channel closes.
- */
-const queuePart = ({ name, options }: QueueDeclaration): Part => ({
-  name: `queue ${name}`,
-  check: (channel) =>
-    call(`check queue ${name}`, async () => {
-      const { consumerCount, messageCount } = await channel.checkQueue(name)
-      await channel.assertQueue(name, options)
-      if (consumerCount > 0 || messageCount > 0) return
-      if (options.arguments[singleConsumer] === undefined) return channel.get(name)
-      const { consumerTag } = await channel.consume(name, () => {})
-      return channel.cancel(consumerTag)
-    }),
-})
-
-/** A part with a problem: it is missing, or the broker refuses the declaration. */
-interface Problem {
-  readonly part: string
-  /** `undefined`: the part is missing. */
-  readonly refusal?: unknown
-}
-
-const describeProblem = ({ part, refusal }: Problem): string =>
-  refusal === undefined ? part : `${part} as it should be (${messageOf(refusal)})`
-
-const isProblem = ({ reason }: RabbitError): boolean => reason === "not_set_up" || reason === "rejected"
-
-const describeBinding = ({ destination, routing_key, source }: RabbitManagement.Binding): string =>
-  `${destination === partitionsExchange ? "exchange" : "queue"} ${destination} to exchange ${source} by ${routing_key}`
-
-const missingBindings = (
-  layout: Layout,
-  existing: ReadonlyArray<RabbitManagement.Binding>,
-): ReadonlyArray<Finding> =>
-  Array.difference(bindings(layout).map(describeBinding), existing.map(describeBinding)).map((binding) => ({
-    problem: `missing binding of ${binding}`,
-    remedy: "run: user-embeddings setup",
-  }))
-
-const toDependencyDown = ({ cause, operation, reason }: RabbitError) =>
-  new DependencyDown({
-    dependency: "rabbitmq",
-    detail: `${operation}: ${messageOf(cause)}`,
-    remedy: reason === "rejected" ? remedyOf(operation, cause) : remedyOfConnecting(cause),
-  })
-
-export const dependency = Effect.gen(function* () {
-  const { adminConnection } = yield* Rabbit
-  const layout = yield* configured
-  const existingBindings = yield* RabbitManagement.bindings
-  const policies = yield* RabbitManagement.policies
-  const operatorPolicies = yield* RabbitManagement.operatorPolicies
-  const setPolicy = yield* RabbitPolicies.set
-  const names = queues(layout).map(({ name }) => name)
-  const parts = [...exchanges(layout).map(exchangePart), ...queues(layout).map(queuePart)]
-
-  const onChannel = <A>(use: (channel: Channel) => Effect.Effect<A, RabbitError>) =>
-    Effect.scoped(
-      adminConnection.current.pipe(
-        Effect.flatMap((connection) => channel(connection)),
-        Effect.flatMap(use),
-      ),
-    )
-  const checkAll = onChannel((channel) =>
-    Effect.forEach(parts, (part) => part.check(channel), { discard: true }),
-  )
-  /** A refusal closes the channel, so each part is checked on a channel of its own. */
-  const problems = Effect.forEach(parts, (part) =>
-    onChannel((channel) => part.check(channel)).pipe(
-      Effect.as(Option.none<Problem>()),
-      Effect.catchIf(isProblem, ({ cause, reason }) =>
-        Effect.succeedSome({ part: part.name, ...(reason === "rejected" && { refusal: cause }) }),
-      ),
-    ),
-  ).pipe(Effect.map(Array.getSomes))
-
-  const missing = checkAll.pipe(
-    Effect.as<ReadonlyArray<string>>([]),
-    Effect.catchIf(isProblem, () => Effect.map(problems, (all) => all.map(describeProblem))),
-  )
-
-  /** Problems that `setup` does not solve: other arguments, no permission, policies; and bindings, which AMQP cannot list. */
-  const inspect = Effect.gen(function* () {
-    const refused = (yield* problems).filter(({ refusal }) => refusal !== undefined)
-    const existing = yield* existingBindings
-    return [
-      ...refused.map(
-        (problem): Finding => ({
-          problem: describeProblem(problem),
-          remedy: remedyOf(problem.part, problem.refusal),
-        }),
-      ),
-      ...(existing === null ? [] : missingBindings(layout, existing)),
-      ...(yield* abandoned),
-      ...RabbitPolicies.findings("policy", (yield* policies) ?? [], names),
-      ...RabbitPolicies.findings("operator_policy", (yield* operatorPolicies) ?? [], names),
-    ]
-  })
-
-  const existingPartitions = Effect.flatMap(adminConnection.current, (connection) =>
-    countPartitions(connection, 0),
-  )
-  /** Partitions with messages that none of the workers consumes. */
-  const abandoned = Effect.gen(function* () {
-    const names = partitionQueues(0, yield* existingPartitions)
-    const found = yield* onChannel((channel) =>
-      Effect.forEach([queue, ...names], (name) =>
-        call(`check queue ${name}`, () => channel.checkQueue(name)),
-      ),
-    )
-    if ((found[0]?.consumerCount ?? 0) === 0) return []
-    return found
-      .filter(({ consumerCount, messageCount }) => consumerCount === 0 && messageCount > 0)
-      .map(({ messageCount, queue }) => ({
-        problem: `no worker consumes ${queue}, which holds ${messageCount} messages`,
-        remedy: "start a worker with this partition in WORKER_PARTITIONS, or start the workers again",
-      }))
-  }).pipe(Effect.catchIf(isProblem, () => Effect.succeed<ReadonlyArray<Finding>>([])))
-
-  const formerPartitions = Effect.map(existingPartitions, (existing) => {
-    const former = partitionQueues(partitionCount(layout), existing)
-    return former.length === 0
-      ? []
-      : [
-          `${former.join(", ")}: from a greater RABBITMQ_PARTITIONS; workers consume them; delete them when they are empty`,
-        ]
-  })
-
-  const setup = Effect.gen(function* () {
-    // Before the queues: it chooses the nodes of their leaders.
-    const hasPolicy = yield* setPolicy
-    yield* Effect.flatMap(adminConnection.current, (connection) => declare(connection, layout))
-    yield* checkAll
-    return [...parts.map(({ name }) => name), ...(hasPolicy ? [RabbitPolicies.part] : [])]
-  })
-
-  return {
-    name: "rabbitmq",
-    essentialFor: ["worker", "relay"],
-    ping: Effect.mapError(Effect.map(adminConnection.current, version), toDependencyDown),
-    missing: Effect.mapError(missing, toDependencyDown),
-    inspect: Effect.mapError(inspect, toDependencyDown),
-    notes: Effect.mapError(
-      Effect.zipWith(formerPartitions, policies, (former, all) => [
-        RabbitPolicies.consumerTimeoutNote(all, queue),
-        ...former,
-      ]),
-      toDependencyDown,
-    ),
-    setup: Effect.mapError(setup, toDependencyDown),
-  } satisfies Dependency
-})
-
-/** The error of amqplib when the broker closes the connection instead of opening the virtual host. */
-const virtualHostRefused = /ConnectionOpenOk/
-
-const messageOf = (cause: unknown): string => {
-  const message = textOf(cause)
-  return virtualHostRefused.test(message)
-    ? "there is no such virtual host, or this user may not enter it"
-    : message
-}
-
-/** The broker refused a declaration: it exists with other arguments, or the user lacks a permission. */
-const remedyOf = (part: string, cause: unknown): string =>
-  /ACCESS.REFUSED/.test(messageOf(cause))
-    ? "let the user of RABBITMQ_DSN configure, write and read: rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'"
-    : `another program declared it: drain it, rabbitmqctl delete_queue ${part.split(" ").at(-1)}, and run user-embeddings setup`
-
-const remedyOfConnecting = (cause: unknown): string => {
-  const message = textOf(cause)
-  if (virtualHostRefused.test(message))
-    return "correct the virtual host in RABBITMQ_DSN, or rabbitmqctl add_vhost VHOST and set_permissions"
-  if (message.includes(plugin))
-    return `rabbitmq-plugins enable ${plugin} on every node, or RABBITMQ_PARTITIONS=1`
-  if (/ACCESS.REFUSED/.test(message)) return "correct user and password in RABBITMQ_DSN"
-  return "start RabbitMQ, or correct host and port in RABBITMQ_DSN"
-}
