@@ -115,7 +115,8 @@ const removeTraces = ({ users, vectors }: Services, user_id: UserId, { generatio
 
 /**
  * Computes the embedding from nothing. `notFolded` has the applied interactions whose vector is gone, or whose type is
- * no longer configured.
+ * no longer configured. `overflow` has the ids that the overflow should have, if it has more than the record moved
+ * there: release 0.1.0 could leave ids from before an erasure.
  */
 const compute = Effect.fnUntraced(function* (
   services: Services,
@@ -159,6 +160,7 @@ const compute = Effect.fnUntraced(function* (
   })
 
   let inLog = 0
+  const overflow: Array<string> = []
   /** Interactions of the last instant read: the next page may hold more of the same instant, to be folded together. */
   let last: ReadonlyArray<Interaction> = []
   yield* log.stream({ user: user_id }).pipe(
@@ -170,6 +172,10 @@ const compute = Effect.fnUntraced(function* (
         const ids = yield* AppliedInteractions.findApplied(users, rows, states)
         const applied = rows.filter(({ message_id }) => ids.has(AppliedIds.prefix(message_id)))
         inLog += applied.length
+        for (const { message_id } of applied) {
+          const id = AppliedIds.prefix(message_id)
+          if (!state.onRecord.has(id)) overflow.push(id)
+        }
         const all = [...last, ...applied]
         const instant = all.at(-1)?.occurred_at
         const cut = all.findIndex(({ occurred_at }) => occurred_at === instant)
@@ -180,11 +186,13 @@ const compute = Effect.fnUntraced(function* (
   )
   yield* foldPage(last)
 
-  const gone = (yield* AppliedInteractions.countApplied(users, user_id, state)) - inLog
+  const total = yield* AppliedInteractions.countApplied(users, user_id, state)
+  const stale = Math.max(0, total - state.onRecord.size - record.archived)
+  const gone = total - inLog - stale
   if (gone > 0 && !allowMissing) return yield* fail(`${gone} applied interactions are no longer in the log`)
   if (embedding === undefined)
     return yield* new CannotRebuild({ user_id, detail: "no applied interaction has both a row and a vector" })
-  return { embedding, notFolded }
+  return { embedding, notFolded, overflow: stale > 0 ? overflow : undefined }
 })
 
 const rebuildOnce = Effect.fnUntraced(function* (
@@ -198,7 +206,7 @@ const rebuildOnce = Effect.fnUntraced(function* (
   if (record?.embedding === undefined)
     return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
   const now = yield* Clock.currentTimeMillis
-  const { embedding, notFolded } = yield* compute(services, record, allowMissing, now, traces)
+  const { embedding, notFolded, overflow } = yield* compute(services, record, allowMissing, now, traces)
   const counters: Record<`${string}_count`, number> = { ...embedding.metadata }
   for (const { event_type } of notFolded) {
     const counter = counterOf(event_type)
@@ -211,10 +219,16 @@ const rebuildOnce = Effect.fnUntraced(function* (
     created_at: record.embedding.created_at,
     metadata: { ...counters, decay_lambda, last_recalculation: now },
   }
+  const version = record.version + 1
+  // Greater than the generation of the record, and smaller than that of an erasure which wins against this write.
+  const generation = record.version
+  const begun = overflow && { generation, archived: overflow.length }
+  if (overflow) yield* services.users.saveToLedger("applied", [{ user_id, generation, ids: overflow }])
   const [saved] = yield* services.users.save([
-    { record: { ...record, embedding: rebuilt, version: record.version + 1 }, expected: record.version },
+    { record: { ...record, ...begun, embedding: rebuilt, version }, expected: record.version },
   ])
   if (saved !== true) return yield* new LockConflict({ user_id, tries: 1 })
+  if (overflow) yield* services.users.removeStaleLedger(user_id)
 })
 
 type RebuildError = PortError | CannotRebuild | LockConflict

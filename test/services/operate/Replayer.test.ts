@@ -3,6 +3,7 @@ import { expect } from "bun:test"
 import { Chunk, Effect, Fiber, Layer, Stream } from "effect"
 import type { Ports } from "../../../src/layers/Stack.ts"
 import { EmbeddingConfig } from "../../../src/services/EmbeddingConfig.ts"
+import * as AppliedIds from "../../../src/services/model/AppliedIds.ts"
 import { fold } from "../../../src/services/model/Fold.ts"
 import type { Interaction } from "../../../src/services/model/Interaction.ts"
 import { Auditor, layer as auditor } from "../../../src/services/operate/Auditor.ts"
@@ -28,8 +29,8 @@ import { withServers } from "../../support/servers.ts"
 import { embedded, external } from "../../support/stacks.ts"
 
 const at = (second: number) => new Date(Date.UTC(2026, 0, 1, 0, 0, second)).toISOString()
-const searches = (user: string, count: number) =>
-  Array.from({ length: count }, (_, index) => search(user, `phrase ${index % 9}`, at(index * 3_600)))
+const searches = (user: string, count: number, from = 0) =>
+  Array.from({ length: count }, (_, index) => search(user, `phrase ${index % 9}`, at((from + index) * 3_600)))
 
 const recordOf = (user: string) =>
   Effect.map(
@@ -83,6 +84,26 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           yield* workedOff
           expect(yield* recordOf("replayed")).toEqual(before)
           yield* consistent("replayed")
+        }))
+
+      it("a rebuild removes ids that release 0.1.0 left in the ledger, and counts their events posted again", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const erased = searches("left", 30, 500)
+          const ids = erased.map(({ message_id }) => AppliedIds.prefix(message_id))
+          yield* apply(searches("left", 400), 200)
+          yield* users.saveToLedger("applied", [{ user_id: "left", generation: 0, ids }])
+          yield* record(...erased.slice(0, 10))
+          yield* workedOff
+          const audit = Effect.flatMap(Auditor, ({ audit }) => audit({ user: "left" }))
+          expect(yield* audit).toMatchObject({ missing: 0, extra: 30 })
+          expect(yield* rebuild("left")).toMatchObject({ rebuilt: 1 })
+          expect((yield* recordOf("left")).embedding?.event_count).toBe(410)
+          yield* consistent("left")
+          yield* record(...erased)
+          yield* workedOff
+          expect((yield* recordOf("left")).embedding?.event_count).toBe(430)
+          yield* consistent("left")
         }))
 
       it("replays by type and time, and only counts in a dry run", () =>
