@@ -6,7 +6,7 @@
 import { Clock, Duration, Effect, Layer, Schedule } from "effect"
 import { DeadLetters } from "../ports/DeadLetters.ts"
 import { type FinishedErasure, InteractionLog } from "../ports/InteractionLog.ts"
-import { UserEmbeddings } from "../ports/UserEmbeddings.ts"
+import { loadReadable, UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { isErasedDeadLetter } from "./Eraser.ts"
 
@@ -20,12 +20,19 @@ const complete = Effect.fnUntraced(function* (erasures: ReadonlyArray<FinishedEr
   const log = yield* InteractionLog
   const users = yield* UserEmbeddings
   const deadLetters = yield* DeadLetters
-  const records = yield* users.load(erasures.map(({ user_id }) => user_id))
+  const records = yield* loadReadable(
+    users,
+    erasures.map(({ user_id }) => user_id),
+  )
   if ((yield* deadLetters.count) > 0) yield* deadLetters.remove(isErasedDeadLetter(records))
-  for (const erasure of erasures) {
-    yield* users.removeStaleLedger(erasure.user_id)
-    yield* log.forgetErasure(erasure)
-  }
+  for (const erasure of erasures)
+    yield* Effect.zipRight(users.removeStaleLedger(erasure.user_id), log.forgetErasure(erasure)).pipe(
+      // A record that cannot be read keeps its own erasure waiting, and no other.
+      Effect.catchIf(
+        (error) => error._tag === "UserEmbeddingsError" && error.reason === "invalid_data",
+        () => Effect.void,
+      ),
+    )
 })
 
 /** Publishes rows that survived an erasure. Completes erasures that were finished longer ago than `after`. */
