@@ -374,7 +374,12 @@ export const dependency = Effect.gen(function* () {
   return {
     name: "rabbitmq",
     essentialFor: ["worker", "relay"],
-    ping: Effect.mapError(Effect.map(adminConnection.current, version), toDependencyDown),
+    // A channel asks the broker. The connection alone is believed to be open until its heartbeats fail.
+    ping: adminConnection.current.pipe(
+      Effect.flatMap((connection) => Effect.as(channel(connection), version(connection))),
+      Effect.scoped,
+      Effect.mapError(toDependencyDown),
+    ),
     missing: Effect.mapError(missing, toDependencyDown),
     inspect: Effect.mapError(inspect, toDependencyDown),
     notes: Effect.mapError(
