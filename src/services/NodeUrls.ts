@@ -25,7 +25,7 @@ const problemOf = (group: ReadonlyArray<string>, index: number, url: string): st
   if (index > 0 && part.includes("@")) return "has a user but no protocol; write a comma in a password as %2C"
   if (index < group.length - 1 && /[/?]/.test(part.replace(/^[a-z]+:\/\//i, "")))
     return "has a path; write the path after the last host"
-  if (!hasHost(url)) return "has no valid host and port"
+  if (!hasHost(url)) return "has no valid host and port; write a comma in a password as %2C"
   return undefined
 }
 

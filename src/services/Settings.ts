@@ -138,9 +138,25 @@ const milliseconds = (most: number) =>
     decode: Duration.millis,
     encode: Duration.toMillis,
   })
+/** Drivers decode user, password and path. */
+const isDecodable = (text: string): boolean => {
+  try {
+    decodeURIComponent(text)
+    return true
+  } catch {
+    return false
+  }
+}
+const percentDecodable = Schema.String.pipe(
+  Schema.filter(
+    (text) =>
+      isDecodable(text) ||
+      "has a % that begins no percent-encoded character: write it as %25, or put the password into the variable for it",
+  ),
+)
 /** Several hosts, as MongoDB has them, are no URL to the URL parser. */
 const url = (...protocols: ReadonlyArray<string>) =>
-  Schema.String.pipe(
+  percentDecodable.pipe(
     Schema.filter(
       (text) =>
         (protocols.some((name) => text.startsWith(`${name}//`) && text.length > name.length + 2) &&
@@ -150,7 +166,7 @@ const url = (...protocols: ReadonlyArray<string>) =>
   )
 /** One URL, or those of several nodes. */
 const urls = (...protocols: ReadonlyArray<string>) =>
-  Schema.String.pipe(
+  percentDecodable.pipe(
     Schema.filter((text) =>
       Either.match(nodeUrls(text, protocols), { onLeft: (problem) => problem, onRight: () => true }),
     ),

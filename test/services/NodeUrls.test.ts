@@ -30,8 +30,14 @@ test("a bad part is named by its place, without its text", () => {
   const cases: ReadonlyArray<readonly [string, string]> = [
     ["amqp://u:p@a,", "part 2 of 2 is empty"],
     ["amqp://u:p@a,,b", "part 2 of 3 is empty"],
-    ["amqp://u:hunter2@a,b:port", "part 2 of 2 has no valid host and port"],
-    ["amqp://u:hunter2@a,b:99999", "part 2 of 2 has no valid host and port"],
+    [
+      "amqp://u:hunter2@a,b:port",
+      "part 2 of 2 has no valid host and port; write a comma in a password as %2C",
+    ],
+    [
+      "amqp://u:hunter2@a,b:99999",
+      "part 2 of 2 has no valid host and port; write a comma in a password as %2C",
+    ],
     ["amqp://u:p@a,http://hunter2@b", "part 2 of 2 must start with amqp:// or amqps://"],
     ["amqp://u:p@a/shop,b", "part 1 of 2 has a path; write the path after the last host"],
     ["amqp://u:p@a/shop,amqp://u:p@b/other", "part 2 of 2 has another path than part 1; all need the same"],
@@ -39,7 +45,7 @@ test("a bad part is named by its place, without its text", () => {
       "amqp://u:p@a,v:hunter2@b",
       "part 2 of 2 has a user but no protocol; write a comma in a password as %2C",
     ],
-    ["amqp://u:hunter,2@a", "part 1 of 2 has no valid host and port"],
+    ["amqp://u:hunter,2@a", "part 1 of 2 has no valid host and port; write a comma in a password as %2C"],
     ["amqp:///shop", "must be a URL that starts with amqp:// or amqps://"],
   ]
   for (const [text, told] of cases) expect([text, problem(text)]).toEqual([text, told])

@@ -231,6 +231,20 @@ describe("addresses of servers", () => {
   })
 })
 
+test("a % in a URL that begins no percent-encoded character is refused, with the variable and without the password", () => {
+  for (const [setting, address] of [
+    [Settings.RABBITMQ_DSN, "amqp://user:hunter2%@a,b"],
+    [Settings.MYSQL_URL, "mysql://user:hunter2%zz@a/shop"],
+    [Settings.MYSQL_URL, "mysql://user@a/shop%"],
+    [Settings.MONGODB_URL, "mongodb://user:hunter2%ff@a"],
+    [Settings.RABBITMQ_MANAGEMENT_URL, "http://user:hunter2%@a:15672"],
+  ] as const) {
+    const told = refusal(setting, address)
+    expect(told).toContain(`${setting.variable}: has a % that begins no percent-encoded character`)
+    expect(told).not.toContain("hunter2")
+  }
+})
+
 test("every number has a greatest value", () => {
   const numeric = Settings.all.filter(({ example }) => Number.isFinite(Number(example)))
   expect(numeric.length).toBeGreaterThan(20)

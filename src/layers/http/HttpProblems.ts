@@ -43,10 +43,12 @@ const whyUnavailable: Record<PortFailure["reason"], string> = {
 /** `what` names the unavailable data, in the plural. */
 export const serviceUnavailable = (what: string, failure?: Pick<PortFailure, "reason" | "server">) => {
   const why = failure?.server && `: ${failure.server} ${whyUnavailable[failure.reason]}`
+  // Data that cannot be read stays so, until an operator has corrected it.
+  const mayHelpLater = failure?.reason !== "invalid_data"
   return new Problem({
     status: 503,
-    detail: `${what} are not available${why ?? ""}; try again later`,
-    headers: { "retry-after": "1" },
+    detail: `${what} are not available${why ?? ""}${mayHelpLater ? "; try again later" : ""}`,
+    ...(mayHelpLater ? { headers: { "retry-after": "1" } } : {}),
   })
 }
 

@@ -19,6 +19,7 @@ import {
   Struct,
 } from "effect"
 import {
+  type AggregationCursor,
   Binary,
   BSON,
   type Db,
@@ -63,7 +64,10 @@ export interface Calls<E> {
     within?: Duration.Duration,
   ) => Effect.Effect<A, E>
   /** All documents of a cursor, one chunk per batch of the server. */
-  readonly stream: <A>(target: string, open: () => FindCursor<A>) => Stream.Stream<A, E>
+  readonly stream: <A>(
+    target: string,
+    open: () => FindCursor<A> | AggregationCursor<A>,
+  ) => Stream.Stream<A, E>
 }
 
 export class Mongo extends Context.Tag("user-embeddings/Mongo")<
@@ -295,7 +299,7 @@ export const toStored = (vector: Float32Array, storage: Storage): StoredVector =
 export const toDouble = (x: number): Double => new Double(x)
 
 /** `Number(null)` would be 0. */
-const toNumber = (x: unknown): number =>
+export const toNumber = (x: unknown): number =>
   typeof x === "number" || x instanceof Double || x instanceof Long || x instanceof Decimal128
     ? Number(x)
     : Number.NaN

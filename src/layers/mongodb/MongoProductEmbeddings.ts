@@ -38,7 +38,11 @@ interface ProductDocument extends Omit<ProductEmbedding, "embedding"> {
 type FoundDocument = { readonly [Field in keyof ProductDocument]?: unknown }
 
 const textOrNull = (value: unknown): string | null => (typeof value === "string" ? value : null)
-const millisOf = (value: unknown): number => (value instanceof Date ? value.getTime() : 0)
+/** 0 for a date that JavaScript cannot express, which would make every comparison of stamps differ. */
+const millisOf = (value: unknown): number => {
+  const millis = value instanceof Date ? value.getTime() : 0
+  return Number.isNaN(millis) ? 0 : millis
+}
 const isId = Schema.is(ProductId)
 const toId = (value: unknown): ProductId => {
   if (!isId(value)) throw new TypeError("no event can name this product")

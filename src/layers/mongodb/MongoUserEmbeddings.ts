@@ -2,7 +2,7 @@
  * User embeddings in MongoDB: one document per user in `user_embeddings`. Its applied ids overflow to
  * `user_embedding_ledger`. `_id` is the user id, so a user is unique even before `setup` has run.
  */
-import { Array as Arr, Chunk, Effect, Layer, Stream } from "effect"
+import { Array as Arr, Chunk, Effect, Layer, Schema, Stream } from "effect"
 import {
   type AnyBulkWriteOperation,
   Binary,
@@ -12,11 +12,17 @@ import {
   type Double,
   Long,
 } from "mongodb"
-import { idInLedger, type LedgerKind, ledgerPrefix, none } from "../../services/model/AppliedIds.ts"
+import {
+  idInLedger,
+  type LedgerKind,
+  ledgerPrefix,
+  none,
+  prefixBytes,
+} from "../../services/model/AppliedIds.ts"
 import type { Erasure } from "../../services/model/Erasure.ts"
-import type { UserId } from "../../services/model/Interaction.ts"
-import type { RecentEvent, UserEmbedding } from "../../services/model/UserEmbedding.ts"
-import { portError } from "../../services/ports/PortFailure.ts"
+import { UserId } from "../../services/model/Interaction.ts"
+import { History, type RecentEvent, type UserEmbedding } from "../../services/model/UserEmbedding.ts"
+import { portError, textOf } from "../../services/ports/PortFailure.ts"
 import {
   type Bookkeeping,
   type Generation,
@@ -38,9 +44,10 @@ import {
   type Storage,
   type StoredVector,
   toDouble,
+  toNumber,
   toStored,
 } from "./Mongo.ts"
-import { names } from "./MongoCollections.ts"
+import { names, userEmbeddingValidator } from "./MongoCollections.ts"
 
 type StoredEvent = Pick<RecentEvent, "event_type" | "message_id"> & {
   readonly occurred_at: Date
@@ -93,6 +100,7 @@ type Tombstone = Pick<Fields, "version" | "erased_to"> & {
   readonly generation?: never
 }
 type UserDocument = Identity & (Fields | Tombstone)
+type FoundDocument = Found<Fields & Identity>
 
 const toEvent = (event: RecentEvent): StoredEvent => ({
   event_type: event.event_type,
@@ -102,13 +110,65 @@ const toEvent = (event: RecentEvent): StoredEvent => ({
   message_id: event.message_id,
 })
 
-const fromEvent = (event: StoredEvent): RecentEvent => ({
-  event_type: event.event_type,
-  search_phrase: event.search_phrase ?? null,
-  product_id: event.product_id ?? null,
-  occurred_at: event.occurred_at.toISOString(),
-  message_id: event.message_id,
-})
+/** As any program may have stored it. */
+type Found<Document> = { readonly [Field in keyof Document]?: unknown }
+
+const isUserId = Schema.is(UserId)
+const toId = ({ _id }: { readonly _id?: unknown }): UserId => {
+  if (!isUserId(_id)) throw new TypeError("no event can name this user")
+  return _id
+}
+
+/** Reads one field each; a `TypeError` names a field that this program could not have stored. */
+const readers = (document: Found<Record<string, unknown>>) => {
+  const reader =
+    <A>(what: string, convert: (value: unknown) => A | undefined) =>
+    (field: string): A => {
+      const value = convert(document[field])
+      if (value === undefined) throw new TypeError(`${field} is not ${what}`)
+      return value
+    }
+  return {
+    number: reader("a number", (value) => {
+      const number = toNumber(value)
+      return Number.isFinite(number) ? number : undefined
+    }),
+    count: reader("a count", (value) => {
+      const number = toNumber(value)
+      return Number.isSafeInteger(number) && number >= 0 ? number : undefined
+    }),
+    text: reader("a text", (value) => (typeof value === "string" ? value : undefined)),
+    instant: reader("a date", (value) => {
+      const millis = value instanceof Date ? value.getTime() : Number.NaN
+      return Number.isNaN(millis) ? undefined : millis
+    }),
+    ids: reader("binary data of whole ids", (value) => {
+      const bytes = value instanceof Binary ? new Uint8Array(value.value()) : undefined
+      return bytes !== undefined && bytes.length % prefixBytes === 0 ? bytes : undefined
+    }),
+    vector: reader("a vector of dimension_count numbers", (value) => {
+      const vector = fromStored(value)
+      const isWhole = vector.length > 0 && vector.length === document.dimension_count
+      return isWhole && vector.every(Number.isFinite) ? vector : undefined
+    }),
+    list: reader("a list", (value) => (Array.isArray(value) ? value : undefined)),
+    object: reader("a document", (value) =>
+      typeof value === "object" && value !== null ? (value as Record<string, unknown>) : undefined,
+    ),
+  }
+}
+
+const fromEvent = (stored: Found<StoredEvent> | null): RecentEvent => {
+  const event = stored ?? {}
+  const { instant, text } = readers(event)
+  return {
+    event_type: text("event_type"),
+    search_phrase: event.search_phrase === undefined ? null : text("search_phrase"),
+    product_id: event.product_id === undefined ? null : text("product_id"),
+    occurred_at: new Date(instant("occurred_at")).toISOString(),
+    message_id: text("message_id"),
+  }
+}
 
 const toFields = ({ embedding, ...record }: Write["record"], storage: Storage): Fields => ({
   embedding: toStored(embedding.embedding, storage),
@@ -137,63 +197,83 @@ const toFields = ({ embedding, ...record }: Write["record"], storage: Storage): 
   ...(record.generation > 0 && { generation: record.generation }),
 })
 
-type StoredErasure = Pick<Fields, "version" | "erased_at" | "erased_to" | "generation"> &
-  Partial<Pick<Fields, "archived">>
-
 /**
  * Release 0.1.0 stored no generation, and it may have left ids in the ledger when it erased a user. These do not count
  * unless the user's record has moved ids there since.
  */
-const toErasure = (stored: StoredErasure): Erasure & Pick<UserRecord, "generation"> => ({
-  erased_at: stored.erased_at?.getTime() ?? 0,
-  erased_to: stored.erased_to === undefined ? null : Number(stored.erased_to),
-  generation:
-    stored.generation ?? (stored.erased_at !== null && (stored.archived ?? 0) === 0 ? stored.version : 0),
-})
+const toErasure = (document: Found<Fields>): Erasure & Pick<UserRecord, "generation"> => {
+  const { count, instant } = readers(document)
+  const { archived, erased_at, erased_to, generation } = document
+  const isErased = erased_at !== null && erased_at !== undefined
+  return {
+    erased_at: isErased ? instant("erased_at") : 0,
+    erased_to: erased_to === undefined ? null : count("erased_to"),
+    generation:
+      generation !== undefined
+        ? count("generation")
+        : isErased && (archived === undefined || count("archived") === 0)
+          ? count("version")
+          : 0,
+  }
+}
 
-const toRecord = (document: UserDocument): UserRecord => {
-  const { user_id, version } = document
-  if (document.embedding === undefined)
-    return {
-      user_id,
-      embedding: undefined,
-      version,
-      applied: new Uint8Array(0),
-      archived: 0,
-      ...toErasure(document),
-    }
+const isHistory = Schema.is(History)
+
+const toEmbedding = (user_id: UserId, document: Found<Fields>): UserEmbedding => {
+  const { count, instant, list, number, object, text, vector } = readers(document)
+  const { history } = document
+  if (!isHistory(history)) throw new TypeError("history is unknown")
+  const metadata = object("metadata")
+  const ofMetadata = readers(metadata)
+  const counters = Object.keys(metadata).filter((name) => name.endsWith("_count"))
   return {
     user_id,
-    embedding: {
-      user_id,
-      embedding: fromStored(document.embedding),
-      last_updated: document.last_updated.getTime(),
-      event_count: document.event_count,
-      last_event_type: document.last_event_type,
-      last_event_id: document.last_event_id,
-      mass: Number(document.mass),
-      total_weight: Number(document.total_weight),
-      space: document.space,
-      history: document.history,
-      created_at: document.created_at.getTime(),
-      updated_at: document.updated_at.getTime(),
-      recent: document.recent.map(fromEvent),
-      metadata: {
-        ...document.metadata,
-        decay_lambda: Number(document.metadata.decay_lambda),
-        last_recalculation: document.metadata.last_recalculation.getTime(),
-      },
+    embedding: vector("embedding"),
+    last_updated: instant("last_updated"),
+    event_count: count("event_count"),
+    last_event_type: text("last_event_type"),
+    last_event_id: text("last_event_id"),
+    mass: number("mass"),
+    total_weight: number("total_weight"),
+    space: text("space"),
+    history,
+    created_at: instant("created_at"),
+    updated_at: instant("updated_at"),
+    recent: list("recent").map(fromEvent),
+    metadata: {
+      ...Object.fromEntries(counters.map((name) => [name, ofMetadata.count(name)])),
+      decay_lambda: ofMetadata.number("decay_lambda"),
+      last_recalculation: ofMetadata.instant("last_recalculation"),
     },
-    version,
-    applied: new Uint8Array(document.applied.value()),
-    archived: document.archived,
+  }
+}
+
+const isTombstone = ({ dimension_count }: Found<Fields>) => dimension_count === undefined
+
+const toRecord = (document: FoundDocument): UserRecord => {
+  const { count, ids } = readers(document)
+  const user_id = toId(document)
+  const isErased = isTombstone(document)
+  return {
+    user_id,
+    embedding: isErased ? undefined : toEmbedding(user_id, document),
+    version: count("version"),
+    applied: isErased ? none : ids("applied"),
+    archived: isErased ? 0 : count("archived"),
     ...toErasure(document),
   }
 }
 
+/** What a message for this user fails with: a record that cannot be read must not be replaced. */
+const toRecordOrNamed = (document: FoundDocument): UserRecord => {
+  try {
+    return toRecord(document)
+  } catch (cause) {
+    throw new TypeError(`the document of user ${String(document._id)} cannot be read: ${textOf(cause)}`)
+  }
+}
+
 const bookkeepingFields = {
-  _id: 0,
-  user_id: 1,
   version: 1,
   applied: 1,
   archived: 1,
@@ -201,21 +281,22 @@ const bookkeepingFields = {
   erased_to: 1,
   generation: 1,
   event_count: 1,
+  dimension_count: 1,
 }
-type BookkeepingDocument = StoredErasure & { readonly user_id: UserId } & Partial<
-    Pick<Fields, "applied" | "event_count">
-  >
-
 const lastWriteFields = { ...bookkeepingFields, updated_at: 1 }
 
-const toBookkeeping = (document: BookkeepingDocument): Bookkeeping => ({
-  user_id: document.user_id,
-  version: document.version,
-  applied: document.applied === undefined ? none : new Uint8Array(document.applied.value()),
-  archived: document.archived ?? 0,
-  ...toErasure(document),
-  event_count: document.event_count ?? 0,
-})
+const toBookkeeping = (document: FoundDocument): Bookkeeping => {
+  const { count, ids } = readers(document)
+  const isErased = isTombstone(document)
+  return {
+    user_id: toId(document),
+    version: count("version"),
+    applied: isErased ? none : ids("applied"),
+    archived: isErased ? 0 : count("archived"),
+    ...toErasure(document),
+    event_count: isErased ? 0 : count("event_count"),
+  }
+}
 
 const unstorable: Document = { _id: [] }
 /** The error codes for it: in an update, and in an insert. */
@@ -269,6 +350,28 @@ const commandsAtOnce = 2
 /** Majority reads see only data that cannot be rolled back: the ids in such a document are applied for good. */
 const durable = { readConcern: { level: "majority" } } as const
 
+/** Documents that `doctor` checks: about two seconds of the server. */
+const mostChecked = 100_000
+/** The validator takes NaN and Infinity. */
+const notAsStored = {
+  $or: [
+    { $nor: [{ $jsonSchema: userEmbeddingValidator }] },
+    { embedding: { $in: [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY] } },
+  ],
+}
+
+const whyUnreadable = (document: FoundDocument): string => {
+  try {
+    toRecord(document)
+    return "differs from what this program stores"
+  } catch (cause) {
+    return textOf(cause)
+  }
+}
+
+const decoded = <A>(documents: Chunk.Chunk<FoundDocument>, decode: (document: FoundDocument) => A) =>
+  Chunk.unsafeFromArray(decodeEach(names.userEmbeddings, documents, decode))
+
 interface Store extends Calls<UserEmbeddingsError> {
   readonly users: Collection<UserDocument>
   readonly ledger: Collection<{ readonly _id: string }>
@@ -280,9 +383,7 @@ const load = ({ call, users }: Store, wanted: ReadonlyArray<UserId>) =>
     const found = await users
       .find({ _id: { $in: [...wanted] } }, { ...durable, batchSize: wanted.length })
       .toArray()
-    return new Map(
-      decodeEach(names.userEmbeddings, found, toRecord).map((record) => [record.user_id, record]),
-    )
+    return new Map(found.map(toRecordOrNamed).map((record) => [record.user_id, record]))
   })
 
 const saveSome = ({ call, storage, users }: Store, writes: ReadonlyArray<Write>) =>
@@ -342,6 +443,11 @@ const removeOlderGenerations = ({ call, ledger }: Store, { generation, user_id }
         }),
       )
 
+/** `null` for a value that another program stored there: a user must be erased whatever the document holds. */
+const ifOfType = (field: string, ...types: ReadonlyArray<string>) => ({
+  $cond: [{ $in: [{ $type: `$${field}` }, types] }, `$${field}`, null],
+})
+
 const erase = (
   store: Store,
   user_id: UserId,
@@ -357,9 +463,9 @@ const erase = (
             $replaceWith: {
               _id: user_id,
               user_id,
-              erased_at: { $max: ["$erased_at", new Date(erased_at)] },
-              erased_to: { $max: ["$erased_to", Long.fromNumber(erased_to)] },
-              version: { $add: [{ $ifNull: ["$version", 0] }, 1] },
+              erased_at: { $max: [ifOfType("erased_at", "date"), new Date(erased_at)] },
+              erased_to: { $max: [ifOfType("erased_to", "int", "long"), Long.fromNumber(erased_to)] },
+              version: { $add: [{ $ifNull: [ifOfType("version", "int", "long"), 0] }, 1] },
             },
           },
         ],
@@ -383,17 +489,16 @@ const usersAfter = ({ call, users }: Store, user: UserId, limit: number) =>
 const lastWrites = ({ call, users }: Store, wanted: ReadonlyArray<UserId>) =>
   call("find", names.userEmbeddings, async () => {
     const found = await users
-      .find<BookkeepingDocument & Pick<Fields, "updated_at"> & Identity>(
+      .find<FoundDocument>(
         { _id: { $in: [...wanted] }, embedding: { $exists: true } },
         { ...durable, projection: lastWriteFields, batchSize: wanted.length },
       )
       .toArray()
-    return new Map(
-      found.map((document) => [
-        document.user_id,
-        { ...toBookkeeping(document), updated_at: document.updated_at.getTime() },
-      ]),
-    )
+    const writes = decodeEach(names.userEmbeddings, found, (document) => ({
+      ...toBookkeeping(document),
+      updated_at: readers(document).instant("updated_at"),
+    }))
+    return new Map(writes.map((write) => [write.user_id, write]))
   })
 
 export const make = (options: { readonly storage: Storage }) =>
@@ -450,14 +555,18 @@ export const make = (options: { readonly storage: Storage }) =>
         ),
 
       stream: stream(names.userEmbeddings, () => users.find().sort({ _id: 1 })).pipe(
-        Stream.mapChunks((found) => Chunk.unsafeFromArray(decodeEach(names.userEmbeddings, found, toRecord))),
+        Stream.mapChunks((found) => decoded(found, toRecord)),
       ),
 
       bookkeeping: stream(names.userEmbeddings, () =>
         users
-          .find<BookkeepingDocument>({}, { projection: bookkeepingFields, batchSize: usersPerBatch })
+          .find<FoundDocument>({}, { projection: bookkeepingFields, batchSize: usersPerBatch })
           .sort({ _id: 1 }),
-      ).pipe(Stream.map(toBookkeeping)),
+      ).pipe(Stream.mapChunks((found) => decoded(found, toBookkeeping))),
+
+      unreadable: stream(names.userEmbeddings, () =>
+        users.aggregate<FoundDocument>([{ $limit: mostChecked }, { $match: notAsStored }]),
+      ).pipe(Stream.map((document) => ({ user_id: String(document._id), detail: whyUnreadable(document) }))),
 
       usersAfter: (user, limit) => usersAfter(store, user, limit),
 

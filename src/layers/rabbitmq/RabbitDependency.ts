@@ -199,7 +199,12 @@ export const dependency = Effect.gen(function* () {
   return {
     name: "rabbitmq",
     essentialFor: ["worker", "relay"],
-    ping: Effect.mapError(Effect.map(current, version), toDependencyDown),
+    // A channel asks the broker. The connection alone is believed to be open until its heartbeats fail.
+    ping: current.pipe(
+      Effect.flatMap((connection) => Effect.as(channel(connection), version(connection))),
+      Effect.scoped,
+      Effect.mapError(toDependencyDown),
+    ),
     missing: Effect.mapError(missing, toDependencyDown),
     inspect: Effect.mapError(inspect(rabbit, management, layout, parts), toDependencyDown),
     notes: Effect.mapError(notes, toDependencyDown),

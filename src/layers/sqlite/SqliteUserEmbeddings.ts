@@ -208,6 +208,8 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
     stream: Stream.mapConcatChunk(users<Row>("*"), (rows) =>
       Chunk.map(Chunk.unsafeFromArray(rows), toRecord),
     ),
+    // No other program writes the file.
+    unreadable: Stream.empty,
     usersAfter: (user, limit) => failing("usersAfter")(use((database) => usersAfter(database, user, limit))),
     bookkeeping: Stream.mapConcatChunk(
       users<Bookkeeping>(

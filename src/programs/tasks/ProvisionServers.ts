@@ -102,14 +102,19 @@ const ofContents = Effect.gen(function* () {
   })
   const check = <A, E, R>(found: Effect.Effect<A, E, R>, diagnose: (found: A) => Diagnosis) =>
     Effect.option(Effect.map(found, diagnose))
-  const unusable = Stream.runFold(
-    products.problems(space, dimensions),
-    { count: 0, examples: Array.empty<string>() },
-    ({ count, examples }, { detail, product_id }) => ({
-      count: count + 1,
-      examples: count < examplesNamed ? [...examples, `${product_id} ${detail}`] : examples,
-    }),
+  const counted = <E>(problems: Stream.Stream<string, E>) =>
+    Stream.runFold(
+      problems,
+      { count: 0, examples: Array.empty<string>() },
+      ({ count, examples }, example) => ({
+        count: count + 1,
+        examples: count < examplesNamed ? [...examples, example] : examples,
+      }),
+    )
+  const unusable = counted(
+    Stream.map(products.problems(space, dimensions), ({ detail, product_id }) => `${product_id} ${detail}`),
   )
+  const unreadable = counted(Stream.map(users.unreadable, ({ detail, user_id }) => `${user_id}: ${detail}`))
   const diagnoses = yield* Effect.all(
     [
       check(Effect.all([products.count, products.countInOtherSpaces(space)]), ([all, elsewhere]) =>
@@ -136,6 +141,13 @@ const ofContents = Effect.gen(function* () {
           problem: `the embeddings of ${n} users are not in the space ${space} and get no updates`,
           remedy:
             "user-embeddings rebuild --all, then user-embeddings failed retry --all --error space_mismatch",
+        })),
+      ),
+      check(unreadable, ({ count, examples }) =>
+        toDiagnosis("user documents", count, "attention", (n) => ({
+          problem: `${n} documents of user_embeddings are not as this program stores them: ${examples.join(", ")}`,
+          remedy:
+            "correct the program that wrote them, delete these documents, and run user-embeddings replay --user U for each user",
         })),
       ),
       check(deadLetters.count, (amount) =>

@@ -25,11 +25,11 @@ export const problems = (...statuses: ReadonlyArray<number>) =>
 export const bodyStatuses = [400, 413, 415, 422] as const
 
 /**
- * A bearer token. HttpMiddleware.ts checks it before routing, because a request for an unknown path needs a
- * token too.
+ * A bearer token, or without API_TOKENS a request that no page of another origin sent (403). HttpMiddleware.ts checks it
+ * before routing, because a request for an unknown path needs a token too.
  */
 export class Authorisation extends HttpApiMiddleware.Tag<Authorisation>()("user-embeddings/Authorisation", {
-  failure: problems(401),
+  failure: problems(401, 403),
   security: {
     bearer: HttpApiSecurity.annotate(
       HttpApiSecurity.bearer,

@@ -14,7 +14,7 @@ import { type Depths, InteractionQueue, type InteractionQueueError } from "../po
 import { PhraseEmbedder } from "../ports/PhraseEmbedder.ts"
 import { ProductEmbeddings, type ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
 import type { Bookkeeping, UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
-import { UserEmbeddings } from "../ports/UserEmbeddings.ts"
+import { loadReadable, UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"
 
 /** One interaction about which log and embedding disagree, or about which they will agree later. */
@@ -317,7 +317,7 @@ type RecordState = ReturnType<typeof toState>
 
 const loadStates = ({ users }: Services, wanted: ReadonlyArray<UserId>) =>
   Effect.map(
-    users.load(wanted),
+    loadReadable(users, wanted),
     (records) => new Map(wanted.map((user) => [user, toState(records.get(user))])),
   )
 

@@ -4,9 +4,10 @@
  * publishes: the one that erased may have died.
  */
 import { Duration, Effect, Layer, Schedule } from "effect"
+import { unlessReported } from "../Outages.ts"
 import { DeadLetters } from "../ports/DeadLetters.ts"
 import { type FinishedErasure, InteractionLog } from "../ports/InteractionLog.ts"
-import { UserEmbeddings } from "../ports/UserEmbeddings.ts"
+import { loadReadable, UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { isErasedDeadLetter } from "./Eraser.ts"
 
@@ -20,12 +21,19 @@ const complete = Effect.fnUntraced(function* (erasures: ReadonlyArray<FinishedEr
   const log = yield* InteractionLog
   const users = yield* UserEmbeddings
   const deadLetters = yield* DeadLetters
-  const records = yield* users.load(erasures.map(({ user_id }) => user_id))
+  const records = yield* loadReadable(
+    users,
+    erasures.map(({ user_id }) => user_id),
+  )
   if ((yield* deadLetters.count) > 0) yield* deadLetters.remove(isErasedDeadLetter(records))
-  for (const erasure of erasures) {
-    yield* users.removeStaleLedger(erasure.user_id)
-    yield* log.forgetErasure(erasure)
-  }
+  for (const erasure of erasures)
+    yield* Effect.zipRight(users.removeStaleLedger(erasure.user_id), log.forgetErasure(erasure)).pipe(
+      // A record that cannot be read keeps its own erasure waiting, and no other.
+      Effect.catchIf(
+        (error) => error._tag === "UserEmbeddingsError" && error.reason === "invalid_data",
+        () => Effect.void,
+      ),
+    )
 })
 
 /** Publishes rows that survived an erasure. Completes erasures that were finished longer ago than `after`. */
@@ -43,7 +51,10 @@ export const sweep = Effect.fnUntraced(function* (after: Duration.Duration = wat
 export const sweeping = Layer.scopedDiscard(
   sweep().pipe(
     Effect.catchAll((error) =>
-      Effect.logWarning("erasure.sweep_failed").pipe(Effect.annotateLogs(Telemetry.described(error))),
+      unlessReported(
+        error,
+        Effect.annotateLogs(Effect.logWarning("erasure.sweep_failed"), Telemetry.described(error)),
+      ),
     ),
     Effect.repeat(Schedule.spaced(interval)),
     Effect.forkScoped,

@@ -2,7 +2,7 @@
  * The store of user embeddings. A write is a compare-and-swap on `version`, and changes the applied ids together with
  * the vector. An erased user's record becomes a tombstone with a new version, so that a concurrent write fails.
  */
-import { Context, type Effect, Schema, type Stream } from "effect"
+import { Context, Effect, Schema, type Stream } from "effect"
 import type { AppliedIds, LedgerKind } from "../model/AppliedIds.ts"
 import type { Erasure } from "../model/Erasure.ts"
 import type { UserId } from "../model/Interaction.ts"
@@ -65,7 +65,10 @@ export class UserEmbeddingsError extends Schema.TaggedError<UserEmbeddingsError>
 export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings")<
   UserEmbeddings,
   {
-    /** The records that exist. */
+    /**
+     * The records that exist. Fails with `invalid_data` if another program stored one that cannot be read: a message
+     * for its user must not replace it.
+     */
     readonly load: (
       users: ReadonlyArray<UserId>,
     ) => Effect.Effect<ReadonlyMap<UserId, UserRecord>, UserEmbeddingsError>
@@ -103,10 +106,15 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
     readonly count: Effect.Effect<number, UserEmbeddingsError>
     /** How many users have an embedding in another space. */
     readonly countInOtherSpaces: (space: string) => Effect.Effect<number, UserEmbeddingsError>
-    /** All records, tombstones included, in the order of user ids. */
+    /** All records that can be read, tombstones included, in the order of user ids. */
     readonly stream: Stream.Stream<UserRecord, UserEmbeddingsError>
-    /** All records without their embeddings, in the order of user ids. */
+    /** The same without their embeddings, in the order of user ids. */
     readonly bookkeeping: Stream.Stream<Bookkeeping, UserEmbeddingsError>
+    /** Users whose records cannot be read, and why. */
+    readonly unreadable: Stream.Stream<
+      { readonly user_id: string; readonly detail: string },
+      UserEmbeddingsError
+    >
     /** Users after this one who have an embedding, in the order of user ids. */
     readonly usersAfter: (
       user: UserId,
@@ -127,4 +135,17 @@ export class LockConflict extends Schema.TaggedError<LockConflict>()("LockConfli
   override get message() {
     return `the embedding of user ${this.user_id} changed during each of ${this.tries} attempts to write it`
   }
+}
+
+/** Loads the records of several users. One that cannot be read is left out and costs the others nothing. */
+export const loadReadable = ({ load }: UserEmbeddings["Type"], users: ReadonlyArray<UserId>) => {
+  const leaveOut = ({ reason }: UserEmbeddingsError) => reason === "invalid_data"
+  const nothing = Effect.succeed<ReadonlyMap<UserId, UserRecord>>(new Map())
+  const oneByOne = Effect.forEach(users, (user) => Effect.catchIf(load([user]), leaveOut, () => nothing))
+  return Effect.catchIf(load(users), leaveOut, () =>
+    Effect.map(
+      oneByOne,
+      (found): ReadonlyMap<UserId, UserRecord> => new Map(found.flatMap((one) => [...one])),
+    ),
+  )
 }

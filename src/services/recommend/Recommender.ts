@@ -188,7 +188,12 @@ const noDirection = (user_id: UserId) =>
   new NoTaste({ user_id, detail: `the taste of user ${user_id} has no direction` })
 
 const loadEmbedding = Effect.fnUntraced(function* ({ catalogue, users }: Services, user_id: UserId) {
-  const embedding = (yield* users.load([user_id])).get(user_id)?.embedding
+  const records = yield* Effect.catchIf(
+    users.load([user_id]),
+    ({ reason }) => reason === "invalid_data",
+    ({ message }) => new NoTaste({ user_id, detail: message }),
+  )
+  const embedding = records.get(user_id)?.embedding
   if (embedding === undefined)
     return yield* new NoTaste({ user_id, detail: `user ${user_id} has no embedding` })
   if (embedding.space !== catalogue.space)

@@ -14,6 +14,7 @@ import { content } from "../ports/DeadLetters.ts"
 import { Ack, type Delivery, type Settlement } from "../ports/InteractionQueue.ts"
 import {
   LockConflict,
+  loadReadable,
   UserEmbeddings,
   UserEmbeddingsError,
   type UserRecord,
@@ -332,7 +333,7 @@ const dropErased = Effect.fnUntraced(function* (
   )
   const known = [...new Set(owners.flatMap((user) => user ?? []))]
   if (known.length === 0) return outcomes
-  const records = yield* Effect.orElseSucceed(users.load(known), () => new Map<UserId, UserRecord>())
+  const records = yield* Effect.orElseSucceed(loadReadable(users, known), () => new Map<UserId, UserRecord>())
   return outcomes.map((outcome, index) => {
     const record = records.get(owners[index] ?? "")
     const { logId, recordedAt } = messages[index]!.delivery

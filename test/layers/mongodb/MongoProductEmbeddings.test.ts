@@ -1,6 +1,6 @@
 import { expect } from "bun:test"
 import { Effect, Layer, Stream } from "effect"
-import { Binary, Double } from "mongodb"
+import { Binary, Double, Long } from "mongodb"
 import { Mongo } from "../../../src/layers/mongodb/Mongo.ts"
 import * as MongoProductEmbeddings from "../../../src/layers/mongodb/MongoProductEmbeddings.ts"
 import * as Vector from "../../../src/services/model/Vector.ts"
@@ -79,6 +79,25 @@ withServers(["mongodb"], "MongoDB", () => {
           const found = yield* store.load(["ours", "theirs"], "test:2")
           expect(found.get("ours")).toEqual(Float32Array.of(3, 4))
           expect(found.get("theirs")).toEqual(Float32Array.of(1, 0.5))
+        }))
+
+      it("a stamp that JavaScript cannot express reads as 0", () =>
+        Effect.gen(function* () {
+          const store = yield* ProductEmbeddings
+          const { database } = yield* Mongo
+          yield* store.upsert([{ ...boot, space: "far", product_id: "far" }])
+          yield* Effect.promise(() =>
+            database
+              .collection("product_embeddings")
+              .updateOne({ product_id: "far" }, [
+                { $set: { updated_at: { $toDate: Long.fromString("9000000000000000") } } },
+              ]),
+          )
+          const stamps = yield* Stream.runCollect(store.stamps("far"))
+          expect(Array.from(stamps)).toEqual([{ product_id: "far", updated_at: 0 }])
+          const changed = yield* Stream.runCollect(store.changed(Date.now()))
+          expect(Array.from(changed, ({ product_id }) => product_id)).toEqual(["far"])
+          yield* Effect.promise(() => database.collection("product_embeddings").deleteMany({ space: "far" }))
         }))
 
       it("a document that another program wrote wrongly concerns its own product alone", () =>

@@ -3,7 +3,7 @@ import { Effect, Layer, Stream } from "effect"
 import { Binary, Double, Int32, Long } from "mongodb"
 import { Mongo } from "../../../src/layers/mongodb/Mongo.ts"
 import * as MongoUserEmbeddings from "../../../src/layers/mongodb/MongoUserEmbeddings.ts"
-import { UserEmbeddings, type Write } from "../../../src/services/ports/UserEmbeddings.ts"
+import { loadReadable, UserEmbeddings, type Write } from "../../../src/services/ports/UserEmbeddings.ts"
 import * as UserEmbeddingsContract from "../../contracts/UserEmbeddingsContract.ts"
 import { layerSuite } from "../../support/effect.ts"
 import { preparedMongo } from "../../support/mongo.ts"
@@ -80,21 +80,67 @@ withServers(["mongodb"], "MongoDB", () => {
       const int = (value: number) => new Int32(value)
       const double = (value: number) => new Double(value)
 
-      it("a document that cannot be read concerns its own user alone", () =>
+      it("a document that another program wrote wrongly concerns its own user alone", () =>
         Effect.gen(function* () {
           const users = yield* UserEmbeddings
           const documents = yield* collection
-          const bad = { _id: "readable-not", user_id: "readable-not", embedding: null, version: 1 }
-          yield* users.save([{ record: record("readable"), expected: undefined }])
-          yield* Effect.promise(() => documents.insertOne(bad, { bypassDocumentValidation: true }))
-          expect([...(yield* users.load(["readable", "readable-not"])).keys()]).toEqual(["readable"])
-          const streamed = yield* Stream.runCollect(users.stream)
-          expect(Array.from(streamed, ({ user_id }) => user_id)).toEqual(["readable"])
-          expect(yield* Stream.runCount(users.bookkeeping)).toBe(2)
-          expect(yield* users.save([{ record: record("readable-not"), expected: undefined }])).toEqual([
-            false,
-          ])
-          yield* Effect.promise(() => documents.deleteMany({ _id: /^readable/ as never }))
+          yield* users.save([{ record: record("w-good"), expected: undefined }])
+          const good = yield* Effect.promise(() => documents.findOne({ _id: "w-good" }))
+          const wrong: Record<string, object> = {
+            "w-null": { embedding: null },
+            "w-nan": { embedding: [0, Number.NaN, 0, 0] },
+            "w-short": { embedding: [1] },
+            "w-nested": { embedding: [[0], [1], [0], [0]] },
+            "w-applied": { applied: null },
+            "w-half": { applied: new Binary(new Uint8Array(7)) },
+            "w-version": { version: "1" },
+            "w-count": { event_count: null },
+            "w-generation": { generation: "x" },
+            "w-erased": { erased_at: "x" },
+            "w-erased-to": { erased_to: "x" },
+            "w-recent": { recent: ["x"] },
+            "w-event": { recent: [{ event_type: 1 }] },
+            "w-metadata": { metadata: null },
+            "w-counter": { metadata: { ...Object(good?.metadata), view_count: "1" } },
+            "w-date": { updated_at: null },
+            "w-space": { space: 7 },
+            "w-history": { history: "x" },
+            "w-mass": { mass: Number.NaN },
+          }
+          const ids = Object.keys(wrong)
+          const bare = { bypassDocumentValidation: true }
+          const insert = (document: object) =>
+            Effect.promise(() => documents.insertOne(Object(document), bare))
+          for (const id of ids) yield* insert({ ...good, _id: id, user_id: id, ...wrong[id] })
+          yield* insert({ ...good, _id: 7, user_id: "w-good" })
+          yield* insert({ ...good, _id: "no id of a user" })
+
+          for (const id of ids) {
+            const error = yield* Effect.flip(users.load(["w-good", id]))
+            expect(`${error.reason} ${error.message}`).toStartWith("invalid_data MongoDB at ")
+            expect(error.message).toContain(`the document of user ${id} cannot be read: `)
+          }
+          expect([...(yield* loadReadable(users, ["w-good", ...ids])).keys()]).toEqual(["w-good"])
+          for (const all of [
+            Stream.map(users.stream, ({ user_id }) => user_id),
+            Stream.map(users.bookkeeping, ({ user_id }) => user_id),
+          ]) {
+            const readable = Array.from(yield* Stream.runCollect(all))
+            expect(readable.filter((id) => id === "w-good")).toEqual(["w-good"])
+            expect(readable).not.toContain("no id of a user")
+          }
+          expect((yield* users.lastWrites(["w-good", ...ids])).has("w-good")).toBe(true)
+          const named = yield* Stream.runCollect(users.unreadable)
+          expect(Array.from(named, ({ user_id }) => user_id).toSorted()).toEqual(
+            ["7", "no id of a user", ...ids].toSorted(),
+          )
+          const [first] = Array.from(named).filter(({ user_id }) => user_id === "w-applied")
+          expect(first?.detail).toBe("applied is not binary data of whole ids")
+
+          for (const id of ids) yield* users.erase(id, { erased_at: at(9), erased_to: 3 })
+          const erased = yield* users.load(ids)
+          expect(ids.filter((id) => erased.get(id)?.erased_to !== 3)).toEqual([])
+          yield* Effect.promise(() => documents.deleteMany({}))
         }))
 
       it("stores the documented fields with their BSON types", () =>

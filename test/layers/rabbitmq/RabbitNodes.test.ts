@@ -1,7 +1,9 @@
 /** Several nodes in RABBITMQ_DSN. Proxies stand for nodes that do not answer. The cluster itself is in test/failures. */
 import { expect } from "bun:test"
-import { Duration, Effect, Layer, Redacted } from "effect"
+import { Duration, Effect, Layer, Option, Redacted } from "effect"
 import * as Rabbit from "../../../src/layers/rabbitmq/Rabbit.ts"
+import * as RabbitTopology from "../../../src/layers/rabbitmq/RabbitTopology.ts"
+import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
 import { eventually, messages, publish } from "../../contracts/InteractionQueueContract.ts"
 import { effectTest } from "../../support/effect.ts"
 import { ports, virtualHost } from "../../support/rabbit.ts"
@@ -34,6 +36,24 @@ withServers(["rabbitmq"], "RabbitMQ: several nodes in the DSN", () => {
         expect(Math.max(...times)).toBeGreaterThan(4_500)
       }),
     30_000,
+  )
+
+  effectTest("a ping asks the broker, so that a connection to a frozen one is no answer", () =>
+    Effect.gen(function* () {
+      const { dsn } = yield* virtualHost
+      const proxy = yield* tcpProxy(dsn)
+      yield* Effect.gen(function* () {
+        const { ping } = yield* RabbitTopology.dependency
+        yield* ping
+        proxy.freeze()
+        expect(yield* Effect.timeoutOption(ping, "500 millis")).toEqual(Option.none())
+        proxy.restore()
+        yield* ping
+      }).pipe(
+        Effect.provide([Rabbit.layer({ dsn: Redacted.make(proxy.url) }), EmbeddingConfig.layerConfig]),
+        Effect.provide(quiet),
+      )
+    }),
   )
 
   effectTest(

@@ -54,6 +54,8 @@ const store = () => {
     failure: undefined as UserEmbeddingsError | undefined,
     /** A user whose record the store refuses. The other writes of the same save succeed. */
     refused: undefined as string | undefined,
+    /** A user whose record cannot be read. */
+    unreadable: "",
   }
   const invalid = new UserEmbeddingsError({
     reason: "invalid_data",
@@ -67,6 +69,7 @@ const store = () => {
   const layer = Layer.succeed(UserEmbeddings, {
     load: (users) => {
       if (users.length > 0) state.reads.push(users)
+      if (users.includes(state.unreadable)) return Effect.fail(invalid)
       return guard(
         () => new Map(users.flatMap((user) => (records.has(user) ? [[user, records.get(user)!]] : []))),
       )
@@ -102,6 +105,7 @@ const store = () => {
           ),
       ),
     removeStaleLedger: (user) => Effect.sync(() => void state.cleaned.push(user)),
+    unreadable: Stream.empty,
     usersAfter: () => Effect.succeed([]),
     awaitDurable: guard(() => {
       state.waits += 1
@@ -487,6 +491,17 @@ describe("a failure", () => {
     expect([...state.records.values()].map(({ embedding }) => embedding?.event_count)).toEqual(
       Array.from({ length: 38 }, () => 1),
     )
+  })
+
+  test("because one stored record cannot be read makes dead letters of that user alone", async () => {
+    const { layer, state } = store()
+    const events = Array.from({ length: 40 }, (_, i) => search(i % 20 === 7 ? "bad" : `u-${i}`, "a", i))
+    state.unreadable = "bad"
+    const [answer] = await run(
+      layer,
+      events.map((event) => of(event)),
+    )
+    expect(tags(answer!)).toEqual(events.map(({ user_id }) => (user_id === "bad" ? "DeadLetter" : "Ack")))
   })
 
   test("because of an embedding in another space makes a dead letter whose text says rebuild", async () => {
