@@ -2,7 +2,7 @@
 import { expect } from "bun:test"
 import { Duration, Effect, Layer, Option, Redacted } from "effect"
 import * as Rabbit from "../../../src/layers/rabbitmq/Rabbit.ts"
-import * as RabbitTopology from "../../../src/layers/rabbitmq/RabbitTopology.ts"
+import * as RabbitDependency from "../../../src/layers/rabbitmq/RabbitDependency.ts"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
 import { eventually, messages, publish } from "../../contracts/InteractionQueueContract.ts"
 import { effectTest } from "../../support/effect.ts"
@@ -43,7 +43,7 @@ withServers(["rabbitmq"], "RabbitMQ: several nodes in the DSN", () => {
       const { dsn } = yield* virtualHost
       const proxy = yield* tcpProxy(dsn)
       yield* Effect.gen(function* () {
-        const { ping } = yield* RabbitTopology.dependency
+        const { ping } = yield* RabbitDependency.dependency
         yield* ping
         proxy.freeze()
         expect(yield* Effect.timeoutOption(ping, "500 millis")).toEqual(Option.none())
