@@ -48,6 +48,8 @@ const isUnit = (file: string) =>
   /^test\/(services|layers|scripts|otel)\//.test(file) &&
   !readFileSync(join(root, file), "utf8").includes("withServers(")
 const isFailure = (file: string) => file.startsWith("test/failures/")
+// Heavy failure scenarios have a command of their own: `bun run test test/failures`.
+if (isWhole) process.env.FAILURES ??= "brief"
 const unitTests = files.filter(isUnit)
 const systemTests = unitOnly ? [] : files.filter((file) => !isUnit(file))
 const wantsSacrificial = systemTests.some(isFailure)

@@ -9,7 +9,7 @@ import { phraseKey } from "../../src/services/ports/PhraseEmbeddings.ts"
 import { openAiStandIn } from "../support/openAiStandIn.ts"
 import { until } from "./Program.ts"
 import { happenings, type Item, randomness } from "./Shop.ts"
-import { consuming, failures, inForm, type System } from "./System.ts"
+import { consuming, heavyFailures, inForm, type System } from "./System.ts"
 
 let serial = 0
 /** A new event of the user. Each search has a phrase of its own. */
@@ -156,7 +156,7 @@ const longHistory: Moment = async ({ system, user }) => {
   await user.post(history)
 }
 
-failures("erasures", "programs", (scenario) => {
+heavyFailures("erasures", "programs", (scenario) => {
   const openAi = openAiStandIn({ latencyMs: 300 })
   const env = { OPENAI_API_KEY: "sk-stand-in", OPENAI_BASE_URL: openAi.url }
   scenario(

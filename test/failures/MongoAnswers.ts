@@ -4,7 +4,7 @@ import { MongoClient } from "mongodb"
 import { nodes } from "../support/cluster.ts"
 import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
-import { consuming, failures, inForm, type System } from "./System.ts"
+import { consuming, heavyFailures, inForm, type System } from "./System.ts"
 
 /** Unauthorized, a quota of a hosted service, OutOfDiskSpace, HostUnreachable, UnsatisfiableWriteConcern. */
 const codes = inForm([13], [13, 8000, 14031, 6, 100])
@@ -29,7 +29,7 @@ const refuse = async (errorCode: number | undefined) => {
   }
 }
 
-failures("MongoDB that refuses", "servers", (scenario) => {
+heavyFailures("MongoDB that refuses", "servers", (scenario) => {
   const refused = async (system: System) => {
     await system.api()
     const workers = system.workers(2)

@@ -7,7 +7,7 @@ import { expect } from "bun:test"
 import { type Fault, openAiStandIn } from "../support/openAiStandIn.ts"
 import { type Program, until } from "./Program.ts"
 import { happenings, searches } from "./Shop.ts"
-import { consuming, failures, inForm, long, type System } from "./System.ts"
+import { consuming, heavyFailures, inForm, long, type System } from "./System.ts"
 
 const backlog = inForm(300, 5_000)
 const outageMillis = inForm(4_000, 180_000)
@@ -45,7 +45,7 @@ const settledWithin = async (system: System, seconds: number) => {
   system.say(`everything applied ${((performance.now() - begun) / 1000).toFixed(1)} s after the end`)
 }
 
-failures("outages of any length", "programs", (scenario) => {
+heavyFailures("outages of any length", "programs", (scenario) => {
   /** The default run has the first scenario alone, and unit tests of the worker for the others. */
   const longScenario: typeof scenario = (...scenarioOf) => {
     if (long) scenario(...scenarioOf)

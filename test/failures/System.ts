@@ -51,6 +51,8 @@ import {
 
 /** The long form has the numbers that the documents promise, the short form fits into the test command. */
 export const long = process.env.FAILURES === "long"
+/** The whole test command leaves out heavy scenarios, so that it takes five minutes on two cores. */
+const brief = process.env.FAILURES === "brief"
 export const inForm = <A>(short: A, long_: A): A => (long ? long_ : short)
 
 type Variables = Readonly<Record<string, string>>
@@ -606,4 +608,9 @@ export const failures = (
       ),
     )
   })
+}
+
+/** Scenarios that `bun run test test/failures` runs, but not the whole test command. */
+export const heavyFailures: typeof failures = (...suite) => {
+  if (!brief) failures(...suite)
 }

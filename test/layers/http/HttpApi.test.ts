@@ -403,6 +403,7 @@ layerSuite("HTTP API", api(), (it) => {
       expect(Object.keys(paths["/api/user/{userId}"]?.delete?.responses ?? {}).toSorted()).toEqual([
         "204",
         "401",
+        "403",
         "422",
         "503",
       ])
