@@ -3,9 +3,9 @@ import { expect } from "bun:test"
 import * as sacrificial from "../../scripts/services/sacrificial.ts"
 import { type LogLine, until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
-import { consuming, failures, inForm, long, type System } from "./System.ts"
+import { consuming, heavyFailures, inForm, long, type System } from "./System.ts"
 
-failures("MongoDB without an answer", "programs", (scenario) => {
+heavyFailures("MongoDB without an answer", "programs", (scenario) => {
   const [delay, retries] = inForm([200, 2] as const, [5000, 5] as const)
   const env = { WORKER_RETRY_DELAY: String(delay), WORKER_MAX_RETRIES: String(retries) }
   const single = async (system: System) => {

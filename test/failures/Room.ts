@@ -4,12 +4,12 @@ import { failedQueue, retryQueue } from "../../src/services/ports/InteractionQue
 import { openAiStandIn } from "../support/openAiStandIn.ts"
 import { until } from "./Program.ts"
 import { happenings, searches } from "./Shop.ts"
-import { consuming, failures, type System } from "./System.ts"
+import { consuming, heavyFailures, type System } from "./System.ts"
 
 const poison = (count: number) =>
   Array.from({ length: count }, (_, i) => ({ body: Buffer.from(`no JSON, ${i}`) }))
 
-failures("no room in RabbitMQ", "programs", (scenario) => {
+heavyFailures("no room in RabbitMQ", "programs", (scenario) => {
   const withoutRoom = async (
     system: System,
     refuse: () => Promise<unknown>,
