@@ -57,7 +57,7 @@ import { migrate, pending } from "./SqlMigrations.ts"
 const pools = {
   recording: { connections: 8, deadline: Duration.seconds(10) },
   reading: {
-    connections: 4,
+    connections: 2,
     deadline: Duration.seconds(10),
     // A statement whose client has gone would run on. Each server runs the comment that is meant for it.
     session: "/*!50708 , max_execution_time = 9000 */ /*M!100101 , max_statement_time = 9 */",
