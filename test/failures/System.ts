@@ -51,7 +51,7 @@ import {
 
 /** The long form has the numbers that the documents promise, the short form fits into the test command. */
 export const long = process.env.FAILURES === "long"
-/** The whole test command leaves out heavy scenarios, so that it takes five minutes on two cores. */
+/** The whole test command leaves out heavy scenarios, because they take too long there. */
 const brief = process.env.FAILURES === "brief"
 export const inForm = <A>(short: A, long_: A): A => (long ? long_ : short)
 
