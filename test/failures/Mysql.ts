@@ -58,7 +58,7 @@ const start = async (system: System) => {
   const apis = await Promise.all([system.api(env), system.api(env)])
   const listening = await Promise.all(apis.map((api) => api.saw("api.listening")))
   await consuming(system.worker())
-  return { apis, urls: listening.map(({ url }) => String(url)) }
+  return { apis, env, urls: listening.map(({ url }) => String(url)) }
 }
 
 /** Posts during an outage. Requests are refused only while it lasts, and the refusal says when to try again. */
@@ -102,7 +102,7 @@ failures(
   "servers",
   (scenario) => {
     scenario("killed and read-only under load on two APIs", async (system) => {
-      const { apis, urls } = await start(system)
+      const { apis, env, urls } = await start(system)
       for (let kill = 1; kill <= inForm(1, 5); kill++) {
         await outage(
           system,
@@ -126,7 +126,7 @@ failures(
             const { status } = (await response.json()) as { status: string }
             return (response.status === 200 && status === "degraded") || undefined
           })
-        const { code, out } = await system.command("doctor")
+        const { code, out } = await system.commandWith(env, "doctor")
         expect([code, out]).toEqual([1, expect.stringContaining("refuses INSERT")])
         await Bun.sleep(inForm(0, 20_000))
       }

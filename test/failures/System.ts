@@ -225,8 +225,12 @@ export class System {
   }
 
   /** Runs a command to its end. */
-  async command(...args: ReadonlyArray<string>) {
-    const program = this.program(args, {})
+  command(...args: ReadonlyArray<string>) {
+    return this.commandWith({}, ...args)
+  }
+
+  async commandWith(env: Variables, ...args: ReadonlyArray<string>) {
+    const program = this.program(args, env)
     await until(`${program.name} ends`, 120, () => !program.running || undefined)
     return program.output()
   }

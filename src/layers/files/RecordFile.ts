@@ -7,7 +7,7 @@ import type { PlatformError } from "@effect/platform/Error"
 import { Array as Arr, Effect, Schema, Stream } from "effect"
 import { type Form, type RawRecord, Splitter, type Start } from "../../services/history/RecordSplitter.ts"
 
-export class FileRefused extends Schema.TaggedError<FileRefused>()("FileRefused", {
+class FileRefused extends Schema.TaggedError<FileRefused>()("FileRefused", {
   message: Schema.String,
   remedy: Schema.String,
 }) {}

@@ -26,7 +26,7 @@ interface Asked {
 export type Access = "granted" | "no token" | "foreign page"
 
 const loopback = /^(localhost|.+\.localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?$/i
-export const isLoopback = (address: string): boolean =>
+const isLoopback = (address: string): boolean =>
   loopback.test(address.includes(":") && !address.startsWith("[") ? `[${address}]` : address)
 
 /**

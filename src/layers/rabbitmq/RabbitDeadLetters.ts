@@ -260,7 +260,7 @@ const make = Effect.gen(function* () {
   const layout = yield* RabbitTopology.configured
   const { current } = rabbit.adminConnection
   const toError = portError(DeadLettersError)
-  const looks = yield* Effect.makeSemaphore(1)
+  const oneBrowser = yield* Effect.makeSemaphore(1)
   const onChannel = Effect.scoped(
     Effect.flatMap(current, (connection) => Effect.flatMap(channel(connection), check)),
   )
@@ -270,8 +270,8 @@ const make = Effect.gen(function* () {
   const browser = Effect.gen(function* () {
     yield* Effect.uninterruptibleMask((restore) =>
       Effect.zipRight(
-        restore(looks.take(1)),
-        Effect.addFinalizer(() => looks.release(1)),
+        restore(oneBrowser.take(1)),
+        Effect.addFinalizer(() => oneBrowser.release(1)),
       ),
     )
     const connection = yield* current
@@ -289,7 +289,7 @@ const make = Effect.gen(function* () {
 
   /** Removes the picked messages that `use` returns, also if it fails later, and counts them. */
   const removeAfter = (
-    pick: (letter: DeadLetter) => boolean,
+    pick: (deadLetter: DeadLetter) => boolean,
     use: (browsed: ReadonlyArray<Browsed>) => Effect.Effect<ReadonlyArray<Browsed>, RabbitError>,
   ) =>
     Effect.gen(function* () {

@@ -48,11 +48,38 @@ const settle = (intake: RabbitIntake, republisher: Republisher, settled: Readonl
       : Effect.zipRight(acknowledged, republisher.republish(notAcked))
   })
 
+/** AMQP counts ready messages only. Unacknowledged ones are known for the consumers of this process. */
+const countMessages = Effect.fnUntraced(function* (
+  connection: ChannelModel,
+  { delays }: RabbitTopology.Layout,
+  partitions: number,
+  trackers: ReadonlySet<AckTracker>,
+) {
+  const admin = yield* channel(connection)
+  const check = (name: string) => call(`check queue ${name}`, () => admin.checkQueue(name))
+  const { consumerCount: consumers, messageCount } = yield* check(queue)
+  let ready = messageCount + (yield* check(setAsideQueue)).messageCount
+  for (const name of RabbitTopology.partitionQueues(0, partitions)) ready += (yield* check(name)).messageCount
+  let quarantined = 0
+  for (const name of RabbitTopology.quarantineQueues) quarantined += (yield* check(name)).messageCount
+  const retry: Record<string, number> = {}
+  for (const delay of delays) {
+    const { messageCount: plain } = yield* check(retryQueue(delay))
+    const returning = partitions > 0 ? yield* check(partitionedRetryQueue(delay)) : { messageCount: 0 }
+    retry[delay] = plain + returning.messageCount
+  }
+  const { messageCount: failed } = yield* check(failedQueue)
+  let unacked = 0
+  for (const { isQuarantine, unsettled } of trackers)
+    if (isQuarantine) quarantined += unsettled
+    else unacked += unsettled
+  return { main: { ready, unacked, consumers }, quarantined, retry, failed }
+}, Effect.scoped)
+
 const make = Effect.gen(function* () {
   const { adminConnection, supervise } = yield* Rabbit
   const { eventsPerMessage, workerPartitions } = yield* EmbeddingConfig
   const layout = yield* RabbitTopology.configured
-  const { delays } = layout
   /** Of all consumers of this process. */
   const trackers = new Set<AckTracker>()
   /** Partitions that exist: there may be more than configured, if there were more before. */
@@ -98,37 +125,16 @@ const make = Effect.gen(function* () {
     } satisfies Consumer
   })
 
-  const depths = Effect.gen(function* () {
-    const admin = yield* channel(yield* adminConnection.current)
-    const check = (name: string) => call(`check queue ${name}`, () => admin.checkQueue(name))
-    const { consumerCount: consumers, messageCount } = yield* check(queue)
-    let ready = messageCount + (yield* check(setAsideQueue)).messageCount
-    for (const name of RabbitTopology.partitionQueues(0, partitions))
-      ready += (yield* check(name)).messageCount
-    let quarantined = 0
-    for (const name of RabbitTopology.quarantineQueues) quarantined += (yield* check(name)).messageCount
-    const retry: Record<string, number> = {}
-    for (const delay of delays) {
-      const { messageCount: plain } = yield* check(retryQueue(delay))
-      const returning = partitions > 0 ? yield* check(partitionedRetryQueue(delay)) : { messageCount: 0 }
-      retry[delay] = plain + returning.messageCount
-    }
-    const { messageCount: failed } = yield* check(failedQueue)
-    // AMQP counts ready messages only. Unacknowledged ones are known for the consumers of this process.
-    let unacked = 0
-    for (const { isQuarantine, unsettled } of trackers)
-      if (isQuarantine) quarantined += unsettled
-      else unacked += unsettled
-    return { main: { ready, unacked, consumers }, quarantined, retry, failed }
-  }).pipe(Effect.scoped, Effect.mapError(toError))
-
   return InteractionQueue.of({
     system,
     eventsPerMessage,
     pauseAbove: Number.POSITIVE_INFINITY,
     publish,
     consume,
-    depths,
+    depths: adminConnection.current.pipe(
+      Effect.flatMap((connection) => countMessages(connection, layout, partitions, trackers)),
+      Effect.mapError(toError),
+    ),
     traffic: yield* RabbitManagement.traffic([
       queue,
       setAsideQueue,

@@ -134,6 +134,7 @@ export class MysqlPool {
     this.pool.getConnection((cause, connection) => {
       if (cause !== null && this.plaintextAllowed && serverError(cause).code === noTls) {
         this.plaintextAllowed = false
+        // mysql2 has no public way to change the options of a pool.
         Object(this.pool).config.connectionConfig.ssl = false
         return this.acquire(resume)
       }

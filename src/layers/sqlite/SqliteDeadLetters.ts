@@ -76,7 +76,7 @@ const make = Effect.map(Sqlite, (sqlite) => {
    */
   const change = (
     operation: string,
-    pick: (letter: DeadLetter) => boolean,
+    pick: (deadLetter: DeadLetter) => boolean,
     statement: (database: Database, row: Row, now: number) => number,
   ) =>
     Effect.gen(function* () {

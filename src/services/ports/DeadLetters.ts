@@ -72,8 +72,8 @@ export class DeadLetters extends Context.Tag("user-embeddings/DeadLetters")<
      * Publishes the picked dead letters to their original exchange and routing key, with `x-retry-count` 0. Each is
      * removed when its publishing is confirmed. Returns their number.
      */
-    readonly retry: (pick: (letter: DeadLetter) => boolean) => Effect.Effect<number, DeadLettersError>
+    readonly retry: (pick: (deadLetter: DeadLetter) => boolean) => Effect.Effect<number, DeadLettersError>
     /** Removes the picked dead letters and returns their number. */
-    readonly remove: (pick: (letter: DeadLetter) => boolean) => Effect.Effect<number, DeadLettersError>
+    readonly remove: (pick: (deadLetter: DeadLetter) => boolean) => Effect.Effect<number, DeadLettersError>
   }
 >() {}

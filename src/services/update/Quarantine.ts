@@ -4,7 +4,7 @@ import { DeadLetter, type Delivery, Quarantine, type Settlement } from "../ports
 /** A message that was redelivered so often, without being settled, may be what kills its worker. */
 export const quarantineAfterRedeliveries = 3
 /** How often a quarantined message is handled, one at a time, before it becomes a dead letter `crash_loop`. */
-export const maxQuarantineAttempts = 10
+const maxQuarantineAttempts = 10
 
 /**
  * Whether a message may kill its worker, and must go to quarantine before anything is done with it. Retry queues return
