@@ -2,7 +2,7 @@
 import { expect } from "bun:test"
 import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
-import { failures, inForm, type System } from "./System.ts"
+import { failures, repetitions, type System } from "./System.ts"
 
 /** Every committed row is published within 5 s after the API is back. */
 const published = (system: System) =>
@@ -12,7 +12,7 @@ const published = (system: System) =>
 
 failures("the API killed", "programs", (scenario) => {
   scenario("between commit and publish", async (system) => {
-    const rounds = inForm(2, 10)
+    const rounds = repetitions(2, 10)
     const rabbit = await system.proxy("RABBITMQ_DSN")
     let api = await system.api({ RABBITMQ_DSN: rabbit.url })
     system.worker()
@@ -34,7 +34,7 @@ failures("the API killed", "programs", (scenario) => {
   })
 
   scenario("at random points under load", async (system) => {
-    const kills = inForm(3, 10)
+    const kills = repetitions(3, 10)
     let api = await system.api()
     system.worker()
     for (let kill = 1; kill <= kills; kill++) {

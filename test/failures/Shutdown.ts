@@ -2,11 +2,11 @@
 import { expect } from "bun:test"
 import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
-import { failures, inForm } from "./System.ts"
+import { failures, repetitions } from "./System.ts"
 
 failures("SIGTERM", "programs", (scenario) => {
   scenario("under full prefetch: ends within 30 s, and nothing is lost or counted twice", async (system) => {
-    const rounds = inForm(2, 10)
+    const rounds = repetitions(2, 10)
     await system.api()
     for (let round = 1; round <= rounds; round++) {
       const items = happenings(400, 8, `round-${round}`)
@@ -27,7 +27,7 @@ failures("SIGTERM", "programs", (scenario) => {
   })
 
   scenario("twice: ends at once, and the result is still exact", async (system) => {
-    const rounds = inForm(2, 10)
+    const rounds = repetitions(2, 10)
     await system.api()
     const mongo = await system.proxy("MONGODB_URL")
     for (let round = 1; round <= rounds; round++) {

@@ -51,9 +51,11 @@ import {
 
 /** The long form has the numbers that the documents promise, the short form fits into the test command. */
 export const long = process.env.FAILURES === "long"
-/** The whole test command leaves out heavy scenarios, because they take too long there. */
+/** The whole test command leaves out heavy scenarios and repetitions, because they take too long there. */
 const brief = process.env.FAILURES === "brief"
 export const inForm = <A>(short: A, long_: A): A => (long ? long_ : short)
+/** How often a scenario repeats what it breaks. */
+export const repetitions = (short: number, long_: number): number => (brief ? 1 : inForm(short, long_))
 
 type Variables = Readonly<Record<string, string>>
 
@@ -175,7 +177,8 @@ export class System {
   async close(): Promise<void> {
     await Promise.all(this.programs.map((program) => program.kill()))
     await Effect.runPromise(Scope.close(this.scope, Exit.void))
-    await Promise.allSettled([this.pool.end(), this.mongo.close()])
+    const connection = this.connection?.then((open) => open.close())
+    await Promise.allSettled([this.pool.end(), this.mongo.close(), connection])
     await this.drop()
   }
 
@@ -338,16 +341,24 @@ export class System {
     return sum?.n ?? 0
   }
 
-  /** Uses a channel of the broker directly. */
+  private connection: Promise<amqp.ChannelModel> | undefined
+
+  /** Uses a channel of the broker directly. What it holds goes back to its queue. */
   async onChannel<A>(use: (channel: amqp.ConfirmChannel) => Promise<A>): Promise<A> {
-    const connection = await connectAmqp(this.env.RABBITMQ_DSN!)
-    connection.on("error", () => {})
+    const connecting =
+      this.connection ??
+      connectAmqp(this.env.RABBITMQ_DSN!).then((connection) => connection.on("error", () => {}))
+    this.connection = connecting
     try {
-      const channel = await connection.createConfirmChannel()
+      const channel = await connecting.then((connection) => connection.createConfirmChannel())
       channel.on("error", () => {})
-      return await use(channel)
-    } finally {
-      await connection.close().catch(() => {})
+      const answer = await use(channel)
+      await channel.close()
+      return answer
+    } catch (error) {
+      if (this.connection === connecting) this.connection = undefined
+      await connecting.then((connection) => connection.close()).catch(() => {})
+      throw error
     }
   }
 

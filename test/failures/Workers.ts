@@ -1,11 +1,12 @@
 /** Workers are killed: at random, during a write, and between the write and the acknowledgement. */
 import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
-import { consuming, failures, inForm } from "./System.ts"
+import { consuming, failures, inForm, repetitions } from "./System.ts"
 
 failures("workers killed", "programs", (scenario) => {
   scenario("at random points", async (system) => {
-    const [count, kills, users, each] = inForm([2, 8, 40, 80], [4, 50, 200, 100])
+    const [count, users, each] = inForm([2, 40, 80], [4, 200, 100])
+    const kills = 2 * repetitions(4, 25)
     await system.api()
     const running = [...system.workers(count!)]
     await Promise.all(running.map(consuming))
@@ -41,7 +42,7 @@ failures("workers killed", "programs", (scenario) => {
   })
 
   scenario("between write and acknowledgement", async (system) => {
-    const rounds = inForm(2, 20)
+    const rounds = repetitions(2, 20)
     await system.api()
     const [rabbit, mongo] = await Promise.all([system.proxy("RABBITMQ_DSN"), system.proxy("MONGODB_URL")])
     for (let round = 1; round <= rounds; round++) {

@@ -370,7 +370,6 @@ export const dependency: Effect.Effect<Dependency, ConfigError.ConfigError, Mong
       async () => {
         // A health check notices an outage before a client has to wait for it.
         doubt()
-        await database.command({ ping: 1 })
         return String((await database.admin().buildInfo()).version)
       },
       pingDeadline,

@@ -1,5 +1,5 @@
 /** Whether a part of the system can do its job, for `/readyz`. */
-import { Duration, Effect, Fiber, Option, Record, Schedule, Schema } from "effect"
+import { Duration, Effect, Fiber, Option, Record, Schema } from "effect"
 import { Dependencies, type Dependency } from "../ports/Dependencies.ts"
 import * as Telemetry from "../Telemetry.ts"
 
@@ -24,11 +24,14 @@ export const Unavailable = Schema.Struct({ status: Schema.Literal("unavailable")
 )
 export type Health = typeof Ready.Type | typeof Unavailable.Type
 
-const lookEvery = Duration.seconds(1)
+/** A look is a round trip to the server: a system at rest must cost next to nothing. */
+const lookEvery = Duration.seconds(5)
+/** Until the dependency is up (again). */
+const lookAgainAfter = Duration.seconds(1)
 /** A dependency that does not answer for this long counts as down. */
 const timeout = Duration.seconds(3)
-/** `missing` and `impaired` ask several questions, so they are asked less often while there is no problem. */
-const problemsEvery = 5
+/** `missing` and `impaired` ask several questions, so they are asked at every third look while there is no problem. */
+const problemsEvery = 3
 /** A probe that comes before the first look has ended waits this long for it. */
 const firstLookTimeout = Duration.millis(50)
 
@@ -77,7 +80,14 @@ const watchAll = Effect.gen(function* () {
   yield* Effect.forEach(all, ({ dependency, watched }) =>
     watched.look.pipe(
       Effect.zipRight(watched.looked.open),
-      Effect.repeat(Schedule.spaced(dependency.lookEvery ?? lookEvery)),
+      Effect.zipRight(
+        Effect.suspend(() =>
+          Effect.sleep(
+            dependency.lookEvery ?? (watched.state.status === "up" ? lookEvery : lookAgainAfter),
+          ),
+        ),
+      ),
+      Effect.forever,
       Telemetry.untraced,
       Effect.interruptible,
       Effect.forkScoped,

@@ -26,7 +26,7 @@ export interface Dependency {
   readonly essentialFor: ReadonlyArray<"api" | "worker" | "relay">
   /** Succeeds with the version. Takes a few seconds at most. */
   readonly ping: Effect.Effect<string, DependencyDown>
-  /** How often health checks ping it; every second by default. */
+  /** How often health checks ping it; by default every 5 s while it is up, and every second while it is not. */
   readonly lookEvery?: Duration.Duration
   /** Descriptions of the parts that `setup` would create. Changes nothing. */
   readonly missing: Effect.Effect<ReadonlyArray<string>, DependencyDown>

@@ -129,14 +129,19 @@ const publishCommitted = Effect.fnUntraced(function* (
   yield* waiting.consume(publishNext)
 })
 
+/** At most this many of the rows that stay in the outbox longer than a publish takes. */
+const leftRows = Effect.fnUntraced(function* (limit: number) {
+  const log = yield* InteractionLog
+  const recordedBy = (yield* Clock.currentTimeMillis) - Duration.toMillis(RetryPolicies.drainGrace)
+  return yield* log.unpublished({ limit, recordedBy })
+})
+
 /** Publishes the rows of the outbox that this process is not publishing already. */
 const drainOutbox = Effect.fnUntraced(function* (inProgress: ReadonlySet<number>) {
-  const log = yield* InteractionLog
   const queue = yield* InteractionQueue
-  const recordedBy = (yield* Clock.currentTimeMillis) - Duration.toMillis(RetryPolicies.drainGrace)
   let published = 0
   while (true) {
-    const rows = yield* log.unpublished({ limit: rowsPerRead, recordedBy })
+    const rows = yield* leftRows(rowsPerRead)
     // A short outage leaves fewer rows. A broker that cannot report depths may still take messages.
     if (rows.length === rowsPerRead) yield* Effect.ignore(awaitQueueCapacity(queue))
     const left = rows.filter(({ id }) => !inProgress.has(id))
@@ -179,6 +184,8 @@ const make = Effect.gen(function* () {
   }
 
   const drain = Effect.gen(function* () {
+    // One statement a second in a system at rest. The lock takes three more.
+    if ((yield* Telemetry.untraced(Effect.provide(leftRows(1), ports))).length === 0) return 0
     let published = 0
     const drained = Effect.map(Effect.provide(drainOutbox(inProgress), ports), (count) => {
       published = count
