@@ -8,6 +8,7 @@ import type { PortFailure } from "./ports/PortFailure.ts"
 const logEvery = Duration.toMillis("1 minute")
 /** An operation that failed this long ago and was not tried again does not keep an outage open. */
 const forgottenAfter = Duration.toMillis("10 seconds")
+const tryEvery = Duration.toMillis("1 second")
 
 /** `RabbitMQ at a.example:5672, b.example:5672`. Without user, password and database. */
 export const serverName = (product: string, urls: string | ReadonlyArray<string>, defaultPort: number) => {
@@ -29,15 +30,34 @@ export const unlessReported = (error: unknown, log: Effect.Effect<void>): Effect
 }
 
 export class ServerOutage {
-  /** Operations whose last attempt failed, and when it failed (Unix ms). A server may refuse writes and answer reads. */
-  private readonly failing = new Map<string, number>()
+  /** Operations whose last attempt failed, and when (Unix ms). A server may refuse writes and answer reads. */
+  private readonly failing = new Map<string, { readonly at: number; readonly error: unknown }>()
   private began = 0
   private logged = 0
+  /** When a call may try whether the outage has ended (Unix ms). */
+  private nextTry = 0
 
   constructor(readonly server: string) {}
 
   get isKnown(): boolean {
     return this.failing.size > 0
+  }
+
+  /**
+   * Fails a call at once as the last one of its operation has failed. One call at a time, and one a second, finds out
+   * whether the outage has ended. The calls of an operation must have one type of error.
+   */
+  failFast<A, E, R>(operation: string, call: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> {
+    return Effect.flatMap(Clock.currentTimeMillis, (now) => {
+      const last = this.failing.get(operation)
+      if (last === undefined) return call
+      if (now < this.nextTry) return Effect.fail(last.error as E)
+      this.nextTry = Number.POSITIVE_INFINITY
+      const ended = Effect.map(Clock.currentTimeMillis, (end) => {
+        this.nextTry = end + tryEvery
+      })
+      return Effect.ensuring(call, ended)
+    })
   }
 
   /** Reports the result of a call. `detailOf` answers `undefined` for an error that is no outage. */
@@ -53,18 +73,18 @@ export class ServerOutage {
         const detail = detailOf(error)
         return detail === undefined
           ? Effect.fail(error)
-          : Effect.zipRight(this.failed(operation, detail), Effect.fail(error))
+          : Effect.zipRight(this.failed(operation, detail, error), Effect.fail(error))
       },
     })
   }
 
-  failed(operation: string, detail: string): Effect.Effect<void> {
+  failed(operation: string, detail: string, error: unknown = detail): Effect.Effect<void> {
     return Effect.flatMap(Clock.currentTimeMillis, (now) => {
       if (!this.isKnown) {
         this.began = now
         this.logged = Number.NEGATIVE_INFINITY
       }
-      this.failing.set(operation, now)
+      this.failing.set(operation, { at: now, error })
       if (now - this.logged < logEvery) return Effect.void
       this.logged = now
       return Effect.annotateLogs(Effect.logWarning("server.down"), {
@@ -79,8 +99,7 @@ export class ServerOutage {
     return Effect.flatMap(Clock.currentTimeMillis, (now) => {
       if (!this.isKnown) return Effect.void
       this.failing.delete(operation)
-      for (const [other, failedAt] of this.failing)
-        if (now - failedAt > forgottenAfter) this.failing.delete(other)
+      for (const [other, { at }] of this.failing) if (now - at > forgottenAfter) this.failing.delete(other)
       if (this.isKnown) return Effect.void
       return Effect.annotateLogs(Effect.logInfo("server.up"), {
         server: this.server,

@@ -1,6 +1,6 @@
 /** What the log says of an outage: its beginning, each minute of it, and its end. Nothing else, and no password. */
 import { expect } from "bun:test"
-import { Effect, Layer, Logger, TestClock, TestContext } from "effect"
+import { Effect, Either, Layer, Logger, TestClock, TestContext } from "effect"
 import { isOutage, ServerOutage, serverName, unlessReported } from "../../src/services/Outages.ts"
 import { effectTest as it } from "../support/effect.ts"
 
@@ -72,6 +72,36 @@ it("a failure that is no outage is not logged as one", () =>
     const run = Effect.ignore(outage.watch("INSERT", Effect.fail("duplicate"), () => undefined))
     expect(yield* logged(run)).toEqual([])
     expect(outage.isKnown).toBe(false)
+  }))
+
+it("while an operation fails, one call a second is tried, and all others fail at once", () =>
+  Effect.gen(function* () {
+    const outage = new ServerOutage("MySQL at db:3306")
+    let calls = 0
+    let isUp = false
+    const answer = Effect.suspend(() => {
+      calls += 1
+      return isUp ? Effect.succeed("row") : Effect.delay(Effect.fail("refused"), "5 seconds")
+    })
+    const watched = outage.watch("SELECT", answer, (error) => error)
+    const read = Effect.either(outage.failFast("SELECT", watched))
+    const refused = Either.left("refused")
+    yield* logged(
+      Effect.gen(function* () {
+        const first = yield* Effect.fork(read)
+        yield* TestClock.adjust("5 seconds")
+        expect(yield* first).toEqual(refused)
+        const trying = yield* Effect.fork(read)
+        yield* TestClock.adjust("4 seconds")
+        expect([yield* read, yield* read, calls]).toEqual([refused, refused, 2])
+        yield* TestClock.adjust("1 second")
+        expect(yield* trying).toEqual(refused)
+        isUp = true
+        expect([yield* read, calls]).toEqual([refused, 2])
+        yield* TestClock.adjust("1 second")
+        expect([yield* read, yield* read, calls]).toEqual([Either.right("row"), Either.right("row"), 4])
+      }),
+    )
   }))
 
 it("a step logs a failure only when no adapter has reported it", () =>

@@ -36,11 +36,13 @@ import {
   connectDeadline,
   deadlineExceeded,
   isConnectionLost,
+  isExhausted,
   isStale,
   MysqlPool,
   makeConnection,
   type PoolOptions,
   packetTooLarge,
+  type Query,
   type Run,
   serverError,
   unavailable,
@@ -49,6 +51,11 @@ import { type MysqlUrl, parseUrl } from "./MysqlUrl.ts"
 import { interactionLog, rebuildsIndex } from "./migrations/interactionLog.ts"
 import { type SqlDialect, SqlMigrator, SqlReader, SqlServerName } from "./SqlDialect.ts"
 import { migrate, pending } from "./SqlMigrations.ts"
+
+interface ClientOptions extends PoolOptions {
+  /** Statements fail at once while the server is known to be out. */
+  readonly isImpatient?: boolean
+}
 
 /**
  * Slow reads must not delay recording, so they have connections of their own. A migration may take hours, but must not
@@ -59,11 +66,12 @@ const pools = {
   reading: {
     connections: 2,
     deadline: Duration.seconds(10),
+    isImpatient: true,
     // A statement whose client has gone would run on. Each server runs the comment that is meant for it.
     session: "/*!50708 , max_execution_time = 9000 */ /*M!100101 , max_statement_time = 9 */",
   },
   migrating: { connections: 1, deadline: Duration.days(1), session: ", lock_wait_timeout = 5" },
-} satisfies Record<string, PoolOptions>
+} satisfies Record<string, ClientOptions>
 /** How long `setup` waits while another process runs migrations. */
 const setupWaitSeconds = 8
 
@@ -91,31 +99,51 @@ const failureReason: SqlDialect["failureReason"] = ({ cause }) => {
 
 const nameOf = (url: Redacted.Redacted) => serverName("MySQL", Redacted.value(url), 3306)
 
-/** Answers that concern the rows of one statement: unique keys, conflicts, packets and values that are too large. */
-const concernsRows = new Set<unknown>([duplicateEntry, ...conflicts, packetTooLarge, 1264, 1366, 1406])
-
 /**
- * Reports the results of statements by their first word, because a server may accept `SELECT` alone. A lost connection is
- * no outage yet: if the server is down, the next connection is refused.
+ * Answers that concern one statement: unique keys, conflicts, packets and values that are too large, statements that are
+ * too slow.
  */
+const concernsStatement = new Set<unknown>([
+  duplicateEntry,
+  ...conflicts,
+  ...tooSlow,
+  packetTooLarge,
+  1264,
+  1366,
+  1406,
+])
+
+/** A lost connection is no outage yet: if the server is down, the next connection is refused. */
+const isNoOutage = (error: SqlError) =>
+  concernsStatement.has(serverError(error.cause).errno) || isConnectionLost(error) || isExhausted(error)
+
+/** By its first word, because a server may accept `SELECT` alone. */
+const operationOf = ({ sql }: Query) => /\w+/.exec(sql)?.[0] ?? ""
+
+/** Reports the results of statements. */
 const watched =
   (outage: ServerOutage, run: Run): Run =>
   (query) => {
-    const verb = /\w+/.exec(query.sql)?.[0] ?? ""
-    return outage.watch(verb, run(query), (error) =>
-      concernsRows.has(serverError(error.cause).errno) || isConnectionLost(error)
-        ? undefined
-        : `${verb}: ${textOf(error.cause)}`,
+    const operation = operationOf(query)
+    return outage.watch(operation, run(query), (error) =>
+      isNoOutage(error) ? undefined : `${operation}: ${textOf(error.cause)}`,
     )
   }
 
-const makeClient = Effect.fnUntraced(function* (url: MysqlUrl, outage: ServerOutage, options: PoolOptions) {
+/** A client that reads has no time to wait for a server that is known to be out. */
+const impatient =
+  (outage: ServerOutage, run: Run): Run =>
+  (query) =>
+    outage.failFast(operationOf(query), run(query))
+
+const makeClient = Effect.fnUntraced(function* (url: MysqlUrl, outage: ServerOutage, options: ClientOptions) {
   const pool = yield* Effect.acquireRelease(
     Effect.sync(() => new MysqlPool(url, options)),
     ({ close }) => close,
   )
+  const run = watched(outage, pool.run)
   return yield* SqlClient.make({
-    acquirer: Effect.succeed(makeConnection(watched(outage, pool.run))),
+    acquirer: Effect.succeed(makeConnection(options.isImpatient ? impatient(outage, run) : run)),
     transactionAcquirer: Effect.map(pool.reserve, (run) => makeConnection(watched(outage, run))),
     compiler: makeCompiler(),
     spanAttributes: [[attribute.dbSystem, "mysql"]],

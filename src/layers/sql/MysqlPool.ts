@@ -52,6 +52,10 @@ export const isConnectionLost = ({ cause, message }: SqlError): boolean =>
 const noTls = "HANDSHAKE_NO_SSL_SUPPORT"
 export const packetTooLarge = 1153
 
+const busy = "connections to MySQL are busy"
+/** All connections of the pool were in use for too long. */
+export const isExhausted = ({ message }: SqlError): boolean => message === busy
+
 export const unavailable = (message: string) => new SqlError({ cause: new Error(message), message })
 
 const connectionFailed = (cause: unknown) => new SqlError({ cause, message: "cannot connect to MySQL" })
@@ -59,7 +63,7 @@ const connectionFailed = (cause: unknown) => new SqlError({ cause, message: "can
 export const deadlineExceeded = () =>
   new SqlError({ cause: new Cause.TimeoutException("MySQL did not answer in time") })
 
-interface Query {
+export interface Query {
   readonly method: "execute" | "query"
   readonly sql: string
   readonly values: ReadonlyArray<unknown>
@@ -175,7 +179,7 @@ export class MysqlPool {
   }
 
   private readonly exhausted = () =>
-    unavailable(`all ${this.options.connections} connections to MySQL are busy`)
+    new SqlError({ cause: new Error(`all ${this.options.connections} ${busy}`), message: busy })
 
   private readonly runOn =
     (connection: PoolConnection): Run =>

@@ -82,9 +82,7 @@ const watchAll = Effect.gen(function* () {
       Effect.zipRight(watched.looked.open),
       Effect.zipRight(
         Effect.suspend(() =>
-          Effect.sleep(
-            dependency.lookEvery ?? (watched.state.status === "up" ? lookEvery : lookAgainAfter),
-          ),
+          Effect.sleep(dependency.lookEvery ?? (watched.state.status === "up" ? lookEvery : lookAgainAfter)),
         ),
       ),
       Effect.forever,
