@@ -8,7 +8,7 @@ import { json, print } from "./support/Output.ts"
 import { counting, figure, type Stopped } from "./support/Progress.ts"
 import { command, eventType, given, instant, maybe, onlyUser } from "./support/Usage.ts"
 
-const out = Options.file("out").pipe(
+export const out = Options.file("out").pipe(
   Options.withAlias("o"),
   Options.withDescription("File to write; default: stdout"),
   Options.optional,
@@ -25,13 +25,13 @@ const formatOf = <Format extends string>(
 }
 
 /** What is on stdout stays there. A file is not written by halves. */
-const stopped =
+export const stopped =
   (things: string, out: Option.Option<string>): Stopped =>
   ({ count }) =>
     `stopped after ${figure(count)} ${things}; ${Option.isSome(out) ? "no file was written; " : ""}run it again from the beginning`
 
 /** The report goes to stderr when the data goes to stdout. */
-const report = <A extends { readonly exported: number; readonly files: ReadonlyArray<string> }>(
+export const report = <A extends { readonly files: ReadonlyArray<string> }>(
   json: boolean,
   toFile: boolean,
   value: A,

@@ -1,13 +1,15 @@
-/** `user show` and `user erase`. */
+/** `user show`, `user export` and `user erase`. */
 import { Args, Command } from "@effect/cli"
-import { Effect, Layer, Schema } from "effect"
+import { Effect, Layer, Option, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import { UserId } from "../../services/model/Interaction.ts"
 import * as Eraser from "../../services/operate/Eraser.ts"
 import { showUser } from "../../services/operate/ShowUser.ts"
 import * as EventVectors from "../../services/update/EventVectors.ts"
+import { exportUser } from "../tasks/ExportData.ts"
+import { out, report, stopped } from "./Export.ts"
 import { json, print, table } from "./support/Output.ts"
-import { waiting } from "./support/Progress.ts"
+import { counting, figure, waiting } from "./support/Progress.ts"
 import { command, confirm, yes } from "./support/Usage.ts"
 
 const percent = (share: number | null) => (share === null ? "not applied" : `${(share * 100).toFixed(1)} %`)
@@ -51,6 +53,24 @@ const userShow = command(
     ),
 )
 
+const userExport = command(
+  "export",
+  "Writes all that is stored about a user as one JSON document: embedding, events, dead letters",
+  { user: Args.text({ name: "user" }).pipe(Args.withSchema(Schema.typeSchema(UserId))), out, json },
+  ({ json, out, user }) =>
+    counting("rows", (progress) => exportUser({ user, out, progress }), stopped("rows", out)).pipe(
+      Effect.flatMap((done) =>
+        report(json, Option.isSome(out), done, ({ dead_letters, embedding, files, interactions }) =>
+          [
+            `user ${user}: ${figure(interactions)} interactions, ${embedding ? "an" : "no"} embedding`,
+            `${figure(dead_letters)} dead letters${files.length > 0 ? ` → ${files.join(", ")}` : ""}`,
+          ].join(", "),
+        ),
+      ),
+      Effect.provide(Stack.layer),
+    ),
+)
+
 const userErase = command(
   "erase",
   "Erases all data of a user, including queued events; asks before unless --yes",
@@ -72,6 +92,6 @@ const userErase = command(
 )
 
 export const user = Command.make("user").pipe(
-  Command.withDescription("Show or erase one user"),
-  Command.withSubcommands([userShow, userErase]),
+  Command.withDescription("Show, export or erase one user"),
+  Command.withSubcommands([userShow, userExport, userErase]),
 )

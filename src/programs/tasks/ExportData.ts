@@ -1,10 +1,13 @@
 /** `export …`: writes embeddings or interactions to files for other programs, page by page. */
 import type { PlatformError } from "@effect/platform/Error"
-import { Chunk, Effect, Option, Stream } from "effect"
+import { Chunk, Clock, Effect, Option, Stream } from "effect"
 import * as EmbeddingFile from "../../layers/files/EmbeddingFile.ts"
+import { embeddingJson } from "../../services/api/EmbeddingJson.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as InteractionFile from "../../services/history/InteractionFile.ts"
 import type { Format } from "../../services/history/RecordSplitter.ts"
+import type { UserId } from "../../services/model/Interaction.ts"
+import { showDeadLetters } from "../../services/operate/DeadLetterAdmin.ts"
 import { InteractionLog, type LogFilter } from "../../services/ports/InteractionLog.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
 import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
@@ -66,6 +69,49 @@ export const exportInteractions = Effect.fn("exportInteractions")(function* (opt
     }),
   )
   return { exported, files: yield* output.finish }
+}, Effect.scoped)
+
+/**
+ * Writes all that is stored about a person, as one JSON document. Its interactions are in the format of
+ * `import interactions`. They are written page by page, because a history may be long.
+ */
+export const exportUser = Effect.fn("exportUser")(function* (options: {
+  readonly user: UserId
+  readonly out: Option.Option<string>
+  readonly progress: (count: number) => Effect.Effect<void>
+}) {
+  const { out, progress, user } = options
+  const log = yield* InteractionLog
+  const users = yield* UserEmbeddings
+  const record = (yield* users.load([user])).get(user)
+  const embedding = record?.embedding && {
+    ...embeddingJson(record.embedding, record.version),
+    embedding: Array.from(record.embedding.embedding),
+  }
+  const deadLetters = yield* showDeadLetters({ user })
+  const output = yield* openLines(out)
+  const facts = { user_id: user, exported_at: new Date(yield* Clock.currentTimeMillis).toISOString() }
+  const head = JSON.stringify({ ...facts, embedding: embedding ?? null, dead_letters: deadLetters })
+  yield* output.write(`${head.slice(0, -1)},"interactions":[`)
+  let exported = 0
+  yield* log.stream({ user }).pipe(
+    Stream.chunks,
+    Stream.filter(Chunk.isNonEmpty),
+    Stream.runForEach((page) => {
+      const separator = exported === 0 ? "" : ","
+      exported += page.length
+      const rows = Chunk.toReadonlyArray(page).map((row) => InteractionFile.encode("jsonl", row))
+      return Effect.zipRight(output.write(separator + rows.join(",")), progress(exported))
+    }),
+  )
+  yield* output.write("]}\n")
+  return {
+    user_id: user,
+    interactions: exported,
+    embedding: embedding !== undefined,
+    dead_letters: deadLetters.length,
+    files: yield* output.finish,
+  }
 }, Effect.scoped)
 
 export const embeddingFormats = ["jsonl", "npy", "parquet"] as const

@@ -95,20 +95,28 @@ export class DeadLetterNotFound extends Schema.TaggedError<DeadLetterNotFound>()
   }
 }
 
-/** Every field of the dead letters with this id. A message that failed more than once has several with one `message_id`. */
+const details = (deadLetter: DeadLetter) => ({
+  ...summary(deadLetter),
+  retried_from: deadLetter.retriedFrom,
+  worker: orNull(deadLetter.worker),
+  original_exchange: orNull(deadLetter.originalExchange),
+  original_routing_key: orNull(deadLetter.originalRoutingKey),
+  ...bodyOf(deadLetter.body),
+})
+
+/** Every field, oldest first. */
+export const showDeadLetters = (filter: DeadLetterFilter) =>
+  Effect.flatMap(select(filter), (found) =>
+    Effect.map(Stream.runCollect(found), (all) => [...all].map(details)),
+  )
+
+/** The dead letters with this id. A message that failed more than once has several with one `message_id`. */
 export const showDeadLetter = (id: string) =>
-  Effect.gen(function* () {
-    const found = yield* Stream.runCollect(yield* select({ ids: new Set([id]) }))
-    if (found.length === 0) return yield* new DeadLetterNotFound({ ids: [id] })
-    return [...found].map((deadLetter) => ({
-      ...summary(deadLetter),
-      retried_from: deadLetter.retriedFrom,
-      worker: orNull(deadLetter.worker),
-      original_exchange: orNull(deadLetter.originalExchange),
-      original_routing_key: orNull(deadLetter.originalRoutingKey),
-      ...bodyOf(deadLetter.body),
-    }))
-  })
+  Effect.filterOrFail(
+    showDeadLetters({ ids: new Set([id]) }),
+    (found) => found.length > 0,
+    () => new DeadLetterNotFound({ ids: [id] }),
+  )
 
 /** The selected dead letters. Fails when one of the ids is unknown, so that a command acts on all ids or on none. */
 export const pickDeadLetters = (filter: DeadLetterFilter) =>

@@ -10,6 +10,7 @@ import {
   embeddingFormats,
   exportEmbeddings,
   exportInteractions,
+  exportUser,
 } from "../../../src/programs/tasks/ExportData.ts"
 import { importInteractions } from "../../../src/programs/tasks/ImportInteractions.ts"
 import { fold } from "../../../src/services/model/Fold.ts"
@@ -193,6 +194,50 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
             expect(failed.message).toBe(`cannot write ${to}: ${cause}`)
           }
         }))
+
+    it("all that is stored about a user is one JSON document, whose events can be imported", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const user = "u-1007"
+        const interactions = [
+          search(user, 'a "quoted" phrase', new Date(minutes(1)).toISOString()),
+          product(user, "product_click", "p-1", new Date(minutes(2)).toISOString()),
+        ]
+        yield* log.append(
+          [
+            ...interactions,
+            product("u-1008", "product_click", "p-1", new Date(minutes(2)).toISOString()),
+          ].map((interaction) => ({
+            interaction,
+            idempotencyKey: null,
+            occurredAtGiven: true,
+            trace: null,
+            recordedAt: minutes(10),
+          })),
+        )
+        const file = fresh("json")
+        const done = yield* exportUser({ user, out: Option.some(file), progress: () => Effect.void })
+        expect(done).toEqual({
+          user_id: user,
+          interactions: 2,
+          embedding: true,
+          dead_letters: 0,
+          files: [file],
+        })
+        const document = JSON.parse(readFileSync(file, "utf8"))
+        expect(document.interactions.map((one: { message_id: string }) => one.message_id)).toEqual(
+          interactions.map(({ message_id }) => message_id),
+        )
+        expect(bits(document.embedding.embedding)).toBe(bits(all[7]!.embedding))
+        const unknown = fresh("json")
+        yield* exportUser({ user: "u-nobody", out: Option.some(unknown), progress: () => Effect.void })
+        expect(JSON.parse(readFileSync(unknown, "utf8"))).toMatchObject({
+          user_id: "u-nobody",
+          embedding: null,
+          dead_letters: [],
+          interactions: [],
+        })
+      }))
 
     it("exported interactions, imported again, are all duplicates", () =>
       Effect.gen(function* () {
