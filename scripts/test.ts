@@ -14,6 +14,7 @@ import { messageOf } from "./services/command.ts"
 import { aptInstall } from "./services/install.ts"
 import { down, type Status, up, urlVariables } from "./services/manager.ts"
 import * as sacrificial from "./services/sacrificial.ts"
+import { bundle, bundlesVariable } from "./test/bundle.ts"
 import { bunTest, noTests, plus, type Result } from "./test/bunTest.ts"
 import { printCoverage } from "./test/coverage.ts"
 import { runInGroup } from "./test/processGroup.ts"
@@ -120,6 +121,7 @@ const writeWeights = (folder: string) => {
 
 const main = async (signal: AbortSignal): Promise<Result> => {
   const folder = mkdtempSync(join(tmpdir(), "tests-"))
+  process.env[bundlesVariable] = folder
   const weights = writeWeights(folder)
   const coverage = wantsCoverage ? ["--coverage", "--coverage-reporter=lcov", `--coverage-dir=${folder}`] : []
   const run = (chosen: readonly string[], processes: number, env: NodeJS.ProcessEnv) => {
@@ -133,6 +135,7 @@ const main = async (signal: AbortSignal): Promise<Result> => {
   let cleanUp = async () => {}
   const system = async () => {
     const browserReady = installBrowser(signal)
+    const bundled = bundle("src/programs/main.ts", folder)
     const { statuses, started } = await up({
       ...(wantsUsual ? {} : { only: ["mysql"] }),
       signal,
@@ -143,8 +146,7 @@ const main = async (signal: AbortSignal): Promise<Result> => {
       if (wantsSacrificial) await sacrificial.down()
     }
     const env = { ...testEnvironment(statuses), ...(await startSacrificial(signal)) }
-    await browserReady
-    await unit
+    await Promise.all([browserReady, bundled, unit])
     return run(wantsCoverage ? files : systemTests, 3, env)
   }
   const rest = systemTests.length > 0 ? system() : Promise.resolve(noTests)

@@ -6,7 +6,7 @@ import { Effect, Option } from "effect"
 import * as Settings from "../../services/Settings.ts"
 
 const own = (name: string) => fileURLToPath(new URL(`../../page/${name}`, import.meta.url))
-const library = (path: string) => fileURLToPath(import.meta.resolve(path))
+const library = (path: string) => Bun.resolveSync(path, import.meta.dir)
 
 /** Path → file and content type. */
 const files = {

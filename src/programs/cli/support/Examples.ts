@@ -33,6 +33,7 @@ export const examples: Readonly<Record<string, ReadonlyArray<string>>> = {
     "evaluate history.csv --map user_id=customer,product_id=item --target product_purchase",
   ],
   "user show": ["user show 123", "user show 123 --json"],
+  "user export": ["user export 123", "user export 123 -o person.json"],
   "user erase": ["user erase 123", "user erase 123 --yes --json"],
   stats: ["stats", "stats --watch", "stats --json"],
   "failed list": ["failed list", "failed list --error space_mismatch --since 7d --user 123"],
