@@ -6,6 +6,7 @@ import { cosine, toBytes } from "../../src/services/model/Vector.ts"
 import {
   type ProductEmbedding,
   ProductEmbeddings,
+  type StoredProduct,
   stampModulus,
 } from "../../src/services/ports/ProductEmbeddings.ts"
 import { later } from "../support/clocks.ts"
@@ -31,6 +32,8 @@ const products = (prefix: string, count: number, space: string): Array<ProductEm
     .map((product, i) => ({
       ...product,
       space,
+      available: true,
+      attributes: {},
       product_id: `${prefix}-${String(i).padStart(4, "0")}`,
       embedding: product.embedding.some((x) => x !== 0) ? product.embedding : new Float32Array(8).fill(1),
     }))
@@ -39,9 +42,9 @@ const one = (product_id: string, space: string): ProductEmbedding => ({
   product_id,
 })
 const hex = (v: Float32Array | undefined) => v && Buffer.from(toBytes(v)).toString("hex")
-const bits = (product: (ProductEmbedding & { readonly updated_at?: number }) | undefined) => {
+const bits = (product: (ProductEmbedding & Partial<StoredProduct>) | undefined) => {
   if (product === undefined) return undefined
-  const { updated_at: _, ...written } = product
+  const { deleted: _, updated_at: __, ...written } = product
   return { ...written, embedding: hex(product.embedding) }
 }
 
@@ -61,7 +64,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         const store = yield* ProductEmbeddings
         const before = yield* store.count
         const written = products("exact", 250, "exact-space")
-        expect(yield* store.upsert(written.toReversed())).toEqual(written.map(() => true))
+        expect(yield* store.upsert(written.toReversed())).toEqual(written.map(() => "created" as const))
         expect((yield* all("exact-space")).map(bits)).toStrictEqual(written.map(bits))
         expect(yield* store.count).toBe(before + 250)
         const found = yield* store.load(
@@ -87,8 +90,8 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         const store = yield* ProductEmbeddings
         const first = { ...one("named", "names"), product_name: "Boot", category: "shoes", text: "a boot" }
         const second = { ...first, embedding: new Float32Array(8).fill(0.5), text: null }
-        expect(yield* store.upsert([first])).toEqual([true])
-        expect(yield* store.upsert([{ ...second, product_name: null, category: null }])).toEqual([false])
+        expect(yield* store.upsert([first])).toEqual(["created"])
+        expect(yield* store.upsert([{ ...second, product_name: null, category: null }])).toEqual(["changed"])
         expect((yield* all("names")).map(bits)).toStrictEqual([bits(second)])
         yield* store.upsert([{ ...second, product_name: "Shoe", category: null }])
         expect((yield* all("names")).map(bits)).toStrictEqual([bits({ ...second, product_name: "Shoe" })])
@@ -104,7 +107,11 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
           product_name: null,
           category: "shoes",
         }
-        expect(yield* store.upsert([early, one("between", "twice"), late])).toEqual([true, true, false])
+        expect(yield* store.upsert([early, one("between", "twice"), late])).toEqual([
+          "created",
+          "created",
+          "changed",
+        ])
         const stored = (yield* all("twice")).find(({ product_id }) => product_id === "twice")
         expect(bits(stored)).toStrictEqual(bits({ ...late, product_name: "Early" }))
       }))
@@ -113,7 +120,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         yield* store.upsert([one("moving", "old-space")])
-        expect(yield* store.upsert([one("moving", "new-space")])).toEqual([false])
+        expect(yield* store.upsert([one("moving", "new-space")])).toEqual(["changed"])
         expect((yield* store.load(["moving"], "old-space")).size).toBe(0)
         expect((yield* store.load(["moving"], "new-space")).size).toBe(1)
       }))
@@ -214,7 +221,16 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         const boot = { ...one("described", "described-space"), product_name: "Boot", category: null }
         yield* store.upsert([boot])
         expect([...(yield* store.describe(["nowhere", "described"]))]).toEqual([
-          ["described", { product_id: "described", product_name: "Boot", category: null }],
+          [
+            "described",
+            {
+              product_id: "described",
+              product_name: "Boot",
+              category: null,
+              available: true,
+              attributes: {},
+            },
+          ],
         ])
       }))
 
@@ -245,7 +261,8 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         const outcomes = yield* Effect.forEach([1, 2, 3, 4], () => store.upsert(same), {
           concurrency: "unbounded",
         })
-        for (const i of same.keys()) expect(outcomes.filter((outcome) => outcome[i])).toHaveLength(1)
+        for (const i of same.keys())
+          expect(outcomes.filter((outcome) => outcome[i] === "created")).toHaveLength(1)
         expect(yield* all("rivals")).toHaveLength(40)
       }))
 

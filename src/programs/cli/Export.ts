@@ -8,14 +8,14 @@ import { json, print } from "./support/Output.ts"
 import { counting, figure, type Stopped } from "./support/Progress.ts"
 import { command, eventType, given, instant, maybe, onlyUser } from "./support/Usage.ts"
 
-const out = Options.file("out").pipe(
+export const out = Options.file("out").pipe(
   Options.withAlias("o"),
   Options.withDescription("File to write; default: stdout"),
   Options.optional,
 )
 
 /** The given format, else by the file's name, else the first. */
-const formatOf = <Format extends string>(
+export const formatOf = <Format extends string>(
   formats: readonly [Format, ...ReadonlyArray<Format>],
   given: Option.Option<Format>,
   out: Option.Option<string>,
@@ -25,13 +25,13 @@ const formatOf = <Format extends string>(
 }
 
 /** What is on stdout stays there. A file is not written by halves. */
-const stopped =
+export const stopped =
   (things: string, out: Option.Option<string>): Stopped =>
   ({ count }) =>
     `stopped after ${figure(count)} ${things}; ${Option.isSome(out) ? "no file was written; " : ""}run it again from the beginning`
 
 /** The report goes to stderr when the data goes to stdout. */
-const report = <A extends { readonly exported: number; readonly files: ReadonlyArray<string> }>(
+export const report = <A extends { readonly exported: number; readonly files: ReadonlyArray<string> }>(
   json: boolean,
   toFile: boolean,
   value: A,
@@ -79,16 +79,13 @@ const embeddings = command(
     ),
 )
 
-const interactionFormats = ["jsonl", "csv"] as const
+export const textFormats = ["jsonl", "csv"] as const
 
 const interactions = command(
   "interactions",
   "Writes the recorded events in the format of `import interactions`",
   {
-    format: maybe(
-      Options.choice("format", interactionFormats),
-      "Default: by the name of the file, else jsonl",
-    ),
+    format: maybe(Options.choice("format", textFormats), "Default: by the name of the file, else jsonl"),
     out,
     user: onlyUser("Only events of this user"),
     type: eventType("type", "Only events of this type"),
@@ -102,7 +99,7 @@ const interactions = command(
       "rows",
       (progress) =>
         exportInteractions({
-          format: formatOf(interactionFormats, format, out),
+          format: formatOf(textFormats, format, out),
           out,
           filter: given(filter),
           progress,

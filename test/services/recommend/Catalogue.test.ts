@@ -20,6 +20,7 @@ import {
   type ProductEmbedding,
   ProductEmbeddings,
   ProductEmbeddingsError,
+  type StoredProduct,
   stampModulus,
 } from "../../../src/services/ports/ProductEmbeddings.ts"
 import { Catalogue, CatalogueTooLarge, layerOf } from "../../../src/services/recommend/Catalogue.ts"
@@ -28,7 +29,7 @@ import { effectTest } from "../../support/effect.ts"
 const dimensions = 8
 const space = "test"
 
-type Stored = ProductEmbedding & { readonly updated_at: number }
+type Stored = StoredProduct
 
 /** A store in memory that counts how often all products are read. */
 const world = () => {
@@ -53,17 +54,18 @@ const world = () => {
           new Map(all().flatMap((p) => (ids.includes(p.product_id) ? [[p.product_id, p.embedding]] : []))),
       ),
     upsert: () => Effect.succeed([]),
+    remove: () => Effect.succeed(new Set()),
     nearest: () => Effect.succeed([]),
     knownSince: () => Effect.succeed(new Map()),
     count: Effect.sync(() => state.stored.size),
     countInOtherSpaces: () => Effect.succeed(0),
     texts: () => Effect.succeed(new Map()),
-    indexed: (_, { category, limit }) =>
+    indexed: (_, { categories, limit }) =>
       Effect.suspend(() =>
         state.hasIndex
           ? Effect.succeed(
               all()
-                .filter((p) => category === undefined || p.category === category)
+                .filter((p) => categories === undefined || categories.includes(p.category ?? ""))
                 .slice(0, limit),
             )
           : Effect.fail(new NoVectorIndex({ detail: "there is no index" })),
@@ -91,7 +93,9 @@ const world = () => {
   })
   const put = (product: ProductEmbedding) =>
     TestClock.currentTimeMillis.pipe(
-      Effect.map((now) => state.stored.set(product.product_id, { ...product, updated_at: now })),
+      Effect.map((now) =>
+        state.stored.set(product.product_id, { ...product, updated_at: now, deleted: false }),
+      ),
     )
   const layer = (most: number) =>
     layerOf(most).pipe(
@@ -109,6 +113,8 @@ const product = (id: number, values: ReadonlyArray<number>): ProductEmbedding =>
   product_id: `p-${String(id).padStart(3, "0")}`,
   product_name: `Product ${id}`,
   category: id % 2 === 0 ? "even" : "odd",
+  available: true,
+  attributes: {},
   embedding: Float32Array.from(values),
   space,
   text: null,
@@ -271,7 +277,7 @@ effectTest("too many products are an error, unless the store has a vector index"
     )
     state.hasIndex = true
     const without = new Set(["p-000", "p-002"])
-    const found = yield* catalogue.search(direction, { limit: 5, category: "even", without })
+    const found = yield* catalogue.search(direction, { limit: 5, filter: { categories: ["even"] }, without })
     expect(found).toHaveLength(5)
     expect(found.map(({ score }) => score)).toEqual(found.map(({ score }) => score).toSorted((a, b) => b - a))
     for (const { category, centred, product_id, similarity } of found) {
@@ -319,7 +325,10 @@ effectTest("concurrent searches get the same results as alone, in the order of t
     yield* Effect.forEach(some(300), put)
     const directions = fc.sample(values, { numRuns: 30, seed: 7 }).map((v) => Float32Array.from(unit([...v])))
     const search = (direction: Float32Array, index: number) =>
-      catalogue.search(direction, { limit: 5 + index, category: index % 2 === 0 ? "even" : undefined })
+      catalogue.search(direction, {
+        limit: 5 + index,
+        filter: index % 2 === 0 ? { categories: ["even"] } : {},
+      })
     const alone = yield* Effect.forEach(directions, search)
     const order: Array<number> = []
     const givenUp = yield* Effect.fork(search(directions[0]!, 0))
