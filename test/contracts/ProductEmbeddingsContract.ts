@@ -2,8 +2,10 @@
 import { expect } from "bun:test"
 import { Chunk, Effect, type Layer, Stream } from "effect"
 import fc from "fast-check"
+import type { Product } from "../../src/services/model/Product.ts"
 import { cosine, toBytes } from "../../src/services/model/Vector.ts"
 import {
+  type ProductChange,
   type ProductEmbedding,
   ProductEmbeddings,
   type StoredProduct,
@@ -50,6 +52,26 @@ const bits = (product: (ProductEmbedding & Partial<StoredProduct>) | undefined) 
 
 const byId = (a: { product_id: string } | undefined, b: { product_id: string } | undefined) =>
   (a?.product_id ?? "") < (b?.product_id ?? "") ? -1 : 1
+
+const ids = ["step-1", "step-2", "step-3"]
+const given = <A>(value: fc.Arbitrary<A>) => fc.option(value, { nil: undefined })
+const name = fc.string({ unit: "grapheme", minLength: 1, maxLength: 8 })
+const step = fc.record({
+  product_id: fc.constantFrom(...ids),
+  embedding: given(vector(4).filter((v) => v.some((x) => x !== 0))),
+  product_name: fc.option(name),
+  category: given(name),
+  available: given(fc.boolean()),
+  attributes: given(
+    fc.dictionary(
+      fc.constantFrom("price", "Größe", "on sale"),
+      fc.oneof(fc.integer(), fc.boolean(), name, fc.array(name, { maxLength: 3 })),
+    ),
+  ),
+})
+type Step = typeof step extends fc.Arbitrary<infer A> ? A : never
+type Facts = Omit<Product, "product_id">
+const removal = fc.record({ remove: fc.subarray(ids) })
 
 export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>) =>
   layerSuite(`${name}: product embeddings`, layer, (it) => {
@@ -292,6 +314,82 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         const asked = new Float32Array(8).fill(1)
         expect(yield* store.nearest(asked, { space: "near-space", limit: 1000 })).toHaveLength(600)
         expect(yield* store.nearest(asked, { space: "empty-space", limit: 5 })).toEqual([])
+      }))
+
+    it("writes and removals act as if one by one, whatever their batches", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const live = new Map<string, Facts>()
+        const kept = new Map<string, Float32Array>()
+        const expectedOf = ({ product_id, ...given }: Step) => {
+          const before = live.get(product_id)
+          if (before === undefined && given.embedding === undefined) return "missing" as const
+          if (given.embedding !== undefined) kept.set(product_id, given.embedding)
+          live.set(product_id, {
+            product_name: given.product_name ?? before?.product_name ?? null,
+            category: given.category ?? before?.category ?? null,
+            available: given.available ?? before?.available ?? true,
+            attributes: given.attributes ?? before?.attributes ?? {},
+          })
+          return before === undefined ? ("created" as const) : ("changed" as const)
+        }
+        for (const batch of fc.sample(fc.oneof(fc.array(step, { maxLength: 6 }), removal), {
+          numRuns: 60,
+          seed: 5,
+        })) {
+          if (Array.isArray(batch)) {
+            const expected = batch.map(expectedOf)
+            const sent = batch.map((change) =>
+              change.embedding === undefined ? change : { ...change, space: "steps", text: null },
+            )
+            expect(yield* store.upsert(sent as ReadonlyArray<ProductChange>)).toEqual(expected)
+          } else {
+            const existing = new Set(batch.remove.filter((id) => live.delete(id)))
+            expect(yield* store.remove(batch.remove)).toEqual(existing)
+          }
+          const found = new Map((yield* all("steps")).map((product) => [product.product_id, product]))
+          expect(new Set(found.keys())).toEqual(new Set(kept.keys()))
+          for (const [id, { deleted, embedding, space: _, text: __, updated_at: ___, ...facts }] of found) {
+            const gone = { product_name: null, category: null, available: false, attributes: {} }
+            expect({ deleted, ...facts }).toEqual({
+              deleted: !live.has(id),
+              product_id: id,
+              ...(live.get(id) ?? gone),
+            })
+            expect(hex(embedding)).toBe(live.has(id) ? hex(kept.get(id)) : "")
+          }
+          const loaded = yield* store.load(ids, "steps")
+          expect(new Map([...loaded].map(([id, v]) => [id, hex(v)]))).toEqual(
+            new Map([...kept].map(([id, v]) => [id, hex(v)])),
+          )
+        }
+      }))
+
+    it("a deleted product counts nowhere, but its vector and its stamp stay", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const space = "deleted-space"
+        yield* store.upsert([one("kept-1", space), one("gone-1", space), one("sold-out", space)])
+        yield* store.upsert([{ product_id: "sold-out", available: false }])
+        const [count, elsewhere] = [yield* store.count, yield* store.countInOtherSpaces("nowhere")]
+        const since = yield* store.knownSince(["gone-1"], space)
+        expect(yield* later("2 millis")(store.remove(["gone-1", "no-such-product"]))).toEqual(
+          new Set(["gone-1"]),
+        )
+        expect([yield* store.count, yield* store.countInOtherSpaces("nowhere")]).toEqual([
+          count - 1,
+          elsewhere - 1,
+        ])
+        expect(yield* store.knownSince(["gone-1"], space)).toEqual(since)
+        expect((yield* store.stampSum(space)).count).toBe(3)
+        const near = yield* store.nearest(new Float32Array(8).fill(1), { space, limit: 9 })
+        expect(near.map(({ product_id }) => product_id)).toEqual(["kept-1"])
+        const [found] = yield* store.find(["gone-1"])
+        expect([found?.deleted, found?.available, found?.embedding.length]).toEqual([true, false, 0])
+        const changed = yield* Stream.runCollect(store.changed(found!.updated_at - 1))
+        expect(Array.from(changed, ({ deleted, product_id }) => [product_id, deleted])).toEqual([
+          ["gone-1", true],
+        ])
       }))
 
     it("knownSince returns when a product of this space was created", () =>

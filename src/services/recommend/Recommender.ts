@@ -260,7 +260,7 @@ const requireKnownAttributes = Effect.fnUntraced(function* (
 ) {
   if (conditions === undefined) return
   const attributes = yield* catalogue.unknownAttributes(Object.keys(conditions))
-  if (attributes.length > 0) yield* new UnknownAttributes({ attributes })
+  if (attributes.length > 0) return yield* new UnknownAttributes({ attributes })
 })
 
 const withoutReasons = ([{ category, product_id, product_name }, popularity]: readonly [Product, number]) => {

@@ -109,6 +109,23 @@ const world = () => {
   return { state, put, layer }
 }
 
+/** As the store answers: without the vector. */
+const putDeleted = (state: ReturnType<typeof world>["state"], product: ProductEmbedding) =>
+  TestClock.currentTimeMillis.pipe(
+    Effect.map((now) =>
+      state.stored.set(product.product_id, {
+        ...product,
+        product_name: null,
+        category: null,
+        available: false,
+        attributes: {},
+        embedding: new Float32Array(0),
+        deleted: true,
+        updated_at: now,
+      }),
+    ),
+  )
+
 const product = (id: number, values: ReadonlyArray<number>): ProductEmbedding => ({
   product_id: `p-${String(id).padStart(3, "0")}`,
   product_name: `Product ${id}`,
@@ -230,6 +247,58 @@ effectTest("no clock of another program hides a change, and a removed product le
     yield* TestClock.adjust("1 minute")
     yield* ids
     expect(state.comparisons).toBe(comparisons)
+  }).pipe(Effect.provide(layer(1_000)))
+})
+
+effectTest("an unavailable product is not found but counts in the mean; a deleted one does neither", () => {
+  const { layer, put, state } = world()
+  return Effect.gen(function* () {
+    const catalogue = yield* Catalogue
+    const all = some(200)
+    yield* Effect.forEach(all, put)
+    yield* compared
+    yield* TestClock.adjust("2 seconds")
+    const soldOut = all.slice(0, 20).map((p) => ({ ...p, available: false }))
+    yield* Effect.forEach(soldOut, put)
+    for (const p of all.slice(20, 40)) yield* putDeleted(state, p)
+    yield* TestClock.adjust("2 seconds")
+    const found = yield* compared
+    // A tenth of the catalogue has changed, so the mean has moved.
+    const wanted = expected([...soldOut, ...all.slice(40)], direction).filter(
+      ({ product_id }) => !soldOut.some((p) => p.product_id === product_id),
+    )
+    expect(found.map(({ product_id }) => product_id)).toEqual(wanted.map(({ product_id }) => product_id))
+    for (const [i, { similarity }] of found.entries())
+      expect(similarity).toBeCloseTo(wanted[i]!.similarity, 5)
+    expect((yield* catalogue.describe(["p-000"])).get("p-000")?.available).toBe(false)
+    expect((yield* catalogue.centred("p-000"))?.length).toBe(dimensions)
+    expect(yield* catalogue.centred("p-020")).toBeUndefined()
+    // The stamps of deleted products stay equal: nothing is compared one by one.
+    const { comparisons } = state
+    yield* TestClock.adjust("1 minute")
+    yield* compared
+    expect(state.comparisons).toBe(comparisons)
+  }).pipe(Effect.provide(layer(1_000)))
+})
+
+effectTest("an attribute is known as long as a product has it", () => {
+  const { layer, put, state } = world()
+  return Effect.gen(function* () {
+    const catalogue = yield* Catalogue
+    const [first, second] = some(2)
+    const unknown = Effect.zipRight(
+      TestClock.adjust("2 seconds"),
+      catalogue.unknownAttributes(["price", "size"]),
+    )
+    yield* put({ ...first!, attributes: { price: 1, size: "M" } })
+    yield* put({ ...second!, attributes: { price: 2 } })
+    expect(yield* unknown).toEqual([])
+    yield* put({ ...first!, attributes: { price: 3 } })
+    expect(yield* unknown).toEqual(["size"])
+    yield* put({ ...second!, space: "another" })
+    expect(yield* unknown).toEqual(["size"])
+    yield* putDeleted(state, first!)
+    expect(yield* unknown).toEqual(["price", "size"])
   }).pipe(Effect.provide(layer(1_000)))
 })
 
