@@ -242,7 +242,9 @@ const suite = (
           // The same filter for a user without taste, for similar products by phrase, and in the GET form.
           const cheap = { filter: { price: { lt: 50 } }, category: "boots", limit: 100 }
           const found = yield* call("POST", "/api/search", { query: "warm boots", ...cheap })
-          expect(ids(found).length).toBe(100)
+          expect(ids(found)).toHaveLength(
+            Math.min(100, catalogue.filter((product) => admits(cheap, product)).length),
+          )
           for (const id of ids(found)) expect(admits(cheap, byId.get(id)!)).toBe(true)
           const popular = { filter: { price: catalogue[1]!.attributes.price }, category: ["boots"] }
           expect(ids(yield* call("POST", "/api/user/nobody/recommendations", popular))).toEqual(["f-1"])

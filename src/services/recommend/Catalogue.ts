@@ -75,7 +75,7 @@ const make = Effect.fnUntraced(function* (limit: number) {
   const { current, invalidate } = yield* StaleWhileRevalidate.make<CatalogueError, never>({
     name: "catalogue",
     freshFor,
-    refresh: makeRefresh(products, rows, scans),
+    refresh: makeRefresh(products, rows, scans, yield* Effect.scope),
     stillLoading: () =>
       new ProductEmbeddingsError({
         reason: "unavailable",

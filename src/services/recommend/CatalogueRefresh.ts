@@ -1,5 +1,5 @@
 /** Keeps the catalogue in memory up to date with the store. */
-import { Array as Arr, Clock, Duration, Effect, Stream } from "effect"
+import { Array as Arr, Clock, Duration, Effect, type Scope, Stream } from "effect"
 import { yieldToEventLoop } from "../EventLoop.ts"
 import type { ProductId } from "../model/Interaction.ts"
 import type { ProductEmbeddings, StampSum } from "../ports/ProductEmbeddings.ts"
@@ -8,14 +8,13 @@ import type { ProductRows } from "./CatalogueRows.ts"
 
 type Products = ProductEmbeddings["Type"]
 
-/** All stamps are compared this often, which finds removals. */
-const compareEvery = Duration.seconds(3)
-/** After a comparison the next one waits this many times its duration, so that it takes a tenth of the time at most. */
-const restFactor = 9
+/** All stamps are compared this long after the last comparison, which finds removals within 5 s. */
+const compareEvery = Duration.seconds(2.5)
 /** Products read at once after a comparison: 3 MB at 1536 dimensions. */
 const productsPerFind = 500
 /** All products are read again this often, because another program may change a product and not its stamp. */
-const reloadEvery = Duration.minutes(10)
+const readEvery = Duration.minutes(10)
+const never = Number.NEGATIVE_INFINITY
 /** Milliseconds between the `updated_at` of a write and the moment it becomes visible, at most. */
 const stampTolerance = 5_000
 /** Milliseconds by which the clocks of programs that write products differ, at most. */
@@ -25,19 +24,20 @@ const recomputeMean = Effect.fnUntraced(function* (rows: ProductRows) {
   for (const _ of rows.recomputeMean()) yield* yieldToEventLoop
 })
 
-/** Reads all products, and removes those that the store no longer has. */
-const reloadAll = Effect.fnUntraced(function* (products: Products, rows: ProductRows, now: number) {
-  if (rows.tooLarge && (yield* products.count) > rows.limit) return
-  rows.tooLarge = false
-  const found = new Set<ProductId>()
-  yield* Stream.runForEachWhile(products.stream(rows.space), (product) =>
+/** Reads all products. Those that the store no longer has are left to the next comparison. */
+const readAll = (products: Products, rows: ProductRows, now: number) =>
+  Stream.runForEachWhile(products.stream(rows.space), (product) =>
     Effect.sync(() => {
       rows.put(product, now)
-      found.add(product.product_id)
       return !rows.tooLarge
     }),
   )
-  rows.keepOnly(found, now)
+
+/** Reads all products into an empty memory, if they may fit. */
+const load = Effect.fnUntraced(function* (products: Products, rows: ProductRows, now: number) {
+  if (rows.tooLarge && (yield* products.count) > rows.limit) return
+  rows.tooLarge = false
+  yield* readAll(products, rows, now)
 })
 
 /**
@@ -83,10 +83,16 @@ const evictAll = Effect.fnUntraced(function* (rows: ProductRows, scans: Effect.S
   yield* Effect.logWarning("catalogue.too_large").pipe(Effect.annotateLogs({ most: rows.limit }))
 })
 
-/** Brings the rows up to date: by all products now and then, in between by those written since. */
-export const makeRefresh = (products: Products, rows: ProductRows, scans: Effect.Semaphore) => {
-  let reloadedAt = Number.NEGATIVE_INFINITY
-  /** Of the writes seen; 0 when the memory is empty. */
+/** Brings the rows up to date by the products written since, and now and then in the background by all of them. */
+export const makeRefresh = (
+  products: Products,
+  rows: ProductRows,
+  scans: Effect.Semaphore,
+  scope: Scope.Scope,
+) => {
+  let readAt = never
+  let loaded = false
+  /** Of the writes seen. */
   let newestWrite = 0
   const report = makeReport(rows)
 
@@ -112,21 +118,30 @@ export const makeRefresh = (products: Products, rows: ProductRows, scans: Effect
       yield* compareStamps(products, rows, now)
       surplus = minus(stored, rows.stampSum())
     }
-    const ended = yield* Clock.currentTimeMillis
-    nextComparison = Math.max(now + Duration.toMillis(compareEvery), ended + restFactor * (ended - now))
+    nextComparison = (yield* Clock.currentTimeMillis) + Duration.toMillis(compareEvery)
   })
 
   return Effect.gen(function* () {
     const now = yield* Clock.currentTimeMillis
-    if (now - reloadedAt >= Duration.toMillis(reloadEvery)) {
-      yield* reloadAll(products, rows, now)
-      if (!rows.tooLarge && newestWrite === 0) newestWrite = now - clockTolerance
-      reloadedAt = now
-      nextComparison = now + Duration.toMillis(compareEvery)
-    } else if (!rows.tooLarge) yield* Effect.zipRight(catchUp(now), compareWhenDue(now))
+    const isDue = now - readAt >= Duration.toMillis(readEvery)
+    if (isDue) readAt = now
+    if (!loaded) {
+      if (isDue)
+        yield* Effect.onError(load(products, rows, now), () =>
+          Effect.sync(() => {
+            readAt = never
+          }),
+        )
+      loaded = !rows.tooLarge
+      newestWrite = now - clockTolerance
+    } else {
+      // Changes are followed meanwhile. A store that fails fails here as well.
+      if (isDue) yield* Effect.forkIn(Effect.ignore(readAll(products, rows, now)), scope)
+      yield* Effect.zipRight(catchUp(now), compareWhenDue(now))
+    }
     if (rows.tooLarge) {
       if (rows.rowOf.size > 0) yield* evictAll(rows, scans)
-      newestWrite = 0
+      loaded = false
     } else if (rows.isMeanOutdated(now)) yield* recomputeMean(rows)
     yield* report
   })

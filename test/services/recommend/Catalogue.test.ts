@@ -33,7 +33,16 @@ type Stored = StoredProduct
 
 /** A store in memory that counts how often all products are read. */
 const world = () => {
-  const state = { stored: new Map<string, Stored>(), sweeps: 0, comparisons: 0, down: false, hasIndex: false }
+  const state = {
+    stored: new Map<string, Stored>(),
+    sweeps: 0,
+    comparisons: 0,
+    down: false,
+    hasIndex: false,
+    /** Of the stamps, and of each product when all are read. */
+    delay: Duration.zero as Duration.DurationInput,
+    readingDelay: Duration.zero as Duration.DurationInput,
+  }
   const all = () => [...state.stored.values()].toSorted((a, b) => (a.product_id < b.product_id ? -1 : 1))
   const reading = <A>(items: () => ReadonlyArray<A>) =>
     Stream.suspend(() =>
@@ -82,13 +91,18 @@ const world = () => {
       }),
     stamps: (wanted) => {
       state.comparisons += 1
-      return reading(() => all().filter((p) => p.space === wanted))
+      return Stream.fromEffect(Effect.sleep(state.delay)).pipe(
+        Stream.flatMap(() => reading(() => all().filter((p) => p.space === wanted))),
+      )
     },
     find: (ids) => Effect.sync(() => all().filter((p) => ids.includes(p.product_id))),
     changed: (after) => reading(() => all().filter(({ updated_at }) => updated_at > after)),
     stream: (wanted) => {
       state.sweeps += 1
-      return reading(() => all().filter((p) => p.space === wanted))
+      const products = reading(() => all().filter((p) => p.space === wanted))
+      return Duration.toMillis(state.readingDelay) === 0
+        ? products
+        : Stream.tap(products, () => Effect.sleep(state.readingDelay))
     },
   })
   const put = (product: ProductEmbedding) =>
@@ -247,6 +261,35 @@ effectTest("no clock of another program hides a change, and a removed product le
     yield* TestClock.adjust("1 minute")
     yield* ids
     expect(state.comparisons).toBe(comparisons)
+  }).pipe(Effect.provide(layer(1_000)))
+})
+
+effectTest("slow comparisons and a long read of all products delay no removal beyond 5 s", () => {
+  const { layer, put, state } = world()
+  return Effect.gen(function* () {
+    /** A request waits for a slow refresh for 250 ms. */
+    const request = Effect.gen(function* () {
+      const fiber = yield* Effect.fork(compared)
+      yield* TestClock.adjust("250 millis")
+      return (yield* Fiber.join(fiber)).map(({ product_id }) => product_id)
+    })
+    const isGoneInTime = (id: string) =>
+      Effect.gen(function* () {
+        expect(yield* request).toContain(id)
+        state.stored.delete(id)
+        for (let requests = 1; requests < 20; requests++) yield* request
+        expect(yield* request).not.toContain(id)
+      })
+    yield* Effect.forEach(some(20), put)
+    yield* compared
+    state.delay = "900 millis"
+    for (let n = 0; n < 3; n++) yield* isGoneInTime(`p-00${n}`)
+    state.delay = Duration.zero
+    state.readingDelay = "10 seconds"
+    yield* TestClock.adjust("11 minutes")
+    yield* request
+    yield* isGoneInTime("p-010")
+    expect(state.sweeps).toBe(2)
   }).pipe(Effect.provide(layer(1_000)))
 })
 
