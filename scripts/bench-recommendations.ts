@@ -28,6 +28,8 @@ const product = (i: number): ProductEmbedding => ({
   product_id: `p-${i}`,
   product_name: `Product ${i}`,
   category: `category ${i % 20}`,
+  available: true,
+  attributes: {},
   embedding: vector(),
   space,
   text: null,
@@ -37,6 +39,7 @@ const ports = Layer.mergeAll(
   Layer.succeed(ProductEmbeddings, {
     load: () => Effect.succeed(new Map()),
     upsert: () => Effect.succeed([]),
+    remove: () => Effect.succeed(new Set()),
     nearest: () => Effect.succeed([]),
     knownSince: () => Effect.succeed(new Map()),
     count: Effect.succeed(count),
@@ -50,7 +53,8 @@ const ports = Layer.mergeAll(
     problems: () => Stream.empty,
     indexed: () => Effect.succeed([]),
     describe: () => Effect.succeed(new Map()),
-    stream: () => Stream.map(Stream.range(0, count - 1), (i) => ({ ...product(i), updated_at: 0 })),
+    stream: () =>
+      Stream.map(Stream.range(0, count - 1), (i) => ({ ...product(i), updated_at: 0, deleted: false })),
   }),
   Layer.succeed(PhraseEmbedder, { space, embed: () => Effect.succeed([]) }),
   EmbeddingConfig.layer({ dimensions }),

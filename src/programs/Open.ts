@@ -7,34 +7,28 @@
  *     await shop.recommend("u-1")
  *     await shop.close()
  */
-import {
-  Array as Arr,
-  Clock,
-  ConfigProvider,
-  Duration,
-  Effect,
-  Either,
-  Layer,
-  ManagedRuntime,
-  Schema,
-} from "effect"
+import { Clock, ConfigProvider, Duration, Effect, Either, Layer, ManagedRuntime, Schema } from "effect"
 import * as EmbedderLayer from "../layers/embedder/Embedder.ts"
 import { settled } from "../layers/http/HttpClient.ts"
 import * as Stack from "../layers/Stack.ts"
 import * as Logging from "../layers/telemetry/Logging.ts"
+import { productFields } from "../services/api/ProductApi.ts"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
-import type { EventType, MessageId, ProductId, UserId } from "../services/model/Interaction.ts"
-import { ProductId as ProductIdSchema } from "../services/model/Interaction.ts"
-import { FieldIssue } from "../services/model/Problem.ts"
+import * as Interaction from "../services/model/Interaction.ts"
+import { type EventType, type MessageId, ProductId, type UserId } from "../services/model/Interaction.ts"
+import { FieldIssue, fieldIssue } from "../services/model/Problem.ts"
+import type { Attributes } from "../services/model/Product.ts"
 import type { UserEmbedding } from "../services/model/UserEmbedding.ts"
 import * as Vector from "../services/model/Vector.ts"
 import { InteractionLog } from "../services/ports/InteractionLog.ts"
 import { InteractionQueue } from "../services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../services/ports/PhraseEmbedder.ts"
-import { type ProductEmbedding, ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"
+import { ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../services/ports/UserEmbeddings.ts"
 import * as Catalogue from "../services/recommend/Catalogue.ts"
 import * as Popularity from "../services/recommend/Popularity.ts"
+import type { Conditions } from "../services/recommend/ProductFilter.ts"
+import { writeOnce } from "../services/recommend/ProductWriter.ts"
 import * as Recommender from "../services/recommend/Recommender.ts"
 import * as InteractionRecorder from "../services/record/InteractionRecorder.ts"
 import * as OutboxRelay from "../services/record/OutboxRelay.ts"
@@ -86,13 +80,18 @@ export interface Recorded {
   readonly duplicate: boolean
 }
 
+/** An absent field leaves the stored one as it is. */
 export interface NewProduct {
   readonly product_id: ProductId
   readonly product_name?: string
   readonly category?: string
-  /** Exactly one of `text`, which is embedded, and `vector`. */
+  /** Is embedded. Without text and vector, a new product is embedded by its name and category. */
   readonly text?: string
   readonly vector?: ReadonlyArray<number> | Float32Array
+  /** `false`: the product is not recommended. */
+  readonly available?: boolean
+  /** Replace all stored attributes. */
+  readonly attributes?: Attributes
 }
 
 /** An item is invalid; `issues` name its fields. The call recorded and stored nothing. */
@@ -138,8 +137,10 @@ export interface Client {
   readonly record: (interaction: NewInteraction) => Promise<Recorded>
   /** Records all in one commit; the results have the same order. */
   readonly recordAll: (interactions: ReadonlyArray<NewInteraction>) => Promise<ReadonlyArray<Recorded>>
-  /** Creates or replaces products; the results say in the same order which products are new. */
+  /** Creates or changes products; the results say in the same order which products are new. */
   readonly putProducts: (products: ReadonlyArray<NewProduct>) => Promise<ReadonlyArray<boolean>>
+  /** The products are never recommended again. Their events still count. */
+  readonly removeProducts: (products: ReadonlyArray<ProductId>) => Promise<void>
   /** `null`: the user has no embedding yet. */
   readonly embedding: (user: UserId) => Promise<UserEmbedding | null>
   /** For a user without taste: popular products, with the `source` popular. */
@@ -148,7 +149,10 @@ export interface Client {
     options?: {
       readonly limit?: number
       readonly exclude?: Recommender.Exclusion
-      readonly category?: string
+      readonly category?: string | ReadonlyArray<string>
+      readonly excludeIds?: ReadonlyArray<ProductId>
+      /** Conditions on attributes, such as `{ price: { lte: 50 }, brand: ["Acme", "Apex"] }`. */
+      readonly filter?: Conditions
     },
   ) => Promise<Recommender.Recommendations>
   /** Resolves when the outbox, the queue and the retry queues are empty. */
@@ -187,32 +191,36 @@ const recordAll = Effect.fn("recordAll")(function* (interactions: ReadonlyArray<
   })
 })
 
-const isProductId = Schema.is(Schema.typeSchema(ProductIdSchema))
+const decodeProduct = Schema.decodeUnknownEither(
+  Schema.Struct({ product_id: Schema.typeSchema(ProductId), ...productFields }),
+  { errors: "all" },
+)
 
 const putProducts = Effect.fn("putProducts")(function* (products: ReadonlyArray<NewProduct>) {
-  const vectors = yield* EventVectors.EventVectors
   const { dimensions } = yield* EmbeddingConfig
-  const store = yield* ProductEmbeddings
-  const invalid = (index: number, field: string, detail: string) =>
-    new InvalidInput({ index, issues: [{ field, detail }] })
-  for (const [index, { product_id, text, vector }] of products.entries()) {
-    if (!isProductId(product_id))
-      return yield* invalid(index, "product_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ : -")
-    if ((text === undefined) === (vector === undefined))
-      return yield* invalid(index, "", "give either vector or text")
-    const problem = vector === undefined ? undefined : Vector.problem(vector, dimensions)
-    if (problem !== undefined) return yield* invalid(index, "vector", problem)
+  const invalid = (index: number, ...issues: ReadonlyArray<FieldIssue>) => new InvalidInput({ index, issues })
+  for (const [index, { text, vector, ...product }] of products.entries()) {
+    const decoded = decodeProduct({ ...product, ...(text === undefined ? {} : { text }) })
+    if (Either.isLeft(decoded))
+      return yield* invalid(index, ...Interaction.issues(decoded.left).map(fieldIssue))
+    if (text !== undefined && vector !== undefined)
+      return yield* invalid(index, { field: "", detail: "give either vector or text" })
+    const detail = vector && Vector.problem(vector, dimensions)
+    if (detail !== undefined) return yield* invalid(index, { field: "vector", detail })
   }
-  const texts = [...new Set(products.flatMap(({ text }) => text ?? []))]
-  const embedded = new Map(Arr.zip(texts, yield* vectors.ofTexts(texts)))
-  const rows: Array<ProductEmbedding> = []
-  for (const { category = null, product_id, product_name = null, text = null, vector } of products) {
-    const embedding = vector === undefined ? yield* embedded.get(text!)! : Float32Array.from(vector)
-    rows.push({ product_id, product_name, category, text, space: vectors.space, embedding })
-  }
-  const created = yield* store.upsert(rows)
+  const written = yield* writeOnce(products)
   yield* (yield* Catalogue.Catalogue).invalidate
+  const created: Array<boolean> = []
+  for (const [index, result] of written.entries()) {
+    if (Either.isRight(result)) created.push(result.right === "created")
+    else return yield* "field" in result.left ? invalid(index, result.left) : result.left
+  }
   return created
+})
+
+const removeProducts = Effect.fn("removeProducts")(function* (products: ReadonlyArray<ProductId>) {
+  yield* (yield* ProductEmbeddings).remove(products)
+  yield* (yield* Catalogue.Catalogue).invalidate
 })
 
 const waiting = Effect.gen(function* () {
@@ -304,16 +312,26 @@ export const open = async (options: Options): Promise<Client> => {
     record: (interaction) => run(Effect.map(recordAll([interaction]), ([recorded]) => recorded!)),
     recordAll: (interactions) => run(recordAll(interactions)),
     putProducts: (products) => run(putProducts(products)),
+    removeProducts: (products) => run(removeProducts(products)),
     embedding: (user) =>
       run(
         Effect.flatMap(UserEmbeddings, (users) =>
           Effect.map(users.load([user]), (records) => records.get(user)?.embedding ?? null),
         ),
       ),
-    recommend: (user, { category, exclude = "purchased", limit = 10 } = {}) =>
+    recommend: (user, { category, exclude = "purchased", excludeIds, filter, limit = 10 } = {}) =>
       run(
         Effect.flatMap(Recommender.Recommender, (recommender) =>
-          recommender.recommend(user, { category, exclude, limit, fallback: "popular" }),
+          recommender.recommend(user, {
+            limit,
+            exclude,
+            excludeIds,
+            filter: {
+              categories: category === undefined ? undefined : [category].flat(),
+              conditions: filter,
+            },
+            fallback: "popular",
+          }),
         ),
       ),
     drained: (timeout = Duration.seconds(30)) =>

@@ -1,5 +1,5 @@
 /** API, relay and worker in one process, with setup. An empty embedded stack gets sample products. */
-import { Effect, Layer } from "effect"
+import { Effect, Layer, Option, Stream } from "effect"
 import * as Stack from "../layers/Stack.ts"
 import { ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
@@ -11,7 +11,9 @@ import * as Worker from "./Worker.ts"
 
 const importSamples = Effect.gen(function* () {
   const products = yield* ProductEmbeddings
-  if ((yield* Stack.kind) !== "embedded" || (yield* products.count) > 0) return
+  if ((yield* Stack.kind) !== "embedded") return
+  // Also deleted products, so that samples that were deleted stay deleted.
+  if (Option.isSome(yield* Stream.runHead(products.changed(0)))) return
   const { imported } = yield* importProducts(sampleCatalogue, { strict: true, progress: () => Effect.void })
   yield* Effect.logInfo("samples.imported").pipe(
     Effect.annotateLogs({ products: imported, file: "samples/catalogue.jsonl" }),

@@ -2,10 +2,13 @@
 import { expect } from "bun:test"
 import { Chunk, Effect, type Layer, Stream } from "effect"
 import fc from "fast-check"
+import type { Product } from "../../src/services/model/Product.ts"
 import { cosine, toBytes } from "../../src/services/model/Vector.ts"
 import {
+  type ProductChange,
   type ProductEmbedding,
   ProductEmbeddings,
+  type StoredProduct,
   stampModulus,
 } from "../../src/services/ports/ProductEmbeddings.ts"
 import { later } from "../support/clocks.ts"
@@ -31,6 +34,8 @@ const products = (prefix: string, count: number, space: string): Array<ProductEm
     .map((product, i) => ({
       ...product,
       space,
+      available: true,
+      attributes: {},
       product_id: `${prefix}-${String(i).padStart(4, "0")}`,
       embedding: product.embedding.some((x) => x !== 0) ? product.embedding : new Float32Array(8).fill(1),
     }))
@@ -39,14 +44,34 @@ const one = (product_id: string, space: string): ProductEmbedding => ({
   product_id,
 })
 const hex = (v: Float32Array | undefined) => v && Buffer.from(toBytes(v)).toString("hex")
-const bits = (product: (ProductEmbedding & { readonly updated_at?: number }) | undefined) => {
+const bits = (product: (ProductEmbedding & Partial<StoredProduct>) | undefined) => {
   if (product === undefined) return undefined
-  const { updated_at: _, ...written } = product
+  const { deleted: _, updated_at: __, ...written } = product
   return { ...written, embedding: hex(product.embedding) }
 }
 
 const byId = (a: { product_id: string } | undefined, b: { product_id: string } | undefined) =>
   (a?.product_id ?? "") < (b?.product_id ?? "") ? -1 : 1
+
+const ids = ["step-1", "step-2", "step-3"]
+const given = <A>(value: fc.Arbitrary<A>) => fc.option(value, { nil: undefined })
+const name = fc.string({ unit: "grapheme", minLength: 1, maxLength: 8 })
+const step = fc.record({
+  product_id: fc.constantFrom(...ids),
+  embedding: given(vector(4).filter((v) => v.some((x) => x !== 0))),
+  product_name: fc.option(name),
+  category: given(name),
+  available: given(fc.boolean()),
+  attributes: given(
+    fc.dictionary(
+      fc.constantFrom("price", "Größe", "on sale"),
+      fc.oneof(fc.integer(), fc.boolean(), name, fc.array(name, { maxLength: 3 })),
+    ),
+  ),
+})
+type Step = typeof step extends fc.Arbitrary<infer A> ? A : never
+type Facts = Omit<Product, "product_id">
+const removal = fc.record({ remove: fc.subarray(ids) })
 
 export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>) =>
   layerSuite(`${name}: product embeddings`, layer, (it) => {
@@ -61,7 +86,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         const store = yield* ProductEmbeddings
         const before = yield* store.count
         const written = products("exact", 250, "exact-space")
-        expect(yield* store.upsert(written.toReversed())).toEqual(written.map(() => true))
+        expect(yield* store.upsert(written.toReversed())).toEqual(written.map(() => "created" as const))
         expect((yield* all("exact-space")).map(bits)).toStrictEqual(written.map(bits))
         expect(yield* store.count).toBe(before + 250)
         const found = yield* store.load(
@@ -87,8 +112,8 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         const store = yield* ProductEmbeddings
         const first = { ...one("named", "names"), product_name: "Boot", category: "shoes", text: "a boot" }
         const second = { ...first, embedding: new Float32Array(8).fill(0.5), text: null }
-        expect(yield* store.upsert([first])).toEqual([true])
-        expect(yield* store.upsert([{ ...second, product_name: null, category: null }])).toEqual([false])
+        expect(yield* store.upsert([first])).toEqual(["created"])
+        expect(yield* store.upsert([{ ...second, product_name: null, category: null }])).toEqual(["changed"])
         expect((yield* all("names")).map(bits)).toStrictEqual([bits(second)])
         yield* store.upsert([{ ...second, product_name: "Shoe", category: null }])
         expect((yield* all("names")).map(bits)).toStrictEqual([bits({ ...second, product_name: "Shoe" })])
@@ -104,7 +129,11 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
           product_name: null,
           category: "shoes",
         }
-        expect(yield* store.upsert([early, one("between", "twice"), late])).toEqual([true, true, false])
+        expect(yield* store.upsert([early, one("between", "twice"), late])).toEqual([
+          "created",
+          "created",
+          "changed",
+        ])
         const stored = (yield* all("twice")).find(({ product_id }) => product_id === "twice")
         expect(bits(stored)).toStrictEqual(bits({ ...late, product_name: "Early" }))
       }))
@@ -113,7 +142,7 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings
         yield* store.upsert([one("moving", "old-space")])
-        expect(yield* store.upsert([one("moving", "new-space")])).toEqual([false])
+        expect(yield* store.upsert([one("moving", "new-space")])).toEqual(["changed"])
         expect((yield* store.load(["moving"], "old-space")).size).toBe(0)
         expect((yield* store.load(["moving"], "new-space")).size).toBe(1)
       }))
@@ -214,7 +243,16 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         const boot = { ...one("described", "described-space"), product_name: "Boot", category: null }
         yield* store.upsert([boot])
         expect([...(yield* store.describe(["nowhere", "described"]))]).toEqual([
-          ["described", { product_id: "described", product_name: "Boot", category: null }],
+          [
+            "described",
+            {
+              product_id: "described",
+              product_name: "Boot",
+              category: null,
+              available: true,
+              attributes: {},
+            },
+          ],
         ])
       }))
 
@@ -245,7 +283,8 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         const outcomes = yield* Effect.forEach([1, 2, 3, 4], () => store.upsert(same), {
           concurrency: "unbounded",
         })
-        for (const i of same.keys()) expect(outcomes.filter((outcome) => outcome[i])).toHaveLength(1)
+        for (const i of same.keys())
+          expect(outcomes.filter((outcome) => outcome[i] === "created")).toHaveLength(1)
         expect(yield* all("rivals")).toHaveLength(40)
       }))
 
@@ -275,6 +314,82 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         const asked = new Float32Array(8).fill(1)
         expect(yield* store.nearest(asked, { space: "near-space", limit: 1000 })).toHaveLength(600)
         expect(yield* store.nearest(asked, { space: "empty-space", limit: 5 })).toEqual([])
+      }))
+
+    it("writes and removals act as if one by one, whatever their batches", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const live = new Map<string, Facts>()
+        const kept = new Map<string, Float32Array>()
+        const expectedOf = ({ product_id, ...given }: Step) => {
+          const before = live.get(product_id)
+          if (before === undefined && given.embedding === undefined) return "missing" as const
+          if (given.embedding !== undefined) kept.set(product_id, given.embedding)
+          live.set(product_id, {
+            product_name: given.product_name ?? before?.product_name ?? null,
+            category: given.category ?? before?.category ?? null,
+            available: given.available ?? before?.available ?? true,
+            attributes: given.attributes ?? before?.attributes ?? {},
+          })
+          return before === undefined ? ("created" as const) : ("changed" as const)
+        }
+        for (const batch of fc.sample(fc.oneof(fc.array(step, { maxLength: 6 }), removal), {
+          numRuns: 60,
+          seed: 5,
+        })) {
+          if (Array.isArray(batch)) {
+            const expected = batch.map(expectedOf)
+            const sent = batch.map((change) =>
+              change.embedding === undefined ? change : { ...change, space: "steps", text: null },
+            )
+            expect(yield* store.upsert(sent as ReadonlyArray<ProductChange>)).toEqual(expected)
+          } else {
+            const existing = new Set(batch.remove.filter((id) => live.delete(id)))
+            expect(yield* store.remove(batch.remove)).toEqual(existing)
+          }
+          const found = new Map((yield* all("steps")).map((product) => [product.product_id, product]))
+          expect(new Set(found.keys())).toEqual(new Set(kept.keys()))
+          for (const [id, { deleted, embedding, space: _, text: __, updated_at: ___, ...facts }] of found) {
+            const gone = { product_name: null, category: null, available: false, attributes: {} }
+            expect({ deleted, ...facts }).toEqual({
+              deleted: !live.has(id),
+              product_id: id,
+              ...(live.get(id) ?? gone),
+            })
+            expect(hex(embedding)).toBe(live.has(id) ? hex(kept.get(id)) : "")
+          }
+          const loaded = yield* store.load(ids, "steps")
+          expect(new Map([...loaded].map(([id, v]) => [id, hex(v)]))).toEqual(
+            new Map([...kept].map(([id, v]) => [id, hex(v)])),
+          )
+        }
+      }))
+
+    it("a deleted product counts nowhere, but its vector and its stamp stay", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const space = "deleted-space"
+        yield* store.upsert([one("kept-1", space), one("gone-1", space), one("sold-out", space)])
+        yield* store.upsert([{ product_id: "sold-out", available: false }])
+        const [count, elsewhere] = [yield* store.count, yield* store.countInOtherSpaces("nowhere")]
+        const since = yield* store.knownSince(["gone-1"], space)
+        expect(yield* later("2 millis")(store.remove(["gone-1", "no-such-product"]))).toEqual(
+          new Set(["gone-1"]),
+        )
+        expect([yield* store.count, yield* store.countInOtherSpaces("nowhere")]).toEqual([
+          count - 1,
+          elsewhere - 1,
+        ])
+        expect(yield* store.knownSince(["gone-1"], space)).toEqual(since)
+        expect((yield* store.stampSum(space)).count).toBe(3)
+        const near = yield* store.nearest(new Float32Array(8).fill(1), { space, limit: 9 })
+        expect(near.map(({ product_id }) => product_id)).toEqual(["kept-1"])
+        const [found] = yield* store.find(["gone-1"])
+        expect([found?.deleted, found?.available, found?.embedding.length]).toEqual([true, false, 0])
+        const changed = yield* Stream.runCollect(store.changed(found!.updated_at - 1))
+        expect(Array.from(changed, ({ deleted, product_id }) => [product_id, deleted])).toEqual([
+          ["gone-1", true],
+        ])
       }))
 
     it("knownSince returns when a product of this space was created", () =>

@@ -5,6 +5,7 @@ import { createGunzip } from "node:zlib"
 import { FileSystem } from "@effect/platform"
 import type { PlatformError } from "@effect/platform/Error"
 import { Array as Arr, Effect, Schema, Stream } from "effect"
+import { header } from "../../services/history/InteractionFile.ts"
 import { type Form, type RawRecord, Splitter, type Start } from "../../services/history/RecordSplitter.ts"
 
 class FileRefused extends Schema.TaggedError<FileRefused>()("FileRefused", {
@@ -115,6 +116,31 @@ export const requireReadable = Effect.fnUntraced(function* (file: string, { form
   const problem = kindOf(beginning) ?? (format === "jsonl" ? jsonProblem(beginning) : undefined)
   if (problem !== undefined)
     return yield* new FileRefused({ message: `${file} ${problem[0]}`, remedy: problem[1] })
+})
+
+/** Where the records of a file begin, and the columns of a CSV file. Fails if the file can't be read in this form. */
+export const beginningOfRecords = Effect.fnUntraced(function* (
+  file: string,
+  form: Form,
+  {
+    headerProblem,
+    help,
+  }: {
+    readonly headerProblem: (columns: ReadonlyArray<string>) => string | undefined
+    readonly help: string
+  },
+) {
+  yield* requireReadable(file, form)
+  const start = { columns: [] as ReadonlyArray<string>, offset: 0, line: 1 }
+  if (form.format === "jsonl") return start
+  const splitter = new Splitter(form, start)
+  const [first] = [...splitter.push(yield* beginningOf(file, looksAt)), ...splitter.end()]
+  if (first === undefined) return yield* new FileRefused({ message: `${file} has no header`, remedy: help })
+  const columns = header(first.text, form.delimiter)
+  const problem =
+    first.problem === undefined ? headerProblem(columns) : `begins with a line that ${first.problem}`
+  if (problem !== undefined) return yield* new FileRefused({ message: `${file} ${problem}`, remedy: help })
+  return { columns, offset: first.end, line: first.nextLine }
 })
 
 /** The records from `start` on, in groups of at most `atOnce`. An unterminated record is a group of its own. */

@@ -4,15 +4,13 @@ import { Effect } from "effect"
 import { embeddingJson } from "../../services/api/EmbeddingJson.ts"
 import { api, ProductEmbeddingBody, vectorBytes } from "../../services/api/InteractionApi.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
-import { Problem, unprocessable } from "../../services/model/Problem.ts"
-import * as Vector from "../../services/model/Vector.ts"
+import { Problem } from "../../services/model/Problem.ts"
 import { Eraser } from "../../services/operate/Eraser.ts"
-import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
-import { Catalogue } from "../../services/recommend/Catalogue.ts"
 import { EventVectors } from "../../services/update/EventVectors.ts"
 import { decodeBody } from "./HttpBody.ts"
 import { serviceUnavailable, toProblem } from "./HttpProblems.ts"
+import { writeOne } from "./HttpProducts.ts"
 
 const showEmbedding = Effect.fnUntraced(function* (user: string, withVector: boolean) {
   const users = yield* UserEmbeddings
@@ -23,34 +21,14 @@ const showEmbedding = Effect.fnUntraced(function* (user: string, withVector: boo
   return withVector ? { ...json, embedding: [...record.embedding.embedding] } : json
 })
 
-const vectorOf = Effect.fnUntraced(function* ({ text, vector }: typeof ProductEmbeddingBody.Type) {
-  if (vector !== undefined) {
-    const { dimensions } = yield* EmbeddingConfig
-    const detail = Vector.problem(vector, dimensions)
-    return detail === undefined
-      ? Float32Array.from(vector)
-      : yield* unprocessable([{ field: "vector", detail }])
-  }
-  const [embedded] = yield* (yield* EventVectors).ofTexts([text ?? ""])
-  return yield* Effect.mapError(embedded!, (error) =>
-    error.reason === "invalid_input" || error.reason === "bad_vector"
-      ? unprocessable([{ field: "text", detail: error.message }])
-      : serviceUnavailable("embeddings of texts"),
-  )
-})
-
 const storeProduct = Effect.fnUntraced(function* (
   product_id: string,
   body: typeof ProductEmbeddingBody.Type,
 ) {
-  const products = yield* ProductEmbeddings
+  const { dimensions } = yield* EmbeddingConfig
   const { space } = yield* EventVectors
-  const embedding = yield* vectorOf(body)
-  const { category = null, product_name = null, text = null } = body
-  const product = { product_id, embedding, product_name, category, space, text }
-  const [created = false] = yield* toProblem(products.upsert([product]))
-  yield* (yield* Catalogue).invalidate
-  const stored = { product_id, space, dimension_count: embedding.length }
+  const created = (yield* writeOne({ ...body, product_id })) === "created"
+  const stored = { product_id, space, dimension_count: dimensions }
   return created ? { ...stored, created } : { ...stored, created }
 })
 

@@ -7,12 +7,13 @@ import { embeddings } from "./HttpEmbeddings.ts"
 import { health } from "./HttpHealth.ts"
 import { interactions } from "./HttpInteractions.ts"
 import { operations } from "./HttpOperations.ts"
+import { products } from "./HttpProducts.ts"
 import { recommendations } from "./HttpRecommendations.ts"
 
 /** HttpMiddleware.ts has checked the token before the router found the handler. */
 const authorised = Layer.succeed(Authorisation, { bearer: () => Effect.void })
 
 export const layer = HttpApiBuilder.api(api).pipe(
-  Layer.provide([interactions, embeddings, recommendations, operations, health]),
+  Layer.provide([interactions, embeddings, products, recommendations, operations, health]),
   Layer.provide(authorised),
 )

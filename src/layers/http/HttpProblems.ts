@@ -1,7 +1,7 @@
 /** The response to a failure, on both paths to a handler. */
 import { HttpServerResponse } from "@effect/platform"
 import { Cause, Effect } from "effect"
-import { Problem } from "../../services/model/Problem.ts"
+import { Problem, unprocessable } from "../../services/model/Problem.ts"
 import type { DeadLetterNotFound } from "../../services/operate/DeadLetterAdmin.ts"
 import type { UserNotFound } from "../../services/operate/ShowUser.ts"
 import type { DeadLettersError } from "../../services/ports/DeadLetters.ts"
@@ -10,7 +10,12 @@ import type { PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts
 import type { PortFailure } from "../../services/ports/PortFailure.ts"
 import type { UserEmbeddingsError } from "../../services/ports/UserEmbeddings.ts"
 import type { CatalogueError } from "../../services/recommend/Catalogue.ts"
-import type { NoTaste, ProductNotFound, TooManyUsers } from "../../services/recommend/Recommender.ts"
+import type {
+  NoTaste,
+  ProductNotFound,
+  TooManyUsers,
+  UnknownAttributes,
+} from "../../services/recommend/Recommender.ts"
 
 export const problemResponse = (problem: Problem) =>
   HttpServerResponse.text(JSON.stringify(problem.document), {
@@ -61,6 +66,7 @@ type Failure =
   | PhraseEmbedderError
   | ProductNotFound
   | TooManyUsers
+  | UnknownAttributes
   | UserEmbeddingsError
   | UserNotFound
 
@@ -82,6 +88,13 @@ const problemOf = (error: Failure): Problem => {
       return serviceUnavailable("embeddings of phrases")
     case "ProductEmbeddingsError":
       return serviceUnavailable("product embeddings", error)
+    case "UnknownAttributes":
+      return unprocessable(
+        error.attributes.map((name) => ({
+          field: `filter.${name}`,
+          detail: "no product has this attribute; products get it by PUT /api/product/{id}",
+        })),
+      )
     case "UserEmbeddingsError":
       return serviceUnavailable("user embeddings", error)
   }

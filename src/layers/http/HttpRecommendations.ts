@@ -2,13 +2,14 @@
 import { HttpApiBuilder } from "@effect/platform"
 import { Effect } from "effect"
 import { api, bodyBytes } from "../../services/api/InteractionApi.ts"
-import { CatalogueSearchBody } from "../../services/api/RecommendationApi.ts"
+import { CatalogueSearchBody, RecommendationBody } from "../../services/api/RecommendationApi.ts"
 import type { Reason } from "../../services/model/Taste.ts"
-import { Recommender } from "../../services/recommend/Recommender.ts"
+import { type Recommendations, Recommender } from "../../services/recommend/Recommender.ts"
 import { decodeBody } from "./HttpBody.ts"
 import { toProblem } from "./HttpProblems.ts"
 
 const decodeSearch = decodeBody(CatalogueSearchBody)
+const decodeWanted = decodeBody(RecommendationBody)
 
 const explained = ({ event, share }: Reason) => {
   const { event_type, occurred_at, product_id, search_phrase } = event
@@ -16,15 +17,41 @@ const explained = ({ event, share }: Reason) => {
   return { event_type, ...reference, occurred_at, share }
 }
 
+const answer = (user_id: string, { items, source }: Recommendations) => ({
+  user_id,
+  source,
+  items: items.map((item) => ({ ...item, because: item.because.map(explained) })),
+})
+
+/** The fields of a request as the recommender takes them. */
+const wanted = ({
+  category,
+  exclude_ids = [],
+  filter,
+  limit,
+}: Pick<typeof CatalogueSearchBody.Type, "category" | "filter" | "limit"> & {
+  readonly exclude_ids?: ReadonlyArray<string>
+}) => ({
+  limit,
+  excludeIds: exclude_ids,
+  filter: { categories: category === undefined ? undefined : [category].flat(), conditions: filter },
+})
+
 export const recommendations = HttpApiBuilder.group(api, "recommendations", (handlers) =>
   Effect.map(Recommender, (recommender) =>
     handlers
       .handle("recommend", ({ path: { userId }, urlParams }) =>
-        Effect.map(toProblem(recommender.recommend(userId, urlParams)), ({ items, source }) => ({
-          user_id: userId,
-          source,
-          items: items.map((item) => ({ ...item, because: item.because.map(explained) })),
-        })),
+        recommender.recommend(userId, { ...urlParams, ...wanted(urlParams) }).pipe(
+          toProblem,
+          Effect.map((found) => answer(userId, found)),
+        ),
+      )
+      .handleRaw("recommendAmong", ({ path: { userId }, request }) =>
+        Effect.gen(function* () {
+          const body = yield* decodeWanted(request, bodyBytes)
+          const found = yield* toProblem(recommender.recommend(userId, { ...body, ...wanted(body) }))
+          return answer(userId, found)
+        }),
       )
       .handle("buyAgain", ({ path: { userId }, urlParams: { limit } }) =>
         Effect.map(toProblem(recommender.buyAgain(userId, limit)), (items) => ({ user_id: userId, items })),
@@ -37,15 +64,15 @@ export const recommendations = HttpApiBuilder.group(api, "recommendations", (han
         })),
       )
       .handle("similarProducts", ({ path: { productId }, urlParams }) =>
-        Effect.map(toProblem(recommender.similarProducts(productId, urlParams)), (items) => ({
+        Effect.map(toProblem(recommender.similarProducts(productId, wanted(urlParams))), (items) => ({
           product_id: productId,
           items,
         })),
       )
       .handleRaw("searchCatalogue", ({ request }) =>
         Effect.gen(function* () {
-          const { category, limit, query, user } = yield* decodeSearch(request, bodyBytes)
-          const found = yield* toProblem(recommender.search(query, { limit, category, user }))
+          const { query, user, ...body } = yield* decodeSearch(request, bodyBytes)
+          const found = yield* toProblem(recommender.search(query, { ...body, ...wanted(body), user }))
           return { query, user_id: user ?? null, ...found }
         }),
       ),

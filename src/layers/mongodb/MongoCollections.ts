@@ -3,6 +3,7 @@ import { isDeepStrictEqual } from "node:util"
 import { Record } from "effect"
 import { type Db, type Document, type IndexDescriptionInfo, MongoServerError } from "mongodb"
 import { namePattern, phraseEventTypes, zeroCounters } from "../../services/model/EventTypes.ts"
+import { mostAttributes } from "../../services/model/Product.ts"
 import { History } from "../../services/model/UserEmbedding.ts"
 
 interface Index {
@@ -100,6 +101,20 @@ const tombstone = exactly(
 /** Of `user_embeddings`. No document matches both; `anyOf` is faster than `oneOf`, because it stops at the first match. */
 export const userEmbeddingValidator = { anyOf: [userEmbedding, tombstone] }
 
+/** Of `product_embeddings`. It leaves the other fields to the programs that write products. */
+const productFacts = {
+  bsonType: "object",
+  properties: {
+    available: { bsonType: "bool" },
+    attributes: {
+      bsonType: "object",
+      maxProperties: mostAttributes,
+      additionalProperties: { bsonType: ["string", "bool", "number", "array"], items: text },
+    },
+    deleted_at: { bsonType: ["date", "null"] },
+  },
+}
+
 const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
   {
     name: names.userEmbeddings,
@@ -110,6 +125,7 @@ const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
   { name: names.appliedOverflow, schema: exactly({ _id: text }), indexes: [] },
   {
     name: names.productEmbeddings,
+    schema: productFacts,
     indexes: [
       { fields: ["product_id"], unique: true },
       { fields: ["space", "product_id", "updated_at"] },

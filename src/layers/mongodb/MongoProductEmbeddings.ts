@@ -1,18 +1,21 @@
 /** Product embeddings in MongoDB: one document per product in `product_embeddings`. */
-import { Chunk, Clock, Effect, Layer, Option, Schema, Stream } from "effect"
-import { type Collection, MongoServerError } from "mongodb"
+import { Array as Arr, Chunk, Clock, Effect, Layer, Option, Schema, Stream } from "effect"
+import { type AnyBulkWriteOperation, type Collection, MongoServerError } from "mongodb"
 import { ProductId } from "../../services/model/Interaction.ts"
+import { type Product, readAttributes } from "../../services/model/Product.ts"
 import * as Vector from "../../services/model/Vector.ts"
 import { portError } from "../../services/ports/PortFailure.ts"
 import {
   type Neighbour,
   NoVectorIndex,
+  type ProductChange,
   type ProductEmbedding,
   ProductEmbeddings,
   ProductEmbeddingsError,
   type StampSum,
   type StoredProduct,
   stampModulus,
+  type Upserted,
 } from "../../services/ports/ProductEmbeddings.ts"
 import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
 import * as Settings from "../../services/Settings.ts"
@@ -34,6 +37,7 @@ interface ProductDocument extends Omit<ProductEmbedding, "embedding"> {
   readonly dimension_count: number
   readonly created_at: Date
   readonly updated_at: Date
+  readonly deleted_at?: Date | null
 }
 type FoundDocument = { readonly [Field in keyof ProductDocument]?: unknown }
 
@@ -49,11 +53,25 @@ const toId = (value: unknown): ProductId => {
   return value
 }
 
-const toDescription = ({ category, product_id, product_name }: FoundDocument) => ({
-  product_id: toId(product_id),
-  product_name: textOrNull(product_name),
-  category: textOrNull(category),
+const isDeleted = ({ deleted_at }: FoundDocument) => (deleted_at ?? null) !== null
+const toDescription = (document: FoundDocument): Product => ({
+  product_id: toId(document.product_id),
+  product_name: textOrNull(document.product_name),
+  category: textOrNull(document.category),
+  available: document.available !== false && !isDeleted(document),
+  attributes: readAttributes(document.attributes),
 })
+const facts = { product_id: 1, product_name: 1, category: 1, available: 1, attributes: 1, deleted_at: 1 }
+/** A deleted product is read without its vector. */
+const storedFields = {
+  _id: 0,
+  ...facts,
+  embedding: { $cond: [{ $lte: ["$deleted_at", null] }, "$embedding", "$$REMOVE"] },
+  space: 1,
+  text: 1,
+  updated_at: 1,
+}
+const notDeleted = { deleted_at: null }
 const toStamp = ({ product_id, updated_at }: FoundDocument) => ({
   product_id: toId(product_id),
   updated_at: millisOf(updated_at),
@@ -64,6 +82,7 @@ const toProduct = (document: FoundDocument): StoredProduct => ({
   space: textOrNull(document.space) ?? "",
   text: textOrNull(document.text),
   updated_at: millisOf(document.updated_at),
+  deleted: isDeleted(document),
 })
 
 const toProblem = ({ embedding, product_id }: FoundDocument, dimensions: number) => {
@@ -73,37 +92,47 @@ const toProblem = ({ embedding, product_id }: FoundDocument, dimensions: number)
   return detail === undefined ? undefined : { product_id, detail: `has a vector that ${detail}` }
 }
 
-/** Each product once. A later one replaces an earlier one, as if they were written one by one. */
-const merge = (products: ReadonlyArray<ProductEmbedding>): Map<ProductId, ProductEmbedding> => {
-  const merged = new Map<ProductId, ProductEmbedding>()
-  for (const product of products) {
-    const earlier = merged.get(product.product_id)
-    merged.set(product.product_id, {
-      ...product,
-      product_name: product.product_name ?? earlier?.product_name ?? null,
-      category: product.category ?? earlier?.category ?? null,
-    })
-  }
-  return merged
+/** The fields that a change gives. A vector of one's own has no text. */
+const givenFields = (change: ProductChange) =>
+  Object.fromEntries(
+    Object.entries(change).filter(
+      ([field, value]) => value !== undefined && (value !== null || field === "text"),
+    ),
+  ) as ProductChange
+
+/** Each product once, with all its changes in their order, and what becomes of each change. */
+const merge = (changes: ReadonlyArray<ProductChange>, existing: ReadonlySet<ProductId>) => {
+  const merged = new Map<ProductId, ProductChange>()
+  const outcomes = changes.map((change): Upserted => {
+    const { product_id } = change
+    const earlier = merged.get(product_id)
+    const exists = earlier !== undefined || existing.has(product_id)
+    if (!exists && change.embedding === undefined) return "missing"
+    merged.set(product_id, { ...earlier, ...givenFields(change) } as ProductChange)
+    return exists ? "changed" : "created"
+  })
+  return { merged: [...merged.values()], outcomes }
 }
 
-const upsertOne = (product: ProductEmbedding, storage: Storage, now: Date) => {
-  const { product_id, product_name, category, space, text, embedding } = product
-  const known = { ...(product_name !== null && { product_name }), ...(category !== null && { category }) }
-  const unknown = { ...(product_name === null && { product_name }), ...(category === null && { category }) }
+const upsertOne = (
+  { embedding, product_id, ...fields }: ProductChange,
+  storage: Storage,
+  now: Date,
+): AnyBulkWriteOperation<ProductDocument> => {
+  const set = { ...(fields as Partial<ProductDocument>), updated_at: now }
+  if (embedding === undefined)
+    return { updateOne: { filter: { product_id, ...notDeleted }, update: { $set: set } } }
+  const unnamed = {
+    ...(fields.product_name === undefined && { product_name: null }),
+    ...(fields.category === undefined && { category: null }),
+  }
   return {
     updateOne: {
       filter: { product_id },
       update: {
-        $set: {
-          embedding: toStored(embedding, storage),
-          dimension_count: embedding.length,
-          ...known,
-          space,
-          text,
-          updated_at: now,
-        },
-        $setOnInsert: { ...unknown, created_at: now },
+        $set: { embedding: toStored(embedding, storage), dimension_count: embedding.length, ...set },
+        $setOnInsert: { ...unnamed, created_at: now },
+        $unset: { deleted_at: true },
       },
       upsert: true,
     },
@@ -165,28 +194,57 @@ const texts = ({ call, products }: Store, wanted: ReadonlyArray<ProductId>, spac
     )
   })
 
-const upsert = ({ call, products, storage }: Store, given: ReadonlyArray<ProductEmbedding>) =>
+const upsert = ({ call, products, storage }: Store, changes: ReadonlyArray<ProductChange>) =>
   Effect.gen(function* () {
     const now = new Date(yield* Clock.currentTimeMillis)
-    const merged = [...merge(given).values()]
+    const ids = changes.map(({ product_id }) => product_id)
+    const known = yield* call("find", name, () =>
+      products
+        .find<FoundDocument & { readonly product_id: ProductId }>(
+          { product_id: { $in: ids } },
+          { projection: { _id: 0, product_id: 1, deleted_at: 1 } },
+        )
+        .toArray(),
+    )
+    const [existing, deleted] = Arr.partition(known, isDeleted).map(
+      (documents) => new Set(documents.map(({ product_id }) => product_id)),
+    ) as [Set<ProductId>, Set<ProductId>]
+    const { merged, outcomes } = merge(changes, existing)
+    if (merged.length === 0) return outcomes
     const { upsertedIds } = yield* call("bulkWrite", name, () =>
       products.bulkWrite(
-        merged.map((product) => upsertOne(product, storage, now)),
+        merged.map((change) => upsertOne(change, storage, now)),
         { ordered: false },
       ),
     )
-    const created = new Set(
-      merged.filter((_, index) => index in upsertedIds).map(({ product_id }) => product_id),
+    const created = new Set(deleted)
+    for (const index of Object.keys(upsertedIds)) created.add(merged[Number(index)]!.product_id)
+    // Another program may have created the product meanwhile.
+    return outcomes.map((outcome, index) =>
+      outcome === "created" && !created.has(ids[index]!) ? "changed" : outcome,
     )
-    // If a product occurs twice, only the first is new.
-    return given.map(({ product_id }) => created.delete(product_id))
+  })
+
+const remove = ({ call, products }: Store, ids: ReadonlyArray<ProductId>) =>
+  Effect.gen(function* () {
+    const now = new Date(yield* Clock.currentTimeMillis)
+    const filter = { product_id: { $in: [...ids] }, ...notDeleted }
+    const found = yield* call("find", name, () =>
+      products.find(filter, { projection: { _id: 0, product_id: 1 } }).toArray(),
+    )
+    yield* call("updateMany", name, () =>
+      products.updateMany(filter, {
+        $set: { deleted_at: now, updated_at: now },
+        $unset: { product_name: true, category: true, available: true, attributes: true },
+      }),
+    )
+    return new Set(found.map(({ product_id }) => product_id))
   })
 
 const describe = ({ call, products }: Store, ids: ReadonlyArray<ProductId>) =>
   call("find", name, async () => {
-    const projection = { _id: 0, product_id: 1, product_name: 1, category: 1 }
     const found = await products
-      .find<FoundDocument>({ product_id: { $in: [...ids] } }, { projection })
+      .find<FoundDocument>({ product_id: { $in: [...ids] } }, { projection: { _id: 0, ...facts } })
       .toArray()
     const described = decodeEach(name, found, toDescription)
     return new Map(described.map((product) => [product.product_id, product]))
@@ -198,8 +256,9 @@ const nearest = (store: Store, vector: Float32Array, space: string, limit: numbe
     const norm = Vector.norm(vector)
     const best: Array<Pick<Neighbour, "product_id" | "similarity">> = []
     const projection = { _id: 0, product_id: 1, embedding: 1 }
+    const available = { space, ...notDeleted, available: { $ne: false } }
     yield* store
-      .stream(name, () => store.products.find({ space }, { projection, batchSize: 1000 }))
+      .stream(name, () => store.products.find(available, { projection, batchSize: 1000 }))
       .pipe(
         Stream.runForEachChunk((batch) =>
           Effect.sync(() => {
@@ -217,19 +276,17 @@ const nearest = (store: Store, vector: Float32Array, space: string, limit: numbe
       store,
       best.map(({ product_id }) => product_id),
     )
-    return best.map(
-      ({ product_id, similarity }): Neighbour => ({
-        ...(described.get(product_id) ?? { product_id, product_name: null, category: null }),
-        similarity,
-      }),
-    )
+    return best.map(({ product_id, similarity }): Neighbour => {
+      const { category = null, product_name = null } = described.get(product_id) ?? {}
+      return { product_id, product_name, category, similarity }
+    })
   })
 
 /** A server without vector search refuses the stage. With vector search, but without the index, it finds nothing. */
 const searchIndex = (
   { call, products }: Store,
   vector: Float32Array,
-  { category, limit, space }: Parameters<ProductEmbeddings["Type"]["indexed"]>[1],
+  { categories, limit, space }: Parameters<ProductEmbeddings["Type"]["indexed"]>[1],
 ) =>
   call("aggregate", name, () =>
     products
@@ -241,7 +298,7 @@ const searchIndex = (
             queryVector: Array.from(vector, toDouble),
             numCandidates: Math.min(10_000, 10 * limit),
             limit,
-            filter: { space, ...(category !== undefined && { category }) },
+            filter: { space, ...(categories && { category: { $in: categories } }) },
           },
         },
       ])
@@ -253,7 +310,7 @@ const searchIndex = (
     ),
     Effect.map((found) => decodeEach(name, found, toProduct)),
     Effect.filterOrFail(
-      (found) => found.length > 0 || category !== undefined,
+      (found) => found.length > 0 || categories !== undefined,
       () => new NoVectorIndex({ detail: `the index ${names.productVectors} is missing or empty` }),
     ),
   )
@@ -272,16 +329,22 @@ export const make = (options: { readonly storage: Storage }) =>
         wanted.length === 0 ? Effect.succeed(new Map()) : knownSince(store, wanted, space),
       texts: (wanted, space) =>
         wanted.length === 0 ? Effect.succeed(new Map()) : texts(store, wanted, space),
-      upsert: (given) => (given.length === 0 ? Effect.succeed([]) : upsert(store, given)),
+      upsert: (changes) => (changes.length === 0 ? Effect.succeed([]) : upsert(store, changes)),
+      remove: (ids) => remove(store, ids),
       nearest: (vector, { limit, space }) => nearest(store, vector, space, limit),
-      count: call("count", name, () => products.countDocuments()),
+      count: call("count", name, () => products.countDocuments(notDeleted)),
       countInOtherSpaces: (space) =>
-        call("count", name, () => products.countDocuments({ space: { $ne: space } })),
+        call("count", name, () => products.countDocuments({ space: { $ne: space }, ...notDeleted })),
       indexed: (vector, search) => searchIndex(store, vector, search),
       describe: (ids) => describe(store, ids),
       changed: (after) =>
         decoded(
-          stream(name, () => products.find<FoundDocument>({ updated_at: { $gt: new Date(after) } })),
+          stream(name, () =>
+            products.find<FoundDocument>(
+              { updated_at: { $gt: new Date(after) } },
+              { projection: storedFields },
+            ),
+          ),
           toProduct,
         ),
       stampSum: (space) =>
@@ -303,12 +366,16 @@ export const make = (options: { readonly storage: Storage }) =>
         ),
       find: (ids) =>
         call("find", name, async () => {
-          const found = await products.find<FoundDocument>({ product_id: { $in: [...ids] } }).toArray()
+          const found = await products
+            .find<FoundDocument>({ product_id: { $in: [...ids] } }, { projection: storedFields })
+            .toArray()
           return decodeEach(name, found, toProduct)
         }),
       stream: (space) =>
         decoded(
-          stream(name, () => products.find<FoundDocument>({ space }).sort({ product_id: 1 })),
+          stream(name, () =>
+            products.find<FoundDocument>({ space }, { projection: storedFields }).sort({ product_id: 1 }),
+          ),
           toProduct,
         ),
       problems: (space, dimensions) =>

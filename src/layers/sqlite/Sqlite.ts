@@ -13,6 +13,7 @@ import type { Connection } from "@effect/sql/SqlConnection"
 import { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import { Clock, Context, Duration, Effect, Layer, Option, Stream } from "effect"
+import { yieldToEventLoop } from "../../services/EventLoop.ts"
 import { type Dependency, DependencyDown } from "../../services/ports/Dependencies.ts"
 import * as Settings from "../../services/Settings.ts"
 import { attribute, databaseSpan } from "../../services/Telemetry.ts"
@@ -130,15 +131,11 @@ const turnMillis = 10
  * Statements are synchronous and fibers continue in microtasks. Without a pause, a worker with a backlog would block
  * the event loop for thousands of statements, and with it the HTTP server of the same process.
  */
-const makeYieldToEventLoop = () => {
+const makeYieldWhenDue = () => {
   let turnBegan = 0
-  const nextTurn = Effect.async<void>((resume) => {
-    const immediate = setImmediate(() => resume(Effect.void))
-    return Effect.sync(() => clearImmediate(immediate))
-  })
   return Effect.clockWith((clock) => {
     if (clock.unsafeCurrentTimeMillis() - turnBegan < turnMillis) return Effect.void
-    return Effect.map(nextTurn, () => {
+    return Effect.map(yieldToEventLoop, () => {
       turnBegan = clock.unsafeCurrentTimeMillis()
     })
   })
@@ -158,7 +155,7 @@ export const make = Effect.fnUntraced(function* (options: { readonly directory: 
   )
   const semaphore = yield* Effect.makeSemaphore(1)
   const connection = makeConnection(database)
-  const yieldToEventLoop = makeYieldToEventLoop()
+  const yieldWhenDue = makeYieldWhenDue()
   const lockForScope = Effect.uninterruptibleMask((restore) =>
     Effect.zipRight(
       restore(semaphore.take(1)),
@@ -166,13 +163,13 @@ export const make = Effect.fnUntraced(function* (options: { readonly directory: 
     ),
   )
   const client = yield* SqlClient.make({
-    acquirer: Effect.zipRight(yieldToEventLoop, Effect.as(lockForScope, connection)),
+    acquirer: Effect.zipRight(yieldWhenDue, Effect.as(lockForScope, connection)),
     beginTransaction: "BEGIN IMMEDIATE",
     compiler: Statement.makeCompilerSqlite(),
     spanAttributes: [[attribute.dbSystem, "sqlite"]],
   })
   const use = <A>(statements: (database: Database) => A) =>
-    Effect.zipRight(yieldToEventLoop, semaphore.withPermits(1)(attempt(() => statements(database))))
+    Effect.zipRight(yieldWhenDue, semaphore.withPermits(1)(attempt(() => statements(database))))
   const sqlite = Sqlite.of({
     use,
     transaction: (statements) => use(() => database.transaction(() => statements(database)).immediate()),

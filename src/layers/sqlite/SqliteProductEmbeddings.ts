@@ -2,33 +2,71 @@
 import type { Database } from "bun:sqlite"
 import { Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
 import type { ProductId } from "../../services/model/Interaction.ts"
+import { readAttributes } from "../../services/model/Product.ts"
 import * as Vector from "../../services/model/Vector.ts"
 import {
   type Neighbour,
   NoVectorIndex,
-  type ProductEmbedding,
+  type ProductChange,
   ProductEmbeddings,
   ProductEmbeddingsError,
   type StampSum,
   type StoredProduct,
   stampModulus,
+  type Upserted,
 } from "../../services/ports/ProductEmbeddings.ts"
 import { insertTopK, moreSimilar } from "../../services/recommend/TopK.ts"
 import { countOf, failingWith, paged, readById, Sqlite } from "./Sqlite.ts"
 
-type Row<Column extends keyof StoredProduct> = Omit<Pick<StoredProduct, Column>, "embedding"> & {
+const productColumns = "product_id, product_name, category, available, attributes, deleted_at"
+/** A deleted product is read without its vector. */
+const storedColumns = `${productColumns}, space, text, updated_at, IIF(deleted_at IS NULL, embedding, x'') AS embedding`
+
+interface ProductRow extends Pick<StoredProduct, "product_id" | "product_name" | "category"> {
+  readonly available: number
+  /** JSON. */
+  readonly attributes: string
+  readonly deleted_at: number | null
+}
+interface VectorRow {
+  readonly product_id: ProductId
   readonly embedding: Uint8Array
 }
-const descriptionColumns = ["product_id", "product_name", "category", "embedding"] as const
-type DescriptionRow = Row<(typeof descriptionColumns)[number]>
-const storedColumns = [...descriptionColumns, "space", "text", "updated_at"] as const
+interface StoredRow extends ProductRow, VectorRow {
+  readonly space: string
+  readonly text: string | null
+  readonly updated_at: number
+}
+
+const toProduct = ({
+  attributes,
+  available,
+  category,
+  deleted_at,
+  product_id,
+  product_name,
+}: ProductRow) => ({
+  product_id,
+  product_name,
+  category,
+  available: available === 1 && deleted_at === null,
+  attributes: readAttributes(JSON.parse(attributes)),
+})
+const toStored = (row: StoredRow): StoredProduct => ({
+  ...toProduct(row),
+  embedding: Vector.fromBytes(row.embedding),
+  space: row.space,
+  text: row.text,
+  updated_at: row.updated_at,
+  deleted: row.deleted_at !== null,
+})
 
 const rowsPerPage = 500
 /** Of an index alone: about 5 ms. */
 const stampsPerPage = 5_000
 
 const load = (database: Database, products: ReadonlyArray<ProductId>, space: string) => {
-  const select = database.query<Row<"embedding">, [string, string]>(
+  const select = database.query<VectorRow, [string, string]>(
     "SELECT embedding FROM product_embeddings WHERE product_id = ? AND space = ?",
   )
   return readById(products, (id) => {
@@ -52,59 +90,85 @@ const texts = (database: Database, products: ReadonlyArray<ProductId>, space: st
 }
 
 const describe = (database: Database, products: ReadonlyArray<ProductId>) => {
-  const select = database.query<Omit<DescriptionRow, "embedding">, [string]>(
-    "SELECT product_id, product_name, category FROM product_embeddings WHERE product_id = ?",
+  const select = database.query<ProductRow, [string]>(
+    `SELECT ${productColumns} FROM product_embeddings WHERE product_id = ?`,
   )
-  return readById(products, (id) => select.get(id))
+  return readById(products, (id) =>
+    Option.getOrUndefined(Option.map(Option.fromNullable(select.get(id)), toProduct)),
+  )
 }
 
-/** Inserts or replaces products, and tells for each whether it is new. */
-const upsert = (database: Database, products: ReadonlyArray<ProductEmbedding>, now: number) => {
-  const exists = database.query("SELECT 1 FROM product_embeddings WHERE product_id = ?")
+const upsert = (database: Database, changes: ReadonlyArray<ProductChange>, now: number) => {
+  const exists = database.query(
+    "SELECT 1 FROM product_embeddings WHERE product_id = ? AND deleted_at IS NULL",
+  )
   const write = database.query(
     `INSERT INTO product_embeddings
-       (product_id, embedding, dimension_count, product_name, category, space, text, created_at, updated_at)
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)
-     ON CONFLICT (product_id) DO UPDATE SET embedding = ?2, dimension_count = ?3,
-       product_name = COALESCE(?4, product_name), category = COALESCE(?5, category),
-       space = ?6, text = ?7, updated_at = ?8`,
+       (product_id, product_name, category, available, attributes, embedding, dimension_count, space, text,
+        created_at, updated_at)
+     VALUES (?1, ?2, ?3, COALESCE(?4, 1), COALESCE(?5, '{}'), ?7, ?8, ?9, ?10, ?6, ?6)
+     ON CONFLICT (product_id) DO UPDATE SET product_name = COALESCE(?2, product_name),
+       category = COALESCE(?3, category), available = COALESCE(?4, available),
+       attributes = COALESCE(?5, attributes), updated_at = ?6, embedding = ?7, dimension_count = ?8, space = ?9,
+       text = ?10, deleted_at = NULL`,
   )
-  return products.map(({ category, embedding, product_id, product_name, space, text }) => {
+  const change = database.query(
+    `UPDATE product_embeddings SET product_name = COALESCE(?2, product_name), category = COALESCE(?3, category),
+       available = COALESCE(?4, available), attributes = COALESCE(?5, attributes), updated_at = ?6
+     WHERE product_id = ?1`,
+  )
+  return changes.map((given): Upserted => {
+    const { attributes, available = null, category = null, product_id, product_name = null } = given
     const isNew = exists.get(product_id) === null
-    const bytes = Vector.toBytes(embedding)
-    write.run(product_id, bytes, embedding.length, product_name, category, space, text, now)
-    return isNew
+    const facts = [
+      product_id,
+      product_name,
+      category,
+      available,
+      attributes === undefined ? null : JSON.stringify(attributes),
+      now,
+    ]
+    if (given.embedding !== undefined) {
+      const { embedding, space, text } = given
+      write.run(...facts, Vector.toBytes(embedding), embedding.length, space, text)
+    } else if (isNew) return "missing"
+    else change.run(...facts)
+    return isNew ? "created" : "changed"
   })
 }
 
-const count = (database: Database) => countOf(database, "SELECT COUNT(*) FROM product_embeddings")
+const remove = (database: Database, products: ReadonlyArray<ProductId>, now: number) => {
+  const update = database.query(
+    `UPDATE product_embeddings SET product_name = NULL, category = NULL, available = 1, attributes = '{}',
+       deleted_at = ?2, updated_at = ?2 WHERE product_id = ?1 AND deleted_at IS NULL`,
+  )
+  return new Set(products.filter((id) => update.run(id, now).changes > 0))
+}
 
-const countInOtherSpaces = (database: Database, space: string) =>
-  countOf(database, "SELECT COUNT(*) FROM product_embeddings WHERE space <> ?", space)
+/** Counts the deleted ones by their index, because `deleted_at` lies behind the vector. */
+const countWhere = (database: Database, condition: string, ...params: Array<string>) => {
+  const from = `SELECT COUNT(*) FROM product_embeddings WHERE ${condition}`
+  return (
+    countOf(database, from, ...params) - countOf(database, `${from} AND deleted_at IS NOT NULL`, ...params)
+  )
+}
 
-const pageOfSpace = <Column extends keyof StoredProduct>(
+const pageOfSpace = <Row>(
   database: Database,
-  columns: ReadonlyArray<Column>,
+  columns: string,
   space: string,
   after: string,
+  size: number,
+  condition = "",
 ) =>
   database
-    .query<Row<Column | "product_id">, [string, string, number]>(
-      `SELECT ${columns.join(", ")} FROM product_embeddings
-       WHERE space = ? AND product_id > ? ORDER BY product_id LIMIT ?`,
+    .query<Row, [string, string, number]>(
+      `SELECT ${columns} FROM product_embeddings
+       WHERE space = ? AND product_id > ? ${condition} ORDER BY product_id LIMIT ?`,
     )
-    .all(space, after, rowsPerPage)
+    .all(space, after, size)
 
-type ChangedRow = Row<keyof StoredProduct>
-type StampRow = Pick<ChangedRow, "product_id" | "updated_at">
-
-const pageOfStamps = (database: Database, space: string, after: string) =>
-  database
-    .query<StampRow, [string, string, number]>(
-      `SELECT product_id, updated_at FROM product_embeddings
-       WHERE space = ? AND product_id > ? ORDER BY product_id LIMIT ?`,
-    )
-    .all(space, after, stampsPerPage)
+type StampRow = Pick<StoredRow, "product_id" | "updated_at">
 
 const stampSum = (database: Database, space: string) =>
   database
@@ -114,60 +178,65 @@ const stampSum = (database: Database, space: string) =>
     .get(stampModulus, space) ?? { count: 0, sum: 0 }
 
 const find = (database: Database, products: ReadonlyArray<ProductId>) => {
-  const select = database.query<ChangedRow, [string]>(
-    `SELECT ${storedColumns.join(", ")} FROM product_embeddings WHERE product_id = ?`,
+  const select = database.query<StoredRow, [string]>(
+    `SELECT ${storedColumns} FROM product_embeddings WHERE product_id = ?`,
   )
-  return products.flatMap((id) => select.get(id) ?? []).map(withVector)
+  return products.flatMap((id) => select.get(id) ?? []).map(toStored)
 }
 
 /** A page of products updated after a position, ordered by the time of the update. */
-const pageOfChanges = (database: Database, after: Pick<ChangedRow, "updated_at" | "product_id">) =>
+const pageOfChanges = (database: Database, after: StampRow) =>
   database
-    .query<ChangedRow, [number, string, number]>(
-      `SELECT ${storedColumns.join(", ")} FROM product_embeddings
+    .query<StoredRow, [number, string, number]>(
+      `SELECT ${storedColumns} FROM product_embeddings
        WHERE (updated_at, product_id) > (?, ?) ORDER BY updated_at, product_id LIMIT ?`,
     )
     .all(after.updated_at, after.product_id, rowsPerPage)
 
-const withVector = <Row extends { readonly embedding: Uint8Array }>(row: Row) => ({
-  ...row,
-  embedding: Vector.fromBytes(row.embedding),
-})
-const withVectors = <Row extends { readonly embedding: Uint8Array }>(rows: ReadonlyArray<Row>) =>
-  Chunk.map(Chunk.unsafeFromArray(rows), withVector)
+const mapRows = <Row, A>(rows: ReadonlyArray<Row>, map: (row: Row) => A) =>
+  Chunk.map(Chunk.unsafeFromArray(rows), map)
 
 /** Compares the vector with every product, which replaces the vector index that SQLite lacks. */
 const nearest = <E>(
-  pages: Stream.Stream<ReadonlyArray<DescriptionRow>, E>,
+  pages: Stream.Stream<ReadonlyArray<Neighbouring>, E>,
   vector: Float32Array,
   limit: number,
 ) =>
   Effect.suspend(() => {
     const best: Array<Neighbour> = []
-    const compare = ({ embedding: bytes, ...product }: DescriptionRow) => {
+    const compare = ({ category, embedding: bytes, product_id, product_name }: Neighbouring) => {
       const embedding = Vector.fromBytes(bytes)
       if (embedding.length !== vector.length) return
       const similarity = Vector.cosine(vector, embedding)
-      insertTopK(best, limit, { ...product, similarity }, moreSimilar)
+      insertTopK(best, limit, { product_id, product_name, category, similarity }, moreSimilar)
     }
     return Effect.as(
       Stream.runForEach(pages, (rows) => Effect.sync(() => rows.forEach(compare))),
       best,
     )
   })
+type Neighbouring = VectorRow & Pick<ProductRow, "product_name" | "category">
 
 const make = Effect.map(Sqlite, ({ transaction, use }) => {
   const failing = failingWith((fields) => new ProductEmbeddingsError(fields), "product_embeddings")
-  const pages = <Column extends keyof StoredProduct>(
+  const pages = <Row extends { readonly product_id: ProductId }>(
     operation: string,
-    columns: ReadonlyArray<Column | "product_id">,
+    columns: string,
     space: string,
+    { condition = "", size = rowsPerPage } = {},
   ) =>
     paged(
-      rowsPerPage,
+      size,
       "",
-      (after: string) => failing(operation)(use((database) => pageOfSpace(database, columns, space, after))),
+      (after: string) =>
+        failing(operation)(
+          use((database) => pageOfSpace<Row>(database, columns, space, after, size, condition)),
+        ),
       ({ product_id }) => product_id,
+    )
+  const writing = <A>(operation: string, write: (database: Database, now: number) => A) =>
+    Effect.flatMap(Clock.currentTimeMillis, (now) =>
+      failing(operation)(transaction((database) => write(database, now))),
     )
 
   return ProductEmbeddings.of({
@@ -176,43 +245,45 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
       failing("knownSince")(use((database) => knownSince(database, products, space))),
     texts: (products, space) => failing("texts")(use((database) => texts(database, products, space))),
     describe: (products) => failing("describe")(use((database) => describe(database, products))),
-    upsert: (products) =>
-      Effect.flatMap(Clock.currentTimeMillis, (now) =>
-        failing("upsert")(transaction((database) => upsert(database, products, now))),
-      ),
-    nearest: (vector, { limit, space }) =>
-      nearest(pages("nearest", descriptionColumns, space), vector, limit),
+    upsert: (changes) => writing("upsert", (database, now) => upsert(database, changes, now)),
+    remove: (products) => writing("remove", (database, now) => remove(database, products, now)),
+    nearest: (vector, { limit, space }) => {
+      const columns = "product_id, product_name, category, embedding"
+      const available = { condition: "AND available AND deleted_at IS NULL" }
+      return nearest(pages<Neighbouring>("nearest", columns, space, available), vector, limit)
+    },
     indexed: () => Effect.fail(new NoVectorIndex({ detail: "SQLite has no vector index" })),
-    count: failing("count")(use(count)),
-    countInOtherSpaces: (space) => failing("count")(use((database) => countInOtherSpaces(database, space))),
+    count: failing("count")(use((database) => countWhere(database, "TRUE"))),
+    countInOtherSpaces: (space) =>
+      failing("count")(use((database) => countWhere(database, "space <> ?", space))),
     changed: (after) =>
       paged(
         rowsPerPage,
         // No product id sorts after this one, so that products updated in the same millisecond are left out.
         { updated_at: after, product_id: "\uffff" },
-        (position) => failing("changed")(use((database) => pageOfChanges(database, position))),
+        (position: StampRow) => failing("changed")(use((database) => pageOfChanges(database, position))),
         (last) => last,
-      ).pipe(Stream.mapConcatChunk(withVectors)),
+      ).pipe(Stream.mapConcatChunk((rows) => mapRows(rows, toStored))),
     problems: (space, dimensions) =>
-      pages("problems", ["product_id", "embedding"], space).pipe(
-        Stream.mapConcatChunk(withVectors),
+      pages<VectorRow>("problems", "product_id, embedding", space).pipe(
+        Stream.mapConcat((rows) => rows),
         Stream.filterMap(({ embedding, product_id }) =>
-          Option.map(Option.fromNullable(Vector.problem(embedding, dimensions)), (detail) => ({
-            product_id,
-            detail: `has a vector that ${detail}`,
-          })),
+          Option.map(
+            Option.fromNullable(Vector.problem(Vector.fromBytes(embedding), dimensions)),
+            (detail) => ({ product_id, detail: `has a vector that ${detail}` }),
+          ),
         ),
       ),
     stampSum: (space) => failing("stampSum")(use((database) => stampSum(database, space))),
     stamps: (space) =>
-      paged(
-        stampsPerPage,
-        "",
-        (after: string) => failing("stamps")(use((database) => pageOfStamps(database, space, after))),
-        ({ product_id }) => product_id,
-      ).pipe(Stream.mapConcatChunk(Chunk.unsafeFromArray)),
+      pages<StampRow>("stamps", "product_id, updated_at", space, { size: stampsPerPage }).pipe(
+        Stream.mapConcatChunk(Chunk.unsafeFromArray),
+      ),
     find: (products) => failing("find")(use((database) => find(database, products))),
-    stream: (space) => Stream.mapConcatChunk(pages("stream", storedColumns, space), withVectors),
+    stream: (space) =>
+      Stream.mapConcatChunk(pages<StoredRow>("stream", storedColumns, space), (rows) =>
+        mapRows(rows, toStored),
+      ),
   })
 })
 

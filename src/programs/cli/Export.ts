@@ -15,7 +15,7 @@ export const out = Options.file("out").pipe(
 )
 
 /** The given format, else by the file's name, else the first. */
-const formatOf = <Format extends string>(
+export const formatOf = <Format extends string>(
   formats: readonly [Format, ...ReadonlyArray<Format>],
   given: Option.Option<Format>,
   out: Option.Option<string>,
@@ -79,16 +79,13 @@ const embeddings = command(
     ),
 )
 
-const interactionFormats = ["jsonl", "csv"] as const
+export const textFormats = ["jsonl", "csv"] as const
 
 const interactions = command(
   "interactions",
   "Writes the recorded events in the format of `import interactions`",
   {
-    format: maybe(
-      Options.choice("format", interactionFormats),
-      "Default: by the name of the file, else jsonl",
-    ),
+    format: maybe(Options.choice("format", textFormats), "Default: by the name of the file, else jsonl"),
     out,
     user: onlyUser("Only events of this user"),
     type: eventType("type", "Only events of this type"),
@@ -102,7 +99,7 @@ const interactions = command(
       "rows",
       (progress) =>
         exportInteractions({
-          format: formatOf(interactionFormats, format, out),
+          format: formatOf(textFormats, format, out),
           out,
           filter: given(filter),
           progress,

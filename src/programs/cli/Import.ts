@@ -1,12 +1,11 @@
 /** `import interactions`: records a history from a file. */
-import { extname } from "node:path"
 import { Args, Command, Options } from "@effect/cli"
 import { Effect, Either, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as EmbeddingConfig from "../../services/EmbeddingConfig.ts"
 import { dateFormat } from "../../services/history/FileTimestamps.ts"
 import { mappable, type Reading, typesByWord } from "../../services/history/InteractionFile.ts"
-import type { Format } from "../../services/history/RecordSplitter.ts"
+import { type Form, formOf } from "../../services/history/RecordSplitter.ts"
 import { defaults } from "../../services/model/EventTypes.ts"
 import { type ImportOptions, importInteractions } from "../tasks/ImportInteractions.ts"
 import { CommandFailed } from "../tasks/ProvisionServers.ts"
@@ -43,11 +42,6 @@ const pairs = (name: string, description: string, left?: ReadonlyArray<string>) 
     ),
   )
 
-const formats: Readonly<Record<string, readonly [Format, string]>> = {
-  ".csv": ["csv", ","],
-  ".tsv": ["csv", "\t"],
-}
-
 /** An option whose text `check` refuses with a reason. */
 const checked = (name: string, description: string, check: (text: string) => string | undefined) =>
   maybe(
@@ -67,7 +61,7 @@ const isEncoding = (label: string) => {
     return false
   }
 }
-export const encoding = checked(
+const encoding = checked(
   "encoding",
   "Encoding of the file, such as latin1 or windows-1252; default: UTF-8",
   (label) =>
@@ -143,24 +137,36 @@ const requireEventTypes = Effect.fnUntraced(function* ({ set, types }: Pick<Read
     return yield* refuse(`--set event_type=${type}`)
 })
 
+/** The form of a file: as its options say, else by its name. */
+export const toForm = (
+  file: string,
+  {
+    delimiter,
+    encoding,
+    format,
+  }: Pick<Command.Command.ParseConfig<typeof reading>, "delimiter" | "encoding" | "format">,
+): Form => {
+  const byName = formOf(file)
+  return {
+    format: Option.getOrElse(format, () => byName.format),
+    delimiter: Option.getOrElse(delimiter, () => byName.delimiter).replace(/^(tab|\\t)$/, "\t"),
+    ...given({ encoding: Option.filter(encoding, (label) => !/^utf-?8$/i.test(label)) }),
+  }
+}
+
 export const toReading = Effect.fnUntraced(function* (
   file: string,
   options: Command.Command.ParseConfig<typeof reading>,
 ) {
   yield* requireEventTypes(options)
-  const [format, delimiter] =
-    formats[extname(file.replace(/\.gz$/i, "")).toLowerCase()] ?? (["jsonl", ","] as const)
-  const { dateFormat, encoding, ignore, map, set, timezone, types } = options
-  const chosen = Option.getOrElse(options.delimiter, () => delimiter)
+  const { dateFormat, ignore, map, set, timezone, types } = options
   const result: Reading = {
-    format: Option.getOrElse(options.format, () => format),
-    delimiter: chosen.replace(/^(tab|\\t)$/, "\t"),
+    ...toForm(file, options),
     map,
     types,
     set,
     ignore,
     ...given({ dateFormat, timezone }),
-    ...given({ encoding: Option.filter(encoding, (label) => !/^utf-?8$/i.test(label)) }),
   }
   return result
 })

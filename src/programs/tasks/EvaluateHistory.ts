@@ -9,10 +9,11 @@ import type { Interaction, ProductId } from "../../services/model/Interaction.ts
 import * as Vector from "../../services/model/Vector.ts"
 import { PhraseEmbedder, type TextKind } from "../../services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
+import { textOf } from "../../services/recommend/ProductWriter.ts"
 import * as Settings from "../../services/Settings.ts"
 import type { Reached } from "../cli/support/Progress.ts"
 import { beginningOfRecords, ImportRefused } from "./ImportInteractions.ts"
-import { productLines, textOf } from "./ImportProducts.ts"
+import { productLines } from "./ImportProducts.ts"
 
 type Products = ReadonlyMap<ProductId, Float32Array>
 

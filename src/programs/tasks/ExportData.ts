@@ -5,14 +5,16 @@ import * as EmbeddingFile from "../../layers/files/EmbeddingFile.ts"
 import { embeddingJson } from "../../services/api/EmbeddingJson.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as InteractionFile from "../../services/history/InteractionFile.ts"
+import * as ProductFile from "../../services/history/ProductFile.ts"
 import type { Format } from "../../services/history/RecordSplitter.ts"
 import type { UserId } from "../../services/model/Interaction.ts"
 import { showDeadLetters } from "../../services/operate/DeadLetterAdmin.ts"
 import { InteractionLog, type LogFilter } from "../../services/ports/InteractionLog.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
+import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
 
-const pageOfUsers = 500
+const pageSize = 500
 
 interface Output {
   readonly write: (text: string) => Effect.Effect<void, EmbeddingFile.ExportFailed | PlatformError>
@@ -114,6 +116,40 @@ export const exportUser = Effect.fn("exportUser")(function* (options: {
   }
 }, Effect.scoped)
 
+/** Writes the products of the configured space, which `products import` reads back. */
+export const exportProducts = Effect.fn("exportProducts")(function* (options: {
+  readonly format: Format
+  readonly out: Option.Option<string>
+  readonly progress: (count: number) => Effect.Effect<void>
+}) {
+  const products = yield* ProductEmbeddings
+  const { space } = yield* PhraseEmbedder
+  const stored = products.stream(space).pipe(Stream.filter(({ deleted }) => !deleted))
+  const output = yield* openLines(options.out)
+  const attributes = new Set<string>()
+  if (options.format === "csv") {
+    yield* Stream.runForEach(stored, (product) =>
+      Effect.sync(() => {
+        for (const name in product.attributes) attributes.add(name)
+      }),
+    )
+    yield* output.write(`${ProductFile.csvHeader([...attributes])}\n`)
+  }
+  let exported = 0
+  yield* stored.pipe(
+    Stream.grouped(pageSize),
+    Stream.runForEach((page) => {
+      exported += page.length
+      const text = Chunk.toReadonlyArray(page)
+        .map((product) => `${ProductFile.encode(options.format, [...attributes], product)}\n`)
+        .join("")
+      return Effect.zipRight(output.write(text), options.progress(exported))
+    }),
+  )
+  const other_space = yield* products.countInOtherSpaces(space)
+  return { exported, other_space, space, files: yield* output.finish }
+}, Effect.scoped)
+
 export const embeddingFormats = ["jsonl", "npy", "parquet"] as const
 
 /** Users as JSON Lines. With `since`, also users erased since, so that the reader can remove them too. */
@@ -170,7 +206,7 @@ export const exportEmbeddings = Effect.fn("exportEmbeddings")(function* (options
       }),
     ),
     Stream.mapConcat((found) => found),
-    Stream.grouped(pageOfUsers),
+    Stream.grouped(pageSize),
   )
   yield* pages.pipe(
     Stream.runForEach((page) => {

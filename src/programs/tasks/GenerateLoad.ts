@@ -17,7 +17,8 @@ import { InteractionQueue } from "../../services/ports/InteractionQueue.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
-import { productLines, sampleCatalogue, textOf } from "./ImportProducts.ts"
+import { textOf } from "../../services/recommend/ProductWriter.ts"
+import { productLines, sampleCatalogue } from "./ImportProducts.ts"
 
 export interface LoadOptions {
   readonly users: number
@@ -141,7 +142,11 @@ const prepareProducts = Effect.fnUntraced(function* (file: Option.Option<string>
   const products = yield* ProductEmbeddings
   const { space } = yield* PhraseEmbedder
   if (Option.isNone(file)) {
-    const stored = yield* Stream.runCollect(Stream.take(products.stream(space), mostProducts))
+    const stored = yield* products.stream(space).pipe(
+      Stream.filter(({ available }) => available),
+      Stream.take(mostProducts),
+      Stream.runCollect,
+    )
     if (stored.length > 0) return [...stored].map(({ product_id }) => product_id)
   }
   const path = Option.getOrElse(file, () => sampleCatalogue)
@@ -158,9 +163,9 @@ const prepareProducts = Effect.fnUntraced(function* (file: Option.Option<string>
   yield* Effect.forEach(
     lines.filter(({ product_id }) => !known.has(product_id)),
     (line) => {
-      const { product_id, text: _, vector, ...names } = line
-      const source = vector === undefined ? { text: textOf(line) } : { vector }
-      return send("PUT", `/api/product/${product_id}/embedding`, { ...names, ...source })
+      const { product_id, text: _, ...product } = line
+      const source = line.vector === undefined ? { text: textOf(line) } : {}
+      return send("PUT", `/api/product/${product_id}`, { ...product, ...source })
     },
     { concurrency: 8, discard: true },
   )

@@ -11,7 +11,7 @@ import * as RecordFile from "../../layers/files/RecordFile.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import type { Reading } from "../../services/history/InteractionFile.ts"
 import * as InteractionFile from "../../services/history/InteractionFile.ts"
-import { type RawRecord, Splitter } from "../../services/history/RecordSplitter.ts"
+import type { RawRecord } from "../../services/history/RecordSplitter.ts"
 import type { InteractionLogError, NewInteraction } from "../../services/ports/InteractionLog.ts"
 import { InteractionLog } from "../../services/ports/InteractionLog.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
@@ -96,23 +96,11 @@ const storedState = Effect.fnUntraced(function* (file: string, stateFile: string
   return Option.none<State>()
 })
 
-/** Where the records of a file begin, and the columns of a CSV file. Fails if the file can't be read in this way. */
-export const beginningOfRecords = Effect.fnUntraced(function* (file: string, reading: Reading) {
-  yield* RecordFile.requireReadable(file, reading)
-  const start = { columns: [] as ReadonlyArray<string>, offset: 0, line: 1 }
-  if (reading.format === "jsonl") return start
-  const splitter = new Splitter(reading, start)
-  const beginning = yield* RecordFile.beginningOf(file, fingerprinted)
-  const [first] = [...splitter.push(beginning), ...splitter.end()]
-  if (first === undefined) return yield* new ImportRefused({ message: `${file} has no header` })
-  const columns = InteractionFile.header(first.text, reading.delimiter)
-  const problem =
-    first.problem === undefined
-      ? InteractionFile.headerProblem(columns, reading)
-      : `begins with a line that ${first.problem}`
-  if (problem !== undefined) return yield* new ImportRefused({ message: `${file} ${problem}` })
-  return { columns, offset: first.end, line: first.nextLine }
-})
+export const beginningOfRecords = (file: string, reading: Reading) =>
+  RecordFile.beginningOfRecords(file, reading, {
+    headerProblem: (columns) => InteractionFile.headerProblem(columns, reading),
+    help: "user-embeddings import interactions --help explains the format and the options",
+  })
 
 const initialState = Effect.fnUntraced(function* (file: string, reading: Reading) {
   const beginning = yield* RecordFile.beginningOf(file, fingerprinted)

@@ -1,56 +1,44 @@
-/** `products import FILE`: JSON Lines → product embeddings. Reports bad lines and stores the others. */
+/** `products import FILE`: JSON Lines or CSV → products. Reports bad lines and stores the others. */
 import { fileURLToPath } from "node:url"
 import { Array as Arr, Chunk, Duration, Effect, Either, Schema, Stream } from "effect"
 import * as RecordFile from "../../layers/files/RecordFile.ts"
-import { productFields } from "../../services/api/InteractionApi.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
-import { describeIssues, ProductId } from "../../services/model/Interaction.ts"
+import * as ProductFile from "../../services/history/ProductFile.ts"
+import { type Form, formOf } from "../../services/history/RecordSplitter.ts"
+import type { ProductId } from "../../services/model/Interaction.ts"
 import * as Vector from "../../services/model/Vector.ts"
 import { harmlessText, type PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
-import { type ProductEmbedding, ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
+import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
+import { type ProductInput, textOf, writeProducts } from "../../services/recommend/ProductWriter.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import { EventVectors } from "../../services/update/EventVectors.ts"
 
 /** A catalogue for trials. */
 export const sampleCatalogue = fileURLToPath(new URL("../../../samples/catalogue.jsonl", import.meta.url))
 
-const Product = Schema.Struct({ product_id: ProductId, ...productFields })
-export type Product = typeof Product.Type
-/** A line of a catalogue: a product as `PUT` takes it, but without vector and text it is embedded by its names. */
-const ProductLine = Schema.parseJson(Product).pipe(
-  Schema.filter(
-    (product) =>
-      product.vector !== undefined || textOf(product) !== "" || "give a vector, a text or a product_name",
-  ),
-)
-const decodeLine = Schema.decodeUnknownEither(ProductLine, { errors: "all" })
-
-/** The text to embed for a product without a vector. */
-export const textOf = ({ category, product_name, text }: Omit<Product, "product_id">): string =>
-  text ?? [product_name, category].filter((name) => (name ?? "").trim() !== "").join(", ")
-
 interface CatalogueLine {
   readonly line: number
   /** Why the line has no product, or its product. */
-  readonly product: Either.Either<Product, string>
+  readonly product: Either.Either<ProductFile.Line, string>
 }
 
-export const productLines = (path: string, encoding?: string) =>
-  Effect.gen(function* () {
-    const form = { format: "jsonl", delimiter: ",", ...(encoding === undefined ? {} : { encoding }) } as const
-    yield* RecordFile.requireReadable(path, form)
-    return RecordFile.records(path, form, { offset: 0, line: 1 }, linesAtOnce).pipe(
-      Stream.mapConcat((records) => records),
-      Stream.map(
-        ({ line, problem, text }): CatalogueLine => ({
-          line,
-          product:
-            problem === undefined ? Either.mapLeft(decodeLine(text), describeIssues) : Either.left(problem),
-        }),
-      ),
-    )
-  }).pipe(Stream.unwrap)
+export const productLines = Effect.fnUntraced(function* (path: string, form: Form = formOf(path)) {
+  const start = yield* RecordFile.beginningOfRecords(path, form, {
+    headerProblem: ProductFile.headerProblem,
+    help: "user-embeddings products import --help explains the format and the options",
+  })
+  const decode = ProductFile.decoder(form, start.columns)
+  return RecordFile.records(path, form, start, linesAtOnce).pipe(
+    Stream.mapConcat((records) => records),
+    Stream.map(
+      ({ line, problem, text }): CatalogueLine => ({
+        line,
+        product: problem === undefined ? decode(text) : Either.left(problem),
+      }),
+    ),
+  )
+}, Stream.unwrap)
 
 export interface BadLine {
   readonly line: number
@@ -60,6 +48,8 @@ export interface BadLine {
 export interface ImportReport {
   readonly imported: number
   readonly created: number
+  /** Products that the file lacks, with `replace`. */
+  readonly made_unavailable?: number
   /** The first ones. */
   readonly bad: ReadonlyArray<BadLine>
   readonly bad_not_listed?: number
@@ -79,51 +69,6 @@ const linesAtOnce = 256
 const mostListed = 1_000
 /** How often a text that fails is tried again although the service works. */
 const mostRetries = 6
-
-/** A product whose vector will be the embedding of `text`. */
-interface ToEmbed {
-  readonly line: number
-  readonly product: Omit<ProductEmbedding, "embedding" | "text">
-  readonly text: string
-}
-
-const toProduct = (
-  line: number,
-  given: Product,
-  space: string,
-  dimensions: number,
-): Either.Either<ToEmbed | ProductEmbedding, BadLine> => {
-  const { category = null, product_id, product_name = null, vector } = given
-  const product = { product_id, product_name, category, space }
-  if (vector === undefined) return Either.right({ line, product, text: textOf(given) })
-  const problem = Vector.problem(vector, dimensions)
-  return problem === undefined
-    ? Either.right({ ...product, embedding: Float32Array.from(vector), text: null })
-    : Either.left({ line, reason: `vector: ${problem}` })
-}
-
-/** Stored vectors by text, of products whose text is the same as before. They are not paid for again. */
-const storedVectors = Effect.fnUntraced(function* (toEmbed: ReadonlyArray<ToEmbed>, space: string) {
-  const products = yield* ProductEmbeddings
-  const { dimensions } = yield* EmbeddingConfig
-  const texts = yield* products.texts(
-    toEmbed.map(({ product }) => product.product_id),
-    space,
-  )
-  const unchanged = toEmbed.filter(({ product, text }) => texts.get(product.product_id) === text)
-  const vectors = yield* products.load(
-    unchanged.map(({ product }) => product.product_id),
-    space,
-  )
-  return new Map(
-    unchanged.flatMap(({ product, text }) => {
-      const vector = vectors.get(product.product_id)
-      return vector && Vector.problem(vector, dimensions) === undefined
-        ? [[text, Either.right(vector)] as const]
-        : []
-    }),
-  )
-})
 
 /** Fails if the service refuses all texts and does not say for how long, because no other line could succeed. */
 const waitForEmbedder = Effect.fnUntraced(function* (
@@ -174,6 +119,27 @@ const embedTexts = Effect.fnUntraced(function* (texts: ReadonlyArray<string>) {
   return found
 })
 
+/** Makes the products unavailable that the file lacks. Succeeds with their number. */
+const retire = Effect.fnUntraced(function* (listed: ReadonlySet<ProductId>, dryRun: boolean) {
+  const products = yield* ProductEmbeddings
+  const { space } = yield* EventVectors
+  let retired = 0
+  yield* products.stamps(space).pipe(
+    Stream.filter(({ product_id }) => !listed.has(product_id)),
+    Stream.grouped(linesAtOnce),
+    Stream.runForEach((page) =>
+      Effect.gen(function* () {
+        const known = yield* products.describe(Array.from(page, ({ product_id }) => product_id))
+        const lacking = [...known.values()].filter(({ available }) => available)
+        retired += lacking.length
+        if (!dryRun)
+          yield* products.upsert(lacking.map(({ product_id }) => ({ product_id, available: false })))
+      }),
+    ),
+  )
+  return retired
+})
+
 /**
  * Stores a product's own vector, or embeds its text, or else its name and category. `progress` receives the last
  * line read.
@@ -182,14 +148,19 @@ export const importProducts = Effect.fn("importProducts")(function* (
   path: string,
   options: {
     readonly strict: boolean
-    readonly encoding?: string
+    readonly form?: Form
+    /** What the file lists is available, unless it says otherwise. What it lacks is not available any more. */
+    readonly replace?: boolean
+    /** Counts, but writes and embeds nothing. */
+    readonly dryRun?: boolean
     readonly progress: (lines: number) => Effect.Effect<void>
   },
 ) {
   const products = yield* ProductEmbeddings
-  const { space } = yield* EventVectors
   const { dimensions } = yield* EmbeddingConfig
+  const { dryRun = false, replace = false } = options
   const bad: Array<BadLine> = []
+  const listed = new Set<ProductId>()
   let imported = 0
   let created = 0
   let unlisted = 0
@@ -202,40 +173,63 @@ export const importProducts = Effect.fn("importProducts")(function* (
           else unlisted += 1
         })
 
+  const toInput = ({ product }: CatalogueLine): Either.Either<ProductInput, string> =>
+    Either.flatMap(product, (line) => {
+      const problem = line.vector && Vector.problem(line.vector, dimensions)
+      if (problem !== undefined) return Either.left(`vector: ${problem}`)
+      const source = line.vector === undefined ? { text: textOf(line) } : { text: undefined }
+      return Either.right({ ...line, ...source, available: line.available ?? (replace || undefined) })
+    })
+
+  const write = Effect.fnUntraced(function* (
+    lines: ReadonlyArray<number>,
+    inputs: ReadonlyArray<ProductInput>,
+  ) {
+    for (const [index, result] of (yield* writeProducts(inputs, embedTexts)).entries()) {
+      if (Either.isRight(result)) {
+        imported += 1
+        if (result.right === "created") created += 1
+      } else {
+        const { left } = result
+        const reason = "field" in left ? `${left.field}: ${left.detail}` : `text: ${left.message}`
+        yield* reject({ line: lines[index]!, reason })
+      }
+    }
+  })
+
+  const foresee = Effect.fnUntraced(function* (inputs: ReadonlyArray<ProductInput>) {
+    const ids = inputs.map(({ product_id }) => product_id).filter((id) => !listed.has(id))
+    const existing = (yield* products.find(ids)).filter(({ deleted }) => !deleted)
+    imported += inputs.length
+    created += new Set(ids).size - existing.length
+  })
+
   const importLines = Effect.fnUntraced(function* (lines: ReadonlyArray<CatalogueLine>) {
-    const ready: Array<ProductEmbedding> = []
-    const toEmbed: Array<ToEmbed> = []
-    for (const { line, product } of lines) {
-      const decoded = Either.isLeft(product)
-        ? Either.left({ line, reason: product.left })
-        : toProduct(line, product.right, space, dimensions)
-      if (Either.isLeft(decoded)) yield* reject(decoded.left)
-      else if ("embedding" in decoded.right) ready.push(decoded.right)
-      else toEmbed.push(decoded.right)
+    const numbers: Array<number> = []
+    const inputs: Array<ProductInput> = []
+    for (const line of lines) {
+      const input = toInput(line)
+      if (Either.isLeft(input)) yield* reject({ line: line.line, reason: input.left })
+      else {
+        numbers.push(line.line)
+        inputs.push(input.right)
+      }
     }
-    const stored = yield* storedVectors(toEmbed, space)
-    const texts = new Set(toEmbed.flatMap(({ text }) => (stored.has(text) ? [] : [text])))
-    const embedded = new Map([...stored, ...(yield* embedTexts([...texts]))])
-    for (const { line, product, text } of toEmbed) {
-      const vector = embedded.get(text)!
-      if (Either.isLeft(vector)) yield* reject({ line, reason: `text: ${vector.left.message}` })
-      else ready.push({ ...product, text, embedding: vector.right })
-    }
-    if (ready.length > 0) {
-      const isNew = yield* products.upsert(ready)
-      imported += ready.length
-      created += isNew.filter(Boolean).length
-    }
+    yield* dryRun ? foresee(inputs) : write(numbers, inputs)
+    for (const { product_id } of inputs) listed.add(product_id)
     yield* options.progress(lines.at(-1)!.line)
   })
 
-  yield* productLines(path, options.encoding).pipe(
+  yield* productLines(path, options.form).pipe(
     Stream.grouped(linesAtOnce),
     Stream.runForEach((lines) => importLines(Chunk.toReadonlyArray(lines))),
   )
+  // A rejected line may be a product that the file has.
+  const retired = replace && bad.length === 0 && listed.size > 0 ? yield* retire(listed, dryRun) : 0
   const report: ImportReport = {
     imported,
     created,
+    ...(replace ? { made_unavailable: retired } : {}),
     bad,
     ...(unlisted > 0 ? { bad_not_listed: unlisted } : {}),
   }

@@ -18,10 +18,9 @@ export const Limit = Schema.optionalWith(
   ),
   { default: () => 10 },
 )
-export const Category = Schema.optional(
-  wellFormed.pipe(
-    Schema.filter((text) => (text.length > 0 && text.length <= 255) || "must be 1 to 255 characters"),
-  ),
+export const categoryName = wellFormed.pipe(
+  Schema.filter((text) => (text.length > 0 && text.length <= 255) || "must be 1 to 255 characters"),
 )
+export const Category = Schema.optional(categoryName)
 export const choice = <const Values extends readonly [string, ...Array<string>]>(...values: Values) =>
   Schema.Literal(...values).annotations(refused(`must be one of ${values.join(", ")}`))

@@ -7,10 +7,11 @@ import { FieldIssue } from "../model/Problem.ts"
 import { Ready, Unavailable } from "../operate/Health.ts"
 import { BulkItem, ProductBody, SearchBody } from "../record/Submission.ts"
 import { completeDocument, withIdempotencyKey, withOptionalBody } from "./ApiDocument.ts"
-import { product, user, wellFormed } from "./ApiParameters.ts"
+import { product, user } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 import { Embedding } from "./EmbeddingJson.ts"
 import { operations } from "./OperationsApi.ts"
+import { embeddingFields, products } from "./ProductApi.ts"
 import { recommendations } from "./RecommendationApi.ts"
 
 /** The largest body in bytes, for all routes without a limit of their own. */
@@ -44,23 +45,8 @@ export const BulkReport = Schema.Struct({
   results: Schema.Array(BulkResult),
 }).annotations({ identifier: "BulkReport" })
 
-const shortText = Schema.optionalWith(
-  wellFormed.pipe(Schema.filter((text) => text.length <= 255 || "must be at most 255 characters")),
-  { nullable: true },
-)
-/** Fields of a product, the same in requests and in the lines of `products import`. */
-export const productFields = {
-  vector: Schema.optional(Schema.Array(Schema.Number)),
-  text: Schema.optional(
-    Schema.compose(wellFormed, Schema.Trim).pipe(
-      Schema.filter((text) => (text.length > 0 && text.length <= 8192) || "must be 1 to 8192 characters"),
-    ),
-  ),
-  product_name: shortText,
-  category: shortText,
-}
 /** Exactly one of `vector` and `text`. An absent name or category leaves the stored one as it is. */
-export const ProductEmbeddingBody = Schema.Struct(productFields)
+export const ProductEmbeddingBody = Schema.Struct(embeddingFields)
   .pipe(
     Schema.filter(
       ({ text, vector }) => (text === undefined) !== (vector === undefined) || "give either vector or text",
@@ -179,6 +165,7 @@ const withoutDecodeError = Object.assign(HttpApi.make("user-embeddings"), { erro
 export const api = withoutDecodeError
   .add(interactions)
   .add(embeddings)
+  .add(products)
   .add(recommendations)
   .add(operations)
   .add(health)

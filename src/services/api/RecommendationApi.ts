@@ -1,7 +1,8 @@
 /** The routes of recommendations and of the search in the catalogue. */
-import { HttpApiEndpoint, HttpApiGroup } from "@effect/platform"
+import { HttpApiEndpoint, HttpApiGroup, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
-import { EventType, SearchPhrase, UserId } from "../model/Interaction.ts"
+import { EventType, ProductId, SearchPhrase, UserId } from "../model/Interaction.ts"
+import { Conditions } from "../recommend/ProductFilter.ts"
 import {
   BoughtBefore,
   Found,
@@ -9,7 +10,8 @@ import {
   SimilarProduct,
   SimilarUser,
 } from "../recommend/Recommender.ts"
-import { Category, choice, Limit, limitRule, product, refused, user } from "./ApiParameters.ts"
+import { withOptionalBody } from "./ApiDocument.ts"
+import { Category, categoryName, choice, Limit, limitRule, product, refused, user } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 
 const Recommended = Schema.Struct({
@@ -50,16 +52,46 @@ const SimilarUsers = Schema.Struct({
   compared: Schema.Number.annotations({ description: "number of users compared" }),
   items: Schema.Array(SimilarUser),
 }).annotations({ identifier: "SimilarUsers" })
-/** Finds products by a phrase. Nothing is recorded. */
-export const CatalogueSearchBody = Schema.Struct({
-  query: SearchPhrase,
-  user: Schema.optionalWith(UserId, { nullable: true }),
-  category: Schema.optionalWith(Category.from, { nullable: true }),
+const oneCategoryOrMore = Schema.Union(
+  categoryName,
+  Schema.Array(categoryName).pipe(Schema.minItems(1), Schema.maxItems(100)),
+).annotations(refused("must be a string of 1 to 255 characters, or an array of 1 to 100 of them"))
+/** Which products to find, in the body of a request. */
+const wanted = {
   limit: Schema.optionalWith(Schema.Int.pipe(Schema.between(1, 100)).annotations(refused(limitRule)), {
     default: () => 10,
     nullable: true,
   }),
-}).annotations({ identifier: "CatalogueSearchBody" })
+  exclude_ids: Schema.optionalWith(
+    Schema.Array(ProductId).pipe(
+      Schema.maxItems(1_000, { message: () => "must be at most 1000 product ids" }),
+    ),
+    { default: () => [], nullable: true },
+  ),
+  category: Schema.optionalWith(oneCategoryOrMore, { nullable: true }),
+  filter: Schema.optionalWith(Conditions, { nullable: true }),
+}
+const Exclude = choice("purchased", "seen", "none")
+const fallback = choice("popular", "none")
+export const RecommendationBody = Schema.Struct({
+  ...wanted,
+  exclude: Schema.optionalWith(Exclude, { default: () => "purchased", nullable: true }),
+  fallback: Schema.optionalWith(fallback, { default: () => "popular", nullable: true }),
+}).annotations({ identifier: "RecommendationBody" })
+/** Finds products by a phrase. Nothing is recorded. */
+export const CatalogueSearchBody = Schema.Struct({
+  query: SearchPhrase,
+  user: Schema.optionalWith(UserId, { nullable: true }),
+  ...wanted,
+  exclude: Schema.optionalWith(Exclude, { default: () => "none", nullable: true }),
+})
+  .pipe(
+    Schema.filter(
+      ({ exclude, user }) =>
+        exclude === "none" || user !== undefined || { path: ["exclude"], message: "needs a user" },
+    ),
+  )
+  .annotations({ identifier: "CatalogueSearchBody" })
 const FoundProducts = Schema.Struct({
   query: Schema.String,
   user_id: Schema.NullOr(Schema.String),
@@ -73,15 +105,21 @@ export const recommendations = HttpApiGroup.make("recommendations")
       .setUrlParams(
         Schema.Struct({
           limit: Limit,
-          exclude: Schema.optionalWith(choice("purchased", "seen", "none"), {
-            default: () => "purchased" as const,
-          }),
+          exclude: Schema.optionalWith(Exclude, { default: () => "purchased" as const }),
           category: Category,
-          fallback: Schema.optionalWith(choice("popular", "none"), { default: () => "popular" as const }),
+          fallback: Schema.optionalWith(fallback, { default: () => "popular" as const }),
         }),
       )
       .addSuccess(Recommended)
       .addError(problems(404, 422, 501, 503)),
+  )
+  .add(
+    HttpApiEndpoint.post("recommendAmong")`/api/user/${user}/recommendations`
+      .setPayload(RecommendationBody)
+      .addSuccess(Recommended)
+      .addError(problems(...bodyStatuses, 404, 501, 503))
+      .annotate(OpenApi.Transform, withOptionalBody)
+      .annotate(OpenApi.Description, "Recommendations among the products that a filter admits."),
   )
   .add(
     HttpApiEndpoint.get("buyAgain")`/api/user/${user}/buy-again`

@@ -53,7 +53,7 @@ export const parseCells = (text: string, delimiter: string): ReadonlyArray<strin
   return cells
 }
 
-const toCell = (value: string): string =>
+export const toCell = (value: string): string =>
   /[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value
 
 // ---------------------------------------------------------------------------------------------------------
@@ -200,13 +200,19 @@ export const header = (text: string, delimiter: string): ReadonlyArray<string> =
 
 const delimiters = [",", ";", "\t", "|"]
 
-/** Why a file with this header can't be read. */
-export const headerProblem = (columns: ReadonlyArray<string>, reading: Reading): string | undefined => {
+/** Why no file with these columns can be read, whatever it is about. */
+export const separatorProblem = (columns: ReadonlyArray<string>): string | undefined => {
   const other = delimiters.find((delimiter) => columns.length === 1 && columns[0]!.includes(delimiter))
   if (other !== undefined)
     return `seems to have ${JSON.stringify(other)} between its cells: --delimiter ${other === "\t" ? "tab" : `"${other}"`}`
   const twice = columns.find((column, index) => column !== "" && columns.indexOf(column) !== index)
-  if (twice !== undefined) return `has two columns "${twice}"`
+  return twice === undefined ? undefined : `has two columns "${twice}"`
+}
+
+/** Why a file with this header can't be read. */
+export const headerProblem = (columns: ReadonlyArray<string>, reading: Reading): string | undefined => {
+  const problem = separatorProblem(columns)
+  if (problem !== undefined) return problem
   const its = `its columns are ${columns.join(", ")}`
   for (const [field, names] of Object.entries(reading.map))
     for (const column of fallbacks(names))

@@ -11,6 +11,12 @@ export interface Form {
   readonly encoding?: string
 }
 
+/** The form of a file by its name, also with `.gz`. */
+export const formOf = (file: string): Form => {
+  const ending = /\.([ct])sv(\.gz)?$/i.exec(file)?.[1]?.toLowerCase()
+  return { format: ending === undefined ? "jsonl" : "csv", delimiter: ending === "t" ? "\t" : "," }
+}
+
 /** The text of a record and its place in the file. */
 export interface RawRecord {
   /** Line on which it begins, from 1. */

@@ -1,19 +1,27 @@
 /** The store of product vectors. */
 import { Context, type Effect, Schema, type Stream } from "effect"
 import type { ProductId } from "../model/Interaction.ts"
+import type { Product } from "../model/Product.ts"
 import { describeFailure, portFailure } from "./PortFailure.ts"
 
-export interface ProductEmbedding {
-  readonly product_id: ProductId
+interface Vectored {
   /** As the producer sent it, not necessarily of unit length. */
   readonly embedding: Float32Array
-  readonly product_name: string | null
-  readonly category: string | null
   /** Name of the vector space. */
   readonly space: string
   /** The text that the vector is an embedding of, if it is known. */
   readonly text: string | null
 }
+
+export interface ProductEmbedding extends Product, Vectored {}
+
+/** What a write changes. An absent field, or a name or category of `null`, leaves the stored one as it is. */
+export type ProductChange = Pick<Product, "product_id"> &
+  Partial<Product> &
+  (Vectored | { readonly [Field in keyof Vectored]?: undefined })
+
+/** `missing`: the product does not exist, and the change has no vector to create it with. */
+export type Upserted = "created" | "changed" | "missing"
 
 /** Differs, in practice, whenever a product is added, removed or stamped anew. */
 export interface StampSum {
@@ -25,6 +33,8 @@ export interface StampSum {
 export const stampModulus = 1_000_000_007
 
 export interface StoredProduct extends ProductEmbedding {
+  /** A deleted product keeps its id, space and stamp here. Its vector is left out: only `load` reads it. */
+  readonly deleted: boolean
   /** Unix ms, by the clock of the program that wrote it last; 0 when that program set none. */
   readonly updated_at: number
 }
@@ -78,19 +88,23 @@ export class NoVectorIndex extends Schema.TaggedError<NoVectorIndex>()("NoVector
 export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbeddings")<
   ProductEmbeddings,
   {
-    /** The vectors of these products in this space. */
+    /** The vectors of these products in this space, also of deleted ones: their events still count. */
     readonly load: (
       products: ReadonlyArray<ProductId>,
       space: string,
     ) => Effect.Effect<ReadonlyMap<ProductId, Float32Array>, ProductEmbeddingsError>
     /**
-     * Creates or replaces products; of two with the same id the last one counts. Answers in their order whether each is
-     * new. A name or category of `null` keeps the stored value.
+     * Creates or changes products, as if one by one, and answers in their order. Creating a deleted product again takes
+     * over nothing of it.
      */
     readonly upsert: (
-      products: ReadonlyArray<ProductEmbedding>,
-    ) => Effect.Effect<ReadonlyArray<boolean>, ProductEmbeddingsError>
-    /** The products of a space with the greatest cosines, greatest first. Exact. */
+      changes: ReadonlyArray<ProductChange>,
+    ) => Effect.Effect<ReadonlyArray<Upserted>, ProductEmbeddingsError>
+    /** Deletes products and keeps their vectors for `load`. Answers which of them existed. */
+    readonly remove: (
+      products: ReadonlyArray<ProductId>,
+    ) => Effect.Effect<ReadonlySet<ProductId>, ProductEmbeddingsError>
+    /** The available products of a space with the greatest cosines, greatest first. Exact. */
     readonly nearest: (
       vector: Float32Array,
       options: { readonly space: string; readonly limit: number },
@@ -105,30 +119,32 @@ export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbed
       products: ReadonlyArray<ProductId>,
       space: string,
     ) => Effect.Effect<ReadonlyMap<ProductId, string>, ProductEmbeddingsError>
+    /** Products that are not deleted. */
     readonly count: Effect.Effect<number, ProductEmbeddingsError>
-    /** How many products have a vector in another space. */
+    /** How many products that are not deleted have a vector in another space. */
     readonly countInOtherSpaces: (space: string) => Effect.Effect<number, ProductEmbeddingsError>
     /** Products near a vector, by a vector index, which may miss some: for catalogues too large for `nearest`. */
     readonly indexed: (
       vector: Float32Array,
-      options: { readonly space: string; readonly limit: number; readonly category?: string | undefined },
+      options: {
+        readonly space: string
+        readonly limit: number
+        readonly categories?: ReadonlyArray<string> | undefined
+      },
     ) => Effect.Effect<ReadonlyArray<ProductEmbedding>, ProductEmbeddingsError | NoVectorIndex>
-    /** Names and categories of the products that exist. */
+    /** These products without vectors, where they exist or existed. */
     readonly describe: (
       products: ReadonlyArray<ProductId>,
-    ) => Effect.Effect<
-      ReadonlyMap<ProductId, Pick<ProductEmbedding, "product_id" | "product_name" | "category">>,
-      ProductEmbeddingsError
-    >
-    /** Products of any space that were written after this instant (Unix ms), by the clocks of their writers. */
+    ) => Effect.Effect<ReadonlyMap<ProductId, Product>, ProductEmbeddingsError>
+    /** Products of any space that were written or deleted after this instant (Unix ms), by the clocks of their writers. */
     readonly changed: (after: number) => Stream.Stream<StoredProduct, ProductEmbeddingsError>
     /** Computed by the store: it costs a tenth of {@link stamps}. */
     readonly stampSum: (space: string) => Effect.Effect<StampSum, ProductEmbeddingsError>
-    /** The stamps of all products of a space. Cheap beside {@link stream}, because it reads an index alone. */
+    /** The stamps of all products of a space, also deleted ones. Cheap beside {@link stream}: it reads an index alone. */
     readonly stamps: (
       space: string,
     ) => Stream.Stream<Pick<StoredProduct, "product_id" | "updated_at">, ProductEmbeddingsError>
-    /** Those of these products that exist, in any space. */
+    /** Those of these products that exist or existed, in any space. */
     readonly find: (
       products: ReadonlyArray<ProductId>,
     ) => Effect.Effect<ReadonlyArray<StoredProduct>, ProductEmbeddingsError>
@@ -140,7 +156,7 @@ export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbed
       space: string,
       dimensions: number,
     ) => Stream.Stream<{ readonly product_id: string; readonly detail: string }, ProductEmbeddingsError>
-    /** All products of a space, in the order of their ids. A vector may be unusable. */
+    /** All products of a space, also deleted ones, in the order of their ids. A vector may be unusable. */
     readonly stream: (space: string) => Stream.Stream<StoredProduct, ProductEmbeddingsError>
   }
 >() {}

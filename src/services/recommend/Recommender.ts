@@ -4,6 +4,7 @@ import { identity } from "effect/Function"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import { decay, weightOf } from "../model/Fold.ts"
 import type { ProductId, UserId } from "../model/Interaction.ts"
+import type { Product } from "../model/Product.ts"
 import * as Taste from "../model/Taste.ts"
 import type { RecentEvent, UserEmbedding } from "../model/UserEmbedding.ts"
 import * as Vector from "../model/Vector.ts"
@@ -11,8 +12,10 @@ import { InteractionLog, type InteractionLogError } from "../ports/InteractionLo
 import type { PhraseEmbedderError } from "../ports/PhraseEmbedder.ts"
 import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
 import { EventVectors } from "../update/EventVectors.ts"
-import { Catalogue, type CatalogueError, type Product } from "./Catalogue.ts"
+import { Catalogue, type CatalogueError } from "./Catalogue.ts"
 import { Popularity } from "./Popularity.ts"
+import * as PopularProducts from "./PopularProducts.ts"
+import type { ProductFilter } from "./ProductFilter.ts"
 import { insertTopK, moreSimilar } from "./TopK.ts"
 
 /** Products left out of the recommendations: those the user bought, those the user interacted with, or none. */
@@ -34,6 +37,15 @@ export class ProductNotFound extends Schema.TaggedError<ProductNotFound>()("Prod
 }) {
   override get message() {
     return `product ${this.product_id} has no embedding in the space of the catalogue`
+  }
+}
+
+/** A filter names attributes that no product has. */
+export class UnknownAttributes extends Schema.TaggedError<UnknownAttributes>()("UnknownAttributes", {
+  attributes: Schema.Array(Schema.String),
+}) {
+  override get message() {
+    return `no product has the attribute ${this.attributes.join(", ")}`
   }
 }
 
@@ -106,38 +118,44 @@ const vectorTimeout = Duration.seconds(2)
 
 type StoreError = CatalogueError | InteractionLogError | UserEmbeddingsError
 
+/** The products that an answer may have, beside those that are not available. */
+export interface Wanted {
+  readonly limit: number
+  readonly filter?: ProductFilter | undefined
+  /** Left out for this request alone. */
+  readonly excludeIds?: ReadonlyArray<ProductId> | undefined
+}
+
 export class Recommender extends Context.Tag("user-embeddings/Recommender")<
   Recommender,
   {
     /** Products for a user, greatest score first, ties by product id. */
     readonly recommend: (
       user: UserId,
-      options: {
-        readonly limit: number
+      options: Wanted & {
         readonly exclude: Exclusion
-        readonly category?: string | undefined
         /** For a user without taste: popular products, or the failure {@link NoTaste}. */
         readonly fallback: "popular" | "none"
       },
-    ) => Effect.Effect<Recommendations, StoreError | NoTaste>
-    /** Products the user bought; frequent and recent purchases come first. */
+    ) => Effect.Effect<Recommendations, StoreError | NoTaste | UnknownAttributes>
+    /** Available products of the catalogue that the user bought; frequent and recent purchases come first. */
     readonly buyAgain: (user: UserId, limit: number) => Effect.Effect<ReadonlyArray<BoughtBefore>, StoreError>
     /** Products similar to one, by the cosine of the centred vectors. */
     readonly similarProducts: (
       product: ProductId,
-      options: { readonly limit: number; readonly category?: string | undefined },
+      options: Pick<Wanted, "limit" | "filter">,
     ) => Effect.Effect<ReadonlyArray<typeof SimilarProduct.Type>, StoreError | ProductNotFound>
     /** Products near a phrase; with a user, also near the user's taste. Records nothing. */
     readonly search: (
       phrase: string,
-      options: {
-        readonly limit: number
-        readonly category?: string | undefined
+      options: Wanted & {
         readonly user?: UserId | undefined
+        /** Of the user. */
+        readonly exclude: Exclusion
       },
     ) => Effect.Effect<
       { readonly personalised: boolean; readonly items: ReadonlyArray<Found> },
-      StoreError | PhraseEmbedderError
+      StoreError | PhraseEmbedderError | UnknownAttributes
     >
     /** Users similar to one, by the cosine of their long memories. */
     readonly similarUsers: (
@@ -150,33 +168,12 @@ export class Recommender extends Context.Tag("user-embeddings/Recommender")<
   }
 >() {}
 
-/** A product with the sum of its interactions, each weighted by its age. */
-type RankedProduct = Product & { readonly decayed: number }
-
-/**
- * The products of the catalogue that have interactions, most popular first, ties by product id. Clients may invent ids, so
- * the catalogue is looked up in the counts, and not the other way round.
- */
-const rankPopular = Effect.gen(function* () {
-  const { decayed } = yield* (yield* Popularity).counts
-  const products = yield* (yield* Catalogue).products
-  return products
-    ?.map((product): RankedProduct => ({ ...product, decayed: decayed(product.product_id) }))
-    .filter((product) => product.decayed > 0)
-    .sort((a, b) => b.decayed - a.decayed || (a.product_id < b.product_id ? -1 : 1))
-})
-/** Users without taste share a ranking, which takes 100 ms with 100,000 products. */
-const rankingTtl = Duration.seconds(2)
-
 const services = Effect.all({
   catalogue: Catalogue,
   config: EmbeddingConfig,
   log: InteractionLog,
   popularity: Popularity,
-  /** `undefined` while the catalogue is too large for memory. */
-  popular: Effect.flatMap(Effect.context<Catalogue | Popularity>(), (context) =>
-    Effect.cachedWithTTL(Effect.provide(rankPopular, context), rankingTtl),
-  ),
+  popularProducts: PopularProducts.make,
   users: UserEmbeddings,
   vectors: EventVectors,
   /** One comparison of all users at a time. */
@@ -257,62 +254,37 @@ const readTaste = Effect.fn("taste.read")(function* (services: Services, user_id
   return taste ?? (yield* noDirection(user_id))
 })
 
-/** The ranking of a catalogue that is not in memory: its products are described in pages, until enough are found. */
-const rankInPages = ({ catalogue, popularity }: Services) =>
-  Stream.unwrap(
-    Effect.map(popularity.ranking, (ranking) =>
-      Stream.fromIterable(Arr.chunksOf(ranking, describedAtOnce)).pipe(
-        Stream.mapEffect((page) =>
-          Effect.map(catalogue.describe(page.map(({ product_id }) => product_id)), (known) =>
-            page.flatMap(({ decayed, product_id }): ReadonlyArray<RankedProduct> => {
-              const product = known.get(product_id)
-              return product === undefined ? [] : [{ ...product, decayed }]
-            }),
-          ),
-        ),
-        Stream.flatMap(Stream.fromIterable),
-      ),
-    ),
-  )
-const describedAtOnce = 1_000
-
-const popularProducts = Effect.fnUntraced(function* (
-  services: Services,
-  without: ReadonlySet<ProductId>,
-  limit: number,
-  category: string | undefined,
+const requireKnownAttributes = Effect.fnUntraced(function* (
+  { catalogue }: Services,
+  { conditions }: ProductFilter,
 ) {
-  const inMemory = yield* services.popular
-  const ranking = inMemory === undefined ? rankInPages(services) : Stream.fromIterable(inMemory)
-  let most = 0
-  const wanted = ranking.pipe(
-    Stream.tap(({ decayed }) => Effect.sync(() => (most = Math.max(most, decayed)))),
-    Stream.filter(
-      (product) =>
-        !without.has(product.product_id) && (category === undefined || product.category === category),
-    ),
-    Stream.take(limit),
-  )
-  const found = yield* Stream.runCollect(wanted)
-  return Array.from(found, ({ decayed, ...product }): Recommendation => {
-    const score = Taste.popularityPart(1, decayed, most)
-    return { ...product, score, similarity: 0, popularity: score, because: [], rest: 0 }
-  })
+  if (conditions === undefined) return
+  const attributes = yield* catalogue.unknownAttributes(Object.keys(conditions))
+  if (attributes.length > 0) return yield* new UnknownAttributes({ attributes })
 })
+
+const withoutReasons = ([{ category, product_id, product_name }, popularity]: readonly [Product, number]) => {
+  const parts = { score: popularity, similarity: 0, popularity }
+  return { product_id, product_name, category, ...parts, because: [], rest: 0 }
+}
 
 const recommend = Effect.fn("recommend")(function* (
   services: Services,
-  ...[user, { category, exclude, fallback, limit }]: Parameters<Recommender["Type"]["recommend"]>
+  ...[user, { exclude, excludeIds = [], fallback, filter = {}, limit }]: Parameters<
+    Recommender["Type"]["recommend"]
+  >
 ) {
   const { catalogue, config, popularity } = services
-  const [taste, without] = yield* Effect.all(
+  yield* requireKnownAttributes(services, filter)
+  const [taste, excluded] = yield* Effect.all(
     [Effect.either(readTaste(services, user)), excludedProducts(services, user, exclude)],
     { concurrency: 2 },
   )
+  const without = new Set([...excluded, ...excludeIds])
   if (Either.isLeft(taste)) {
     if (taste.left._tag !== "NoTaste" || fallback === "none") return yield* taste.left
-    const items = yield* popularProducts(services, without, limit, category)
-    return { source: "popular" as const, items }
+    const items = yield* services.popularProducts({ limit, filter, without })
+    return { source: "popular" as const, items: items.map(withoutReasons) }
   }
   // Right after a start the log may still be counted. The taste alone is a better answer than none.
   const { most, of } = yield* Effect.timeoutTo(popularity.counts, {
@@ -322,7 +294,7 @@ const recommend = Effect.fn("recommend")(function* (
   })
   const weight = config.popularityWeight
   const bonus = { most: weight, of: (id: ProductId) => Taste.popularityPart(weight, of(id), most) }
-  const found = yield* catalogue.search(taste.right.direction, { limit, category, without, bonus })
+  const found = yield* catalogue.search(taste.right.direction, { limit, filter, without, bonus })
   return {
     source: "taste" as const,
     items: found.map(({ bonus, centred, similarity, ...product }) => ({
@@ -353,13 +325,17 @@ const buyAgain = Effect.fn("buyAgain")(function* (
       })
     }),
   )
-  const ranked = [...bought].sort(([a, x], [b, y]) => y.score - x.score || (a < b ? -1 : 1)).slice(0, limit)
-  const known = yield* catalogue.describe(ranked.map(([id]) => id))
-  return ranked.map(([product_id, { last, purchases, score }]) => {
-    const { category = null, product_name = null } = known.get(product_id) ?? {}
-    const last_purchased_at = new Date(last).toISOString()
-    return { product_id, product_name, category, score, purchases, last_purchased_at }
-  })
+  const ranked = [...bought].sort(([a, x], [b, y]) => y.score - x.score || (a < b ? -1 : 1))
+  const known = yield* catalogue.describe([...bought.keys()])
+  return ranked
+    .flatMap(([id, { last, purchases, score }]) => {
+      const { available = false, category = null, product_name = null } = known.get(id) ?? {}
+      const last_purchased_at = new Date(last).toISOString()
+      return available
+        ? [{ product_id: id, product_name, category, score, purchases, last_purchased_at }]
+        : []
+    })
+    .slice(0, limit)
 })
 
 const similarProducts = Effect.fn("similarProducts")(function* (
@@ -379,17 +355,21 @@ const similarProducts = Effect.fn("similarProducts")(function* (
 
 const search = Effect.fn("search")(function* (
   services: Services,
-  ...[phrase, { category, limit, user }]: Parameters<Recommender["Type"]["search"]>
+  ...[phrase, { exclude, excludeIds = [], filter = {}, limit, user }]: Parameters<
+    Recommender["Type"]["search"]
+  >
 ) {
   const { catalogue, vectors } = services
-  const [[found], taste] = yield* Effect.all(
+  yield* requireKnownAttributes(services, filter)
+  const [[found], taste, excluded] = yield* Effect.all(
     [
       vectors.resolve([{ message_id: "", search_phrase: phrase, product_id: null }]),
       user === undefined
         ? Effect.succeedNone
         : Effect.catchTag(Effect.asSome(readTaste(services, user)), "NoTaste", () => Effect.succeedNone),
+      user === undefined ? Effect.succeed([]) : excludedProducts(services, user, exclude),
     ],
-    { concurrency: 2 },
+    { concurrency: 3 },
   )
   const vector = yield* Effect.catchTags(found!, { ProductMissing: Effect.die, UnusableVector: Effect.die })
   const centred = Taste.centre(vector, yield* catalogue.mean) ?? new Float32Array(vector.length)
@@ -402,7 +382,8 @@ const search = Effect.fn("search")(function* (
       return Vector.divide(sum, 1)
     },
   })
-  const products = yield* catalogue.search(direction, { limit, category })
+  const without = new Set([...excluded, ...excludeIds])
+  const products = yield* catalogue.search(direction, { limit, filter, without })
   const items = products.map(({ category, centred: product, product_id, product_name }): Found => {
     const similarity = Vector.dot(centred, product)
     const liked = Option.map(taste, ({ direction }) => Vector.dot(direction, product))

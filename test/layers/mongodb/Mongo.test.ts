@@ -190,7 +190,7 @@ withServers(["mongodb"], "MongoDB", () => {
           "user_embeddings: index on last_updated",
           "user_embeddings: index on space",
           "user_embedding_ledger: collection with validator",
-          "product_embeddings: collection",
+          "product_embeddings: collection with validator",
           "product_embeddings: unique index on product_id",
           "product_embeddings: index on space, product_id, updated_at",
           "product_embeddings: index on updated_at",

@@ -109,7 +109,7 @@ layerSuite("products import", layer, (it) => {
       for (const [n, body] of put.entries())
         if (Option.isSome(body)) {
           const { category = null, product_name = null } = body.value
-          expect(stored.get(String(n))).toEqual({ product_id: String(n), product_name, category })
+          expect(stored.get(String(n))).toMatchObject({ product_id: String(n), product_name, category })
         }
       const taken = new Set(requested())
       expect(taken).toEqual(
@@ -133,7 +133,12 @@ layerSuite("products import", layer, (it) => {
         { line: 2, reason: "is not UTF-8 (--encoding names another one)" },
         { line: 3, reason: expect.stringContaining("give a vector, a text or a product_name") },
       ])
-      expect(yield* importProducts(path, { ...options, encoding: "latin1" })).toMatchObject({ imported: 2 })
+      expect(
+        yield* importProducts(path, {
+          ...options,
+          form: { format: "jsonl", delimiter: ",", encoding: "latin1" },
+        }),
+      ).toMatchObject({ imported: 2 })
       expect(requested()).toEqual(["Stiefel", "Mütze"])
     }))
 

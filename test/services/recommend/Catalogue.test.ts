@@ -20,6 +20,7 @@ import {
   type ProductEmbedding,
   ProductEmbeddings,
   ProductEmbeddingsError,
+  type StoredProduct,
   stampModulus,
 } from "../../../src/services/ports/ProductEmbeddings.ts"
 import { Catalogue, CatalogueTooLarge, layerOf } from "../../../src/services/recommend/Catalogue.ts"
@@ -28,11 +29,20 @@ import { effectTest } from "../../support/effect.ts"
 const dimensions = 8
 const space = "test"
 
-type Stored = ProductEmbedding & { readonly updated_at: number }
+type Stored = StoredProduct
 
 /** A store in memory that counts how often all products are read. */
 const world = () => {
-  const state = { stored: new Map<string, Stored>(), sweeps: 0, comparisons: 0, down: false, hasIndex: false }
+  const state = {
+    stored: new Map<string, Stored>(),
+    sweeps: 0,
+    comparisons: 0,
+    down: false,
+    hasIndex: false,
+    /** Of the stamps, and of each product when all are read. */
+    delay: Duration.zero as Duration.DurationInput,
+    readingDelay: Duration.zero as Duration.DurationInput,
+  }
   const all = () => [...state.stored.values()].toSorted((a, b) => (a.product_id < b.product_id ? -1 : 1))
   const reading = <A>(items: () => ReadonlyArray<A>) =>
     Stream.suspend(() =>
@@ -53,17 +63,18 @@ const world = () => {
           new Map(all().flatMap((p) => (ids.includes(p.product_id) ? [[p.product_id, p.embedding]] : []))),
       ),
     upsert: () => Effect.succeed([]),
+    remove: () => Effect.succeed(new Set()),
     nearest: () => Effect.succeed([]),
     knownSince: () => Effect.succeed(new Map()),
     count: Effect.sync(() => state.stored.size),
     countInOtherSpaces: () => Effect.succeed(0),
     texts: () => Effect.succeed(new Map()),
-    indexed: (_, { category, limit }) =>
+    indexed: (_, { categories, limit }) =>
       Effect.suspend(() =>
         state.hasIndex
           ? Effect.succeed(
               all()
-                .filter((p) => category === undefined || p.category === category)
+                .filter((p) => categories === undefined || categories.includes(p.category ?? ""))
                 .slice(0, limit),
             )
           : Effect.fail(new NoVectorIndex({ detail: "there is no index" })),
@@ -80,18 +91,25 @@ const world = () => {
       }),
     stamps: (wanted) => {
       state.comparisons += 1
-      return reading(() => all().filter((p) => p.space === wanted))
+      return Stream.fromEffect(Effect.sleep(state.delay)).pipe(
+        Stream.flatMap(() => reading(() => all().filter((p) => p.space === wanted))),
+      )
     },
     find: (ids) => Effect.sync(() => all().filter((p) => ids.includes(p.product_id))),
     changed: (after) => reading(() => all().filter(({ updated_at }) => updated_at > after)),
     stream: (wanted) => {
       state.sweeps += 1
-      return reading(() => all().filter((p) => p.space === wanted))
+      const products = reading(() => all().filter((p) => p.space === wanted))
+      return Duration.toMillis(state.readingDelay) === 0
+        ? products
+        : Stream.tap(products, () => Effect.sleep(state.readingDelay))
     },
   })
   const put = (product: ProductEmbedding) =>
     TestClock.currentTimeMillis.pipe(
-      Effect.map((now) => state.stored.set(product.product_id, { ...product, updated_at: now })),
+      Effect.map((now) =>
+        state.stored.set(product.product_id, { ...product, updated_at: now, deleted: false }),
+      ),
     )
   const layer = (most: number) =>
     layerOf(most).pipe(
@@ -105,10 +123,29 @@ const world = () => {
   return { state, put, layer }
 }
 
+/** As the store answers: without the vector. */
+const putDeleted = (state: ReturnType<typeof world>["state"], product: ProductEmbedding) =>
+  TestClock.currentTimeMillis.pipe(
+    Effect.map((now) =>
+      state.stored.set(product.product_id, {
+        ...product,
+        product_name: null,
+        category: null,
+        available: false,
+        attributes: {},
+        embedding: new Float32Array(0),
+        deleted: true,
+        updated_at: now,
+      }),
+    ),
+  )
+
 const product = (id: number, values: ReadonlyArray<number>): ProductEmbedding => ({
   product_id: `p-${String(id).padStart(3, "0")}`,
   product_name: `Product ${id}`,
   category: id % 2 === 0 ? "even" : "odd",
+  available: true,
+  attributes: {},
   embedding: Float32Array.from(values),
   space,
   text: null,
@@ -227,6 +264,87 @@ effectTest("no clock of another program hides a change, and a removed product le
   }).pipe(Effect.provide(layer(1_000)))
 })
 
+effectTest("slow comparisons and a long read of all products delay no removal beyond 5 s", () => {
+  const { layer, put, state } = world()
+  return Effect.gen(function* () {
+    /** A request waits for a slow refresh for 250 ms. */
+    const request = Effect.gen(function* () {
+      const fiber = yield* Effect.fork(compared)
+      yield* TestClock.adjust("250 millis")
+      return (yield* Fiber.join(fiber)).map(({ product_id }) => product_id)
+    })
+    const isGoneInTime = (id: string) =>
+      Effect.gen(function* () {
+        expect(yield* request).toContain(id)
+        state.stored.delete(id)
+        for (let requests = 1; requests < 20; requests++) yield* request
+        expect(yield* request).not.toContain(id)
+      })
+    yield* Effect.forEach(some(20), put)
+    yield* compared
+    state.delay = "900 millis"
+    for (let n = 0; n < 3; n++) yield* isGoneInTime(`p-00${n}`)
+    state.delay = Duration.zero
+    state.readingDelay = "10 seconds"
+    yield* TestClock.adjust("11 minutes")
+    yield* request
+    yield* isGoneInTime("p-010")
+    expect(state.sweeps).toBe(2)
+  }).pipe(Effect.provide(layer(1_000)))
+})
+
+effectTest("an unavailable product is not found but counts in the mean; a deleted one does neither", () => {
+  const { layer, put, state } = world()
+  return Effect.gen(function* () {
+    const catalogue = yield* Catalogue
+    const all = some(200)
+    yield* Effect.forEach(all, put)
+    yield* compared
+    yield* TestClock.adjust("2 seconds")
+    const soldOut = all.slice(0, 20).map((p) => ({ ...p, available: false }))
+    yield* Effect.forEach(soldOut, put)
+    for (const p of all.slice(20, 40)) yield* putDeleted(state, p)
+    yield* TestClock.adjust("2 seconds")
+    const found = yield* compared
+    // A tenth of the catalogue has changed, so the mean has moved.
+    const wanted = expected([...soldOut, ...all.slice(40)], direction).filter(
+      ({ product_id }) => !soldOut.some((p) => p.product_id === product_id),
+    )
+    expect(found.map(({ product_id }) => product_id)).toEqual(wanted.map(({ product_id }) => product_id))
+    for (const [i, { similarity }] of found.entries())
+      expect(similarity).toBeCloseTo(wanted[i]!.similarity, 5)
+    expect((yield* catalogue.describe(["p-000"])).get("p-000")?.available).toBe(false)
+    expect((yield* catalogue.centred("p-000"))?.length).toBe(dimensions)
+    expect(yield* catalogue.centred("p-020")).toBeUndefined()
+    // The stamps of deleted products stay equal: nothing is compared one by one.
+    const { comparisons } = state
+    yield* TestClock.adjust("1 minute")
+    yield* compared
+    expect(state.comparisons).toBe(comparisons)
+  }).pipe(Effect.provide(layer(1_000)))
+})
+
+effectTest("an attribute is known as long as a product has it", () => {
+  const { layer, put, state } = world()
+  return Effect.gen(function* () {
+    const catalogue = yield* Catalogue
+    const [first, second] = some(2)
+    const unknown = Effect.zipRight(
+      TestClock.adjust("2 seconds"),
+      catalogue.unknownAttributes(["price", "size"]),
+    )
+    yield* put({ ...first!, attributes: { price: 1, size: "M" } })
+    yield* put({ ...second!, attributes: { price: 2 } })
+    expect(yield* unknown).toEqual([])
+    yield* put({ ...first!, attributes: { price: 3 } })
+    expect(yield* unknown).toEqual(["size"])
+    yield* put({ ...second!, space: "another" })
+    expect(yield* unknown).toEqual(["size"])
+    yield* putDeleted(state, first!)
+    expect(yield* unknown).toEqual(["price", "size"])
+  }).pipe(Effect.provide(layer(1_000)))
+})
+
 effectTest("among equal scores the smaller id comes first, also at the limit", () => {
   const { layer, put } = world()
   return Effect.gen(function* () {
@@ -271,7 +389,7 @@ effectTest("too many products are an error, unless the store has a vector index"
     )
     state.hasIndex = true
     const without = new Set(["p-000", "p-002"])
-    const found = yield* catalogue.search(direction, { limit: 5, category: "even", without })
+    const found = yield* catalogue.search(direction, { limit: 5, filter: { categories: ["even"] }, without })
     expect(found).toHaveLength(5)
     expect(found.map(({ score }) => score)).toEqual(found.map(({ score }) => score).toSorted((a, b) => b - a))
     for (const { category, centred, product_id, similarity } of found) {
@@ -319,7 +437,10 @@ effectTest("concurrent searches get the same results as alone, in the order of t
     yield* Effect.forEach(some(300), put)
     const directions = fc.sample(values, { numRuns: 30, seed: 7 }).map((v) => Float32Array.from(unit([...v])))
     const search = (direction: Float32Array, index: number) =>
-      catalogue.search(direction, { limit: 5 + index, category: index % 2 === 0 ? "even" : undefined })
+      catalogue.search(direction, {
+        limit: 5 + index,
+        filter: index % 2 === 0 ? { categories: ["even"] } : {},
+      })
     const alone = yield* Effect.forEach(directions, search)
     const order: Array<number> = []
     const givenUp = yield* Effect.fork(search(directions[0]!, 0))

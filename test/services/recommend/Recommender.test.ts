@@ -2,9 +2,10 @@
 import { expect } from "bun:test"
 import { Effect, Layer, TestClock, TestContext } from "effect"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
+import type { Product } from "../../../src/services/model/Product.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
 import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
-import { Catalogue, type Product } from "../../../src/services/recommend/Catalogue.ts"
+import { Catalogue } from "../../../src/services/recommend/Catalogue.ts"
 import { Popularity } from "../../../src/services/recommend/Popularity.ts"
 import { Recommender, layer as recommender } from "../../../src/services/recommend/Recommender.ts"
 import { EventVectors } from "../../../src/services/update/EventVectors.ts"
@@ -14,6 +15,8 @@ const product = (product_id: string, category: string): Product => ({
   product_id,
   product_name: product_id,
   category,
+  available: true,
+  attributes: {},
 })
 const products = [product("c", "odd"), product("a", "odd"), product("b", "even"), product("unseen", "odd")]
 const counts: Readonly<Record<string, number>> = { a: 2, b: 5, c: 2, invented: 1_000 }
@@ -53,7 +56,8 @@ const world = (inMemory: boolean) => {
 const popular = (user: string, limit: number, category?: string) =>
   Effect.gen(function* () {
     const { recommend } = yield* Recommender
-    const options = { limit, category, exclude: "none", fallback: "popular" } as const
+    const filter = { categories: category === undefined ? undefined : [category] }
+    const options = { limit, filter, exclude: "none", fallback: "popular" } as const
     const { items } = yield* recommend(user, options)
     return items.map(({ product_id }) => product_id)
   })

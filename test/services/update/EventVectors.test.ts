@@ -68,6 +68,7 @@ const setUp = () => {
             : Effect.succeed(state.products)
         }),
       upsert: () => Effect.succeed([]),
+      remove: () => Effect.succeed(new Set()),
       nearest: () => Effect.succeed([]),
       count: Effect.succeed(0),
       countInOtherSpaces: () => Effect.succeed(0),

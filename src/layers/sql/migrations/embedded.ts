@@ -103,6 +103,15 @@ const erasures = statements([
   "ALTER TABLE user_embeddings_2 RENAME TO user_embeddings",
 ])
 
+/** The columns come after the vector, because a copy of a large catalogue would take long. */
+const productFacts = statements([
+  "ALTER TABLE product_embeddings ADD COLUMN available INTEGER NOT NULL DEFAULT 1",
+  "ALTER TABLE product_embeddings ADD COLUMN attributes TEXT NOT NULL DEFAULT '{}'",
+  "ALTER TABLE product_embeddings ADD COLUMN deleted_at INTEGER NULL",
+  `CREATE INDEX product_embeddings_deleted ON product_embeddings (product_id, space)
+    WHERE deleted_at IS NOT NULL`,
+])
+
 export const embedded: Migrations = {
   table: "migrations_embedded",
   steps: {
@@ -112,5 +121,6 @@ export const embedded: Migrations = {
     "0004_product_changes": productChanges,
     "0005_product_stamps": productStamps,
     "0006_erasures": erasures,
+    "0007_product_facts": productFacts,
   },
 }

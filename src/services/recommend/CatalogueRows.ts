@@ -1,0 +1,198 @@
+/**
+ * The vectors in memory: unit-length vectors in blocks of rows, and their mean. Rows are stored uncentred, so that a change
+ * of the mean μ rewrites none of them:
+ *
+ *     q · centre(v) = (q · v − q · μ) / ‖v − μ‖
+ */
+import { Duration } from "effect"
+import type { ProductId } from "../model/Interaction.ts"
+import type { Product } from "../model/Product.ts"
+import * as Taste from "../model/Taste.ts"
+import * as Vector from "../model/Vector.ts"
+import { type StampSum, type StoredProduct, stampModulus } from "../ports/ProductEmbeddings.ts"
+
+/** Numbers in one block of rows, scanned in one go (about 2 ms) before other fibers run. */
+const blockNumbers = 1 << 21
+/** μ is computed again when this share of the catalogue has changed, or this long after the first change. */
+const meanMovesAt = 0.01
+const meanMovesAfter = Duration.minutes(1)
+/** Products of the space that are not deleted. Those that are not available count in the mean. */
+export class ProductRows {
+  tooLarge = false
+  readonly blocks: Array<Float32Array> = []
+  mean: Float32Array
+  /** By row: ‖v − μ‖. */
+  lengths: Array<number> = []
+  /** Changes since μ was computed, and when the first of them happened. */
+  private changes = 0
+  private changedAt = 0
+  private meanSquared = 0
+  /** By row; `undefined` where a product was removed. */
+  readonly products: Array<Product | undefined> = []
+  readonly rowOf = new Map<ProductId, number>()
+  /** Products of the space that are left out, and what is wrong with their vectors. */
+  readonly unusable = new Map<ProductId, string>()
+  /** When each product was written last, by the clock of its writer. */
+  readonly stamps = new Map<ProductId, number>()
+  private readonly free: Array<number> = []
+  private readonly sum: Float64Array
+  /** How many products have an attribute of each name. */
+  private readonly attributes = new Map<string, number>()
+  readonly rowsPerBlock: number
+
+  constructor(
+    readonly space: string,
+    readonly dimensions: number,
+    readonly limit: number,
+  ) {
+    this.rowsPerBlock = Math.max(1, Math.floor(blockNumbers / dimensions))
+    this.sum = new Float64Array(dimensions)
+    this.mean = new Float32Array(dimensions)
+  }
+
+  product(id: ProductId): Product | undefined {
+    const row = this.rowOf.get(id)
+    return row === undefined ? undefined : this.products[row]
+  }
+
+  all(): ReadonlyArray<Product> {
+    return this.products.filter((product) => product !== undefined)
+  }
+
+  centred(id: ProductId): Float32Array | undefined {
+    const row = this.rowOf.get(id)
+    return row === undefined ? undefined : this.centredAt(row)
+  }
+
+  centredAt(row: number): Float32Array {
+    return this.centre(this.vectorAt(row))
+  }
+
+  /** Zero for a unit-length vector that is the mean. */
+  centre(unit: Float32Array): Float32Array {
+    return Taste.centre(unit, this.mean) ?? new Float32Array(this.dimensions)
+  }
+
+  hasAttribute(name: string): boolean {
+    return this.attributes.has(name)
+  }
+
+  /** Inserts or replaces a product. Removes it when it is deleted, of another space, or its vector can't be used. */
+  put({ deleted, embedding, space, updated_at, ...stored }: StoredProduct, now: number): void {
+    const { attributes, available, category, product_id, product_name } = stored
+    const isOurs = space === this.space
+    if (isOurs) this.stamps.set(product_id, updated_at)
+    else this.stamps.delete(product_id)
+    const problem = isOurs && !deleted ? Vector.problem(embedding, this.dimensions) : undefined
+    if (problem === undefined) this.unusable.delete(product_id)
+    else this.unusable.set(product_id, problem)
+    if (!isOurs || deleted || problem !== undefined) {
+      this.remove(product_id, now)
+      return
+    }
+    const unit = Vector.normalise(embedding)
+    const existing = this.rowOf.get(product_id)
+    if (existing === undefined && this.rowOf.size >= this.limit) {
+      this.tooLarge = true
+      return
+    }
+    const row = existing ?? this.free.pop() ?? this.products.length
+    if (existing === undefined || !this.isSame(row, unit)) {
+      if (row === this.blocks.length * this.rowsPerBlock)
+        this.blocks.push(new Float32Array(this.rowsPerBlock * this.dimensions))
+      if (existing !== undefined) Vector.addScaled(this.sum, -1, this.vectorAt(row))
+      this.vectorAt(row).set(unit)
+      Vector.addScaled(this.sum, 1, unit)
+      this.lengths[row] = this.lengthOf(row, this.mean, this.meanSquared)
+      this.countChange(now)
+    }
+    this.countAttributes(this.products[row], -1)
+    this.products[row] = { product_id, product_name, category, available, attributes }
+    this.countAttributes(this.products[row], 1)
+    this.rowOf.set(product_id, row)
+  }
+
+  remove(id: ProductId, now: number): void {
+    const row = this.rowOf.get(id)
+    if (row === undefined) return
+    Vector.addScaled(this.sum, -1, this.vectorAt(row))
+    this.rowOf.delete(id)
+    this.countAttributes(this.products[row], -1)
+    this.products[row] = undefined
+    this.free.push(row)
+    this.countChange(now)
+  }
+
+  /** As the store computes it. */
+  stampSum(): StampSum {
+    let sum = 0
+    for (const stamp of this.stamps.values()) sum += stamp % stampModulus
+    return { count: this.stamps.size, sum }
+  }
+
+  /** Removes the products that the store no longer has. */
+  keepOnly(existing: ReadonlySet<ProductId>, now: number): void {
+    for (const id of this.stamps.keys()) {
+      if (existing.has(id)) continue
+      this.stamps.delete(id)
+      this.unusable.delete(id)
+      this.remove(id, now)
+    }
+  }
+
+  /** Removes all products and keeps μ. */
+  clear(): void {
+    for (const list of [this.blocks, this.products, this.free]) list.length = 0
+    for (const map of [this.rowOf, this.stamps, this.unusable, this.attributes]) map.clear()
+    this.sum.fill(0)
+  }
+
+  isMeanOutdated(now: number): boolean {
+    const due = now - this.changedAt >= Duration.toMillis(meanMovesAfter)
+    return this.changes > 0 && (due || this.changes >= meanMovesAt * this.rowOf.size)
+  }
+
+  /** Computes μ and all lengths; yields after each block, for a caller to let other fibers run. */
+  *recomputeMean(): Generator<void> {
+    const { size } = this.rowOf
+    const mean = size === 0 ? new Float32Array(this.dimensions) : Vector.divide(this.sum, size)
+    const meanSquared = Vector.dot(mean, mean)
+    const lengths: Array<number> = []
+    for (let row = 0; row < this.products.length; row++) {
+      lengths.push(this.products[row] === undefined ? 0 : this.lengthOf(row, mean, meanSquared))
+      if (row % this.rowsPerBlock === this.rowsPerBlock - 1) yield
+    }
+    // Set together, so that no search sees a mean without its lengths.
+    this.mean = mean
+    this.meanSquared = meanSquared
+    this.lengths = lengths
+    this.changes = 0
+  }
+
+  private vectorAt(row: number): Float32Array {
+    const start = (row % this.rowsPerBlock) * this.dimensions
+    return this.blocks[Math.floor(row / this.rowsPerBlock)]!.subarray(start, start + this.dimensions)
+  }
+
+  private lengthOf(row: number, mean: Float32Array, meanSquared: number): number {
+    const v = this.vectorAt(row)
+    return Math.sqrt(Math.max(0, Vector.dot(v, v) - 2 * Vector.dot(v, mean) + meanSquared))
+  }
+
+  private isSame(row: number, unit: Float32Array): boolean {
+    return this.vectorAt(row).every((value, i) => value === unit[i])
+  }
+
+  private countAttributes(product: Product | undefined, by: 1 | -1): void {
+    for (const name in product?.attributes) {
+      const count = (this.attributes.get(name) ?? 0) + by
+      if (count === 0) this.attributes.delete(name)
+      else this.attributes.set(name, count)
+    }
+  }
+
+  private countChange(now: number): void {
+    if (this.changes === 0) this.changedAt = now
+    this.changes += 1
+  }
+}

@@ -1,0 +1,69 @@
+/** Popular products, for users without taste. */
+import { Array as Arr, Duration, Effect, Predicate, Stream } from "effect"
+import type { ProductId } from "../model/Interaction.ts"
+import type { Product } from "../model/Product.ts"
+import * as Taste from "../model/Taste.ts"
+import { Catalogue } from "./Catalogue.ts"
+import { Popularity } from "./Popularity.ts"
+import { matcher, type ProductFilter } from "./ProductFilter.ts"
+
+/** Users without taste share a ranking, which takes 100 ms with 100,000 products. */
+const rankingTtl = Duration.seconds(2)
+const describedAtOnce = 1_000
+
+/**
+ * The products of the catalogue that have interactions, most popular first, ties by product id. Clients may invent ids, so
+ * the catalogue is looked up in the counts, and not the other way round. `undefined` while the catalogue is too large for
+ * memory.
+ */
+const rankCatalogue = Effect.gen(function* () {
+  const { decayed } = yield* (yield* Popularity).counts
+  const products = yield* (yield* Catalogue).products
+  return products
+    ?.map(({ product_id }) => ({ product_id, decayed: decayed(product_id) }))
+    .filter((product) => product.decayed > 0)
+    .sort((a, b) => b.decayed - a.decayed || (a.product_id < b.product_id ? -1 : 1))
+})
+
+export const make = Effect.gen(function* () {
+  const catalogue = yield* Catalogue
+  const popularity = yield* Popularity
+  const context = yield* Effect.context<Catalogue | Popularity>()
+  const shared = yield* Effect.cachedWithTTL(Effect.provide(rankCatalogue, context), rankingTtl)
+
+  /** Described page by page, until enough are found: the ranking may be older than the latest deletion. */
+  const ranked = Effect.map(
+    Effect.filterOrElse(shared, Predicate.isNotUndefined, () => popularity.ranking),
+    (ranking) =>
+      Stream.fromIterable(Arr.chunksOf(ranking, describedAtOnce)).pipe(
+        Stream.mapEffect((page) =>
+          Effect.map(catalogue.describe(page.map(({ product_id }) => product_id)), (known) =>
+            page.flatMap(({ decayed, product_id }) => {
+              const product = known.get(product_id)
+              return product === undefined ? [] : [{ decayed, product }]
+            }),
+          ),
+        ),
+        Stream.mapConcat((page) => page),
+      ),
+  ).pipe(Stream.unwrap)
+
+  /** Products with their part of the score, log(1 + n) / log(1 + greatest n). */
+  return Effect.fnUntraced(function* (options: {
+    readonly limit: number
+    readonly filter: ProductFilter
+    readonly without: ReadonlySet<ProductId>
+  }) {
+    const matches = matcher(options.filter)
+    let most = 0
+    const wanted = ranked.pipe(
+      Stream.tap(({ decayed }) => Effect.sync(() => (most = Math.max(most, decayed)))),
+      Stream.filter(({ product }) => matches(product) && !options.without.has(product.product_id)),
+      Stream.take(options.limit),
+    )
+    return Array.from(
+      yield* Stream.runCollect(wanted),
+      ({ decayed, product }): readonly [Product, number] => [product, Taste.popularityPart(1, decayed, most)],
+    )
+  })
+})
