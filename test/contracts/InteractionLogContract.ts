@@ -103,6 +103,35 @@ export const suite = <E>(
         )
       }))
 
+    it("stores retractions and merges with their reference", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const given = {
+          trace: null,
+          recordedAt: 1_770_000_000_001,
+          idempotencyKey: null,
+          occurredAtGiven: true,
+        }
+        const bought = view(user, "p-1", { occurred_at: at(1) })
+        const searched = search(user, "shoes", { occurred_at: at(2) })
+        const retractions = [bought, searched].map(({ interaction }) => Interaction.retract(interaction))
+        const merged = {
+          user_id: user,
+          event_type: "merge" as const,
+          search_phrase: null,
+          product_id: null,
+          reference: "guest-1",
+          occurred_at: at(3),
+          metadata: {},
+        }
+        const merge = { ...merged, message_id: Interaction.messageId(merged) }
+        const entries = [...retractions, merge].map((interaction) => ({ ...given, interaction }))
+        expect(tags(yield* append(bought, searched, ...entries))).toEqual(Array(5).fill("Recorded"))
+        const stored = (yield* interactionsOf({ user })).filter(({ reference }) => reference !== null)
+        expect(stored).toEqual([...retractions, merge])
+        expect(tags(yield* append(...entries))).toEqual(Array(3).fill("Duplicate"))
+      }))
+
     it("an empty append has no answers", () =>
       Effect.gen(function* () {
         expect(yield* append()).toEqual([])
@@ -387,7 +416,7 @@ export const suite = <E>(
           view(otherUser, "p-2", { occurred_at: at(2) }),
         )
         const references = (filter: LogFilter) =>
-          Effect.map(interactionsOf(filter), (found) => found.map(Interaction.reference).toSorted())
+          Effect.map(interactionsOf(filter), (found) => found.map(Interaction.referenceOf).toSorted())
         expect(yield* references({ user })).toEqual(["p-0", "p-1", "p-2", "p-3", "shoes"])
         expect(yield* references({ user, type: "search" })).toEqual(["shoes"])
         expect(yield* references({ user, since: at(1), until: at(3) })).toEqual(["p-1", "p-2", "shoes"])

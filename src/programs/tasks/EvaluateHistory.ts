@@ -87,6 +87,7 @@ const readHistory = Effect.fnUntraced(function* (
     // A new string, because a cell of a CSV file keeps its whole line in memory.
     const occurred_at = new Date(interaction.occurred_at).toISOString()
     const facts = { user_id: intern(interaction.user_id), occurred_at, metadata: none }
+    if (interaction.reference !== null) return { ...interaction, ...facts }
     return interaction.search_phrase !== null
       ? { ...interaction, ...facts, search_phrase: intern(interaction.search_phrase) }
       : { ...interaction, ...facts, product_id: intern(interaction.product_id) }

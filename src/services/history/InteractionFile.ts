@@ -4,7 +4,7 @@
  */
 import { Either, Predicate } from "effect"
 import type { EventTypes } from "../model/EventTypes.ts"
-import { type Interaction, reference } from "../model/Interaction.ts"
+import { type Interaction, referenceOf } from "../model/Interaction.ts"
 import type { LoggedInteraction } from "../ports/InteractionLog.ts"
 import type { Submission } from "../record/InteractionRecorder.ts"
 import { ofBulkItem } from "../record/Submission.ts"
@@ -252,5 +252,5 @@ export const encode = (format: Format, { interaction, recordedAt }: LoggedIntera
 const about = (interaction: Interaction) => {
   const { event_type, message_id, metadata, occurred_at, user_id } = interaction
   const what = event_type === "search" ? "search_phrase" : "product_id"
-  return { user_id, event_type, [what]: reference(interaction), occurred_at, metadata, message_id }
+  return { user_id, event_type, [what]: referenceOf(interaction), occurred_at, metadata, message_id }
 }
