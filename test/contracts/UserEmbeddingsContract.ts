@@ -8,7 +8,7 @@ import { toBytes } from "../../src/services/model/Vector.ts"
 import { type LedgerEntry, UserEmbeddings, type Write } from "../../src/services/ports/UserEmbeddings.ts"
 import { layerSuite } from "../support/effect.ts"
 
-type Stored = Write["record"]
+type Stored = Write["record"] & { readonly embedding: UserEmbedding }
 
 const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString("hex")
 const id = fc.string({

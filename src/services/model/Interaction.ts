@@ -329,9 +329,10 @@ export const retract = (
   return { ...retraction, message_id: messageId(retraction) }
 }
 
+export const retractedType = ({ metadata }: Retraction): EventType => String(metadata.retracted_type)
 /** The message id that the reference of a retraction must be, by its other fields. */
 export const retractedId = (retraction: Retraction): MessageId =>
-  messageId({ ...retraction, event_type: String(retraction.metadata.retracted_type), reference: null })
+  messageId({ ...retraction, event_type: retractedType(retraction), reference: null })
 
 export const isRetraction = (interaction: Interaction): interaction is Retraction =>
   interaction.event_type === "retraction"
