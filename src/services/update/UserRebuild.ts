@@ -226,8 +226,11 @@ const rebuildOnce = Effect.fnUntraced(function* (
   const { users } = services
   const record = (yield* users.load([user_id])).get(user_id)
   if (traces.tries++ === 0) traces.generation = record?.generation ?? 0
-  if (record?.embedding === undefined)
+  if (record?.embedding === undefined) {
+    // A worker that asks for a rebuild may have read an older record.
+    if (options.retractions !== undefined) return
     return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
+  }
   const now = yield* Clock.currentTimeMillis
   const { embedding, notFolded, overflow, retractions } = yield* compute(
     services,
