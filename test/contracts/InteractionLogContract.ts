@@ -169,7 +169,7 @@ export const suite = <E>(
           kept.interaction.message_id,
         ])
         const events = (types?: ReadonlyArray<string>) =>
-          Effect.map(log.productEvents(user, types), (found) =>
+          Effect.map(log.productEvents(user, { among: [product_id], types }), (found) =>
             found.map(({ event_type, events }) => `${event_type} ${events}`).toSorted(),
           )
         expect(yield* events()).toEqual(["product_purchase 1", "product_view 1"])
@@ -783,10 +783,18 @@ export const suite = <E>(
           { product_id: "old", event_type: "product_purchase", events: 1 },
         ]
         const all = [...bought, { product_id: "seen", event_type: "product_view", events: 1 }]
-        expect(ordered(yield* log.productEvents(user, ["product_purchase"]))).toEqual(bought)
-        expect(ordered(yield* log.productEvents(user, ["product_purchase", "product_view"]))).toEqual(all)
-        expect(ordered(yield* log.productEvents(user))).toEqual(all)
-        expect(yield* log.productEvents(newUser(), ["product_view"])).toEqual([])
+        const among = ["old", "new", "seen", "unseen"]
+        const types = ["product_purchase", "product_view"]
+        expect(ordered(yield* log.productEvents(user, { among, types: ["product_purchase"] }))).toEqual(
+          bought,
+        )
+        expect(ordered(yield* log.productEvents(user, { among, types }))).toEqual(all)
+        expect(ordered(yield* log.productEvents(user, { among }))).toEqual(all)
+        expect(ordered(yield* log.productEvents(user, { among: ["new", "seen"] }))).toEqual(
+          all.filter(({ product_id }) => product_id !== "old"),
+        )
+        expect(yield* log.productEvents(user, { among: [] })).toEqual([])
+        expect(yield* log.productEvents(newUser(), { among })).toEqual([])
       }))
 
     it("interactions are counted per product and day between two row ids", () =>

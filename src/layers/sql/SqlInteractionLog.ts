@@ -367,20 +367,25 @@ const lastRecorded =
     )
 
 const productEvents = ({ select, sql, withIndex }: Table) =>
-  Effect.fnUntraced(function* (user: string, types?: ReadonlyArray<EventType>) {
+  Effect.fnUntraced(function* (
+    user: string,
+    { among, types }: Parameters<InteractionLog["Type"]["productEvents"]>[1],
+  ) {
+    if (among.length === 0) return []
     const table = withIndex("user_interactions_history")
+    const ofUser = sql`user_id = ${user} AND ${sql.in("product_id", among)}`
     const isWanted = types === undefined ? sql`TRUE` : sql.in("event_type", [...types, "retraction"])
     // The index covers this. The type that is taken back is not in the index, so it is read only where there is one.
     const rows = yield* sql<ProductEvents>`
       SELECT product_id, event_type, COUNT(*) AS events FROM ${table}
-      WHERE user_id = ${user} AND product_id IS NOT NULL AND ${isWanted}
+      WHERE ${ofUser} AND ${isWanted}
       GROUP BY product_id, event_type`.unprepared.pipe(select("productEvents"))
     const [retractions, events] = Arr.partition(rows, ({ event_type }) => event_type !== "retraction")
     if (retractions.length === 0) return events
     const type = effectiveType(sql)
     const retracted = yield* sql<ProductEvents>`
       SELECT product_id, ${type} AS event_type, COUNT(*) AS events FROM ${table}
-      WHERE user_id = ${user} AND product_id IS NOT NULL AND event_type = 'retraction'
+      WHERE ${ofUser} AND event_type = 'retraction'
       GROUP BY product_id, ${type}`.unprepared.pipe(select("productEvents"))
     const key = ({ event_type, product_id }: ProductEvents) => `${product_id} ${event_type}`
     const takenBack = new Map(retracted.map((one) => [key(one), one.events]))

@@ -152,12 +152,15 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       limit: number,
     ) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
     /**
-     * How many events of each type the user has with each product, without those that are taken back; only events of
-     * `types`, if they are given.
+     * How many events of each type the user has with each of the products `among`, without those that are taken back; only
+     * events of `types`, if they are given.
      */
     readonly productEvents: (
       user: UserId,
-      types?: ReadonlyArray<EventType>,
+      events: {
+        readonly among: ReadonlyArray<ProductId>
+        readonly types?: ReadonlyArray<EventType> | undefined
+      },
     ) => Effect.Effect<ReadonlyArray<ProductEvents>, InteractionLogError>
     /** The greatest row id, 0 if the log is empty. Rows with smaller ids may still become visible. */
     readonly maxId: Effect.Effect<number, InteractionLogError>

@@ -225,24 +225,56 @@ const loadRecentVectors = Effect.fnUntraced(function* ({ vectors }: Services, { 
 /** A sum of weights that cancel out is not exactly 0. */
 const roundingError = 1e-9
 
-/** Products to leave out: bought or seen ones, and those that the user's own events speak against. */
-const excludedProducts = Effect.fnUntraced(function* (
+/** Which of these products are left out: bought or seen ones, and those that the user's own events speak against. */
+const excludedOf = Effect.fnUntraced(function* (
   { config, log }: Services,
   user: UserId,
   exclusion: Exclusion,
+  among: ReadonlyArray<ProductId>,
 ) {
   const without = new Set<ProductId>()
-  if (exclusion === "none") return without
   const { weights } = config.eventTypes
   const hasNegative = Object.values(weights).some((weight) => weight < 0)
   const types = exclusion === "seen" || hasNegative ? undefined : ["product_purchase"]
   const sums = new Map<ProductId, number>()
-  for (const { event_type, events, product_id } of yield* log.productEvents(user, types)) {
+  for (const { event_type, events, product_id } of yield* log.productEvents(user, { among, types })) {
     if (exclusion === "seen" || event_type === "product_purchase") without.add(product_id)
     sums.set(product_id, (sums.get(product_id) ?? 0) + events * weightOf(weights, event_type))
   }
   for (const [product_id, sum] of sums) if (sum < -roundingError) without.add(product_id)
   return without
+})
+
+/** So many more products than wanted are ranked at first. */
+const sparePlaces = 90
+
+/**
+ * The first products of a ranking without those that are left out. A user may have events on 100,000 products, so the log
+ * is asked about the first places alone, and about more only if too few of them remain.
+ */
+const firstOf = Effect.fnUntraced(function* <A extends { readonly product_id: ProductId }, E, R>(
+  services: Services,
+  user: UserId | undefined,
+  {
+    exclude,
+    excludeIds = [],
+    limit,
+  }: Pick<Parameters<Recommender["Type"]["recommend"]>[1], "exclude" | "excludeIds" | "limit">,
+  rank: (options: {
+    readonly limit: number
+    readonly without: ReadonlySet<ProductId>
+  }) => Effect.Effect<ReadonlyArray<A>, E, R>,
+) {
+  const without = new Set(excludeIds)
+  if (user === undefined || exclude === "none") return yield* rank({ limit, without })
+  for (let places = limit + sparePlaces; ; places *= 4) {
+    const ranked = yield* rank({ limit: places, without })
+    const ids = ranked.map(({ product_id }) => product_id)
+    const excluded = yield* excludedOf(services, user, exclude, ids)
+    const left = ranked.filter(({ product_id }) => !excluded.has(product_id))
+    if (left.length >= limit || ranked.length < places) return left.slice(0, limit)
+    for (const id of excluded) without.add(id)
+  }
 })
 
 const readTaste = Effect.fn("taste.read")(function* (services: Services, user_id: UserId) {
@@ -270,21 +302,17 @@ const withoutReasons = ([{ category, product_id, product_name }, popularity]: re
 
 const recommend = Effect.fn("recommend")(function* (
   services: Services,
-  ...[user, { exclude, excludeIds = [], fallback, filter = {}, limit }]: Parameters<
-    Recommender["Type"]["recommend"]
-  >
+  ...[user, { fallback, filter = {}, ...wanted }]: Parameters<Recommender["Type"]["recommend"]>
 ) {
   const { catalogue, config, popularity } = services
   yield* requireKnownAttributes(services, filter)
-  const [taste, excluded] = yield* Effect.all(
-    [Effect.either(readTaste(services, user)), excludedProducts(services, user, exclude)],
-    { concurrency: 2 },
-  )
-  const without = new Set([...excluded, ...excludeIds])
+  const taste = yield* Effect.either(readTaste(services, user))
   if (Either.isLeft(taste)) {
     if (taste.left._tag !== "NoTaste" || fallback === "none") return yield* taste.left
-    const items = yield* services.popularProducts({ limit, filter, without })
-    return { source: "popular" as const, items: items.map(withoutReasons) }
+    const items = yield* firstOf(services, user, wanted, (places) =>
+      Effect.map(services.popularProducts({ ...places, filter }), Arr.map(withoutReasons)),
+    )
+    return { source: "popular" as const, items }
   }
   // Right after a start the log may still be counted. The taste alone is a better answer than none.
   const { most, of } = yield* Effect.timeoutTo(popularity.counts, {
@@ -294,7 +322,9 @@ const recommend = Effect.fn("recommend")(function* (
   })
   const weight = config.popularityWeight
   const bonus = { most: weight, of: (id: ProductId) => Taste.popularityPart(weight, of(id), most) }
-  const found = yield* catalogue.search(taste.right.direction, { limit, filter, without, bonus })
+  const found = yield* firstOf(services, user, wanted, (places) =>
+    catalogue.search(taste.right.direction, { ...places, filter, bonus }),
+  )
   return {
     source: "taste" as const,
     items: found.map(({ bonus, centred, similarity, ...product }) => ({
@@ -360,21 +390,18 @@ const similarProducts = Effect.fn("similarProducts")(function* (
 
 const search = Effect.fn("search")(function* (
   services: Services,
-  ...[phrase, { exclude, excludeIds = [], filter = {}, limit, user }]: Parameters<
-    Recommender["Type"]["search"]
-  >
+  ...[phrase, { filter = {}, user, ...wanted }]: Parameters<Recommender["Type"]["search"]>
 ) {
   const { catalogue, vectors } = services
   yield* requireKnownAttributes(services, filter)
-  const [[found], taste, excluded] = yield* Effect.all(
+  const [[found], taste] = yield* Effect.all(
     [
       vectors.resolve([{ message_id: "", search_phrase: phrase, product_id: null }]),
       user === undefined
         ? Effect.succeedNone
         : Effect.catchTag(Effect.asSome(readTaste(services, user)), "NoTaste", () => Effect.succeedNone),
-      user === undefined ? Effect.succeed([]) : excludedProducts(services, user, exclude),
     ],
-    { concurrency: 3 },
+    { concurrency: 2 },
   )
   const vector = yield* Effect.catchTags(found!, { ProductMissing: Effect.die, UnusableVector: Effect.die })
   const centred = Taste.centre(vector, yield* catalogue.mean) ?? new Float32Array(vector.length)
@@ -387,8 +414,9 @@ const search = Effect.fn("search")(function* (
       return Vector.divide(sum, 1)
     },
   })
-  const without = new Set([...excluded, ...excludeIds])
-  const products = yield* catalogue.search(direction, { limit, filter, without })
+  const products = yield* firstOf(services, user, wanted, (places) =>
+    catalogue.search(direction, { ...places, filter }),
+  )
   const items = products.map(({ category, centred: product, product_id, product_name }): Found => {
     const similarity = Vector.dot(centred, product)
     const liked = Option.map(taste, ({ direction }) => Vector.dot(direction, product))

@@ -2,6 +2,7 @@
 import { expect } from "bun:test"
 import { Effect, Layer, TestClock, TestContext } from "effect"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
+import type { ProductId } from "../../../src/services/model/Interaction.ts"
 import type { Product } from "../../../src/services/model/Product.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
 import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
@@ -18,12 +19,21 @@ const product = (product_id: string, category: string): Product => ({
   available: true,
   attributes: {},
 })
-const products = [product("c", "odd"), product("a", "odd"), product("b", "even"), product("unseen", "odd")]
-const counts: Readonly<Record<string, number>> = { a: 2, b: 5, c: 2, invented: 1_000 }
+const few = [product("c", "odd"), product("a", "odd"), product("b", "even"), product("unseen", "odd")]
+/** In the order of their popularity. */
+const many = Array.from({ length: 2_000 }, (_, n) => product(`m-${String(n).padStart(4, "0")}`, "many"))
+const counts: Readonly<Record<string, number>> = {
+  ...{ a: 2, b: 5, c: 2, invented: 1_000 },
+  ...Object.fromEntries(many.map(({ product_id }, place) => [product_id, 5_000 - place])),
+}
 
 /** The services around the recommender; those that it must not need are absent. */
-const world = (inMemory: boolean) => {
-  const state = { lookups: 0, described: 0 }
+const world = (
+  inMemory: boolean,
+  products: ReadonlyArray<Product> = few,
+  seen: (product: ProductId) => boolean = () => false,
+) => {
+  const state = { lookups: 0, described: 0, asked: 0 }
   const decayed = (id: string) => {
     state.lookups += 1
     return counts[id] ?? 0
@@ -45,7 +55,14 @@ const world = (inMemory: boolean) => {
       counts: Effect.succeed({ of: () => 0, decayed, most: 5 }),
       ranking: inMemory ? Effect.dieMessage("sorts all ids") : Effect.succeed(ranking),
     }),
-    Layer.mock(InteractionLog, { productEvents: () => Effect.succeed([]) }),
+    Layer.mock(InteractionLog, {
+      productEvents: (_, { among }) =>
+        Effect.sync(() => {
+          state.asked += among.length
+          const found = among.filter(seen)
+          return found.map((product_id) => ({ product_id, event_type: "product_view", events: 1 }))
+        }),
+    }),
     Layer.mock(UserEmbeddings, { load: () => Effect.succeed(new Map()) }),
     Layer.mock(EventVectors, { space: "test", remembers: () => false }),
     EmbeddingConfig.layer({}),
@@ -53,11 +70,11 @@ const world = (inMemory: boolean) => {
   return { state, layer: recommender.pipe(Layer.provide(ports), Layer.provideMerge(TestContext.TestContext)) }
 }
 
-const popular = (user: string, limit: number, category?: string) =>
+const popular = (user: string, limit: number, category?: string, exclude: "none" | "seen" = "none") =>
   Effect.gen(function* () {
     const { recommend } = yield* Recommender
     const filter = { categories: category === undefined ? undefined : [category] }
-    const options = { limit, filter, exclude: "none", fallback: "popular" } as const
+    const options = { limit, filter, exclude, fallback: "popular" } as const
     const { items } = yield* recommend(user, options)
     return items.map(({ product_id }) => product_id)
   })
@@ -69,10 +86,10 @@ effectTest("known products are ranked by their counts, ties by id, and users sha
     expect(yield* popular("u-2", 1)).toEqual(["b"])
     expect(yield* popular("u-3", 10, "odd")).toEqual(["a", "c"])
     // As many as the catalogue has, not as many as clients have named.
-    expect(state.lookups).toBe(products.length)
+    expect(state.lookups).toBe(few.length)
     yield* TestClock.adjust("3 seconds")
     yield* popular("u-4", 10)
-    expect(state.lookups).toBe(2 * products.length)
+    expect(state.lookups).toBe(2 * few.length)
   }).pipe(Effect.provide(layer))
 })
 
@@ -81,4 +98,21 @@ effectTest("a catalogue that is too large for memory gives the same ranking", ()
     expect(yield* popular("u-1", 10)).toEqual(["b", "a", "c"])
     expect(yield* popular("u-2", 10, "odd")).toEqual(["a", "c"])
   }).pipe(Effect.provide(world(false).layer)),
+)
+
+effectTest(
+  "the log is asked about the first places alone, and about more until enough products are left",
+  () => {
+    const ids = many.map(({ product_id }) => product_id)
+    const unseen = ids.filter((_, place) => place % 150 === 0)
+    const light = world(true, many, (id) => id === ids[0])
+    const heavy = world(true, many, (id) => !unseen.includes(id))
+    return Effect.gen(function* () {
+      const first = (limit: number) => popular("u-1", limit, undefined, "seen")
+      expect(yield* Effect.provide(first(2), light.layer)).toEqual(ids.slice(1, 3))
+      expect(light.state.asked).toBeLessThan(100)
+      expect(yield* Effect.provide(first(10), heavy.layer)).toEqual(unseen.slice(0, 10))
+      expect(yield* Effect.provide(first(20), heavy.layer)).toEqual(unseen)
+    })
+  },
 )
