@@ -44,7 +44,6 @@ const ports = Layer.mergeAll(
     knownSince: () => Effect.succeed(new Map()),
     count: Effect.succeed(count),
     countInOtherSpaces: () => Effect.succeed(0),
-    texts: () => Effect.succeed(new Map()),
     changed: () => Stream.empty,
     stampSum: () => Effect.succeed({ count: 0, sum: 0 }),
     stamps: () =>

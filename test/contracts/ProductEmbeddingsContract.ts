@@ -256,19 +256,6 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         ])
       }))
 
-    it("tells the texts of products of a space, where they are known", () =>
-      Effect.gen(function* () {
-        const store = yield* ProductEmbeddings
-        yield* store.upsert([
-          { ...one("with-text", "texts"), text: "a boot" },
-          { ...one("without-text", "texts"), text: null },
-          { ...one("other-space", "other-texts"), text: "a hat" },
-        ])
-        const ids = ["nowhere", "with-text", "without-text", "other-space"]
-        expect([...(yield* store.texts(ids, "texts"))]).toEqual([["with-text", "a boot"]])
-        expect((yield* store.texts([], "texts")).size).toBe(0)
-      }))
-
     it("a server without a vector index fails with NoVectorIndex", () =>
       Effect.gen(function* () {
         const store = yield* ProductEmbeddings

@@ -179,20 +179,8 @@ const knownSince = ({ call, products }: Store, wanted: ReadonlyArray<ProductId>,
     return new Map(found.map(({ created_at, product_id }) => [product_id, millisOf(created_at)]))
   })
 
-const texts = ({ call, products }: Store, wanted: ReadonlyArray<ProductId>, space: string) =>
-  call("find", name, async () => {
-    const found = await products
-      .find<Pick<ProductEmbedding, "product_id" | "text">>(
-        { product_id: { $in: [...wanted] }, space },
-        { projection: { _id: 0, product_id: 1, text: 1 }, batchSize: wanted.length },
-      )
-      .toArray()
-    return new Map(
-      found.flatMap(({ product_id, text }) =>
-        typeof text === "string" ? [[product_id, text] as const] : [],
-      ),
-    )
-  })
+const idsOf = (documents: ReadonlyArray<Pick<ProductDocument, "product_id">>) =>
+  new Set(documents.map(({ product_id }) => product_id))
 
 const upsert = ({ call, products, storage }: Store, changes: ReadonlyArray<ProductChange>) =>
   Effect.gen(function* () {
@@ -206,10 +194,8 @@ const upsert = ({ call, products, storage }: Store, changes: ReadonlyArray<Produ
         )
         .toArray(),
     )
-    const [existing, deleted] = Arr.partition(known, isDeleted).map(
-      (documents) => new Set(documents.map(({ product_id }) => product_id)),
-    ) as [Set<ProductId>, Set<ProductId>]
-    const { merged, outcomes } = merge(changes, existing)
+    const [existing, deleted] = Arr.partition(known, isDeleted)
+    const { merged, outcomes } = merge(changes, idsOf(existing))
     if (merged.length === 0) return outcomes
     const { upsertedIds } = yield* call("bulkWrite", name, () =>
       products.bulkWrite(
@@ -217,7 +203,7 @@ const upsert = ({ call, products, storage }: Store, changes: ReadonlyArray<Produ
         { ordered: false },
       ),
     )
-    const created = new Set(deleted)
+    const created = idsOf(deleted)
     for (const index of Object.keys(upsertedIds)) created.add(merged[Number(index)]!.product_id)
     // Another program may have created the product meanwhile.
     return outcomes.map((outcome, index) =>
@@ -238,7 +224,7 @@ const remove = ({ call, products }: Store, ids: ReadonlyArray<ProductId>) =>
         $unset: { product_name: true, category: true, available: true, attributes: true },
       }),
     )
-    return new Set(found.map(({ product_id }) => product_id))
+    return idsOf(found)
   })
 
 const describe = ({ call, products }: Store, ids: ReadonlyArray<ProductId>) =>
@@ -327,8 +313,6 @@ export const make = (options: { readonly storage: Storage }) =>
       load: (wanted, space) => (wanted.length === 0 ? Effect.succeed(new Map()) : load(store, wanted, space)),
       knownSince: (wanted, space) =>
         wanted.length === 0 ? Effect.succeed(new Map()) : knownSince(store, wanted, space),
-      texts: (wanted, space) =>
-        wanted.length === 0 ? Effect.succeed(new Map()) : texts(store, wanted, space),
       upsert: (changes) => (changes.length === 0 ? Effect.succeed([]) : upsert(store, changes)),
       remove: (ids) => remove(store, ids),
       nearest: (vector, { limit, space }) => nearest(store, vector, space, limit),

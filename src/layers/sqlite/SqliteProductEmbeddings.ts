@@ -82,13 +82,6 @@ const knownSince = (database: Database, products: ReadonlyArray<ProductId>, spac
   return readById(products, (id) => select.get(id, space)?.created_at)
 }
 
-const texts = (database: Database, products: ReadonlyArray<ProductId>, space: string) => {
-  const select = database.query<{ text: string }, [string, string]>(
-    "SELECT text FROM product_embeddings WHERE product_id = ? AND space = ? AND text IS NOT NULL",
-  )
-  return readById(products, (id) => select.get(id, space)?.text)
-}
-
 const describe = (database: Database, products: ReadonlyArray<ProductId>) => {
   const select = database.query<ProductRow, [string]>(
     `SELECT ${productColumns} FROM product_embeddings WHERE product_id = ?`,
@@ -243,7 +236,6 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
     load: (products, space) => failing("load")(use((database) => load(database, products, space))),
     knownSince: (products, space) =>
       failing("knownSince")(use((database) => knownSince(database, products, space))),
-    texts: (products, space) => failing("texts")(use((database) => texts(database, products, space))),
     describe: (products) => failing("describe")(use((database) => describe(database, products))),
     upsert: (changes) => writing("upsert", (database, now) => upsert(database, changes, now)),
     remove: (products) => writing("remove", (database, now) => remove(database, products, now)),

@@ -54,8 +54,8 @@ const productsImport = command(
           ...(made_unavailable === undefined
             ? []
             : [
-                rejected > 0
-                  ? "nothing was made unavailable, because lines were rejected"
+                rejected > 0 || imported === 0
+                  ? `nothing was made unavailable, because ${rejected > 0 ? "lines were rejected" : "the file has no product"}`
                   : `${made_unavailable} ${products} made unavailable, because the file lacks them`,
               ]),
           ...bad.map(({ line, reason }) => `line ${line}: ${reason}`),

@@ -10,7 +10,12 @@ import * as Vector from "../../services/model/Vector.ts"
 import { harmlessText, type PhraseEmbedderError } from "../../services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
-import { type ProductInput, textOf, writeProducts } from "../../services/recommend/ProductWriter.ts"
+import {
+  type ProductInput,
+  textOf,
+  type Written,
+  writeProducts,
+} from "../../services/recommend/ProductWriter.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import { EventVectors } from "../../services/update/EventVectors.ts"
 
@@ -119,6 +124,21 @@ const embedTexts = Effect.fnUntraced(function* (texts: ReadonlyArray<string>) {
   return found
 })
 
+/** Lines that are not imported. */
+class BadLines {
+  readonly first: Array<BadLine> = []
+  others = 0
+
+  constructor(private readonly strict: boolean) {}
+
+  add(bad: BadLine): Effect.Effect<void, ImportStopped> {
+    if (this.strict) return new ImportStopped(bad)
+    if (this.first.length < mostListed) this.first.push(bad)
+    else this.others += 1
+    return Effect.void
+  }
+}
+
 /** Makes the products unavailable that the file lacks. Succeeds with their number. */
 const retire = Effect.fnUntraced(function* (listed: ReadonlySet<ProductId>, dryRun: boolean) {
   const products = yield* ProductEmbeddings
@@ -140,10 +160,32 @@ const retire = Effect.fnUntraced(function* (listed: ReadonlySet<ProductId>, dryR
   return retired
 })
 
-/**
- * Stores a product's own vector, or embeds its text, or else its name and category. `progress` receives the last
- * line read.
- */
+/** What is written of a line: its own vector, or the text to embed, or else its name and category. */
+const toInput = (line: ProductFile.Line, replace: boolean, dimensions: number) => {
+  const problem = line.vector && Vector.problem(line.vector, dimensions)
+  if (problem !== undefined) return Either.left(`vector: ${problem}`)
+  const text = line.vector === undefined ? textOf(line) : undefined
+  const input: ProductInput = { ...line, text, available: line.available ?? (replace || undefined) }
+  return Either.right(input)
+}
+
+/** What `writeProducts` would answer if no text were refused. */
+const foresee = Effect.fnUntraced(function* (
+  inputs: ReadonlyArray<ProductInput>,
+  listed: ReadonlySet<ProductId>,
+) {
+  const products = yield* ProductEmbeddings
+  const existing = new Set(listed)
+  for (const { deleted, product_id } of yield* products.find(inputs.map(({ product_id }) => product_id)))
+    if (!deleted) existing.add(product_id)
+  return inputs.map(({ product_id }): Written => {
+    const outcome = existing.has(product_id) ? "changed" : "created"
+    existing.add(product_id)
+    return Either.right(outcome)
+  })
+})
+
+/** Stores the products of a file. `progress` receives the last line read. */
 export const importProducts = Effect.fn("importProducts")(function* (
   path: string,
   options: {
@@ -156,67 +198,33 @@ export const importProducts = Effect.fn("importProducts")(function* (
     readonly progress: (lines: number) => Effect.Effect<void>
   },
 ) {
-  const products = yield* ProductEmbeddings
   const { dimensions } = yield* EmbeddingConfig
   const { dryRun = false, replace = false } = options
-  const bad: Array<BadLine> = []
+  const bad = new BadLines(options.strict)
   const listed = new Set<ProductId>()
   let imported = 0
   let created = 0
-  let unlisted = 0
-
-  const reject = (line: BadLine) =>
-    options.strict
-      ? Effect.fail(new ImportStopped(line))
-      : Effect.sync(() => {
-          if (bad.length < mostListed) bad.push(line)
-          else unlisted += 1
-        })
-
-  const toInput = ({ product }: CatalogueLine): Either.Either<ProductInput, string> =>
-    Either.flatMap(product, (line) => {
-      const problem = line.vector && Vector.problem(line.vector, dimensions)
-      if (problem !== undefined) return Either.left(`vector: ${problem}`)
-      const source = line.vector === undefined ? { text: textOf(line) } : { text: undefined }
-      return Either.right({ ...line, ...source, available: line.available ?? (replace || undefined) })
-    })
-
-  const write = Effect.fnUntraced(function* (
-    lines: ReadonlyArray<number>,
-    inputs: ReadonlyArray<ProductInput>,
-  ) {
-    for (const [index, result] of (yield* writeProducts(inputs, embedTexts)).entries()) {
-      if (Either.isRight(result)) {
-        imported += 1
-        if (result.right === "created") created += 1
-      } else {
-        const { left } = result
-        const reason = "field" in left ? `${left.field}: ${left.detail}` : `text: ${left.message}`
-        yield* reject({ line: lines[index]!, reason })
-      }
-    }
-  })
-
-  const foresee = Effect.fnUntraced(function* (inputs: ReadonlyArray<ProductInput>) {
-    const ids = inputs.map(({ product_id }) => product_id).filter((id) => !listed.has(id))
-    const existing = (yield* products.find(ids)).filter(({ deleted }) => !deleted)
-    imported += inputs.length
-    created += new Set(ids).size - existing.length
-  })
 
   const importLines = Effect.fnUntraced(function* (lines: ReadonlyArray<CatalogueLine>) {
-    const numbers: Array<number> = []
-    const inputs: Array<ProductInput> = []
-    for (const line of lines) {
-      const input = toInput(line)
-      if (Either.isLeft(input)) yield* reject({ line: line.line, reason: input.left })
-      else {
-        numbers.push(line.line)
-        inputs.push(input.right)
-      }
+    const good: Array<{ readonly line: number; readonly input: ProductInput }> = []
+    for (const { line, product } of lines) {
+      const input = Either.flatMap(product, (product) => toInput(product, replace, dimensions))
+      if (Either.isLeft(input)) yield* bad.add({ line, reason: input.left })
+      else good.push({ line, input: input.right })
     }
-    yield* dryRun ? foresee(inputs) : write(numbers, inputs)
-    for (const { product_id } of inputs) listed.add(product_id)
+    const inputs = good.map(({ input }) => input)
+    const results = yield* dryRun ? foresee(inputs, listed) : writeProducts(inputs, embedTexts)
+    for (const [{ input, line }, result] of Arr.zip(good, results)) {
+      if (Either.isLeft(result)) {
+        const { left } = result
+        const reason = "field" in left ? `${left.field}: ${left.detail}` : `text: ${left.message}`
+        yield* bad.add({ line, reason })
+        continue
+      }
+      imported += 1
+      if (result.right === "created") created += 1
+      listed.add(input.product_id)
+    }
     yield* options.progress(lines.at(-1)!.line)
   })
 
@@ -224,14 +232,14 @@ export const importProducts = Effect.fn("importProducts")(function* (
     Stream.grouped(linesAtOnce),
     Stream.runForEach((lines) => importLines(Chunk.toReadonlyArray(lines))),
   )
-  // A rejected line may be a product that the file has.
-  const retired = replace && bad.length === 0 && listed.size > 0 ? yield* retire(listed, dryRun) : 0
+  // A rejected line may be about a product that the file has.
+  const isWhole = bad.first.length === 0 && listed.size > 0
   const report: ImportReport = {
     imported,
     created,
-    ...(replace ? { made_unavailable: retired } : {}),
-    bad,
-    ...(unlisted > 0 ? { bad_not_listed: unlisted } : {}),
+    ...(replace ? { made_unavailable: isWhole ? yield* retire(listed, dryRun) : 0 } : {}),
+    bad: bad.first,
+    ...(bad.others > 0 ? { bad_not_listed: bad.others } : {}),
   }
   return report
 })

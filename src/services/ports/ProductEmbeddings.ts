@@ -114,11 +114,6 @@ export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbed
       products: ReadonlyArray<ProductId>,
       space: string,
     ) => Effect.Effect<ReadonlyMap<ProductId, number>, ProductEmbeddingsError>
-    /** The texts of which the stored vectors of these products in this space are embeddings, where they are known. */
-    readonly texts: (
-      products: ReadonlyArray<ProductId>,
-      space: string,
-    ) => Effect.Effect<ReadonlyMap<ProductId, string>, ProductEmbeddingsError>
     /** Products that are not deleted. */
     readonly count: Effect.Effect<number, ProductEmbeddingsError>
     /** How many products that are not deleted have a vector in another space. */

@@ -81,6 +81,36 @@ withServers(["mongodb"], "MongoDB", () => {
           expect(found.get("theirs")).toEqual(Float32Array.of(1, 0.5))
         }))
 
+      it("the validator refuses wrong facts, and leaves other fields to the programs that write products", () =>
+        Effect.gen(function* () {
+          const { database } = yield* Mongo
+          const insert = (facts: object) => {
+            const document: object = { ...facts, product_id: `v-${JSON.stringify(facts)}` }
+            return Effect.promise(() =>
+              database
+                .collection<object>("product_embeddings")
+                .insertOne(document)
+                .then(
+                  () => "stored",
+                  ({ code }) => code,
+                ),
+            )
+          }
+          const attributes = { price: 9.5, stock: 3, sale: true, brand: "Acme", sizes: ["S"] }
+          for (const good of [{}, { attributes, available: false }, { stock: {}, embedding: "?" }])
+            expect([good, yield* insert(good)]).toEqual([good, "stored"])
+          const many = Object.fromEntries(Array.from({ length: 33 }, (_, i) => [`a${i}`, i]))
+          for (const bad of [
+            { available: "no" },
+            { attributes: [] },
+            { attributes: { size: { w: 1 } } },
+            { attributes: { sizes: [1] } },
+            { attributes: many },
+            { deleted_at: "now" },
+          ])
+            expect([bad, yield* insert(bad)]).toEqual([bad, 121])
+        }))
+
       it("a stamp that JavaScript cannot express reads as 0", () =>
         Effect.gen(function* () {
           const store = yield* ProductEmbeddings

@@ -9,12 +9,14 @@ import { embedded } from "../../../src/layers/sql/migrations/embedded.ts"
 import { interactionLog } from "../../../src/layers/sql/migrations/interactionLog.ts"
 import { migrate } from "../../../src/layers/sql/SqlMigrations.ts"
 import * as Sqlite from "../../../src/layers/sqlite/Sqlite.ts"
+import * as SqliteProductEmbeddings from "../../../src/layers/sqlite/SqliteProductEmbeddings.ts"
 import * as SqliteUserEmbeddings from "../../../src/layers/sqlite/SqliteUserEmbeddings.ts"
+import { ProductEmbeddings } from "../../../src/services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
 
 test("user embeddings of release 0.1.0 keep all they have, and get their generation", async () => {
   const directory = mkdtempSync(join(tmpdir(), "user-embeddings-"))
-  const { "0006_erasures": _, ...before } = embedded.steps
+  const { "0006_erasures": _, "0007_product_facts": __, ...before } = embedded.steps
   const facts = '{"space":"test","event_count":3}'
   const vector = Buffer.from(Float32Array.of(1, 0).buffer)
   const user = (id: string, version: number, archived: number, erased_at: number, isGone = false) =>
@@ -77,5 +79,41 @@ test("the log of release 0.1.0 keeps its rows, and gives no id of an erased row 
     { id: 1, message_id: "a", ...rest },
     { id: 2, message_id: "b", ...rest },
     { id: 4, message_id: "d", ...rest },
+  ])
+})
+
+test("products of release 0.1.0 are available, have no attributes, and can be deleted", async () => {
+  const directory = mkdtempSync(join(tmpdir(), "user-embeddings-"))
+  const { "0006_erasures": _, "0007_product_facts": __, ...before } = embedded.steps
+  const vector = Buffer.from(Float32Array.of(3, 4).buffer)
+  const found = Effect.gen(function* () {
+    const sql = yield* SqlClient.SqlClient
+    yield* migrate({ ...embedded, steps: before })
+    for (const id of ["old", "older"])
+      yield* sql`INSERT INTO product_embeddings
+        (product_id, space, product_name, category, created_at, updated_at, dimension_count, embedding, text)
+        VALUES (${id}, 'test', 'Boot', 'shoes', 1, 2, 2, ${vector}, 'a boot')`
+    yield* migrate(embedded)
+    const products = yield* ProductEmbeddings
+    yield* products.remove(["older"])
+    const [old] = yield* products.find(["old"])
+    return [old, yield* products.count, (yield* products.load(["older"], "test")).get("older")]
+  }).pipe(Effect.provide(SqliteProductEmbeddings.layer.pipe(Layer.provideMerge(Sqlite.layer({ directory })))))
+  const answers = await Effect.runPromise(found).finally(() => rmSync(directory, { recursive: true }))
+  expect(answers).toEqual([
+    {
+      product_id: "old",
+      product_name: "Boot",
+      category: "shoes",
+      available: true,
+      attributes: {},
+      embedding: Float32Array.of(3, 4),
+      space: "test",
+      text: "a boot",
+      updated_at: 2,
+      deleted: false,
+    },
+    1,
+    Float32Array.of(3, 4),
   ])
 })

@@ -4,8 +4,9 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { BunContext } from "@effect/platform-bun"
-import { Effect, Fiber, Layer, Option, Schema, TestClock, TestContext } from "effect"
+import { Effect, Fiber, Layer, Option, Schema, Stream, TestClock, TestContext } from "effect"
 import fc from "fast-check"
+import { exportProducts } from "../../../src/programs/tasks/ExportData.ts"
 import { importProducts } from "../../../src/programs/tasks/ImportProducts.ts"
 import { ProductEmbeddingBody } from "../../../src/services/api/InteractionApi.ts"
 import { EmbeddingConfig } from "../../../src/services/EmbeddingConfig.ts"
@@ -218,5 +219,132 @@ layerSuite("products import", layer, (it) => {
       expect(requested()).toEqual([])
       yield* importLines([{ product_id: "own", text: "own" }])
       expect(requested()).toEqual(["own"])
+    }))
+
+  it("reads CSV with typed attributes", () =>
+    Effect.gen(function* () {
+      const path = join(folder, "catalogue.csv")
+      writeFileSync(
+        path,
+        [
+          "product_id;product_name;category;available;attributes.price;attributes.sizes;attributes.sku;attributes.brand",
+          'c-1;Boot;shoes;true;19.9;"[""S"",""M""]";00123;Acme',
+          "c-2;Hat;;0;;;;",
+          "c-3;Coat;;maybe;1;;;",
+          "c-4;too;few",
+        ].join("\n"),
+      )
+      const form = { format: "csv", delimiter: ";" } as const
+      const { bad, imported } = yield* importProducts(path, {
+        strict: false,
+        form,
+        progress: () => Effect.void,
+      })
+      expect(bad).toEqual([
+        { line: 4, reason: expect.stringContaining("available") },
+        { line: 5, reason: "has 3 cells, the header 8" },
+      ])
+      expect(imported).toBe(2)
+      const found = yield* (yield* ProductEmbeddings).describe(["c-1", "c-2"])
+      expect([...found.values()]).toEqual([
+        {
+          product_id: "c-1",
+          product_name: "Boot",
+          category: "shoes",
+          available: true,
+          attributes: { price: 19.9, sizes: ["S", "M"], sku: "00123", brand: "Acme" },
+        },
+        { product_id: "c-2", product_name: "Hat", category: null, available: false, attributes: {} },
+      ])
+      const wrong = Effect.flip(importProducts(path, { strict: false, progress: () => Effect.void }))
+      expect((yield* wrong).message).toContain('seems to have ";" between its cells: --delimiter ";"')
+    }))
+
+  it("what an export writes, an import reads back unchanged", () =>
+    Effect.gen(function* () {
+      const store = yield* ProductEmbeddings
+      const { space } = yield* EventVectors.EventVectors
+      const text = fc.string({ unit: "grapheme", minLength: 1, maxLength: 6 }).filter((t) => t.trim() === t)
+      const sample = fc.sample(
+        fc.record({
+          product_name: fc.option(text),
+          available: fc.boolean(),
+          attributes: fc.dictionary(
+            fc.constantFrom("price", "on sale", "Größe"),
+            fc.oneof(
+              fc.integer(),
+              fc.boolean(),
+              text,
+              fc.constantFrom("12", "true", "[]", '"x"', "null", "a,b", 'say "x"'),
+              fc.array(text, { maxLength: 3 }),
+            ),
+          ),
+        }),
+        { numRuns: 60, seed: 4 },
+      )
+      const everything = Effect.map(
+        Stream.runCollect(store.stream(space)),
+        (found) =>
+          new Map(Array.from(found, ({ updated_at: _, ...product }) => [product.product_id, product])),
+      )
+      yield* store.upsert(
+        sample.map((product, n) => ({
+          ...product,
+          product_id: `round-${n}`,
+          embedding: Float32Array.from({ length: 24 }, (_, i) => Math.sin(n + i)),
+          space,
+          text: n % 2 === 0 ? `text ${n}` : null,
+        })),
+      )
+      const before = yield* everything
+      for (const format of ["jsonl", "csv"] as const) {
+        const path = join(folder, `round.${format}`)
+        const report = yield* exportProducts({ format, out: Option.some(path), progress: () => Effect.void })
+        expect(report.exported).toBe([...before.values()].filter(({ deleted }) => !deleted).length)
+        yield* store.upsert(
+          sample.map((_, n) => ({ product_id: `round-${n}`, available: true, attributes: { other: 1 } })),
+        )
+        const { bad } = yield* importProducts(path, { strict: false, progress: () => Effect.void })
+        expect(bad).toEqual([])
+        expect(yield* everything).toEqual(before)
+      }
+    }))
+
+  it("--replace makes unavailable what the file lacks, and brings back what it has again", () =>
+    Effect.gen(function* () {
+      const store = yield* ProductEmbeddings
+      const availableOf = (...ids: ReadonlyArray<string>) =>
+        Effect.map(store.describe(ids), (found) => ids.map((id) => found.get(id)?.available))
+      const write = (...lines: ReadonlyArray<object | string>) => {
+        const path = join(folder, `${files++}.jsonl`)
+        writeFileSync(
+          path,
+          lines.map((line) => (typeof line === "string" ? line : JSON.stringify(line))).join("\n"),
+        )
+        return path
+      }
+      const run = (path: string, dryRun = false) =>
+        importProducts(path, { strict: false, replace: true, dryRun, progress: () => Effect.void })
+      const [one, two, three] = ["r-1", "r-2", "r-3"].map((product_id) => ({
+        product_id,
+        product_name: "Boot",
+      }))
+      yield* run(write(one!, two!, { ...three!, available: false }))
+      expect(yield* availableOf("r-1", "r-2", "r-3")).toEqual([true, true, false])
+      yield* store.remove(["r-1"])
+
+      server.mend()
+      const next = write(one!, { product_id: "r-4", product_name: "New" })
+      expect(yield* run(next, true)).toEqual({ imported: 2, created: 2, made_unavailable: 1, bad: [] })
+      expect(yield* availableOf("r-1", "r-2", "r-4")).toEqual([false, true, undefined])
+      expect(requested()).toEqual([])
+      expect(yield* run(next)).toEqual({ imported: 2, created: 2, made_unavailable: 1, bad: [] })
+      expect(yield* availableOf("r-1", "r-2", "r-4")).toEqual([true, false, true])
+      expect((yield* run(write(one!, two!, three!))).made_unavailable).toBe(1)
+      expect(yield* availableOf("r-2", "r-3", "r-4")).toEqual([true, true, false])
+      // A rejected line may be about any product, and an empty file about none.
+      expect((yield* run(write(one!, "{"))).made_unavailable).toBe(0)
+      expect((yield* run(write(""))).made_unavailable).toBe(0)
+      expect(yield* availableOf("r-2", "r-3")).toEqual([true, true])
     }))
 })

@@ -68,7 +68,6 @@ const world = () => {
     knownSince: () => Effect.succeed(new Map()),
     count: Effect.sync(() => state.stored.size),
     countInOtherSpaces: () => Effect.succeed(0),
-    texts: () => Effect.succeed(new Map()),
     indexed: (_, { categories, limit }) =>
       Effect.suspend(() =>
         state.hasIndex

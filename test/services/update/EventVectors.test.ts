@@ -72,7 +72,6 @@ const setUp = () => {
       nearest: () => Effect.succeed([]),
       count: Effect.succeed(0),
       countInOtherSpaces: () => Effect.succeed(0),
-      texts: () => Effect.succeed(new Map()),
       knownSince: () => Effect.succeed(new Map()),
       changed: () => Stream.empty,
       stampSum: () => Effect.succeed({ count: 0, sum: 0 }),

@@ -12,7 +12,10 @@ export const examples: Readonly<Record<string, ReadonlyArray<string>>> = {
   "products import": [
     "products import samples/catalogue.jsonl",
     "products import catalogue.jsonl --strict --json",
+    "products import catalogue.csv --replace --dry-run",
   ],
+  "products export": ["products export --out catalogue.csv", "products export > catalogue.jsonl"],
+  "products remove": ["products remove 101 102"],
   "import interactions": [
     "import interactions history.jsonl",
     "import interactions history.csv --map user_id=customer,product_id=item,occurred_at=when --set event_type=product_purchase",

@@ -46,7 +46,7 @@ describe("--help", () => {
 
   test("has only examples that the parser accepts", async () => {
     const folder = mkdtempSync(join(tmpdir(), "examples-"))
-    for (const name of ["history.jsonl", "history.csv", "events.tsv", "catalogue.jsonl"])
+    for (const name of ["history.jsonl", "history.csv", "events.tsv", "catalogue.jsonl", "catalogue.csv"])
       writeFileSync(join(folder, name), "")
     const wordsOf = (line: string) =>
       line
