@@ -9,7 +9,7 @@ import type { ProductRows } from "./CatalogueRows.ts"
 type Products = ProductEmbeddings["Type"]
 
 /** All stamps are compared this long after the last comparison, which finds removals within 5 s. */
-const compareEvery = Duration.seconds(2.5)
+const compareEvery = Duration.seconds(2)
 /** Products read at once after a comparison: 3 MB at 1536 dimensions. */
 const productsPerFind = 500
 /** All products are read again this often, because another program may change a product and not its stamp. */
