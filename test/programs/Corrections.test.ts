@@ -235,7 +235,7 @@ const suite = (
               | UserEmbeddings
             >()
             const property = fc.asyncProperty(scenario, (one) => Runtime.runPromise(runtime)(check(one)))
-            yield* Effect.promise(() => fc.assert(property, { numRuns }))
+            yield* Effect.promise(() => fc.assert(property, { numRuns, interruptAfterTimeLimit: 30_000 }))
           }),
         120_000,
       )
