@@ -32,7 +32,7 @@ import { writeOnce } from "../services/recommend/ProductWriter.ts"
 import * as Recommender from "../services/recommend/Recommender.ts"
 import * as InteractionRecorder from "../services/record/InteractionRecorder.ts"
 import * as OutboxRelay from "../services/record/OutboxRelay.ts"
-import * as Retractions from "../services/record/Retractions.ts"
+import * as RetractionRequests from "../services/record/RetractionRequests.ts"
 import { type BulkItem, ofBulkItem } from "../services/record/Submission.ts"
 import type * as Settings from "../services/Settings.ts"
 import * as EventVectors from "../services/update/EventVectors.ts"
@@ -174,8 +174,10 @@ const decode = Effect.fnUntraced(function* (interactions: ReadonlyArray<NewInter
       (issues) => new InvalidInput({ index, issues: [...issues] }),
     ),
   )
-  const found = yield* Effect.flatMap(InteractionLog, ({ find }) => find(Retractions.references(items)))
-  return yield* Effect.forEach(Retractions.resolve(items, found), (item, index) =>
+  const found = yield* Effect.flatMap(InteractionLog, ({ find }) =>
+    find(RetractionRequests.references(items)),
+  )
+  return yield* Effect.forEach(RetractionRequests.resolve(items, found), (item, index) =>
     Either.mapLeft(item, ({ detail, field }) => new InvalidInput({ index, issues: [{ field, detail }] })),
   )
 })

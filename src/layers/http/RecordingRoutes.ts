@@ -22,7 +22,7 @@ import {
   type Submission as Submitted,
 } from "../../services/record/InteractionRecorder.ts"
 import * as RateLimiter from "../../services/record/RateLimiter.ts"
-import * as Retractions from "../../services/record/Retractions.ts"
+import * as RetractionRequests from "../../services/record/RetractionRequests.ts"
 import * as Submission from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
@@ -105,7 +105,7 @@ const bulkResponse = (results: ReadonlyArray<Result>): Response => {
 type Find = (ids: ReadonlyArray<string>) => Promise<ReadonlyMap<string, LoggedInteraction>>
 
 /** The problem of the retraction route. */
-const refused = ({ detail, field, status }: Retractions.Refusal): Problem => {
+const refused = ({ detail, field, status }: RetractionRequests.Refusal): Problem => {
   const issue = { field: field === "reference" ? "message_id" : field, detail }
   return status === 404
     ? new Problem({ status, detail: `${issue.field}: ${detail}`, errors: [issue] })
@@ -162,7 +162,7 @@ class Routes {
         )
         issues += decoded.left.length
         results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
-      } else if (this.takeToken(Retractions.userOf(decoded.right))) {
+      } else if (this.takeToken(RetractionRequests.userOf(decoded.right))) {
         items.push(decoded.right)
         indexOfItem.push(index)
       } else results[index] = { index, status: 429, error: { detail: tooMany } }
@@ -198,7 +198,7 @@ class Routes {
     const now = this.clock.unsafeCurrentTimeMillis()
     const decoded = decode(body, key, now)
     if (Either.isLeft(decoded)) throw unprocessable(decoded.left)
-    if (!this.takeToken(Retractions.userOf(decoded.right)))
+    if (!this.takeToken(RetractionRequests.userOf(decoded.right)))
       throw new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
     const [resolved] = await this.resolve([decoded.right])
     if (Either.isLeft(resolved!)) throw refused(resolved!.left)
@@ -208,8 +208,11 @@ class Routes {
   }
 
   private async resolve(items: ReadonlyArray<Submission.Requested>) {
-    const references = Retractions.references(items)
-    return Retractions.resolve(items, references.length === 0 ? new Map() : await this.find(references))
+    const references = RetractionRequests.references(items)
+    return RetractionRequests.resolve(
+      items,
+      references.length === 0 ? new Map() : await this.find(references),
+    )
   }
 
   private record(submissions: ReadonlyArray<Submitted>, trace: Trace) {

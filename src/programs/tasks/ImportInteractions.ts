@@ -15,7 +15,7 @@ import type { RawRecord } from "../../services/history/RecordSplitter.ts"
 import type { InteractionLogError, NewInteraction } from "../../services/ports/InteractionLog.ts"
 import { InteractionLog } from "../../services/ports/InteractionLog.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
-import * as Retractions from "../../services/record/Retractions.ts"
+import * as RetractionRequests from "../../services/record/RetractionRequests.ts"
 import type { Requested } from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
@@ -142,8 +142,8 @@ const append = (entries: ReadonlyArray<NewInteraction>) =>
 /** Finds what retractions take back. */
 const findRetracted = (items: ReadonlyArray<Requested>) =>
   Effect.map(
-    patiently(Effect.flatMap(InteractionLog, (log) => log.find(Retractions.references(items)))),
-    (found) => Retractions.resolve(items, found),
+    patiently(Effect.flatMap(InteractionLog, (log) => log.find(RetractionRequests.references(items)))),
+    (found) => RetractionRequests.resolve(items, found),
   )
 
 type Decode = (record: RawRecord, now: number) => Either.Either<Requested, string>
