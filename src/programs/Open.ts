@@ -41,6 +41,7 @@ import * as OutboxRelay from "../services/record/OutboxRelay.ts"
 import { type BulkItem, ofBulkItem } from "../services/record/Submission.ts"
 import type * as Settings from "../services/Settings.ts"
 import * as EventVectors from "../services/update/EventVectors.ts"
+import { ownerOf } from "../services/update/People.ts"
 import * as Provision from "./tasks/ProvisionServers.ts"
 import * as Worker from "./Worker.ts"
 
@@ -307,7 +308,7 @@ export const open = async (options: Options): Promise<Client> => {
     embedding: (user) =>
       run(
         Effect.flatMap(UserEmbeddings, (users) =>
-          Effect.map(users.load([user]), (records) => records.get(user)?.embedding ?? null),
+          Effect.map(ownerOf(users, user), ({ record }) => record?.embedding ?? null),
         ),
       ),
     recommend: (user, { category, exclude = "purchased", limit = 10 } = {}) =>

@@ -42,6 +42,8 @@ export interface UserRebuildOptions {
   readonly allowMissing?: boolean
   /** Retractions to apply with the rebuild. Those that the log has are applied in any case. */
   readonly retractions?: ReadonlyArray<Retraction>
+  /** What the record is to be before its vector is computed; `undefined`: it changed meanwhile. */
+  readonly change?: (record: UserRecord) => UserRecord | undefined
 }
 
 /** No retry will find the vector. */
@@ -130,7 +132,9 @@ const compute = Effect.fnUntraced(function* (
         notFolded.push(interaction)
         continue
       }
-      if (Either.isRight(vector)) events.push({ interaction, vector: vector.right })
+      // It may have been posted under an alias.
+      if (Either.isRight(vector))
+        events.push({ interaction: { ...interaction, user_id }, vector: vector.right })
       else if (allowMissing) notFolded.push(interaction)
       else return yield* fail(`${message_id}: ${vector.left.message}`)
     }
@@ -182,8 +186,9 @@ const compute = Effect.fnUntraced(function* (
   )
   yield* foldPage(last)
 
-  const total = yield* AppliedInteractions.countApplied(users, user_id, state)
-  const stale = Math.max(0, total - state.onRecord.size - record.archived)
+  const total = yield* AppliedInteractions.countApplied(users, state)
+  const archived = state.ledgers.reduce((sum, ledger) => sum + ledger.archived, 0)
+  const stale = Math.max(0, total - state.onRecord.size - archived)
   const gone = total - inLog - stale
   if (gone > 0 && !allowMissing) return yield* fail(`${gone} applied interactions are no longer in the log`)
   if (embedding === undefined && (notFolded.length > 0 || retracted.size === 0))
@@ -217,6 +222,12 @@ const completed = (
   }
 }
 
+/** The ids in the ledgers of aliases are now in that of the record. */
+const withoutLedgers = ({ links }: UserRecord): Pick<UserRecord, "links"> =>
+  links?.aliases === undefined
+    ? {}
+    : { links: { ...links, aliases: links.aliases.map((alias) => ({ ...alias, archived: 0 })) } }
+
 const rebuildOnce = Effect.fnUntraced(function* (
   services: Services,
   user_id: UserId,
@@ -224,8 +235,13 @@ const rebuildOnce = Effect.fnUntraced(function* (
   traces: Traces,
 ) {
   const { users } = services
-  const record = (yield* users.load([user_id])).get(user_id)
-  if (traces.tries++ === 0) traces.generation = record?.generation ?? 0
+  const loaded = (yield* users.load([user_id])).get(user_id)
+  if (traces.tries++ === 0) traces.generation = loaded?.generation ?? 0
+  const record = loaded && options.change !== undefined ? options.change(loaded) : loaded
+  if (loaded !== undefined && record === undefined) return yield* new LockConflict({ user_id, tries: 1 })
+  // Its events are those of another user now, or about to be. Or another worker has taken them all back.
+  if (loaded?.links?.alias_of !== undefined || loaded?.links?.merging_into !== undefined) return
+  if (options.retractions !== undefined && record?.embedding === undefined) return
   if (record?.embedding === undefined)
     return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
   const now = yield* Clock.currentTimeMillis
@@ -250,6 +266,7 @@ const rebuildOnce = Effect.fnUntraced(function* (
         applied: kept,
         archived: overflow === undefined ? record.archived + archive.length : ids.length,
         generation,
+        ...(overflow && withoutLedgers(record)),
       },
       expected: record.version,
     },
@@ -270,7 +287,10 @@ export const rebuildUser = <E2>(
   Effect.suspend(() => {
     const traces: Traces = { tries: 0, generation: 0, phrases: new Set() }
     return rebuildOnce(services, user_id, options, traces).pipe(
-      Effect.retry({ schedule: RetryPolicies.conflictRetry, while: ({ _tag }) => _tag === "LockConflict" }),
+      Effect.retry({
+        schedule: RetryPolicies.conflictRetry,
+        while: ({ _tag }) => _tag === "LockConflict" && options.change === undefined,
+      }),
       around,
       // A write that succeeds at once proves that nobody erased the user meanwhile.
       Effect.onExit((exit) =>
