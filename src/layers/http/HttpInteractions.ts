@@ -37,6 +37,12 @@ export const interactions = HttpApiBuilder.group(api, "interactions", (handlers)
       .handleRaw("click", product("click"))
       .handleRaw("purchase", product("purchase"))
       .handleRaw("product", ({ path, request }) => product(path.type)({ path, request }))
+      .handleRaw("retract", ({ path, request }) =>
+        responseOf(request, (web, trace) => routes.retract(web, trace, path.userId)),
+      )
+      .handleRaw("merge", ({ path, request }) =>
+        responseOf(request, (web, trace) => routes.merge(web, trace, path.userId)),
+      )
       .handleRaw("bulk", ({ request }) => responseOf(request, routes.bulk))
   }),
 )

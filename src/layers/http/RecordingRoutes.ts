@@ -11,12 +11,13 @@ import { type BulkReport, bodyBytes, bulkBodyBytes, bulkItems } from "../../serv
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import type { EventTypes } from "../../services/model/EventTypes.ts"
 import { type FieldIssue, Problem, unprocessable } from "../../services/model/Problem.ts"
-import type { Appended, InteractionLogError } from "../../services/ports/InteractionLog.ts"
+import type { Appended, InteractionLog, InteractionLogError } from "../../services/ports/InteractionLog.ts"
 import {
   InteractionRecorder,
   type Submission as Submitted,
 } from "../../services/record/InteractionRecorder.ts"
 import * as RateLimiter from "../../services/record/RateLimiter.ts"
+import * as Retractions from "../../services/record/Retractions.ts"
 import * as Submission from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
@@ -73,15 +74,19 @@ const recordedResponse = ({ _tag, interaction }: Appended): Response =>
 
 type Result = (typeof BulkReport.Type)["results"][number]
 
-const resultOf = (index: number, { _tag, interaction }: Appended): Result =>
-  _tag === "KeyReused"
-    ? { index, status: 422, error: { detail: `idempotency_key: ${keyReused.detail}` } }
-    : {
-        index,
-        status: _tag === "Recorded" ? 201 : 200,
-        message_id: interaction.message_id,
-        duplicate: _tag === "Duplicate",
-      }
+const resultOf = (index: number, appended: Appended): Result => {
+  switch (appended._tag) {
+    case "KeyReused":
+      return { index, status: 422, error: { detail: `idempotency_key: ${keyReused.detail}` } }
+    case "Refused":
+      return { index, status: 422, error: { detail: `reference: ${appended.detail}` } }
+    default: {
+      const { _tag, interaction } = appended
+      const status = _tag === "Recorded" ? 201 : 200
+      return { index, status, message_id: interaction.message_id, duplicate: _tag === "Duplicate" }
+    }
+  }
+}
 
 const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   const count = (status: number) => results.filter((result) => result.status === status).length
@@ -95,6 +100,19 @@ const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   return json(report, rejected === 0 ? 200 : 207)
 }
 
+/** Finds what items take back. A rejection is a {@link Problem}. */
+type Resolve = (
+  items: ReadonlyArray<Submission.Requested>,
+) => Promise<ReadonlyArray<Either.Either<Submitted, Retractions.Refusal>>>
+
+/** The problem of the retraction route. */
+const refused = ({ detail, field, status }: Retractions.Refusal): Problem => {
+  const issue = { field: field === "reference" ? "message_id" : field, detail }
+  return status === 404
+    ? new Problem({ status, detail: `${issue.field}: ${detail}`, errors: [issue] })
+    : unprocessable([issue])
+}
+
 /** A rejection is a {@link Problem} or an unexpected error. */
 class Routes {
   constructor(
@@ -102,12 +120,11 @@ class Routes {
     private readonly clock: Clock.Clock,
     private readonly takeToken: (user: string) => boolean,
     private readonly eventTypes: EventTypes,
+    private readonly resolve: Resolve,
   ) {}
 
   search(request: Request, trace: Trace, user: string) {
-    return this.recordOne(request, trace, (body, key, now) =>
-      Submission.ofSearch(user, body, key, now, this.eventTypes),
-    )
+    return this.recordOne(request, trace, (body, key, now) => Submission.ofSearch(user, body, key, now))
   }
 
   product(request: Request, trace: Trace, user: string, product: string, route: string) {
@@ -116,8 +133,16 @@ class Routes {
       const rule = `must be one of ${this.eventTypes.productRoutes.join(", ")}`
       return type === undefined
         ? Either.left([{ field: "type", detail: rule }])
-        : Submission.ofProduct(user, product, type.name, body, key, now, this.eventTypes)
+        : Submission.ofProduct(user, product, type.name, body, key, now)
     })
+  }
+
+  retract(request: Request, trace: Trace, user: string) {
+    return this.recordOne(request, trace, (body, key) => Submission.ofRetraction(user, body, key))
+  }
+
+  merge(request: Request, trace: Trace, user: string) {
+    return this.recordOne(request, trace, (body, key, now) => Submission.ofMerge(user, body, key, now))
   }
 
   async bulk(request: Request, trace: Trace): Promise<Response> {
@@ -126,8 +151,8 @@ class Routes {
       throw unprocessable([{ field: "", detail: `must be a JSON array of 1 to ${bulkItems} interactions` }])
     const now = this.clock.unsafeCurrentTimeMillis()
     const results: Array<Result> = []
-    const accepted: Array<Submitted> = []
-    const indices: Array<number> = []
+    const items: Array<Submission.Requested> = []
+    const indexOfItem: Array<number> = []
     let issues = 0
     let turnBegan = performance.now()
     for (const [index, item] of body.entries()) {
@@ -142,10 +167,22 @@ class Routes {
         )
         issues += decoded.left.length
         results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
-      } else if (this.takeToken(decoded.right.interaction.user_id)) {
-        accepted.push(decoded.right)
-        indices.push(index)
+      } else if (this.takeToken(Retractions.userOf(decoded.right))) {
+        items.push(decoded.right)
+        indexOfItem.push(index)
       } else results[index] = { index, status: 429, error: { detail: tooMany } }
+    }
+    const accepted: Array<Submitted> = []
+    const indices: Array<number> = []
+    for (const [i, resolved] of (await this.resolve(items)).entries()) {
+      const index = indexOfItem[i]!
+      if (Either.isRight(resolved)) {
+        accepted.push(resolved.right)
+        indices.push(index)
+      } else {
+        const { detail, errors } = unprocessable([resolved.left])
+        results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
+      }
     }
     const appended = accepted.length === 0 ? [] : await this.record(accepted, trace)
     for (const [i, index] of indices.entries()) results[index] = resultOf(index, appended[i]!)
@@ -155,17 +192,24 @@ class Routes {
   private async recordOne(
     request: Request,
     trace: Trace,
-    decode: (body: unknown, key: string | undefined, now: number) => Submission.Decoded,
+    decode: (
+      body: unknown,
+      key: string | undefined,
+      now: number,
+    ) => Either.Either<Submission.Requested, ReadonlyArray<FieldIssue>>,
   ): Promise<Response> {
     const body = (await parseBody(request, bodyBytes)) ?? {}
     const key = request.headers.get("idempotency-key") ?? undefined
     const now = this.clock.unsafeCurrentTimeMillis()
     const decoded = decode(body, key, now)
     if (Either.isLeft(decoded)) throw unprocessable(decoded.left)
-    if (!this.takeToken(decoded.right.interaction.user_id))
+    if (!this.takeToken(Retractions.userOf(decoded.right)))
       throw new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
-    const [appended] = await this.record([decoded.right], trace)
+    const [resolved] = await this.resolve([decoded.right])
+    if (Either.isLeft(resolved!)) throw refused(resolved!.left)
+    const [appended] = await this.record([resolved!.right], trace)
     if (appended === undefined || appended._tag === "KeyReused") throw unprocessable([keyReused])
+    if (appended._tag === "Refused") throw new Problem({ status: 409, detail: appended.detail })
     return recordedResponse(appended)
   }
 
@@ -185,7 +229,7 @@ class Routes {
 
 export class RecordingRoutes extends Context.Tag("user-embeddings/RecordingRoutes")<
   RecordingRoutes,
-  Pick<Routes, "search" | "product" | "bulk">
+  Pick<Routes, "search" | "product" | "retract" | "merge" | "bulk">
 >() {}
 
 export const layer = Layer.effect(
@@ -195,7 +239,12 @@ export const layer = Layer.effect(
     const { eventTypes } = yield* EmbeddingConfig
     const recorder = yield* InteractionRecorder
     const clock = yield* Effect.clock
-    return new Routes(recorder, clock, RateLimiter.make(limit, clock), eventTypes)
+    const runtime = yield* Effect.runtime<InteractionLog>()
+    const resolve: Resolve = (items) =>
+      Runtime.runPromise(runtime)(
+        Effect.either(Effect.mapError(Retractions.resolve(items), unavailable)),
+      ).then(Either.getOrThrowWith((problem) => problem))
+    return new Routes(recorder, clock, RateLimiter.make(limit, clock), eventTypes, resolve)
   }),
 )
 

@@ -376,8 +376,9 @@ const save = Effect.fnUntraced(function* ({ users }: Updater, plans: ReadonlyArr
 })
 
 /**
- * The vectors of events to be taken back: without one, the user is rebuilt. Others find out whether they can be folded, if
- * they are not taken back by the same batch.
+ * Finds the vectors of the events to be folded, and of applied events to be taken back: without one of the latter, the user
+ * is rebuilt. An event that the same batch takes back needs none. Answers the items that can be written, and the users who
+ * take something back.
  */
 const findAllVectors = Effect.fnUntraced(function* (
   updater: Updater,
@@ -393,7 +394,8 @@ const findAllVectors = Effect.fnUntraced(function* (
   const undone = retractions.filter(({ interaction }) =>
     isApplied(interaction.user_id, interaction.reference!),
   )
-  const found = yield* updater.vectors.resolve(undone.map(({ interaction }) => interaction))
+  const found =
+    undone.length === 0 ? [] : yield* updater.vectors.resolve(undone.map(({ interaction }) => interaction))
   for (const [index, item] of undone.entries())
     Either.match(found[index]!, {
       onLeft: (error) => {

@@ -239,11 +239,13 @@ const rebuildOnce = Effect.fnUntraced(function* (
   if (traces.tries++ === 0) traces.generation = loaded?.generation ?? 0
   const record = loaded && options.change !== undefined ? options.change(loaded) : loaded
   if (loaded !== undefined && record === undefined) return yield* new LockConflict({ user_id, tries: 1 })
-  // Its events are those of another user now, or about to be. Or another worker has taken them all back.
+  // Its events are those of another user now, or about to be.
   if (loaded?.links?.alias_of !== undefined || loaded?.links?.merging_into !== undefined) return
-  if (options.retractions !== undefined && record?.embedding === undefined) return
-  if (record?.embedding === undefined)
+  if (record?.embedding === undefined) {
+    // A worker that asks for a rebuild may have read an older record.
+    if (options.retractions !== undefined) return
     return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
+  }
   const now = yield* Clock.currentTimeMillis
   const { embedding, notFolded, overflow, retractions } = yield* compute(
     services,
