@@ -265,7 +265,7 @@ const suite = (
     },
   )
 
-suite("events, retractions and merges on the embedded stack", embedded(), isLong ? 200 : 15)
+suite("events, retractions and merges on the embedded stack", embedded(), isLong ? 200 : 12)
 withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () =>
   suite("events, retractions and merges", external(), isLong ? 100 : 6),
 )
