@@ -11,12 +11,7 @@ import { type BulkReport, bodyBytes, bulkBodyBytes, bulkItems } from "../../serv
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import type { EventTypes } from "../../services/model/EventTypes.ts"
 import { type FieldIssue, Problem, unprocessable } from "../../services/model/Problem.ts"
-import {
-  type Appended,
-  InteractionLog,
-  type InteractionLogError,
-  type LoggedInteraction,
-} from "../../services/ports/InteractionLog.ts"
+import type { Appended, InteractionLog, InteractionLogError } from "../../services/ports/InteractionLog.ts"
 import {
   InteractionRecorder,
   type Submission as Submitted,
@@ -79,15 +74,19 @@ const recordedResponse = ({ _tag, interaction }: Appended): Response =>
 
 type Result = (typeof BulkReport.Type)["results"][number]
 
-const resultOf = (index: number, { _tag, interaction }: Appended): Result =>
-  _tag === "KeyReused"
-    ? { index, status: 422, error: { detail: `idempotency_key: ${keyReused.detail}` } }
-    : {
-        index,
-        status: _tag === "Recorded" ? 201 : 200,
-        message_id: interaction.message_id,
-        duplicate: _tag === "Duplicate",
-      }
+const resultOf = (index: number, appended: Appended): Result => {
+  switch (appended._tag) {
+    case "KeyReused":
+      return { index, status: 422, error: { detail: `idempotency_key: ${keyReused.detail}` } }
+    case "Refused":
+      return { index, status: 422, error: { detail: `reference: ${appended.detail}` } }
+    default: {
+      const { _tag, interaction } = appended
+      const status = _tag === "Recorded" ? 201 : 200
+      return { index, status, message_id: interaction.message_id, duplicate: _tag === "Duplicate" }
+    }
+  }
+}
 
 const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   const count = (status: number) => results.filter((result) => result.status === status).length
@@ -101,8 +100,10 @@ const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   return json(report, rejected === 0 ? 200 : 207)
 }
 
-/** The interactions that the log has, by message id. A rejection is a {@link Problem}. */
-type Find = (ids: ReadonlyArray<string>) => Promise<ReadonlyMap<string, LoggedInteraction>>
+/** Finds what items take back. A rejection is a {@link Problem}. */
+type Resolve = (
+  items: ReadonlyArray<Submission.Requested>,
+) => Promise<ReadonlyArray<Either.Either<Submitted, RetractionRequests.Refusal>>>
 
 /** The problem of the retraction route. */
 const refused = ({ detail, field, status }: RetractionRequests.Refusal): Problem => {
@@ -119,7 +120,7 @@ class Routes {
     private readonly clock: Clock.Clock,
     private readonly takeToken: (user: string) => boolean,
     private readonly eventTypes: EventTypes,
-    private readonly find: Find,
+    private readonly resolve: Resolve,
   ) {}
 
   search(request: Request, trace: Trace, user: string) {
@@ -138,6 +139,10 @@ class Routes {
 
   retract(request: Request, trace: Trace, user: string) {
     return this.recordOne(request, trace, (body, key) => Submission.ofRetraction(user, body, key))
+  }
+
+  merge(request: Request, trace: Trace, user: string) {
+    return this.recordOne(request, trace, (body, key, now) => Submission.ofMerge(user, body, key, now))
   }
 
   async bulk(request: Request, trace: Trace): Promise<Response> {
@@ -204,15 +209,8 @@ class Routes {
     if (Either.isLeft(resolved!)) throw refused(resolved!.left)
     const [appended] = await this.record([resolved!.right], trace)
     if (appended === undefined || appended._tag === "KeyReused") throw unprocessable([keyReused])
+    if (appended._tag === "Refused") throw new Problem({ status: 409, detail: appended.detail })
     return recordedResponse(appended)
-  }
-
-  private async resolve(items: ReadonlyArray<Submission.Requested>) {
-    const references = RetractionRequests.references(items)
-    return RetractionRequests.resolve(
-      items,
-      references.length === 0 ? new Map() : await this.find(references),
-    )
   }
 
   private record(submissions: ReadonlyArray<Submitted>, trace: Trace) {
@@ -231,7 +229,7 @@ class Routes {
 
 export class RecordingRoutes extends Context.Tag("user-embeddings/RecordingRoutes")<
   RecordingRoutes,
-  Pick<Routes, "search" | "product" | "retract" | "bulk">
+  Pick<Routes, "search" | "product" | "retract" | "merge" | "bulk">
 >() {}
 
 export const layer = Layer.effect(
@@ -241,13 +239,12 @@ export const layer = Layer.effect(
     const { eventTypes } = yield* EmbeddingConfig
     const recorder = yield* InteractionRecorder
     const clock = yield* Effect.clock
-    const log = yield* InteractionLog
-    const runtime = yield* Effect.runtime()
-    const find: Find = (ids) =>
-      Runtime.runPromise(runtime)(Effect.either(Effect.mapError(log.find(ids), unavailable))).then(
-        Either.getOrThrowWith((problem) => problem),
-      )
-    return new Routes(recorder, clock, RateLimiter.make(limit, clock), eventTypes, find)
+    const runtime = yield* Effect.runtime<InteractionLog>()
+    const resolve: Resolve = (items) =>
+      Runtime.runPromise(runtime)(
+        Effect.either(Effect.mapError(RetractionRequests.resolve(items), unavailable)),
+      ).then(Either.getOrThrowWith((problem) => problem))
+    return new Routes(recorder, clock, RateLimiter.make(limit, clock), eventTypes, resolve)
   }),
 )
 

@@ -42,6 +42,8 @@ export interface UserRebuildOptions {
   readonly allowMissing?: boolean
   /** Retractions to apply with the rebuild. Those that the log has are applied in any case. */
   readonly retractions?: ReadonlyArray<Retraction>
+  /** What the record is to be before its vector is computed; `undefined`: it changed meanwhile. */
+  readonly change?: (record: UserRecord) => UserRecord | undefined
 }
 
 /** Keeps the order of the log among those of one instant. */
@@ -99,7 +101,9 @@ const findEvents = Effect.fnUntraced(function* (
     const vector = found[index]!
     const { event_type, message_id } = interaction
     const isKnown = services.config.eventTypes.has(event_type)
-    if (isKnown && Either.isRight(vector)) events.push({ interaction, vector: vector.right })
+    // It may have been posted under an alias.
+    if (isKnown && Either.isRight(vector))
+      events.push({ interaction: { ...interaction, user_id }, vector: vector.right })
     else if (allowMissing) notFolded.push(interaction)
     else
       return yield* orAllowMissing(
@@ -213,8 +217,9 @@ const compute = Effect.fnUntraced(function* (
   )
   yield* foldPage(last)
 
-  const total = yield* AppliedInteractions.countApplied(users, user_id, state)
-  const stale = Math.max(0, total - state.onRecord.size - record.archived)
+  const total = yield* AppliedInteractions.countApplied(users, state)
+  const archived = state.ledgers.reduce((sum, ledger) => sum + ledger.archived, 0)
+  const stale = Math.max(0, total - state.onRecord.size - archived)
   const gone = total - inLog - stale
   if (gone > 0 && !allowMissing)
     return yield* orAllowMissing(user_id, `${gone} applied interactions are no longer in the log`)
@@ -249,6 +254,12 @@ const completed = (
   }
 }
 
+/** The ids in the ledgers of aliases are now in that of the record. */
+const withoutLedgers = ({ links }: UserRecord): Pick<UserRecord, "links"> =>
+  links?.aliases === undefined
+    ? {}
+    : { links: { ...links, aliases: links.aliases.map((alias) => ({ ...alias, archived: 0 })) } }
+
 const rebuildOnce = Effect.fnUntraced(function* (
   services: Services,
   user_id: UserId,
@@ -256,8 +267,12 @@ const rebuildOnce = Effect.fnUntraced(function* (
   traces: Traces,
 ) {
   const { users } = services
-  const record = (yield* users.load([user_id])).get(user_id)
-  if (traces.tries++ === 0) traces.generation = record?.generation ?? 0
+  const loaded = (yield* users.load([user_id])).get(user_id)
+  if (traces.tries++ === 0) traces.generation = loaded?.generation ?? 0
+  const record = loaded && options.change !== undefined ? options.change(loaded) : loaded
+  if (loaded !== undefined && record === undefined) return yield* new LockConflict({ user_id, tries: 1 })
+  // Its events are those of another user now, or about to be.
+  if (loaded?.links?.alias_of !== undefined || loaded?.links?.merging_into !== undefined) return
   if (record?.embedding === undefined) {
     // A worker that asks for a rebuild may have read an older record.
     if (options.retractions !== undefined) return
@@ -285,6 +300,7 @@ const rebuildOnce = Effect.fnUntraced(function* (
         applied: kept,
         archived: overflow === undefined ? record.archived + archive.length : ids.length,
         generation,
+        ...(overflow && withoutLedgers(record)),
       },
       expected: record.version,
     },
@@ -305,7 +321,10 @@ export const rebuildUser = <E2>(
   Effect.suspend(() => {
     const traces: Traces = { tries: 0, generation: 0, phrases: new Set() }
     return rebuildOnce(services, user_id, options, traces).pipe(
-      Effect.retry({ schedule: RetryPolicies.conflictRetry, while: ({ _tag }) => _tag === "LockConflict" }),
+      Effect.retry({
+        schedule: RetryPolicies.conflictRetry,
+        while: ({ _tag }) => _tag === "LockConflict" && options.change === undefined,
+      }),
       around,
       // A write that succeeds at once proves that nobody erased the user meanwhile.
       Effect.onExit((exit) =>
