@@ -37,6 +37,6 @@ export const interactions = HttpApiBuilder.group(api, "interactions", (handlers)
       .handleRaw("click", product("click"))
       .handleRaw("purchase", product("purchase"))
       .handleRaw("product", ({ path, request }) => product(path.type)({ path, request }))
-      .handleRaw("bulk", ({ request }) => responseOf(request, routes.bulk))
+      .handleRaw("bulk", ({ request }) => responseOf(request, (web, trace) => routes.bulk(web, trace)))
   }),
 )

@@ -20,8 +20,9 @@ import * as RateLimiter from "../../services/record/RateLimiter.ts"
 import * as Submission from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
-import { authorisation } from "./HttpAuthorisation.ts"
+import { authorisation, missingScope } from "./HttpAuthorisation.ts"
 import { parseBody } from "./HttpBody.ts"
+import { allowedOrigins } from "./HttpCors.ts"
 import { failureResponse } from "./HttpProblems.ts"
 import { DirectHandler } from "./HttpServer.ts"
 import * as HttpServerSpan from "./HttpServerSpan.ts"
@@ -102,6 +103,7 @@ class Routes {
     private readonly clock: Clock.Clock,
     private readonly takeToken: (user: string) => boolean,
     private readonly eventTypes: EventTypes,
+    private readonly isAllowedOrigin: (origin: string) => boolean,
   ) {}
 
   search(request: Request, trace: Trace, user: string) {
@@ -121,7 +123,7 @@ class Routes {
   }
 
   async bulk(request: Request, trace: Trace): Promise<Response> {
-    const body = await parseBody(request, bulkBodyBytes)
+    const body = await this.bodyOf(request, bulkBodyBytes)
     if (!Array.isArray(body) || body.length === 0 || body.length > bulkItems)
       throw unprocessable([{ field: "", detail: `must be a JSON array of 1 to ${bulkItems} interactions` }])
     const now = this.clock.unsafeCurrentTimeMillis()
@@ -157,7 +159,7 @@ class Routes {
     trace: Trace,
     decode: (body: unknown, key: string | undefined, now: number) => Submission.Decoded,
   ): Promise<Response> {
-    const body = (await parseBody(request, bodyBytes)) ?? {}
+    const body = (await this.bodyOf(request, bodyBytes)) ?? {}
     const key = request.headers.get("idempotency-key") ?? undefined
     const now = this.clock.unsafeCurrentTimeMillis()
     const decoded = decode(body, key, now)
@@ -167,6 +169,11 @@ class Routes {
     const [appended] = await this.record([decoded.right], trace)
     if (appended === undefined || appended._tag === "KeyReused") throw unprocessable([keyReused])
     return recordedResponse(appended)
+  }
+
+  /** Browsers send a beacon as text/plain without a preflight: only allowed origins may do so. */
+  private bodyOf(request: Request, limit: number): Promise<unknown> {
+    return parseBody(request, limit, this.isAllowedOrigin(request.headers.get("origin") ?? ""))
   }
 
   private record(submissions: ReadonlyArray<Submitted>, trace: Trace) {
@@ -195,13 +202,13 @@ export const layer = Layer.effect(
     const { eventTypes } = yield* EmbeddingConfig
     const recorder = yield* InteractionRecorder
     const clock = yield* Effect.clock
-    return new Routes(recorder, clock, RateLimiter.make(limit, clock), eventTypes)
+    return new Routes(recorder, clock, RateLimiter.make(limit, clock), eventTypes, yield* allowedOrigins)
   }),
 )
 
-/** Paths without query and without escapes. All others go to the router. */
+/** Paths without escapes, and without a query other than the token of a beacon. All others go to the router. */
 const paths =
-  /^https?:\/\/[^/]*\/api\/(?:interactions|user\/([^/?#%]+)\/(?:search|product\/([^/?#%]+)\/([^/?#%]+)))$/
+  /^https?:\/\/[^/]*\/api\/(?:interactions|user\/([^/?#%]+)\/(?:search|product\/([^/?#%]+)\/([^/?#%]+)))(?:\?access_token=[^&#]*)?$/
 
 interface Match {
   /** `http.route`. */
@@ -241,8 +248,10 @@ export const directHandler = Layer.effect(
     return (request: Request): Promise<Response> | undefined => {
       const matched = match(request, productRoutes)
       const { headers } = request
-      const asked = { method: request.method, header: (name: string) => headers.get(name) }
-      if (matched === undefined || accessOf(asked) !== "granted") return undefined
+      const asked = { method: request.method, url: request.url, header: (name: string) => headers.get(name) }
+      if (matched === undefined) return undefined
+      const access = accessOf(asked)
+      if (Either.isLeft(access) || missingScope(access.right, ["write"]) !== undefined) return undefined
       const [traceparent, tracestate] = [headers.get("traceparent"), headers.get("tracestate")]
       const { end, span } = beginSpan("POST", matched.route, traceparent, tracestate)
       const trace = Telemetry.traceOf(span)
