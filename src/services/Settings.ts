@@ -221,7 +221,7 @@ const tokens = secretOf(
 )
 const originsProblem = (list: ReadonlyArray<string>): string | undefined =>
   list.every(
-    (one) => one === "*" || (/^https?:/.test(one) && URL.canParse(one) && new URL(one).origin === one),
+    (one) => one === "*" || (/^https?:[^*]+$/.test(one) && URL.canParse(one) && new URL(one).origin === one),
   )
     ? undefined
     : "must be * or origins as https://shop.example, without a path, separated by commas"
