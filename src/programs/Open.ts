@@ -38,6 +38,7 @@ import * as Popularity from "../services/recommend/Popularity.ts"
 import * as Recommender from "../services/recommend/Recommender.ts"
 import * as InteractionRecorder from "../services/record/InteractionRecorder.ts"
 import * as OutboxRelay from "../services/record/OutboxRelay.ts"
+import * as Retractions from "../services/record/Retractions.ts"
 import { type BulkItem, ofBulkItem } from "../services/record/Submission.ts"
 import type * as Settings from "../services/Settings.ts"
 import * as EventVectors from "../services/update/EventVectors.ts"
@@ -163,11 +164,15 @@ export interface Client {
 const decode = Effect.fnUntraced(function* (interactions: ReadonlyArray<NewInteraction>) {
   const { eventTypes } = yield* EmbeddingConfig
   const now = yield* Clock.currentTimeMillis
-  return yield* Effect.forEach(interactions, (interaction, index) =>
+  const items = yield* Effect.forEach(interactions, (interaction, index) =>
     Either.mapLeft(
       ofBulkItem(interaction, now, eventTypes),
       (issues) => new InvalidInput({ index, issues: [...issues] }),
     ),
+  )
+  const found = yield* Effect.flatMap(InteractionLog, ({ find }) => find(Retractions.references(items)))
+  return yield* Effect.forEach(Retractions.resolve(items, found), (item, index) =>
+    Either.mapLeft(item, ({ detail, field }) => new InvalidInput({ index, issues: [{ field, detail }] })),
   )
 })
 

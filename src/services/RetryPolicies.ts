@@ -2,10 +2,12 @@
 import { Chunk, Duration, Effect, Schedule } from "effect"
 import type { SpaceMismatch } from "./model/Fold.ts"
 import type { InvalidMessage } from "./model/UpdateMessage.ts"
+import type { InteractionLogError } from "./ports/InteractionLog.ts"
 import { Ack, DeadLetter, type Failure, Retry, type Settlement } from "./ports/InteractionQueue.ts"
 import type { PhraseEmbedderError } from "./ports/PhraseEmbedder.ts"
 import type { ProductVectorError } from "./ports/ProductEmbeddings.ts"
 import type { LockConflict, UserEmbeddingsError } from "./ports/UserEmbeddings.ts"
+import type { CannotRebuild } from "./update/UserRebuild.ts"
 
 /** The longest delay of a retry queue, and the longest Retry-After that retry queues can wait for. */
 export const maxRetryDelay = Duration.seconds(60)
@@ -60,7 +62,9 @@ export type UpdateError =
   | ProductVectorError
   | PhraseEmbedderError
   | UserEmbeddingsError
+  | InteractionLogError
   | SpaceMismatch
+  | CannotRebuild
   | LockConflict
 
 /** What an error means for the message that failed with it. */
@@ -83,6 +87,7 @@ export const classify = (error: UpdateError): FailureClass => {
   switch (error._tag) {
     case "InvalidMessage":
     case "SpaceMismatch":
+    case "CannotRebuild":
     case "UnusableVector":
       return { _tag: "Unrecoverable" }
     case "ProductMissing":
@@ -90,6 +95,7 @@ export const classify = (error: UpdateError): FailureClass => {
     case "LockConflict":
       return { _tag: "Retryable" }
     case "UserEmbeddingsError":
+    case "InteractionLogError":
       return classifyStoreFailure(error.reason)
     case "ProductEmbeddingsError":
       // Messages only read products, so an unreadable product is not the fault of a message.

@@ -103,6 +103,82 @@ export const suite = <E>(
         )
       }))
 
+    it("stores retractions and merges with their reference", () =>
+      Effect.gen(function* () {
+        const user = newUser()
+        const given = {
+          trace: null,
+          recordedAt: 1_770_000_000_001,
+          idempotencyKey: null,
+          occurredAtGiven: true,
+        }
+        const bought = view(user, "p-1", { occurred_at: at(1) })
+        const searched = search(user, "shoes", { occurred_at: at(2) })
+        const retractions = [bought, searched].map(({ interaction }) => Interaction.retract(interaction))
+        const merged = {
+          user_id: user,
+          event_type: "merge" as const,
+          search_phrase: null,
+          product_id: null,
+          reference: "guest-1",
+          occurred_at: at(3),
+          metadata: {},
+        }
+        const merge = { ...merged, message_id: Interaction.messageId(merged) }
+        const entries = [...retractions, merge].map((interaction) => ({ ...given, interaction }))
+        expect(tags(yield* append(bought, searched, ...entries))).toEqual(Array(5).fill("Recorded"))
+        const stored = (yield* interactionsOf({ user })).filter(({ reference }) => reference !== null)
+        expect(stored).toEqual([...retractions, merge])
+        expect(tags(yield* append(...entries))).toEqual(Array(3).fill("Duplicate"))
+      }))
+
+    it("finds interactions by id, and leaves what is taken back out of the newest events and the counts", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const user = newUser()
+        const product_id = `p-${user}`
+        const purchase = (second: number) => {
+          const entry = view(user, product_id, { occurred_at: at(second) })
+          const interaction = Interaction.make({
+            user_id: user,
+            event_type: "product_purchase",
+            product_id,
+            occurred_at: at(second),
+            metadata: {},
+          })
+          return { ...entry, interaction }
+        }
+        const before = yield* log.maxId
+        const [kept, taken, sought] = [
+          purchase(1),
+          purchase(2),
+          search(user, "shoes", { occurred_at: at(3) }),
+        ]
+        const viewed = view(user, product_id, { occurred_at: at(2) })
+        const retractions = [taken, sought].map((entry) => ({
+          ...entry,
+          interaction: Interaction.retract(entry.interaction),
+        }))
+        yield* append(kept, taken, viewed, sought, ...retractions)
+        const ids = [taken.interaction.message_id, "f".repeat(64)]
+        const found = yield* log.find(ids)
+        expect(Array.from(found.values(), ({ interaction }) => interaction)).toEqual([taken.interaction])
+        const newest = yield* log.newest(user, 10)
+        expect(newest.map(({ interaction }) => interaction.message_id)).toEqual([
+          viewed.interaction.message_id,
+          kept.interaction.message_id,
+        ])
+        const events = (types?: ReadonlyArray<string>) =>
+          Effect.map(log.productEvents(user, types), (found) =>
+            found.map(({ event_type, events }) => `${event_type} ${events}`).toSorted(),
+          )
+        expect(yield* events()).toEqual(["product_purchase 1", "product_view 1"])
+        expect(yield* events(["product_purchase"])).toEqual(["product_purchase 1"])
+        const counts = yield* log.productCounts(["product_purchase"], before, yield* log.maxId)
+        const ofProduct = counts.filter((count) => count.product_id === product_id)
+        expect(ofProduct).toEqual([{ product_id, day: at(1).slice(0, 10), interactions: 1 }])
+      }))
+
     it("an empty append has no answers", () =>
       Effect.gen(function* () {
         expect(yield* append()).toEqual([])
@@ -387,7 +463,7 @@ export const suite = <E>(
           view(otherUser, "p-2", { occurred_at: at(2) }),
         )
         const references = (filter: LogFilter) =>
-          Effect.map(interactionsOf(filter), (found) => found.map(Interaction.reference).toSorted())
+          Effect.map(interactionsOf(filter), (found) => found.map(Interaction.referenceOf).toSorted())
         expect(yield* references({ user })).toEqual(["p-0", "p-1", "p-2", "p-3", "shoes"])
         expect(yield* references({ user, type: "search" })).toEqual(["shoes"])
         expect(yield* references({ user, since: at(1), until: at(3) })).toEqual(["p-1", "p-2", "shoes"])

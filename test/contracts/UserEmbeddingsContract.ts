@@ -8,7 +8,7 @@ import { toBytes } from "../../src/services/model/Vector.ts"
 import { type LedgerEntry, UserEmbeddings, type Write } from "../../src/services/ports/UserEmbeddings.ts"
 import { layerSuite } from "../support/effect.ts"
 
-type Stored = Write["record"]
+type Stored = Write["record"] & { readonly embedding: UserEmbedding }
 
 const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString("hex")
 const id = fc.string({
@@ -114,6 +114,29 @@ export const suite = <E>(name: string, layer: Layer.Layer<UserEmbeddings, E>) =>
         Effect.flatMap(UserEmbeddings, (users) => users.load([user])),
         (found) => found.get(user),
       )
+
+    it("a record without an embedding keeps its ids, and is no user in the counts", () =>
+      Effect.gen(function* () {
+        const users = yield* UserEmbeddings
+        const count = yield* users.count
+        const first = { ...one("emptied"), erased_at: 0, erased_to: null, generation: 0 }
+        const emptied = { ...next(first), embedding: undefined, applied: new Uint8Array(48).fill(7) }
+        expect(yield* users.save([insert(first)])).toEqual([true])
+        expect(yield* users.save([{ record: emptied, expected: first.version }])).toEqual([true])
+        expect(bits(yield* load(first.user_id))).toStrictEqual(bits(emptied))
+        expect(yield* users.count).toBe(count)
+        expect(yield* users.usersAfter("emptied", 1)).not.toContain(first.user_id)
+        expect((yield* users.lastWrites([first.user_id])).size).toBe(0)
+        const { user_id, applied, archived, version } = emptied
+        const facts = Stream.filter(users.bookkeeping, (one) => one.user_id === user_id)
+        expect(Chunk.toArray(yield* Stream.runCollect(facts))).toMatchObject([
+          { applied, archived, version, event_count: 0 },
+        ])
+        expect((yield* Stream.runCollect(users.unreadable)).length).toBe(0)
+        const again = { ...next(first), version: emptied.version + 1 }
+        expect(yield* users.save([{ record: again, expected: emptied.version }])).toEqual([true])
+        expect(bits(yield* load(first.user_id))).toStrictEqual(bits(again))
+      }))
 
     it("loads every field of a saved record exactly", () =>
       Effect.gen(function* () {

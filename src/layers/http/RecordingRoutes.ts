@@ -6,21 +6,27 @@
  */
 import { setImmediate } from "node:timers/promises"
 import { HttpServerResponse } from "@effect/platform"
-import { Cause, type Clock, Context, Effect, Either, Exit, Layer, Runtime } from "effect"
+import { Cause, type Clock, Context, Effect, Either, Exit, Layer, Predicate, Runtime } from "effect"
 import { type BulkReport, bodyBytes, bulkBodyBytes, bulkItems } from "../../services/api/InteractionApi.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
-import type { EventTypes } from "../../services/model/EventTypes.ts"
+import { type EventTypes, referenceEventTypes } from "../../services/model/EventTypes.ts"
 import { type FieldIssue, Problem, unprocessable } from "../../services/model/Problem.ts"
-import type { Appended, InteractionLogError } from "../../services/ports/InteractionLog.ts"
+import {
+  type Appended,
+  InteractionLog,
+  type InteractionLogError,
+  type LoggedInteraction,
+} from "../../services/ports/InteractionLog.ts"
 import {
   InteractionRecorder,
   type Submission as Submitted,
 } from "../../services/record/InteractionRecorder.ts"
 import * as RateLimiter from "../../services/record/RateLimiter.ts"
+import * as Retractions from "../../services/record/Retractions.ts"
 import * as Submission from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
-import { authorisation, missingScope } from "./HttpAuthorisation.ts"
+import { authorisation, type Caller, missingScope } from "./HttpAuthorisation.ts"
 import { parseBody } from "./HttpBody.ts"
 import { allowedOrigins } from "./HttpCors.ts"
 import { failureResponse } from "./HttpProblems.ts"
@@ -86,7 +92,7 @@ const resultOf = (index: number, { _tag, interaction }: Appended): Result =>
 
 const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   const count = (status: number) => results.filter((result) => result.status === status).length
-  const rejected = count(422) + count(429)
+  const rejected = count(403) + count(422) + count(429)
   const report: typeof BulkReport.Type = {
     accepted: count(201),
     duplicates: count(200),
@@ -96,6 +102,21 @@ const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   return json(report, rejected === 0 ? 200 : 207)
 }
 
+/** The interactions that the log has, by message id. A rejection is a {@link Problem}. */
+type Find = (ids: ReadonlyArray<string>) => Promise<ReadonlyMap<string, LoggedInteraction>>
+
+/** The problem of the retraction route. */
+const refused = ({ detail, field, status }: Retractions.Refusal): Problem => {
+  const issue = { field: field === "reference" ? "message_id" : field, detail }
+  return status === 404
+    ? new Problem({ status, detail: `${issue.field}: ${detail}`, errors: [issue] })
+    : unprocessable([issue])
+}
+
+/** Items that concern a person rather than record an event. A token that stands in a web page must not send them. */
+const isCorrection = (item: unknown): boolean =>
+  Predicate.isRecord(item) && referenceEventTypes.some((type) => type === item.event_type)
+
 /** A rejection is a {@link Problem} or an unexpected error. */
 class Routes {
   constructor(
@@ -104,12 +125,11 @@ class Routes {
     private readonly takeToken: (user: string) => boolean,
     private readonly eventTypes: EventTypes,
     private readonly isAllowedOrigin: (origin: string) => boolean,
+    private readonly find: Find,
   ) {}
 
   search(request: Request, trace: Trace, user: string) {
-    return this.recordOne(request, trace, (body, key, now) =>
-      Submission.ofSearch(user, body, key, now, this.eventTypes),
-    )
+    return this.recordOne(request, trace, (body, key, now) => Submission.ofSearch(user, body, key, now))
   }
 
   product(request: Request, trace: Trace, user: string, product: string, route: string) {
@@ -118,24 +138,33 @@ class Routes {
       const rule = `must be one of ${this.eventTypes.productRoutes.join(", ")}`
       return type === undefined
         ? Either.left([{ field: "type", detail: rule }])
-        : Submission.ofProduct(user, product, type.name, body, key, now, this.eventTypes)
+        : Submission.ofProduct(user, product, type.name, body, key, now)
     })
   }
 
-  async bulk(request: Request, trace: Trace): Promise<Response> {
+  retract(request: Request, trace: Trace, user: string) {
+    return this.recordOne(request, trace, (body, key) => Submission.ofRetraction(user, body, key))
+  }
+
+  async bulk(request: Request, trace: Trace, caller: Caller): Promise<Response> {
     const body = await this.bodyOf(request, bulkBodyBytes)
     if (!Array.isArray(body) || body.length === 0 || body.length > bulkItems)
       throw unprocessable([{ field: "", detail: `must be a JSON array of 1 to ${bulkItems} interactions` }])
     const now = this.clock.unsafeCurrentTimeMillis()
+    const noPerson = missingScope(caller, ["person"])?.detail
     const results: Array<Result> = []
-    const accepted: Array<Submitted> = []
-    const indices: Array<number> = []
+    const items: Array<Submission.Requested> = []
+    const indexOfItem: Array<number> = []
     let issues = 0
     let turnBegan = performance.now()
     for (const [index, item] of body.entries()) {
       if (performance.now() - turnBegan > turnMillis) {
         await setImmediate()
         turnBegan = performance.now()
+      }
+      if (noPerson !== undefined && isCorrection(item)) {
+        results[index] = { index, status: 403, error: { detail: noPerson } }
+        continue
       }
       const decoded = Submission.ofBulkItem(item, now, this.eventTypes)
       if (Either.isLeft(decoded)) {
@@ -144,10 +173,22 @@ class Routes {
         )
         issues += decoded.left.length
         results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
-      } else if (this.takeToken(decoded.right.interaction.user_id)) {
-        accepted.push(decoded.right)
-        indices.push(index)
+      } else if (this.takeToken(Retractions.userOf(decoded.right))) {
+        items.push(decoded.right)
+        indexOfItem.push(index)
       } else results[index] = { index, status: 429, error: { detail: tooMany } }
+    }
+    const accepted: Array<Submitted> = []
+    const indices: Array<number> = []
+    for (const [i, resolved] of (await this.resolve(items)).entries()) {
+      const index = indexOfItem[i]!
+      if (Either.isRight(resolved)) {
+        accepted.push(resolved.right)
+        indices.push(index)
+      } else {
+        const { detail, errors } = unprocessable([resolved.left])
+        results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
+      }
     }
     const appended = accepted.length === 0 ? [] : await this.record(accepted, trace)
     for (const [i, index] of indices.entries()) results[index] = resultOf(index, appended[i]!)
@@ -157,16 +198,22 @@ class Routes {
   private async recordOne(
     request: Request,
     trace: Trace,
-    decode: (body: unknown, key: string | undefined, now: number) => Submission.Decoded,
+    decode: (
+      body: unknown,
+      key: string | undefined,
+      now: number,
+    ) => Either.Either<Submission.Requested, ReadonlyArray<FieldIssue>>,
   ): Promise<Response> {
     const body = (await this.bodyOf(request, bodyBytes)) ?? {}
     const key = request.headers.get("idempotency-key") ?? undefined
     const now = this.clock.unsafeCurrentTimeMillis()
     const decoded = decode(body, key, now)
     if (Either.isLeft(decoded)) throw unprocessable(decoded.left)
-    if (!this.takeToken(decoded.right.interaction.user_id))
+    if (!this.takeToken(Retractions.userOf(decoded.right)))
       throw new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
-    const [appended] = await this.record([decoded.right], trace)
+    const [resolved] = await this.resolve([decoded.right])
+    if (Either.isLeft(resolved!)) throw refused(resolved!.left)
+    const [appended] = await this.record([resolved!.right], trace)
     if (appended === undefined || appended._tag === "KeyReused") throw unprocessable([keyReused])
     return recordedResponse(appended)
   }
@@ -174,6 +221,11 @@ class Routes {
   /** Browsers send a beacon as text/plain without a preflight: only allowed origins may do so. */
   private bodyOf(request: Request, limit: number): Promise<unknown> {
     return parseBody(request, limit, this.isAllowedOrigin(request.headers.get("origin") ?? ""))
+  }
+
+  private async resolve(items: ReadonlyArray<Submission.Requested>) {
+    const references = Retractions.references(items)
+    return Retractions.resolve(items, references.length === 0 ? new Map() : await this.find(references))
   }
 
   private record(submissions: ReadonlyArray<Submitted>, trace: Trace) {
@@ -192,7 +244,7 @@ class Routes {
 
 export class RecordingRoutes extends Context.Tag("user-embeddings/RecordingRoutes")<
   RecordingRoutes,
-  Pick<Routes, "search" | "product" | "bulk">
+  Pick<Routes, "search" | "product" | "retract" | "bulk">
 >() {}
 
 export const layer = Layer.effect(
@@ -202,7 +254,14 @@ export const layer = Layer.effect(
     const { eventTypes } = yield* EmbeddingConfig
     const recorder = yield* InteractionRecorder
     const clock = yield* Effect.clock
-    return new Routes(recorder, clock, RateLimiter.make(limit, clock), eventTypes, yield* allowedOrigins)
+    const log = yield* InteractionLog
+    const runtime = yield* Effect.runtime()
+    const find: Find = (ids) =>
+      Runtime.runPromise(runtime)(Effect.either(Effect.mapError(log.find(ids), unavailable))).then(
+        Either.getOrThrowWith((problem) => problem),
+      )
+    const takeToken = RateLimiter.make(limit, clock)
+    return new Routes(recorder, clock, takeToken, eventTypes, yield* allowedOrigins, find)
   }),
 )
 
@@ -213,7 +272,12 @@ const paths =
 interface Match {
   /** `http.route`. */
   readonly route: string
-  readonly call: (routes: RecordingRoutes["Type"], request: Request, trace: Trace) => Promise<Response>
+  readonly call: (
+    routes: RecordingRoutes["Type"],
+    request: Request,
+    trace: Trace,
+    caller: Caller,
+  ) => Promise<Response>
 }
 
 const match = ({ method, url }: Request, productRoutes: ReadonlySet<string>): Match | undefined => {
@@ -223,7 +287,7 @@ const match = ({ method, url }: Request, productRoutes: ReadonlySet<string>): Ma
   if (user === undefined)
     return {
       route: "/api/interactions",
-      call: (routes, request, trace) => routes.bulk(request, trace),
+      call: (routes, request, trace, caller) => routes.bulk(request, trace, caller),
     }
   if (product === undefined || event === undefined)
     return {
@@ -260,7 +324,7 @@ export const directHandler = Layer.effect(
         return HttpServerResponse.toWeb(Runtime.runSync(runtime)(response))
       }
       return matched
-        .call(routes, request, trace)
+        .call(routes, request, trace, access.right)
         .catch(failed)
         .then((response) => {
           response.headers.set("traceparent", trace.traceparent)

@@ -47,6 +47,15 @@ const eventType = { bsonType: "string", pattern: namePattern.source }
 const event = (event_type: Document, reference: Record<string, Document>) =>
   exactly({ event_type, ...reference, occurred_at: instant, message_id: text })
 
+const bookkept = {
+  version: { ...count, minimum: 1 },
+  applied: { bsonType: "binData" },
+  archived: count,
+  erased_at: { bsonType: ["date", "null"] },
+  erased_to: count,
+  generation: count,
+}
+
 const userEmbedding = exactly(
   {
     _id: id,
@@ -63,7 +72,6 @@ const userEmbedding = exactly(
     history: oneOf(History.literals),
     created_at: instant,
     updated_at: instant,
-    version: { ...count, minimum: 1 },
     recent: {
       bsonType: "array",
       maxItems: 10,
@@ -75,21 +83,27 @@ const userEmbedding = exactly(
       },
     },
     metadata: {
-      ...exactly({
-        ...Record.map(zeroCounters, () => count),
-        decay_lambda: notNegative,
-        last_recalculation: instant,
-      }),
+      ...exactly(
+        {
+          ...Record.map(zeroCounters, () => count),
+          decay_lambda: notNegative,
+          last_recalculation: instant,
+          weights: text,
+        },
+        ["weights"],
+      ),
       patternProperties: { [`${namePattern.source.slice(0, -1)}_count$`]: count },
     },
-    applied: { bsonType: "binData" },
-    archived: count,
-    erased_at: { bsonType: ["date", "null"] },
-    erased_to: count,
-    generation: count,
+    ...bookkept,
   },
   ["erased_to", "generation"],
 )
+
+/** The document of a user whose events are all taken back. */
+const emptied = exactly({ _id: id, user_id: id, event_count: { enum: [0] }, ...bookkept }, [
+  "erased_to",
+  "generation",
+])
 
 /** The document of an erased user. */
 const tombstone = exactly(
@@ -97,8 +111,8 @@ const tombstone = exactly(
   ["erased_to"],
 )
 
-/** Of `user_embeddings`. No document matches both; `anyOf` is faster than `oneOf`, because it stops at the first match. */
-export const userEmbeddingValidator = { anyOf: [userEmbedding, tombstone] }
+/** Of `user_embeddings`. No document matches two; `anyOf` is faster than `oneOf`, because it stops at the first match. */
+export const userEmbeddingValidator = { anyOf: [userEmbedding, tombstone, emptied] }
 
 const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
   {

@@ -56,30 +56,34 @@ type StoredEvent = Pick<RecentEvent, "event_type" | "message_id"> & {
 }
 
 /** The fields of `user_embeddings` that a write sets. */
-type Fields = Omit<
-  UserEmbedding,
-  | "user_id"
-  | "embedding"
-  | "last_updated"
-  | "mass"
-  | "total_weight"
-  | "created_at"
-  | "updated_at"
-  | "recent"
-  | "metadata"
-> & {
-  readonly embedding: StoredVector
-  readonly dimension_count: number
-  readonly last_updated: Date
-  readonly mass: number | Double
-  readonly total_weight: number | Double
-  readonly created_at: Date
-  readonly updated_at: Date
-  readonly recent: ReadonlyArray<StoredEvent>
-  readonly metadata: Omit<UserEmbedding["metadata"], "decay_lambda" | "last_recalculation"> & {
-    readonly decay_lambda: number | Double
-    readonly last_recalculation: Date
+type Fields = Bookkept &
+  Omit<
+    UserEmbedding,
+    | "user_id"
+    | "embedding"
+    | "last_updated"
+    | "mass"
+    | "total_weight"
+    | "created_at"
+    | "updated_at"
+    | "recent"
+    | "metadata"
+  > & {
+    readonly embedding: StoredVector
+    readonly dimension_count: number
+    readonly last_updated: Date
+    readonly mass: number | Double
+    readonly total_weight: number | Double
+    readonly created_at: Date
+    readonly updated_at: Date
+    readonly recent: ReadonlyArray<StoredEvent>
+    readonly metadata: Omit<UserEmbedding["metadata"], "decay_lambda" | "last_recalculation"> & {
+      readonly decay_lambda: number | Double
+      readonly last_recalculation: Date
+    }
   }
+
+interface Bookkept {
   readonly version: number
   readonly applied: Binary
   readonly archived: number
@@ -99,7 +103,9 @@ type Tombstone = Pick<Fields, "version" | "erased_to"> & {
   readonly archived?: never
   readonly generation?: never
 }
-type UserDocument = Identity & (Fields | Tombstone)
+/** Of a user whose events are all taken back. */
+type Emptied = Bookkept & { readonly event_count: 0; readonly embedding?: never }
+type UserDocument = Identity & (Fields | Emptied | Tombstone)
 type FoundDocument = Found<Fields & Identity>
 
 const toEvent = (event: RecentEvent): StoredEvent => ({
@@ -170,7 +176,23 @@ const fromEvent = (stored: Found<StoredEvent> | null): RecentEvent => {
   }
 }
 
-const toFields = ({ embedding, ...record }: Write["record"], storage: Storage): Fields => ({
+const toBookkept = ({
+  applied,
+  archived,
+  erased_at,
+  erased_to,
+  generation,
+  version,
+}: UserRecord): Bookkept => ({
+  version,
+  applied: new Binary(applied),
+  archived,
+  erased_at: erased_at === 0 ? null : new Date(erased_at),
+  ...(erased_to !== null && { erased_to: Long.fromNumber(erased_to) }),
+  ...(generation > 0 && { generation }),
+})
+
+const toFields = (embedding: UserEmbedding, storage: Storage): Omit<Fields, keyof Bookkept> => ({
   embedding: toStored(embedding.embedding, storage),
   dimension_count: embedding.embedding.length,
   last_updated: new Date(embedding.last_updated),
@@ -183,18 +205,12 @@ const toFields = ({ embedding, ...record }: Write["record"], storage: Storage): 
   history: embedding.history,
   created_at: new Date(embedding.created_at),
   updated_at: new Date(embedding.updated_at),
-  version: record.version,
   recent: embedding.recent.map(toEvent),
   metadata: {
     ...embedding.metadata,
     decay_lambda: toDouble(embedding.metadata.decay_lambda),
     last_recalculation: new Date(embedding.metadata.last_recalculation),
   },
-  applied: new Binary(record.applied),
-  archived: record.archived,
-  erased_at: record.erased_at === 0 ? null : new Date(record.erased_at),
-  ...(record.erased_to !== null && { erased_to: Long.fromNumber(record.erased_to) }),
-  ...(record.generation > 0 && { generation: record.generation }),
 })
 
 /**
@@ -244,23 +260,30 @@ const toEmbedding = (user_id: UserId, document: Found<Fields>): UserEmbedding =>
       ...Object.fromEntries(counters.map((name) => [name, ofMetadata.count(name)])),
       decay_lambda: ofMetadata.number("decay_lambda"),
       last_recalculation: ofMetadata.instant("last_recalculation"),
+      ...(metadata.weights !== undefined && { weights: ofMetadata.text("weights") }),
     },
   }
 }
 
-const isTombstone = ({ dimension_count }: Found<Fields>) => dimension_count === undefined
+/** Applied ids of any document but a tombstone. */
+const toApplied = (document: FoundDocument) => {
+  const { count, ids } = readers(document)
+  const isTombstone = document.dimension_count === undefined && document.applied === undefined
+  return {
+    version: count("version"),
+    applied: isTombstone ? none : ids("applied"),
+    archived: isTombstone ? 0 : count("archived"),
+    ...toErasure(document),
+  }
+}
 
 const toRecord = (document: FoundDocument): UserRecord => {
-  const { count, ids } = readers(document)
   const user_id = toId(document)
-  const isErased = isTombstone(document)
+  const hasEmbedding = document.dimension_count !== undefined
   return {
     user_id,
-    embedding: isErased ? undefined : toEmbedding(user_id, document),
-    version: count("version"),
-    applied: isErased ? none : ids("applied"),
-    archived: isErased ? 0 : count("archived"),
-    ...toErasure(document),
+    embedding: hasEmbedding ? toEmbedding(user_id, document) : undefined,
+    ...toApplied(document),
   }
 }
 
@@ -285,18 +308,11 @@ const bookkeepingFields = {
 }
 const lastWriteFields = { ...bookkeepingFields, updated_at: 1 }
 
-const toBookkeeping = (document: FoundDocument): Bookkeeping => {
-  const { count, ids } = readers(document)
-  const isErased = isTombstone(document)
-  return {
-    user_id: toId(document),
-    version: count("version"),
-    applied: isErased ? none : ids("applied"),
-    archived: isErased ? 0 : count("archived"),
-    ...toErasure(document),
-    event_count: isErased ? 0 : count("event_count"),
-  }
-}
+const toBookkeeping = (document: FoundDocument): Bookkeeping => ({
+  user_id: toId(document),
+  event_count: document.dimension_count === undefined ? 0 : readers(document).count("event_count"),
+  ...toApplied(document),
+})
 
 const unstorable: Document = { _id: [] }
 /** The error codes for it: in an update, and in an insert. */
@@ -312,7 +328,9 @@ const compareAndSwap = (
   storage: Storage,
 ): AnyBulkWriteOperation<UserDocument> => {
   const _id = record.user_id
-  const document = { _id, user_id: _id, ...toFields(record, storage) }
+  const { embedding } = record
+  const fields = embedding === undefined ? { event_count: 0 as const } : toFields(embedding, storage)
+  const document = { _id, user_id: _id, ...fields, ...toBookkept(record) }
   if (expected === undefined) return { insertOne: { document } }
   const swapped = { $cond: [{ $eq: ["$version", expected] }, { $literal: document }, unstorable] }
   return { updateOne: { filter: { _id }, update: [{ $replaceWith: swapped }], upsert: true } }

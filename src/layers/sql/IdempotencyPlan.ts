@@ -1,5 +1,5 @@
 /** Decides what an append to the interaction log writes and answers. Pure: it needs no database. */
-import { type Interaction, type Metadata, reference } from "../../services/model/Interaction.ts"
+import { type Interaction, type Metadata, referenceOf } from "../../services/model/Interaction.ts"
 import type { Appended, NewInteraction } from "../../services/ports/InteractionLog.ts"
 import { keyOf, type Row, toRow } from "./InteractionRows.ts"
 
@@ -9,7 +9,7 @@ const canonical = (metadata: Metadata): string => JSON.stringify(metadata, Objec
 /** Whether the interaction is the stored one again, rather than another one under the same key. */
 const isReplay = ({ interaction, occurredAtGiven }: NewInteraction, stored: Interaction): boolean =>
   interaction.event_type === stored.event_type &&
-  reference(interaction) === reference(stored) &&
+  referenceOf(interaction) === referenceOf(stored) &&
   (!occurredAtGiven || interaction.occurred_at === stored.occurred_at) &&
   canonical(interaction.metadata) === canonical(stored.metadata)
 

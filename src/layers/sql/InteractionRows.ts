@@ -26,6 +26,7 @@ export const toRow = (entry: NewInteraction) => {
     event_type: interaction.event_type,
     search_phrase: interaction.search_phrase,
     product_id: interaction.product_id,
+    reference: interaction.reference,
     occurred_at: toColumn(interaction.occurred_at),
     metadata: JSON.stringify(interaction.metadata),
     traceparent: trace?.traceparent ?? null,
@@ -43,6 +44,7 @@ const writtenColumns = [
   "event_type",
   "search_phrase",
   "product_id",
+  "reference",
   "occurred_at",
   "metadata",
   "traceparent",
@@ -59,7 +61,7 @@ export const insertStatement = (rows: number): string =>
 export const insertParameters = (rows: ReadonlyArray<Row>) =>
   rows.flatMap((row) => writtenColumns.map((column) => row[column]))
 
-/** A row as read. CHECK constraints of the table guarantee the columns of each event type. */
+/** A row as read. All writers decode interactions, so each event type has its columns. */
 export type StoredRow = Interaction extends infer Type
   ? Type extends Interaction
     ? Omit<Type, "metadata"> & {

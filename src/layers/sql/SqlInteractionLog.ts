@@ -36,7 +36,7 @@ import {
   toColumn,
 } from "./InteractionRows.ts"
 import { type SqlDialect, SqlReader, SqlServerName } from "./SqlDialect.ts"
-import { forgetRows } from "./SqlProductTally.ts"
+import { effectiveType, forgetRows, sign } from "./SqlProductTally.ts"
 
 /** Rows of one INSERT, which is one commit. Equals the largest bulk request. */
 const rowsPerInsert = 1_000
@@ -296,7 +296,7 @@ const stream =
     return user === undefined ? streamOfAll(table, conditions) : streamOfUser(table, user, conditions)
   }
 
-type IdRow = Position & { readonly message_id: string }
+type IdRow = Position & { readonly message_id: string; readonly event_type: EventType }
 
 /**
  * A page is either the rest of one user's history or a range of users. One condition for both would need an OR, for
@@ -309,7 +309,7 @@ const messageIds = (table: Table) =>
       ? laterInHistory(table, position)
       : sql`user_id > ${position.user_id}`
     return sql<IdRow>`
-      SELECT user_id, message_id, occurred_at, id FROM ${withIndex("user_interactions_history")}
+      SELECT user_id, message_id, event_type, occurred_at, id FROM ${withIndex("user_interactions_history")}
       WHERE ${condition} ORDER BY user_id, occurred_at, id LIMIT ${idsPerPage}`.unprepared.pipe(
       select("messageIds"),
       Effect.map((rows): readonly [ReadonlyArray<IdRow>, Option.Option<typeof position>] => {
@@ -334,11 +334,25 @@ const existingIds = ({ name, select, sql }: Table) =>
     return found
   })
 
+const find = ({ columns, name, select, sql }: Table) =>
+  Effect.fnUntraced(function* (ids: ReadonlyArray<string>) {
+    const found = new Map<string, LoggedInteraction>()
+    for (const some of Arr.chunksOf(ids, rowsPerPage)) {
+      const rows = yield* sql<StoredRow>`
+        SELECT ${columns} FROM ${name} WHERE ${sql.in("message_id", some)}`.unprepared.pipe(select("find"))
+      for (const row of rows) found.set(row.message_id, fromRow(row))
+    }
+    return found
+  })
+
+/** A retraction has the user and the instant of its interaction, so the index finds it. */
 const newest =
   ({ columns, name, select, sql }: Table) =>
   (user: string, limit: number) =>
     sql<StoredRow>`
-      SELECT ${columns} FROM ${name} WHERE user_id = ${user}
+      SELECT ${columns} FROM ${name} i WHERE user_id = ${user} AND reference IS NULL
+        AND NOT EXISTS (SELECT 1 FROM ${name} r WHERE r.user_id = ${user} AND r.occurred_at = i.occurred_at
+          AND r.event_type = 'retraction' AND r.reference = i.message_id)
       ORDER BY occurred_at DESC, message_id DESC LIMIT ${limit}`.unprepared.pipe(
       select("newest"),
       Effect.map(Arr.map(fromRow)),
@@ -352,22 +366,41 @@ const lastRecorded =
       Effect.map(Arr.map(fromRow)),
     )
 
-const productEvents =
-  ({ select, sql, withIndex }: Table) =>
-  (user: string, types?: ReadonlyArray<EventType>) =>
-    sql<ProductEvents>`
-      SELECT product_id, event_type, COUNT(*) AS events FROM ${withIndex("user_interactions_history")}
-      WHERE user_id = ${user} AND product_id IS NOT NULL
-        AND ${types === undefined ? sql`TRUE` : sql.in("event_type", types)}
+const productEvents = ({ select, sql, withIndex }: Table) =>
+  Effect.fnUntraced(function* (user: string, types?: ReadonlyArray<EventType>) {
+    const table = withIndex("user_interactions_history")
+    const isWanted = types === undefined ? sql`TRUE` : sql.in("event_type", [...types, "retraction"])
+    // The index covers this. The type that is taken back is not in the index, so it is read only where there is one.
+    const rows = yield* sql<ProductEvents>`
+      SELECT product_id, event_type, COUNT(*) AS events FROM ${table}
+      WHERE user_id = ${user} AND product_id IS NOT NULL AND ${isWanted}
       GROUP BY product_id, event_type`.unprepared.pipe(select("productEvents"))
+    const [retractions, events] = Arr.partition(rows, ({ event_type }) => event_type !== "retraction")
+    if (retractions.length === 0) return events
+    const type = effectiveType(sql)
+    const retracted = yield* sql<ProductEvents>`
+      SELECT product_id, ${type} AS event_type, COUNT(*) AS events FROM ${table}
+      WHERE user_id = ${user} AND product_id IS NOT NULL AND event_type = 'retraction'
+      GROUP BY product_id, ${type}`.unprepared.pipe(select("productEvents"))
+    const key = ({ event_type, product_id }: ProductEvents) => `${product_id} ${event_type}`
+    const takenBack = new Map(retracted.map((one) => [key(one), one.events]))
+    return events.flatMap((one) => {
+      const left = one.events - (takenBack.get(key(one)) ?? 0)
+      return left > 0 ? [{ ...one, events: left }] : []
+    })
+  })
 
 const productCounts =
   ({ name, select, sql }: Table) =>
   (types: ReadonlyArray<EventType>, after: number, upTo: number) =>
     sql<ProductCount>`
-      SELECT product_id, SUBSTR(occurred_at, 1, 10) AS day, COUNT(*) AS interactions FROM ${name}
-      WHERE id > ${after} AND id <= ${upTo} AND product_id IS NOT NULL AND ${sql.in("event_type", types)}
-      GROUP BY product_id, SUBSTR(occurred_at, 1, 10)`.unprepared.pipe(select("productCounts"))
+      SELECT product_id, SUBSTR(occurred_at, 1, 10) AS day, SUM(${sign(sql)}) AS interactions FROM ${name}
+      WHERE id > ${after} AND id <= ${upTo} AND product_id IS NOT NULL AND ${effectiveType(sql)} IN ${sql.in(types)}
+      GROUP BY product_id, SUBSTR(occurred_at, 1, 10)`.unprepared.pipe(
+      select("productCounts"),
+      // MySQL answers a SUM as a decimal.
+      Effect.map(Arr.map((count) => ({ ...count, interactions: Number(count.interactions) }))),
+    )
 
 const outbox = ({ name, select, sql }: Table): Effect.Effect<Outbox, InteractionLogError> =>
   Effect.gen(function* () {
@@ -543,6 +576,7 @@ const make = (dialect: SqlDialect) =>
       stream: stream(reads),
       messageIds: messageIds(reads),
       existingIds: existingIds(reads),
+      find: find(table),
       newest: newest(reads),
       lastRecorded: lastRecorded(reads),
       productEvents: productEvents(reads),

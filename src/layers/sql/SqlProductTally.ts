@@ -102,12 +102,34 @@ const add = (
   )
 }
 
+/**
+ * The type that a row counts for, and how. A retraction has the product and the instant of its interaction, so it takes that
+ * one out of the counts.
+ */
+export const effectiveType = (sql: SqlClient.SqlClient) =>
+  sql.onDialectOrElse({
+    mysql: () =>
+      sql.literal(`CASE event_type WHEN 'retraction'
+        THEN JSON_UNQUOTE(JSON_EXTRACT(metadata, '$.retracted_type')) ELSE event_type END`),
+    orElse: () =>
+      sql.literal(
+        "CASE event_type WHEN 'retraction' THEN json_extract(metadata, '$.retracted_type') ELSE event_type END",
+      ),
+  })
+export const sign = (sql: SqlClient.SqlClient) =>
+  sql.literal("CASE event_type WHEN 'retraction' THEN -1 ELSE 1 END")
+
 /** The counts by day, of rows that satisfy the condition. `SUBSTR` gives text in every dialect. */
 const countByDay = (sql: SqlClient.SqlClient, condition: ReturnType<SqlClient.SqlClient["and"]>) =>
-  sql<DayCount>`
-    SELECT product_id, event_type, SUBSTR(occurred_at, 1, 10) AS day, COUNT(*) AS events FROM ${sql(tableName)}
-    WHERE ${condition} AND product_id IS NOT NULL
-    GROUP BY product_id, event_type, SUBSTR(occurred_at, 1, 10)`.unprepared
+  Effect.map(
+    sql<DayCount>`
+      SELECT product_id, ${effectiveType(sql)} AS event_type, SUBSTR(occurred_at, 1, 10) AS day,
+        SUM(${sign(sql)}) AS events FROM ${sql(tableName)}
+      WHERE ${condition} AND product_id IS NOT NULL
+      GROUP BY product_id, ${effectiveType(sql)}, SUBSTR(occurred_at, 1, 10)`.unprepared,
+    // MySQL answers a SUM as a decimal.
+    Arr.map((count) => ({ ...count, events: Number(count.events) })),
+  )
 
 /** For the transaction that deletes rows of the log, before it does: takes them out of the counts. */
 export const forgetRows = Effect.fnUntraced(function* (sql: SqlClient.SqlClient, ids: ReadonlyArray<number>) {

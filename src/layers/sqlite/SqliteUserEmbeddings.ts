@@ -56,11 +56,11 @@ const save = (database: Database, writes: ReadonlyArray<Write>): ReadonlyArray<b
      WHERE user_id = ? AND version = ?`,
   )
   return writes.map(({ expected, record }) => {
-    const { embedding, ...facts } = record.embedding
+    const { embedding, ...facts } = record.embedding ?? {}
     const values = [
       record.version,
-      Vector.toBytes(embedding),
-      JSON.stringify(facts),
+      embedding === undefined ? null : Vector.toBytes(embedding),
+      embedding === undefined ? null : JSON.stringify(facts),
       record.applied,
       record.archived,
       record.erased_at,

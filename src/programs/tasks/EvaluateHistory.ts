@@ -87,23 +87,26 @@ const readHistory = Effect.fnUntraced(function* (
     // A new string, because a cell of a CSV file keeps its whole line in memory.
     const occurred_at = new Date(interaction.occurred_at).toISOString()
     const facts = { user_id: intern(interaction.user_id), occurred_at, metadata: none }
+    if (interaction.reference !== null) return { ...interaction, ...facts }
     return interaction.search_phrase !== null
       ? { ...interaction, ...facts, search_phrase: intern(interaction.search_phrase) }
       : { ...interaction, ...facts, product_id: intern(interaction.product_id) }
   }
+  const retracted = new Set<string>()
   let rejected = 0
   yield* RecordFile.records(file, reading, start, recordsAtOnce).pipe(
     Stream.runForEach((records) => {
       for (const { problem, text } of records) {
         const decoded = problem === undefined ? decode(text, now) : Either.left(problem)
         if (Either.isLeft(decoded)) rejected += 1
+        else if ("reference" in decoded.right) retracted.add(decoded.right.reference)
         else interactions.push(compact(decoded.right.interaction))
       }
       const { end: done, nextLine: line } = records.at(-1)!
       return progress({ count: interactions.length, line, ...(total === undefined ? {} : { done, total }) })
     }),
   )
-  return { interactions, rejected }
+  return { interactions: interactions.filter(({ message_id }) => !retracted.has(message_id)), rejected }
 })
 
 const lambdas = [0, 0.01, 0.023, 0.1]

@@ -15,7 +15,8 @@ import { type RawRecord, Splitter } from "../../services/history/RecordSplitter.
 import type { InteractionLogError, NewInteraction } from "../../services/ports/InteractionLog.ts"
 import { InteractionLog } from "../../services/ports/InteractionLog.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
-import type { Submission } from "../../services/record/InteractionRecorder.ts"
+import * as Retractions from "../../services/record/Retractions.ts"
+import type { Requested } from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import type { Reached } from "../cli/support/Progress.ts"
@@ -136,10 +137,9 @@ const replace = Effect.fnUntraced(function* (path: string, text: string) {
 
 const isTransient = ({ reason }: InteractionLogError) => reason === "unavailable" || reason === "timeout"
 
-/** Appends to the log, and waits while the log is unavailable. */
-const append = Effect.fnUntraced(function* (entries: ReadonlyArray<NewInteraction>) {
-  const log = yield* InteractionLog
-  return yield* log.append(entries).pipe(
+/** Waits while the log is unavailable. */
+const patiently = <A>(use: Effect.Effect<A, InteractionLogError, InteractionLog>) =>
+  use.pipe(
     Effect.tapError((error) =>
       isTransient(error)
         ? Effect.logWarning("import.append_failed").pipe(Effect.annotateLogs(Telemetry.described(error)))
@@ -147,23 +147,38 @@ const append = Effect.fnUntraced(function* (entries: ReadonlyArray<NewInteractio
     ),
     Effect.retry({ schedule: RetryPolicies.reconnectRetry, while: isTransient }),
   )
-})
 
-type Decode = (record: RawRecord, now: number) => Either.Either<Submission, string>
+const append = (entries: ReadonlyArray<NewInteraction>) =>
+  patiently(Effect.flatMap(InteractionLog, (log) => log.append(entries)))
+
+/** Finds what retractions take back. */
+const findRetracted = (items: ReadonlyArray<Requested>) =>
+  Effect.map(
+    patiently(Effect.flatMap(InteractionLog, (log) => log.find(Retractions.references(items)))),
+    (found) => Retractions.resolve(items, found),
+  )
+
+type Decode = (record: RawRecord, now: number) => Either.Either<Requested, string>
 type Rejected = readonly [record: RawRecord, reason: string]
 
 /** Decodes records and appends them to the log; answers how many became which. */
 const decodeAndAppend = Effect.fnUntraced(function* (records: ReadonlyArray<RawRecord>, decode: Decode) {
   const now = yield* Clock.currentTimeMillis
-  const accepted: Array<RawRecord> = []
-  const entries: Array<NewInteraction> = []
+  const requested: Array<readonly [RawRecord, Requested]> = []
   const rejected: Array<Rejected> = []
   for (const record of records) {
     const decoded = record.problem === undefined ? decode(record, now) : Either.left(record.problem)
     if (Either.isLeft(decoded)) rejected.push([record, decoded.left])
+    else requested.push([record, decoded.right])
+  }
+  const accepted: Array<RawRecord> = []
+  const entries: Array<NewInteraction> = []
+  for (const [index, resolved] of (yield* findRetracted(requested.map(([, item]) => item))).entries()) {
+    const record = requested[index]![0]
+    if (Either.isLeft(resolved)) rejected.push([record, `${resolved.left.field}: ${resolved.left.detail}`])
     else {
       accepted.push(record)
-      entries.push({ ...decoded.right, trace: null, recordedAt: now })
+      entries.push({ ...resolved.right, trace: null, recordedAt: now })
     }
   }
   const answers = entries.length === 0 ? [] : yield* append(entries)

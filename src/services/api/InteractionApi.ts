@@ -6,7 +6,7 @@ import { namePattern } from "../model/EventTypes.ts"
 import { EventType, MessageId } from "../model/Interaction.ts"
 import { FieldIssue } from "../model/Problem.ts"
 import { Ready, Unavailable } from "../operate/Health.ts"
-import { BulkItem, ProductBody, SearchBody } from "../record/Submission.ts"
+import { BulkItem, ProductBody, RetractionBody, SearchBody } from "../record/Submission.ts"
 import { completeDocument, withIdempotencyKey, withOptionalBody } from "./ApiDocument.ts"
 import { product, user, wellFormed } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
@@ -31,7 +31,7 @@ const Recorded = Schema.Struct({
 
 const BulkResult = Schema.Struct({
   index: Schema.Number,
-  status: Schema.Literal(201, 200, 422, 429),
+  status: Schema.Literal(201, 200, 403, 422, 429),
   message_id: Schema.optional(MessageId),
   duplicate: Schema.optional(Schema.Boolean),
   error: Schema.optional(
@@ -119,6 +119,19 @@ const interactions = HttpApiGroup.make("interactions")
         "product",
       )`/api/user/${undecodedUser}/product/${undecodedProduct}/${undecodedType}`,
     ).annotate(OpenApi.Description, "Records an event of a type that EVENT_WEIGHTS adds."),
+  )
+  .add(
+    HttpApiEndpoint.post("retract")`/api/user/${undecodedUser}/retractions`
+      .setPayload(RetractionBody)
+      .addSuccess(Recorded, { status: 201 })
+      .addSuccess(Recorded, { status: 200 })
+      .addError(problems(404, 429))
+      .annotate(OpenApi.Transform, withIdempotencyKey)
+      .annotate(
+        OpenApi.Description,
+        "Takes an interaction of the user back, by its message_id: the embedding becomes as if it had never happened.",
+      )
+      .annotate(RouteScopes, ["person"]),
   )
   .add(
     HttpApiEndpoint.post("bulk", "/api/interactions")

@@ -4,10 +4,9 @@
  */
 import { Either, Predicate } from "effect"
 import type { EventTypes } from "../model/EventTypes.ts"
-import { type Interaction, reference } from "../model/Interaction.ts"
+import type { Interaction } from "../model/Interaction.ts"
 import type { LoggedInteraction } from "../ports/InteractionLog.ts"
-import type { Submission } from "../record/InteractionRecorder.ts"
-import { ofBulkItem } from "../record/Submission.ts"
+import { ofBulkItem, type Requested } from "../record/Submission.ts"
 import { type TimestampOptions, timestampReader } from "./FileTimestamps.ts"
 import type { Form, Format } from "./RecordSplitter.ts"
 
@@ -67,7 +66,7 @@ const fields = [
   "occurred_at",
   "idempotency_key",
 ] as const
-export const mappable: ReadonlyArray<string> = [...fields, "metadata"]
+export const mappable: ReadonlyArray<string> = [...fields, "reference", "metadata"]
 /** Fields that an export writes and an import computes. */
 const derived = ["message_id", "recorded_at"]
 
@@ -76,7 +75,10 @@ const derived = ["message_id", "recorded_at"]
  * would keep the whole line in memory.
  */
 export const typesByWord = ({ all }: EventTypes): ReadonlyMap<string, string> =>
-  new Map(all.flatMap(({ name, route }) => [[route, name] as const, [name, name] as const]))
+  new Map([
+    ...all.flatMap(({ name, route }) => [[route, name] as const, [name, name] as const]),
+    ["retraction", "retraction"],
+  ])
 
 const parseObject = (text: string): Readonly<Record<string, unknown>> | string => {
   try {
@@ -141,11 +143,15 @@ export const decoder = (reading: Reading, columns: ReadonlyArray<string>, types:
   const columnOf = (field: string) => reading.map[field] ?? field
   const cells = fields.map((field) => [field, firstCellOf(columnOf(field))] as const)
   const metadataCell = firstCellOf(columnOf("metadata"))
+  const referenceCell = firstCellOf(columnOf("reference"))
   const consumed = new Set([
     ...mappable.flatMap((field) => fallbacks(columnOf(field))),
     ...derived,
     ...reading.ignore,
   ])
+  // A shop's own column of this name means something else, except for a retraction.
+  const consumedOfEvent = new Set(consumed)
+  if (reading.map.reference === undefined) consumedOfEvent.delete("reference")
   const keepsOthers = !reading.ignore.includes("*")
   const parse = reading.format === "csv" ? toRow(columns, reading.delimiter) : parseObject
   const toTimestamp = timestampReader(reading)
@@ -159,17 +165,24 @@ export const decoder = (reading: Reading, columns: ReadonlyArray<string>, types:
     return column === field ? field : `${field} (${column})`
   }
   /** Adds the columns that are no fields; those of nested objects by their path. */
-  const addOthers = (row: Row, prefix: string, level: number, facts: Record<string, unknown>) => {
+  const addOthers = (
+    row: Row,
+    used: ReadonlySet<string>,
+    facts: Record<string, unknown>,
+    prefix = "",
+    level = 1,
+  ) => {
     for (const column in row) {
       const path = prefix + column
-      if (consumed.has(path)) continue
+      if (used.has(path)) continue
       const value = row[column]
-      if (level < mostLevels && Predicate.isRecord(value)) addOthers(value, `${path}.`, level + 1, facts)
+      if (level < mostLevels && Predicate.isRecord(value))
+        addOthers(value, used, facts, `${path}.`, level + 1)
       else facts[path] = value
     }
   }
 
-  return (text: string, now: number): Either.Either<Submission, string> => {
+  return (text: string, now: number): Either.Either<Requested, string> => {
     const record = parse(text)
     if (typeof record === "string") return Either.left(record)
     const item: Record<string, unknown> = {}
@@ -181,11 +194,13 @@ export const decoder = (reading: Reading, columns: ReadonlyArray<string>, types:
     const occurredAt = toTimestamp(item.occurred_at)
     if (Either.isLeft(occurredAt)) return Either.left(`${nameOf("occurred_at")}: ${occurredAt.left}`)
     item.event_type = typeOf(item.event_type)
+    const isRetraction = item.event_type === "retraction"
+    if (isRetraction) item.reference = reading.set.reference ?? referenceCell(record)
     item.occurred_at = occurredAt.right
     let metadata = asMetadata(metadataCell(record))
     if (keepsOthers && Predicate.isRecord(metadata)) {
       const all: Record<string, unknown> = { ...metadata }
-      addOthers(record, "", 1, all)
+      addOthers(record, isRetraction ? consumed : consumedOfEvent, all)
       metadata = all
     }
     item.metadata = metadata
@@ -215,7 +230,7 @@ export const headerProblem = (columns: ReadonlyArray<string>, reading: Reading):
     Object.hasOwn(reading.map, field) || Object.hasOwn(reading.set, field) || columns.includes(field)
   const missing = [
     ...["user_id", "event_type", "occurred_at"].filter((field) => !has(field)),
-    ...(has("product_id") || has("search_phrase") ? [] : ["product_id or search_phrase"]),
+    ...(["product_id", "search_phrase", "reference"].some(has) ? [] : ["product_id or search_phrase"]),
   ]
   return missing.length === 0
     ? undefined
@@ -226,31 +241,40 @@ export const headerProblem = (columns: ReadonlyArray<string>, reading: Reading):
 // Encoding
 
 export const csvHeader =
-  "user_id,event_type,search_phrase,product_id,occurred_at,metadata,message_id,recorded_at"
+  "user_id,event_type,search_phrase,product_id,occurred_at,metadata,message_id,recorded_at,reference"
 
 /** One line without its newline; {@link decoder} reads it back unchanged. */
 export const encode = (format: Format, { interaction, recordedAt }: LoggedInteraction): string => {
   const recorded_at = new Date(recordedAt).toISOString()
   if (format === "csv") {
-    const { event_type, message_id, metadata, occurred_at, product_id, search_phrase, user_id } = interaction
+    const { event_type, message_id, metadata, occurred_at, user_id } = interaction
+    const about = aboutOf(interaction)
     return [
       user_id,
       event_type,
-      search_phrase ?? "",
-      product_id ?? "",
+      about.search_phrase ?? "",
+      about.product_id ?? "",
       occurred_at,
       JSON.stringify(metadata),
       message_id,
       recorded_at,
+      about.reference ?? "",
     ]
       .map(toCell)
       .join(",")
   }
-  return JSON.stringify({ ...about(interaction), recorded_at })
+  const { event_type, message_id, metadata, occurred_at, user_id } = interaction
+  const facts = { user_id, event_type, ...aboutOf(interaction), occurred_at, metadata, message_id }
+  return JSON.stringify({ ...facts, recorded_at })
 }
 
-const about = (interaction: Interaction) => {
-  const { event_type, message_id, metadata, occurred_at, user_id } = interaction
-  const what = event_type === "search" ? "search_phrase" : "product_id"
-  return { user_id, event_type, [what]: reference(interaction), occurred_at, metadata, message_id }
+/** What the interaction refers to. The importer looks up what a retraction takes back. */
+const aboutOf = ({
+  product_id,
+  reference,
+  search_phrase,
+}: Interaction): { readonly [Field in "search_phrase" | "product_id" | "reference"]?: string } => {
+  if (reference !== null) return { reference }
+  if (search_phrase !== null) return { search_phrase }
+  return product_id === null ? {} : { product_id }
 }

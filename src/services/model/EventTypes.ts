@@ -67,7 +67,7 @@ type BuiltIn = (typeof builtInEventTypes)[number]
 export type PhraseEventType = Extract<BuiltIn, { readonly kind: "phrase" }>["name"]
 /** A built-in product type, or a name from `EVENT_WEIGHTS`. */
 export type ProductEventType = Extract<BuiltIn, { readonly kind: "product" }>["name"] | (string & {})
-export type EventType = PhraseEventType | ProductEventType
+export type EventType = PhraseEventType | ProductEventType | ReferenceEventType
 
 const isPhrase = (type: BuiltIn): type is Extract<BuiltIn, { readonly kind: "phrase" }> =>
   type.kind === "phrase"
@@ -80,11 +80,16 @@ export const namePattern = /^[a-z][a-z0-9_]{1,31}$/
 const builtInByName: ReadonlyMap<string, BuiltIn> = new Map(
   builtInEventTypes.map((type) => [type.name, type]),
 )
+/** Types of interactions that change what others mean. They have a `reference`, and no weight. */
+export const referenceEventTypes = ["retraction", "merge"] as const
+export type ReferenceEventType = (typeof referenceEventTypes)[number]
 const reservedNames: ReadonlySet<string> = new Set([
   ...builtInEventTypes.map(({ route }) => route),
-  "retraction",
-  "merge",
+  ...referenceEventTypes,
 ])
+
+export const isReferenceEventType = (name: unknown): name is ReferenceEventType =>
+  referenceEventTypes.some((type) => type === name)
 
 export const isPhraseEventType = (name: unknown): name is PhraseEventType =>
   phraseEventTypes.some((phrase) => phrase === name)

@@ -11,7 +11,7 @@
  */
 import { Either, Schema } from "effect"
 import { counterOf, type EventType, zeroCounters } from "./EventTypes.ts"
-import { chronological, type Interaction } from "./Interaction.ts"
+import { chronological, type Interaction, type Retraction, retractedType } from "./Interaction.ts"
 import type { History, RecentEvent, UserEmbedding } from "./UserEmbedding.ts"
 import * as Vector from "./Vector.ts"
 
@@ -49,7 +49,7 @@ export class SpaceMismatch extends Schema.TaggedError<SpaceMismatch>()("SpaceMis
 }
 
 const dayMillis = 86_400_000
-const recentEvents = 10
+export const recentEvents = 10
 /** A sum that is shorter than this part of its summands has cancelled out: float32 rounds at 6e-8. */
 const cancelled = 1e-6
 
@@ -129,12 +129,44 @@ const addAll = (
     : undefined
 }
 
+/** The weights in the form of `EVENT_WEIGHTS`, to tell whether they changed. */
+export const describeWeights = (weights: Weights): string =>
+  Object.entries(weights)
+    .map(([type, weight]) => `${type}:${weight}`)
+    .toSorted()
+    .join(",")
+const mixedWeights = "mixed"
+
+const weightsAfterFold = (current: UserEmbedding | undefined, { lambda, weights }: FoldSettings): string => {
+  const described = describeWeights(weights)
+  const isSame =
+    current === undefined ||
+    (current.metadata.weights === described && current.metadata.decay_lambda === lambda)
+  return isSame ? described : mixedWeights
+}
+
+/** The same sums as of a later instant; only in cumulative history do they mean the same. */
+export const asOf = (embedding: UserEmbedding, at: number): UserEmbedding => {
+  const { last_updated, mass, metadata, total_weight } = embedding
+  if (at <= last_updated) return embedding
+  const keep = decay(metadata.decay_lambda, at, last_updated)
+  return { ...embedding, last_updated: at, mass: mass * keep, total_weight: total_weight * keep }
+}
+
 const stateOf = (current: UserEmbedding): State => ({
   direction: current.embedding,
   mass: current.mass,
   total: current.total_weight,
   at: current.last_updated,
 })
+
+export const requireSpace = (
+  current: UserEmbedding | undefined,
+  { space }: FoldSettings,
+): Either.Either<void, SpaceMismatch> =>
+  current === undefined || current.space === space
+    ? Either.void
+    : Either.left(new SpaceMismatch({ user_id: current.user_id, stored: current.space, configured: space }))
 
 /**
  * Folds interactions into an embedding, or makes the first one. They are folded oldest first, ties by message id. An
@@ -147,10 +179,8 @@ export const fold = (
   settings: FoldSettings,
   now: number,
 ): Either.Either<UserEmbedding, SpaceMismatch> => {
-  if (current !== undefined && current.space !== settings.space)
-    return Either.left(
-      new SpaceMismatch({ user_id: current.user_id, stored: current.space, configured: settings.space }),
-    )
+  const space = requireSpace(current, settings)
+  if (Either.isLeft(space)) return Either.left(space.left)
   const ordered = events.toSorted((a, b) => chronological(a.interaction, b.interaction))
   const history = current?.history ?? settings.history
   const start = current === undefined ? beforeFirst(ordered[0]!) : stateOf(current)
@@ -186,11 +216,60 @@ export const fold = (
       ...counters,
       decay_lambda: settings.lambda,
       last_recalculation: current?.metadata.last_recalculation ?? now,
+      weights: weightsAfterFold(current, settings),
     },
   })
 }
 
-const remember = (interaction: Interaction): RecentEvent => {
-  const { event_type, search_phrase, product_id, occurred_at, message_id } = interaction
+/** Whether every event in the sum has the weight of these settings, so that it can be subtracted. */
+export const canUnfold = ({ history, metadata }: UserEmbedding, { lambda, weights }: FoldSettings): boolean =>
+  history === "cumulative" &&
+  metadata.weights === describeWeights(weights) &&
+  metadata.decay_lambda === lambda
+
+/** A difference shorter than this part of its summands has lost digits: float32 rounds at 6e-8, and each step adds to it. */
+const preciseShare = 0.8
+
+/**
+ * The sum without one of its events, as if that event had never been folded; `last_updated` stays. `undefined`: too little
+ * is left to be exact. `recent` may need another event in place of this one.
+ */
+export const unfold = (
+  current: UserEmbedding,
+  retraction: Retraction,
+  vector: Float32Array,
+  { lambda, weights }: FoldSettings,
+  now: number,
+): UserEmbedding | undefined => {
+  const type = retractedType(retraction)
+  const at = Date.parse(retraction.occurred_at)
+  const take = weightOf(weights, type) * decay(lambda, at, current.last_updated)
+  const sum = Vector.beginSum(current.embedding, current.mass)
+  Vector.addScaled(sum, -take, vector)
+  const length = Vector.norm(sum)
+  if (!(length > preciseShare * (current.mass + Math.abs(take)))) return undefined
+  const counter = counterOf(type)
+  const left = {
+    ...current,
+    embedding: Vector.divide(sum, length),
+    mass: length,
+    total_weight: current.total_weight - take,
+    event_count: current.event_count - 1,
+    updated_at: now,
+    metadata: { ...current.metadata, [counter]: (current.metadata[counter] ?? 1) - 1 },
+  }
+  const isLeft = ({ message_id }: RecentEvent) => message_id !== retraction.reference
+  return current.recent.every(isLeft) ? left : withRecent(left, current.recent.filter(isLeft))
+}
+
+/** With these newest events, newest first. */
+export const withRecent = (embedding: UserEmbedding, newest: ReadonlyArray<RecentEvent>): UserEmbedding => {
+  const recent = newest.slice(0, recentEvents).map(remember)
+  const { event_type: last_event_type, message_id: last_event_id } = recent[0]!
+  return { ...embedding, recent, last_event_type, last_event_id }
+}
+
+const remember = (event: RecentEvent): RecentEvent => {
+  const { event_type, search_phrase, product_id, occurred_at, message_id } = event
   return { event_type, search_phrase, product_id, occurred_at, message_id }
 }

@@ -19,7 +19,8 @@ export const ProductEventType: Schema.Schema<EventTypes.ProductEventType, string
   },
 })
 const PhraseEventType = Schema.Literal(...EventTypes.phraseEventTypes)
-export const EventType = Schema.Union(PhraseEventType, ProductEventType).annotations({
+const ReferenceEventType = Schema.Literal(...EventTypes.referenceEventTypes)
+export const EventType = Schema.Union(PhraseEventType, ProductEventType, ReferenceEventType).annotations({
   identifier: "EventType",
 })
 export type EventType = EventTypes.EventType
@@ -174,6 +175,8 @@ const common = {
   message_id: MessageId,
 }
 const absent = Schema.Null.annotations({ message: () => "must not be set for this event_type" })
+/** Producers of earlier releases leave it out. */
+const noReference = Schema.optionalWith(absent, { default: () => null })
 
 /** An event that refers to a search phrase. */
 export const Search = Schema.Struct({
@@ -181,6 +184,7 @@ export const Search = Schema.Struct({
   event_type: PhraseEventType,
   search_phrase: SearchPhrase,
   product_id: absent,
+  reference: noReference,
 })
 /** An event that refers to a product. */
 export const ProductEvent = Schema.Struct({
@@ -188,20 +192,50 @@ export const ProductEvent = Schema.Struct({
   event_type: ProductEventType,
   search_phrase: absent,
   product_id: ProductId,
+  reference: noReference,
+})
+/**
+ * Takes the interaction with the message id `reference` back. The other fields are those of that interaction, and
+ * `metadata.retracted_type` is its type, so that `reference` can be checked.
+ */
+export const Retraction = Schema.Struct({
+  ...common,
+  event_type: Schema.Literal("retraction"),
+  search_phrase: Schema.NullOr(SearchPhrase),
+  product_id: Schema.NullOr(ProductId),
+  reference: MessageId,
+})
+export type Retraction = typeof Retraction.Type
+/** Says that the user with the id `reference` is the same person. */
+export const Merge = Schema.Struct({
+  ...common,
+  event_type: Schema.Literal("merge"),
+  search_phrase: absent,
+  product_id: absent,
+  reference: UserId,
 })
 
-export const Interaction = Schema.Union(Search, ProductEvent).annotations({ identifier: "Interaction" })
+export const Interaction = Schema.Union(Search, ProductEvent, Retraction, Merge).annotations({
+  identifier: "Interaction",
+})
 export type Interaction = typeof Interaction.Type
 
-/** The search phrase or the product id. */
-export const reference = (interaction: Pick<Interaction, "search_phrase" | "product_id">): string =>
-  interaction.search_phrase ?? interaction.product_id ?? ""
+interface Subject {
+  readonly search_phrase: string | null
+  readonly product_id: string | null
+  readonly reference?: string | null
+}
+/** What the interaction refers to: a message id, a user id, a search phrase or a product id. */
+export const referenceOf = ({ product_id, reference, search_phrase }: Subject): string =>
+  reference ?? search_phrase ?? product_id ?? ""
 
 /** `sha256(user_id|event_type|reference|occurred_at)` in lower-case hex. */
-export const messageId = (interaction: Omit<Interaction, "message_id" | "metadata">): MessageId =>
+export const messageId = (
+  interaction: Subject & Pick<Interaction, "user_id" | "event_type" | "occurred_at">,
+): MessageId =>
   hash(
     "sha256",
-    `${interaction.user_id}|${interaction.event_type}|${reference(interaction)}|${interaction.occurred_at}`,
+    `${interaction.user_id}|${interaction.event_type}|${referenceOf(interaction)}|${interaction.occurred_at}`,
   )
 
 // ---------------------------------------------------------------------------------------------------------
@@ -234,10 +268,11 @@ export const fastDecode = ({
   metadata,
   occurred_at,
   product_id,
+  reference,
   search_phrase,
   user_id,
 }: RawFields): DecodedFields | undefined => {
-  if (!isPlainId(user_id) || !isPlainMetadata(metadata)) return undefined
+  if (!isPlainId(user_id) || !isPlainMetadata(metadata) || (reference ?? null) !== null) return undefined
   if (typeof occurred_at !== "string" || !isCanonical(occurred_at)) return undefined
   const facts = { user_id, occurred_at, metadata }
   if (event_type === "search")
@@ -273,9 +308,34 @@ export const make = (fields: DecodedFields): Interaction => {
     typeof fields.search_phrase === "string"
       ? { event_type: fields.event_type, search_phrase: fields.search_phrase, product_id: null }
       : { event_type: fields.event_type, search_phrase: null, product_id: fields.product_id }
-  const interaction = { user_id, ...subject, occurred_at, metadata }
+  const interaction = { user_id, ...subject, reference: null, occurred_at, metadata }
   return { ...interaction, message_id: messageId(interaction) }
 }
+
+/** Builds the retraction of an interaction. The hash needs `occurred_at`, so both occurred at the same instant. */
+export const retract = (
+  { event_type, message_id, occurred_at, product_id, search_phrase, user_id }: Interaction,
+  metadata: Metadata = {},
+): Retraction => {
+  const retraction = {
+    user_id,
+    event_type: "retraction",
+    search_phrase,
+    product_id,
+    reference: message_id,
+    occurred_at,
+    metadata: { ...metadata, retracted_type: event_type },
+  } as const
+  return { ...retraction, message_id: messageId(retraction) }
+}
+
+export const retractedType = ({ metadata }: Retraction): EventType => String(metadata.retracted_type)
+/** The message id that the reference of a retraction must be, by its other fields. */
+export const retractedId = (retraction: Retraction): MessageId =>
+  messageId({ ...retraction, event_type: retractedType(retraction), reference: null })
+
+export const isRetraction = (interaction: Interaction): interaction is Retraction =>
+  interaction.event_type === "retraction"
 
 /** Oldest first; ties by message id. The order in which interactions of one user are folded. */
 export const chronological = (

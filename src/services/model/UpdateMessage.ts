@@ -1,6 +1,6 @@
 /** The update message: the JSON body on the queue that asks a worker to fold one interaction into its user's embedding. */
 import { Either, type ParseResult, Schema } from "effect"
-import type { EventTypes } from "./EventTypes.ts"
+import { type EventTypes, isReferenceEventType } from "./EventTypes.ts"
 import * as Interaction from "./Interaction.ts"
 import { shapeProblem } from "./Problem.ts"
 
@@ -47,7 +47,17 @@ const invalid = (reason: InvalidMessage["reason"], detail: string) =>
 
 export const encodeMessage = (interaction: Interaction.Interaction): Uint8Array => {
   const { user_id, event_type, search_phrase, product_id, occurred_at, metadata, message_id } = interaction
-  const body = { user_id, event_type, search_phrase, product_id, occurred_at, metadata, message_id }
+  const reference = interaction.reference === null ? {} : { reference: interaction.reference }
+  const body = {
+    user_id,
+    event_type,
+    search_phrase,
+    product_id,
+    ...reference,
+    occurred_at,
+    metadata,
+    message_id,
+  }
   return Buffer.from(JSON.stringify({ ...body, version: messageVersion }))
 }
 
@@ -89,15 +99,34 @@ const fastDecodeMessage = (fields: Fields): Either.Either<Interaction.Interactio
 
 const decodeSearch = Schema.decodeUnknownEither(Interaction.Search, { errors: "all" })
 const decodeProductEvent = Schema.decodeUnknownEither(Interaction.ProductEvent, { errors: "all" })
+const decodeRetraction = Schema.decodeUnknownEither(Interaction.Retraction, { errors: "all" })
+const decodeMerge = Schema.decodeUnknownEither(Interaction.Merge, { errors: "all" })
+
+const decodeFields = (fields: Fields): Either.Either<Interaction.Interaction, ParseResult.ParseError> => {
+  switch (fields.event_type) {
+    case "search":
+      return decodeSearch(fields)
+    case "retraction":
+      return decodeRetraction(fields)
+    case "merge":
+      return decodeMerge(fields)
+    default:
+      return decodeProductEvent(fields)
+  }
+}
 
 /** Decodes by the schema of the message's own kind, so that the issues name only the fields of that kind. */
 const decodeBySchema = (fields: Fields): Decoded => {
   const problem = shapeProblem(fields)
   if (problem !== undefined) return invalid("schema_violation", problem)
-  const decoded: Either.Either<Interaction.Interaction, ParseResult.ParseError> =
-    fields.event_type === "search" ? decodeSearch(fields) : decodeProductEvent(fields)
+  const decoded = decodeFields(fields)
   if (Either.isLeft(decoded)) return invalid("schema_violation", Interaction.describeIssues(decoded.left))
   const interaction = decoded.right
+  if (Interaction.isRetraction(interaction) && Interaction.retractedId(interaction) !== interaction.reference)
+    return invalid(
+      "schema_violation",
+      "reference: must be the message_id of the other fields with metadata.retracted_type",
+    )
   const expected = Interaction.messageId(interaction)
   return interaction.message_id === expected
     ? Either.right(interaction)
@@ -133,7 +162,7 @@ export const decodeMessage = (body: Uint8Array, types: EventTypes): Decoded => {
       "schema_violation",
       `event_type: ${fields.event_type === undefined ? "is missing" : "must be a string"}`,
     )
-  if (!types.has(fields.event_type))
+  if (!types.has(fields.event_type) && !isReferenceEventType(fields.event_type))
     return invalid(
       "unknown_event_type",
       `event_type ${JSON.stringify(fields.event_type.slice(0, 64))} is none of ${types.names.join(", ")}: add it to EVENT_WEIGHTS of every program`,

@@ -39,5 +39,7 @@ export interface UserEmbedding {
     readonly decay_lambda: number
     /** When a rebuild last computed the vector from the log. */
     readonly last_recalculation: number
+    /** The weights of all folds since then, `mixed` if they or λ changed. Left out by release 0.1.0. */
+    readonly weights?: string
   }
 }

@@ -7,7 +7,7 @@
 import { Array as Arr, Chunk, Context, Effect, Layer, Order, Schema, Stream } from "effect"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { isErased, type Recorded } from "../model/Erasure.ts"
-import type { EventType, UserId } from "../model/Interaction.ts"
+import { type EventType, type Interaction, isRetraction, type UserId } from "../model/Interaction.ts"
 import { content, DeadLetters, type DeadLettersError } from "../ports/DeadLetters.ts"
 import { InteractionLog, type InteractionLogError, type LogRow } from "../ports/InteractionLog.ts"
 import { type Depths, InteractionQueue, type InteractionQueueError } from "../ports/InteractionQueue.ts"
@@ -15,7 +15,7 @@ import { PhraseEmbedder } from "../ports/PhraseEmbedder.ts"
 import { ProductEmbeddings, type ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
 import type { Bookkeeping, UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
 import { loadReadable, UserEmbeddings } from "../ports/UserEmbeddings.ts"
-import * as AppliedInteractions from "./AppliedInteractions.ts"
+import * as AppliedInteractions from "../update/AppliedInteractions.ts"
 
 /** One interaction about which log and embedding disagree, or about which they will agree later. */
 export interface Finding {
@@ -206,11 +206,15 @@ class Fingerprint {
   }
 }
 
-type Logged = { readonly user_id: UserId; readonly ids: Fingerprint }
+interface Logged {
+  readonly user_id: UserId
+  readonly ids: Fingerprint
+  retractions: number
+}
 
 /** Ids in the order of users → one fingerprint per user. */
 const fingerprintUsers = <E>(
-  pages: Stream.Stream<ReadonlyArray<{ readonly user_id: UserId; readonly message_id: string }>, E>,
+  pages: Stream.Stream<ReadonlyArray<Pick<Interaction, "user_id" | "message_id" | "event_type">>, E>,
   progress: (rows: number) => Effect.Effect<void>,
 ): Stream.Stream<Logged, E> => {
   let rows = 0
@@ -223,9 +227,11 @@ const fingerprintUsers = <E>(
       while (identities[to]?.user_id === user_id) to++
       if (current?.user_id !== user_id) {
         if (current !== undefined) done.push(current)
-        current = { user_id, ids: new Fingerprint() }
+        current = { user_id, ids: new Fingerprint(), retractions: 0 }
       }
       current.ids.add(ids, from, to)
+      for (let at = from; at < to; at++)
+        if (identities[at]?.event_type === "retraction") current.retractions += 1
     }
     rows += identities.length
     return Effect.as(progress(rows), Chunk.unsafeFromArray(done))
@@ -259,7 +265,8 @@ const joinByUser = <E1, E2>(log: Stream.Stream<Logged, E1>, records: Stream.Stre
 }
 
 /**
- * Users of whom the log, the applied ids and their count disagree. An id that is both on the record and in the overflow
+ * Users of whom the log, the applied ids and the number of events disagree. A retraction and what it takes back have applied
+ * ids, and are no events. An id that is both on the record and in the overflow
  * counts twice and cancels itself out of the XOR, so its user differs and is compared id by id.
  */
 const differing = Effect.fnUntraced(function* ({ users }: Services, some: ReadonlyArray<Both>) {
@@ -278,7 +285,8 @@ const differing = Effect.fnUntraced(function* ({ users }: Services, some: Readon
   )
   return some.filter(({ applied, logged, user_id }) => {
     const ids = fingerprints.get(user_id) ?? new Fingerprint()
-    return !ids.equals(logged?.ids ?? new Fingerprint()) || ids.count !== (applied?.event_count ?? 0)
+    const events = ids.count - 2 * (logged?.retractions ?? 0)
+    return !ids.equals(logged?.ids ?? new Fingerprint()) || events !== (applied?.event_count ?? 0)
   })
 })
 
@@ -288,7 +296,11 @@ const auditAllUsers = (
   progress: (rows: number) => Effect.Effect<void>,
 ) =>
   joinByUser(fingerprintUsers(services.log.messageIds, progress), services.users.bookkeeping).pipe(
-    Stream.filter(({ applied, logged }) => logged !== undefined || (applied?.event_count ?? 0) > 0),
+    Stream.filter(
+      ({ applied, logged }) =>
+        logged !== undefined ||
+        (applied !== undefined && (applied.event_count > 0 || applied.applied.length > 0)),
+    ),
     Stream.grouped(usersPerPage),
     Stream.runForEach((some) =>
       Effect.gen(function* () {
@@ -321,17 +333,17 @@ const loadStates = ({ users }: Services, wanted: ReadonlyArray<UserId>) =>
     (records) => new Map(wanted.map((user) => [user, toState(records.get(user))])),
   )
 
-/** Splits rows of one or more users: how many are applied, those that an erasure covers, and the others. */
+/** Splits rows of one or more users: those that are applied, those that an erasure covers, and the others. */
 const splitApplied = Effect.fnUntraced(function* <
   Row extends Recorded & { readonly user_id: UserId; readonly message_id: string },
 >({ users }: Services, rows: ReadonlyArray<Row>, records: ReadonlyMap<UserId, RecordState>) {
-  const applied = yield* AppliedInteractions.findApplied(users, rows, records)
-  const left = rows.filter(({ message_id }) => !applied.has(AppliedIds.prefix(message_id)))
+  const ids = yield* AppliedInteractions.findApplied(users, rows, records)
+  const [left, applied] = Arr.partition(rows, ({ message_id }) => ids.has(AppliedIds.prefix(message_id)))
   const [unapplied, erased] = Arr.partition(left, (row) => {
     const record = records.get(row.user_id)
     return record !== undefined && isErased(record, row)
   })
-  return { applied: rows.length - left.length, unapplied, erased }
+  return { applied, unapplied, erased }
 })
 
 /**
@@ -344,28 +356,48 @@ const readUser = Effect.fnUntraced(function* (services: Services, user: UserId) 
   let applied = 0
   const unapplied: Array<LogRow> = []
   const erased: Array<LogRow> = []
+  /** Prefixes of the interactions that applied retractions take back. */
+  const retracted: Array<string> = []
   yield* services.log.stream({ user }).pipe(
     Stream.map((row) => ({ row, ...row.interaction, logId: row.id, recordedAt: row.recordedAt })),
     Stream.grouped(page),
     Stream.runForEach((rows) =>
       Effect.map(splitApplied(services, Chunk.toReadonlyArray(rows), records), (part) => {
-        applied += part.applied
+        applied += part.applied.length
+        for (const { row } of part.applied)
+          if (isRetraction(row.interaction)) retracted.push(AppliedIds.prefix(row.interaction.reference))
         for (const { row } of part.unapplied) unapplied.push(row)
         for (const { row } of part.erased) erased.push(row)
       }),
     ),
   )
   const total = yield* AppliedInteractions.countApplied(services.users, user, record)
+  // An erasure during the retraction may have deleted the row of what it takes back.
+  const existing = yield* services.log.existingIds(retracted)
+  const withoutRow = new Set(retracted.filter((id) => !existing.has(id)))
   const { version } = (yield* loadStates(services, [user])).get(user)!
-  return { record, unapplied, erased, total, extra: total - applied, unchanged: version === record.version }
+  return {
+    record,
+    unapplied,
+    erased,
+    withoutRow,
+    events: total - 2 * retracted.length,
+    extra: total - applied - withoutRow.size,
+    unchanged: version === record.version,
+  }
 })
 
-const findExtraIds = ({ log, users }: Services, findings: Findings, user: UserId, record: RecordState) =>
+const findExtraIds = (
+  { log, users }: Services,
+  findings: Findings,
+  user: UserId,
+  { record, withoutRow }: Effect.Effect.Success<ReturnType<typeof readUser>>,
+) =>
   Stream.make([...record.onRecord]).pipe(
     Stream.concat(AppliedInteractions.overflowIds(users, user, record)),
     Stream.runForEach((ids) =>
       Effect.map(log.existingIds(ids), (existing) => {
-        for (const id of ids) if (!existing.has(id)) findings.addExtra(user, id)
+        for (const id of ids) if (!existing.has(id) && !withoutRow.has(id)) findings.addExtra(user, id)
       }),
     ),
   )
@@ -376,16 +408,17 @@ const auditUser = Effect.fnUntraced(function* (
   user: UserId,
   finishedErasures?: ReadonlySet<UserId>,
 ) {
-  const { erased, extra, record, total, unapplied, unchanged } = yield* readUser(services, user).pipe(
+  const read = yield* readUser(services, user).pipe(
     Effect.repeat({ until: ({ unchanged }) => unchanged, times: mostReadings }),
   )
+  const { erased, events, extra, record, unapplied, unchanged } = read
   if (erased.length > 0 && finishedErasures === undefined) return void findings.behindErasures.push(user)
   // A row that survived a finished erasure will be published under a new id.
   const state = finishedErasures?.has(user) ? "in_flight" : "not_erased"
   for (const row of erased) findings.add(state, toUnapplied(row))
-  if (extra > 0) yield* findExtraIds(services, findings, user, record)
+  if (extra > 0) yield* findExtraIds(services, findings, user, read)
   // A rebuild does not count interactions that the log no longer has, so either count is right.
-  const miscounted = [total, total - extra].map((sum) => Math.abs(record.event_count - sum))
+  const miscounted = [events, events - extra].map((sum) => Math.abs(record.event_count - sum))
   if (unchanged) for (let i = 0; i < Math.min(...miscounted); i++) findings.addExtra(user, "")
   const ids = unapplied.map(({ interaction }) => AppliedIds.prefix(interaction.message_id))
   const { generation } = record
@@ -398,7 +431,9 @@ const auditUser = Effect.fnUntraced(function* (
   )
   for (const row of unapplied) {
     const one = toUnapplied(row)
-    const isUnknown = one.product_id !== null && !products.has(one.product_id)
+    // A retraction is applied whether or not its product has an embedding.
+    const isUnknown =
+      one.event_type !== "retraction" && one.product_id !== null && !products.has(one.product_id)
     if (!row.published) findings.add("in_flight", one)
     else if (isUnknown || skipped?.has(AppliedIds.prefix(one.message_id))) findings.add("skipped", one)
     else findings.addUnexplained(one)

@@ -5,6 +5,7 @@
 import { Chunk, Clock, Context, Effect, Layer, Schedule, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as MessageTraces from "../MessageTraces.ts"
+import { isReferenceEventType } from "../model/EventTypes.ts"
 import type { InteractionLogError, LogFilter, LogRow } from "../ports/InteractionLog.ts"
 import { InteractionLog } from "../ports/InteractionLog.ts"
 import { InteractionQueue, InteractionQueueError } from "../ports/InteractionQueue.ts"
@@ -80,8 +81,9 @@ const make = Effect.gen(function* () {
     const unknown: Record<string, number> = {}
     const isKnown = ({ interaction: { event_type } }: LogRow) => {
       matched += 1
-      if (!eventTypes.has(event_type)) unknown[event_type] = (unknown[event_type] ?? 0) + 1
-      return eventTypes.has(event_type)
+      if (eventTypes.has(event_type) || isReferenceEventType(event_type)) return true
+      unknown[event_type] = (unknown[event_type] ?? 0) + 1
+      return false
     }
     const rows = Stream.filter(log.stream(filter), isKnown)
     const report = () => ({

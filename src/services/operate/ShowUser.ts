@@ -10,7 +10,7 @@ import * as Vector from "../model/Vector.ts"
 import { InteractionLog } from "../ports/InteractionLog.ts"
 import { ProductEmbeddings } from "../ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../ports/UserEmbeddings.ts"
-import * as AppliedInteractions from "./AppliedInteractions.ts"
+import * as AppliedInteractions from "../update/AppliedInteractions.ts"
 
 export class UserNotFound extends Schema.TaggedError<UserNotFound>()("UserNotFound", {
   user_id: Schema.String,

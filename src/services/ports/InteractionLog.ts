@@ -3,7 +3,7 @@
  * `append` has answered `Recorded`. A row leaves the outbox when it is marked published.
  */
 import { Context, type Effect, Schema, type Stream } from "effect"
-import type { EventType, Interaction, ProductId, UserId } from "../model/Interaction.ts"
+import type { EventType, Interaction, MessageId, ProductId, UserId } from "../model/Interaction.ts"
 import type { TraceContext } from "../Telemetry.ts"
 import { describeFailure, portFailure } from "./PortFailure.ts"
 
@@ -126,16 +126,23 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
      * the stream may be missing.
      */
     readonly stream: (filter: LogFilter) => Stream.Stream<LogRow, InteractionLogError>
-    /** All message ids with their users, in pages, ordered by user id. */
+    /** All message ids with their users and types, in pages, ordered by user id. */
     readonly messageIds: Stream.Stream<
-      ReadonlyArray<Pick<Interaction, "user_id" | "message_id">>,
+      ReadonlyArray<Pick<Interaction, "user_id" | "message_id" | "event_type">>,
       InteractionLogError
     >
     /** Those of the given message id prefixes (32 hex digits) that exist in the log. */
     readonly existingIds: (
       prefixes: ReadonlyArray<string>,
     ) => Effect.Effect<ReadonlySet<string>, InteractionLogError>
-    /** The user's newest interactions by `occurred_at`, newest first. */
+    /** Those of these interactions that the log has, by message id. */
+    readonly find: (
+      ids: ReadonlyArray<MessageId>,
+    ) => Effect.Effect<ReadonlyMap<MessageId, LoggedInteraction>, InteractionLogError>
+    /**
+     * The user's newest events by `occurred_at`, newest first, without those that are taken back. Retractions and merges
+     * are no events.
+     */
     readonly newest: (
       user: UserId,
       limit: number,
@@ -144,14 +151,20 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     readonly lastRecorded: (
       limit: number,
     ) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
-    /** How many events of each type the user has with each product; only events of `types`, if they are given. */
+    /**
+     * How many events of each type the user has with each product, without those that are taken back; only events of
+     * `types`, if they are given.
+     */
     readonly productEvents: (
       user: UserId,
       types?: ReadonlyArray<EventType>,
     ) => Effect.Effect<ReadonlyArray<ProductEvents>, InteractionLogError>
     /** The greatest row id, 0 if the log is empty. Rows with smaller ids may still become visible. */
     readonly maxId: Effect.Effect<number, InteractionLogError>
-    /** Counts interactions of these types with products, in the rows whose id is greater than `after` and at most `upTo`. */
+    /**
+     * Counts interactions of these types with products, in the rows whose id is greater than `after` and at most `upTo`. A
+     * retraction counts −1 on the day of its interaction, so a count may be negative.
+     */
     readonly productCounts: (
       types: ReadonlyArray<EventType>,
       after: number,

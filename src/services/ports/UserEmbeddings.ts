@@ -12,7 +12,7 @@ import { describeFailure, portFailure } from "./PortFailure.ts"
 /** All that is stored of a user. */
 export interface UserRecord extends Erasure {
   readonly user_id: UserId
-  /** `undefined` after an erasure, until the user does something again. */
+  /** `undefined` after an erasure, and while all events are taken back, until the user does something again. */
   readonly embedding: UserEmbedding | undefined
   /** Optimistic lock: each write adds 1. */
   readonly version: number
@@ -28,7 +28,7 @@ export interface UserRecord extends Erasure {
 
 /** Replaces the record if its version is `expected`; creates it if `expected` is `undefined`. */
 export interface Write {
-  readonly record: UserRecord & { readonly embedding: UserEmbedding }
+  readonly record: UserRecord
   readonly expected: number | undefined
 }
 
@@ -41,7 +41,7 @@ export interface LedgerEntry extends Generation {
 
 /** The applied interactions of a user, without the vector. */
 export interface Bookkeeping extends Omit<UserRecord, "embedding"> {
-  /** 0 in a tombstone. */
+  /** 0 without an embedding. */
   readonly event_count: number
 }
 

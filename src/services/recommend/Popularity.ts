@@ -112,6 +112,7 @@ class ProductCounter {
   ranking(): ReadonlyArray<Popular> {
     this.ranked ??= [...new Set([...this.old.keys(), ...this.recent.keys()])]
       .map((product_id) => ({ product_id, decayed: this.of(product_id).decayed }))
+      .filter(({ decayed }) => decayed > 0)
       .sort((a, b) => b.decayed - a.decayed || (a.product_id < b.product_id ? -1 : 1))
     return this.ranked
   }
@@ -119,6 +120,8 @@ class ProductCounter {
   private of(id: ProductId): Tallied {
     const before = this.old.get(id) ?? none
     const since = this.recent.get(id) ?? none
+    // Of events that are all taken back, the decayed sums leave a rounding error.
+    if (before.ever + since.ever <= 0) return none
     return { ever: before.ever + since.ever, decayed: before.decayed + since.decayed }
   }
 

@@ -340,10 +340,15 @@ const buyAgain = Effect.fn("buyAgain")(function* (
   limit: number,
 ) {
   const now = yield* Clock.currentTimeMillis
+  const retracted = new Set<string | null>()
+  yield* Stream.runForEach(log.stream({ user, type: "retraction" }), ({ interaction }) =>
+    Effect.sync(() => retracted.add(interaction.reference)),
+  )
   const bought = new Map<ProductId, { score: number; purchases: number; last: number }>()
   yield* Stream.runForEach(log.stream({ user, type: "product_purchase" }), ({ interaction }) =>
     Effect.sync(() => {
-      const { occurred_at, product_id } = interaction
+      const { message_id, occurred_at, product_id } = interaction
+      if (retracted.has(message_id)) return
       const at = Date.parse(occurred_at)
       const { last, purchases, score } = bought.get(product_id!) ?? { score: 0, purchases: 0, last: at }
       bought.set(product_id!, {

@@ -10,6 +10,16 @@ import type { Submission } from "./InteractionRecorder.ts"
 
 export type Decoded = Either.Either<Submission, ReadonlyArray<FieldIssue>>
 
+/** A request to take an interaction back, which the log must find: see Retractions.ts. */
+export interface RetractionRequest extends Pick<Submission, "idempotencyKey"> {
+  readonly user_id: Interaction.UserId
+  readonly reference: Interaction.MessageId
+  /** If the client sent it, it must be that of the interaction. */
+  readonly occurred_at: string | undefined
+  readonly metadata: Interaction.Metadata
+}
+export type Requested = Submission | RetractionRequest
+
 /** All further fields of a body become the metadata. */
 const metadata = {
   key: Schema.String,
@@ -29,6 +39,11 @@ export const ProductBody = Schema.Struct(
   { occurred_at: Schema.optional(Interaction.Timestamp) },
   metadata,
 ).annotations({ identifier: "ProductBody" })
+
+/** Body of the retraction route: `{"message_id", "reason"?, …metadata}`. */
+export const RetractionBody = Schema.Struct({ message_id: Interaction.MessageId }, metadata).annotations({
+  identifier: "RetractionBody",
+})
 
 const keyPattern = /^[\x20-\x7e]{1,255}$/
 const common = {
@@ -51,19 +66,32 @@ const SearchItem = Schema.Struct({
   event_type: Schema.Literal(...phraseEventTypes),
   search_phrase: Interaction.SearchPhrase,
   product_id: absent,
+  reference: absent,
 })
 const ProductItem = Schema.Struct({
   ...common,
   event_type: Interaction.ProductEventType,
   search_phrase: absent,
   product_id: Interaction.ProductId,
+  reference: absent,
 })
+const RetractionItem = Schema.Struct({
+  ...common,
+  event_type: Schema.Literal("retraction"),
+  search_phrase: absent,
+  product_id: absent,
+  reference: Interaction.MessageId,
+})
+const EventItem = Schema.Union(SearchItem, ProductItem)
 /** One item of the bulk route. */
-export const BulkItem = Schema.Union(SearchItem, ProductItem).annotations({ identifier: "BulkItem" })
+export const BulkItem = Schema.Union(SearchItem, ProductItem, RetractionItem).annotations({
+  identifier: "BulkItem",
+})
 
 const options = { errors: "all", onExcessProperty: "error" } as const
 const decodeSearch = Schema.decodeUnknownEither(SearchItem, options)
 const decodeProduct = Schema.decodeUnknownEither(ProductItem, options)
+const decodeRetraction = Schema.decodeUnknownEither(RetractionItem, options)
 
 const issue = (field: string, detail: string) => Either.left([{ field, detail }])
 
@@ -79,7 +107,7 @@ interface DecodedItem {
 /** Decodes an item that its schema would not change; `undefined`: the item needs its schema. */
 const decodedFast = (item: Readonly<Record<string, unknown>>, instant: string): DecodedItem | undefined => {
   for (const field in item) if (!knownFields.has(field)) return undefined
-  const { event_type, idempotency_key = null, product_id, search_phrase, user_id } = item
+  const { event_type, idempotency_key = null, product_id, reference, search_phrase, user_id } = item
   if (idempotency_key !== null && !isKey(idempotency_key)) return undefined
   const given = item.occurred_at ?? undefined
   const occurred_at = given ?? instant
@@ -89,6 +117,7 @@ const decodedFast = (item: Readonly<Record<string, unknown>>, instant: string): 
     metadata,
     occurred_at,
     product_id,
+    reference,
     search_phrase,
     user_id,
   })
@@ -102,7 +131,7 @@ const decodedBySchema = (
 ): Either.Either<DecodedItem, ReadonlyArray<FieldIssue>> => {
   const problem = shapeProblem(item)
   if (problem !== undefined) return issue("", problem)
-  const decoded: Either.Either<typeof BulkItem.Type, ParseResult.ParseError> = isPhraseEventType(
+  const decoded: Either.Either<typeof EventItem.Type, ParseResult.ParseError> = isPhraseEventType(
     item.event_type,
   )
     ? decodeSearch(item)
@@ -121,12 +150,7 @@ const decodedBySchema = (
   })
 }
 
-/** `item` is parsed JSON, without unknown keys. `now` is Unix ms. */
-export const ofBulkItem = (item: unknown, now: number, types: EventTypes): Decoded => {
-  if (!Predicate.isRecord(item)) return issue("", "must be a JSON object")
-  const { event_type } = item
-  if (typeof event_type !== "string" || !types.has(event_type))
-    return issue("event_type", `must be one of ${types.names.join(", ")}`)
+const ofEvent = (item: Readonly<Record<string, unknown>>, now: number): Decoded => {
   const instant = new Date(now).toISOString()
   const fast = decodedFast(item, instant)
   const sent = fast ? Either.right(fast) : decodedBySchema(item, instant)
@@ -137,6 +161,43 @@ export const ofBulkItem = (item: unknown, now: number, types: EventTypes): Decod
   )
 }
 
+const ofRetractionItem = (
+  item: Readonly<Record<string, unknown>>,
+): Either.Either<RetractionRequest, ReadonlyArray<FieldIssue>> => {
+  const problem = shapeProblem(item)
+  if (problem !== undefined) return issue("", problem)
+  return Either.mapBoth(decodeRetraction(item), {
+    onLeft: (error) => Interaction.issues(error).map(fieldIssue),
+    onRight: ({
+      idempotency_key: idempotencyKey = null,
+      metadata = {},
+      occurred_at,
+      reference,
+      user_id,
+    }) => ({
+      user_id,
+      reference,
+      occurred_at,
+      metadata,
+      idempotencyKey,
+    }),
+  })
+}
+
+/** `item` is parsed JSON, without unknown keys. `now` is Unix ms. */
+export const ofBulkItem = (
+  item: unknown,
+  now: number,
+  types: EventTypes,
+): Either.Either<Requested, ReadonlyArray<FieldIssue>> => {
+  if (!Predicate.isRecord(item)) return issue("", "must be a JSON object")
+  const { event_type } = item
+  if (event_type === "retraction") return ofRetractionItem(item)
+  return typeof event_type === "string" && types.has(event_type)
+    ? ofEvent(item, now)
+    : issue("event_type", `must be one of ${[...types.names, "retraction"].join(", ")}`)
+}
+
 const names: Readonly<Record<string, string>> = {
   user_id: "userId",
   product_id: "productId",
@@ -144,41 +205,34 @@ const names: Readonly<Record<string, string>> = {
   idempotency_key: "Idempotency-Key",
 }
 /** Decodes the request of a route as a bulk item, and gives its issues the names of the route. */
-const ofRoute = (
+const ofRoute = <A>(
   body: unknown,
-  item: (body: Readonly<Record<string, unknown>>) => object,
-  now: number,
-  types: EventTypes,
-): Decoded =>
+  decode: (body: Readonly<Record<string, unknown>>) => Either.Either<A, ReadonlyArray<FieldIssue>>,
+  fieldNames = names,
+): Either.Either<A, ReadonlyArray<FieldIssue>> =>
   Predicate.isRecord(body)
-    ? Either.mapLeft(ofBulkItem(item(body), now, types), (issues) =>
+    ? Either.mapLeft(decode(body), (issues) =>
         issues.map(({ field, detail }) => ({
-          field: names[field] ?? field.replace(/^metadata\./, ""),
+          field: fieldNames[field] ?? field.replace(/^metadata\./, ""),
           detail,
         })),
       )
     : issue("", "must be a JSON object")
 
 /** `body` is parsed JSON, `key` the header `Idempotency-Key`. */
-export const ofSearch = (
-  user_id: string,
-  body: unknown,
-  key: string | undefined,
-  now: number,
-  types: EventTypes,
-): Decoded =>
-  ofRoute(
-    body,
-    ({ occurred_at, query, ...metadata }) => ({
-      user_id,
-      event_type: "search",
-      search_phrase: query,
-      occurred_at,
-      idempotency_key: key,
-      metadata,
-    }),
-    now,
-    types,
+export const ofSearch = (user_id: string, body: unknown, key: string | undefined, now: number): Decoded =>
+  ofRoute(body, ({ occurred_at, query, ...metadata }) =>
+    ofEvent(
+      {
+        user_id,
+        event_type: "search",
+        search_phrase: query,
+        occurred_at,
+        idempotency_key: key,
+        metadata,
+      },
+      now,
+    ),
   )
 
 /** `body` is parsed JSON, or `{}` for a request without body. */
@@ -189,18 +243,23 @@ export const ofProduct = (
   body: unknown,
   key: string | undefined,
   now: number,
-  types: EventTypes,
 ): Decoded =>
+  ofRoute(body, ({ occurred_at, ...metadata }) =>
+    ofEvent({ user_id, event_type, product_id, occurred_at, idempotency_key: key, metadata }, now),
+  )
+
+/** `body` is parsed JSON. */
+export const ofRetraction = (user_id: string, body: unknown, key: string | undefined) =>
   ofRoute(
     body,
-    ({ occurred_at, ...metadata }) => ({
-      user_id,
-      event_type,
-      product_id,
-      occurred_at,
-      idempotency_key: key,
-      metadata,
-    }),
-    now,
-    types,
+    ({ message_id, occurred_at, ...metadata }) =>
+      ofRetractionItem({
+        user_id,
+        event_type: "retraction",
+        reference: message_id,
+        occurred_at,
+        idempotency_key: key,
+        metadata,
+      }),
+    { ...names, reference: "message_id" },
   )

@@ -4,14 +4,24 @@
  * compare-and-swap write as the vector, and interactions whose ids are already stored are dropped.
  */
 import { Array as Arr, Clock, Context, Effect, Either, Layer } from "effect"
+import { identity } from "effect/Function"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { isErased, isLater, type Recorded } from "../model/Erasure.ts"
-import { type FoldSettings, fold } from "../model/Fold.ts"
-import { type Interaction, maxFutureMillis, type UserId } from "../model/Interaction.ts"
+import { type FoldSettings, fold, requireSpace } from "../model/Fold.ts"
+import {
+  type Interaction,
+  isRetraction,
+  maxFutureMillis,
+  type Retraction,
+  type UserId,
+} from "../model/Interaction.ts"
 import { notInTheFuture } from "../model/UpdateMessage.ts"
+import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import { content } from "../ports/DeadLetters.ts"
+import { InteractionLog } from "../ports/InteractionLog.ts"
 import { Ack, type Delivery, type Settlement } from "../ports/InteractionQueue.ts"
+import { ProductEmbeddings } from "../ports/ProductEmbeddings.ts"
 import {
   LockConflict,
   loadReadable,
@@ -22,8 +32,11 @@ import {
 } from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as Telemetry from "../Telemetry.ts"
+import { appliedState } from "./AppliedInteractions.ts"
 import { EventVectors } from "./EventVectors.ts"
 import type { DecodedMessage } from "./ReceivedMessage.ts"
+import { takeBack } from "./Retractions.ts"
+import * as UserRebuild from "./UserRebuild.ts"
 import { UserRecordCache } from "./UserRecordCache.ts"
 
 export type Outcome =
@@ -36,7 +49,7 @@ export class EmbeddingUpdater extends Context.Tag("user-embeddings/EmbeddingUpda
   {
     /** Applies messages; answers in their order. The write of a message with outcome `Ack` is durable. */
     readonly update: (messages: ReadonlyArray<DecodedMessage>) => Effect.Effect<ReadonlyArray<Outcome>>
-    /** Whether an interaction has to wait for the embedder. */
+    /** Whether an interaction has to wait for the embedder. A retraction may need all vectors of its user. */
     readonly needsEmbedder: (interaction: Interaction) => boolean
   }
 >() {}
@@ -53,6 +66,13 @@ interface Item extends Recorded {
 interface Updater {
   readonly users: UserEmbeddings["Type"]
   readonly vectors: EventVectors["Type"]
+  readonly takeBack: (
+    ...args: Parameters<typeof takeBack>
+  ) => Effect.Effect<UserEmbedding | undefined, Effect.Effect.Error<ReturnType<typeof takeBack>>>
+  readonly rebuild: (
+    user: UserId,
+    retractions: ReadonlyArray<Retraction>,
+  ) => Effect.Effect<void, UserRebuild.RebuildError>
   readonly cache: UserRecordCache
   readonly foldSettings: FoldSettings
   /** Delays between attempts, in ms. */
@@ -94,7 +114,10 @@ const usersOf = (items: ReadonlyArray<Item>): ReadonlyArray<UserId> => [
   ...new Set(items.map(({ interaction }) => interaction.user_id)),
 ]
 
-/** Separates new interactions from those that were applied before (`done`) or are behind the user's erasure. */
+/**
+ * Separates new interactions from those that were applied before (`done`) or are behind the user's erasure. `isApplied`
+ * also knows the interactions that the new ones take back.
+ */
 const separate = Effect.fnUntraced(function* (
   { users }: Updater,
   items: ReadonlyArray<Item>,
@@ -104,29 +127,38 @@ const separate = Effect.fnUntraced(function* (
     const record = records.get(item.interaction.user_id)
     return record !== undefined && isErased(record, item)
   })
-  const [notOnRecord, done] = Arr.partition(counting, ({ interaction: { message_id, user_id } }) => {
-    const record = records.get(user_id)
-    return record !== undefined && AppliedIds.has(record.applied, message_id)
-  })
-  const toLookUp = notOnRecord.filter(
-    ({ interaction }) => (records.get(interaction.user_id)?.archived ?? 0) > 0,
+  const isOnRecord = (user: UserId, id: string) => {
+    const record = records.get(user)
+    return record !== undefined && AppliedIds.has(record.applied, id)
+  }
+  const toLookUp = new Map<UserId, Array<string>>()
+  for (const { interaction } of counting) {
+    const { message_id, user_id } = interaction
+    if ((records.get(user_id)?.archived ?? 0) === 0) continue
+    for (const id of isRetraction(interaction) ? [message_id, interaction.reference] : [message_id]) {
+      if (isOnRecord(user_id, id)) continue
+      const ids = toLookUp.get(user_id) ?? []
+      ids.push(AppliedIds.prefix(id))
+      toLookUp.set(user_id, ids)
+    }
+  }
+  const overflow =
+    toLookUp.size === 0
+      ? undefined
+      : yield* users.findInLedger(
+          "applied",
+          Array.from(toLookUp, ([user_id, ids]) => ({
+            user_id,
+            generation: records.get(user_id)?.generation ?? 0,
+            ids,
+          })),
+        )
+  const isApplied = (user: UserId, id: string) =>
+    isOnRecord(user, id) || overflow?.get(user)?.has(AppliedIds.prefix(id)) === true
+  const [fresh, done] = Arr.partition(counting, ({ interaction: { message_id, user_id } }) =>
+    isApplied(user_id, message_id),
   )
-  if (toLookUp.length === 0) return { fresh: notOnRecord, done, erased }
-  const byUser = Map.groupBy(toLookUp, ({ interaction }) => interaction.user_id)
-  const overflow = yield* users.findInLedger(
-    "applied",
-    Array.from(byUser, ([user_id, group]) => ({
-      user_id,
-      generation: records.get(user_id)?.generation ?? 0,
-      ids: group.map(({ interaction }) => AppliedIds.prefix(interaction.message_id)),
-    })),
-  )
-  const [fresh, inOverflow] = Arr.partition(
-    notOnRecord,
-    ({ interaction: { message_id, user_id } }) =>
-      overflow.get(user_id)?.has(AppliedIds.prefix(message_id)) === true,
-  )
-  return { fresh, done: [...done, ...inOverflow], erased }
+  return { fresh, done, erased, isApplied }
 })
 
 /** Reads the records of a batch, from the cache where possible, and separates its items. */
@@ -204,43 +236,109 @@ interface PlannedWrite {
   readonly overflow: ReadonlyArray<string>
 }
 
+/** The write of an embedding, with the ids that it applies. */
+const toWrite = (
+  user_id: UserId,
+  items: ReadonlyArray<Item>,
+  ids: ReadonlyArray<string>,
+  record: UserRecord | undefined,
+  embedding: UserEmbedding | undefined,
+): PlannedWrite => {
+  const { archive: overflow, kept } = AppliedIds.append(record?.applied ?? AppliedIds.none, ids)
+  return {
+    items,
+    overflow,
+    write: {
+      expected: record?.version,
+      record: {
+        user_id,
+        embedding,
+        version: (record?.version ?? 0) + 1,
+        applied: kept,
+        archived: (record?.archived ?? 0) + overflow.length,
+        erased_at: record?.erased_at ?? 0,
+        erased_to: record?.erased_to ?? null,
+        generation: record?.generation ?? 0,
+      },
+    },
+  }
+}
+
+const foldItems = (
+  items: ReadonlyArray<Item>,
+  current: UserEmbedding | undefined,
+  settings: FoldSettings,
+  now: number,
+) => {
+  const events = items.map(({ interaction, vector }) => ({ interaction, vector: vector! }))
+  return Either.map(fold(current, events, settings, now), (embedding) => {
+    const newest = current?.last_updated ?? 0
+    if (current && embedding.last_updated - newest > staleMillis) Telemetry.count(Telemetry.staleFolds)
+    const late = items.filter(({ interaction }) => Date.parse(interaction.occurred_at) < newest)
+    if (late.length > 0) Telemetry.count(Telemetry.lateFolds, late.length)
+    return embedding
+  })
+}
+
 const planWrite = (
   user_id: UserId,
   items: ReadonlyArray<Item>,
   record: UserRecord | undefined,
   settings: FoldSettings,
   now: number,
-) => {
-  const events = items.map(({ interaction, vector }) => ({ interaction, vector: vector! }))
-  return Either.map(fold(record?.embedding, events, settings, now), (embedding): PlannedWrite => {
-    const { archive: overflow, kept } = AppliedIds.append(
-      record?.applied ?? AppliedIds.none,
-      items.map(({ interaction }) => interaction.message_id),
-    )
-    const newest = record?.embedding?.last_updated ?? 0
-    if (record?.embedding && embedding.last_updated - newest > staleMillis)
-      Telemetry.count(Telemetry.staleFolds)
-    const late = items.filter(({ interaction }) => Date.parse(interaction.occurred_at) < newest)
-    if (late.length > 0) Telemetry.count(Telemetry.lateFolds, late.length)
-    return {
+) =>
+  Either.map(foldItems(items, record?.embedding, settings, now), (embedding) =>
+    toWrite(
+      user_id,
       items,
-      overflow,
-      write: {
-        expected: record?.version,
-        record: {
-          user_id,
-          embedding,
-          version: (record?.version ?? 0) + 1,
-          applied: kept,
-          archived: (record?.archived ?? 0) + overflow.length,
-          erased_at: record?.erased_at ?? 0,
-          erased_to: record?.erased_to ?? null,
-          generation: record?.generation ?? 0,
-        },
-      },
-    }
-  })
-}
+      items.map(({ interaction }) => interaction.message_id),
+      record,
+      embedding,
+    ),
+  )
+
+/**
+ * Plans the write of a user who takes events back. An event that is not applied yet will not be: its id is written without
+ * folding it. An event that was folded is taken out of the sum. `undefined`: the user was rebuilt instead, and what else
+ * is to be written needs the new record.
+ */
+const planRetractions = Effect.fnUntraced(function* (
+  updater: Updater,
+  user_id: UserId,
+  group: ReadonlyArray<Item>,
+  record: UserRecord | undefined,
+  isApplied: (user: UserId, id: string) => boolean,
+  now: number,
+) {
+  const { foldSettings, rebuild, takeBack } = updater
+  const retractions = group.flatMap(({ interaction, vector }) =>
+    isRetraction(interaction) ? [{ retraction: interaction, vector }] : [],
+  )
+  const retracted = new Set(retractions.map(({ retraction }) => retraction.reference))
+  const events = group.filter(
+    ({ interaction: { message_id, reference } }) => reference === null && !retracted.has(message_id),
+  )
+  const ids = new Set([
+    ...[...retracted].filter((id) => !isApplied(user_id, id)),
+    ...group.map(({ interaction }) => interaction.message_id),
+  ])
+  const current = record?.embedding
+  yield* requireSpace(current, foldSettings)
+  const folded = events.length === 0 ? current : yield* foldItems(events, current, foldSettings, now)
+  const undone = retractions.filter(({ retraction }) => isApplied(user_id, retraction.reference))
+  const plan = (embedding: UserEmbedding | undefined) => toWrite(user_id, group, [...ids], record, embedding)
+  if (undone.length === 0 || record === undefined || folded === undefined) return plan(folded)
+  if (folded.event_count <= undone.length) return plan(undefined)
+  const state = appliedState(record)
+  const next = { ...state, onRecord: state.onRecord.union(new Set([...ids].map(AppliedIds.prefix))) }
+  const left = yield* takeBack(folded, undone, next, foldSettings, now)
+  if (left !== undefined) return plan(left)
+  yield* rebuild(
+    user_id,
+    undone.map(({ retraction }) => retraction),
+  )
+  return undefined
+})
 
 /** Writes records; answers in their order whether each was written. Ids reach the ledger before they leave a record. */
 const save = Effect.fnUntraced(function* ({ users }: Updater, plans: ReadonlyArray<PlannedWrite>) {
@@ -251,20 +349,71 @@ const save = Effect.fnUntraced(function* ({ users }: Updater, plans: ReadonlyArr
   return plans.length > 0 ? yield* users.save(plans.map(({ write }) => write)) : []
 })
 
-/** One attempt: load, drop what is applied, fold, write. Answers the items that lost the compare-and-swap. */
+/**
+ * The vectors of events to be taken back: without one, the user is rebuilt. Others find out whether they can be folded, if
+ * they are not taken back by the same batch.
+ */
+const findAllVectors = Effect.fnUntraced(function* (
+  updater: Updater,
+  fresh: ReadonlyArray<Item>,
+  isApplied: (user: UserId, id: string) => boolean,
+) {
+  const [events, retractions] = Arr.partition(fresh, ({ interaction }) => isRetraction(interaction))
+  const retracted = new Set(retractions.map(({ interaction }) => interaction.reference))
+  yield* findVectors(
+    updater,
+    events.filter(({ interaction }) => !retracted.has(interaction.message_id)),
+  )
+  const undone = retractions.filter(({ interaction }) =>
+    isApplied(interaction.user_id, interaction.reference!),
+  )
+  const found = yield* updater.vectors.resolve(undone.map(({ interaction }) => interaction))
+  for (const [index, item] of undone.entries())
+    Either.match(found[index]!, {
+      onLeft: (error) => {
+        const { _tag } = RetryPolicies.classify(error)
+        if (_tag === "Retryable" || _tag === "Outage") item.outcome = outcomeOf(updater, error, item.delivery)
+      },
+      onRight: (vector) => {
+        item.vector = vector
+      },
+    })
+  return {
+    retracting: new Set(usersOf(retractions)),
+    ready: fresh.filter(
+      ({ interaction: { message_id, reference }, outcome, vector }) =>
+        outcome === undefined && (vector !== undefined || reference !== null || retracted.has(message_id)),
+    ),
+  }
+})
+
+/** One attempt: load, drop what is applied, fold, write. Answers the items that must be tried again. */
 const attempt = Effect.fnUntraced(function* (updater: Updater, items: ReadonlyArray<Item>) {
   const { cache, foldSettings, users } = updater
-  const { cached, done, erased, fresh, records } = yield* readRecords(updater, items)
-  yield* findVectors(updater, fresh)
+  const { cached, done, erased, fresh, isApplied, records } = yield* readRecords(updater, items)
+  const { ready, retracting } = yield* findAllVectors(updater, fresh, isApplied)
   const now = yield* Clock.currentTimeMillis
 
   const plans: Array<PlannedWrite> = []
-  const ready = fresh.filter(({ vector }) => vector !== undefined)
-  for (const [user_id, group] of Map.groupBy(ready, ({ interaction }) => interaction.user_id))
-    Either.match(planWrite(user_id, group, records.get(user_id), foldSettings, now), {
-      onLeft: (error) => fail(updater, group, error),
-      onRight: (plan) => void plans.push(plan),
+  const again: Array<Item> = []
+  for (const [user_id, group] of Map.groupBy(ready, ({ interaction }) => interaction.user_id)) {
+    const record = records.get(user_id)
+    const planned = retracting.has(user_id)
+      ? yield* Effect.either(planRetractions(updater, user_id, group, record, isApplied, now))
+      : planWrite(user_id, group, record, foldSettings, now)
+    Either.match(planned, {
+      onLeft: (error) => {
+        // What else the user did does not fail with a retraction.
+        const [others, undone] = Arr.partition(
+          group,
+          ({ interaction }) => isRetraction(interaction) && isApplied(user_id, interaction.reference),
+        )
+        fail(updater, undone.length > 0 ? undone : group, error)
+        if (undone.length > 0) again.push(...others)
+      },
+      onRight: (plan) => void (plan === undefined ? again.push(...group) : plans.push(plan)),
     })
+  }
   const saved = yield* save(updater, plans)
   // A durable write implies that all earlier writes are durable. Without one, wait explicitly.
   if (done.length + erased.length > 0 && !saved.includes(true)) yield* users.awaitDurable
@@ -277,7 +426,7 @@ const attempt = Effect.fnUntraced(function* (updater: Updater, items: ReadonlyAr
     cache.put(write.record, now)
     for (const item of items) item.outcome = acked
   }
-  return lost.flatMap(({ items }) => items)
+  return [...again, ...lost.flatMap(({ items }) => items)]
 })
 
 /**
@@ -360,16 +509,25 @@ const update = Effect.fnUntraced(function* (updater: Updater, messages: Readonly
 const make = Effect.gen(function* () {
   const { eventTypes, history, lambda, maxRetries, retryDelay } = yield* EmbeddingConfig
   const vectors = yield* EventVectors
+  const rebuilding = yield* UserRebuild.services
+  const stores = Context.make(UserEmbeddings, rebuilding.users).pipe(
+    Context.add(InteractionLog, rebuilding.log),
+    Context.add(ProductEmbeddings, yield* ProductEmbeddings),
+  )
   const updater: Updater = {
-    users: yield* UserEmbeddings,
+    users: rebuilding.users,
     vectors,
+    takeBack: (...events) => Effect.provide(takeBack(...events), stores),
+    rebuild: (user, retractions) => UserRebuild.rebuildUser(rebuilding, user, { retractions }, identity),
     cache: new UserRecordCache(),
     foldSettings: { lambda, weights: eventTypes.weights, history, space: vectors.space },
     delays: RetryPolicies.retryDelays(retryDelay, maxRetries),
   }
   return EmbeddingUpdater.of({
     update: (messages) => update(updater, messages),
-    needsEmbedder: ({ search_phrase }) => search_phrase !== null && !vectors.remembers(search_phrase),
+    needsEmbedder: (interaction) =>
+      isRetraction(interaction) ||
+      (interaction.search_phrase !== null && !vectors.remembers(interaction.search_phrase)),
   })
 })
 

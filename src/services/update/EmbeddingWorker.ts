@@ -193,8 +193,8 @@ const changeState = (worker: Worker, outcomes: ReadonlyArray<Outcome>, tried: Tr
 }
 
 /** A message that waits for a dependency is not held meanwhile, because brokers limit how long that may take. */
-const waitingSettlement = ({ _tag }: UpdateError): Settlement =>
-  _tag === "PhraseEmbedderError" ? SetAside : Return
+const waitingSettlement = (error: UpdateError): Settlement =>
+  OutageState.concernsSearches(error) ? SetAside : Return
 
 /** Applies a batch and settles it. */
 const updateAndSettle = Effect.fnUntraced(function* (

@@ -1,6 +1,6 @@
 /** The messages that a worker holds unsettled, and which of them it handles next. Synchronous. */
 import { Array as Arr } from "effect"
-import type { Interaction } from "../model/Interaction.ts"
+import { type Interaction, isRetraction } from "../model/Interaction.ts"
 import type { Delivery } from "../ports/InteractionQueue.ts"
 import type { BatchWindow } from "./BatchWindow.ts"
 import { isProbeDue, type OutageState } from "./OutageState.ts"
@@ -133,7 +133,9 @@ export class HeldMessages {
   }
 
   private isSlow(interaction: Interaction): boolean {
-    return interaction.event_type === "search" && this.needsEmbedder(interaction)
+    return (
+      (interaction.event_type === "search" || isRetraction(interaction)) && this.needsEmbedder(interaction)
+    )
   }
 
   private admit(message: ReceivedMessage, now: number): void {

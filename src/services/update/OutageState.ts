@@ -20,10 +20,14 @@ export type OutageState =
   | { readonly _tag: "Working" }
   /** A store is out: all messages wait in the queue, and one at a time probes the store. */
   | ({ readonly _tag: "ProbingAll" } & Outage)
-  /** Only the embedder is out: searches are set aside, and one at a time probes it. Product events are handled. */
+  /** Only the embedder or the log is out: searches and retractions are set aside, and one at a time probes it. */
   | ({ readonly _tag: "ProbingSearches" } & Outage)
   /** The worker finishes what it holds. If there is an outage, it gives everything back. */
   | { readonly _tag: "Stopping"; readonly reason: string | undefined }
+
+/** Whether searches and retractions alone need what is out: the embedder, or the log for retractions. */
+export const concernsSearches = ({ _tag }: RetryPolicies.UpdateError): boolean =>
+  _tag === "PhraseEmbedderError" || _tag === "InteractionLogError"
 
 export const working: OutageState = { _tag: "Working" }
 
@@ -61,7 +65,7 @@ export const afterFailure = (
 ): OutageState => {
   const reason = errors.at(-1)?.message ?? ""
   if (state._tag === "Stopping") return { ...state, reason }
-  const onlySearches = errors.every(({ _tag }) => _tag === "PhraseEmbedderError")
+  const onlySearches = errors.every(concernsSearches)
   if (!probe && (state._tag === "ProbingAll" || (state._tag === "ProbingSearches" && onlySearches)))
     return state
   const failedProbes = probe && state._tag !== "Working" ? state.failedProbes + 1 : 0

@@ -238,6 +238,30 @@ layerSuite(
         expect(put.status).toBe(415)
       }))
 
+    it("a bulk request takes nothing back without the scope person", () =>
+      Effect.gen(function* () {
+        const viewed = { user_id: "b-3", event_type: "product_view", product_id: "1" }
+        const bulk = (token: string, items: ReadonlyArray<object>) =>
+          call("POST", "/api/interactions", {
+            body: JSON.stringify(items),
+            headers: { ...json, ...bearer(token) },
+          })
+        const first = yield* bulk("write-secret", [viewed])
+        const [{ message_id }] = first.body.results as [{ readonly message_id: string }]
+        const items = [
+          { user_id: "b-3", event_type: "retraction", reference: message_id },
+          { user_id: "b-3", event_type: "merge", reference: "guest" },
+          viewed,
+        ]
+        const refused = yield* bulk("write-secret", items)
+        expect([refused.status, refused.body.results]).toMatchObject([
+          207,
+          [{ status: 403 }, { status: 403 }, { status: 201 }],
+        ])
+        const taken = yield* bulk("reed=all==", items.slice(0, 1))
+        expect(taken.body).toMatchObject({ accepted: 1 })
+      }))
+
     const search = (body: Uint8Array<ArrayBuffer>, encoding: string) =>
       call("POST", "/api/user/z-1/search", {
         body,

@@ -6,6 +6,7 @@ import { join } from "node:path"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { Effect, Layer } from "effect"
 import { embedded } from "../../../src/layers/sql/migrations/embedded.ts"
+import { interactionLog } from "../../../src/layers/sql/migrations/interactionLog.ts"
 import { migrate } from "../../../src/layers/sql/SqlMigrations.ts"
 import * as Sqlite from "../../../src/layers/sqlite/Sqlite.ts"
 import * as SqliteUserEmbeddings from "../../../src/layers/sqlite/SqliteUserEmbeddings.ts"
@@ -48,5 +49,33 @@ test("user embeddings of release 0.1.0 keep all they have, and get their generat
     ["back", 4, 0, 1_000, null, 4, 3],
     ["much", 4, 65, 1_000, null, 0, 3],
     ["gone", 3, 0, 1_000, null, 3, undefined],
+  ])
+})
+
+test("the log of release 0.1.0 keeps its rows, and gives no id of an erased row again", async () => {
+  const directory = mkdtempSync(join(tmpdir(), "user-embeddings-"))
+  const { "0005_references": _, ...before } = interactionLog.steps
+  const insert = (id: string) =>
+    Effect.flatMap(
+      SqlClient.SqlClient,
+      (sql) => sql`INSERT INTO user_interactions
+        (message_id, user_id, event_type, product_id, occurred_at, metadata, created_at)
+        VALUES (${id}, 'u', 'product_view', 'p', '2026-01-01 00:00:00.000', '{}', '2026-01-01 00:00:00.000')`,
+    )
+  const found = Effect.gen(function* () {
+    const sql = yield* SqlClient.SqlClient
+    yield* migrate({ ...interactionLog, steps: before })
+    for (const id of ["a", "b", "c"]) yield* insert(id)
+    yield* sql`DELETE FROM user_interactions WHERE message_id = 'c'`
+    yield* sql.withTransaction(migrate(interactionLog))
+    yield* insert("d")
+    return yield* sql`SELECT id, message_id, product_id, reference FROM user_interactions ORDER BY id`
+  }).pipe(Effect.provide(Sqlite.layer({ directory })))
+  const rows = await Effect.runPromise(found).finally(() => rmSync(directory, { recursive: true }))
+  const rest = { product_id: "p", reference: null }
+  expect(rows).toEqual([
+    { id: 1, message_id: "a", ...rest },
+    { id: 2, message_id: "b", ...rest },
+    { id: 4, message_id: "d", ...rest },
   ])
 })

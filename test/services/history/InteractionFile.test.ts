@@ -16,13 +16,18 @@ const plain: InteractionFile.Reading = {
   ignore: [],
 }
 const now = Date.parse("2026-11-24T00:00:00.000Z")
+const accepted = (decoded: ReturnType<ReturnType<typeof InteractionFile.decoder>>) => {
+  const item = Either.getOrThrow(decoded)
+  if ("reference" in item) throw new Error("is a retraction")
+  return item
+}
 describe("decoding", () => {
   const decode = (record: object, more: Partial<InteractionFile.Reading> = {}) =>
     InteractionFile.decoder({ ...plain, ...more }, [], defaults)(JSON.stringify(record), now)
   const view = { user_id: 7, event_type: "view", product_id: 9, occurred_at: "2020-01-31T12:34:56Z" }
 
   test("a record becomes the same interaction as by the API", () => {
-    const decoded = Either.getOrThrow(decode({ ...view, price: 3.5, session_id: "s" }))
+    const decoded = accepted(decode({ ...view, price: 3.5, session_id: "s" }))
     expect(decoded.interaction).toEqual(
       Interaction.make({
         user_id: "7",
@@ -33,6 +38,24 @@ describe("decoding", () => {
       }),
     )
     expect(decoded.occurredAtGiven).toBe(true)
+  })
+
+  test("a retraction names a message id; for all else a column `reference` is metadata", () => {
+    const reference = "a".repeat(64)
+    const record = { ...view, event_type: "retraction", product_id: undefined, reference, reason: "refund" }
+    expect(Either.getOrThrow(decode(record))).toEqual({
+      user_id: "7",
+      reference,
+      occurred_at: "2020-01-31T12:34:56.000Z",
+      metadata: { reason: "refund" },
+      idempotencyKey: null,
+    })
+    expect(decode({ ...record, reference: "A-17" })).toEqual(
+      Either.left("reference: must be 64 lower-case hexadecimal digits"),
+    )
+    expect(accepted(decode({ ...view, reference: "A-17" })).interaction.metadata).toEqual({
+      reference: "A-17",
+    })
   })
 
   test("columns and event types can have other names, and fields can be constant", () => {
@@ -56,7 +79,7 @@ describe("decoding", () => {
         "product_id (sku): must be 1 to 64 characters of A-Z a-z 0-9 . _ : - (an integer is accepted too)",
       ),
     )
-    const good = Either.getOrThrow(
+    const good = accepted(
       InteractionFile.decoder(reading, columns, defaults)('u-1;p-1;1580474096;"said ""yes""";9;', now),
     )
     expect(good.interaction).toMatchObject({
@@ -78,7 +101,7 @@ describe("decoding", () => {
     [1580474096],
     [1580474096000],
   ])("%p is an instant", (occurred_at) => {
-    expect(Either.getOrThrow(decode({ ...view, occurred_at })).interaction.occurred_at).toBe(
+    expect(accepted(decode({ ...view, occurred_at })).interaction.occurred_at).toBe(
       "2020-01-31T12:34:56.000Z",
     )
   })
@@ -129,14 +152,14 @@ describe("decoding", () => {
   }
 
   test("columns of nested objects, and the first of several columns that has a value", () => {
-    expect(Either.getOrThrow(decode(event, { ...segment, ignore: ["context"] })).interaction).toMatchObject({
+    expect(accepted(decode(event, { ...segment, ignore: ["context"] })).interaction).toMatchObject({
       user_id: "anon-1",
       event_type: "product_purchase",
       product_id: "9",
       occurred_at: "2020-01-31T12:34:56.789Z",
       metadata: { "properties.price": 3.5, "properties.a.b": true, "properties.deep.brand": "X" },
     })
-    const known = Either.getOrThrow(decode({ ...event, userId: "u-7" }, { ...segment, ignore: ["*"] }))
+    const known = accepted(decode({ ...event, userId: "u-7" }, { ...segment, ignore: ["*"] }))
     expect(known.interaction).toMatchObject({ user_id: "u-7", metadata: {} })
     expect(decode({ ...event, anonymousId: null }, segment)).toEqual(
       Either.left("user_id (userId|anonymousId): is missing"),
@@ -147,7 +170,7 @@ describe("decoding", () => {
     const columns = InteractionFile.header("user_id,event_type,properties.product_id,occurred_at,,", ",")
     const reading = { ...plain, format: "csv", map: { product_id: "properties.product_id" } } as const
     const row = InteractionFile.decoder(reading, columns, defaults)("7,view,9,2020-01-31,x,y", now)
-    expect(Either.getOrThrow(row).interaction).toMatchObject({ product_id: "9", metadata: {} })
+    expect(accepted(row).interaction).toMatchObject({ product_id: "9", metadata: {} })
   })
 
   test.each<[string, string, Partial<InteractionFile.Reading>, string | undefined]>([
@@ -250,7 +273,7 @@ describe("encoding", () => {
           .join("")
         const splitter = new Splitter({ format, delimiter: "," }, { offset: 0, line: 1 })
         const back = [...splitter.push(Buffer.from(text)), ...splitter.end()].map(({ text }) =>
-          Either.getOrThrow(decode(text, now)),
+          accepted(decode(text, now)),
         )
         expect(back.map(({ interaction }) => interaction)).toEqual(
           interactions.map((one) => ({ ...one, metadata: JSON.parse(JSON.stringify(one.metadata)) })),

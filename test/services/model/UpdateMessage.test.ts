@@ -56,6 +56,36 @@ describe("update messages", () => {
     expect(wire(click)).toMatchObject({ search_phrase: null, product_id: "p-7" })
   })
 
+  test("of a retraction carry the message id taken back, and all that it is the hash of", () => {
+    const retraction = Interaction.retract(search, { reason: "mistake" })
+    expect(wire(retraction)).toEqual({
+      ...wire(search),
+      event_type: "retraction",
+      reference: search.message_id,
+      metadata: { reason: "mistake", retracted_type: "search" },
+      message_id: new Bun.CryptoHasher("sha256")
+        .update(`u-42|retraction|${search.message_id}|2026-02-10T12:34:56.789Z`)
+        .digest("hex"),
+    })
+    for (const one of [retraction, Interaction.retract(click)])
+      expect(decode(encodeMessage(one))).toEqual(Either.right(one))
+    const mismatch = "reference: must be the message_id of the other fields"
+    expect(refusal({ ...wire(retraction), metadata: { retracted_type: "product_view" } })[1]).toContain(
+      mismatch,
+    )
+    expect(refusal({ ...wire(retraction), reference: click.message_id })[1]).toContain(mismatch)
+    expect(refusal({ ...wire(retraction), reference: null })[1]).toContain("reference: ")
+  })
+
+  test("of a merge carry the id merged", () => {
+    const fields = { user_id: "u-42", event_type: "merge", reference: "guest-1" } as const
+    const rest = { search_phrase: null, product_id: null, occurred_at: search.occurred_at, metadata: {} }
+    const merge = { ...fields, ...rest, message_id: Interaction.messageId({ ...fields, ...rest }) }
+    expect(decode(encodeMessage(merge))).toEqual(Either.right(merge))
+    expect(refusal({ ...wire(merge), reference: "no id" })[1]).toContain("reference: must be 1 to 64")
+    expect(refusal({ ...wire(search), reference: "guest-1" })[0]).toBe("schema_violation")
+  })
+
   test("that are nested too deeply violate the schema, wherever the nesting is", () => {
     const deep = `${"[".repeat(29_000)}${"]".repeat(29_000)}`
     for (const field of ["metadata", "user_id", "search_phrase", "occurred_at", "message_id"])

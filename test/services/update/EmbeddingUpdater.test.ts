@@ -5,9 +5,10 @@ import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
 import * as AppliedIds from "../../../src/services/model/AppliedIds.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
 import * as UpdateMessage from "../../../src/services/model/UpdateMessage.ts"
+import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
 import type { Delivery } from "../../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../../../src/services/ports/PhraseEmbedder.ts"
-import { ProductMissing } from "../../../src/services/ports/ProductEmbeddings.ts"
+import { ProductEmbeddings, ProductMissing } from "../../../src/services/ports/ProductEmbeddings.ts"
 import {
   type LedgerEntry,
   UserEmbeddings,
@@ -156,6 +157,12 @@ const vectors = Layer.succeed(EventVectors, {
   ofTexts: () => Effect.succeed([]),
 })
 
+/** Only retractions of folded events read them. */
+const unread = Layer.merge(
+  Layer.succeed(InteractionLog, {} as InteractionLog["Type"]),
+  Layer.succeed(ProductEmbeddings, {} as ProductEmbeddings["Type"]),
+)
+
 const config = EmbeddingConfig.layer({ dimensions }).pipe(
   Layer.provide(Layer.setConfigProvider(ConfigProvider.fromMap(new Map()))),
 )
@@ -168,7 +175,7 @@ const run = (layer: Layer.Layer<UserEmbeddings>, ...batches: ReadonlyArray<Batch
       updater.update((typeof batch === "function" ? batch() : batch).map(decoded)),
     )
   }).pipe(
-    Effect.provide(EmbeddingUpdater.layer.pipe(Layer.provide([layer, vectors, config]))),
+    Effect.provide(EmbeddingUpdater.layer.pipe(Layer.provide([layer, vectors, config, unread]))),
     Effect.runPromise,
   )
 const tags = (outcomes: ReadonlyArray<EmbeddingUpdater.Outcome>) =>

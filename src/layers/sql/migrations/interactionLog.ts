@@ -145,6 +145,61 @@ const productTally = Effect.gen(function* () {
       VALUES (1, 0, 0, 0, 0, '', 0, 0)`
 })
 
+/**
+ * The column `reference` of retractions and merges. The CHECK constraints of earlier releases forbid these rows. New
+ * constraints would lock a large table, because MySQL copies it. The programs decode all that they write.
+ */
+const references = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql.onDialectOrElse({
+    mysql: () =>
+      Effect.gen(function* () {
+        const columns = yield* sql`SELECT column_name FROM information_schema.columns
+          WHERE table_schema = DATABASE() AND table_name = 'user_interactions' AND column_name = 'reference'`
+        if (columns.length > 0) return
+        yield* sql`ALTER TABLE user_interactions
+          ADD COLUMN reference VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL,
+          DROP CONSTRAINT user_interactions_search_phrase, DROP CONSTRAINT user_interactions_product_id,
+          ALGORITHM = INSTANT`.unprepared
+      }),
+    // SQLite cannot drop a constraint, so the table is copied. Ids of erased rows must not come again.
+    orElse: () =>
+      Effect.forEach(
+        [
+          `CREATE TABLE user_interactions_2 (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            message_id TEXT NOT NULL UNIQUE,
+            user_id TEXT NOT NULL,
+            event_type TEXT NOT NULL,
+            search_phrase TEXT NULL,
+            product_id TEXT NULL,
+            occurred_at TEXT NOT NULL,
+            metadata TEXT NOT NULL,
+            traceparent TEXT NULL,
+            tracestate TEXT NULL,
+            created_at TEXT NOT NULL,
+            processed_to_queue BOOLEAN NOT NULL DEFAULT FALSE,
+            published_at TEXT NULL,
+            idempotency_key TEXT NULL,
+            reference TEXT NULL
+          )`,
+          "INSERT INTO user_interactions_2 SELECT *, NULL FROM user_interactions",
+          "DELETE FROM sqlite_sequence WHERE name = 'user_interactions_2'",
+          `INSERT INTO sqlite_sequence (name, seq)
+            SELECT 'user_interactions_2', seq FROM sqlite_sequence WHERE name = 'user_interactions'`,
+          "DROP TABLE user_interactions",
+          "ALTER TABLE user_interactions_2 RENAME TO user_interactions",
+          `CREATE UNIQUE INDEX user_interactions_key
+            ON user_interactions (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL`,
+          "CREATE INDEX user_interactions_outbox ON user_interactions (processed_to_queue, id)",
+          `CREATE INDEX user_interactions_history
+            ON user_interactions (user_id, occurred_at, id, event_type, product_id)`,
+        ],
+        (text) => sql.unsafe(text),
+      ),
+  })
+})
+
 /** Migrations that take as long as the table is large. */
 export const rebuildsIndex: ReadonlySet<string> = new Set(["0003_history_covers_products"])
 
@@ -155,5 +210,6 @@ export const interactionLog: Migrations = {
     "0002_user_erasures": userErasures,
     "0003_history_covers_products": historyCoversProducts,
     "0004_product_tally": productTally,
+    "0005_references": references,
   },
 }

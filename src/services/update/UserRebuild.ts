@@ -1,0 +1,285 @@
+/**
+ * Computes one user's embedding from nothing: in order, with the configured history, space, weights and λ. It takes exactly
+ * the interactions that are applied already, without those that are taken back; the others arrive as messages. If a worker
+ * changes the record meanwhile, the version check fails and the rebuild starts again.
+ */
+import { Chunk, Clock, Effect, Either, Exit, Schema, Stream } from "effect"
+import { EmbeddingConfig } from "../EmbeddingConfig.ts"
+import * as AppliedIds from "../model/AppliedIds.ts"
+import { isErased } from "../model/Erasure.ts"
+import { counterOf } from "../model/EventTypes.ts"
+import { asOf, type FoldSettings, fold } from "../model/Fold.ts"
+import { type Interaction, isRetraction, type Retraction, type UserId } from "../model/Interaction.ts"
+import type { UserEmbedding } from "../model/UserEmbedding.ts"
+import { InteractionLog } from "../ports/InteractionLog.ts"
+import { LockConflict, UserEmbeddings, type UserRecord } from "../ports/UserEmbeddings.ts"
+import * as RetryPolicies from "../RetryPolicies.ts"
+import * as AppliedInteractions from "./AppliedInteractions.ts"
+import { type EventVectorError, EventVectors } from "./EventVectors.ts"
+
+/** A rebuild would lose something, so the embedding stays as it is. */
+export class CannotRebuild extends Schema.TaggedError<CannotRebuild>()("CannotRebuild", {
+  user_id: Schema.String,
+  detail: Schema.String,
+}) {
+  override get message() {
+    return `user ${this.user_id}: ${this.detail}`
+  }
+}
+
+const page = 500
+
+export const services = Effect.all({
+  log: InteractionLog,
+  users: UserEmbeddings,
+  vectors: EventVectors,
+  config: EmbeddingConfig,
+})
+export type Services = Effect.Effect.Success<typeof services>
+
+export interface UserRebuildOptions {
+  /** Skips interactions whose vector or row is gone. */
+  readonly allowMissing?: boolean
+  /** Retractions to apply with the rebuild. Those that the log has are applied in any case. */
+  readonly retractions?: ReadonlyArray<Retraction>
+}
+
+/** No retry will find the vector. */
+const isGone = (error: EventVectorError): boolean => {
+  const { _tag } = RetryPolicies.classify(error)
+  return _tag === "Skip" || _tag === "Unrecoverable"
+}
+
+/** Vectors in the order of the interactions; `Left` where the vector is gone. */
+const resolve = ({ vectors }: Services, interactions: ReadonlyArray<Interaction>) =>
+  vectors
+    .resolve(interactions)
+    .pipe(
+      Effect.flatMap((found) =>
+        Effect.forEach(found, (one) =>
+          Either.isLeft(one) && !isGone(one.left) ? Effect.fail(one.left) : Effect.succeed(one),
+        ),
+      ),
+    )
+
+/** What the attempts to rebuild a user may have left behind. */
+interface Traces {
+  /** The attempts. */
+  tries: number
+  /** The generation of the record that the first attempt read. */
+  generation: number
+  /** Their vectors may have been stored. */
+  readonly phrases: Set<string>
+}
+
+/** The user may have been erased after an attempt had read the log, and before it stored the vectors of phrases. */
+const removeTraces = ({ users, vectors }: Services, user_id: UserId, { generation, phrases }: Traces) =>
+  Effect.flatMap(users.load([user_id]), (records) =>
+    (records.get(user_id)?.generation ?? 0) === generation ? Effect.void : vectors.forget([...phrases]),
+  )
+
+/**
+ * Computes the embedding from nothing; `undefined` if all events are taken back. `notFolded` has the applied interactions
+ * whose vector is gone, or whose type is no longer configured. `retractions` has the ids of those that are applied now.
+ * `overflow` has the ids that the overflow should have, if it has more than the record moved there: release 0.1.0 could
+ * leave ids from before an erasure.
+ */
+const compute = Effect.fnUntraced(function* (
+  services: Services,
+  record: UserRecord,
+  { allowMissing = false, retractions = [] }: UserRebuildOptions,
+  now: number,
+  traces: Traces,
+) {
+  const { user_id } = record
+  const { config, log, users, vectors } = services
+  const { eventTypes, history, lambda } = config
+  const settings: FoldSettings = { lambda, weights: eventTypes.weights, history, space: vectors.space }
+  const fail = (detail: string) =>
+    new CannotRebuild({ user_id, detail: `${detail}; use --allow-missing to rebuild without` })
+  const state = AppliedInteractions.appliedState(record)
+  const states = new Map([[user_id, state]])
+  const notFolded: Array<Interaction> = []
+  let embedding: UserEmbedding | undefined
+
+  const retracted = new Set(retractions.map(({ reference }) => reference))
+  const appliedBefore = yield* AppliedInteractions.findApplied(users, retractions, states)
+  const newlyApplied = new Set(
+    retractions.flatMap(({ message_id }) =>
+      appliedBefore.has(AppliedIds.prefix(message_id)) ? [] : [message_id],
+    ),
+  )
+
+  /** A retraction and its interaction occurred at the same instant, so they are in the same page. */
+  const foldPage = Effect.fnUntraced(function* (all: ReadonlyArray<Interaction>) {
+    for (const interaction of all) if (isRetraction(interaction)) retracted.add(interaction.reference)
+    const interactions = all.filter(
+      ({ message_id, reference }) => reference === null && !retracted.has(message_id),
+    )
+    if (interactions.length === 0) return
+    for (const { search_phrase } of interactions)
+      if (search_phrase !== null) traces.phrases.add(search_phrase)
+    const found = yield* resolve(services, interactions)
+    const events: Array<{ interaction: Interaction; vector: Float32Array }> = []
+    for (const [index, interaction] of interactions.entries()) {
+      const vector = found[index]!
+      const { event_type, message_id } = interaction
+      if (!eventTypes.has(event_type)) {
+        if (!allowMissing)
+          return yield* fail(`${message_id}: EVENT_WEIGHTS has no event type ${event_type} any more`)
+        notFolded.push(interaction)
+        continue
+      }
+      if (Either.isRight(vector)) events.push({ interaction, vector: vector.right })
+      else if (allowMissing) notFolded.push(interaction)
+      else return yield* fail(`${message_id}: ${vector.left.message}`)
+    }
+    // The embedding began in this space, so the fold cannot find another one.
+    if (events.length > 0) embedding = yield* Effect.orDie(fold(embedding, events, settings, now))
+  })
+
+  let inLog = 0
+  const overflow: Array<string> = []
+  /** Interactions of the last instant read: the next page may hold more of the same instant, to be folded together. */
+  let last: ReadonlyArray<Interaction> = []
+  yield* log.stream({ user: user_id }).pipe(
+    Stream.grouped(page),
+    Stream.runForEach((chunk) =>
+      Effect.gen(function* () {
+        const rows = Chunk.toReadonlyArray(chunk)
+        const wanted = rows.flatMap(({ interaction: { message_id, reference } }) =>
+          reference === null ? [message_id] : [message_id, reference],
+        )
+        const ids = yield* AppliedInteractions.findApplied(
+          users,
+          wanted.map((message_id) => ({ user_id, message_id })),
+          states,
+        )
+        const isApplied = (id: string) => ids.has(AppliedIds.prefix(id))
+        const taken: Array<Interaction> = []
+        for (const { id: logId, interaction, recordedAt } of rows) {
+          const { message_id } = interaction
+          if (isApplied(message_id)) {
+            inLog += 1
+            if (!state.onRecord.has(AppliedIds.prefix(message_id)))
+              overflow.push(AppliedIds.prefix(message_id))
+          } else if (
+            isRetraction(interaction) &&
+            isApplied(interaction.reference) &&
+            !isErased(record, { logId, recordedAt })
+          )
+            newlyApplied.add(message_id)
+          else continue
+          taken.push(interaction)
+        }
+        const all = [...last, ...taken]
+        const instant = all.at(-1)?.occurred_at
+        const cut = all.findIndex(({ occurred_at }) => occurred_at === instant)
+        last = all.slice(cut)
+        yield* foldPage(all.slice(0, cut))
+      }),
+    ),
+  )
+  yield* foldPage(last)
+
+  const total = yield* AppliedInteractions.countApplied(users, user_id, state)
+  const stale = Math.max(0, total - state.onRecord.size - record.archived)
+  const gone = total - inLog - stale
+  if (gone > 0 && !allowMissing) return yield* fail(`${gone} applied interactions are no longer in the log`)
+  if (embedding === undefined && (notFolded.length > 0 || retracted.size === 0))
+    return yield* new CannotRebuild({ user_id, detail: "no applied interaction has both a row and a vector" })
+  return {
+    embedding,
+    notFolded,
+    retractions: [...newlyApplied],
+    overflow: stale > 0 ? overflow : undefined,
+  }
+})
+
+/** What stays of the embedding before the rebuild. */
+const completed = (
+  before: UserEmbedding,
+  computed: UserEmbedding,
+  notFolded: ReadonlyArray<Interaction>,
+): UserEmbedding => {
+  const counters: Record<`${string}_count`, number> = {}
+  for (const { event_type } of notFolded) {
+    const counter = counterOf(event_type)
+    counters[counter] = (counters[counter] ?? computed.metadata[counter] ?? 0) + 1
+  }
+  return {
+    // An event that is taken back may have been the newest. In recency history a later `last_updated` would change how
+    // the next event counts.
+    ...(computed.history === "cumulative" ? asOf(computed, before.last_updated) : computed),
+    event_count: computed.event_count + notFolded.length,
+    created_at: before.created_at,
+    metadata: { ...computed.metadata, ...counters },
+  }
+}
+
+const rebuildOnce = Effect.fnUntraced(function* (
+  services: Services,
+  user_id: UserId,
+  options: UserRebuildOptions,
+  traces: Traces,
+) {
+  const { users } = services
+  const record = (yield* users.load([user_id])).get(user_id)
+  if (traces.tries++ === 0) traces.generation = record?.generation ?? 0
+  if (record?.embedding === undefined) {
+    // A worker that asks for a rebuild may have read an older record.
+    if (options.retractions !== undefined) return
+    return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
+  }
+  const now = yield* Clock.currentTimeMillis
+  const { embedding, notFolded, overflow, retractions } = yield* compute(
+    services,
+    record,
+    options,
+    now,
+    traces,
+  )
+  const { archive, kept } = AppliedIds.append(record.applied, retractions)
+  const ids = [...(overflow ?? []), ...archive]
+  // Greater than the generation of the record, and smaller than that of an erasure which wins against this write.
+  const generation = overflow === undefined ? record.generation : record.version
+  if (ids.length > 0) yield* users.saveToLedger("applied", [{ user_id, generation, ids }])
+  const [saved] = yield* users.save([
+    {
+      record: {
+        ...record,
+        embedding: embedding && completed(record.embedding, embedding, notFolded),
+        version: record.version + 1,
+        applied: kept,
+        archived: overflow === undefined ? record.archived + archive.length : ids.length,
+        generation,
+      },
+      expected: record.version,
+    },
+  ])
+  if (saved !== true) return yield* new LockConflict({ user_id, tries: 1 })
+  if (overflow) yield* users.removeStaleLedger(user_id)
+})
+
+export type RebuildError = Effect.Effect.Error<ReturnType<typeof rebuildOnce>>
+
+/** `around` wraps all attempts, for example with retries. */
+export const rebuildUser = <E2>(
+  services: Services,
+  user_id: UserId,
+  options: UserRebuildOptions,
+  around: (attempts: Effect.Effect<void, RebuildError>) => Effect.Effect<void, E2>,
+) =>
+  Effect.suspend(() => {
+    const traces: Traces = { tries: 0, generation: 0, phrases: new Set() }
+    return rebuildOnce(services, user_id, options, traces).pipe(
+      Effect.retry({ schedule: RetryPolicies.conflictRetry, while: ({ _tag }) => _tag === "LockConflict" }),
+      around,
+      // A write that succeeds at once proves that nobody erased the user meanwhile.
+      Effect.onExit((exit) =>
+        (Exit.isSuccess(exit) && traces.tries === 1) || traces.phrases.size === 0
+          ? Effect.void
+          : Effect.ignoreLogged(removeTraces(services, user_id, traces)),
+      ),
+    )
+  })
