@@ -1,7 +1,7 @@
 /** The handlers of the HTTP API, one file a group. */
 import { HttpApiBuilder, HttpRouter, HttpServerRequest } from "@effect/platform"
 import { Effect, Layer } from "effect"
-import { Authorisation } from "../../services/api/ApiProblems.ts"
+import { Authorisation, SegmentAuthorisation } from "../../services/api/ApiProblems.ts"
 import { api } from "../../services/api/InteractionApi.ts"
 import { unprocessable } from "../../services/model/Problem.ts"
 import { CurrentCaller, missingScope } from "./HttpAuthorisation.ts"
@@ -11,6 +11,7 @@ import { interactions } from "./HttpInteractions.ts"
 import { operations } from "./HttpOperations.ts"
 import { recommendations } from "./HttpRecommendations.ts"
 import { type Route, routeAt } from "./HttpRoutes.ts"
+import { segment } from "./HttpSegment.ts"
 
 /**
  * HttpMiddleware.ts has checked the token before the router found the route. The router decodes paths, so only its own
@@ -31,9 +32,12 @@ const checkRoute = Effect.gen(function* () {
     )
   }
 })
-const authorised = Layer.succeed(Authorisation, { bearer: () => checkRoute })
+const authorised = Layer.merge(
+  Layer.succeed(Authorisation, { bearer: () => checkRoute }),
+  Layer.succeed(SegmentAuthorisation, { basic: () => checkRoute }),
+)
 
 export const layer = HttpApiBuilder.api(api).pipe(
-  Layer.provide([interactions, embeddings, recommendations, operations, health]),
+  Layer.provide([interactions, embeddings, recommendations, operations, segment, health]),
   Layer.provide(authorised),
 )

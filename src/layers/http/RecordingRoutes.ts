@@ -36,7 +36,7 @@ import * as HttpServerSpan from "./HttpServerSpan.ts"
 type Trace = Telemetry.TraceContext | null
 
 /** Why the log did not confirm the interactions. After a timeout they may have been recorded. */
-const unavailable = ({ reason, server = "the interaction log" }: InteractionLogError): Problem => {
+export const unavailable = ({ reason, server = "the interaction log" }: InteractionLogError): Problem => {
   const detail = {
     timeout: "did not answer in time; with occurred_at or an Idempotency-Key it is safe to send it again",
     not_set_up: "is not set up: run user-embeddings setup",
@@ -57,7 +57,7 @@ const keyReused: FieldIssue = {
   field: "Idempotency-Key",
   detail: "was used before for another interaction of this user",
 }
-const tooMany = "too many interactions of this user"
+export const tooMany = "too many interactions of this user"
 /** How long items of a bulk request may be decoded before other requests get a turn. */
 const turnMillis = 10
 /** Beyond this number of issues in a bulk request, each further item names only its first issue. */
@@ -122,7 +122,7 @@ class Routes {
   constructor(
     private readonly recorder: InteractionRecorder["Type"],
     private readonly clock: Clock.Clock,
-    private readonly takeToken: (user: string) => boolean,
+    readonly takeToken: (user: string) => boolean,
     private readonly eventTypes: EventTypes,
     private readonly isAllowedOrigin: (origin: string) => boolean,
     private readonly find: Find,
@@ -244,7 +244,7 @@ class Routes {
 
 export class RecordingRoutes extends Context.Tag("user-embeddings/RecordingRoutes")<
   RecordingRoutes,
-  Pick<Routes, "search" | "product" | "retract" | "bulk">
+  Pick<Routes, "search" | "product" | "retract" | "bulk" | "takeToken">
 >() {}
 
 export const layer = Layer.effect(

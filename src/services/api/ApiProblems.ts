@@ -38,3 +38,9 @@ export class Authorisation extends HttpApiMiddleware.Tag<Authorisation>()("user-
     ),
   },
 }) {}
+
+/** The token as the user name of Basic, without a password: so Segment's libraries send their write key. */
+export class SegmentAuthorisation extends HttpApiMiddleware.Tag<SegmentAuthorisation>()(
+  "user-embeddings/SegmentAuthorisation",
+  { failure: problems(401, 403), security: { basic: HttpApiSecurity.basic } },
+) {}

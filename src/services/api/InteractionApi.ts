@@ -13,6 +13,7 @@ import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 import { Embedding } from "./EmbeddingJson.ts"
 import { operations } from "./OperationsApi.ts"
 import { recommendations } from "./RecommendationApi.ts"
+import { segment } from "./SegmentApi.ts"
 
 /** The largest body in bytes, for all routes without a limit of their own. */
 export const bodyBytes = 64 * 1024
@@ -201,6 +202,7 @@ export const api = withoutDecodeError
   .add(embeddings)
   .add(recommendations)
   .add(operations)
+  .add(segment)
   .add(health)
   .annotate(OpenApi.Title, "user-embeddings")
   .annotate(OpenApi.Description, "Keeps a vector of every user's taste up to date from what they do.")

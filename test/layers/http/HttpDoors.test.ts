@@ -5,7 +5,7 @@ import { HttpApi, HttpServer } from "@effect/platform"
 import { Cause, Context, Effect, Exit, HashMap, Layer, Logger, LogLevel, Option } from "effect"
 import * as Api from "../../../src/programs/Api.ts"
 import { RouteScopes, type Scope, scopes } from "../../../src/services/AccessTokens.ts"
-import { Authorisation } from "../../../src/services/api/ApiProblems.ts"
+import { Authorisation, SegmentAuthorisation } from "../../../src/services/api/ApiProblems.ts"
 import { api } from "../../../src/services/api/InteractionApi.ts"
 import { effectTest, layerSuite } from "../../support/effect.ts"
 import { embedded } from "../../support/stacks.ts"
@@ -41,7 +41,9 @@ HttpApi.reflect(api, {
       method,
       path,
       scopes: Context.getOption(mergedAnnotations, RouteScopes),
-      isChecked: [...middleware].some(({ key }) => key === Authorisation.key),
+      isChecked: [...middleware].some(
+        ({ key }) => key === Authorisation.key || key === SegmentAuthorisation.key,
+      ),
     }),
 })
 
@@ -64,7 +66,7 @@ layerSuite(
     for (const { method, path, scopes: needed } of endpoints.filter(({ isChecked }) => isChecked))
       it(`${method} ${path} needs a token with a scope of the route`, () =>
         Effect.gen(function* () {
-          const url = path.replace(":type", "view").replaceAll(/:\w+/g, "1")
+          const url = path.replace(":type", "view").replace(":call", "page").replaceAll(/:\w+/g, "1")
           const allowed = Option.getOrThrow(needed)
           for (const scope of scopes) {
             // Read to its end it would never end.

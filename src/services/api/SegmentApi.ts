@@ -1,0 +1,52 @@
+/** Segment's tracking API, as its libraries and RudderStack speak it. */
+import { HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
+import { Schema } from "effect"
+import { RouteScopes } from "../AccessTokens.ts"
+import { choice } from "./ApiParameters.ts"
+import { bodyStatuses, problems, SegmentAuthorisation } from "./ApiProblems.ts"
+
+/** The largest body in bytes: the limit of Segment itself for a batch. */
+export const segmentBodyBytes = 500 * 1024
+
+const call = HttpApiSchema.param(
+  "call",
+  choice("track", "page", "screen", "group", "identify", "alias", "batch"),
+)
+
+const Call = Schema.Struct(
+  {
+    messageId: Schema.optional(Schema.String),
+    userId: Schema.optional(Schema.NullOr(Schema.Union(Schema.String, Schema.Number))),
+    anonymousId: Schema.optional(Schema.NullOr(Schema.String)),
+    timestamp: Schema.optional(Schema.String),
+    event: Schema.optional(Schema.String),
+    properties: Schema.optional(Schema.Object),
+  },
+  { key: Schema.String, value: Schema.Unknown },
+).annotations({ identifier: "SegmentCall" })
+const Batch = Schema.Struct(
+  { batch: Schema.Array(Call) },
+  { key: Schema.String, value: Schema.Unknown },
+).annotations({ identifier: "SegmentBatch" })
+
+/** What became of the calls. `ignored` counts those that changed nothing, by the reason. */
+export const SegmentReport = Schema.Struct({
+  success: Schema.Literal(true),
+  recorded: Schema.Number,
+  duplicates: Schema.Number,
+  ignored: Schema.Record({ key: Schema.String, value: Schema.Number }),
+}).annotations({ identifier: "SegmentReport" })
+
+export const segment = HttpApiGroup.make("segment")
+  .add(
+    HttpApiEndpoint.post("segment")`/v1/${call}`
+      .setPayload(Schema.Union(Call, Batch))
+      .addSuccess(SegmentReport)
+      .addError(problems(...bodyStatuses, 429, 503))
+      .annotate(
+        OpenApi.Description,
+        "Takes calls as Segment's libraries send them. Calls without a meaning here are counted and answered 200.",
+      ),
+  )
+  .middleware(SegmentAuthorisation)
+  .annotate(RouteScopes, ["write"])
