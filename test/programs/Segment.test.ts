@@ -25,13 +25,13 @@ const address = Effect.map(HttpServer.HttpServer, ({ address }) =>
   address._tag === "TcpAddress" ? `http://127.0.0.1:${address.port}` : "",
 )
 const basic = (token: string) => ({ authorization: `Basic ${btoa(`${token}:`)}` })
-const post = (call: string, body: unknown, headers: Record<string, string> = basic("browser")) =>
+const post = (call: string, sent: unknown, headers: Record<string, string> = basic("browser")) =>
   Effect.flatMap(address, (base) =>
     Effect.promise(async () => {
       const response = await fetch(`${base}/v1/${call}`, {
         method: "POST",
         headers: { "content-type": "application/json", ...headers },
-        body: body instanceof Uint8Array ? Buffer.from(body) : JSON.stringify(body),
+        body: sent instanceof Uint8Array ? Buffer.from(sent) : JSON.stringify(sent),
       })
       const body: Record<string, unknown> = Object(await response.json())
       return { status: response.status, body }

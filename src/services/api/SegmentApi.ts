@@ -13,21 +13,14 @@ const call = HttpApiSchema.param(
   choice("track", "page", "screen", "group", "identify", "alias", "batch"),
 )
 
-const Call = Schema.Struct(
-  {
-    messageId: Schema.optional(Schema.String),
-    userId: Schema.optional(Schema.NullOr(Schema.Union(Schema.String, Schema.Number))),
-    anonymousId: Schema.optional(Schema.NullOr(Schema.String)),
-    timestamp: Schema.optional(Schema.String),
-    event: Schema.optional(Schema.String),
-    properties: Schema.optional(Schema.Object),
+/** HttpSegment.ts decodes it: what has no meaning here is no mistake of the client. */
+const Body = Schema.Record({ key: Schema.String, value: Schema.Unknown }).annotations({
+  identifier: "SegmentBody",
+  jsonSchema: {
+    type: "object",
+    description: 'A call as Segment documents it; for `batch`, {"batch": [calls with their "type"]}',
   },
-  { key: Schema.String, value: Schema.Unknown },
-).annotations({ identifier: "SegmentCall" })
-const Batch = Schema.Struct(
-  { batch: Schema.Array(Call) },
-  { key: Schema.String, value: Schema.Unknown },
-).annotations({ identifier: "SegmentBatch" })
+})
 
 /** What became of the calls. `ignored` counts those that changed nothing, by the reason. */
 export const SegmentReport = Schema.Struct({
@@ -40,7 +33,7 @@ export const SegmentReport = Schema.Struct({
 export const segment = HttpApiGroup.make("segment")
   .add(
     HttpApiEndpoint.post("segment")`/v1/${call}`
-      .setPayload(Schema.Union(Call, Batch))
+      .setPayload(Body)
       .addSuccess(SegmentReport)
       .addError(problems(...bodyStatuses, 429, 503))
       .annotate(
