@@ -651,7 +651,7 @@ export const suite = <E>(
         const other = yield* recorded(view(newUser(), "p"))
         expect(yield* log.renewSurvivors(user)).toBe(0)
 
-        const token = yield* log.beginErasure(user)
+        const token = (yield* log.beginErasure([user])).token
         expect(yield* log.renewSurvivors(user)).toBe(0)
         const upTo = yield* log.maxId
         yield* log.finishErasure(user, token, upTo)
@@ -687,13 +687,13 @@ export const suite = <E>(
         const log = yield* InteractionLog
         const user = newUser()
         yield* append(view(user, "p"))
-        const first = yield* log.beginErasure(user)
-        const second = yield* log.beginErasure(user)
+        const first = (yield* log.beginErasure([user])).token
+        const second = (yield* log.beginErasure([user])).token
         expect(second).not.toBe(first)
         yield* log.finishErasure(user, first, yield* log.maxId)
         expect(yield* log.renewSurvivors(user)).toBe(0)
         yield* log.finishErasure(user, second, yield* log.maxId)
-        yield* log.beginErasure(user)
+        yield* log.beginErasure([user])
         expect(yield* log.renewSurvivors(user)).toBe(0)
         expect((yield* log.finishedErasures).some(({ user_id }) => user_id === user)).toBe(false)
       }))
@@ -704,7 +704,7 @@ export const suite = <E>(
         const second = Context.get(yield* Layer.build(other), InteractionLog)
         const user = newUser()
         yield* append(...views(user, 900))
-        const token = yield* first.beginErasure(user)
+        const token = (yield* first.beginErasure([user])).token
         yield* first.finishErasure(user, token, yield* first.maxId)
         const renewed = yield* Effect.forEach(
           [first, second, first, second],

@@ -200,6 +200,25 @@ const references = Effect.gen(function* () {
   })
 })
 
+const userAliases = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql.onDialectOrElse({
+    mysql: () => sql`
+      CREATE TABLE IF NOT EXISTS user_aliases (
+        alias VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
+        user_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+        message_id CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+        KEY user_aliases_user (user_id)
+      ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4`,
+    orElse: () =>
+      Effect.all([
+        sql`CREATE TABLE IF NOT EXISTS user_aliases (
+          alias TEXT NOT NULL PRIMARY KEY, user_id TEXT NOT NULL, message_id TEXT NOT NULL)`,
+        sql`CREATE INDEX IF NOT EXISTS user_aliases_user ON user_aliases (user_id)`,
+      ]),
+  })
+})
+
 /** Migrations that take as long as the table is large. */
 export const rebuildsIndex: ReadonlySet<string> = new Set(["0003_history_covers_products"])
 
@@ -211,5 +230,6 @@ export const interactionLog: Migrations = {
     "0003_history_covers_products": historyCoversProducts,
     "0004_product_tally": productTally,
     "0005_references": references,
+    "0006_user_aliases": userAliases,
   },
 }
