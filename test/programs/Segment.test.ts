@@ -167,7 +167,13 @@ layerSuite("Segment's API", system, (it) => {
       })
       expect([status, body]).toEqual([
         200,
-        { success: true, recorded: 1, duplicates: 0, ignored: { invalid: 3, no_meaning: 5, key_reused: 1 } },
+        {
+          success: true,
+          recorded: 1,
+          duplicates: 0,
+          waiting: 0,
+          ignored: { invalid: 3, no_meaning: 5, key_reused: 1 },
+        },
       ])
       for (const call of ["page", "screen", "group"])
         expect((yield* post(call, { userId: "u-1" })).body).toMatchObject({ ignored: { no_meaning: 1 } })
@@ -188,6 +194,122 @@ layerSuite("Segment's API", system, (it) => {
       expect((yield* post("track", call)).body).toMatchObject({ duplicates: 1 })
       const [row] = yield* rowsOf("guest-7")
       expect(Date.parse(row!.occurred_at)).toBeWithin(before, Date.now() + 1)
+    }))
+
+  const order = (more: object, products: ReadonlyArray<string> = ["1", "2"]) => ({
+    type: "track",
+    event: "Order Completed",
+    properties: { order_id: 77, products: products.map((product_id) => ({ product_id })) },
+    ...more,
+  })
+  const refund = (more: object, products?: ReadonlyArray<string>) => ({
+    type: "track",
+    event: "Order Refunded",
+    properties: {
+      order_id: "77",
+      ...(products && { products: products.map((product_id) => ({ product_id })) }),
+    },
+    ...more,
+  })
+  const server = basic("server")
+  const refunded = (user: string) =>
+    Effect.map(rowsOf(user), (rows) =>
+      rows
+        .flatMap(({ event_type, product_id }) => (event_type === "retraction" ? [product_id] : []))
+        .toSorted(),
+    )
+
+  it("a refund takes the purchases of its order back, all or those that it names, and once", () =>
+    Effect.gen(function* () {
+      yield* post("track", order({ userId: "r-1", messageId: "o" }, ["1", "2", "3"]), server)
+      yield* post(
+        "track",
+        {
+          ...order({ userId: "r-1", messageId: "p" }),
+          properties: { order_id: 78, products: [{ product_id: "1" }] },
+        },
+        server,
+      )
+      const part = refund({ userId: "r-1", messageId: "f-1" }, ["2"])
+      expect((yield* post("track", part, server)).body).toMatchObject({ recorded: 1, waiting: 0 })
+      expect(yield* refunded("r-1")).toEqual(["2"])
+      expect((yield* post("track", part, server)).body).toMatchObject({ recorded: 0, duplicates: 1 })
+      const all = refund({ userId: "r-1", messageId: "f-2" })
+      expect((yield* post("track", all, server)).body).toMatchObject({ recorded: 2, duplicates: 1 })
+      expect(yield* refunded("r-1")).toEqual(["1", "2", "3"])
+    }))
+
+  it("a refund waits for its order, until the user is erased", () =>
+    Effect.gen(function* () {
+      for (const user of ["r-2", "r-3"])
+        expect((yield* post("track", refund({ userId: user }, ["2", "9"]), server)).body).toMatchObject({
+          recorded: 0,
+          waiting: 1,
+        })
+      expect((yield* post("track", order({ userId: "r-2", messageId: "o" }), server)).body).toMatchObject({
+        recorded: 3,
+      })
+      expect(yield* refunded("r-2")).toEqual(["2"])
+      const log = yield* InteractionLog
+      yield* log.erase("r-3", yield* log.maxId)
+      expect((yield* post("track", order({ userId: "r-3", messageId: "o" }), server)).body).toMatchObject({
+        recorded: 2,
+      })
+      expect(yield* refunded("r-3")).toEqual([])
+    }))
+
+  it("an order and its refund that arrive at the same time find each other", () =>
+    Effect.gen(function* () {
+      const users = Array.from({ length: 20 }, (_, index) => `race-${index}`)
+      yield* Effect.forEach(
+        users.flatMap((userId) => [order({ userId, messageId: "o" }), refund({ userId, messageId: "f" })]),
+        (call) => post("track", call, server),
+        { concurrency: "unbounded", discard: true },
+      )
+      for (const user of users) expect(yield* refunded(user)).toEqual(["1", "2"])
+    }))
+
+  const owner = (user: string) =>
+    Effect.flatMap(InteractionLog, (log) => Effect.map(log.person(user), ({ user_id }) => user_id))
+
+  it("identify and alias make a guest the customer, once; a contradiction is counted", () =>
+    Effect.gen(function* () {
+      const answers = yield* withLibrary((analytics) => {
+        analytics.identify({
+          userId: "customer",
+          anonymousId: "guest-1",
+          traits: { email: "a@shop.example" },
+        })
+        analytics.identify({ userId: "customer", traits: { plan: "gold" } })
+        analytics.identify({ userId: "customer", anonymousId: "customer" })
+        analytics.alias({ userId: "customer", previousId: "guest-2" })
+        analytics.identify({ userId: "customer", anonymousId: "guest-1" })
+      })
+      expect<unknown>(answers).toEqual([
+        { success: true, recorded: 2, duplicates: 1, waiting: 0, ignored: { no_meaning: 2 } },
+      ])
+      for (const guest of ["guest-1", "guest-2"]) expect(yield* owner(guest)).toBe("customer")
+      const other = { userId: "somebody", anonymousId: "guest-1" }
+      expect((yield* post("identify", other, server)).body).toMatchObject({ ignored: { refused: 1 } })
+      expect((yield* post("alias", { userId: "customer", previousId: "a b" }, server)).body).toMatchObject({
+        ignored: { invalid: 1 },
+      })
+    }))
+
+  it("a token with the scope write alone merges nobody and takes nothing back", () =>
+    Effect.gen(function* () {
+      const login = { type: "identify", userId: "victim", anonymousId: "guest-9" }
+      yield* post("track", order({ userId: "victim", messageId: "o" }), server)
+      for (const [call, body] of [
+        ["identify", login],
+        ["alias", { userId: "victim", previousId: "guest-9" }],
+        ["track", refund({ userId: "victim" })],
+      ] as const)
+        expect([call, (yield* post(call, body)).status]).toEqual([call, 403])
+      expect((yield* post("identify", { userId: "victim" })).status).toBe(200)
+      const batch = { batch: [login, refund({ userId: "victim" }), viewed({ userId: "victim" })] }
+      expect((yield* post("batch", batch)).body).toMatchObject({ recorded: 1, ignored: { missing_scope: 2 } })
+      expect([yield* owner("guest-9"), yield* refunded("victim")]).toEqual(["guest-9", []])
     }))
 
   it("bodies, tokens and limits", () =>

@@ -22,11 +22,12 @@ const Body = Schema.Record({ key: Schema.String, value: Schema.Unknown }).annota
   },
 })
 
-/** What became of the calls. `ignored` counts those that changed nothing, by the reason. */
+/** What became of the calls: `waiting` counts refunds whose order is not recorded yet, `ignored` those that changed nothing, by the reason. */
 export const SegmentReport = Schema.Struct({
   success: Schema.Literal(true),
   recorded: Schema.Number,
   duplicates: Schema.Number,
+  waiting: Schema.Number,
   ignored: Schema.Record({ key: Schema.String, value: Schema.Number }),
 }).annotations({ identifier: "SegmentReport" })
 

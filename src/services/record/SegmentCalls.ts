@@ -1,14 +1,30 @@
 /** What the calls of Segment's tracking API mean here. A call without a meaning is counted by the reason. */
-import { Either, Predicate } from "effect"
+import { Either, Predicate, Schema } from "effect"
 import type { EventTypes } from "../model/EventTypes.ts"
-import { canonicalTimestamp, type Metadata, maxMetadataBytes } from "../model/Interaction.ts"
+import {
+  canonicalTimestamp,
+  type Metadata,
+  maxMetadataBytes,
+  messageId,
+  UserId,
+} from "../model/Interaction.ts"
+import type { OrderRefund } from "../ports/InteractionLog.ts"
 import type { Submission } from "./InteractionRecorder.ts"
 import { ofBulkItem } from "./Submission.ts"
 
 type Json = Readonly<Record<string, unknown>>
 
-/** Why a call changes nothing: no meaning here, an id or phrase that is refused, or a key of another interaction. */
-export type Ignored = "no_meaning" | "invalid" | "key_reused"
+/**
+ * Why a call changes nothing: no meaning here; an id or phrase that is refused; the key of another interaction; a merge
+ * that contradicts earlier ones; a token without the scope `person`.
+ */
+export type Ignored = "no_meaning" | "invalid" | "key_reused" | "refused" | "missing_scope"
+
+/** What a call means. */
+export type Meant = Submission | OrderRefund | Ignored
+
+export const isRefund = (meant: Meant): meant is OrderRefund =>
+  typeof meant === "object" && "order_id" in meant
 
 /** Events of Segment's e-commerce specification about one product. */
 const productEvents: ReadonlyMap<unknown, string> = new Map([
@@ -45,38 +61,70 @@ const itemsOf = (event: unknown, properties: Json, types: EventTypes): ReadonlyA
   const event_type = productEvents.get(event)
   if (event_type !== undefined) return types.has(event_type) ? [{ event_type, product_id, metadata }] : []
   if (event !== "Order Completed" || !Array.isArray(products)) return []
-  const order = factsOf(facts, maxOrderBytes)
-  return products.map(objectOf).map(({ product_id, ...facts }) => ({
+  // The id of the order stands first, so that a refund finds it.
+  const order = factsOf({ order_id: properties.order_id, ...facts }, maxOrderBytes)
+  return products.map(objectOf).map(({ order_id: _, product_id, ...facts }) => ({
     event_type: "product_purchase",
     product_id,
     metadata: factsOf({ ...order, ...facts }, maxMetadataBytes),
   }))
 }
 
-/** What a call means: interactions, or why not. `now` is Unix ms. */
-export const meaningOf = (
-  call: unknown,
-  now: number,
-  types: EventTypes,
-): ReadonlyArray<Submission | Ignored> => {
-  const { anonymousId, event, messageId, properties, timestamp, type, userId } = objectOf(call)
-  const items = type === "track" ? itemsOf(event, objectOf(properties), types) : []
+const isId = Schema.is(Schema.typeSchema(UserId))
+const idOf = (value: unknown): string | undefined => {
+  const text = typeof value === "number" ? String(value) : value
+  return isId(text) ? text : undefined
+}
+
+/** The id of an order as text, in a call and in the metadata of a purchase; `undefined` for one that is too long. */
+export const orderIdOf = (value: unknown): string | undefined =>
+  (typeof value === "number" || (typeof value === "string" && value.isWellFormed())) &&
+  /^.{1,128}$/su.test(String(value))
+    ? String(value)
+    : undefined
+
+const refundOf = (user: unknown, { order_id: order, products }: Json): OrderRefund | Ignored => {
+  const [user_id, order_id] = [idOf(user), orderIdOf(order)]
+  const refunded = Array.isArray(products) ? products.map((one) => idOf(objectOf(one).product_id)) : []
+  if (user_id === undefined || order_id === undefined) return "invalid"
+  const known = refunded.filter((id) => id !== undefined)
+  // No product at all means the whole order. So a product that no purchase can have must not leave an empty list.
+  return known.length === 0 && refunded.length > 0 ? "invalid" : { user_id, order_id, products: known }
+}
+
+const mergeOf = (user: unknown, other: unknown, now: number): Submission | Ignored => {
+  if (!user || !other || user === other) return "no_meaning"
+  const [user_id, reference] = [idOf(user), idOf(other)]
+  if (user_id === undefined || reference === undefined) return "invalid"
+  const merge = {
+    user_id,
+    event_type: "merge",
+    search_phrase: null,
+    product_id: null,
+    reference,
+    occurred_at: new Date(now).toISOString(),
+    metadata: {},
+  } as const
+  const interaction = { ...merge, message_id: messageId(merge) }
+  return { interaction, idempotencyKey: null, occurredAtGiven: false }
+}
+
+/** `now` is Unix ms. */
+export const meaningOf = (call: unknown, now: number, types: EventTypes): ReadonlyArray<Meant> => {
+  const { anonymousId, event, messageId, previousId, properties, timestamp, type, userId } = objectOf(call)
+  const user_id = userId || anonymousId
+  if (type === "identify" || type === "alias") return [mergeOf(userId, previousId || anonymousId, now)]
+  if (type !== "track") return ["no_meaning"]
+  if (event === "Order Refunded") return [refundOf(user_id, objectOf(properties))]
+  const items = itemsOf(event, objectOf(properties), types)
   if (items.length === 0) return ["no_meaning"]
   const given = typeof timestamp === "string" ? canonicalTimestamp(timestamp) : undefined
   // Clocks of clients run ahead.
   const occurred_at = given !== undefined && Date.parse(given) <= now ? given : undefined
   return items.map((item) => {
-    const decoded = ofBulkItem(
-      {
-        ...item,
-        user_id: userId || anonymousId,
-        occurred_at,
-        idempotency_key:
-          event === "Order Completed" && messageId ? `${messageId}:${item.product_id}` : messageId,
-      },
-      now,
-      types,
-    )
+    const isOfOrder = item.event_type === "product_purchase" && messageId
+    const idempotency_key = isOfOrder ? `${messageId}:${item.product_id}` : messageId
+    const decoded = ofBulkItem({ ...item, user_id, occurred_at, idempotency_key }, now, types)
     return Either.isRight(decoded) && "interaction" in decoded.right ? decoded.right : "invalid"
   })
 }
