@@ -284,7 +284,8 @@ const environment = (options: Options) => {
   const { embedder: _, setup: __, stack, worker: ___, ...variables } = options
   const servers = stack === "embedded" ? { RABBITMQ_DSN: "", MYSQL_URL: "", MONGODB_URL: "" } : {}
   const given = Object.entries({ ...variables, ...servers }).flatMap(([name, value]) =>
-    value === undefined ? [] : [[name, String(value)] as const],
+    // An option replaces a file that the environment names.
+    value === undefined ? [] : [[name, String(value)] as const, [`${name}_FILE`, ""] as const],
   )
   return Layer.setConfigProvider(
     ConfigProvider.fromMap(new Map(given)).pipe(

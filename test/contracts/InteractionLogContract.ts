@@ -902,6 +902,40 @@ export const suite = <E>(
         expect(yield* log.productEvents(newUser(), { among })).toEqual([])
       }))
 
+    it("refunds of an order are noted together, for all ids of the person, until one is erased", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [user, guest] = [newUser(), newUser()]
+        const noted = Effect.map(log.refundOf(user, "Ä-1"), (refund) => refund?.products.toSorted())
+        expect(yield* noted).toBeUndefined()
+        yield* log.noteRefund({ user_id: user, order_id: "Ä-1", products: ["2", "1"] })
+        yield* log.noteRefund({ user_id: user, order_id: "Ä-1", products: ["2", "3"] })
+        for (const order_id of ["ä-1", "Ä-2"])
+          yield* log.noteRefund({ user_id: user, order_id, products: ["9"] })
+        expect(yield* noted).toEqual(["1", "2", "3"])
+        yield* log.noteRefund({ user_id: guest, order_id: "Ä-1", products: [] })
+        expect(yield* noted).toEqual(["1", "2", "3"])
+        const merge = {
+          user_id: user,
+          event_type: "merge",
+          search_phrase: null,
+          product_id: null,
+          reference: guest,
+          occurred_at: at(0),
+          metadata: {},
+        } as const
+        yield* append(entry({ ...merge, message_id: Interaction.messageId(merge) }, {}))
+        expect(yield* noted).toEqual([])
+        expect(yield* log.refundOf(guest, "Ä-1")).toMatchObject({ order_id: "Ä-1", products: [] })
+        yield* log.erase(guest, 0)
+        expect(yield* noted).toEqual(["1", "2", "3"])
+        yield* log.erase(user, 0)
+        expect(yield* noted).toBeUndefined()
+        const many = Array.from({ length: 2_500 }, (_, index) => String(index))
+        yield* log.noteRefund({ user_id: user, order_id: "Ä-1", products: many })
+        expect((yield* noted)?.length).toBe(2_500)
+      }))
+
     it("interactions are counted per product and day between two row ids", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog

@@ -41,6 +41,7 @@ const eraseUser = Effect.fnUntraced(function* (user: string) {
     ),
     Effect.mapError(() => serviceUnavailable("parts of the user's data")),
   )
+  yield* Effect.annotateLogs(Effect.logInfo("erasure.done"), { user_id: user })
 })
 
 const decodeProduct = decodeBody(ProductEmbeddingBody)

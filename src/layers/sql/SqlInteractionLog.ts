@@ -16,6 +16,7 @@ import {
   type LogFilter,
   type LoggedInteraction,
   type NewInteraction,
+  type OrderRefund,
   type Outbox,
   type ProductCount,
   type ProductEvents,
@@ -93,7 +94,7 @@ const makeTable = (sql: SqlClient.SqlClient, dialect: SqlDialect, server: string
       (operation: string) =>
       <A>(query: Effect.Effect<A, SqlError>) =>
         Effect.mapError(statement("SELECT")(query), portError(operation)),
-    /** Statements of the port's `operation` on the notes of erasures. All of them run again after a deadlock. */
+    /** Statements of the port's `operation` on the notes of erasures and refunds. All of them run again after a deadlock. */
     erasing:
       (operation: string) =>
       <A>(run: Effect.Effect<A, SqlError>) =>
@@ -443,6 +444,41 @@ const productCounts =
       Effect.map(Arr.map((count) => ({ ...count, interactions: Number(count.interactions) }))),
     )
 
+/** As a product id: all products of the order. */
+const allProducts = ""
+
+const noteRefund =
+  ({ erasing, sql }: Table) =>
+  ({ order_id, products, user_id }: OrderRefund) => {
+    const onConflict = sql.onDialectOrElse({
+      mysql: () => sql.literal("ON DUPLICATE KEY UPDATE user_id = user_id"),
+      orElse: () => sql.literal("ON CONFLICT DO NOTHING"),
+    })
+    const rows = (products.length === 0 ? [allProducts] : products.toSorted()).map((product_id) => ({
+      user_id,
+      order_id,
+      product_id,
+    }))
+    return Effect.forEach(
+      Arr.chunksOf(rows, rowsPerPage),
+      (page) => sql`INSERT INTO order_refunds ${sql.insert(page)} ${onConflict}`.unprepared,
+      { discard: true },
+    ).pipe(erasing("noteRefund"))
+  }
+
+const refundOf = (table: Table) =>
+  Effect.fnUntraced(function* (user_id: string, order_id: string) {
+    const { select, sql } = table
+    const { ids } = yield* person(table)(user_id)
+    const rows = yield* sql<{ product_id: string }>`
+      SELECT product_id FROM order_refunds WHERE ${sql.in("user_id", ids)} AND order_id = ${order_id}`.unprepared.pipe(
+      select("refundOf"),
+    )
+    if (rows.length === 0) return undefined
+    const products = rows.map(({ product_id }) => product_id)
+    return { user_id, order_id, products: products.includes(allProducts) ? [] : products }
+  })
+
 const outbox = ({ name, select, sql }: Table): Effect.Effect<Outbox, InteractionLogError> =>
   Effect.gen(function* () {
     const [row] = yield* sql<{ unpublished: number; oldest: string | null }>`
@@ -470,6 +506,7 @@ const erase =
   ({ dialect, name, portError, sql, statement }: Table) =>
   (user: string, upTo: number) =>
     Effect.gen(function* () {
+      yield* statement("DELETE")(sql`DELETE FROM order_refunds WHERE user_id = ${user}`)
       let erased = 0
       while (true) {
         const rows = yield* statement("SELECT")(
@@ -638,6 +675,8 @@ const make = (dialect: SqlDialect) =>
       productEvents: productEvents(reads),
       maxId: maxId(reads, "maxId"),
       productCounts: productCounts(reads),
+      noteRefund: noteRefund(table),
+      refundOf: refundOf(table),
       outbox: outbox(reads),
       backlog: backlog(reads),
       beginErasure: beginErasure(table),

@@ -65,6 +65,15 @@ export interface LogFilter {
   readonly recordedSince?: string
 }
 
+/** A refund of an order, which may arrive before the order. */
+export interface OrderRefund {
+  readonly user_id: UserId
+  /** At most 128 characters. */
+  readonly order_id: string
+  /** Empty: all products of the order. */
+  readonly products: ReadonlyArray<ProductId>
+}
+
 export interface BegunErasure {
   readonly token: string
   /** All ids of these people, an alias before the id that it was merged into. */
@@ -198,6 +207,13 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       after: number,
       upTo: number,
     ) => Effect.Effect<ReadonlyArray<ProductCount>, InteractionLogError>
+    /** Notes a refund until the user is erased. */
+    readonly noteRefund: (refund: OrderRefund) => Effect.Effect<void, InteractionLogError>
+    /** The refund noted for an order of the person with this id, all notes together. */
+    readonly refundOf: (
+      user: UserId,
+      order: string,
+    ) => Effect.Effect<OrderRefund | undefined, InteractionLogError>
     readonly outbox: Effect.Effect<Outbox, InteractionLogError>
     /** Slow, because it counts all rows. */
     readonly backlog: Effect.Effect<Backlog, InteractionLogError>

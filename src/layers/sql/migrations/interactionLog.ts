@@ -219,6 +219,23 @@ const userAliases = Effect.gen(function* () {
   })
 })
 
+const orderRefunds = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql.onDialectOrElse({
+    mysql: () => sql`
+      CREATE TABLE IF NOT EXISTS order_refunds (
+        user_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+        order_id VARCHAR(128) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
+        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+        PRIMARY KEY (user_id, order_id, product_id)
+      ) ENGINE = InnoDB`,
+    orElse: () => sql`
+      CREATE TABLE IF NOT EXISTS order_refunds (
+        user_id TEXT NOT NULL, order_id TEXT NOT NULL, product_id TEXT NOT NULL,
+        PRIMARY KEY (user_id, order_id, product_id))`,
+  })
+})
+
 /** Migrations that take as long as the table is large. */
 export const rebuildsIndex: ReadonlySet<string> = new Set(["0003_history_covers_products"])
 
@@ -231,5 +248,6 @@ export const interactionLog: Migrations = {
     "0004_product_tally": productTally,
     "0005_references": references,
     "0006_user_aliases": userAliases,
+    "0007_order_refunds": orderRefunds,
   },
 }
