@@ -151,6 +151,7 @@ layerSuite("operator's commands", recording(embedded()), (it) => {
           {
             user_id: "w",
             erased_at: expect.any(String),
+            other_ids: [],
             interactions: 1,
             embedding: true,
             phrases: 1,
