@@ -148,6 +148,13 @@ layerSuite("Segment's API", system, (it) => {
     ...more,
   })
 
+  const order = (more: object, products: ReadonlyArray<string> = ["1", "2"]) => ({
+    type: "track",
+    event: "Order Completed",
+    properties: { order_id: 77, products: products.map((product_id) => ({ product_id })) },
+    ...more,
+  })
+
   it("what has no meaning is counted and answered 200", () =>
     Effect.gen(function* () {
       const { body, status } = yield* post("batch", {
@@ -158,6 +165,7 @@ layerSuite("Segment's API", system, (it) => {
           viewed({ userId: "u-1", messageId: "m-1" }),
           viewed({ userId: "u-1", messageId: "m-1", properties: { product_id: "2" } }),
           viewed({ userId: "u-1", event: "Coupon Entered" }),
+          order({ userId: "u-1" }, Array(1_001).fill("1")),
           { type: "screen", userId: "u-1" },
           null,
           [],
@@ -172,7 +180,7 @@ layerSuite("Segment's API", system, (it) => {
           recorded: 1,
           duplicates: 0,
           waiting: 0,
-          ignored: { invalid: 3, no_meaning: 5, key_reused: 1 },
+          ignored: { invalid: 4, no_meaning: 5, key_reused: 1 },
         },
       ])
       for (const call of ["page", "screen", "group"])
@@ -196,12 +204,6 @@ layerSuite("Segment's API", system, (it) => {
       expect(Date.parse(row!.occurred_at)).toBeWithin(before, Date.now() + 1)
     }))
 
-  const order = (more: object, products: ReadonlyArray<string> = ["1", "2"]) => ({
-    type: "track",
-    event: "Order Completed",
-    properties: { order_id: 77, products: products.map((product_id) => ({ product_id })) },
-    ...more,
-  })
   const refund = (more: object, products?: ReadonlyArray<string>) => ({
     type: "track",
     event: "Order Refunded",

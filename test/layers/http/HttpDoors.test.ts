@@ -111,6 +111,14 @@ layerSuite(
           expect((yield* call("GET", "/api/user/1/embedding", { headers: bearer(token) })).status).toBe(404)
       }))
 
+    it("a route that answers GET answers HEAD for the same scope", () =>
+      Effect.gen(function* () {
+        const head = (token: string) => call("HEAD", "/api/user/1/embedding", { headers: bearer(token) })
+        expect([(yield* head("read-secret")).status, (yield* head("write-secret")).status]).toEqual([
+          404, 403,
+        ])
+      }))
+
     it("versions of servers need the scope operate", () =>
       Effect.gen(function* () {
         const verbose = (token: string) => call("GET", "/readyz?verbose", { headers: bearer(token) })
@@ -235,6 +243,8 @@ layerSuite(
           headers: text,
         })
         expect([bulk.status, bulk.body.accepted]).toEqual([200, 1])
+        const foreign = { ...text, ...bearer("write-secret"), origin: "https://evil.example" }
+        expect((yield* call("POST", "/api/interactions", { body, headers: foreign })).status).toBe(415)
         const headers = { ...text, ...bearer("catalogue-secret") }
         const put = yield* call("PUT", "/api/product/1/embedding", { body: '{"text":"a"}', headers })
         expect(put.status).toBe(415)
