@@ -38,7 +38,7 @@ import * as Popularity from "../services/recommend/Popularity.ts"
 import * as Recommender from "../services/recommend/Recommender.ts"
 import * as InteractionRecorder from "../services/record/InteractionRecorder.ts"
 import * as OutboxRelay from "../services/record/OutboxRelay.ts"
-import * as Retractions from "../services/record/Retractions.ts"
+import * as RetractionRequests from "../services/record/RetractionRequests.ts"
 import { type BulkItem, ofBulkItem } from "../services/record/Submission.ts"
 import type * as Settings from "../services/Settings.ts"
 import * as EventVectors from "../services/update/EventVectors.ts"
@@ -181,7 +181,7 @@ const decode = Effect.fnUntraced(function* (interactions: ReadonlyArray<NewInter
       (issues) => new InvalidInput({ index, issues: [...issues] }),
     ),
   )
-  return yield* Effect.forEach(yield* Retractions.resolve(items), (item, index) =>
+  return yield* Effect.forEach(yield* RetractionRequests.resolve(items), (item, index) =>
     Either.mapLeft(item, ({ detail, field }) => new InvalidInput({ index, issues: [{ field, detail }] })),
   )
 })

@@ -17,7 +17,7 @@ import {
   type Submission as Submitted,
 } from "../../services/record/InteractionRecorder.ts"
 import * as RateLimiter from "../../services/record/RateLimiter.ts"
-import * as Retractions from "../../services/record/Retractions.ts"
+import * as RetractionRequests from "../../services/record/RetractionRequests.ts"
 import * as Submission from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
@@ -103,10 +103,10 @@ const bulkResponse = (results: ReadonlyArray<Result>): Response => {
 /** Finds what items take back. A rejection is a {@link Problem}. */
 type Resolve = (
   items: ReadonlyArray<Submission.Requested>,
-) => Promise<ReadonlyArray<Either.Either<Submitted, Retractions.Refusal>>>
+) => Promise<ReadonlyArray<Either.Either<Submitted, RetractionRequests.Refusal>>>
 
 /** The problem of the retraction route. */
-const refused = ({ detail, field, status }: Retractions.Refusal): Problem => {
+const refused = ({ detail, field, status }: RetractionRequests.Refusal): Problem => {
   const issue = { field: field === "reference" ? "message_id" : field, detail }
   return status === 404
     ? new Problem({ status, detail: `${issue.field}: ${detail}`, errors: [issue] })
@@ -167,7 +167,7 @@ class Routes {
         )
         issues += decoded.left.length
         results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
-      } else if (this.takeToken(Retractions.userOf(decoded.right))) {
+      } else if (this.takeToken(RetractionRequests.userOf(decoded.right))) {
         items.push(decoded.right)
         indexOfItem.push(index)
       } else results[index] = { index, status: 429, error: { detail: tooMany } }
@@ -203,7 +203,7 @@ class Routes {
     const now = this.clock.unsafeCurrentTimeMillis()
     const decoded = decode(body, key, now)
     if (Either.isLeft(decoded)) throw unprocessable(decoded.left)
-    if (!this.takeToken(Retractions.userOf(decoded.right)))
+    if (!this.takeToken(RetractionRequests.userOf(decoded.right)))
       throw new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
     const [resolved] = await this.resolve([decoded.right])
     if (Either.isLeft(resolved!)) throw refused(resolved!.left)
@@ -242,7 +242,7 @@ export const layer = Layer.effect(
     const runtime = yield* Effect.runtime<InteractionLog>()
     const resolve: Resolve = (items) =>
       Runtime.runPromise(runtime)(
-        Effect.either(Effect.mapError(Retractions.resolve(items), unavailable)),
+        Effect.either(Effect.mapError(RetractionRequests.resolve(items), unavailable)),
       ).then(Either.getOrThrowWith((problem) => problem))
     return new Routes(recorder, clock, RateLimiter.make(limit, clock), eventTypes, resolve)
   }),

@@ -15,7 +15,7 @@ import { type RawRecord, Splitter } from "../../services/history/RecordSplitter.
 import type { InteractionLogError, NewInteraction } from "../../services/ports/InteractionLog.ts"
 import { InteractionLog } from "../../services/ports/InteractionLog.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
-import * as Retractions from "../../services/record/Retractions.ts"
+import * as RetractionRequests from "../../services/record/RetractionRequests.ts"
 import type { Requested } from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
@@ -152,7 +152,7 @@ const append = (entries: ReadonlyArray<NewInteraction>) =>
   patiently(Effect.flatMap(InteractionLog, (log) => log.append(entries)))
 
 /** Finds what retractions take back. */
-const findRetracted = (items: ReadonlyArray<Requested>) => patiently(Retractions.resolve(items))
+const findRetracted = (items: ReadonlyArray<Requested>) => patiently(RetractionRequests.resolve(items))
 
 type Decode = (record: RawRecord, now: number) => Either.Either<Requested, string>
 type Rejected = readonly [record: RawRecord, reason: string]

@@ -15,7 +15,7 @@ import type { Submission } from "./InteractionRecorder.ts"
 
 export type Decoded = Either.Either<Submission, ReadonlyArray<FieldIssue>>
 
-/** A request to take an interaction back, which the log must find: see Retractions.ts. */
+/** A request to take an interaction back, which the log must find: see RetractionRequests.ts. */
 export interface RetractionRequest extends Pick<Submission, "idempotencyKey"> {
   readonly user_id: Interaction.UserId
   readonly reference: Interaction.MessageId
