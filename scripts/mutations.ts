@@ -15,6 +15,8 @@ export interface Mutation {
   /** A part of the scenario's full name that no other scenario has. */
   readonly scenario: string
   readonly file: string
+  /** Where the scenario is, if it is no failure scenario. */
+  readonly tests?: string
   /** A fragment of the file, and its replacement. */
   readonly from: string
   readonly to: string
@@ -36,8 +38,8 @@ const ackFirst = {
 const idsUnchecked = {
   without: "looking for applied ids on the document",
   file: updater,
-  from: "&& AppliedIds.has(record.applied, message_id)",
-  to: "&& message_id.length === 0",
+  from: "&& AppliedIds.has(record.applied, id)",
+  to: "&& id.length === 0",
 }
 const republishUnconfirmed = {
   without: "confirming the republish before the original is acknowledged",
@@ -52,7 +54,26 @@ const noOutage = {
   to: 'reason === "conflict" ? { _tag: "Retryable" } : { _tag: "Retryable" }',
 }
 
+const takingBack = "test/programs/Corrections.test.ts"
+
 export const mutations: ReadonlyArray<Mutation> = [
+  { scenario: "newest events of the surviving events", tests: takingBack, ...idsUnchecked },
+  {
+    scenario: "newest events of the surviving events",
+    tests: takingBack,
+    without: "recording what is taken back before it is applied",
+    file: updater,
+    from: "...[...retracted].filter((id) => !isApplied(user_id, id)),",
+    to: "",
+  },
+  {
+    scenario: "whose product was embedded anew",
+    tests: takingBack,
+    without: "comparing the product's stamp",
+    file: "src/services/update/Retractions.ts",
+    from: "changed + maxClockDifference < recorded",
+    to: "recorded > 0",
+  },
   {
     scenario: "killed and read-only under load on two APIs",
     without: "replacing connections to a read-only server",
@@ -158,8 +179,8 @@ export const mutations: ReadonlyArray<Mutation> = [
     scenario: "delivered more than once all of the log",
     without: "looking for applied ids in the overflow",
     file: updater,
-    from: "if (toLookUp.length === 0)",
-    to: "if (toLookUp.length >= 0)",
+    from: "toLookUp.size === 0\n",
+    to: "toLookUp.size >= 0\n",
   },
   ...[
     {
@@ -253,8 +274,11 @@ export const mutations: ReadonlyArray<Mutation> = [
 ]
 
 /** Runs one scenario. Answers the first error when it fails, and undefined when it passes. */
-const errorOf = async (scenario: string, env: NodeJS.ProcessEnv): Promise<string | undefined> => {
-  const child = Bun.spawn([process.execPath, "test", "test/failures", "--test-name-pattern", scenario], {
+const errorOf = async (
+  { scenario, tests = "test/failures" }: Mutation,
+  env: NodeJS.ProcessEnv,
+): Promise<string | undefined> => {
+  const child = Bun.spawn([process.execPath, "test", tests, "--test-name-pattern", scenario], {
     cwd: root,
     env,
     stdin: "ignore",
@@ -267,7 +291,8 @@ const errorOf = async (scenario: string, env: NodeJS.ProcessEnv): Promise<string
 }
 
 /** Applies a mutation, runs its scenario and restores the file. A verdict in capitals is a mutation not noticed. */
-const verdictOn = async ({ file, from, scenario, to }: Mutation, env: NodeJS.ProcessEnv): Promise<string> => {
+const verdictOn = async (mutation: Mutation, env: NodeJS.ProcessEnv): Promise<string> => {
+  const { file, from, to } = mutation
   const path = resolve(root, file)
   const source = await Bun.file(path).text()
   if (!source.includes(from)) return "NOT FOUND in the source: adapt the mutation"
@@ -276,7 +301,7 @@ const verdictOn = async ({ file, from, scenario, to }: Mutation, env: NodeJS.Pro
     source.replace(from, () => to),
   )
   try {
-    return (await errorOf(scenario, env)) ?? "SURVIVED: the scenario still passes"
+    return (await errorOf(mutation, env)) ?? "SURVIVED: the scenario still passes"
   } finally {
     await Bun.write(path, source)
   }

@@ -47,6 +47,9 @@ export const view = (user_id: string, product_id: string, facts: Facts = {}) => 
 const views = (user: string, count: number) =>
   Array.from({ length: count }, (_, index) => view(user, `p-${index}`))
 
+const merge = (into: string, from: string, facts: Facts = {}) =>
+  entry(Interaction.merge(into, from, facts.occurred_at ?? at(0), facts.metadata), facts)
+
 const tags = (answers: ReadonlyArray<Appended>) => answers.map(({ _tag }) => _tag)
 const rowsOf = (filter: LogFilter) =>
   Effect.flatMap(InteractionLog, (log) => Effect.map(Stream.runCollect(log.stream(filter)), Chunk.toArray))
@@ -610,6 +613,110 @@ export const suite = <E>(
         )
       }))
 
+    it("a merge makes two ids one person, once, and is refused where it contradicts earlier ones", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [guest, customer, third, other] = [newUser(), newUser(), newUser(), newUser()]
+        const first = merge(customer, guest)
+        expect(
+          tags(yield* append(view(guest, "p"), first, merge(customer, guest, { occurred_at: at(9) }))),
+        ).toEqual(["Recorded", "Recorded", "Duplicate"])
+        const [again] = yield* append(merge(customer, guest, { occurred_at: at(5), idempotencyKey: "k" }))
+        expect(again).toEqual({ _tag: "Duplicate", interaction: first.interaction })
+        expect(tags(yield* append(view(customer, "p", { idempotencyKey: "k" })))).toEqual(["KeyReused"])
+        expect(yield* log.person(guest)).toEqual({ user_id: customer, ids: [guest, customer] })
+        expect(yield* append(merge(other, guest), merge(guest, customer))).toMatchObject([
+          { _tag: "Refused", detail: `${guest} is already an alias of ${customer}` },
+          { _tag: "Refused", detail: `${guest} is already an alias of ${customer}` },
+        ])
+        expect(tags(yield* append(merge(third, customer), merge(third, guest)))).toEqual([
+          "Recorded",
+          "Duplicate",
+        ])
+        for (const refused of [merge(guest, third), merge(customer, third)])
+          expect(tags(yield* append(refused))).toEqual(["Refused"])
+        expect(yield* log.person(customer)).toEqual({ user_id: third, ids: [guest, customer, third] })
+        expect(yield* log.person(other)).toEqual({ user_id: other, ids: [other] })
+        expect(new Map([...(yield* log.aliases)].filter(([, owner]) => owner === third))).toEqual(
+          new Map([
+            [guest, third],
+            [customer, third],
+          ]),
+        )
+      }))
+
+    it("the rows of all ids are those of the person", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [guest, customer] = [newUser(), newUser()]
+        yield* append(
+          view(guest, "p", { occurred_at: at(1) }),
+          view(customer, "p", { occurred_at: at(2) }),
+          view(guest, "q", { occurred_at: at(3) }),
+          merge(customer, guest, { occurred_at: at(4) }),
+        )
+        // Of a late batch. More rows than one page has.
+        yield* append(
+          ...Array.from({ length: 600 }, (_, i) => view(guest, "late", { occurred_at: at(10 + i) })),
+        )
+        for (const user of [guest, customer]) {
+          const rows = yield* interactionsOf({ user })
+          expect(rows.map(({ occurred_at }) => occurred_at)).toEqual(
+            [1, 2, 3, 4, ...Array.from({ length: 600 }, (_, i) => 10 + i)].map(at),
+          )
+          expect(
+            (yield* log.newest(user, 602)).map(({ interaction }) => interaction.product_id).slice(-2),
+          ).toEqual(["q", "p"])
+          const events = (yield* log.productEvents(user)).map(({ events, product_id }) => [
+            product_id,
+            events,
+          ])
+          expect(events.toSorted()).toEqual([
+            ["late", 600],
+            ["p", 2],
+            ["q", 1],
+          ])
+        }
+        expect(yield* interactionsOf({ postedAs: customer })).toHaveLength(2)
+      }))
+
+    it("merges at the same time form no circle, and each id is merged once", () =>
+      Effect.gen(function* () {
+        const logs = [yield* InteractionLog, Context.get(yield* Layer.build(other), InteractionLog)]
+        const ids = Array.from({ length: 6 }, newUser)
+        const merges = ids.flatMap((into) =>
+          ids.filter((from) => from !== into).map((from) => merge(into, from)),
+        )
+        const answers = yield* Effect.forEach(
+          merges.toSorted((a, b) => (a.interaction.message_id < b.interaction.message_id ? -1 : 1)),
+          (one, index) => logs[index % 2]!.append([one]),
+          { concurrency: "unbounded" },
+        )
+        expect(tags(answers.flat()).filter((tag) => tag === "Recorded")).toHaveLength(ids.length - 1)
+        const people = yield* Effect.forEach(ids, (id) => logs[0]!.person(id))
+        expect(new Set(people.map(({ user_id }) => user_id)).size).toBe(1)
+        for (const { ids: all } of people) expect(all.toSorted()).toEqual(ids.toSorted())
+      }))
+
+    it("an erasure begins for all ids of a person, and a repetition finds them when their links are gone", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [guest, customer, third] = [newUser(), newUser(), newUser()]
+        yield* append(view(guest, "p"), merge(customer, guest), merge(third, customer))
+        const begun = yield* log.beginErasure([guest])
+        expect(begun.users).toEqual([guest, customer, third])
+        expect(yield* log.erase(guest, begun.upTo)).toBe(1)
+        expect(yield* log.erase(customer, begun.upTo)).toBe(1)
+        expect(yield* log.person(guest)).toEqual({ user_id: guest, ids: [guest] })
+        // As if the erasure had failed here.
+        const again = yield* log.beginErasure([guest])
+        expect(again.users.toSorted()).toEqual([guest, customer, third].toSorted())
+        expect(yield* log.erase(third, again.upTo)).toBe(1)
+        for (const user of again.users) yield* log.finishErasure(user, again.token, again.upTo)
+        expect((yield* log.beginErasure([guest])).users).toEqual([guest])
+        expect(tags(yield* append(merge(guest, third)))).toEqual(["Recorded"])
+      }))
+
     it("an erased interaction can be recorded again", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
@@ -802,16 +909,7 @@ export const suite = <E>(
         expect(yield* noted).toEqual(["1", "2", "3"])
         yield* log.noteRefund({ user_id: guest, order_id: "Ä-1", products: [] })
         expect(yield* noted).toEqual(["1", "2", "3"])
-        const merge = {
-          user_id: user,
-          event_type: "merge",
-          search_phrase: null,
-          product_id: null,
-          reference: guest,
-          occurred_at: at(0),
-          metadata: {},
-        } as const
-        yield* append(entry({ ...merge, message_id: Interaction.messageId(merge) }, {}))
+        yield* append(entry(Interaction.merge(user, guest, at(0)), {}))
         expect(yield* noted).toEqual([])
         expect(yield* log.refundOf(guest, "Ä-1")).toMatchObject({ order_id: "Ä-1", products: [] })
         yield* log.erase(guest, 0)

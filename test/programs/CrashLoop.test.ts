@@ -1,34 +1,20 @@
-/** A message that kills each worker that handles it, among harmless messages. Real processes die. */
-import { Database } from "bun:sqlite"
 import { expect } from "bun:test"
 import { spawn } from "node:child_process"
-import { join } from "node:path"
 import { createInterface } from "node:readline"
-import { Chunk, Config, type ConfigError, Duration, Effect, type Layer, Option, Stream } from "effect"
+import { Chunk, type ConfigError, Duration, Effect, type Layer, Stream } from "effect"
 import type { Ports } from "../../src/layers/Stack.ts"
-import { fileName } from "../../src/layers/sqlite/Sqlite.ts"
 import { DeadLetters } from "../../src/services/ports/DeadLetters.ts"
 import type { DependencyDown } from "../../src/services/ports/Dependencies.ts"
 import { InteractionQueue } from "../../src/services/ports/InteractionQueue.ts"
 import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
 import { bundledProgram } from "../support/bundledProgram.ts"
 import { layerSuite } from "../support/effect.ts"
+import { endLeases, readVariables } from "../support/otherProcess.ts"
 import { drained, eventually, message, search } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 
 const program = await bundledProgram("test/support/mortalWorker.ts")
-const names = ["DATA_DIR", "RABBITMQ_DSN", "MYSQL_URL", "MONGODB_URL", "MONGODB_DATABASE"]
-const readVariables = Effect.map(
-  Effect.forEach(names, (name) => Config.option(Config.string(name))),
-  (values): Record<string, string> =>
-    Object.fromEntries(
-      names.flatMap((name, index) =>
-        Option.match(values[index]!, { onNone: () => [], onSome: (value) => [[name, value]] }),
-      ),
-    ),
-)
-
 /** Workers in processes of their own. A worker that dies is started again, until the scope closes. */
 const workers = (count: number, env: Record<string, string>, onDeath: () => void) =>
   Effect.gen(function* () {
@@ -89,15 +75,7 @@ const suite = (
           const [before, after] = [harmless(20), harmless(20)]
           yield* queue.publish([...before, killer, ...after].map((one) => message(one)))
 
-          // On SQLite a dead process keeps its messages until its lease ends, 10 s later.
-          const endLeases = () => {
-            if (env.DATA_DIR === undefined) return
-            const database = new Database(join(env.DATA_DIR, fileName))
-            database.run("PRAGMA busy_timeout = 5000")
-            database.run("UPDATE queue_consumers SET lease_until = 0")
-            database.close()
-          }
-          const seen = yield* workers(workerCount, env, endLeases)
+          const seen = yield* workers(workerCount, env, () => endLeases(env))
 
           yield* eventually(
             Effect.map(queue.depths, ({ quarantined }) => (quarantined > 0 ? true : undefined)),

@@ -11,12 +11,13 @@ import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
 import { Catalogue } from "../../services/recommend/Catalogue.ts"
 import { EventVectors } from "../../services/update/EventVectors.ts"
+import { ownerOf } from "../../services/update/People.ts"
 import { decodeBody } from "./HttpBody.ts"
 import { serviceUnavailable, toProblem } from "./HttpProblems.ts"
 
 const showEmbedding = Effect.fnUntraced(function* (user: string, withVector: boolean) {
   const users = yield* UserEmbeddings
-  const record = (yield* toProblem(users.load([user]))).get(user)
+  const { record } = yield* toProblem(ownerOf(users, user))
   if (record?.embedding === undefined)
     return yield* new Problem({ status: 404, detail: `user ${user} has no embedding` })
   const json = embeddingJson(record.embedding, record.version)

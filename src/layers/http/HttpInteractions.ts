@@ -41,6 +41,9 @@ export const interactions = HttpApiBuilder.group(api, "interactions", (handlers)
       .handleRaw("retract", ({ path, request }) =>
         responseOf(request, (web, trace) => routes.retract(web, trace, path.userId)),
       )
+      .handleRaw("merge", ({ path, request }) =>
+        responseOf(request, (web, trace) => routes.merge(web, trace, path.userId)),
+      )
       .handleRaw("bulk", ({ request }) =>
         Effect.flatMap(CurrentCaller, (caller) =>
           responseOf(request, (web, trace) => routes.bulk(web, trace, caller)),

@@ -4,6 +4,7 @@ import { Effect } from "effect"
 import { api, bodyBytes } from "../../services/api/InteractionApi.ts"
 import { CatalogueSearchBody } from "../../services/api/RecommendationApi.ts"
 import type { Reason } from "../../services/model/Taste.ts"
+import { InteractionLog } from "../../services/ports/InteractionLog.ts"
 import { Recommender } from "../../services/recommend/Recommender.ts"
 import { decodeBody } from "./HttpBody.ts"
 import { toProblem } from "./HttpProblems.ts"
@@ -16,25 +17,33 @@ const explained = ({ event, share }: Reason) => {
   return { event_type, ...reference, occurred_at, share }
 }
 
+/** The id that the answer names. */
+const ownerOf = (user: string) =>
+  Effect.flatMap(InteractionLog, (log) =>
+    Effect.match(log.person(user), { onFailure: () => user, onSuccess: ({ user_id }) => user_id }),
+  )
+
 export const recommendations = HttpApiBuilder.group(api, "recommendations", (handlers) =>
   Effect.map(Recommender, (recommender) =>
     handlers
       .handle("recommend", ({ path: { userId }, urlParams }) =>
-        Effect.map(toProblem(recommender.recommend(userId, urlParams)), ({ items, source }) => ({
-          user_id: userId,
-          source,
-          items: items.map((item) => ({ ...item, because: item.because.map(explained) })),
-        })),
+        Effect.gen(function* () {
+          const { items, source } = yield* toProblem(recommender.recommend(userId, urlParams))
+          const explainedItems = items.map((item) => ({ ...item, because: item.because.map(explained) }))
+          return { user_id: yield* ownerOf(userId), source, items: explainedItems }
+        }),
       )
       .handle("buyAgain", ({ path: { userId }, urlParams: { limit } }) =>
-        Effect.map(toProblem(recommender.buyAgain(userId, limit)), (items) => ({ user_id: userId, items })),
+        Effect.gen(function* () {
+          const items = yield* toProblem(recommender.buyAgain(userId, limit))
+          return { user_id: yield* ownerOf(userId), items }
+        }),
       )
       .handle("similarUsers", ({ path: { userId }, urlParams: { limit } }) =>
-        Effect.map(toProblem(recommender.similarUsers(userId, limit)), ({ compared, users }) => ({
-          user_id: userId,
-          compared,
-          items: users,
-        })),
+        Effect.gen(function* () {
+          const { compared, users } = yield* toProblem(recommender.similarUsers(userId, limit))
+          return { user_id: yield* ownerOf(userId), compared, items: users }
+        }),
       )
       .handle("similarProducts", ({ path: { productId }, urlParams }) =>
         Effect.map(toProblem(recommender.similarProducts(productId, urlParams)), (items) => ({
@@ -46,7 +55,7 @@ export const recommendations = HttpApiBuilder.group(api, "recommendations", (han
         Effect.gen(function* () {
           const { category, limit, query, user } = yield* decodeSearch(request, bodyBytes)
           const found = yield* toProblem(recommender.search(query, { limit, category, user }))
-          return { query, user_id: user ?? null, ...found }
+          return { query, user_id: user === undefined ? null : yield* ownerOf(user), ...found }
         }),
       ),
   ),

@@ -11,18 +11,13 @@ import { type BulkReport, bodyBytes, bulkBodyBytes, bulkItems } from "../../serv
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import { type EventTypes, referenceEventTypes } from "../../services/model/EventTypes.ts"
 import { type FieldIssue, Problem, unprocessable } from "../../services/model/Problem.ts"
-import {
-  type Appended,
-  InteractionLog,
-  type InteractionLogError,
-  type LoggedInteraction,
-} from "../../services/ports/InteractionLog.ts"
+import type { Appended, InteractionLog, InteractionLogError } from "../../services/ports/InteractionLog.ts"
 import {
   InteractionRecorder,
   type Submission as Submitted,
 } from "../../services/record/InteractionRecorder.ts"
 import * as RateLimiter from "../../services/record/RateLimiter.ts"
-import * as Retractions from "../../services/record/Retractions.ts"
+import * as RetractionRequests from "../../services/record/RetractionRequests.ts"
 import * as Submission from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
@@ -80,15 +75,19 @@ const recordedResponse = ({ _tag, interaction }: Appended): Response =>
 
 type Result = (typeof BulkReport.Type)["results"][number]
 
-const resultOf = (index: number, { _tag, interaction }: Appended): Result =>
-  _tag === "KeyReused"
-    ? { index, status: 422, error: { detail: `idempotency_key: ${keyReused.detail}` } }
-    : {
-        index,
-        status: _tag === "Recorded" ? 201 : 200,
-        message_id: interaction.message_id,
-        duplicate: _tag === "Duplicate",
-      }
+const resultOf = (index: number, appended: Appended): Result => {
+  switch (appended._tag) {
+    case "KeyReused":
+      return { index, status: 422, error: { detail: `idempotency_key: ${keyReused.detail}` } }
+    case "Refused":
+      return { index, status: 422, error: { detail: `reference: ${appended.detail}` } }
+    default: {
+      const { _tag, interaction } = appended
+      const status = _tag === "Recorded" ? 201 : 200
+      return { index, status, message_id: interaction.message_id, duplicate: _tag === "Duplicate" }
+    }
+  }
+}
 
 const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   const count = (status: number) => results.filter((result) => result.status === status).length
@@ -102,11 +101,13 @@ const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   return json(report, rejected === 0 ? 200 : 207)
 }
 
-/** The interactions that the log has, by message id. A rejection is a {@link Problem}. */
-type Find = (ids: ReadonlyArray<string>) => Promise<ReadonlyMap<string, LoggedInteraction>>
+/** Finds what items take back. A rejection is a {@link Problem}. */
+type Resolve = (
+  items: ReadonlyArray<Submission.Requested>,
+) => Promise<ReadonlyArray<Either.Either<Submitted, RetractionRequests.Refusal>>>
 
 /** The problem of the retraction route. */
-const refused = ({ detail, field, status }: Retractions.Refusal): Problem => {
+const refused = ({ detail, field, status }: RetractionRequests.Refusal): Problem => {
   const issue = { field: field === "reference" ? "message_id" : field, detail }
   return status === 404
     ? new Problem({ status, detail: `${issue.field}: ${detail}`, errors: [issue] })
@@ -125,7 +126,7 @@ class Routes {
     readonly takeToken: (user: string) => boolean,
     private readonly eventTypes: EventTypes,
     private readonly isAllowedOrigin: (origin: string) => boolean,
-    private readonly find: Find,
+    private readonly resolve: Resolve,
   ) {}
 
   search(request: Request, trace: Trace, user: string) {
@@ -144,6 +145,10 @@ class Routes {
 
   retract(request: Request, trace: Trace, user: string) {
     return this.recordOne(request, trace, (body, key) => Submission.ofRetraction(user, body, key))
+  }
+
+  merge(request: Request, trace: Trace, user: string) {
+    return this.recordOne(request, trace, (body, key, now) => Submission.ofMerge(user, body, key, now))
   }
 
   async bulk(request: Request, trace: Trace, caller: Caller): Promise<Response> {
@@ -173,7 +178,7 @@ class Routes {
         )
         issues += decoded.left.length
         results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
-      } else if (this.takeToken(Retractions.userOf(decoded.right))) {
+      } else if (this.takeToken(RetractionRequests.userOf(decoded.right))) {
         items.push(decoded.right)
         indexOfItem.push(index)
       } else results[index] = { index, status: 429, error: { detail: tooMany } }
@@ -209,23 +214,19 @@ class Routes {
     const now = this.clock.unsafeCurrentTimeMillis()
     const decoded = decode(body, key, now)
     if (Either.isLeft(decoded)) throw unprocessable(decoded.left)
-    if (!this.takeToken(Retractions.userOf(decoded.right)))
+    if (!this.takeToken(RetractionRequests.userOf(decoded.right)))
       throw new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
     const [resolved] = await this.resolve([decoded.right])
     if (Either.isLeft(resolved!)) throw refused(resolved!.left)
     const [appended] = await this.record([resolved!.right], trace)
     if (appended === undefined || appended._tag === "KeyReused") throw unprocessable([keyReused])
+    if (appended._tag === "Refused") throw new Problem({ status: 409, detail: appended.detail })
     return recordedResponse(appended)
   }
 
   /** Browsers send a beacon as text/plain without a preflight: only allowed origins may do so. */
   private bodyOf(request: Request, limit: number): Promise<unknown> {
     return parseBody(request, limit, this.isAllowedOrigin(request.headers.get("origin") ?? ""))
-  }
-
-  private async resolve(items: ReadonlyArray<Submission.Requested>) {
-    const references = Retractions.references(items)
-    return Retractions.resolve(items, references.length === 0 ? new Map() : await this.find(references))
   }
 
   private record(submissions: ReadonlyArray<Submitted>, trace: Trace) {
@@ -244,7 +245,7 @@ class Routes {
 
 export class RecordingRoutes extends Context.Tag("user-embeddings/RecordingRoutes")<
   RecordingRoutes,
-  Pick<Routes, "search" | "product" | "retract" | "bulk" | "takeToken">
+  Pick<Routes, "search" | "product" | "retract" | "merge" | "bulk" | "takeToken">
 >() {}
 
 export const layer = Layer.effect(
@@ -254,14 +255,13 @@ export const layer = Layer.effect(
     const { eventTypes } = yield* EmbeddingConfig
     const recorder = yield* InteractionRecorder
     const clock = yield* Effect.clock
-    const log = yield* InteractionLog
-    const runtime = yield* Effect.runtime()
-    const find: Find = (ids) =>
-      Runtime.runPromise(runtime)(Effect.either(Effect.mapError(log.find(ids), unavailable))).then(
-        Either.getOrThrowWith((problem) => problem),
-      )
+    const runtime = yield* Effect.runtime<InteractionLog>()
+    const resolve: Resolve = (items) =>
+      Runtime.runPromise(runtime)(
+        Effect.either(Effect.mapError(RetractionRequests.resolve(items), unavailable)),
+      ).then(Either.getOrThrowWith((problem) => problem))
     const takeToken = RateLimiter.make(limit, clock)
-    return new Routes(recorder, clock, takeToken, eventTypes, yield* allowedOrigins, find)
+    return new Routes(recorder, clock, takeToken, eventTypes, yield* allowedOrigins, resolve)
   }),
 )
 

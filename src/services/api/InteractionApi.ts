@@ -6,7 +6,7 @@ import { namePattern } from "../model/EventTypes.ts"
 import { EventType, MessageId } from "../model/Interaction.ts"
 import { FieldIssue } from "../model/Problem.ts"
 import { Ready, Unavailable } from "../operate/Health.ts"
-import { BulkItem, ProductBody, RetractionBody, SearchBody } from "../record/Submission.ts"
+import { BulkItem, MergeBody, ProductBody, RetractionBody, SearchBody } from "../record/Submission.ts"
 import { completeDocument, withIdempotencyKey, withOptionalBody } from "./ApiDocument.ts"
 import { product, user, wellFormed } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
@@ -131,6 +131,19 @@ const interactions = HttpApiGroup.make("interactions")
       .annotate(
         OpenApi.Description,
         "Takes an interaction of the user back, by its message_id: the embedding becomes as if it had never happened.",
+      )
+      .annotate(RouteScopes, ["person"]),
+  )
+  .add(
+    HttpApiEndpoint.post("merge")`/api/user/${undecodedUser}/merge`
+      .setPayload(MergeBody)
+      .addSuccess(Recorded, { status: 201 })
+      .addSuccess(Recorded, { status: 200 })
+      .addError(problems(409, 429))
+      .annotate(OpenApi.Transform, withIdempotencyKey)
+      .annotate(
+        OpenApi.Description,
+        "Makes the id `from` an alias of the user: one person from now on. It can't be undone. 409: it would close a circle, or `from` is an alias of somebody else.",
       )
       .annotate(RouteScopes, ["person"]),
   )

@@ -25,6 +25,10 @@ export interface Links {
   readonly aliases?: ReadonlyArray<Alias>
 }
 
+/** Whether the record has all that the record of this id had. */
+export const hasAlias = ({ links }: { readonly links?: Links }, user: UserId): boolean =>
+  links?.aliases?.some(({ user_id }) => user_id === user) === true
+
 /** Keys under which the ledger may hold applied ids of a person. */
 export const ledgersOf = (record: Alias & { readonly links?: Links }): ReadonlyArray<Alias> =>
   [record, ...(record.links?.aliases ?? [])].filter(({ archived }) => archived > 0)

@@ -11,6 +11,7 @@ import { InteractionLog, type InteractionLogError } from "../ports/InteractionLo
 import type { PhraseEmbedderError } from "../ports/PhraseEmbedder.ts"
 import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
 import { EventVectors } from "../update/EventVectors.ts"
+import { ownerOf } from "../update/People.ts"
 import { Catalogue, type CatalogueError, type Product } from "./Catalogue.ts"
 import { Popularity } from "./Popularity.ts"
 import { insertTopK, moreSimilar } from "./TopK.ts"
@@ -188,12 +189,12 @@ const noDirection = (user_id: UserId) =>
   new NoTaste({ user_id, detail: `the taste of user ${user_id} has no direction` })
 
 const loadEmbedding = Effect.fnUntraced(function* ({ catalogue, users }: Services, user_id: UserId) {
-  const records = yield* Effect.catchIf(
-    users.load([user_id]),
+  const { record } = yield* Effect.catchIf(
+    ownerOf(users, user_id),
     ({ reason }) => reason === "invalid_data",
     ({ message }) => new NoTaste({ user_id, detail: message }),
   )
-  const embedding = records.get(user_id)?.embedding
+  const embedding = record?.embedding
   if (embedding === undefined)
     return yield* new NoTaste({ user_id, detail: `user ${user_id} has no embedding` })
   if (embedding.space !== catalogue.space)
@@ -437,7 +438,7 @@ const similarUsers = Effect.fn("similarUsers")(function* (
   let compared = 0
   yield* Stream.runForEach(users.stream, ({ embedding: other, user_id: id }) =>
     Effect.sync(() => {
-      if (other === undefined || id === user_id || other.space !== catalogue.space) return
+      if (other === undefined || id === embedding.user_id || other.space !== catalogue.space) return
       const direction = toDirection(other)
       if (direction === undefined) return
       compared += 1

@@ -1,13 +1,7 @@
 /** What the calls of Segment's tracking API mean here. A call without a meaning is counted by the reason. */
 import { Either, Predicate, Schema } from "effect"
 import type { EventTypes } from "../model/EventTypes.ts"
-import {
-  canonicalTimestamp,
-  type Metadata,
-  maxMetadataBytes,
-  messageId,
-  UserId,
-} from "../model/Interaction.ts"
+import { canonicalTimestamp, type Metadata, maxMetadataBytes, merge, UserId } from "../model/Interaction.ts"
 import type { OrderRefund } from "../ports/InteractionLog.ts"
 import type { Submission } from "./InteractionRecorder.ts"
 import { ofBulkItem } from "./Submission.ts"
@@ -105,16 +99,7 @@ const mergeOf = (user: unknown, other: unknown, now: number): Submission | Ignor
   if (!user || !other || user === other) return "no_meaning"
   const [user_id, reference] = [idOf(user), idOf(other)]
   if (user_id === undefined || reference === undefined) return "invalid"
-  const merge = {
-    user_id,
-    event_type: "merge",
-    search_phrase: null,
-    product_id: null,
-    reference,
-    occurred_at: new Date(now).toISOString(),
-    metadata: {},
-  } as const
-  const interaction = { ...merge, message_id: messageId(merge) }
+  const interaction = merge(user_id, reference, new Date(now).toISOString())
   return { interaction, idempotencyKey: null, occurredAtGiven: false }
 }
 

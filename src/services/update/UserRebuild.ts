@@ -8,10 +8,10 @@ import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { isErased } from "../model/Erasure.ts"
 import { counterOf } from "../model/EventTypes.ts"
-import { asOf, type FoldSettings, fold } from "../model/Fold.ts"
+import { asOf, type Event, type FoldSettings, fold } from "../model/Fold.ts"
 import { type Interaction, isRetraction, type Retraction, type UserId } from "../model/Interaction.ts"
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
-import { InteractionLog } from "../ports/InteractionLog.ts"
+import { InteractionLog, type LogRow } from "../ports/InteractionLog.ts"
 import { LockConflict, UserEmbeddings, type UserRecord } from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"
@@ -42,7 +42,13 @@ export interface UserRebuildOptions {
   readonly allowMissing?: boolean
   /** Retractions to apply with the rebuild. Those that the log has are applied in any case. */
   readonly retractions?: ReadonlyArray<Retraction>
+  /** What the record is to be before its vector is computed; `undefined`: it changed meanwhile. */
+  readonly change?: (record: UserRecord) => UserRecord | undefined
 }
+
+/** Keeps the order of the log among those of one instant. */
+const byInstant = (a: Interaction, b: Interaction): number =>
+  a.occurred_at < b.occurred_at ? -1 : a.occurred_at > b.occurred_at ? 1 : 0
 
 /** No retry will find the vector. */
 const isGone = (error: EventVectorError): boolean => {
@@ -78,6 +84,68 @@ const removeTraces = ({ users, vectors }: Services, user_id: UserId, { generatio
     (records.get(user_id)?.generation ?? 0) === generation ? Effect.void : vectors.forget([...phrases]),
   )
 
+const orAllowMissing = (user_id: UserId, detail: string) =>
+  new CannotRebuild({ user_id, detail: `${detail}; use --allow-missing to rebuild without` })
+
+/** Interactions with their vectors, and those that can't be folded, if these may be left out. */
+const findEvents = Effect.fnUntraced(function* (
+  services: Services,
+  user_id: UserId,
+  interactions: ReadonlyArray<Interaction>,
+  allowMissing: boolean,
+) {
+  const found = yield* resolve(services, interactions)
+  const events: Array<Event> = []
+  const notFolded: Array<Interaction> = []
+  for (const [index, interaction] of interactions.entries()) {
+    const vector = found[index]!
+    const { event_type, message_id } = interaction
+    const isKnown = services.config.eventTypes.has(event_type)
+    // It may have been posted under an alias.
+    if (isKnown && Either.isRight(vector))
+      events.push({ interaction: { ...interaction, user_id }, vector: vector.right })
+    else if (allowMissing) notFolded.push(interaction)
+    else
+      return yield* orAllowMissing(
+        user_id,
+        isKnown && Either.isLeft(vector)
+          ? `${message_id}: ${vector.left.message}`
+          : `${message_id}: EVENT_WEIGHTS has no event type ${event_type} any more`,
+      )
+  }
+  return { events, notFolded }
+})
+
+/** Of a page of the log: the applied rows, and the retractions that are not applied yet although their events are. */
+const readPage = Effect.fnUntraced(function* (
+  users: UserEmbeddings["Type"],
+  record: UserRecord,
+  state: AppliedInteractions.AppliedState,
+  rows: ReadonlyArray<LogRow>,
+) {
+  const { user_id } = record
+  const wanted = rows.flatMap(({ interaction: { message_id, reference } }) =>
+    reference === null ? [message_id] : [message_id, reference],
+  )
+  const ids = yield* AppliedInteractions.findApplied(
+    users,
+    wanted.map((message_id) => ({ user_id, message_id })),
+    new Map([[user_id, state]]),
+  )
+  const isApplied = (id: string) => ids.has(AppliedIds.prefix(id))
+  const applied: Array<Interaction> = []
+  const retractions: Array<Retraction> = []
+  for (const { id: logId, interaction, recordedAt } of rows)
+    if (isApplied(interaction.message_id)) applied.push(interaction)
+    else if (
+      isRetraction(interaction) &&
+      isApplied(interaction.reference) &&
+      !isErased(record, { logId, recordedAt })
+    )
+      retractions.push(interaction)
+  return { applied, retractions }
+})
+
 /**
  * Computes the embedding from nothing; `undefined` if all events are taken back. `notFolded` has the applied interactions
  * whose vector is gone, or whose type is no longer configured. `retractions` has the ids of those that are applied now.
@@ -95,8 +163,6 @@ const compute = Effect.fnUntraced(function* (
   const { config, log, users, vectors } = services
   const { eventTypes, history, lambda } = config
   const settings: FoldSettings = { lambda, weights: eventTypes.weights, history, space: vectors.space }
-  const fail = (detail: string) =>
-    new CannotRebuild({ user_id, detail: `${detail}; use --allow-missing to rebuild without` })
   const state = AppliedInteractions.appliedState(record)
   const states = new Map([[user_id, state]])
   const notFolded: Array<Interaction> = []
@@ -119,21 +185,9 @@ const compute = Effect.fnUntraced(function* (
     if (interactions.length === 0) return
     for (const { search_phrase } of interactions)
       if (search_phrase !== null) traces.phrases.add(search_phrase)
-    const found = yield* resolve(services, interactions)
-    const events: Array<{ interaction: Interaction; vector: Float32Array }> = []
-    for (const [index, interaction] of interactions.entries()) {
-      const vector = found[index]!
-      const { event_type, message_id } = interaction
-      if (!eventTypes.has(event_type)) {
-        if (!allowMissing)
-          return yield* fail(`${message_id}: EVENT_WEIGHTS has no event type ${event_type} any more`)
-        notFolded.push(interaction)
-        continue
-      }
-      if (Either.isRight(vector)) events.push({ interaction, vector: vector.right })
-      else if (allowMissing) notFolded.push(interaction)
-      else return yield* fail(`${message_id}: ${vector.left.message}`)
-    }
+    const found = yield* findEvents(services, user_id, interactions, allowMissing)
+    notFolded.push(...found.notFolded)
+    const { events } = found
     // The embedding began in this space, so the fold cannot find another one.
     if (events.length > 0) embedding = yield* Effect.orDie(fold(embedding, events, settings, now))
   })
@@ -146,33 +200,14 @@ const compute = Effect.fnUntraced(function* (
     Stream.grouped(page),
     Stream.runForEach((chunk) =>
       Effect.gen(function* () {
-        const rows = Chunk.toReadonlyArray(chunk)
-        const wanted = rows.flatMap(({ interaction: { message_id, reference } }) =>
-          reference === null ? [message_id] : [message_id, reference],
-        )
-        const ids = yield* AppliedInteractions.findApplied(
-          users,
-          wanted.map((message_id) => ({ user_id, message_id })),
-          states,
-        )
-        const isApplied = (id: string) => ids.has(AppliedIds.prefix(id))
-        const taken: Array<Interaction> = []
-        for (const { id: logId, interaction, recordedAt } of rows) {
-          const { message_id } = interaction
-          if (isApplied(message_id)) {
-            inLog += 1
-            if (!state.onRecord.has(AppliedIds.prefix(message_id)))
-              overflow.push(AppliedIds.prefix(message_id))
-          } else if (
-            isRetraction(interaction) &&
-            isApplied(interaction.reference) &&
-            !isErased(record, { logId, recordedAt })
-          )
-            newlyApplied.add(message_id)
-          else continue
-          taken.push(interaction)
+        const read = yield* readPage(users, record, state, Chunk.toReadonlyArray(chunk))
+        inLog += read.applied.length
+        for (const { message_id } of read.applied) {
+          const id = AppliedIds.prefix(message_id)
+          if (!state.onRecord.has(id)) overflow.push(id)
         }
-        const all = [...last, ...taken]
+        for (const { message_id } of read.retractions) newlyApplied.add(message_id)
+        const all = [...last, ...[...read.applied, ...read.retractions].sort(byInstant)]
         const instant = all.at(-1)?.occurred_at
         const cut = all.findIndex(({ occurred_at }) => occurred_at === instant)
         last = all.slice(cut)
@@ -182,10 +217,12 @@ const compute = Effect.fnUntraced(function* (
   )
   yield* foldPage(last)
 
-  const total = yield* AppliedInteractions.countApplied(users, user_id, state)
-  const stale = Math.max(0, total - state.onRecord.size - record.archived)
+  const total = yield* AppliedInteractions.countApplied(users, state)
+  const archived = state.ledgers.reduce((sum, ledger) => sum + ledger.archived, 0)
+  const stale = Math.max(0, total - state.onRecord.size - archived)
   const gone = total - inLog - stale
-  if (gone > 0 && !allowMissing) return yield* fail(`${gone} applied interactions are no longer in the log`)
+  if (gone > 0 && !allowMissing)
+    return yield* orAllowMissing(user_id, `${gone} applied interactions are no longer in the log`)
   if (embedding === undefined && (notFolded.length > 0 || retracted.size === 0))
     return yield* new CannotRebuild({ user_id, detail: "no applied interaction has both a row and a vector" })
   return {
@@ -217,6 +254,12 @@ const completed = (
   }
 }
 
+/** The ids in the ledgers of aliases are now in that of the record. */
+const withoutLedgers = ({ links }: UserRecord): Pick<UserRecord, "links"> =>
+  links?.aliases === undefined
+    ? {}
+    : { links: { ...links, aliases: links.aliases.map((alias) => ({ ...alias, archived: 0 })) } }
+
 const rebuildOnce = Effect.fnUntraced(function* (
   services: Services,
   user_id: UserId,
@@ -224,8 +267,12 @@ const rebuildOnce = Effect.fnUntraced(function* (
   traces: Traces,
 ) {
   const { users } = services
-  const record = (yield* users.load([user_id])).get(user_id)
-  if (traces.tries++ === 0) traces.generation = record?.generation ?? 0
+  const loaded = (yield* users.load([user_id])).get(user_id)
+  if (traces.tries++ === 0) traces.generation = loaded?.generation ?? 0
+  const record = loaded && options.change !== undefined ? options.change(loaded) : loaded
+  if (loaded !== undefined && record === undefined) return yield* new LockConflict({ user_id, tries: 1 })
+  // Its events are those of another user now, or about to be.
+  if (loaded?.links?.alias_of !== undefined || loaded?.links?.merging_into !== undefined) return
   if (record?.embedding === undefined) {
     // A worker that asks for a rebuild may have read an older record.
     if (options.retractions !== undefined) return
@@ -253,6 +300,7 @@ const rebuildOnce = Effect.fnUntraced(function* (
         applied: kept,
         archived: overflow === undefined ? record.archived + archive.length : ids.length,
         generation,
+        ...(overflow && withoutLedgers(record)),
       },
       expected: record.version,
     },
@@ -273,7 +321,10 @@ export const rebuildUser = <E2>(
   Effect.suspend(() => {
     const traces: Traces = { tries: 0, generation: 0, phrases: new Set() }
     return rebuildOnce(services, user_id, options, traces).pipe(
-      Effect.retry({ schedule: RetryPolicies.conflictRetry, while: ({ _tag }) => _tag === "LockConflict" }),
+      Effect.retry({
+        schedule: RetryPolicies.conflictRetry,
+        while: ({ _tag }) => _tag === "LockConflict" && options.change === undefined,
+      }),
       around,
       // A write that succeeds at once proves that nobody erased the user meanwhile.
       Effect.onExit((exit) =>

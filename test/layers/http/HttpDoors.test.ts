@@ -48,6 +48,14 @@ HttpApi.reflect(api, {
 })
 
 describe("the scopes of routes", () => {
+  test("what concerns a person or destroys needs more than the scope write", () => {
+    const scopesAt = (path: string) =>
+      endpoints.filter((one) => one.path === path).map(({ scopes }) => Option.getOrThrow(scopes))
+    for (const what of ["retractions", "merge"])
+      expect([what, scopesAt(`/api/user/:userId/${what}`)]).toEqual([what, [["person"]]])
+    expect(scopesAt("/api/user/:userId")).toEqual([["operate"]])
+  })
+
   test("every route has a scope, and only the probes are open", () => {
     expect(endpoints.filter(({ scopes }) => Option.isNone(scopes))).toEqual([])
     const open = endpoints.filter(({ scopes }) => Option.getOrThrow(scopes).length === 0)

@@ -11,6 +11,7 @@ import * as SqlInteractionLog from "../../../src/layers/sql/SqlInteractionLog.ts
 import * as SqlProductTally from "../../../src/layers/sql/SqlProductTally.ts"
 import * as Sqlite from "../../../src/layers/sqlite/Sqlite.ts"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
+import * as Interaction from "../../../src/services/model/Interaction.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
 import { ProductTally } from "../../../src/services/ports/ProductTally.ts"
 import * as Popularity from "../../../src/services/recommend/Popularity.ts"
@@ -48,12 +49,13 @@ const parts = <E, R>(
   })
 type Parts = Effect.Effect.Success<ReturnType<typeof parts>>
 
-/** The totals by the rows of the log themselves. */
+/** The totals by the rows of the log themselves, without those that are taken back. */
 const fromLog = ({ sql }: Parts, factor: number) =>
   Effect.map(
     sql<{ product_id: string; day: string; events: number }>`
-      SELECT product_id, SUBSTR(occurred_at, 1, 10) AS day, COUNT(*) AS events FROM user_interactions
-      WHERE product_id IS NOT NULL AND event_type = 'product_view' GROUP BY product_id, SUBSTR(occurred_at, 1, 10)`
+      SELECT product_id, SUBSTR(occurred_at, 1, 10) AS day, COUNT(*) AS events FROM user_interactions i
+      WHERE product_id IS NOT NULL AND event_type = 'product_view'
+        AND NOT EXISTS (SELECT 1 FROM user_interactions r WHERE r.reference = i.message_id) GROUP BY product_id, SUBSTR(occurred_at, 1, 10)`
       .unprepared,
     (rows) => {
       const totals = new Map<string, { interactions: number; decayed: number }>()
@@ -92,7 +94,7 @@ const viewed = (user: string, product: string, day: number) =>
 
 const suite = (name: string, runs: number, open: Effect.Effect<Parts, unknown, Scope.Scope>) => {
   effectTest(
-    `${name}: the stored counts equal those of the log, whatever is appended and erased`,
+    `${name}: the stored counts equal those of the log, whatever is appended, taken back and erased`,
     () =>
       Effect.gen(function* () {
         const one = yield* open
@@ -101,6 +103,7 @@ const suite = (name: string, runs: number, open: Effect.Effect<Parts, unknown, S
         const user = fc.constantFrom("a", "b")
         const step = fc.oneof(
           fc.record({ kind: fc.constant("append" as const), user, product, day: fc.nat(20) }),
+          fc.record({ kind: fc.constant("retract" as const), user }),
           fc.record({ kind: fc.constant("erase" as const), user }),
           fc.record({ kind: fc.constant("advance" as const) }),
           fc.record({ kind: fc.constant("wait" as const) }),
@@ -110,6 +113,15 @@ const suite = (name: string, runs: number, open: Effect.Effect<Parts, unknown, S
           Effect.gen(function* () {
             for (const each of steps) {
               if (each.kind === "append") yield* one.log.append([viewed(each.user, each.product, each.day)])
+              if (each.kind === "retract") {
+                const newest = yield* one.log.newest(each.user, 1)
+                yield* one.log.append(
+                  newest.map(({ interaction }) => ({
+                    ...viewed(each.user, "p", 0),
+                    interaction: Interaction.retract(interaction),
+                  })),
+                )
+              }
               if (each.kind === "erase") yield* one.log.erase(each.user, allTime)
               if (each.kind === "wait") yield* one.waited
               if (each.kind === "advance")

@@ -260,6 +260,30 @@ describe("encoding", () => {
         : Interaction.make({ ...facts, event_type, product_id })
     })
 
+  test.each(["jsonl", "csv"] as const)(
+    "a retraction that is exported as %s is read back by its reference",
+    (format) => {
+      const columns = InteractionFile.header(InteractionFile.csvHeader, ",")
+      const taken = Interaction.make({
+        user_id: "u",
+        event_type: "search",
+        search_phrase: "shoes",
+        occurred_at: "2026-01-31T12:00:00.000Z",
+        metadata: {},
+      })
+      const interaction = Interaction.retract(taken, { reason: "mistake" })
+      const line = InteractionFile.encode(format, { id: 1, interaction, trace: null, recordedAt: now })
+      const decode = InteractionFile.decoder({ ...plain, format }, columns, defaults)
+      expect(Either.getOrThrow(decode(line, now))).toEqual({
+        user_id: "u",
+        reference: taken.message_id,
+        occurred_at: taken.occurred_at,
+        metadata: { reason: "mistake", retracted_type: "search" },
+        idempotencyKey: null,
+      })
+    },
+  )
+
   test.each(["jsonl", "csv"] as const)("what is exported as %s is imported as it was", (format) => {
     const columns = InteractionFile.header(InteractionFile.csvHeader, ",")
     const decode = InteractionFile.decoder({ ...plain, format }, columns, defaults)

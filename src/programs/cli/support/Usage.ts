@@ -3,7 +3,7 @@ import { Command, HelpDoc, Options, ValidationError } from "@effect/cli"
 import { Terminal } from "@effect/platform"
 import { Clock, Console, Effect, Option, Record, Schema, type Types } from "effect"
 import * as EmbeddingConfig from "../../../services/EmbeddingConfig.ts"
-import { defaults } from "../../../services/model/EventTypes.ts"
+import { defaults, isReferenceEventType, referenceEventTypes } from "../../../services/model/EventTypes.ts"
 import { canonicalTimestamp, UserId } from "../../../services/model/Interaction.ts"
 
 /** The options do not fit together; exit 2. */
@@ -46,10 +46,10 @@ export const eventType = (name: string, description: string) =>
       Effect.flatMap(
         Effect.orElseSucceed(EmbeddingConfig.eventTypes, () => defaults),
         ({ has, names }) =>
-          has(type)
+          has(type) || isReferenceEventType(type)
             ? Effect.succeed(type)
             : invalid(
-                `--${name} ${type}: must be one of ${names.join(", ")} (EVENT_WEIGHTS adds types of your own)`,
+                `--${name} ${type}: must be one of ${[...names, ...referenceEventTypes].join(", ")} (EVENT_WEIGHTS adds types of your own)`,
               ),
       ),
     ),

@@ -1,7 +1,7 @@
 /** Finds the interactions that requests take back, and makes the retractions. */
-import { Either } from "effect"
+import { Effect, Either } from "effect"
 import { type Interaction, type MessageId, retract } from "../model/Interaction.ts"
-import type { LoggedInteraction } from "../ports/InteractionLog.ts"
+import { InteractionLog } from "../ports/InteractionLog.ts"
 import type { Submission } from "./InteractionRecorder.ts"
 import type { Requested, RetractionRequest } from "./Submission.ts"
 
@@ -15,10 +15,10 @@ export interface Refusal {
 const isRequest = (item: Requested): item is RetractionRequest => "reference" in item
 
 const toSubmission = (
-  { idempotencyKey, metadata, occurred_at, user_id }: RetractionRequest,
+  { idempotencyKey, metadata, occurred_at }: RetractionRequest,
   taken: Interaction | undefined,
 ): Either.Either<Submission, Refusal> => {
-  if (taken?.user_id !== user_id)
+  if (taken === undefined)
     return Either.left({ status: 404, field: "reference", detail: "is no interaction of this user" })
   if (taken.reference !== null)
     return Either.left({
@@ -35,22 +35,30 @@ const toSubmission = (
   return Either.right({ interaction: retract(taken, metadata), idempotencyKey, occurredAtGiven: true })
 }
 
-/** The message ids to be found in the log for {@link resolve}. */
-export const references = (items: ReadonlyArray<Requested>): ReadonlyArray<MessageId> =>
-  items.flatMap((item) => (isRequest(item) ? [item.reference] : []))
-
-/** An item may take back what stands before it. `found`: those of the {@link references} that the log has. */
-export const resolve = (
-  items: ReadonlyArray<Requested>,
-  found: ReadonlyMap<MessageId, LoggedInteraction>,
-): ReadonlyArray<Either.Either<Submission, Refusal>> => {
+/**
+ * Looks up what items take back. An item may take back what stands before it, and what was posted under another id of the
+ * same person.
+ */
+export const resolve = Effect.fnUntraced(function* (items: ReadonlyArray<Requested>) {
+  const references = items.flatMap((item) => (isRequest(item) ? [item.reference] : []))
+  if (references.length === 0) return items.flatMap((item) => (isRequest(item) ? [] : [Either.right(item)]))
+  const log = yield* InteractionLog
+  const found = yield* log.find(references)
   const before = new Map<MessageId, Interaction>()
-  return items.map((item) => {
-    if (isRequest(item))
-      return toSubmission(item, before.get(item.reference) ?? found.get(item.reference)?.interaction)
-    before.set(item.interaction.message_id, item.interaction)
-    return Either.right(item)
-  })
-}
+  const resolved: Array<Either.Either<Submission, Refusal>> = []
+  for (const item of items) {
+    if (isRequest(item)) {
+      const taken = before.get(item.reference) ?? found.get(item.reference)?.interaction
+      const isOwn =
+        taken?.user_id === item.user_id ||
+        (taken !== undefined && (yield* log.person(item.user_id)).ids.includes(taken.user_id))
+      resolved.push(toSubmission(item, isOwn ? taken : undefined))
+    } else {
+      before.set(item.interaction.message_id, item.interaction)
+      resolved.push(Either.right(item))
+    }
+  }
+  return resolved
+})
 
 export const userOf = (item: Requested) => (isRequest(item) ? item.user_id : item.interaction.user_id)
