@@ -528,6 +528,11 @@ export const NO_COLOR = optional("NO_COLOR", Schema.String, {
 export const toEnvExample = (setting: Setting<unknown>): string =>
   `# ${setting.meaning}\n# ${setting.variable}=${setting.fallback ?? setting.example}\n`
 
+/** `.env.example`. */
+export const envExample = `# Every secret and every URL may be in a file instead, which the variable with _FILE at its end names: MYSQL_URL_FILE.
+
+${declared.map(toEnvExample).join("\n")}`
+
 /** What `config` shows for a value: secrets never appear. */
 export const display = (setting: Setting<unknown>, value: string): string =>
   setting.secret ? String(Redacted.make(value)) : value

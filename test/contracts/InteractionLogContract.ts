@@ -915,16 +915,7 @@ export const suite = <E>(
         expect(yield* noted).toEqual(["1", "2", "3"])
         yield* log.noteRefund({ user_id: guest, order_id: "Ä-1", products: [] })
         expect(yield* noted).toEqual(["1", "2", "3"])
-        const merge = {
-          user_id: user,
-          event_type: "merge",
-          search_phrase: null,
-          product_id: null,
-          reference: guest,
-          occurred_at: at(0),
-          metadata: {},
-        } as const
-        yield* append(entry({ ...merge, message_id: Interaction.messageId(merge) }, {}))
+        yield* append(entry(Interaction.merge(user, guest, at(0)), {}))
         expect(yield* noted).toEqual([])
         expect(yield* log.refundOf(guest, "Ä-1")).toMatchObject({ order_id: "Ä-1", products: [] })
         yield* log.erase(guest, 0)

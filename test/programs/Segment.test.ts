@@ -5,15 +5,21 @@ import { HttpServer } from "@effect/platform"
 import { Analytics, type HTTPFetchFn } from "@segment/analytics-node"
 import { Chunk, Effect, Layer, Stream } from "effect"
 import * as Api from "../../src/programs/Api.ts"
+import * as Worker from "../../src/programs/Worker.ts"
 import { InteractionLog } from "../../src/services/ports/InteractionLog.ts"
+import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
 import * as Telemetry from "../../src/services/Telemetry.ts"
+import { layer as eventVectors } from "../../src/services/update/EventVectors.ts"
 import { layerSuite } from "../support/effect.ts"
+import { eventually, storeProduct } from "../support/pipeline.ts"
 import { embedded } from "../support/stacks.ts"
 
-const system = Api.layer.pipe(
+const system = Layer.merge(Api.layer, Worker.layer).pipe(
+  Layer.provideMerge(eventVectors),
   Layer.provideMerge(
     embedded({
       API_PORT: "0",
+      WORKER_PORT: "0",
       API_HOST: "127.0.0.1",
       API_TOKENS: "write=browser,write+person=server,read=reader",
       EVENT_WEIGHTS: "add_to_cart:0.8",
@@ -71,6 +77,17 @@ const withLibrary = (make: (analytics: Analytics) => void) =>
       }>
     }),
   )
+/** Of the user, once as many events count. */
+const embeddingOf = (user: string, events: number) =>
+  eventually(
+    Effect.flatMap(UserEmbeddings, (users) =>
+      Effect.map(users.load([user]), (records) => {
+        const embedding = records.get(user)?.embedding
+        return embedding?.event_count === events ? embedding : undefined
+      }),
+    ),
+  )
+
 const sum = (answers: ReadonlyArray<{ readonly recorded: number; readonly duplicates: number }>) => ({
   recorded: answers.reduce((total, { recorded }) => total + recorded, 0),
   duplicates: answers.reduce((total, { duplicates }) => total + duplicates, 0),
@@ -141,10 +158,74 @@ layerSuite("Segment's API", system, (it) => {
       expect(yield* rowsOf("tour")).toEqual(rows)
     }))
 
+  it("a guest's tour, order, refund and login give the embedding of what is left", () =>
+    Effect.gen(function* () {
+      const left = [
+        ["search", "a quiet train ride"],
+        ["product_view", "tent"],
+        ["add_to_cart", "tent"],
+        ["product_purchase", "tent"],
+      ] as const
+      for (const id of ["tent", "boots", "lamp"]) yield* storeProduct(id, `a ${id} for the mountains`)
+      const items = left.map(([event_type, subject], index) => ({
+        user_id: "twin",
+        event_type,
+        [event_type === "search" ? "search_phrase" : "product_id"]: subject,
+        occurred_at: at(10 + index).toISOString(),
+      }))
+      yield* Effect.flatMap(address, (base) =>
+        Effect.promise(() =>
+          fetch(`${base}/api/interactions`, {
+            method: "POST",
+            headers: { "content-type": "application/json", authorization: "Bearer browser" },
+            body: JSON.stringify(items),
+          }),
+        ),
+      )
+      yield* withLibrary((analytics) => {
+        const track = (
+          minute: number,
+          event: string,
+          who: { userId: string } | { anonymousId: string },
+          properties: object,
+        ) => analytics.track({ ...who, timestamp: at(minute), event, properties })
+        const guest = { anonymousId: "shy" }
+        track(10, "Products Searched", guest, { query: "a quiet train ride" })
+        track(11, "Product Viewed", guest, { product_id: "tent" })
+        track(12, "Product Added", guest, { product_id: "tent" })
+        analytics.identify({ userId: "member", anonymousId: "shy" })
+        track(
+          13,
+          "Order Completed",
+          { userId: "member" },
+          { order_id: "o-9", products: ["tent", "boots", "lamp"].map((product_id) => ({ product_id })) },
+        )
+        track(
+          14,
+          "Order Refunded",
+          { userId: "member" },
+          { order_id: "o-9", products: [{ product_id: "boots" }, { product_id: "lamp" }] },
+        )
+      })
+      const [member, twin] = [yield* embeddingOf("member", 4), yield* embeddingOf("twin", 4)]
+      const distance = Math.max(
+        ...member.embedding.map((value, index) => Math.abs(value - twin.embedding[index]!)),
+      )
+      expect(distance).toBeLessThan(1e-5)
+      expect(member.metadata).toMatchObject({ purchase_count: 1, search_count: 1, add_to_cart_count: 1 })
+    }))
+
   const viewed = (more: object) => ({
     type: "track",
     event: "Product Viewed",
     properties: { product_id: "1" },
+    ...more,
+  })
+
+  const order = (more: object, products: ReadonlyArray<string> = ["1", "2"]) => ({
+    type: "track",
+    event: "Order Completed",
+    properties: { order_id: 77, products: products.map((product_id) => ({ product_id })) },
     ...more,
   })
 
@@ -158,6 +239,7 @@ layerSuite("Segment's API", system, (it) => {
           viewed({ userId: "u-1", messageId: "m-1" }),
           viewed({ userId: "u-1", messageId: "m-1", properties: { product_id: "2" } }),
           viewed({ userId: "u-1", event: "Coupon Entered" }),
+          order({ userId: "u-1" }, Array(1_001).fill("1")),
           { type: "screen", userId: "u-1" },
           null,
           [],
@@ -172,7 +254,7 @@ layerSuite("Segment's API", system, (it) => {
           recorded: 1,
           duplicates: 0,
           waiting: 0,
-          ignored: { invalid: 3, no_meaning: 5, key_reused: 1 },
+          ignored: { invalid: 4, no_meaning: 5, key_reused: 1 },
         },
       ])
       for (const call of ["page", "screen", "group"])
@@ -196,12 +278,6 @@ layerSuite("Segment's API", system, (it) => {
       expect(Date.parse(row!.occurred_at)).toBeWithin(before, Date.now() + 1)
     }))
 
-  const order = (more: object, products: ReadonlyArray<string> = ["1", "2"]) => ({
-    type: "track",
-    event: "Order Completed",
-    properties: { order_id: 77, products: products.map((product_id) => ({ product_id })) },
-    ...more,
-  })
   const refund = (more: object, products?: ReadonlyArray<string>) => ({
     type: "track",
     event: "Order Refunded",

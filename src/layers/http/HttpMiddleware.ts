@@ -120,11 +120,12 @@ const make = Effect.gen(function* () {
     const handled = Effect.catchAllCause(app, (cause) =>
       Cause.isInterruptedOnly(cause) ? Effect.failCause(cause) : answerTo(cause, request),
     )
-    if (isOpenPath(pathOf(url)) && !isVerbose(url)) return handled
+    const isOpen = isOpenPath(pathOf(url))
+    if (isOpen && !isVerbose(url)) return handled
     const access = accessOf({ method, url, header: (name) => headers[name] })
     if (Either.isLeft(access)) return Effect.succeed(problemResponse(access.left))
     // The route decides on the scope (HttpHandlers.ts), but the open routes have no versions for everybody.
-    const refused = isVerbose(url) ? missingScope(access.right, ["operate"]) : undefined
+    const refused = isOpen ? missingScope(access.right, ["operate"]) : undefined
     if (refused !== undefined) return Effect.succeed(problemResponse(refused))
     return handled.pipe(
       Effect.provideService(CurrentCaller, access.right),

@@ -71,9 +71,10 @@ const takeBack = Effect.fnUntraced(function* ({ order_id, products, user_id }: O
   const purchases = yield* Stream.runCollect(log.stream({ user: user_id, type: "product_purchase" })).pipe(
     Effect.mapError(unavailable),
   )
+  const wanted = new Set<string | null>(products)
   const refunded = Chunk.toReadonlyArray(purchases).flatMap(({ interaction }) => {
     const isOfOrder = SegmentCalls.orderIdOf(interaction.metadata.order_id) === order_id
-    const isRefunded = products.length === 0 || products.includes(interaction.product_id ?? "")
+    const isRefunded = wanted.size === 0 || wanted.has(interaction.product_id)
     return isOfOrder && isRefunded ? [retract(interaction)] : []
   })
   if (refunded.length === 0) counts.count("waiting")
@@ -110,6 +111,8 @@ const refundOrders = Effect.fnUntraced(function* (submissions: ReadonlyArray<Sub
   }
 })
 
+const userOf = (meant: Submission | OrderRefund): string =>
+  SegmentCalls.isRefund(meant) ? meant.user_id : meant.interaction.user_id
 const needsPerson = (meant: SegmentCalls.Meant): boolean =>
   typeof meant === "object" && (SegmentCalls.isRefund(meant) || meant.interaction.event_type === "merge")
 
@@ -128,6 +131,10 @@ const take = Effect.fnUntraced(function* (name: string, body: unknown) {
   const refused = missingScope(yield* CurrentCaller, ["person"])
   // In a batch the other calls count.
   if (refused !== undefined && name !== "batch" && meanings.some(needsPerson)) return yield* refused
+  // A library sends a refused batch again as it is. If each event counted, a large batch would never pass.
+  const users = new Set(meanings.flatMap((meant) => (typeof meant === "object" ? [userOf(meant)] : [])))
+  if (![...users].every(takeToken))
+    return yield* new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
   const counts = new Counts()
   const submissions: Array<Submission> = []
   const refunds: Array<OrderRefund> = []
@@ -136,13 +143,6 @@ const take = Effect.fnUntraced(function* (name: string, body: unknown) {
     else if (refused !== undefined && needsPerson(meant)) counts.count("missing_scope")
     else if (SegmentCalls.isRefund(meant)) refunds.push(meant)
     else submissions.push(meant)
-  // A library sends a refused batch again as it is. If each event counted, a large batch would never pass.
-  const users = new Set([
-    ...submissions.map(({ interaction }) => interaction.user_id),
-    ...refunds.map(({ user_id }) => user_id),
-  ])
-  if (![...users].every(takeToken))
-    return yield* new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
   yield* record(submissions, counts)
   yield* refundOrders(submissions, counts)
   yield* refund(refunds, counts)

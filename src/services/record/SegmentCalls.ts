@@ -1,13 +1,7 @@
 /** What the calls of Segment's tracking API mean here. A call without a meaning is counted by the reason. */
 import { Either, Predicate, Schema } from "effect"
 import type { EventTypes } from "../model/EventTypes.ts"
-import {
-  canonicalTimestamp,
-  type Metadata,
-  maxMetadataBytes,
-  messageId,
-  UserId,
-} from "../model/Interaction.ts"
+import { canonicalTimestamp, type Metadata, maxMetadataBytes, merge, UserId } from "../model/Interaction.ts"
 import type { OrderRefund } from "../ports/InteractionLog.ts"
 import type { Submission } from "./InteractionRecorder.ts"
 import { ofBulkItem } from "./Submission.ts"
@@ -37,11 +31,15 @@ const objectOf = (value: unknown): Json => (Predicate.isRecord(value) ? value : 
 const isFact = (value: unknown): value is string | number | boolean =>
   typeof value === "string" ? value.isWellFormed() : typeof value === "boolean" || Number.isFinite(value)
 
+/** Bytes of `{"k":1}`. */
+const smallestFact = 7
+
 /** The properties that metadata can hold, up to a size as JSON. Nested and larger ones are left out. */
 const factsOf = (properties: Json, maxBytes: number): Metadata => {
   const facts: Record<string, string | number | boolean> = {}
   let bytes = 2
   for (const [key, value] of Object.entries(properties)) {
+    if (bytes + smallestFact > maxBytes) break
     if (!isFact(value) || !key.isWellFormed() || key === "__proto__") continue
     const size = Buffer.byteLength(JSON.stringify({ [key]: value }))
     if (bytes + size > maxBytes) continue
@@ -50,16 +48,21 @@ const factsOf = (properties: Json, maxBytes: number): Metadata => {
   }
   return facts
 }
+/** Products of an order: more of them would block other requests. */
+const maxProducts = 1_000
 /** Each product of an order repeats the facts of the order. */
 const maxOrderBytes = 512
 
 /** The items of the bulk route that a tracked event means. */
 const itemsOf = (event: unknown, properties: Json, types: EventTypes): ReadonlyArray<Json> => {
   const { product_id, products, query, ...facts } = properties
-  const metadata = factsOf(facts, maxMetadataBytes)
-  if (event === "Products Searched") return [{ event_type: "search", search_phrase: query, metadata }]
+  if (event === "Products Searched")
+    return [{ event_type: "search", search_phrase: query, metadata: factsOf(facts, maxMetadataBytes) }]
   const event_type = productEvents.get(event)
-  if (event_type !== undefined) return types.has(event_type) ? [{ event_type, product_id, metadata }] : []
+  if (event_type !== undefined)
+    return types.has(event_type)
+      ? [{ event_type, product_id, metadata: factsOf(facts, maxMetadataBytes) }]
+      : []
   if (event !== "Order Completed" || !Array.isArray(products)) return []
   // The id of the order stands first, so that a refund finds it.
   const order = factsOf({ order_id: properties.order_id, ...facts }, maxOrderBytes)
@@ -96,16 +99,7 @@ const mergeOf = (user: unknown, other: unknown, now: number): Submission | Ignor
   if (!user || !other || user === other) return "no_meaning"
   const [user_id, reference] = [idOf(user), idOf(other)]
   if (user_id === undefined || reference === undefined) return "invalid"
-  const merge = {
-    user_id,
-    event_type: "merge",
-    search_phrase: null,
-    product_id: null,
-    reference,
-    occurred_at: new Date(now).toISOString(),
-    metadata: {},
-  } as const
-  const interaction = { ...merge, message_id: messageId(merge) }
+  const interaction = merge(user_id, reference, new Date(now).toISOString())
   return { interaction, idempotencyKey: null, occurredAtGiven: false }
 }
 
@@ -115,6 +109,8 @@ export const meaningOf = (call: unknown, now: number, types: EventTypes): Readon
   const user_id = userId || anonymousId
   if (type === "identify" || type === "alias") return [mergeOf(userId, previousId || anonymousId, now)]
   if (type !== "track") return ["no_meaning"]
+  const { products } = objectOf(properties)
+  if (Array.isArray(products) && products.length > maxProducts) return ["invalid"]
   if (event === "Order Refunded") return [refundOf(user_id, objectOf(properties))]
   const items = itemsOf(event, objectOf(properties), types)
   if (items.length === 0) return ["no_meaning"]

@@ -48,6 +48,14 @@ HttpApi.reflect(api, {
 })
 
 describe("the scopes of routes", () => {
+  test("what concerns a person or destroys needs more than the scope write", () => {
+    const scopesAt = (path: string) =>
+      endpoints.filter((one) => one.path === path).map(({ scopes }) => Option.getOrThrow(scopes))
+    for (const what of ["retractions", "merge"])
+      expect([what, scopesAt(`/api/user/:userId/${what}`)]).toEqual([what, [["person"]]])
+    expect(scopesAt("/api/user/:userId")).toEqual([["operate"]])
+  })
+
   test("every route has a scope, and only the probes are open", () => {
     expect(endpoints.filter(({ scopes }) => Option.isNone(scopes))).toEqual([])
     const open = endpoints.filter(({ scopes }) => Option.getOrThrow(scopes).length === 0)
@@ -109,6 +117,14 @@ layerSuite(
           ])
         for (const token of ["old", "new"])
           expect((yield* call("GET", "/api/user/1/embedding", { headers: bearer(token) })).status).toBe(404)
+      }))
+
+    it("a route that answers GET answers HEAD for the same scope", () =>
+      Effect.gen(function* () {
+        const head = (token: string) => call("HEAD", "/api/user/1/embedding", { headers: bearer(token) })
+        expect([(yield* head("read-secret")).status, (yield* head("write-secret")).status]).toEqual([
+          404, 403,
+        ])
       }))
 
     it("versions of servers need the scope operate", () =>
@@ -235,6 +251,8 @@ layerSuite(
           headers: text,
         })
         expect([bulk.status, bulk.body.accepted]).toEqual([200, 1])
+        const foreign = { ...text, ...bearer("write-secret"), origin: "https://evil.example" }
+        expect((yield* call("POST", "/api/interactions", { body, headers: foreign })).status).toBe(415)
         const headers = { ...text, ...bearer("catalogue-secret") }
         const put = yield* call("PUT", "/api/product/1/embedding", { body: '{"text":"a"}', headers })
         expect(put.status).toBe(415)
