@@ -39,6 +39,10 @@ const loadRecord = (user: string) =>
     (found) => found.get(user),
   )
 
+const storeProducts = Effect.forEach(productTexts.entries(), ([index, text]) =>
+  storeProduct(`p-${index}`, text),
+)
+
 layerSuite(
   "merges",
   Layer.mergeAll(Auditor.layer, Rebuilder.layer, Eraser.layer).pipe(
@@ -46,9 +50,6 @@ layerSuite(
     Layer.provideMerge(embedded()),
   ),
   (it) => {
-    it("products are stored", () =>
-      Effect.forEach(productTexts.entries(), ([index, text]) => storeProduct(`p-${index}`, text)))
-
     it("a circle that arrives by message is a dead letter, and so is an alias of somebody else", () =>
       Effect.gen(function* () {
         const [worker] = yield* makeWorkers(1)
@@ -63,6 +64,7 @@ layerSuite(
 
     it("two workers that freeze each other's target leave one alias, and the other merge is a dead letter", () =>
       Effect.gen(function* () {
+        yield* storeProducts
         const users = yield* UserEmbeddings
         yield* apply([...history("f-1"), ...history("f-2")])
         // As if both workers had frozen a record before either went on.
@@ -109,6 +111,7 @@ layerSuite(
 
     it("in recency history, and where the guest is in another history, the target is rebuilt in order", () =>
       Effect.gen(function* () {
+        yield* storeProducts
         const recency = EmbeddingConfig.layer({ history: "recency" })
         for (const [guest, user, ofGuest] of [
           ["h-guest", "h-u", recency],
@@ -134,6 +137,7 @@ layerSuite(
 
     it("an erasure covers a merge that is not applied yet, or applied in part", () =>
       Effect.gen(function* () {
+        yield* storeProducts
         const users = yield* UserEmbeddings
         for (const isFrozen of [false, true]) {
           const [guest, user] = [`e-guest-${isFrozen}`, `e-u-${isFrozen}`]
@@ -162,6 +166,7 @@ layerSuite(
 
     it("a merge that is recorded while an erasure runs loses no event of the id that it adds", () =>
       Effect.gen(function* () {
+        yield* storeProducts
         const users = yield* UserEmbeddings
         const log = yield* InteractionLog
         const [worker] = yield* makeWorkers(1)
