@@ -85,15 +85,21 @@ export const exportUser = Effect.fn("exportUser")(function* (options: {
   const { out, progress, user } = options
   const log = yield* InteractionLog
   const users = yield* UserEmbeddings
-  const record = (yield* users.load([user])).get(user)
+  const { ids, user_id } = yield* log.person(user)
+  const record = (yield* users.load([user_id])).get(user_id)
   const embedding = record?.embedding && {
     ...embeddingJson(record.embedding, record.version),
     embedding: Array.from(record.embedding.embedding),
   }
-  const deadLetters = yield* showDeadLetters({ user })
+  const deadLetters = yield* Effect.forEach(ids, (id) => showDeadLetters({ user: id }))
   const output = yield* openLines(out)
-  const facts = { user_id: user, exported_at: new Date(yield* Clock.currentTimeMillis).toISOString() }
-  const head = JSON.stringify({ ...facts, embedding: embedding ?? null, dead_letters: deadLetters })
+  const head = JSON.stringify({
+    user_id,
+    aliases: ids.filter((id) => id !== user_id),
+    exported_at: new Date(yield* Clock.currentTimeMillis).toISOString(),
+    embedding: embedding ?? null,
+    dead_letters: deadLetters.flat(),
+  })
   yield* output.write(`${head.slice(0, -1)},"interactions":[`)
   let exported = 0
   yield* log.stream({ user }).pipe(
@@ -108,10 +114,10 @@ export const exportUser = Effect.fn("exportUser")(function* (options: {
   )
   yield* output.write("]}\n")
   return {
-    user_id: user,
+    user_id,
     interactions: exported,
     embedding: embedding !== undefined,
-    dead_letters: deadLetters.length,
+    dead_letters: deadLetters.flat().length,
     files: yield* output.finish,
   }
 }, Effect.scoped)
