@@ -116,12 +116,20 @@ export const mutations: ReadonlyArray<Mutation> = [
     to: "",
   },
   {
-    scenario: "an order and its refund that arrive at the same time",
+    scenario: "a refund waits for its order",
     tests: segment,
     without: "looking for the refund of an order",
     file: "src/layers/http/HttpSegment.ts",
     from: "yield* refundOrders(submissions, counts)",
     to: "",
+  },
+  {
+    scenario: "a refund whose order arrives while it looks",
+    tests: segment,
+    without: "noting a refund before its order is looked for",
+    file: "src/layers/http/HttpSegment.ts",
+    from: "    yield* Effect.mapError(log.noteRefund(one), unavailable)\n    yield* takeBack(one, counts)",
+    to: "    yield* takeBack(one, counts)\n    yield* Effect.mapError(log.noteRefund(one), unavailable)",
   },
   {
     scenario: "a token with the scope write alone merges nobody",
