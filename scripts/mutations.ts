@@ -56,6 +56,8 @@ const noOutage = {
 
 const takingBack = "test/programs/Corrections.test.ts"
 const merges = "src/services/update/Merges.ts"
+const doors = "test/layers/http/HttpDoors.test.ts"
+const segment = "test/programs/Segment.test.ts"
 
 export const mutations: ReadonlyArray<Mutation> = [
   {
@@ -107,6 +109,86 @@ export const mutations: ReadonlyArray<Mutation> = [
     file: "src/layers/sql/SqlAliases.ts",
     from: "yield* linksOf(sql, wanted, lock)",
     to: "yield* linksOf(sql, wanted)",
+  },
+  {
+    scenario: "GET /metrics needs a token with a scope",
+    tests: doors,
+    without: "checking the scope of the route",
+    file: "src/layers/http/HttpHandlers.ts",
+    from: "if (refused !== undefined) return yield* refused",
+    to: "if (refused?.status === 0) return yield* refused",
+  },
+  {
+    scenario: "a small body that becomes a very large one",
+    tests: doors,
+    without: "counting inflated bytes",
+    file: "src/layers/http/HttpBody.ts",
+    from: "{ maxOutputLength: limit }",
+    to: "{}",
+  },
+  {
+    scenario: "a preflight of an allowed origin is answered",
+    tests: doors,
+    without: "comparing whole origins",
+    file: "src/layers/http/HttpCors.ts",
+    from: "origins.includes(origin)",
+    to: "origins.some((one) => origin.startsWith(one))",
+  },
+  {
+    scenario: "a beacon to search from https://shop.example with old",
+    tests: doors,
+    without: "refusing powerful tokens in URLs",
+    file: "src/layers/http/HttpAuthorisation.ts",
+    from: 'token.scopes.join() === "write"',
+    to: 'token.scopes.includes("write")',
+  },
+  {
+    scenario: "a bulk request takes nothing back without the scope person",
+    tests: doors,
+    without: "the scope of single items",
+    file: "src/layers/http/RecordingRoutes.ts",
+    from: "noPerson !== undefined && isCorrection(item)",
+    to: 'noPerson === "" && isCorrection(item)',
+  },
+  {
+    scenario: "a timestamp in the future becomes now",
+    tests: segment,
+    without: "the key of a call",
+    file: "src/services/record/SegmentCalls.ts",
+    from: "item.product_id}` : messageId",
+    to: "item.product_id}` : undefined",
+  },
+  {
+    scenario: "a refund waits for its order",
+    tests: segment,
+    without: "noting refunds",
+    file: "src/layers/http/HttpSegment.ts",
+    from: "yield* Effect.mapError(log.noteRefund(one), unavailable)",
+    to: "",
+  },
+  {
+    scenario: "a refund waits for its order",
+    tests: segment,
+    without: "looking for the refund of an order",
+    file: "src/layers/http/HttpSegment.ts",
+    from: "yield* refundOrders(submissions, counts)",
+    to: "",
+  },
+  {
+    scenario: "a refund whose order arrives while it looks",
+    tests: segment,
+    without: "noting a refund before its order is looked for",
+    file: "src/layers/http/HttpSegment.ts",
+    from: "    yield* Effect.mapError(log.noteRefund(one), unavailable)\n    yield* takeBack(one, counts)",
+    to: "    yield* takeBack(one, counts)\n    yield* Effect.mapError(log.noteRefund(one), unavailable)",
+  },
+  {
+    scenario: "a token with the scope write alone merges nobody",
+    tests: segment,
+    without: "the scope of single calls",
+    file: "src/layers/http/HttpSegment.ts",
+    from: "refused !== undefined && needsPerson(meant)",
+    to: "refused?.status === 0 && needsPerson(meant)",
   },
   { scenario: "newest events of the surviving events", tests: takingBack, ...idsUnchecked },
   {
