@@ -60,6 +60,9 @@ layerSuite(
         // The same said again at another time.
         expect(yield* worker!.update([foreign(merge("c-1", "c-2", 2))])).toMatchObject([acked])
         expect((yield* loadRecord("c-1"))?.links?.aliases).toHaveLength(1)
+        // The log does not know these merges.
+        expect((yield* (yield* Eraser.Eraser).erase("c-2")).other_ids).toEqual(["c-1"])
+        for (const id of ["c-1", "c-2"]) expect(yield* loadRecord(id)).not.toHaveProperty("links")
       }))
 
     it("two workers that freeze each other's target leave one alias, and the other merge is a dead letter", () =>
