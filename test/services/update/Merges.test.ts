@@ -138,6 +138,22 @@ layerSuite(
         }
       }))
 
+    it("where the guest's vector is in another space, the target is rebuilt from the rows of both", () =>
+      Effect.gen(function* () {
+        yield* storeProducts
+        const users = yield* UserEmbeddings
+        const own = search("s-u", "red wine", "2026-01-03T00:00:00.000Z")
+        yield* apply([...history("s-guest"), own])
+        const before = (yield* loadRecord("s-guest"))!
+        const embedding = { ...before.embedding!, space: "other", embedding: Float32Array.of(1, 0) }
+        yield* users.save([
+          { record: { ...before, embedding, version: before.version + 1 }, expected: before.version },
+        ])
+        yield* apply([merge("s-u", "s-guest")])
+        yield* expectSurvivors(yield* embeddingOf("s-u"), [...history("s-guest"), own])
+        expect(yield* audited("s-u")).toEqual({ extra: 0, missing: 0 })
+      }))
+
     it("an erasure covers a merge that is not applied yet, or applied in part", () =>
       Effect.gen(function* () {
         yield* storeProducts
