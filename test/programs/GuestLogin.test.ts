@@ -10,7 +10,7 @@ import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
 import * as EventVectors from "../../src/services/update/EventVectors.ts"
 import { ownerOf } from "../../src/services/update/People.ts"
 import { layerSuite } from "../support/effect.ts"
-import { drained, search, storeProduct } from "../support/pipeline.ts"
+import { drained, eventually, search, storeProduct } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 import { expectSurvivors, phrases } from "../support/survivors.ts"
@@ -67,6 +67,13 @@ const suite = (name: string, stack: typeof embedded) =>
           yield* post("/api/user/guest-1/search", { query: "hiking" })
           yield* post("/api/user/u-1/product/lamp/view")
           yield* drained
+          // The catalogue in memory follows the store within seconds.
+          yield* eventually(
+            Effect.map(
+              get("/api/user/guest-1/buy-again"),
+              ({ json }) => json.items[0]?.product_name ?? undefined,
+            ),
+          )
 
           const first = yield* post("/api/user/u-1/merge", { from: "guest-1" })
           expect(first).toMatchObject({

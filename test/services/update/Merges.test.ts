@@ -60,6 +60,9 @@ layerSuite(
         // The same said again at another time.
         expect(yield* worker!.update([foreign(merge("c-1", "c-2", 2))])).toMatchObject([acked])
         expect((yield* loadRecord("c-1"))?.links?.aliases).toHaveLength(1)
+        // The log does not know these merges.
+        expect((yield* (yield* Eraser.Eraser).erase("c-2")).other_ids).toEqual(["c-1"])
+        for (const id of ["c-1", "c-2"]) expect(yield* loadRecord(id)).not.toHaveProperty("links")
       }))
 
     it("two workers that freeze each other's target leave one alias, and the other merge is a dead letter", () =>
@@ -133,6 +136,22 @@ layerSuite(
           expect(Vector.norm(difference)).toBeLessThanOrEqual(1e-6)
           expect(yield* audited(user)).toEqual({ extra: 0, missing: 0 })
         }
+      }))
+
+    it("where the guest's vector is in another space, the target is rebuilt from the rows of both", () =>
+      Effect.gen(function* () {
+        yield* storeProducts
+        const users = yield* UserEmbeddings
+        const own = search("s-u", "red wine", "2026-01-03T00:00:00.000Z")
+        yield* apply([...history("s-guest"), own])
+        const before = (yield* loadRecord("s-guest"))!
+        const embedding = { ...before.embedding!, space: "other", embedding: Float32Array.of(1, 0) }
+        yield* users.save([
+          { record: { ...before, embedding, version: before.version + 1 }, expected: before.version },
+        ])
+        yield* apply([merge("s-u", "s-guest")])
+        yield* expectSurvivors(yield* embeddingOf("s-u"), [...history("s-guest"), own])
+        expect(yield* audited("s-u")).toEqual({ extra: 0, missing: 0 })
       }))
 
     it("an erasure covers a merge that is not applied yet, or applied in part", () =>
