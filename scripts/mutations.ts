@@ -57,6 +57,7 @@ const noOutage = {
 const takingBack = "test/programs/Corrections.test.ts"
 const doors = "test/layers/http/HttpDoors.test.ts"
 const segment = "test/programs/Segment.test.ts"
+const merges = "src/services/update/Merges.ts"
 
 export const mutations: ReadonlyArray<Mutation> = [
   {
@@ -138,6 +139,55 @@ export const mutations: ReadonlyArray<Mutation> = [
     file: "src/layers/http/HttpSegment.ts",
     from: "refused !== undefined && needsPerson(meant)",
     to: "refused?.status === 0 && needsPerson(meant)",
+  {
+    scenario: "newest events of the surviving events",
+    tests: takingBack,
+    without: "taking the ids of the frozen record",
+    file: merges,
+    from: "[...AppliedIds.toSet(source.applied), message_id]",
+    to: "[message_id]",
+  },
+  ...[
+    {
+      without: "asking whether the target has taken the record",
+      file: merges,
+      from: "if (!hasAlias(target, source.user_id)) yield*",
+      to: "yield*",
+    },
+    {
+      without: "leaving a frozen record alone",
+      file: updater,
+      from: "links?.alias_of === undefined && links?.merging_into === undefined",
+      to: "links?.alias_of === undefined",
+    },
+  ].map((one) => ({
+    scenario: "finished by whoever meets it",
+    tests: "test/programs/KilledMerges.test.ts",
+    ...one,
+  })),
+  {
+    scenario: "ids in the ledgers of both users",
+    tests: "test/services/update/Merges.test.ts",
+    without: "looking in the ledgers of aliases",
+    file: "src/services/model/Aliases.ts",
+    from: "[record, ...(record.links?.aliases ?? [])]",
+    to: "[record]",
+  },
+  {
+    scenario: "not applied yet, or applied in part",
+    tests: "test/services/update/Merges.test.ts",
+    without: "erasing all ids of a person",
+    file: "src/layers/sql/SqlInteractionLog.ts",
+    from: "({ ids }) => begin(ids)",
+    to: "() => begin(wanted)",
+  },
+  {
+    scenario: "merges at the same time form no circle",
+    tests: "test/layers/sql/SqlInteractionLog.test.ts",
+    without: "locking the people of a merge",
+    file: "src/layers/sql/SqlAliases.ts",
+    from: "yield* linksOf(sql, wanted, lock)",
+    to: "yield* linksOf(sql, wanted)",
   },
   { scenario: "newest events of the surviving events", tests: takingBack, ...idsUnchecked },
   {
@@ -261,8 +311,8 @@ export const mutations: ReadonlyArray<Mutation> = [
     scenario: "delivered more than once all of the log",
     without: "looking for applied ids in the overflow",
     file: updater,
-    from: "toLookUp.size === 0\n",
-    to: "toLookUp.size >= 0\n",
+    from: "if (ledgersOfUser(user_id).length === 0)",
+    to: "if (ledgersOfUser(user_id).length >= 0)",
   },
   ...[
     {

@@ -1,19 +1,24 @@
 /** A guest who logs in, from the request to the recommendations and the erasure, on both stacks. */
 import { expect } from "bun:test"
 import { HttpServer } from "@effect/platform"
-import { Effect, Layer } from "effect"
+import { Array as Arr, Effect, Layer } from "effect"
 import * as Api from "../../src/programs/Api.ts"
 import * as Worker from "../../src/programs/Worker.ts"
 import * as Auditor from "../../src/services/operate/Auditor.ts"
 import { userInFigures } from "../../src/services/operate/ShowUser.ts"
 import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
 import * as EventVectors from "../../src/services/update/EventVectors.ts"
+import { ownerOf } from "../../src/services/update/People.ts"
 import { layerSuite } from "../support/effect.ts"
-import { drained, storeProduct } from "../support/pipeline.ts"
+import { drained, eventually, search, storeProduct } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
+import { expectSurvivors, phrases } from "../support/survivors.ts"
 
-const variables = { API_PORT: "0", WORKER_PORT: "0" }
+const isLong = process.env.FAILURES === "long"
+const each = isLong ? 2_000 : 200
+
+const variables = { API_PORT: "0", WORKER_PORT: "0", RATE_LIMIT_PER_USER: "0" }
 
 const call = (method: "GET" | "POST" | "DELETE", path: string, body?: unknown) =>
   Effect.gen(function* () {
@@ -62,6 +67,13 @@ const suite = (name: string, stack: typeof embedded) =>
           yield* post("/api/user/guest-1/search", { query: "hiking" })
           yield* post("/api/user/u-1/product/lamp/view")
           yield* drained
+          // The catalogue in memory follows the store within seconds.
+          yield* eventually(
+            Effect.map(
+              get("/api/user/guest-1/buy-again"),
+              ({ json }) => json.items[0]?.product_name ?? undefined,
+            ),
+          )
 
           const first = yield* post("/api/user/u-1/merge", { from: "guest-1" })
           expect(first).toMatchObject({
@@ -121,6 +133,51 @@ const suite = (name: string, stack: typeof embedded) =>
           expect(retracted.status).toBe(422)
           yield* consistent
         }))
+
+      it(
+        `a guest with ${each} events is merged into a customer with ${each} while both act`,
+        () =>
+          Effect.gen(function* () {
+            const acts = (user_id: string, from: number, count: number) =>
+              Array.from({ length: count }, (_, i) => ({
+                user_id,
+                event_type: "search",
+                search_phrase: phrases[(from + i) % phrases.length]!,
+                occurred_at: new Date(Date.UTC(2026, 0, 1, 0, from + i)).toISOString(),
+              }))
+            const both = (from: number, count: number) => [
+              ...acts("guest-3", from, count),
+              ...acts("u-3", 10_000 + from, count),
+            ]
+            const before = both(0, each / 2)
+            for (const some of Arr.chunksOf(before, 500)) yield* post("/api/interactions", some)
+            yield* drained
+            const during = both(each / 2, each / 2)
+            const began = Date.now()
+            yield* Effect.all(
+              [
+                Effect.forEach(Arr.chunksOf(during, 50), (some) => post("/api/interactions", some)),
+                Effect.delay(post("/api/user/u-3/merge", { from: "guest-3" }), "50 millis"),
+              ],
+              { concurrency: 2 },
+            )
+            const posted = Date.now() - began
+            yield* drained
+            const { record } = yield* ownerOf(yield* UserEmbeddings, "guest-3")
+            yield* expectSurvivors(
+              record?.embedding,
+              [...before, ...during].map(({ occurred_at, search_phrase, user_id }) =>
+                search(user_id, search_phrase, occurred_at),
+              ),
+            )
+            yield* consistent
+            if (isLong)
+              console.log(
+                `${name}: ${during.length} events and the merge posted in ${posted} ms, applied after ${Date.now() - began} ms`,
+              )
+          }),
+        120_000,
+      )
 
       it("a merge that contradicts earlier ones is 409, one that makes no sense is 422", () =>
         Effect.gen(function* () {

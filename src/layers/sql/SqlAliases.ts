@@ -41,11 +41,12 @@ const linksOf = Effect.fnUntraced(function* (
   return { links, ids: [...known] }
 })
 
-/** The id and those that it leads to; the last one is no alias. */
+/** The id and those that it leads to; the last one is no alias. Ends in a table that was written by hand, too. */
 const pathOf = (links: ReadonlyMap<UserId, Link>, id: UserId): ReadonlyArray<UserId> => {
-  const path = [id]
-  for (let link = links.get(id); link !== undefined; link = links.get(link.user_id)) path.push(link.user_id)
-  return path
+  const path = new Set([id])
+  let link = links.get(id)
+  for (; link !== undefined && !path.has(link.user_id); link = links.get(link.user_id)) path.add(link.user_id)
+  return [...path]
 }
 
 /** The person with this id: the id that is no alias, and all ids, an alias before what it leads to. */

@@ -1,8 +1,8 @@
 /**
- * Step: removes a person everywhere, under all ids. Each id then begins anew. The order of the log decides what an erasure covers: all rows that were visible when
- * it began, and none that became visible after it deleted the rows. The tombstone is written first: from then on workers
- * drop messages of the covered rows. Rows are deleted after the phrases, because the phrases are found through the rows.
- * An erasure that fails half-way is finished by repeating it.
+ * Step: removes a person everywhere, under all ids; each id then begins anew. The order of the log decides what an erasure
+ * covers: all rows that were visible when it began, and none that became visible after it deleted the rows. The
+ * tombstones are written first: from then on workers drop messages of the covered rows. Rows are deleted after the
+ * phrases, because the phrases are found through the rows. An erasure that fails half-way is finished by repeating it.
  */
 import { Chunk, Clock, Context, Effect, Layer, Stream } from "effect"
 import { isErased } from "../model/Erasure.ts"

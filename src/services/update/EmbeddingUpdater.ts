@@ -146,9 +146,14 @@ const separate = Effect.fnUntraced(function* (
     const record = records.get(user)
     return record !== undefined && AppliedIds.has(record.applied, id)
   }
+  const ledgersOfUser = (user: UserId) => {
+    const record = records.get(user)
+    return record === undefined ? [] : ledgersOf(record)
+  }
   const toLookUp = new Map<UserId, Array<string>>()
   for (const { interaction } of counting) {
     const { message_id, user_id } = interaction
+    if (ledgersOfUser(user_id).length === 0) continue
     for (const id of isRetraction(interaction) ? [message_id, interaction.reference] : [message_id]) {
       if (isOnRecord(user_id, id)) continue
       const ids = toLookUp.get(user_id) ?? []
@@ -156,10 +161,7 @@ const separate = Effect.fnUntraced(function* (
       toLookUp.set(user_id, ids)
     }
   }
-  const overflow = yield* findInOverflow(users, toLookUp, (user) => {
-    const record = records.get(user)
-    return record === undefined ? [] : ledgersOf(record)
-  })
+  const overflow = yield* findInOverflow(users, toLookUp, ledgersOfUser)
   const isApplied = (user: UserId, id: string) =>
     isOnRecord(user, id) || overflow.get(user)?.has(AppliedIds.prefix(id)) === true
   const [fresh, done] = Arr.partition(counting, ({ interaction: { message_id, user_id } }) =>
@@ -559,14 +561,21 @@ const make = Effect.gen(function* () {
     Context.add(InteractionLog, rebuilding.log),
     Context.add(ProductEmbeddings, yield* ProductEmbeddings),
   )
+  const cache = new UserRecordCache()
+  // A write beside the cache makes its record old.
+  const save: UserEmbeddings["Type"]["save"] = (writes) => {
+    cache.take(writes.map(({ record }) => record.user_id))
+    return rebuilding.users.save(writes)
+  }
+  const uncached = { ...rebuilding, users: { ...rebuilding.users, save } }
   const updater: Updater = {
     users: rebuilding.users,
     vectors,
     takeBack: (...events) => Effect.provide(takeBack(...events), stores),
-    rebuild: (user, retractions) => UserRebuild.rebuildUser(rebuilding, user, { retractions }, identity),
-    settle: (user) => Merges.settle(rebuilding, user),
-    applyMerge: (merge, at) => Merges.applyMerge(rebuilding, merge, at),
-    cache: new UserRecordCache(),
+    rebuild: (user, retractions) => UserRebuild.rebuildUser(uncached, user, { retractions }, identity),
+    settle: (user) => Merges.settle(uncached, user),
+    applyMerge: (merge, at) => Merges.applyMerge(uncached, merge, at),
+    cache,
     foldSettings: { lambda, weights: eventTypes.weights, history, space: vectors.space },
     delays: RetryPolicies.retryDelays(retryDelay, maxRetries),
   }

@@ -39,6 +39,10 @@ const loadRecord = (user: string) =>
     (found) => found.get(user),
   )
 
+const storeProducts = Effect.forEach(productTexts.entries(), ([index, text]) =>
+  storeProduct(`p-${index}`, text),
+)
+
 layerSuite(
   "merges",
   Layer.mergeAll(Auditor.layer, Rebuilder.layer, Eraser.layer).pipe(
@@ -46,9 +50,6 @@ layerSuite(
     Layer.provideMerge(embedded()),
   ),
   (it) => {
-    it("products are stored", () =>
-      Effect.forEach(productTexts.entries(), ([index, text]) => storeProduct(`p-${index}`, text)))
-
     it("a circle that arrives by message is a dead letter, and so is an alias of somebody else", () =>
       Effect.gen(function* () {
         const [worker] = yield* makeWorkers(1)
@@ -59,10 +60,14 @@ layerSuite(
         // The same said again at another time.
         expect(yield* worker!.update([foreign(merge("c-1", "c-2", 2))])).toMatchObject([acked])
         expect((yield* loadRecord("c-1"))?.links?.aliases).toHaveLength(1)
+        // The log does not know these merges.
+        expect((yield* (yield* Eraser.Eraser).erase("c-2")).other_ids).toEqual(["c-1"])
+        for (const id of ["c-1", "c-2"]) expect(yield* loadRecord(id)).not.toHaveProperty("links")
       }))
 
     it("two workers that freeze each other's target leave one alias, and the other merge is a dead letter", () =>
       Effect.gen(function* () {
+        yield* storeProducts
         const users = yield* UserEmbeddings
         yield* apply([...history("f-1"), ...history("f-2")])
         // As if both workers had frozen a record before either went on.
@@ -109,6 +114,7 @@ layerSuite(
 
     it("in recency history, and where the guest is in another history, the target is rebuilt in order", () =>
       Effect.gen(function* () {
+        yield* storeProducts
         const recency = EmbeddingConfig.layer({ history: "recency" })
         for (const [guest, user, ofGuest] of [
           ["h-guest", "h-u", recency],
@@ -132,8 +138,25 @@ layerSuite(
         }
       }))
 
+    it("where the guest's vector is in another space, the target is rebuilt from the rows of both", () =>
+      Effect.gen(function* () {
+        yield* storeProducts
+        const users = yield* UserEmbeddings
+        const own = search("s-u", "red wine", "2026-01-03T00:00:00.000Z")
+        yield* apply([...history("s-guest"), own])
+        const before = (yield* loadRecord("s-guest"))!
+        const embedding = { ...before.embedding!, space: "other", embedding: Float32Array.of(1, 0) }
+        yield* users.save([
+          { record: { ...before, embedding, version: before.version + 1 }, expected: before.version },
+        ])
+        yield* apply([merge("s-u", "s-guest")])
+        yield* expectSurvivors(yield* embeddingOf("s-u"), [...history("s-guest"), own])
+        expect(yield* audited("s-u")).toEqual({ extra: 0, missing: 0 })
+      }))
+
     it("an erasure covers a merge that is not applied yet, or applied in part", () =>
       Effect.gen(function* () {
+        yield* storeProducts
         const users = yield* UserEmbeddings
         for (const isFrozen of [false, true]) {
           const [guest, user] = [`e-guest-${isFrozen}`, `e-u-${isFrozen}`]
@@ -162,6 +185,7 @@ layerSuite(
 
     it("a merge that is recorded while an erasure runs loses no event of the id that it adds", () =>
       Effect.gen(function* () {
+        yield* storeProducts
         const users = yield* UserEmbeddings
         const log = yield* InteractionLog
         const [worker] = yield* makeWorkers(1)
