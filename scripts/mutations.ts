@@ -139,6 +139,7 @@ export const mutations: ReadonlyArray<Mutation> = [
     file: "src/layers/http/HttpSegment.ts",
     from: "refused !== undefined && needsPerson(meant)",
     to: "refused?.status === 0 && needsPerson(meant)",
+  },
   {
     scenario: "newest events of the surviving events",
     tests: takingBack,
