@@ -3,8 +3,8 @@ import { expect } from "bun:test"
 import { readFileSync } from "node:fs"
 import { join, resolve } from "node:path"
 import { HttpServer } from "@effect/platform"
-import { Chunk, Effect, Layer, Stream } from "effect"
-import type { Page } from "playwright-core"
+import { Chunk, Context, Effect, Layer, Stream } from "effect"
+import type { Browser, Page } from "playwright-core"
 import * as Api from "../../src/programs/Api.ts"
 import { InteractionLog } from "../../src/services/ports/InteractionLog.ts"
 import { launch, withBrowser } from "../support/browser.ts"
@@ -50,21 +50,24 @@ const subjects = Effect.flatMap(InteractionLog, (log) =>
   ),
 )
 
+class Chromium extends Context.Tag("test/Chromium")<Chromium, Browser>() {}
+const chromium = Layer.scoped(
+  Chromium,
+  Effect.acquireRelease(Effect.promise(launch), (browser) => Effect.promise(() => browser.close())),
+)
 const open = (host: string) =>
-  Effect.acquireRelease(Effect.promise(launch), (browser) => Effect.promise(() => browser.close())).pipe(
-    Effect.flatMap((browser) =>
-      Effect.promise(async () => {
-        const page = await browser.newPage()
-        await page.goto(shop.url.href.replace("127.0.0.1", host))
-        return page
-      }),
-    ),
+  Effect.flatMap(Chromium, (browser) =>
+    Effect.promise(async () => {
+      const page = await browser.newPage()
+      await page.goto(shop.url.href.replace("127.0.0.1", host))
+      return page
+    }),
   )
 const evaluate = (page: Page, code: string) =>
   Effect.promise(() => page.evaluate<unknown>(`(async () => {${code}})()`))
 
 withBrowser("a page of another origin", () =>
-  layerSuite("records", system, (it) => {
+  layerSuite("records", Layer.merge(system, chromium), (it) => {
     it(
       "by beacons and by fetch, as docs/sources.md shows",
       () =>

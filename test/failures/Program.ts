@@ -9,18 +9,22 @@ export interface LogLine {
   readonly [field: string]: unknown
 }
 
+/** For probes that ask several servers: in the short form, many scenarios wait at the same time. */
+export const costlyProbeMillis = 250
+
 /** Repeats the probe until it answers; rejects with the name of the wait when the time is over. */
 export const until = async <A>(
   what: string,
   seconds: number,
   probe: () => Promise<A | undefined> | A | undefined,
+  everyMillis = 50,
 ): Promise<A> => {
   const deadline = performance.now() + seconds * 1000
   for (;;) {
     const answer = await probe()
     if (answer !== undefined) return answer
     if (performance.now() > deadline) throw new Error(`not within ${seconds} s: ${what}`)
-    await Bun.sleep(50)
+    await Bun.sleep(everyMillis)
   }
 }
 

@@ -13,6 +13,7 @@ import { sacrificialVariable } from "../../scripts/services/sacrificial.ts"
 import { quarantineQueueOf, quarantineQueues } from "../../src/layers/rabbitmq/RabbitTopology.ts"
 import * as Stack from "../../src/layers/Stack.ts"
 import * as Provision from "../../src/programs/tasks/ProvisionServers.ts"
+import * as Auditor from "../../src/services/operate/Auditor.ts"
 import {
   exchange,
   failedQueue,
@@ -25,6 +26,7 @@ import {
 } from "../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedder } from "../../src/services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
+import * as EventVectors from "../../src/services/update/EventVectors.ts"
 import * as cluster from "../support/cluster.ts"
 import { vectorOf } from "../support/openAiStandIn.ts"
 import {
@@ -38,7 +40,7 @@ import {
 } from "../support/servers.ts"
 import { quiet, variables } from "../support/stacks.ts"
 import { type TcpProxy, tcpProxy } from "../support/tcpProxy.ts"
-import { Program, until } from "./Program.ts"
+import { costlyProbeMillis, Program, until } from "./Program.ts"
 import {
   dimensions,
   expected,
@@ -58,6 +60,14 @@ export const inForm = <A>(short: A, long_: A): A => (long ? long_ : short)
 export const repetitions = (short: number, long_: number): number => (brief ? 1 : inForm(short, long_))
 
 type Variables = Readonly<Record<string, string>>
+
+/** Runs an effect on the servers of a scenario, in the process of the test. */
+const onStack = <A, E>(env: Variables, run: Effect.Effect<A, E, Layer.Layer.Success<typeof Stack.layer>>) =>
+  Effect.runPromise(Effect.provide(run, Layer.provideMerge(Stack.layer, Layer.merge(variables(env), quiet))))
+
+const audit = Effect.flatMap(Auditor.Auditor, (auditor) => auditor.audit({ details: true })).pipe(
+  Effect.provide(Layer.provide(Auditor.layer, EventVectors.layer)),
+)
 
 /** A stored document of a user. */
 export interface UserDocument {
@@ -168,9 +178,7 @@ export class System {
         })),
       )
     })
-    await Effect.runPromise(
-      Effect.provide(prepare, Layer.provideMerge(Stack.layer, Layer.merge(variables(env), quiet))),
-    )
+    await onStack(env, prepare)
     return new System(env, () => Promise.allSettled([rabbit.drop(), mysql.drop(), mongo.drop()]))
   }
 
@@ -452,7 +460,7 @@ export class System {
   /** Waits until the whole log is published, and applied except for `dead` messages. */
   async settled(seconds: number, dead = 0): Promise<void> {
     let last = ""
-    await until("everything applied", seconds, async () => {
+    const probe = async () => {
       try {
         const unpublished = await this.unpublished()
         const rows = await this.number("SELECT COUNT(*) AS n FROM user_interactions")
@@ -466,7 +474,8 @@ export class System {
         last = String(error)
         return undefined
       }
-    }).catch((error: Error) => {
+    }
+    await until("everything applied", seconds, probe, costlyProbeMillis).catch((error: Error) => {
       throw new Error(`${error.message}; last seen ${last}`)
     })
   }
@@ -501,11 +510,9 @@ export class System {
     const logged = new Set(rows.map(({ message_id }) => message_id))
     expect([...this.accepted].filter((id) => !logged.has(id))).toEqual([])
 
-    const { code, out } = await this.command("audit", "--json", "--details")
-    const { details, ...audit } = JSON.parse(out)
+    const { details = [], ...counts } = await onStack(this.env, audit)
     const byUser = Map.groupBy(rows, ({ user_id }) => user_id)
-    expect({ code, ...audit, details: details.slice(0, 5) }).toMatchObject({
-      code: 0,
+    expect({ ...counts, details: details.slice(0, 5) }).toMatchObject({
       users: byUser.size,
       consistent: byUser.size,
       missing: 0,

@@ -152,7 +152,6 @@ layerSuite("operator's commands", recording(embedded()), (it) => {
             user_id: "w",
             other_ids: [],
             erased_at: expect.any(String),
-            other_ids: [],
             interactions: 1,
             embedding: true,
             phrases: 1,
