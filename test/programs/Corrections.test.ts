@@ -145,7 +145,9 @@ const suite = (
               Effect.Effect.Context<ReturnType<typeof check>> | EmbeddingConfig.EmbeddingConfig
             >()
             const property = fc.asyncProperty(scenario, (one) => Runtime.runPromise(runtime)(check(one)))
-            yield* Effect.promise(() => fc.assert(property, { numRuns, interruptAfterTimeLimit: 30_000 }))
+            yield* Effect.promise(() =>
+              fc.assert(property, { numRuns, interruptAfterTimeLimit: isLong ? 100_000 : 30_000 }),
+            )
           }),
         120_000,
       )

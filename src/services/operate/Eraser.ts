@@ -51,88 +51,95 @@ export const isErasedDeadLetter =
     return record !== undefined && isErased(record, { logId, recordedAt: recordedAt ?? 0 })
   }
 
-const make = Effect.gen(function* () {
-  const log = yield* InteractionLog
-  const users = yield* UserEmbeddings
-  const vectors = yield* EventVectors
-  const deadLetters = yield* DeadLetters
+const services = Effect.all({
+  log: InteractionLog,
+  users: UserEmbeddings,
+  vectors: EventVectors,
+  deadLetters: DeadLetters,
+})
+type Services = Effect.Effect.Success<typeof services>
 
-  const forgetPhrases = (user: UserId) =>
-    log.stream({ postedAs: user, type: "search" }).pipe(
-      Stream.grouped(page),
-      Stream.mapEffect((rows) =>
-        vectors.forget([
-          ...new Set(
-            Chunk.toReadonlyArray(rows).flatMap(({ interaction }) => interaction.search_phrase ?? []),
-          ),
-        ]),
-      ),
-      Stream.runSum,
-    )
+const forgetPhrases = ({ log, vectors }: Services, user: UserId) =>
+  log.stream({ postedAs: user, type: "search" }).pipe(
+    Stream.grouped(page),
+    Stream.mapEffect((rows) =>
+      vectors.forget([
+        ...new Set(Chunk.toReadonlyArray(rows).flatMap(({ interaction }) => interaction.search_phrase ?? [])),
+      ]),
+    ),
+    Stream.runSum,
+  )
 
-  /** Also the ids that only the records know, from merges of other programs. */
-  const idsOf = Effect.fnUntraced(function* (user: UserId) {
-    const { record, user_id } = yield* ownerOf(users, user).pipe(
-      // A record that can't be read is erased too.
-      Effect.catchIf(
-        ({ reason }) => reason === "invalid_data",
-        () => Effect.succeed({ record: undefined, user_id: user }),
-      ),
-    )
-    const aliases = record?.links?.aliases ?? []
-    return [...new Set([user, user_id, ...aliases.map((alias) => alias.user_id)])]
-  })
-
-  /**
-   * Writes the tombstones. A merge that is recorded meanwhile may have moved what a record had to an id that the erasure
-   * does not cover. The tombstone of such an id covers no row that stays: all its rows are published again.
-   */
-  const writeTombstones = Effect.fnUntraced(function* (wanted: ReadonlyArray<UserId>, erased_at: number) {
-    let begun = yield* log.beginErasure(wanted)
-    const { upTo: erased_to, users: covered } = begun
-    const written = new Set<UserId>()
-    let embedding = false
-    for (let left = covered; left.length > 0; left = begun.users.filter((id) => !written.has(id))) {
-      for (const id of left) {
-        const isCovered = covered.includes(id)
-        const had = yield* users.erase(id, { erased_at, erased_to: isCovered ? erased_to : begun.upTo })
-        embedding ||= had && isCovered
-        written.add(id)
-      }
-      // A later row may have been applied before the tombstone, which removed it again. So it is published again, like
-      // the rows with smaller ids that become visible when the others are deleted.
-      begun = yield* log.beginErasure(wanted)
-    }
-    return { ...begun, covered, erased_to, embedding, written: [...written] }
-  })
-
-  const erase = Effect.fn("Eraser.erase")(function* (user_id: UserId) {
-    const erased_at = yield* Clock.currentTimeMillis
-    const { covered, embedding, erased_to, token, upTo, written } = yield* writeTombstones(
-      yield* idsOf(user_id),
-      erased_at,
-    )
-    let phrases = 0
-    let interactions = 0
-    for (const id of covered) phrases += yield* forgetPhrases(id)
-    // Links are deleted with the rows of the ids that aliases lead to, which come last: a repetition finds the others.
-    for (const id of covered) interactions += yield* log.erase(id, erased_to)
-    const erasures = new Map(covered.map((id) => [id, { erased_at, erased_to }]))
-    const dead_letters = yield* deadLetters.remove(isErasedDeadLetter(erasures))
-    for (const id of written) yield* log.finishErasure(id, token, upTo)
-    for (const id of written) yield* log.renewSurvivors(id)
-    return {
-      user_id,
-      other_ids: covered.filter((id) => id !== user_id),
-      erased_at: new Date(erased_at).toISOString(),
-      interactions,
-      embedding,
-      phrases,
-      dead_letters,
-    }
-  })
-
-  return { erase }
+/** The id and those that only the records know, from merges of other programs. The log adds those that it knows. */
+const idsOf = Effect.fnUntraced(function* ({ users }: Services, user: UserId) {
+  const { record, user_id } = yield* ownerOf(users, user).pipe(
+    // A record that can't be read is erased too.
+    Effect.catchIf(
+      ({ reason }) => reason === "invalid_data",
+      () => Effect.succeed({ record: undefined, user_id: user }),
+    ),
+  )
+  const aliases = record?.links?.aliases ?? []
+  return [...new Set([user, user_id, ...aliases.map((alias) => alias.user_id)])]
 })
 
-export const layer = Layer.effect(Eraser, make)
+/**
+ * Writes the tombstones. A merge that is recorded meanwhile may have moved what a record had to an id that the erasure does
+ * not cover. The tombstone of such an id covers no row that stays: all its rows are published again.
+ */
+const writeTombstones = Effect.fnUntraced(function* (
+  { log, users }: Services,
+  wanted: ReadonlyArray<UserId>,
+  erased_at: number,
+) {
+  let begun = yield* log.beginErasure(wanted)
+  const { upTo: erased_to, users: covered } = begun
+  const written = new Set<UserId>()
+  let embedding = false
+  for (let left = covered; left.length > 0; left = begun.users.filter((id) => !written.has(id))) {
+    for (const id of left) {
+      const isCovered = covered.includes(id)
+      const had = yield* users.erase(id, { erased_at, erased_to: isCovered ? erased_to : begun.upTo })
+      embedding ||= had && isCovered
+      written.add(id)
+    }
+    // A later row may have been applied before the tombstone, which removed it again. So it is published again, like the
+    // rows with smaller ids that become visible when the others are deleted.
+    begun = yield* log.beginErasure(wanted)
+  }
+  return { ...begun, covered, erased_to, embedding, written: [...written] }
+})
+
+const erase = Effect.fn("Eraser.erase")(function* (services: Services, user_id: UserId) {
+  const { deadLetters, log } = services
+  const erased_at = yield* Clock.currentTimeMillis
+  const wanted = yield* idsOf(services, user_id)
+  const { covered, embedding, erased_to, token, upTo, written } = yield* writeTombstones(
+    services,
+    wanted,
+    erased_at,
+  )
+  let phrases = 0
+  let interactions = 0
+  for (const id of covered) phrases += yield* forgetPhrases(services, id)
+  // Links are deleted with the rows of the ids that aliases lead to, which come last: a repetition finds the others.
+  for (const id of covered) interactions += yield* log.erase(id, erased_to)
+  const erasures = new Map(covered.map((id) => [id, { erased_at, erased_to }]))
+  const dead_letters = yield* deadLetters.remove(isErasedDeadLetter(erasures))
+  for (const id of written) yield* log.finishErasure(id, token, upTo)
+  for (const id of written) yield* log.renewSurvivors(id)
+  return {
+    user_id,
+    other_ids: covered.filter((id) => id !== user_id),
+    erased_at: new Date(erased_at).toISOString(),
+    interactions,
+    embedding,
+    phrases,
+    dead_letters,
+  }
+})
+
+export const layer = Layer.effect(
+  Eraser,
+  Effect.map(services, (services) => ({ erase: (user: UserId) => erase(services, user) })),
+)
