@@ -2,7 +2,6 @@
 import { Database } from "bun:sqlite"
 import { expect } from "bun:test"
 import { join } from "node:path"
-import { HttpServer } from "@effect/platform"
 import { type ConfigError, Duration, Effect, Layer, Option, Redacted } from "effect"
 import fc from "fast-check"
 import { MongoClient } from "mongodb"
@@ -15,6 +14,7 @@ import type { DependencyDown } from "../../src/services/ports/Dependencies.ts"
 import { ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
 import * as Settings from "../../src/services/Settings.ts"
 import { layer as eventVectors } from "../../src/services/update/EventVectors.ts"
+import * as Requests from "../support/api.ts"
 import { layerSuite } from "../support/effect.ts"
 import { embeddingWith, eventually } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
@@ -43,20 +43,8 @@ interface Answer {
   readonly items: ReadonlyArray<{ readonly product_id: string; readonly score: number }>
 }
 
-const call = (method: string, path: string, body?: unknown) =>
-  Effect.gen(function* () {
-    const { address } = yield* HttpServer.HttpServer
-    const port = address._tag === "TcpAddress" ? address.port : 0
-    return yield* Effect.promise(async () => {
-      const response = await fetch(`http://127.0.0.1:${port}${path}`, {
-        method,
-        headers: { "content-type": "application/json" },
-        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-      })
-      const text = await response.text()
-      return { status: response.status, body: (text === "" ? null : JSON.parse(text)) as Answer }
-    })
-  })
+const call = (...request: Parameters<typeof Requests.call>) =>
+  Effect.map(Requests.call(...request), ({ json, status }) => ({ status, body: json as Answer }))
 const put = (id: string, body: unknown) => call("PUT", `/api/product/${id}`, body)
 const ids = ({ body }: { readonly body: Answer }) => body.items.map(({ product_id }) => product_id)
 const fieldsOf = ({ body, status }: { readonly status: number; readonly body: Answer }) => [

@@ -1,6 +1,5 @@
 /** Recommendations over HTTP on both stacks, compared with a full computation that uses none of the code under test. */
 import { expect } from "bun:test"
-import { HttpServer } from "@effect/platform"
 import { type ConfigError, Duration, Effect, Layer } from "effect"
 import fc from "fast-check"
 import type { Ports } from "../../src/layers/Stack.ts"
@@ -10,6 +9,7 @@ import type { DependencyDown } from "../../src/services/ports/Dependencies.ts"
 import { type ProductEmbedding, ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
 import { EventVectors, layer as eventVectors } from "../../src/services/update/EventVectors.ts"
+import * as Requests from "../support/api.ts"
 import { layerSuite } from "../support/effect.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
@@ -105,19 +105,8 @@ const reference = (history: ReadonlyArray<Happened>, searched: V = zero) => {
 
 // ---------------------------------------------------------------------------------------------------------
 
-const call = (method: string, path: string, body?: unknown) =>
-  Effect.gen(function* () {
-    const { address } = yield* HttpServer.HttpServer
-    const port = address._tag === "TcpAddress" ? address.port : 0
-    return yield* Effect.promise(async () => {
-      const response = await fetch(`http://127.0.0.1:${port}${path}`, {
-        method,
-        headers: { "content-type": "application/json" },
-        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-      })
-      return { status: response.status, body: (await response.json()) as Answer }
-    })
-  })
+const call = (...request: Parameters<typeof Requests.call>) =>
+  Effect.map(Requests.call(...request), ({ json, status }) => ({ status, body: json as Answer }))
 const get = (path: string) => call("GET", path)
 
 interface Item {

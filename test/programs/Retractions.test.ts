@@ -1,11 +1,8 @@
 /** Taking an interaction back, from the request to the recommendations, on both stacks. */
 import { expect } from "bun:test"
-import { HttpServer } from "@effect/platform"
-import { Effect, Layer } from "effect"
-import * as Api from "../../src/programs/Api.ts"
-import * as Worker from "../../src/programs/Worker.ts"
+import { Effect } from "effect"
 import * as Auditor from "../../src/services/operate/Auditor.ts"
-import * as EventVectors from "../../src/services/update/EventVectors.ts"
+import { apiAndWorker, call } from "../support/api.ts"
 import { layerSuite } from "../support/effect.ts"
 import { drained, embeddingOf, eventually, storeProduct } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
@@ -13,133 +10,111 @@ import { embedded, external } from "../support/stacks.ts"
 
 const variables = { API_PORT: "0", WORKER_PORT: "0", EVENT_WEIGHTS: "dislike:-0.4" }
 
-const call = (method: "GET" | "POST", path: string, body?: unknown) =>
-  Effect.gen(function* () {
-    const { address } = yield* HttpServer.HttpServer
-    const port = address._tag === "TcpAddress" ? address.port : 0
-    return yield* Effect.promise(async () => {
-      const response = await fetch(`http://127.0.0.1:${port}${path}`, {
-        method,
-        headers: { "content-type": "application/json" },
-        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-      })
-      // biome-ignore lint/suspicious/noExplicitAny: the tests look into answers of any shape
-      const json: any = await response.json()
-      return { status: response.status, json }
-    })
-  })
 const post = (path: string, body: unknown = {}) => call("POST", path, body)
 const messageIdOf = (path: string, body: unknown = {}) =>
   Effect.map(post(path, body), ({ json }): string => json.message_id)
 
 const suite = (name: string, stack: typeof embedded) =>
-  layerSuite(
-    name,
-    Layer.mergeAll(Api.layer, Worker.layer, Layer.provide(Auditor.layer, EventVectors.layer)).pipe(
-      Layer.provideMerge(EventVectors.layer),
-      Layer.provideMerge(stack(variables)),
-    ),
-    (it) => {
-      it("a purchase is taken back: 201, then 200; nothing of it is left in what the user gets", () =>
-        Effect.gen(function* () {
-          yield* storeProduct("tent", "tent for two")
-          yield* storeProduct("lamp", "desk lamp")
-          const bought = yield* messageIdOf("/api/user/u-1/product/tent/purchase", { price: 99 })
-          yield* post("/api/user/u-1/product/lamp/dislike")
-          yield* drained
-          // The catalogue sees new products within a second.
-          yield* eventually(
-            Effect.map(call("GET", "/api/user/u-1/buy-again"), ({ json }) => json.items[0] as unknown),
-          )
+  layerSuite(name, apiAndWorker(stack(variables)), (it) => {
+    it("a purchase is taken back: 201, then 200; nothing of it is left in what the user gets", () =>
+      Effect.gen(function* () {
+        yield* storeProduct("tent", "tent for two")
+        yield* storeProduct("lamp", "desk lamp")
+        const bought = yield* messageIdOf("/api/user/u-1/product/tent/purchase", { price: 99 })
+        yield* post("/api/user/u-1/product/lamp/dislike")
+        yield* drained
+        // The catalogue sees new products within a second.
+        yield* eventually(
+          Effect.map(call("GET", "/api/user/u-1/buy-again"), ({ json }) => json.items[0] as unknown),
+        )
 
-          const body = { message_id: bought, reason: "refund" }
-          const first = yield* post("/api/user/u-1/retractions", body)
-          expect(first).toMatchObject({ status: 201, json: { event_type: "retraction", duplicate: false } })
-          const second = yield* post("/api/user/u-1/retractions", { message_id: bought })
-          expect(second).toMatchObject({ status: 200, json: { ...first.json, duplicate: true } })
-          yield* drained
-          const { json } = yield* call("GET", "/api/user/u-1/embedding")
-          expect(json).toMatchObject({
-            event_count: 1,
-            last_event_type: "dislike",
-            metadata: { purchase_count: 0, dislike_count: 1 },
-          })
-          expect(json.total_weight).toBeCloseTo(-0.4, 6)
-          const profile = yield* call("GET", "/api/user/u-1/profile")
-          expect(profile.json.events).toMatchObject([{ event_type: "dislike", share: -1 }])
-          expect((yield* call("GET", "/api/user/u-1/buy-again")).json.items).toEqual([])
-          const { consistent, extra, missing, users } = yield* (yield* Auditor.Auditor).audit({})
-          expect({ consistent, extra, missing, users }).toEqual({
-            consistent: 1,
-            extra: 0,
-            missing: 0,
-            users: 1,
-          })
-        }))
+        const body = { message_id: bought, reason: "refund" }
+        const first = yield* post("/api/user/u-1/retractions", body)
+        expect(first).toMatchObject({ status: 201, json: { event_type: "retraction", duplicate: false } })
+        const second = yield* post("/api/user/u-1/retractions", { message_id: bought })
+        expect(second).toMatchObject({ status: 200, json: { ...first.json, duplicate: true } })
+        yield* drained
+        const { json } = yield* call("GET", "/api/user/u-1/embedding")
+        expect(json).toMatchObject({
+          event_count: 1,
+          last_event_type: "dislike",
+          metadata: { purchase_count: 0, dislike_count: 1 },
+        })
+        expect(json.total_weight).toBeCloseTo(-0.4, 6)
+        const profile = yield* call("GET", "/api/user/u-1/profile")
+        expect(profile.json.events).toMatchObject([{ event_type: "dislike", share: -1 }])
+        expect((yield* call("GET", "/api/user/u-1/buy-again")).json.items).toEqual([])
+        const { consistent, extra, missing, users } = yield* (yield* Auditor.Auditor).audit({})
+        expect({ consistent, extra, missing, users }).toEqual({
+          consistent: 1,
+          extra: 0,
+          missing: 0,
+          users: 1,
+        })
+      }))
 
-      it("a user whose events are all taken back has no embedding, and gets popular products", () =>
-        Effect.gen(function* () {
-          const bought = yield* messageIdOf("/api/user/u-2/product/tent/purchase")
-          yield* drained
-          expect((yield* call("GET", "/api/user/u-2/recommendations?exclude=none")).json.source).toBe("taste")
-          yield* post("/api/user/u-2/retractions", { message_id: bought })
-          yield* drained
-          expect((yield* call("GET", "/api/user/u-2/embedding")).status).toBe(404)
-          const { json } = yield* call("GET", "/api/user/u-2/recommendations?exclude=seen")
-          expect(json.source).toBe("popular")
-          yield* post("/api/user/u-2/product/tent/purchase", { occurred_at: "2026-01-01T00:00:00Z" })
-          yield* drained
-          expect((yield* embeddingOf("u-2"))?.event_count).toBe(1)
-        }))
+    it("a user whose events are all taken back has no embedding, and gets popular products", () =>
+      Effect.gen(function* () {
+        const bought = yield* messageIdOf("/api/user/u-2/product/tent/purchase")
+        yield* drained
+        expect((yield* call("GET", "/api/user/u-2/recommendations?exclude=none")).json.source).toBe("taste")
+        yield* post("/api/user/u-2/retractions", { message_id: bought })
+        yield* drained
+        expect((yield* call("GET", "/api/user/u-2/embedding")).status).toBe(404)
+        const { json } = yield* call("GET", "/api/user/u-2/recommendations?exclude=seen")
+        expect(json.source).toBe("popular")
+        yield* post("/api/user/u-2/product/tent/purchase", { occurred_at: "2026-01-01T00:00:00Z" })
+        yield* drained
+        expect((yield* embeddingOf("u-2"))?.event_count).toBe(1)
+      }))
 
-      it("what can't be taken back is refused by name: 404 or 422", () =>
-        Effect.gen(function* () {
-          const bought = yield* messageIdOf("/api/user/u-3/product/tent/purchase")
-          const retract = (user: string, body: unknown) => post(`/api/user/${user}/retractions`, body)
-          const errors = [{ field: "message_id", detail: "is no interaction of this user" }]
-          expect(yield* retract("u-4", { message_id: bought })).toMatchObject({
-            status: 404,
-            json: { errors },
-          })
-          const unknown = { message_id: "a".repeat(64) }
-          expect(yield* retract("u-3", unknown)).toMatchObject({ status: 404, json: { errors } })
-          const retraction = (yield* retract("u-3", { message_id: bought })).json.message_id
-          const refused = yield* retract("u-3", { message_id: retraction })
-          expect(refused.status).toBe(422)
-          expect(refused.json.detail).toBe("message_id: is a retraction, which can't be taken back")
-          for (const body of [{}, { message_id: "x" }, { message_id: bought, reason: {} }])
-            expect((yield* retract("u-3", body)).status).toBe(422)
-          const other = { message_id: bought, occurred_at: "2026-01-01T00:00:00Z" }
-          expect((yield* retract("u-3", other)).json.errors[0].field).toBe("occurred_at")
-        }))
+    it("what can't be taken back is refused by name: 404 or 422", () =>
+      Effect.gen(function* () {
+        const bought = yield* messageIdOf("/api/user/u-3/product/tent/purchase")
+        const retract = (user: string, body: unknown) => post(`/api/user/${user}/retractions`, body)
+        const errors = [{ field: "message_id", detail: "is no interaction of this user" }]
+        expect(yield* retract("u-4", { message_id: bought })).toMatchObject({
+          status: 404,
+          json: { errors },
+        })
+        const unknown = { message_id: "a".repeat(64) }
+        expect(yield* retract("u-3", unknown)).toMatchObject({ status: 404, json: { errors } })
+        const retraction = (yield* retract("u-3", { message_id: bought })).json.message_id
+        const refused = yield* retract("u-3", { message_id: retraction })
+        expect(refused.status).toBe(422)
+        expect(refused.json.detail).toBe("message_id: is a retraction, which can't be taken back")
+        for (const body of [{}, { message_id: "x" }, { message_id: bought, reason: {} }])
+          expect((yield* retract("u-3", body)).status).toBe(422)
+        const other = { message_id: bought, occurred_at: "2026-01-01T00:00:00Z" }
+        expect((yield* retract("u-3", other)).json.errors[0].field).toBe("occurred_at")
+      }))
 
-      it("items of the bulk route take back what the log has, or what stands before them", () =>
-        Effect.gen(function* () {
-          const view = { user_id: "u-5", event_type: "product_view", product_id: "tent" }
-          const occurred_at = "2026-03-01T10:00:00.000Z"
-          const { json } = yield* post("/api/interactions", [{ ...view, occurred_at }])
-          const reference: string = json.results[0].message_id
-          const item = { user_id: "u-5", event_type: "retraction", reference }
-          const other = { user_id: "u-6", event_type: "product_view", product_id: "tent", occurred_at }
-          const otherId = (yield* post("/api/interactions", [other])).json.results[0].message_id
-          const answer = yield* post("/api/interactions", [
-            { ...item, metadata: { reason: "wrong click" } },
-            item,
-            { ...item, user_id: "u-6" },
-            { ...other, user_id: "u-7" },
-            { user_id: "u-6", event_type: "retraction", reference: otherId, occurred_at },
-          ])
-          expect(answer.json).toMatchObject({ accepted: 3, duplicates: 1, rejected: 1 })
-          expect(answer.json.results[2]).toMatchObject({
-            status: 422,
-            error: { detail: "reference: is no interaction of this user" },
-          })
-          yield* drained
-          for (const user of ["u-5", "u-6"]) expect(yield* embeddingOf(user)).toBeUndefined()
-          expect((yield* embeddingOf("u-7"))?.event_count).toBe(1)
-        }))
-    },
-  )
+    it("items of the bulk route take back what the log has, or what stands before them", () =>
+      Effect.gen(function* () {
+        const view = { user_id: "u-5", event_type: "product_view", product_id: "tent" }
+        const occurred_at = "2026-03-01T10:00:00.000Z"
+        const { json } = yield* post("/api/interactions", [{ ...view, occurred_at }])
+        const reference: string = json.results[0].message_id
+        const item = { user_id: "u-5", event_type: "retraction", reference }
+        const other = { user_id: "u-6", event_type: "product_view", product_id: "tent", occurred_at }
+        const otherId = (yield* post("/api/interactions", [other])).json.results[0].message_id
+        const answer = yield* post("/api/interactions", [
+          { ...item, metadata: { reason: "wrong click" } },
+          item,
+          { ...item, user_id: "u-6" },
+          { ...other, user_id: "u-7" },
+          { user_id: "u-6", event_type: "retraction", reference: otherId, occurred_at },
+        ])
+        expect(answer.json).toMatchObject({ accepted: 3, duplicates: 1, rejected: 1 })
+        expect(answer.json.results[2]).toMatchObject({
+          status: 422,
+          error: { detail: "reference: is no interaction of this user" },
+        })
+        yield* drained
+        for (const user of ["u-5", "u-6"]) expect(yield* embeddingOf(user)).toBeUndefined()
+        expect((yield* embeddingOf("u-7"))?.event_count).toBe(1)
+      }))
+  })
 
 suite("retractions on the embedded stack", embedded)
 withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () => suite("retractions", external))
