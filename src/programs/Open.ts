@@ -174,7 +174,7 @@ const decode = Effect.fnUntraced(function* (interactions: ReadonlyArray<NewInter
       (issues) => new InvalidInput({ index, issues: [...issues] }),
     ),
   )
-  const found = yield* Effect.flatMap(InteractionLog, ({ find }) => find(Retractions.references(items)))
+  const found = yield* Effect.flatMap(InteractionLog, (log) => Retractions.find(log, items))
   return yield* Effect.forEach(Retractions.resolve(items, found), (item, index) =>
     Either.mapLeft(item, ({ detail, field }) => new InvalidInput({ index, issues: [{ field, detail }] })),
   )

@@ -15,7 +15,6 @@ import {
   type Appended,
   InteractionLog,
   type InteractionLogError,
-  type LoggedInteraction,
 } from "../../services/ports/InteractionLog.ts"
 import {
   InteractionRecorder,
@@ -101,13 +100,13 @@ const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   return json(report, rejected === 0 ? 200 : 207)
 }
 
-/** The interactions that the log has, by message id. A rejection is a {@link Problem}. */
-type Find = (ids: ReadonlyArray<string>) => Promise<ReadonlyMap<string, LoggedInteraction>>
+/** Looks for the interactions to take back. A rejection is a {@link Problem}. */
+type Find = (items: ReadonlyArray<Submission.Requested>) => Promise<Retractions.FoundReferences>
 
 /** The problem of the retraction route. */
 const refused = ({ detail, field, status }: Retractions.Refusal): Problem => {
   const issue = { field: field === "reference" ? "message_id" : field, detail }
-  return status === 404
+  return status !== 422
     ? new Problem({ status, detail: `${issue.field}: ${detail}`, errors: [issue] })
     : unprocessable([issue])
 }
@@ -208,8 +207,8 @@ class Routes {
   }
 
   private async resolve(items: ReadonlyArray<Submission.Requested>) {
-    const references = Retractions.references(items)
-    return Retractions.resolve(items, references.length === 0 ? new Map() : await this.find(references))
+    const nothing = { found: new Map(), pruned: new Set<string>() }
+    return Retractions.resolve(items, items.some(Retractions.isRequest) ? await this.find(items) : nothing)
   }
 
   private record(submissions: ReadonlyArray<Submitted>, trace: Trace) {
@@ -240,10 +239,10 @@ export const layer = Layer.effect(
     const clock = yield* Effect.clock
     const log = yield* InteractionLog
     const runtime = yield* Effect.runtime()
-    const find: Find = (ids) =>
-      Runtime.runPromise(runtime)(Effect.either(Effect.mapError(log.find(ids), unavailable))).then(
-        Either.getOrThrowWith((problem) => problem),
-      )
+    const find: Find = (items) =>
+      Runtime.runPromise(runtime)(
+        Effect.either(Effect.mapError(Retractions.find(log, items), unavailable)),
+      ).then(Either.getOrThrowWith((problem) => problem))
     return new Routes(recorder, clock, RateLimiter.make(limit, clock), eventTypes, find)
   }),
 )

@@ -141,9 +141,8 @@ const append = (entries: ReadonlyArray<NewInteraction>) =>
 
 /** Finds what retractions take back. */
 const findRetracted = (items: ReadonlyArray<Requested>) =>
-  Effect.map(
-    patiently(Effect.flatMap(InteractionLog, (log) => log.find(Retractions.references(items)))),
-    (found) => Retractions.resolve(items, found),
+  Effect.map(patiently(Effect.flatMap(InteractionLog, (log) => Retractions.find(log, items))), (found) =>
+    Retractions.resolve(items, found),
   )
 
 type Decode = (record: RawRecord, now: number) => Either.Either<Requested, string>

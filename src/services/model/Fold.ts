@@ -240,6 +240,7 @@ export const unfold = (
   vector: Float32Array,
   { lambda, weights }: FoldSettings,
   now: number,
+  leastShare = preciseShare,
 ): UserEmbedding | undefined => {
   const type = retractedType(retraction)
   const at = Date.parse(retraction.occurred_at)
@@ -247,7 +248,7 @@ export const unfold = (
   const sum = Vector.beginSum(current.embedding, current.mass)
   Vector.addScaled(sum, -take, vector)
   const length = Vector.norm(sum)
-  if (!(length > preciseShare * (current.mass + Math.abs(take)))) return undefined
+  if (!(length > leastShare * (current.mass + Math.abs(take)))) return undefined
   const counter = counterOf(type)
   const left = {
     ...current,
@@ -262,10 +263,14 @@ export const unfold = (
   return current.recent.every(isLeft) ? left : withRecent(left, current.recent.filter(isLeft))
 }
 
-/** With these newest events, newest first. */
-export const withRecent = (embedding: UserEmbedding, newest: ReadonlyArray<RecentEvent>): UserEmbedding => {
-  const recent = newest.slice(0, recentEvents).map(remember)
-  const { event_type: last_event_type, message_id: last_event_id } = recent[0]!
+/** With the newest of these events, which are in any order. There may be none, if the older ones are pruned. */
+export const withRecent = (embedding: UserEmbedding, events: ReadonlyArray<RecentEvent>): UserEmbedding => {
+  const distinct = new Map(events.map((event) => [event.message_id, remember(event)]))
+  const recent = [...distinct.values()].sort((a, b) => chronological(b, a)).slice(0, recentEvents)
+  const { event_type: last_event_type, message_id: last_event_id } = recent[0] ?? {
+    event_type: embedding.last_event_type,
+    message_id: embedding.last_event_id,
+  }
   return { ...embedding, recent, last_event_type, last_event_id }
 }
 

@@ -6,7 +6,9 @@
  */
 import { Array as Arr, Chunk, Context, Effect, Layer, Order, Schema, Stream } from "effect"
 import * as AppliedIds from "../model/AppliedIds.ts"
+import type { PrunedIds } from "../model/Checkpoint.ts"
 import { isErased, type Recorded } from "../model/Erasure.ts"
+import { Fingerprint } from "../model/Fingerprint.ts"
 import { type EventType, type Interaction, isRetraction, type UserId } from "../model/Interaction.ts"
 import { content, DeadLetters, type DeadLettersError } from "../ports/DeadLetters.ts"
 import { InteractionLog, type InteractionLogError, type LogRow } from "../ports/InteractionLog.ts"
@@ -174,42 +176,35 @@ class Findings {
 // ---------------------------------------------------------------------------------------------------------
 // All users: which of them differ
 
-/** Count and XOR of 128-bit ids: the same for the same set, in any order. */
-class Fingerprint {
-  count = 0
-  private a = 0
-  private b = 0
-  private c = 0
-  private d = 0
-
-  constructor(ids = AppliedIds.none) {
-    this.add(ids)
-  }
-
-  add(ids: AppliedIds.AppliedIds, from = 0, to = AppliedIds.count(ids)): void {
-    const words = new DataView(ids.buffer, ids.byteOffset, ids.byteLength)
-    for (
-      let at = from * AppliedIds.prefixBytes;
-      at < to * AppliedIds.prefixBytes;
-      at += AppliedIds.prefixBytes
-    ) {
-      this.a ^= words.getInt32(at)
-      this.b ^= words.getInt32(at + 4)
-      this.c ^= words.getInt32(at + 8)
-      this.d ^= words.getInt32(at + 12)
-    }
-    this.count += to - from
-  }
-
-  equals({ a, b, c, count, d }: Fingerprint): boolean {
-    return this.count === count && this.a === a && this.b === b && this.c === c && this.d === d
-  }
-}
-
+/** The rows of a user: those in the log, and those that are pruned. */
 interface Logged {
   readonly user_id: UserId
   readonly ids: Fingerprint
   retractions: number
+}
+
+/** Adds the pruned rows. An id that is in both cancels itself out of the XOR, so its user is compared id by id. */
+const withPruned = <E1, E2>(log: Stream.Stream<Logged, E1>, pruned: Stream.Stream<PrunedIds, E2>) => {
+  const toLogged = (
+    { fingerprint, retractions, rows, user_id }: PrunedIds,
+    ids = new Fingerprint(),
+  ): Logged => {
+    ids.addSet(rows, fingerprint)
+    return { user_id, ids, retractions }
+  }
+  return Stream.map(log, (one) => [one.user_id, one] as const).pipe(
+    Stream.zipAllSortedByKeyWith({
+      other: Stream.map(pruned, (one) => [one.user_id, one] as const),
+      order: Order.string,
+      onSelf: (logged: Logged) => logged,
+      onOther: (ids: PrunedIds) => toLogged(ids),
+      onBoth: (logged: Logged, ids: PrunedIds): Logged => ({
+        ...toLogged(ids, logged.ids),
+        retractions: logged.retractions + ids.retractions,
+      }),
+    }),
+    Stream.map(([, logged]) => logged),
+  )
 }
 
 /** Ids in the order of users → one fingerprint per user. */
@@ -295,7 +290,10 @@ const auditAllUsers = (
   findings: Findings,
   progress: (rows: number) => Effect.Effect<void>,
 ) =>
-  joinByUser(fingerprintUsers(services.log.messageIds, progress), services.users.bookkeeping).pipe(
+  joinByUser(
+    withPruned(fingerprintUsers(services.log.messageIds, progress), services.log.pruned.allIds),
+    services.users.bookkeeping,
+  ).pipe(
     Stream.filter(
       ({ applied, logged }) =>
         logged !== undefined ||
@@ -346,23 +344,42 @@ const splitApplied = Effect.fnUntraced(function* <
   return { applied, unapplied, erased }
 })
 
+/** The user's pruned rows. */
+const countPruned = ({ log }: Services, user: UserId) =>
+  Effect.map(log.pruned.checkpoints(user), (checkpoints) => ({
+    rows: checkpoints.reduce((sum, { rows }) => sum + rows, 0),
+    retractions: checkpoints.reduce((sum, { retractions }) => sum + retractions, 0),
+  }))
+
 /**
  * The record is read before the log, because a row is written before it is applied. `unchanged` is false when the record
- * has changed at the end: then ids may have moved to the overflow, and would be overlooked or counted twice.
+ * or the checkpoint has changed at the end: then ids may have moved to the overflow, or rows to the checkpoint, and would
+ * be overlooked or counted twice. Rows of events that were pruned and posted again are left out.
  */
 const readUser = Effect.fnUntraced(function* (services: Services, user: UserId) {
+  const { log } = services
   const records = yield* loadStates(services, [user])
   const record = records.get(user)!
+  const pruned = yield* countPruned(services, user)
+  const prunedAmong = (ids: ReadonlyArray<string>) =>
+    pruned.rows === 0
+      ? Effect.succeed<ReadonlySet<string>>(new Set())
+      : log.pruned.among(ids.map((message_id) => ({ user_id: user, message_id })))
   let applied = 0
   const unapplied: Array<LogRow> = []
   const erased: Array<LogRow> = []
   /** Prefixes of the interactions that applied retractions take back. */
   const retracted: Array<string> = []
-  yield* services.log.stream({ user }).pipe(
+  yield* log.stream({ user }).pipe(
     Stream.map((row) => ({ row, ...row.interaction, logId: row.id, recordedAt: row.recordedAt })),
     Stream.grouped(page),
+    Stream.mapEffect((rows) =>
+      Effect.map(prunedAmong(Chunk.toReadonlyArray(rows).map(({ message_id }) => message_id)), (again) =>
+        Chunk.toReadonlyArray(rows).filter(({ message_id }) => !again.has(AppliedIds.prefix(message_id))),
+      ),
+    ),
     Stream.runForEach((rows) =>
-      Effect.map(splitApplied(services, Chunk.toReadonlyArray(rows), records), (part) => {
+      Effect.map(splitApplied(services, rows, records), (part) => {
         applied += part.applied.length
         for (const { row } of part.applied)
           if (isRetraction(row.interaction)) retracted.push(AppliedIds.prefix(row.interaction.reference))
@@ -373,17 +390,19 @@ const readUser = Effect.fnUntraced(function* (services: Services, user: UserId) 
   )
   const total = yield* AppliedInteractions.countApplied(services.users, user, record)
   // An erasure during the retraction may have deleted the row of what it takes back.
-  const existing = yield* services.log.existingIds(retracted)
+  const existing = (yield* log.existingIds(retracted)).union(yield* prunedAmong(retracted))
   const withoutRow = new Set(retracted.filter((id) => !existing.has(id)))
   const { version } = (yield* loadStates(services, [user])).get(user)!
+  const { rows } = yield* countPruned(services, user)
   return {
     record,
     unapplied,
     erased,
     withoutRow,
-    events: total - 2 * retracted.length,
-    extra: total - applied - withoutRow.size,
-    unchanged: version === record.version,
+    prunedAmong,
+    events: total - 2 * (retracted.length + pruned.retractions),
+    extra: total - applied - withoutRow.size - pruned.rows,
+    unchanged: version === record.version && rows === pruned.rows,
   }
 })
 
@@ -391,13 +410,14 @@ const findExtraIds = (
   { log, users }: Services,
   findings: Findings,
   user: UserId,
-  { record, withoutRow }: Effect.Effect.Success<ReturnType<typeof readUser>>,
+  { prunedAmong, record, withoutRow }: Effect.Effect.Success<ReturnType<typeof readUser>>,
 ) =>
   Stream.make([...record.onRecord]).pipe(
     Stream.concat(AppliedInteractions.overflowIds(users, user, record)),
     Stream.runForEach((ids) =>
-      Effect.map(log.existingIds(ids), (existing) => {
-        for (const id of ids) if (!existing.has(id) && !withoutRow.has(id)) findings.addExtra(user, id)
+      Effect.zipWith(log.existingIds(ids), prunedAmong(ids), (existing, pruned) => {
+        for (const id of ids)
+          if (!existing.has(id) && !pruned.has(id) && !withoutRow.has(id)) findings.addExtra(user, id)
       }),
     ),
   )

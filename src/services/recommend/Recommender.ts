@@ -347,6 +347,13 @@ const buyAgain = Effect.fn("buyAgain")(function* (
     Effect.sync(() => retracted.add(interaction.reference)),
   )
   const bought = new Map<ProductId, { score: number; purchases: number; last: number }>()
+  for (const { decayed, event_type, events, newest, product_id } of yield* log.pruned.products(user))
+    if (event_type === "product_purchase")
+      bought.set(product_id, {
+        score: decayed * decay(config.lambda, now, newest),
+        purchases: events,
+        last: newest,
+      })
   yield* Stream.runForEach(log.stream({ user, type: "product_purchase" }), ({ interaction }) =>
     Effect.sync(() => {
       const { message_id, occurred_at, product_id } = interaction

@@ -6,9 +6,10 @@
 import { Chunk, Clock, Effect, Either, Exit, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
+import { addCounters } from "../model/Checkpoint.ts"
 import { isErased } from "../model/Erasure.ts"
 import { counterOf } from "../model/EventTypes.ts"
-import { asOf, type FoldSettings, fold } from "../model/Fold.ts"
+import { asOf, type FoldSettings, fold, withRecent } from "../model/Fold.ts"
 import { type Interaction, isRetraction, type Retraction, type UserId } from "../model/Interaction.ts"
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import { InteractionLog } from "../ports/InteractionLog.ts"
@@ -16,6 +17,7 @@ import { LockConflict, UserEmbeddings, type UserRecord } from "../ports/UserEmbe
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"
 import { type EventVectorError, EventVectors } from "./EventVectors.ts"
+import * as PrunedEvents from "./PrunedEvents.ts"
 
 /** A rebuild would lose something, so the embedding stays as it is. */
 export class CannotRebuild extends Schema.TaggedError<CannotRebuild>()("CannotRebuild", {
@@ -45,7 +47,7 @@ export interface UserRebuildOptions {
 }
 
 /** No retry will find the vector. */
-const isGone = (error: EventVectorError): boolean => {
+export const isGone = (error: EventVectorError): boolean => {
   const { _tag } = RetryPolicies.classify(error)
   return _tag === "Skip" || _tag === "Unrecoverable"
 }
@@ -79,7 +81,7 @@ const removeTraces = ({ users, vectors }: Services, user_id: UserId, { generatio
   )
 
 /**
- * Computes the embedding from nothing; `undefined` if all events are taken back. `notFolded` has the applied interactions
+ * Computes the embedding from the sums of pruned events and the log; `undefined` if all events are taken back. `notFolded` has the applied interactions
  * whose vector is gone, or whose type is no longer configured. `retractions` has the ids of those that are applied now.
  * `overflow` has the ids that the overflow should have, if it has more than the record moved there: release 0.1.0 could
  * leave ids from before an erasure.
@@ -100,7 +102,15 @@ const compute = Effect.fnUntraced(function* (
   const state = AppliedInteractions.appliedState(record)
   const states = new Map([[user_id, state]])
   const notFolded: Array<Interaction> = []
-  let embedding: UserEmbedding | undefined
+  const pruned = yield* PrunedEvents.load(log, user_id, settings)
+  const leftOut = pruned.leftOut.reduce((sum, { event_count }) => sum + event_count, 0)
+  if (leftOut > 0 && !allowMissing)
+    return yield* fail(
+      `${leftOut} events are pruned from the log, and their sum is of another space, λ, weights or history`,
+    )
+  let embedding = pruned.sum
+  /** Retractions of pruned events. */
+  const ofPruned = new Map<string, Retraction>()
 
   const retracted = new Set(retractions.map(({ reference }) => reference))
   const appliedBefore = yield* AppliedInteractions.findApplied(users, retractions, states)
@@ -146,7 +156,13 @@ const compute = Effect.fnUntraced(function* (
     Stream.grouped(page),
     Stream.runForEach((chunk) =>
       Effect.gen(function* () {
-        const rows = Chunk.toReadonlyArray(chunk)
+        const all = Chunk.toReadonlyArray(chunk)
+        const prunedIds = yield* pruned.among(
+          all.map(({ interaction: { message_id, reference } }) => reference ?? message_id),
+        )
+        const isPruned = (id: string) => prunedIds.has(AppliedIds.prefix(id))
+        // A pruned event that was posted again is in the sum already.
+        const rows = all.filter(({ interaction }) => !isPruned(interaction.message_id))
         const wanted = rows.flatMap(({ interaction: { message_id, reference } }) =>
           reference === null ? [message_id] : [message_id, reference],
         )
@@ -170,21 +186,37 @@ const compute = Effect.fnUntraced(function* (
           )
             newlyApplied.add(message_id)
           else continue
-          taken.push(interaction)
+          if (isRetraction(interaction) && isPruned(interaction.reference))
+            ofPruned.set(message_id, interaction)
+          else taken.push(interaction)
         }
-        const all = [...last, ...taken]
-        const instant = all.at(-1)?.occurred_at
-        const cut = all.findIndex(({ occurred_at }) => occurred_at === instant)
-        last = all.slice(cut)
-        yield* foldPage(all.slice(0, cut))
+        const next = [...last, ...taken]
+        const instant = next.at(-1)?.occurred_at
+        const cut = next.findIndex(({ occurred_at }) => occurred_at === instant)
+        last = next.slice(cut)
+        yield* foldPage(next.slice(0, cut))
       }),
     ),
   )
   yield* foldPage(last)
+  if (yield* pruned.isOutdated) return yield* new LockConflict({ user_id, tries: 1 })
+  if (ofPruned.size > 0 && embedding !== undefined) {
+    const left = yield* PrunedEvents.takeBack(vectors, embedding, [...ofPruned.values()], settings, now)
+    if (left === undefined && !allowMissing) return yield* fail("a pruned event cannot be taken back")
+    embedding = left ?? embedding
+  }
 
   const total = yield* AppliedInteractions.countApplied(users, user_id, state)
   const stale = Math.max(0, total - state.onRecord.size - record.archived)
-  const gone = total - inLog - stale
+  if (stale > 0) {
+    const ids = yield* Stream.runCollect(log.pruned.idsOf(user_id))
+    overflow.push(
+      ...Chunk.toArray(ids)
+        .flat()
+        .filter((id) => !state.onRecord.has(id)),
+    )
+  }
+  const gone = total - inLog - stale - pruned.rows
   if (gone > 0 && !allowMissing) return yield* fail(`${gone} applied interactions are no longer in the log`)
   if (embedding === undefined && (notFolded.length > 0 || retracted.size === 0))
     return yield* new CannotRebuild({ user_id, detail: "no applied interaction has both a row and a vector" })
@@ -193,29 +225,36 @@ const compute = Effect.fnUntraced(function* (
     notFolded,
     retractions: [...newlyApplied],
     overflow: stale > 0 ? overflow : undefined,
+    pruned,
   }
 })
 
-/** What stays of the embedding before the rebuild. */
-const completed = (
+/** What stays of the embedding before the rebuild. Of pruned events, that is where the newest are kept. */
+const completed = Effect.fnUntraced(function* (
   before: UserEmbedding,
   computed: UserEmbedding,
-  notFolded: ReadonlyArray<Interaction>,
-): UserEmbedding => {
-  const counters: Record<`${string}_count`, number> = {}
+  { notFolded, pruned }: Pick<Effect.Effect.Success<ReturnType<typeof compute>>, "notFolded" | "pruned">,
+) {
+  const counters = addCounters([computed, ...pruned.leftOut])
   for (const { event_type } of notFolded) {
     const counter = counterOf(event_type)
-    counters[counter] = (counters[counter] ?? computed.metadata[counter] ?? 0) + 1
+    counters[counter] = (counters[counter] ?? 0) + 1
   }
-  return {
+  const prunedIds = yield* pruned.among(before.recent.map(({ message_id }) => message_id))
+  const recent = before.recent.filter(({ message_id }) => prunedIds.has(AppliedIds.prefix(message_id)))
+  const embedding: UserEmbedding = {
     // An event that is taken back may have been the newest. In recency history a later `last_updated` would change how
     // the next event counts.
     ...(computed.history === "cumulative" ? asOf(computed, before.last_updated) : computed),
-    event_count: computed.event_count + notFolded.length,
+    event_count: pruned.leftOut.reduce(
+      (sum, { event_count }) => sum + event_count,
+      computed.event_count + notFolded.length,
+    ),
     created_at: before.created_at,
     metadata: { ...computed.metadata, ...counters },
   }
-}
+  return recent.length === 0 ? embedding : withRecent(embedding, [...computed.recent, ...recent])
+})
 
 const rebuildOnce = Effect.fnUntraced(function* (
   services: Services,
@@ -232,13 +271,8 @@ const rebuildOnce = Effect.fnUntraced(function* (
     return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
   }
   const now = yield* Clock.currentTimeMillis
-  const { embedding, notFolded, overflow, retractions } = yield* compute(
-    services,
-    record,
-    options,
-    now,
-    traces,
-  )
+  const computed = yield* compute(services, record, options, now, traces)
+  const { embedding, overflow, retractions } = computed
   const { archive, kept } = AppliedIds.append(record.applied, retractions)
   const ids = [...(overflow ?? []), ...archive]
   // Greater than the generation of the record, and smaller than that of an erasure which wins against this write.
@@ -248,7 +282,7 @@ const rebuildOnce = Effect.fnUntraced(function* (
     {
       record: {
         ...record,
-        embedding: embedding && completed(record.embedding, embedding, notFolded),
+        embedding: embedding && (yield* completed(record.embedding, embedding, computed)),
         version: record.version + 1,
         applied: kept,
         archived: overflow === undefined ? record.archived + archive.length : ids.length,
