@@ -1,0 +1,247 @@
+/**
+ * Pruning at any time leaves embeddings, audit, rebuild, exclusions, buy-again and popularity as they were, on both stacks.
+ */
+import { expect } from "bun:test"
+import { Chunk, type ConfigError, Effect, Either, Layer, Runtime, Stream } from "effect"
+import fc from "fast-check"
+import type { Ports } from "../../../src/layers/Stack.ts"
+import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
+import { decay, weightOf } from "../../../src/services/model/Fold.ts"
+import * as Interaction from "../../../src/services/model/Interaction.ts"
+import { encodeMessage } from "../../../src/services/model/UpdateMessage.ts"
+import * as Vector from "../../../src/services/model/Vector.ts"
+import * as Auditor from "../../../src/services/operate/Auditor.ts"
+import * as Eraser from "../../../src/services/operate/Eraser.ts"
+import * as Pruner from "../../../src/services/operate/Pruner.ts"
+import * as Rebuilder from "../../../src/services/operate/Rebuilder.ts"
+import type { DependencyDown } from "../../../src/services/ports/Dependencies.ts"
+import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
+import * as Catalogue from "../../../src/services/recommend/Catalogue.ts"
+import * as Popularity from "../../../src/services/recommend/Popularity.ts"
+import * as Recommender from "../../../src/services/recommend/Recommender.ts"
+import * as EmbeddingUpdater from "../../../src/services/update/EmbeddingUpdater.ts"
+import { EventVectors, layer as eventVectors } from "../../../src/services/update/EventVectors.ts"
+import { delivery } from "../../support/delivery.ts"
+import { layerSuite } from "../../support/effect.ts"
+import { embeddingOf, search, storeProduct } from "../../support/pipeline.ts"
+import { withServers } from "../../support/servers.ts"
+import { embedded, external } from "../../support/stacks.ts"
+
+const phrases = ["running shoes", "red wine", "board games", "cordless drill"]
+const types = ["product_view", "product_purchase", "dislike"]
+const productTexts = ["red shoes", "white wine", "chess", "hammer"]
+const began = Date.UTC(2026, 0, 1)
+const hour = 3_600_000
+const at = (hours: number) => new Date(began + hours * hour).toISOString()
+
+/** What a user does, then a prune. */
+interface Phase {
+  readonly acts: ReadonlyArray<{ readonly user: number; readonly what: number; readonly hour: number }>
+  /** Positions among the events that are in the log. */
+  readonly retracted: ReadonlyArray<number>
+  readonly cut: number
+}
+const phases: fc.Arbitrary<ReadonlyArray<Phase>> = fc.array(
+  fc.record({
+    acts: fc.array(
+      fc.record({ user: fc.nat({ max: 1 }), what: fc.nat({ max: 15 }), hour: fc.nat({ max: 500 }) }),
+      { minLength: 1, maxLength: 30, size: "max" },
+    ),
+    retracted: fc.array(fc.nat(), { maxLength: 3 }),
+    cut: fc.integer({ min: 0, max: 520 }),
+  }),
+  { minLength: 2, maxLength: 3 },
+)
+
+const interactionOf = (user: string, { hour, what }: Phase["acts"][number]) =>
+  what < 4
+    ? search(user, phrases[what]!, at(hour))
+    : Interaction.make({
+        user_id: user,
+        event_type: types[(what - 4) % 3]!,
+        product_id: `p-${Math.floor((what - 4) / 3)}`,
+        occurred_at: at(hour),
+        metadata: {},
+      })
+
+/** Records and publishes interactions, and applies their messages. */
+const act = Effect.fnUntraced(function* (interactions: ReadonlyArray<Interaction.Interaction>) {
+  const log = yield* InteractionLog
+  const updater = yield* EmbeddingUpdater.EmbeddingUpdater
+  const recordedAt = Date.now()
+  const facts = { idempotencyKey: null, occurredAtGiven: true, trace: null, recordedAt }
+  const appended = yield* log.append(interactions.map((interaction) => ({ interaction, ...facts })))
+  const rows = appended.flatMap((one) => (one._tag === "Recorded" ? [one] : []))
+  yield* log.markPublished(rows, recordedAt)
+  const outcomes = yield* updater.update(
+    rows.map(({ id, interaction }) => ({
+      delivery: delivery(encodeMessage(interaction), { recordedAt, logId: id }),
+      decoded: Either.right(interaction),
+    })),
+  )
+  expect(outcomes.map(({ settlement }) => settlement._tag)).toEqual(rows.map(() => "Ack"))
+})
+
+const rowsOf = (user: string) =>
+  Effect.flatMap(InteractionLog, ({ stream }) =>
+    Effect.map(Stream.runCollect(stream({ user })), (rows) =>
+      Chunk.toArray(rows).map(({ interaction }) => interaction),
+    ),
+  )
+const pruneTo = (hours: number) => Effect.flatMap(Pruner.Pruner, ({ prune }) => prune({ before: at(hours) }))
+const audited = Effect.flatMap(Auditor.Auditor, ({ audit }) =>
+  Effect.map(audit({}), ({ extra, missing }) => ({ extra, missing })),
+)
+
+/** The same, with some tolerance for fractions. */
+const near = <A>(value: A): A =>
+  JSON.parse(JSON.stringify(value ?? null), (_, part) =>
+    typeof part === "number" && !Number.isInteger(part) ? expect.closeTo(part, 4) : part,
+  )
+
+/** The figures of an embedding that pruning and rebuilding leave as they are. */
+const figuresOf = Effect.fnUntraced(function* (user: string) {
+  const embedding = yield* embeddingOf(user)
+  if (embedding === undefined) return null
+  const { event_count, last_event_id, last_updated, mass, metadata, recent, total_weight } = embedding
+  const counters = Object.entries(metadata).filter(([name, value]) => name.endsWith("_count") && value !== 0)
+  return {
+    event_count,
+    last_event_id,
+    last_updated,
+    recent,
+    counters: Object.fromEntries(counters),
+    mass,
+    total_weight,
+  }
+})
+
+/** The sum of the surviving events, straight from their vectors. */
+const expectSum = Effect.fnUntraced(function* (user: string, events: ReadonlyArray<Interaction.Interaction>) {
+  const embedding = yield* embeddingOf(user)
+  expect(embedding?.event_count ?? 0).toBe(events.length)
+  if (embedding === undefined) return
+  const vectors = yield* Effect.flatMap(EventVectors, ({ resolve }) => resolve(events))
+  const { eventTypes, lambda } = yield* EmbeddingConfig.EmbeddingConfig
+  const sum = new Float64Array(1536)
+  for (const [index, { event_type, occurred_at }] of events.entries()) {
+    const faded = decay(lambda, embedding.last_updated, Date.parse(occurred_at))
+    Vector.addScaled(sum, weightOf(eventTypes.weights, event_type) * faded, yield* vectors[index]!)
+  }
+  const difference = sum.map((value, i) => value - embedding.mass * embedding.embedding[i]!)
+  expect(Vector.norm(difference)).toBeLessThanOrEqual(1e-4)
+})
+
+/** What the user gets, but for the scores. */
+const answersOf = Effect.fnUntraced(function* (user: string) {
+  const { buyAgain, recommend } = yield* Recommender.Recommender
+  const log = yield* InteractionLog
+  const events: Array<string> = []
+  for (const exclude of ["purchased", "seen"] as const) {
+    const { items } = yield* recommend(user, { limit: 50, exclude, fallback: "popular" })
+    events.push(`${exclude}: ${items.map(({ product_id }) => product_id).toSorted()}`)
+  }
+  const again = yield* buyAgain(user, 50)
+  const among = productTexts.map((_, i) => `p-${i}`)
+  const counts = new Map<string, number>()
+  for (const { event_type, events, product_id } of yield* log.productEvents(user, { among })) {
+    const key = `${product_id} ${event_type}`
+    counts.set(key, (counts.get(key) ?? 0) + events)
+  }
+  const popularity = yield* Effect.flatMap(Popularity.Popularity, ({ counts }) => counts).pipe(
+    Effect.provide(Layer.fresh(Popularity.layer)),
+  )
+  return {
+    events,
+    counts: Object.fromEntries(counts),
+    again,
+    popularity: among.map((id) => [popularity.of(id), popularity.decayed(id)]),
+  }
+})
+
+const suite = (
+  name: string,
+  stack: Layer.Layer<Ports, ConfigError.ConfigError | DependencyDown>,
+  runs: number,
+) => {
+  const operating = Layer.mergeAll(
+    Pruner.layer,
+    Auditor.layer,
+    Rebuilder.layer,
+    Eraser.layer,
+    EmbeddingUpdater.layer,
+    Layer.provide(Recommender.layer, [Catalogue.layer, Popularity.layer]),
+  )
+  layerSuite(name, operating.pipe(Layer.provideMerge(eventVectors), Layer.provideMerge(stack)), (it) => {
+    let run = 0
+    const check = Effect.fnUntraced(function* (all: ReadonlyArray<Phase>) {
+      const users = [`a-${run}`, `b-${run++}`]
+      const surviving = new Map(users.map((user) => [user, new Map<string, Interaction.Interaction>()]))
+      for (const { acts, cut, retracted } of all) {
+        const made = acts.map((one) => interactionOf(users[one.user]!, one))
+        yield* act(made)
+        for (const one of made) surviving.get(one.user_id)!.set(one.message_id, one)
+        const rows = (yield* Effect.forEach(users, rowsOf)).flat()
+        const events = rows.filter(({ message_id, user_id }) => surviving.get(user_id)!.has(message_id))
+        const taken = new Set(
+          retracted.flatMap((n) => (events.length > 0 ? [events[n % events.length]!] : [])),
+        )
+        yield* act([...taken].map((event) => Interaction.retract(event)))
+        for (const one of taken) surviving.get(one.user_id)!.delete(one.message_id)
+        const before = yield* Effect.forEach(users, (user) => Effect.all([figuresOf(user), answersOf(user)]))
+
+        yield* pruneTo(cut)
+        for (const user of users)
+          expect((yield* rowsOf(user)).filter(({ occurred_at }) => occurred_at < at(cut))).toEqual([])
+        expect(yield* audited).toEqual({ extra: 0, missing: 0 })
+        for (const [index, user] of users.entries()) {
+          const events = [...surviving.get(user)!.values()]
+          yield* expectSum(user, events)
+          expect(yield* answersOf(user)).toEqual(near(before[index]![1]))
+          if (events.length === 0) continue
+          yield* (yield* Rebuilder.Rebuilder).rebuild({ user })
+          yield* expectSum(user, events)
+          expect(yield* figuresOf(user)).toEqual(near(before[index]![0]))
+        }
+      }
+      // Posted again: nothing counts twice, and the next prune deletes the rows.
+      const figures = yield* Effect.forEach(users, figuresOf)
+      const again = [...surviving.values()].flatMap((events) => [...events.values()])
+      yield* act(again)
+      expect(yield* audited).toEqual({ extra: 0, missing: 0 })
+      for (const user of users)
+        if (surviving.get(user)!.size > 0) yield* (yield* Rebuilder.Rebuilder).rebuild({ user })
+      expect(yield* Effect.forEach(users, figuresOf)).toEqual(near(figures))
+      yield* pruneTo(1_000)
+      expect(yield* Effect.forEach(users, rowsOf)).toEqual([[], []])
+      expect(yield* audited).toEqual({ extra: 0, missing: 0 })
+      for (const user of users) {
+        const events = [...surviving.get(user)!.values()]
+        if (events.length > 0) yield* (yield* Rebuilder.Rebuilder).rebuild({ user })
+        yield* expectSum(user, events)
+      }
+      expect(yield* Effect.forEach(users, figuresOf)).toEqual(near(figures))
+    })
+
+    it(
+      "whatever is pruned and whenever: nothing changes but the log",
+      () =>
+        Effect.gen(function* () {
+          for (const [index, text] of productTexts.entries()) yield* storeProduct(`p-${index}`, text)
+          const runtime = yield* Effect.runtime<Effect.Effect.Context<ReturnType<typeof check>>>()
+          yield* Effect.promise(() =>
+            fc.assert(
+              fc.asyncProperty(phases, (all) => Runtime.runPromise(runtime)(check(all))),
+              { numRuns: runs },
+            ),
+          )
+        }),
+      120_000,
+    )
+  })
+}
+
+suite("pruning on the embedded stack", embedded({ EVENT_WEIGHTS: "dislike:-0.4" }), 10)
+withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () =>
+  suite("pruning", external({ EVENT_WEIGHTS: "dislike:-0.4" }), 3),
+)
