@@ -67,7 +67,7 @@ const stoppedPrune = Effect.fnUntraced(function* (
   })
   const said: Array<string> = []
   child.stderr.on("data", (text) => void said.push(String(text)))
-  const exit = once(child, "exit")
+  const exit = once(child, "close")
   while (child.exitCode === null && (yield* rows) === before) yield* Effect.sleep("5 millis")
   yield* Effect.sleep(more)
   child.kill(signal)

@@ -90,10 +90,22 @@ export const exportUser = Effect.fn("exportUser")(function* (options: {
     ...embeddingJson(record.embedding, record.version),
     embedding: Array.from(record.embedding.embedding),
   }
+  const checkpoints = yield* log.pruned.checkpoints(user)
+  const pruned = checkpoints.map(({ rows, sums }) => ({
+    rows,
+    sums: sums && { ...sums, embedding: Array.from(sums.embedding) },
+  }))
+  const prunedProducts = yield* log.pruned.products(user)
   const deadLetters = yield* showDeadLetters({ user })
   const output = yield* openLines(out)
   const facts = { user_id: user, exported_at: new Date(yield* Clock.currentTimeMillis).toISOString() }
-  const head = JSON.stringify({ ...facts, embedding: embedding ?? null, dead_letters: deadLetters })
+  const head = JSON.stringify({
+    ...facts,
+    embedding: embedding ?? null,
+    dead_letters: deadLetters,
+    pruned,
+    pruned_products: prunedProducts,
+  })
   yield* output.write(`${head.slice(0, -1)},"interactions":[`)
   let exported = 0
   yield* log.stream({ user }).pipe(

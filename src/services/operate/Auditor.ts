@@ -35,7 +35,7 @@ export interface AuditReport {
   readonly users: number
   /** Users without missing, extra and unerased interactions. */
   readonly consistent: number
-  /** In the log, not applied, and explained by none of the states below. */
+  /** In the log or pruned, not applied, and explained by none of the states below. */
   readonly missing: number
   /** Applied but not in the log, or counted in `event_count` without an id. */
   readonly extra: number
@@ -134,9 +134,10 @@ class Findings {
     if (this.counts[state] <= mostDetails) this.details?.push({ ...facts, state })
   }
 
-  addExtra(user_id: UserId, message_id: string): void {
+  /** Of an interaction without a row. */
+  addUnknown(state: "missing" | "extra", user_id: UserId, message_id: string): void {
     const unknown = { event_type: null, product_id: null, occurred_at: null, logId: null, recordedAt: 0 }
-    this.add("extra", { user_id, message_id, ...unknown })
+    this.add(state, { user_id, message_id, ...unknown })
   }
 
   addUnexplained(row: Unapplied): void {
@@ -417,8 +418,29 @@ const findExtraIds = (
     Stream.runForEach((ids) =>
       Effect.zipWith(log.existingIds(ids), prunedAmong(ids), (existing, pruned) => {
         for (const id of ids)
-          if (!existing.has(id) && !pruned.has(id) && !withoutRow.has(id)) findings.addExtra(user, id)
+          if (!existing.has(id) && !pruned.has(id) && !withoutRow.has(id))
+            findings.addUnknown("extra", user, id)
       }),
+    ),
+  )
+
+/** MongoDB was restored from a backup that is older than the prune. A rebuild takes the sums over. */
+const findUnappliedPruned = (
+  { log, users }: Services,
+  findings: Findings,
+  user: UserId,
+  record: RecordState,
+) =>
+  Stream.runForEach(log.pruned.idsOf(user), (ids) =>
+    Effect.map(
+      AppliedInteractions.findApplied(
+        users,
+        ids.map((message_id) => ({ user_id: user, message_id })),
+        new Map([[user, record]]),
+      ),
+      (applied) => {
+        for (const id of ids) if (!applied.has(id)) findings.addUnknown("missing", user, id)
+      },
     ),
   )
 
@@ -437,9 +459,10 @@ const auditUser = Effect.fnUntraced(function* (
   const state = finishedErasures?.has(user) ? "in_flight" : "not_erased"
   for (const row of erased) findings.add(state, toUnapplied(row))
   if (extra > 0) yield* findExtraIds(services, findings, user, read)
+  if (extra < 0 && unchanged) yield* findUnappliedPruned(services, findings, user, record)
   // A rebuild does not count interactions that the log no longer has, so either count is right.
   const miscounted = [events, events - extra].map((sum) => Math.abs(record.event_count - sum))
-  if (unchanged) for (let i = 0; i < Math.min(...miscounted); i++) findings.addExtra(user, "")
+  if (unchanged) for (let i = 0; i < Math.min(...miscounted); i++) findings.addUnknown("extra", user, "")
   const ids = unapplied.map(({ interaction }) => AppliedIds.prefix(interaction.message_id))
   const { generation } = record
   const skipped = (yield* services.users.findInLedger("skipped", [{ user_id: user, generation, ids }])).get(

@@ -217,13 +217,20 @@ const compute = Effect.fnUntraced(function* (
     )
   }
   const gone = total - inLog - stale - pruned.rows
+  // MongoDB was restored from a backup that is older than the prune: the sums hold events that are not applied there.
+  if (gone < 0)
+    for (const ids of yield* Stream.runCollect(log.pruned.idsOf(user_id))) {
+      const some = ids.map((message_id) => ({ user_id, message_id }))
+      const applied = yield* AppliedInteractions.findApplied(users, some, states)
+      for (const id of ids) if (!applied.has(id)) newlyApplied.add(id)
+    }
   if (gone > 0 && !allowMissing) return yield* fail(`${gone} applied interactions are no longer in the log`)
   if (embedding === undefined && (notFolded.length > 0 || retracted.size === 0))
     return yield* new CannotRebuild({ user_id, detail: "no applied interaction has both a row and a vector" })
   return {
     embedding,
     notFolded,
-    retractions: [...newlyApplied],
+    newlyApplied: [...newlyApplied],
     overflow: stale > 0 ? overflow : undefined,
     pruned,
   }
@@ -272,8 +279,8 @@ const rebuildOnce = Effect.fnUntraced(function* (
   }
   const now = yield* Clock.currentTimeMillis
   const computed = yield* compute(services, record, options, now, traces)
-  const { embedding, overflow, retractions } = computed
-  const { archive, kept } = AppliedIds.append(record.applied, retractions)
+  const { embedding, newlyApplied, overflow } = computed
+  const { archive, kept } = AppliedIds.append(record.applied, newlyApplied)
   const ids = [...(overflow ?? []), ...archive]
   // Greater than the generation of the record, and smaller than that of an erasure which wins against this write.
   const generation = overflow === undefined ? record.generation : record.version

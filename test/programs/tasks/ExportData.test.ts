@@ -235,6 +235,8 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
           user_id: "u-nobody",
           embedding: null,
           dead_letters: [],
+          pruned: [],
+          pruned_products: [],
           interactions: [],
         })
       }))

@@ -16,6 +16,7 @@ import * as Pruner from "../../../src/services/operate/Pruner.ts"
 import * as Rebuilder from "../../../src/services/operate/Rebuilder.ts"
 import type { DependencyDown } from "../../../src/services/ports/Dependencies.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
+import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
 import * as Catalogue from "../../../src/services/recommend/Catalogue.ts"
 import * as Popularity from "../../../src/services/recommend/Popularity.ts"
 import * as Recommender from "../../../src/services/recommend/Recommender.ts"
@@ -360,6 +361,23 @@ const suite = (
         // Its row stays, because the sum still has the event.
         yield* pruneTo(1_000)
         expect((yield* rowsOf(user)).map(({ event_type }) => event_type)).toEqual(["retraction"])
+      }))
+
+    it("a user whose document is older than the prune lacks events, and a rebuild takes them from the sum", () =>
+      Effect.gen(function* () {
+        yield* shop
+        const user = "restored"
+        const users = yield* UserEmbeddings
+        yield* act(history(user).slice(0, 5))
+        const backup = (yield* users.load([user])).get(user)!
+        yield* act(history(user).slice(5))
+        yield* pruneTo(1_000)
+        const { version } = (yield* users.load([user])).get(user)!
+        yield* users.save([{ record: { ...backup, version: version + 1 }, expected: version }])
+        expect(yield* audited).toEqual({ extra: 0, missing: 9 })
+        yield* (yield* Rebuilder.Rebuilder).rebuild({ user })
+        yield* expectSum(user, history(user))
+        expect(yield* audited).toEqual({ extra: 0, missing: 0 })
       }))
 
     it("a slice is not pruned if a row is gone, taken back or behind an erasure since it was read", () =>
