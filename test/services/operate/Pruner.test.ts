@@ -141,7 +141,10 @@ const answersOf = Effect.fnUntraced(function* (user: string) {
   const log = yield* InteractionLog
   const events: Array<string> = []
   for (const exclude of ["purchased", "seen"] as const) {
-    const { items } = yield* recommend(user, { limit: 50, exclude, fallback: "popular" })
+    // Without taste the answer depends on popularity, which takes a minute to agree with a prune.
+    const { items } = yield* recommend(user, { limit: 50, exclude, fallback: "none" }).pipe(
+      Effect.catchTag("NoTaste", () => Effect.succeed({ items: [] })),
+    )
     events.push(`${exclude}: ${items.map(({ product_id }) => product_id).toSorted()}`)
   }
   const again = yield* buyAgain(user, 50)
