@@ -55,8 +55,141 @@ const noOutage = {
 }
 
 const takingBack = "test/programs/Corrections.test.ts"
+const merges = "src/services/update/Merges.ts"
+const doors = "test/layers/http/HttpDoors.test.ts"
+const segment = "test/programs/Segment.test.ts"
 
 export const mutations: ReadonlyArray<Mutation> = [
+  {
+    scenario: "newest events of the surviving events",
+    tests: takingBack,
+    without: "taking the ids of the frozen record",
+    file: merges,
+    from: "[...AppliedIds.toSet(source.applied), message_id]",
+    to: "[message_id]",
+  },
+  ...[
+    {
+      without: "asking whether the target has taken the record",
+      file: merges,
+      from: "if (!hasAlias(target, source.user_id)) yield*",
+      to: "yield*",
+    },
+    {
+      without: "leaving a frozen record alone",
+      file: updater,
+      from: "links?.alias_of === undefined && links?.merging_into === undefined",
+      to: "links?.alias_of === undefined",
+    },
+  ].map((one) => ({
+    scenario: "finished by whoever meets it",
+    tests: "test/programs/KilledMerges.test.ts",
+    ...one,
+  })),
+  {
+    scenario: "ids in the ledgers of both users",
+    tests: "test/services/update/Merges.test.ts",
+    without: "looking in the ledgers of aliases",
+    file: "src/services/model/Aliases.ts",
+    from: "[record, ...(record.links?.aliases ?? [])]",
+    to: "[record]",
+  },
+  {
+    scenario: "not applied yet, or applied in part",
+    tests: "test/services/update/Merges.test.ts",
+    without: "erasing all ids of a person",
+    file: "src/layers/sql/SqlInteractionLog.ts",
+    from: "({ ids }) => begin(ids)",
+    to: "() => begin(wanted)",
+  },
+  {
+    scenario: "merges at the same time form no circle",
+    tests: "test/layers/sql/SqlInteractionLog.test.ts",
+    without: "locking the people of a merge",
+    file: "src/layers/sql/SqlAliases.ts",
+    from: "yield* linksOf(sql, wanted, lock)",
+    to: "yield* linksOf(sql, wanted)",
+  },
+  {
+    scenario: "GET /metrics needs a token with a scope",
+    tests: doors,
+    without: "checking the scope of the route",
+    file: "src/layers/http/HttpHandlers.ts",
+    from: "if (refused !== undefined) return yield* refused",
+    to: "if (refused?.status === 0) return yield* refused",
+  },
+  {
+    scenario: "a small body that becomes a very large one",
+    tests: doors,
+    without: "counting inflated bytes",
+    file: "src/layers/http/HttpBody.ts",
+    from: "{ maxOutputLength: limit }",
+    to: "{}",
+  },
+  {
+    scenario: "a preflight of an allowed origin is answered",
+    tests: doors,
+    without: "comparing whole origins",
+    file: "src/layers/http/HttpCors.ts",
+    from: "origins.includes(origin)",
+    to: "origins.some((one) => origin.startsWith(one))",
+  },
+  {
+    scenario: "a beacon to search from https://shop.example with old",
+    tests: doors,
+    without: "refusing powerful tokens in URLs",
+    file: "src/layers/http/HttpAuthorisation.ts",
+    from: 'token.scopes.join() === "write"',
+    to: 'token.scopes.includes("write")',
+  },
+  {
+    scenario: "a bulk request takes nothing back without the scope person",
+    tests: doors,
+    without: "the scope of single items",
+    file: "src/layers/http/RecordingRoutes.ts",
+    from: "noPerson !== undefined && isCorrection(item)",
+    to: 'noPerson === "" && isCorrection(item)',
+  },
+  {
+    scenario: "a timestamp in the future becomes now",
+    tests: segment,
+    without: "the key of a call",
+    file: "src/services/record/SegmentCalls.ts",
+    from: "item.product_id}` : messageId",
+    to: "item.product_id}` : undefined",
+  },
+  {
+    scenario: "a refund waits for its order",
+    tests: segment,
+    without: "noting refunds",
+    file: "src/layers/http/HttpSegment.ts",
+    from: "yield* Effect.mapError(log.noteRefund(one), unavailable)",
+    to: "",
+  },
+  {
+    scenario: "a refund waits for its order",
+    tests: segment,
+    without: "looking for the refund of an order",
+    file: "src/layers/http/HttpSegment.ts",
+    from: "yield* refundOrders(submissions, counts)",
+    to: "",
+  },
+  {
+    scenario: "a refund whose order arrives while it looks",
+    tests: segment,
+    without: "noting a refund before its order is looked for",
+    file: "src/layers/http/HttpSegment.ts",
+    from: "    yield* Effect.mapError(log.noteRefund(one), unavailable)\n    yield* takeBack(one, counts)",
+    to: "    yield* takeBack(one, counts)\n    yield* Effect.mapError(log.noteRefund(one), unavailable)",
+  },
+  {
+    scenario: "a token with the scope write alone merges nobody",
+    tests: segment,
+    without: "the scope of single calls",
+    file: "src/layers/http/HttpSegment.ts",
+    from: "refused !== undefined && needsPerson(meant)",
+    to: "refused?.status === 0 && needsPerson(meant)",
+  },
   { scenario: "newest events of the surviving events", tests: takingBack, ...idsUnchecked },
   {
     scenario: "newest events of the surviving events",
@@ -179,8 +312,8 @@ export const mutations: ReadonlyArray<Mutation> = [
     scenario: "delivered more than once all of the log",
     without: "looking for applied ids in the overflow",
     file: updater,
-    from: "toLookUp.size === 0\n",
-    to: "toLookUp.size >= 0\n",
+    from: "if (ledgersOfUser(user_id).length === 0)",
+    to: "if (ledgersOfUser(user_id).length >= 0)",
   },
   ...[
     {

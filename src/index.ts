@@ -14,6 +14,7 @@ export {
   type Embedder as EmbedFunction,
   InvalidInput,
   KeyReused,
+  MergeRefused,
   type NewInteraction,
   type NewProduct,
   type Options,

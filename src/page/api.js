@@ -41,7 +41,7 @@ export const readiness = async () => (await fetch("/readyz")).json()
 
 /**
  * Reads server-sent events and reconnects. `EventSource` cannot send a token, so the stream is parsed here.
- * `onState` receives `live`, `lost` or `refused`.
+ * `onState` receives `live`, `lost`, or `refused` and why.
  */
 export const follow = (path, onMessage, onState) => {
   let stopped = false
@@ -68,7 +68,9 @@ export const follow = (path, onMessage, onState) => {
         tries = 0
       } catch (error) {
         if (stopped) return
-        if (error instanceof Refused && error.status === 401) return onState("refused")
+        if (error instanceof Refused && error.status === 401)
+          return onState("refused", "This API needs a token.")
+        if (error instanceof Refused && error.status === 403) return onState("refused", `${error.message}.`)
       }
       if (!stopped) onState("lost")
       await new Promise((resolve) => setTimeout(resolve, Math.min(10_000, 500 * 2 ** tries)))

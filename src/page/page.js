@@ -41,10 +41,10 @@ const start = () => {
       parts.show(stats)
       deadLetters.counted(stats.queues?.failed)
     },
-    (state) => {
+    (state, why) => {
       connection.textContent = { live: "live", lost: "reconnecting…", refused: "token needed" }[state]
       connection.className = `connection ${state}`
-      if (state === "refused") askToken("This API needs a token.")
+      if (state === "refused") askToken(why)
     },
   )
 }
@@ -53,7 +53,7 @@ const askToken = async (why) => {
   const input = h("input", { id: "token-value", type: "password", autocomplete: "off", value: token() })
   const answer = await ask(
     "Token",
-    [h("p", {}, why), h("label", { for: "token-value" }, "One of API_TOKENS"), input],
+    [h("p", {}, why), h("label", { for: "token-value" }, "One of API_TOKENS, with the scope operate"), input],
     [
       { label: "Cancel", value: "", kind: "" },
       { label: "Use it", value: "yes", kind: "primary" },

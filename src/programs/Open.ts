@@ -32,10 +32,11 @@ import { writeOnce } from "../services/recommend/ProductWriter.ts"
 import * as Recommender from "../services/recommend/Recommender.ts"
 import * as InteractionRecorder from "../services/record/InteractionRecorder.ts"
 import * as OutboxRelay from "../services/record/OutboxRelay.ts"
-import * as Retractions from "../services/record/Retractions.ts"
+import * as RetractionRequests from "../services/record/RetractionRequests.ts"
 import { type BulkItem, ofBulkItem } from "../services/record/Submission.ts"
 import type * as Settings from "../services/Settings.ts"
 import * as EventVectors from "../services/update/EventVectors.ts"
+import { ownerOf } from "../services/update/People.ts"
 import * as Provision from "./tasks/ProvisionServers.ts"
 import * as Worker from "./Worker.ts"
 
@@ -116,6 +117,16 @@ export class KeyReused extends Schema.TaggedError<KeyReused>()("KeyReused", {
   }
 }
 
+/** A merge would contradict earlier ones: it closes a circle, or its `reference` is an alias of somebody else. */
+export class MergeRefused extends Schema.TaggedError<MergeRefused>()("MergeRefused", {
+  index: Schema.Number,
+  detail: Schema.String,
+}) {
+  override get message() {
+    return `item ${this.index}: ${this.detail}`
+  }
+}
+
 const recommending = Recommender.layer.pipe(
   Layer.provideMerge(Catalogue.layer),
   Layer.provide(Popularity.layer),
@@ -174,8 +185,7 @@ const decode = Effect.fnUntraced(function* (interactions: ReadonlyArray<NewInter
       (issues) => new InvalidInput({ index, issues: [...issues] }),
     ),
   )
-  const found = yield* Effect.flatMap(InteractionLog, (log) => Retractions.find(log, items))
-  return yield* Effect.forEach(Retractions.resolve(items, found), (item, index) =>
+  return yield* Effect.forEach(yield* RetractionRequests.resolve(items), (item, index) =>
     Either.mapLeft(item, ({ detail, field }) => new InvalidInput({ index, issues: [{ field, detail }] })),
   )
 })
@@ -183,16 +193,12 @@ const decode = Effect.fnUntraced(function* (interactions: ReadonlyArray<NewInter
 const recordAll = Effect.fn("recordAll")(function* (interactions: ReadonlyArray<NewInteraction>) {
   const recorder = yield* InteractionRecorder.InteractionRecorder
   const appended = yield* recorder.record(yield* decode(interactions))
-  return yield* Effect.forEach(appended, ({ _tag, interaction }, index) => {
-    const { event_type, message_id, occurred_at, user_id } = interaction
-    if (_tag === "KeyReused") return new KeyReused({ index, message_id })
-    return Effect.succeed<Recorded>({
-      message_id,
-      user_id,
-      event_type,
-      occurred_at,
-      duplicate: _tag === "Duplicate",
-    })
+  return yield* Effect.forEach(appended, (one, index): Effect.Effect<Recorded, KeyReused | MergeRefused> => {
+    const { event_type, message_id, occurred_at, user_id } = one.interaction
+    if (one._tag === "KeyReused") return new KeyReused({ index, message_id })
+    if (one._tag === "Refused") return new MergeRefused({ index, detail: one.detail })
+    const duplicate = one._tag === "Duplicate"
+    return Effect.succeed({ message_id, user_id, event_type, occurred_at, duplicate })
   })
 })
 
@@ -278,7 +284,8 @@ const environment = (options: Options) => {
   const { embedder: _, setup: __, stack, worker: ___, ...variables } = options
   const servers = stack === "embedded" ? { RABBITMQ_DSN: "", MYSQL_URL: "", MONGODB_URL: "" } : {}
   const given = Object.entries({ ...variables, ...servers }).flatMap(([name, value]) =>
-    value === undefined ? [] : [[name, String(value)] as const],
+    // An option replaces a file that the environment names.
+    value === undefined ? [] : [[name, String(value)] as const, [`${name}_FILE`, ""] as const],
   )
   return Layer.setConfigProvider(
     ConfigProvider.fromMap(new Map(given)).pipe(
@@ -321,7 +328,7 @@ export const open = async (options: Options): Promise<Client> => {
     embedding: (user) =>
       run(
         Effect.flatMap(UserEmbeddings, (users) =>
-          Effect.map(users.load([user]), (records) => records.get(user)?.embedding ?? null),
+          Effect.map(ownerOf(users, user), ({ record }) => record?.embedding ?? null),
         ),
       ),
     recommend: (user, { category, exclude = "purchased", excludeIds, filter, limit = 10 } = {}) =>

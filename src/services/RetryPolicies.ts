@@ -7,6 +7,7 @@ import { Ack, DeadLetter, type Failure, Retry, type Settlement } from "./ports/I
 import type { PhraseEmbedderError } from "./ports/PhraseEmbedder.ts"
 import type { ProductVectorError } from "./ports/ProductEmbeddings.ts"
 import type { LockConflict, UserEmbeddingsError } from "./ports/UserEmbeddings.ts"
+import type { AliasCircle, AliasTaken } from "./update/Merges.ts"
 import type { CannotRebuild } from "./update/UserRebuild.ts"
 
 /** The longest delay of a retry queue, and the longest Retry-After that retry queues can wait for. */
@@ -65,6 +66,8 @@ export type UpdateError =
   | InteractionLogError
   | SpaceMismatch
   | CannotRebuild
+  | AliasCircle
+  | AliasTaken
   | LockConflict
 
 /** What an error means for the message that failed with it. */
@@ -88,6 +91,8 @@ export const classify = (error: UpdateError): FailureClass => {
     case "InvalidMessage":
     case "SpaceMismatch":
     case "CannotRebuild":
+    case "AliasCircle":
+    case "AliasTaken":
     case "UnusableVector":
       return { _tag: "Unrecoverable" }
     case "ProductMissing":

@@ -2,7 +2,9 @@
  * Every environment variable, declared once: typed, with default, meaning and example. Adapters read them in
  * their `layerConfig`; `.env.example` and the command `config` are made from this list.
  */
+import { readFileSync } from "node:fs"
 import { Config, ConfigError, Duration, Either, Option, ParseResult, Redacted, Schema } from "effect"
+import { parseTokens } from "./AccessTokens.ts"
 import { builtInEventTypes, parseWeights } from "./model/EventTypes.ts"
 import { describeIssues } from "./model/Interaction.ts"
 import { History } from "./model/UserEmbedding.ts"
@@ -28,6 +30,40 @@ type Texts<Required extends "example" | "fallback"> = Pick<Setting<unknown>, "me
 export const given = (variable: string) =>
   Config.string(variable).pipe(Config.option, Config.map(Option.filter((text) => text.trim() !== "")))
 
+/** Settings that a file may hold, as Docker and Kubernetes mount secrets: `NAME_FILE` names it. */
+export const mayBeFile = ({ secret, variable }: Pick<Setting<unknown>, "secret" | "variable">): boolean =>
+  secret || /_(URL|DSN|ENDPOINT)$/.test(variable)
+
+const readFile = (variable: string, path: string): Either.Either<string, ConfigError.ConfigError> => {
+  const refused = (problem: string) =>
+    Either.left(ConfigError.InvalidData([variable], `${variable} ${JSON.stringify(path)}: ${problem}`))
+  try {
+    const text = readFileSync(path, "utf8").replace(/\r?\n$/, "")
+    return text.trim() === "" ? refused("the file is empty") : Either.right(text)
+  } catch (error) {
+    return refused(`the file cannot be read: ${error instanceof Error ? error.message : error}`)
+  }
+}
+
+/** The text of a variable, or of the file that `NAME_FILE` names. */
+const givenOrFile = (variable: string) =>
+  Config.zip(given(variable), given(`${variable}_FILE`)).pipe(
+    Config.mapOrFail(([text, path]) => {
+      if (Option.isNone(path)) return Either.right(text)
+      if (Option.isNone(text)) return Either.map(readFile(`${variable}_FILE`, path.value.trim()), Option.some)
+      return Either.left(
+        ConfigError.InvalidData(
+          [variable],
+          `${variable} and ${variable}_FILE are both set: unset one of them`,
+        ),
+      )
+    }),
+  )
+
+/** As a setting reads it. */
+export const textOf = (setting: Pick<Setting<unknown>, "secret" | "variable">) =>
+  mayBeFile(setting) ? givenOrFile(setting.variable) : given(setting.variable)
+
 const declared: Array<Setting<unknown>> = []
 /** All of them, in the order of documentation. */
 export const all: ReadonlyArray<Setting<unknown>> = declared
@@ -36,10 +72,13 @@ const declare = <A, B, I extends string>(
   variable: string,
   schema: Schema.Schema<A, I>,
   { keepsSpaces = false, secret = false, ...texts }: Texts<"example">,
-  read: (decode: (text: string) => Either.Either<A, ConfigError.ConfigError>) => Config.Config<B>,
+  read: (
+    text: Config.Config<Option.Option<string>>,
+    decode: (text: string) => Either.Either<A, ConfigError.ConfigError>,
+  ) => Config.Config<B>,
 ): Setting<B> => {
   const decode = Schema.decodeUnknownEither(schema)
-  const config = read((text) =>
+  const config = read(textOf({ variable, secret }), (text) =>
     Either.mapLeft(decode(keepsSpaces ? text : text.trim()), (error) => {
       const shown = secret ? "" : ` ${JSON.stringify(text)}`
       return ConfigError.InvalidData(
@@ -59,8 +98,8 @@ const withDefault = <A, I extends string>(
   schema: Schema.Schema<A, I>,
   texts: Texts<"fallback"> & { readonly fallback: string },
 ) =>
-  declare(variable, schema, { example: texts.fallback, ...texts }, (decode) =>
-    Config.mapOrFail(given(variable), (text) => decode(Option.getOrElse(text, () => texts.fallback))),
+  declare(variable, schema, { example: texts.fallback, ...texts }, (given, decode) =>
+    Config.mapOrFail(given, (text) => decode(Option.getOrElse(text, () => texts.fallback))),
   )
 
 /** A variable that may be left out. */
@@ -69,9 +108,9 @@ const optional = <A, I extends string>(
   schema: Schema.Schema<A, I>,
   texts: Texts<"example">,
 ) =>
-  declare(variable, schema, texts, (decode) =>
+  declare(variable, schema, texts, (given, decode) =>
     Config.mapOrFail(
-      given(variable),
+      given,
       Option.match({
         onNone: () => Either.right(Option.none<A>()),
         onSome: (text) => Either.map(decode(text), Option.some),
@@ -89,8 +128,8 @@ const optionalUrl = (
   passwordVariable: string,
   texts: Pick<Texts<"example">, "meaning" | "example">,
 ) =>
-  declare(variable, schema, { ...texts, secret: true }, (decode) =>
-    Config.zip(given(variable), given(passwordVariable)).pipe(
+  declare(variable, schema, { ...texts, secret: true }, (given, decode) =>
+    Config.zip(given, givenOrFile(passwordVariable)).pipe(
       Config.mapOrFail(([url, password]) =>
         Option.match(url, {
           onNone: () => Either.right(Option.none<Redacted.Redacted>()),
@@ -175,13 +214,22 @@ const secretOf = (schema: Schema.Schema<string, string>) => Schema.Redacted(sche
 const text = Schema.String
 const tokens = secretOf(
   Schema.String.pipe(
-    Schema.filter(
-      (list) =>
-        list.split(",").every((token) => /^[!-~]+$/.test(token.trim())) ||
-        "must be tokens of printable ASCII without spaces, separated by commas",
+    Schema.filter((list) =>
+      Either.match(parseTokens(list), { onLeft: (problem) => problem, onRight: () => true }),
     ),
   ),
 )
+const originsProblem = (list: ReadonlyArray<string>): string | undefined =>
+  list.every(
+    (one) => one === "*" || (/^https?:[^*]+$/.test(one) && URL.canParse(one) && new URL(one).origin === one),
+  )
+    ? undefined
+    : "must be * or origins as https://shop.example, without a path, separated by commas"
+const origins = Schema.transform(Schema.String, Schema.Array(Schema.String), {
+  strict: true,
+  decode: (list) => list.split(",").map((one) => one.trim()),
+  encode: (list) => list.join(","),
+}).pipe(Schema.filter((list) => originsProblem(list) ?? true))
 
 export const amqpProtocols = ["amqp:", "amqps:"]
 export const RABBITMQ_DSN = optionalUrl("RABBITMQ_DSN", urls(...amqpProtocols), "RABBITMQ_PASSWORD", {
@@ -387,9 +435,15 @@ export const API_HOST = optional("API_HOST", text, {
 })
 export const API_PORT = withDefault("API_PORT", port, { meaning: "Port of the API", fallback: "3000" })
 export const API_TOKENS = optional("API_TOKENS", tokens, {
-  meaning: "Bearer tokens that the API accepts, comma-separated; unset = open to everybody who reaches it",
-  example: "token-one,token-two",
+  meaning:
+    "Bearer tokens that the API accepts, comma-separated: secret or scope=secret with scope write, person, read, catalogue, operate or several joined by +; unset = open to everybody who reaches it",
+  example: "token-one,write=token-two,read+operate=token-three",
   secret: true,
+})
+export const API_CORS_ORIGINS = optional("API_CORS_ORIGINS", origins, {
+  meaning:
+    "Origins whose web pages may call the API, comma-separated, or * for all (only with API_TOKENS); unset = none",
+  example: "https://shop.example,https://www.shop.example",
 })
 export const OTEL_EXPORTER_OTLP_ENDPOINT = optional("OTEL_EXPORTER_OTLP_ENDPOINT", url("http:", "https:"), {
   meaning: "OTLP/HTTP endpoint for traces and metrics; unset = none are exported",
@@ -473,6 +527,11 @@ export const NO_COLOR = optional("NO_COLOR", Schema.String, {
 /** The variable as a line of `.env.example`. */
 export const toEnvExample = (setting: Setting<unknown>): string =>
   `# ${setting.meaning}\n# ${setting.variable}=${setting.fallback ?? setting.example}\n`
+
+/** `.env.example`. */
+export const envExample = `# Every secret and every URL may be in a file instead, which the variable with _FILE at its end names: MYSQL_URL_FILE.
+
+${declared.map(toEnvExample).join("\n")}`
 
 /** What `config` shows for a value: secrets never appear. */
 export const display = (setting: Setting<unknown>, value: string): string =>

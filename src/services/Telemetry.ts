@@ -234,6 +234,10 @@ export const consumedMessages = tagged(
   counter("messaging.client.consumed.messages", "Messages settled, by settlement"),
   "outcome",
 )
+export const segmentCalls = tagged(
+  counter("user_embeddings.segment_calls", "What became of the calls of Segment's API"),
+  "outcome",
+)
 export const processDuration = metric(
   histogram(
     "messaging.process.duration",

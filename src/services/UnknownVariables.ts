@@ -23,7 +23,9 @@ const distance = (a: string, b: string): number => {
 export const unknownVariables = (
   environment: Readonly<Record<string, string | undefined>>,
 ): ReadonlyArray<string> => {
-  const known = Settings.all.map(({ variable }) => variable)
+  const known = Settings.all.flatMap((setting) =>
+    Settings.mayBeFile(setting) ? [setting.variable, `${setting.variable}_FILE`] : [setting.variable],
+  )
   return Object.keys(environment).flatMap((name) => {
     if (known.includes(name) || ofOrchestrators.test(name)) return []
     const meant = known.find(

@@ -47,6 +47,9 @@ export const view = (user_id: string, product_id: string, facts: Facts = {}) => 
 const views = (user: string, count: number) =>
   Array.from({ length: count }, (_, index) => view(user, `p-${index}`))
 
+const merge = (into: string, from: string, facts: Facts = {}) =>
+  entry(Interaction.merge(into, from, facts.occurred_at ?? at(0), facts.metadata), facts)
+
 const tags = (answers: ReadonlyArray<Appended>) => answers.map(({ _tag }) => _tag)
 const rowsOf = (filter: LogFilter) =>
   Effect.flatMap(InteractionLog, (log) => Effect.map(Stream.runCollect(log.stream(filter)), Chunk.toArray))
@@ -610,6 +613,108 @@ export const suite = <E>(
         )
       }))
 
+    it("a merge makes two ids one person, once, and is refused where it contradicts earlier ones", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [guest, customer, third, other] = [newUser(), newUser(), newUser(), newUser()]
+        const first = merge(customer, guest)
+        expect(
+          tags(yield* append(view(guest, "p"), first, merge(customer, guest, { occurred_at: at(9) }))),
+        ).toEqual(["Recorded", "Recorded", "Duplicate"])
+        const [again] = yield* append(merge(customer, guest, { occurred_at: at(5), idempotencyKey: "k" }))
+        expect(again).toEqual({ _tag: "Duplicate", interaction: first.interaction })
+        expect(tags(yield* append(view(customer, "p", { idempotencyKey: "k" })))).toEqual(["KeyReused"])
+        expect(yield* log.person(guest)).toEqual({ user_id: customer, ids: [guest, customer] })
+        expect(yield* append(merge(other, guest), merge(guest, customer))).toMatchObject([
+          { _tag: "Refused", detail: `${guest} is already an alias of ${customer}` },
+          { _tag: "Refused", detail: `${guest} is already an alias of ${customer}` },
+        ])
+        expect(tags(yield* append(merge(third, customer), merge(third, guest)))).toEqual([
+          "Recorded",
+          "Duplicate",
+        ])
+        for (const refused of [merge(guest, third), merge(customer, third)])
+          expect(tags(yield* append(refused))).toEqual(["Refused"])
+        expect(yield* log.person(customer)).toEqual({ user_id: third, ids: [guest, customer, third] })
+        expect(yield* log.person(other)).toEqual({ user_id: other, ids: [other] })
+        expect(new Map([...(yield* log.aliases)].filter(([, owner]) => owner === third))).toEqual(
+          new Map([
+            [guest, third],
+            [customer, third],
+          ]),
+        )
+      }))
+
+    it("the rows of all ids are those of the person", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [guest, customer] = [newUser(), newUser()]
+        yield* append(
+          view(guest, "p", { occurred_at: at(1) }),
+          view(customer, "p", { occurred_at: at(2) }),
+          view(guest, "q", { occurred_at: at(3) }),
+          merge(customer, guest, { occurred_at: at(4) }),
+        )
+        // Of a late batch. More rows than one page has.
+        yield* append(
+          ...Array.from({ length: 600 }, (_, i) => view(guest, "late", { occurred_at: at(10 + i) })),
+        )
+        for (const user of [guest, customer]) {
+          const rows = yield* interactionsOf({ user })
+          expect(rows.map(({ occurred_at }) => occurred_at)).toEqual(
+            [1, 2, 3, 4, ...Array.from({ length: 600 }, (_, i) => 10 + i)].map(at),
+          )
+          expect(
+            (yield* log.newest(user, 602)).map(({ interaction }) => interaction.product_id).slice(-2),
+          ).toEqual(["q", "p"])
+          const found = yield* log.productEvents(user, { among: ["late", "p", "q", "unseen"] })
+          const events = found.map(({ events, product_id }) => [product_id, events])
+          expect(events.toSorted()).toEqual([
+            ["late", 600],
+            ["p", 2],
+            ["q", 1],
+          ])
+        }
+        expect(yield* interactionsOf({ postedAs: customer })).toHaveLength(2)
+      }))
+
+    it("merges at the same time form no circle, and each id is merged once", () =>
+      Effect.gen(function* () {
+        const logs = [yield* InteractionLog, Context.get(yield* Layer.build(other), InteractionLog)]
+        const ids = Array.from({ length: 6 }, newUser)
+        const merges = ids.flatMap((into) =>
+          ids.filter((from) => from !== into).map((from) => merge(into, from)),
+        )
+        const answers = yield* Effect.forEach(
+          merges.toSorted((a, b) => (a.interaction.message_id < b.interaction.message_id ? -1 : 1)),
+          (one, index) => logs[index % 2]!.append([one]),
+          { concurrency: "unbounded" },
+        )
+        expect(tags(answers.flat()).filter((tag) => tag === "Recorded")).toHaveLength(ids.length - 1)
+        const people = yield* Effect.forEach(ids, (id) => logs[0]!.person(id))
+        expect(new Set(people.map(({ user_id }) => user_id)).size).toBe(1)
+        for (const { ids: all } of people) expect(all.toSorted()).toEqual(ids.toSorted())
+      }))
+
+    it("an erasure begins for all ids of a person, and a repetition finds them when their links are gone", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [guest, customer, third] = [newUser(), newUser(), newUser()]
+        yield* append(view(guest, "p"), merge(customer, guest), merge(third, customer))
+        const begun = yield* log.beginErasure([guest])
+        expect(begun.users).toEqual([guest, customer, third])
+        expect(yield* log.erase(guest, begun.upTo)).toBe(1)
+        expect(yield* log.erase(customer, begun.upTo)).toBe(1)
+        expect(yield* log.person(guest)).toEqual({ user_id: guest, ids: [guest] })
+        // As if the erasure had failed here.
+        const again = yield* log.beginErasure([guest])
+        expect(again.users.toSorted()).toEqual([guest, customer, third].toSorted())
+        expect(yield* log.erase(third, again.upTo)).toBe(1)
+        for (const user of again.users) yield* log.finishErasure(user, again.token, again.upTo)
+        expect((yield* log.beginErasure([guest])).users).toEqual([guest])
+        expect(tags(yield* append(merge(guest, third)))).toEqual(["Recorded"])
+      }))
+
     it("an erased interaction can be recorded again", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
@@ -651,7 +756,7 @@ export const suite = <E>(
         const other = yield* recorded(view(newUser(), "p"))
         expect(yield* log.renewSurvivors(user)).toBe(0)
 
-        const token = yield* log.beginErasure(user)
+        const token = (yield* log.beginErasure([user])).token
         expect(yield* log.renewSurvivors(user)).toBe(0)
         const upTo = yield* log.maxId
         yield* log.finishErasure(user, token, upTo)
@@ -687,13 +792,13 @@ export const suite = <E>(
         const log = yield* InteractionLog
         const user = newUser()
         yield* append(view(user, "p"))
-        const first = yield* log.beginErasure(user)
-        const second = yield* log.beginErasure(user)
+        const first = (yield* log.beginErasure([user])).token
+        const second = (yield* log.beginErasure([user])).token
         expect(second).not.toBe(first)
         yield* log.finishErasure(user, first, yield* log.maxId)
         expect(yield* log.renewSurvivors(user)).toBe(0)
         yield* log.finishErasure(user, second, yield* log.maxId)
-        yield* log.beginErasure(user)
+        yield* log.beginErasure([user])
         expect(yield* log.renewSurvivors(user)).toBe(0)
         expect((yield* log.finishedErasures).some(({ user_id }) => user_id === user)).toBe(false)
       }))
@@ -704,7 +809,7 @@ export const suite = <E>(
         const second = Context.get(yield* Layer.build(other), InteractionLog)
         const user = newUser()
         yield* append(...views(user, 900))
-        const token = yield* first.beginErasure(user)
+        const token = (yield* first.beginErasure([user])).token
         yield* first.finishErasure(user, token, yield* first.maxId)
         const renewed = yield* Effect.forEach(
           [first, second, first, second],
@@ -795,6 +900,31 @@ export const suite = <E>(
         )
         expect(yield* log.productEvents(user, { among: [] })).toEqual([])
         expect(yield* log.productEvents(newUser(), { among })).toEqual([])
+      }))
+
+    it("refunds of an order are noted together, for all ids of the person, until one is erased", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [user, guest] = [newUser(), newUser()]
+        const noted = Effect.map(log.refundOf(user, "Ä-1"), (refund) => refund?.products.toSorted())
+        expect(yield* noted).toBeUndefined()
+        yield* log.noteRefund({ user_id: user, order_id: "Ä-1", products: ["2", "1"] })
+        yield* log.noteRefund({ user_id: user, order_id: "Ä-1", products: ["2", "3"] })
+        for (const order_id of ["ä-1", "Ä-2"])
+          yield* log.noteRefund({ user_id: user, order_id, products: ["9"] })
+        expect(yield* noted).toEqual(["1", "2", "3"])
+        yield* log.noteRefund({ user_id: guest, order_id: "Ä-1", products: [] })
+        expect(yield* noted).toEqual(["1", "2", "3"])
+        yield* append(entry(Interaction.merge(user, guest, at(0)), {}))
+        expect(yield* noted).toEqual([])
+        expect(yield* log.refundOf(guest, "Ä-1")).toMatchObject({ order_id: "Ä-1", products: [] })
+        yield* log.erase(guest, 0)
+        expect(yield* noted).toEqual(["1", "2", "3"])
+        yield* log.erase(user, 0)
+        expect(yield* noted).toBeUndefined()
+        const many = Array.from({ length: 2_500 }, (_, index) => String(index))
+        yield* log.noteRefund({ user_id: user, order_id: "Ä-1", products: many })
+        expect((yield* noted)?.length).toBe(2_500)
       }))
 
     it("interactions are counted per product and day between two row ids", () =>

@@ -64,6 +64,19 @@ const userEmbedding: fc.Arbitrary<UserEmbedding> = fc.record({
     last_recalculation: instant,
   }),
 })
+const links = fc.record(
+  {
+    alias_of: id,
+    aliases: fc.array(fc.record({ user_id: id, generation: fc.nat(), archived: fc.nat() }), { maxLength: 3 }),
+    merging_into: fc.record({
+      user_id: id,
+      message_id: messageId,
+      logId: fc.option(fc.maxSafeNat(), { nil: null }),
+      recordedAt: instant,
+    }),
+  },
+  { requiredKeys: [] },
+)
 const storedRecord: fc.Arbitrary<Stored> = fc
   .record({
     embedding: userEmbedding,
@@ -72,8 +85,14 @@ const storedRecord: fc.Arbitrary<Stored> = fc
     erased_at: instant,
     erased_to: fc.option(fc.maxSafeNat(), { nil: null }),
     generation: fc.nat({ max: 1e6 }),
+    links: fc.option(links.filter((some) => Object.keys(some).length > 0)),
   })
-  .map((record) => ({ ...record, user_id: record.embedding.user_id, version: 1 }))
+  .map(({ links, ...record }) => ({
+    ...record,
+    ...(links && { links }),
+    user_id: record.embedding.user_id,
+    version: 1,
+  }))
 
 /** A record with its vector and ids as hex, so that comparison is exact. */
 const bits = (record: { embedding: UserEmbedding | undefined; applied: Uint8Array } | undefined) =>

@@ -168,7 +168,7 @@ withServers(["rabbitmq", "mysql"], "the grants of docs/security.md", () => {
             until: (records) => records.get("least")?.embedding?.event_count === 1,
           }).pipe(Effect.timeout("15 seconds"))
           const erased_to = yield* log.maxId
-          const token = yield* log.beginErasure("least")
+          const token = (yield* log.beginErasure(["least"])).token
           yield* log.finishErasure("least", token, erased_to)
           expect(yield* log.renewSurvivors("least")).toBe(1)
           expect(yield* log.erase("least", yield* log.maxId)).toBe(1)

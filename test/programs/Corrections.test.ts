@@ -1,215 +1,128 @@
 /**
- * Any interleaving of events and retractions, delivered twice and out of order to several workers, gives what the surviving
- * events give alone, on both stacks.
+ * Any interleaving of events, retractions and merges over three ids, delivered twice and out of order to workers that run at
+ * the same time, gives what the surviving events of each person give alone, on both stacks.
  */
 import { expect } from "bun:test"
-import { Clock, type ConfigError, Context, Effect, Layer, Runtime } from "effect"
+import { type ConfigError, Effect, Layer, Runtime } from "effect"
 import fc from "fast-check"
 import type { Ports } from "../../src/layers/Stack.ts"
 import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
 import * as EventTypes from "../../src/services/model/EventTypes.ts"
-import { decay, weightOf } from "../../src/services/model/Fold.ts"
 import * as Interaction from "../../src/services/model/Interaction.ts"
-import { encodeMessage } from "../../src/services/model/UpdateMessage.ts"
-import type { UserEmbedding } from "../../src/services/model/UserEmbedding.ts"
 import * as Vector from "../../src/services/model/Vector.ts"
 import * as Auditor from "../../src/services/operate/Auditor.ts"
 import * as Eraser from "../../src/services/operate/Eraser.ts"
 import * as Rebuilder from "../../src/services/operate/Rebuilder.ts"
 import type { DependencyDown } from "../../src/services/ports/Dependencies.ts"
-import { InteractionLog, type LoggedInteraction } from "../../src/services/ports/InteractionLog.ts"
 import { ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
-import type { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
-import * as EmbeddingUpdater from "../../src/services/update/EmbeddingUpdater.ts"
-import { EventVectors, layer as eventVectors } from "../../src/services/update/EventVectors.ts"
-import { decoded, delivery } from "../support/delivery.ts"
+import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
+import { layer as eventVectors } from "../../src/services/update/EventVectors.ts"
+import { ownerOf } from "../../src/services/update/People.ts"
 import { layerSuite } from "../support/effect.ts"
 import { embeddingOf, product, search, storeProduct } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
+import {
+  type Act,
+  acked,
+  apply,
+  audited,
+  deliver,
+  expectSurvivors,
+  history,
+  interactionOf,
+  makeWorkers,
+  phrases,
+  productTexts,
+  record,
+  toMessage,
+} from "../support/survivors.ts"
 
-const phrases = ["running shoes", "red wine", "board games", "cordless drill", "baby blanket"]
-const productTypes = ["product_view", "product_click", "product_purchase"] as const
+const isLong = process.env.FAILURES === "long"
 
+const id = fc.nat({ max: 2 })
 /** What three ids did, and how the messages arrive. */
 interface Scenario {
-  readonly acts: ReadonlyArray<{
-    readonly user: number
-    /** Below 5 a search, otherwise an event with one of three products. */
-    readonly what: number
-    readonly hour: number
-    readonly retracted: boolean
-  }>
+  readonly acts: ReadonlyArray<Act & { readonly user: number; readonly retracted: boolean }>
+  /** Merges, which the log refuses where they contradict each other. Others are recorded before all events. */
+  readonly merges: ReadonlyArray<{ readonly into: number; readonly from: number }>
   /** Order of arrival: any numbers, and the messages in the order of these. */
   readonly order: ReadonlyArray<number>
   readonly batch: number
 }
 const scenario: fc.Arbitrary<Scenario> = fc.record({
   acts: fc.array(
-    fc.record({
-      user: fc.nat({ max: 2 }),
-      what: fc.nat({ max: 13 }),
-      hour: fc.nat({ max: 1_000 }),
-      retracted: fc.boolean(),
-    }),
+    fc.record({ user: id, what: fc.nat({ max: 13 }), hour: fc.nat({ max: 1_000 }), retracted: fc.boolean() }),
     { minLength: 1, maxLength: 90, size: "max" },
+  ),
+  merges: fc.array(
+    fc.record({ into: id, from: id }).filter(({ from, into }) => from !== into),
+    { maxLength: 4 },
   ),
   order: fc.array(fc.nat(), { minLength: 50, maxLength: 400, size: "max" }),
   batch: fc.integer({ min: 1, max: 40 }),
 })
 
-const interactionOf = (user: string, { hour, what }: Scenario["acts"][number]) => {
-  const at = new Date(Date.UTC(2026, 0, 1, hour)).toISOString()
-  const type = productTypes[(what - 5) % 3]!
-  return what < 5
-    ? search(user, phrases[what]!, at)
-    : product(user, type, `p-${Math.floor((what - 5) / 3)}`, at)
+/** The people that the merges of the log make of these ids, as the ids that each one has. */
+const peopleOf = (ids: ReadonlyArray<string>, merges: ReadonlyArray<Interaction.Interaction>) => {
+  const owner = new Map(ids.map((one) => [one, one]))
+  for (const { reference, user_id } of merges) {
+    const [from, into] = [owner.get(reference!), owner.get(user_id)!]
+    for (const one of ids) if (owner.get(one) === from) owner.set(one, into)
+  }
+  return Map.groupBy(ids, (one) => owner.get(one)!)
 }
 
-const twoDays = 2 * 86_400_000
-/** The rows of the log, by default recorded two days after the products got their vectors. */
-const record = Effect.fnUntraced(function* (
-  interactions: ReadonlyArray<Interaction.Interaction>,
-  later = twoDays,
-) {
-  const log = yield* InteractionLog
-  const recordedAt = (yield* Clock.currentTimeMillis) + later
-  const appended = yield* log.append(
-    interactions.map((interaction) => ({
-      interaction,
-      idempotencyKey: null,
-      occurredAtGiven: true,
-      trace: null,
-      recordedAt,
-    })),
-  )
-  const rows = appended.flatMap(
-    (one): ReadonlyArray<LoggedInteraction> =>
-      one._tag === "Recorded" ? [{ id: one.id, interaction: one.interaction, trace: null, recordedAt }] : [],
-  )
-  yield* log.markPublished(rows, recordedAt)
-  return rows
-})
-
-const makeWorkers = (count: number) =>
-  Effect.replicateEffect(
-    Effect.map(Layer.build(Layer.fresh(EmbeddingUpdater.layer)), (context) =>
-      Context.get(context, EmbeddingUpdater.EmbeddingUpdater),
-    ),
-    count,
-  )
-
-/** The figures of an embedding that must be those of the surviving events. */
-const figuresOf = (embedding: UserEmbedding) => ({
-  event_count: embedding.event_count,
-  last_event_id: embedding.last_event_id,
-  recent: embedding.recent.map(({ message_id }) => message_id),
-  counters: Object.fromEntries(
-    Object.entries(embedding.metadata).filter(([name, value]) => name.endsWith("_count") && value !== 0),
-  ),
-})
-
-/** The weighted sum at `at`, straight from the events. */
-const sumOf = Effect.fnUntraced(function* (events: ReadonlyArray<Interaction.Interaction>, at: number) {
-  const vectors = yield* Effect.flatMap(EventVectors, ({ resolve }) => resolve(events))
-  const { lambda } = yield* EmbeddingConfig.EmbeddingConfig
-  const sum = new Float64Array(1536)
-  let total = 0
-  for (const [index, { event_type, occurred_at }] of events.entries()) {
-    const weight =
-      weightOf(EventTypes.defaults.weights, event_type) * decay(lambda, at, Date.parse(occurred_at))
-    Vector.addScaled(sum, weight, yield* vectors[index]!)
-    total += weight
-  }
-  return { sum, total, mass: Vector.norm(sum) }
-})
-
-const expectSurvivors = Effect.fnUntraced(function* (
-  embedding: UserEmbedding | undefined,
-  survivors: ReadonlyArray<Interaction.Interaction>,
-) {
-  if (survivors.length === 0) return expect(embedding).toBeUndefined()
-  if (embedding === undefined) throw new Error("there is no embedding")
-  const newest = survivors.toSorted((a, b) => Interaction.chronological(b, a))
-  const counters: Record<string, number> = {}
-  for (const { event_type } of survivors)
-    counters[EventTypes.counterOf(event_type)] = (counters[EventTypes.counterOf(event_type)] ?? 0) + 1
-  expect(figuresOf(embedding)).toEqual({
-    event_count: survivors.length,
-    last_event_id: newest[0]!.message_id,
-    recent: newest.slice(0, 10).map(({ message_id }) => message_id),
-    counters,
-  })
-  const { mass, sum, total } = yield* sumOf(survivors, embedding.last_updated)
-  const difference = Float64Array.from(sum, (value, i) => value / mass - embedding.embedding[i]!)
-  expect(Vector.norm(difference)).toBeLessThanOrEqual(1e-5)
-  expect(Math.abs(embedding.mass / mass - 1)).toBeLessThanOrEqual(1e-5)
-  expect(Math.abs(embedding.total_weight / total - 1)).toBeLessThanOrEqual(1e-5)
-})
-
-const audited = Effect.fnUntraced(function* (user: string) {
-  const { extra, missing } = yield* (yield* Auditor.Auditor).audit({ user })
-  return { extra, missing }
-})
-
 let runs = 0
-const check = Effect.fnUntraced(function* ({ acts, batch, order }: Scenario) {
+const check = Effect.fnUntraced(function* ({ acts, batch, merges, order }: Scenario) {
   const run = runs++
-  const nameOf = (user: number) => `run-${run}-${user}`
+  const ids = [0, 1, 2].map((user) => `run-${run}-${user}`)
   const events = new Map(
     acts.map((act) => {
-      const interaction = interactionOf(nameOf(act.user), act)
+      const interaction = interactionOf(ids[act.user]!, act)
       return [interaction.message_id, { interaction, retracted: act.retracted }] as const
     }),
   )
+  const merged = yield* record(
+    merges.map(({ from, into }, index) =>
+      Interaction.merge(ids[into]!, ids[from]!, new Date(Date.UTC(2026, 1, 1, 0, index)).toISOString()),
+    ),
+  )
   const taken = [...events.values()].filter(({ retracted }) => retracted)
-  const rows = yield* record([
-    ...Array.from(events.values(), ({ interaction }) => interaction),
-    ...taken.map(({ interaction }) => Interaction.retract(interaction)),
-  ])
+  const rows = [
+    ...merged,
+    ...(yield* record([
+      ...Array.from(events.values(), ({ interaction }) => interaction),
+      ...taken.map(({ interaction }) => Interaction.retract(interaction)),
+    ])),
+  ]
   const messages = [...rows, ...rows]
     .map((row, index) => ({ row, rank: (order[index % order.length] ?? 0) + index }))
     .toSorted((a, b) => (a.rank % 1_009) - (b.rank % 1_009))
-    .map(({ row: { id, interaction, recordedAt } }) =>
-      decoded(delivery(encodeMessage(interaction), { logId: id, recordedAt })),
-    )
-  const workers = yield* makeWorkers(2)
-  for (let from = 0, turn = 0; from < messages.length; from += batch, turn++) {
-    const outcomes = yield* workers[turn % 2]!.update(messages.slice(from, from + batch))
-    expect(new Set(outcomes.map(({ settlement }) => settlement._tag))).toEqual(new Set(["Ack"]))
-  }
-  for (const user of new Set(acts.map(({ user }) => nameOf(user)))) {
+  yield* deliver(
+    messages.map(({ row }) => row),
+    batch,
+  )
+  const users = yield* UserEmbeddings
+  const { audit } = yield* Auditor.Auditor
+  const { rebuild } = yield* Rebuilder.Rebuilder
+  for (const [owner, members] of peopleOf(
+    ids,
+    merged.map(({ interaction }) => interaction),
+  )) {
     const survivors = [...events.values()]
-      .filter(({ interaction, retracted }) => interaction.user_id === user && !retracted)
+      .filter(({ interaction, retracted }) => members.includes(interaction.user_id) && !retracted)
       .map(({ interaction }) => interaction)
-    yield* expectSurvivors(yield* embeddingOf(user), survivors)
-    expect(yield* audited(user)).toEqual({ extra: 0, missing: 0 })
+    const found = yield* Effect.forEach(members, (member) => ownerOf(users, member))
+    expect(found.map(({ user_id }) => user_id)).toEqual(members.map(() => owner))
+    yield* expectSurvivors(found[0]!.record?.embedding, survivors)
     if (survivors.length === 0) continue
-    yield* (yield* Rebuilder.Rebuilder).rebuild({ user })
-    yield* expectSurvivors(yield* embeddingOf(user), survivors)
+    expect(yield* rebuild({ user: members[0]! })).toMatchObject({ rebuilt: 1, failed: 0 })
+    yield* expectSurvivors((yield* ownerOf(users, owner)).record?.embedding, survivors)
+    expect(yield* audit({ user: members[0]! })).toMatchObject({ extra: 0, missing: 0 })
   }
+  expect(yield* audit({})).toMatchObject({ extra: 0, missing: 0 })
 }, Effect.scoped)
-
-/** Thirty events of a user, with three products and five phrases. */
-const history = (user: string) =>
-  Array.from({ length: 30 }, (_, i) =>
-    interactionOf(user, { user: 0, what: i % 14, hour: 7 * i, retracted: false }),
-  )
-
-/** Records interactions, and hands them to a new worker in one batch. */
-const apply = Effect.fnUntraced(function* (
-  interactions: ReadonlyArray<Interaction.Interaction>,
-  later = twoDays,
-) {
-  const rows = yield* record(interactions, later)
-  const [worker] = yield* makeWorkers(1)
-  return yield* worker!.update(
-    rows.map(({ id, interaction, recordedAt }) =>
-      decoded(delivery(encodeMessage(interaction), { logId: id, recordedAt })),
-    ),
-  )
-})
-const acked = { _tag: "Settle", settlement: { _tag: "Ack" } } as const
 
 const suite = (
   name: string,
@@ -227,12 +140,9 @@ const suite = (
         "gives the vector, the counts and the newest events of the surviving events; live, rebuilt and audited",
         () =>
           Effect.gen(function* () {
-            for (const [index, text] of ["tent for two", "desk lamp", "espresso machine"].entries())
-              yield* storeProduct(`p-${index}`, text)
+            for (const [index, text] of productTexts.entries()) yield* storeProduct(`p-${index}`, text)
             const runtime = yield* Effect.runtime<
-              | Effect.Effect.Context<ReturnType<typeof check>>
-              | EmbeddingConfig.EmbeddingConfig
-              | UserEmbeddings
+              Effect.Effect.Context<ReturnType<typeof check>> | EmbeddingConfig.EmbeddingConfig
             >()
             const property = fc.asyncProperty(scenario, (one) => Runtime.runPromise(runtime)(check(one)))
             yield* Effect.promise(() => fc.assert(property, { numRuns, interruptAfterTimeLimit: 30_000 }))
@@ -324,9 +234,7 @@ const suite = (
             Interaction.retract(first!),
             Interaction.retract(second!),
           ])
-          const [m1, m2, r1, r2] = rows.map(({ id, interaction, recordedAt }) =>
-            decoded(delivery(encodeMessage(interaction), { logId: id, recordedAt })),
-          )
+          const [m1, m2, r1, r2] = rows.map(toMessage)
           yield* one!.update([m1!, m2!])
           // Rebuilds the user without both events, because the log has both retractions.
           yield* other!.update([r1!])
@@ -339,9 +247,7 @@ const suite = (
         Effect.gen(function* () {
           const [first, second] = history("erased")
           const rows = yield* record([first!, second!, Interaction.retract(first!)], 0)
-          const messages = rows.map(({ id, interaction, recordedAt }) =>
-            decoded(delivery(encodeMessage(interaction), { logId: id, recordedAt })),
-          )
+          const messages = rows.map(toMessage)
           const [worker] = yield* makeWorkers(1)
           yield* worker!.update(messages.slice(0, 2))
           yield* (yield* Eraser.Eraser).erase("erased")
@@ -359,7 +265,7 @@ const suite = (
     },
   )
 
-suite("events and retractions on the embedded stack", embedded(), 25)
+suite("events, retractions and merges on the embedded stack", embedded(), isLong ? 200 : 12)
 withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () =>
-  suite("events and retractions", external(), 10),
+  suite("events, retractions and merges", external(), isLong ? 100 : 6),
 )

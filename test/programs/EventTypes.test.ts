@@ -92,7 +92,7 @@ const suite = (name: string, stack: typeof embedded) =>
           ])
           expect(bulk).toMatchObject({ status: 207, json: { rejected: 1 } })
           expect(bulk.json.results[0].error.detail).toBe(
-            "event_type: must be one of search, product_view, product_click, product_purchase, add_to_cart, dislike, meh",
+            "event_type: must be one of search, product_view, product_click, product_purchase, add_to_cart, dislike, meh, retraction, merge",
           )
         }))
 

@@ -3,8 +3,6 @@
  * step; with FAILURES=long every step, on both stacks.
  */
 import { expect } from "bun:test"
-import { spawn } from "node:child_process"
-import { once } from "node:events"
 import { Effect, Layer } from "effect"
 import * as Interaction from "../../src/services/model/Interaction.ts"
 import * as Auditor from "../../src/services/operate/Auditor.ts"
@@ -12,8 +10,8 @@ import * as Rebuilder from "../../src/services/operate/Rebuilder.ts"
 import * as EventVectors from "../../src/services/update/EventVectors.ts"
 import { bundledProgram } from "../support/bundledProgram.ts"
 import { layerSuite } from "../support/effect.ts"
-import { endLeases, readVariables } from "../support/otherProcess.ts"
-import { drained, embeddingOf, record, recording, search, workedOff } from "../support/pipeline.ts"
+import { mortalWorker, readVariables } from "../support/otherProcess.ts"
+import { embeddingOf, record, recording, search, workedOff } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 
@@ -27,25 +25,6 @@ const history = (user: string, count: number) =>
   Array.from({ length: count }, (_, i) =>
     search(user, phrases[i % phrases.length]!, new Date(Date.UTC(2026, 0, 1, i)).toISOString()),
   )
-
-/** A worker that dies at this step; answers whether it did, or took no such step and stopped in order. */
-const worker = (env: Record<string, string>, step: number) =>
-  Effect.gen(function* () {
-    const child = spawn(process.execPath, [program], {
-      env: { PATH: process.env.PATH, HOME: process.env.HOME, ...env, DIE_AT: String(step) },
-      stdio: "ignore",
-    })
-    const exit = Effect.promise(() => once(child, "exit"))
-    const [, signal] = yield* Effect.race(
-      exit,
-      Effect.flatMap(drained, () => {
-        child.kill("SIGTERM")
-        return exit
-      }),
-    )
-    endLeases(env)
-    return signal === "SIGKILL"
-  })
 
 const suite = (name: string, stack: ReturnType<typeof embedded>) =>
   layerSuite(
@@ -69,7 +48,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
             for (; died && (isLong || step === firstStep); step++) {
               const taken = [users.many[step]!, users.few[step]!]
               yield* record(...taken.map((event) => Interaction.retract(event)))
-              died = yield* worker(env, step)
+              died = yield* mortalWorker(program, env, step)
               if (died) yield* workedOff
             }
             // Two writes, each with a step before and after it, and the acknowledgement.

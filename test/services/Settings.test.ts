@@ -1,7 +1,11 @@
 /** The environment: every variable has a valid default and example, and a bad value explains itself. */
-import { describe, expect, test } from "bun:test"
+import { afterAll, describe, expect, test } from "bun:test"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import { inspect } from "node:util"
 import { type ConfigError, ConfigProvider, Duration, Effect, Either, Option, Redacted } from "effect"
+import { parseTokens } from "../../src/services/AccessTokens.ts"
 import * as EmbeddingConfig from "../../src/services/EmbeddingConfig.ts"
 import * as Settings from "../../src/services/Settings.ts"
 import { unknownVariables } from "../../src/services/UnknownVariables.ts"
@@ -278,6 +282,102 @@ test("variables that look like settings, but are none, are named with what may b
   ])
 })
 
+describe("NAME_FILE", () => {
+  const folder = mkdtempSync(join(tmpdir(), "secrets-"))
+  afterAll(() => rmSync(folder, { recursive: true }))
+  const fileOf = (text: string) => {
+    const path = join(folder, crypto.randomUUID())
+    writeFileSync(path, text)
+    return path
+  }
+  const files = Settings.all.filter(Settings.mayBeFile)
+
+  const problemOf = (setting: Settings.Setting<unknown>, environment: Environment) =>
+    String(Either.getOrThrow(Either.flip(read(setting, environment))))
+
+  test("is there for every secret and every URL", () => {
+    expect(files.map(({ variable }) => variable).toSorted()).toEqual([
+      "API_TOKENS",
+      "MONGODB_PASSWORD",
+      "MONGODB_URL",
+      "MYSQL_PASSWORD",
+      "MYSQL_URL",
+      "OPENAI_API_KEY",
+      "OPENAI_BASE_URL",
+      "OTEL_EXPORTER_OTLP_ENDPOINT",
+      "RABBITMQ_DSN",
+      "RABBITMQ_MANAGEMENT_URL",
+      "RABBITMQ_PASSWORD",
+      "TRACES_URL",
+    ])
+    expect(
+      unknownVariables(Object.fromEntries(files.map(({ variable }) => [`${variable}_FILE`, "x"]))),
+    ).toEqual([])
+    expect(unknownVariables({ API_PORT_FILE: "x" })).toEqual(["API_PORT_FILE"])
+  })
+
+  for (const setting of files)
+    test(`${setting.variable}_FILE names the file of the value`, () => {
+      const { example, variable } = setting
+      const named = `${variable}_FILE`
+      for (const end of ["", "\n", "\r\n"])
+        expect(read(setting, { [named]: fileOf(example + end) })).toEqual(
+          read(setting, { [variable]: example }),
+        )
+      expect(problemOf(setting, { [named]: fileOf(example), [variable]: example })).toContain(
+        `${variable} and ${named} are both set`,
+      )
+      expect(Either.isRight(read(setting, { [named]: fileOf(example), [variable]: "" }))).toBe(true)
+      expect(problemOf(setting, { [named]: join(folder, "none") })).toContain(
+        `${named} "${folder}/none": the file`,
+      )
+      expect(problemOf(setting, { [named]: fileOf("\n") })).toContain("the file is empty")
+    })
+
+  test("a password keeps its blanks and belongs into its URL", () => {
+    const environment = {
+      MYSQL_URL_FILE: fileOf("mysql://u@db/e\n"),
+      MYSQL_PASSWORD_FILE: fileOf(" p@ss \n"),
+    }
+    expect(shown(Either.getOrThrow(read(Settings.MYSQL_URL, environment)))).toBe(
+      "mysql://u:%20p%40ss%20@db/e",
+    )
+  })
+})
+
+describe("API_TOKENS", () => {
+  const parsed = (list: string) =>
+    Either.getOrThrow(parseTokens(list)).map(({ scopes, secret }) => [
+      scopes.length === 5 ? "all" : scopes.join("+"),
+      secret,
+    ])
+
+  test("scopes stand before the first `=`, if there are nothing but scopes", () => {
+    for (const [entry, scope, secret] of [
+      ["write=abc", "write", "abc"],
+      ["write+read=abc==", "write+read", "abc=="],
+      ["read+read=a", "read", "a"],
+      ["operate==", "operate", "="],
+      ["write+reed=abc", "all", "write+reed=abc"],
+      ["abc==", "all", "abc=="],
+      ["=write", "all", "=write"],
+      ["Write=a", "all", "Write=a"],
+      ["write+person+read+catalogue+operate=a", "all", "a"],
+    ] as const)
+      expect([entry, parsed(entry)]).toEqual([entry, [[scope, secret]]])
+    expect(parsed("read=old, read=new")).toEqual([
+      ["read", "old"],
+      ["read", "new"],
+    ])
+  })
+
+  test("a scope without a secret and a secret with two meanings are refused", () => {
+    for (const list of ["write=", "one,read+write="])
+      expect(refusal(Settings.API_TOKENS, list)).toContain("each a secret or scope=secret")
+    expect(refusal(Settings.API_TOKENS, "write=a,read=a")).toContain("has the same secret twice")
+  })
+})
+
 test("a password of its own variable is encoded into each node of its URL, and replaces one that is there", () => {
   const password = "p@ss/w:r d,%#?"
   const encoded = encodeURIComponent(password)
@@ -338,6 +438,11 @@ describe("a bad value", () => {
       Settings.OTEL_EXPORTER_OTLP_ENDPOINT,
       ["127.0.0.1:4318"],
       "must be a URL that starts with http:// or https://",
+    ],
+    [
+      Settings.API_CORS_ORIGINS,
+      ["shop.example", "https://shop.example/", "https://a.example,", "ftp://a.example", "https://*.example"],
+      "must be * or origins as https://shop.example, without a path, separated by commas",
     ],
     [Settings.LOG_LEVEL, ["INFO", "trace"], "must be one of debug, info, warn, error"],
     [Settings.LOG_FORMAT, ["xml"], "must be one of json, pretty"],

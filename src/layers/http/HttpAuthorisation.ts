@@ -1,29 +1,75 @@
-/** API_TOKENS: who may use the API. */
+/** API_TOKENS and API_CORS_ORIGINS: who may send a request. */
 import { createHash, timingSafeEqual } from "node:crypto"
-import { Effect, Option, Redacted } from "effect"
+import { Context, Effect, Either, Option, Redacted } from "effect"
+import { parseTokens, type Scope, scopes, type Token } from "../../services/AccessTokens.ts"
+import { Problem } from "../../services/model/Problem.ts"
 import * as Settings from "../../services/Settings.ts"
+import { allowedOrigins } from "./HttpCors.ts"
+
+/** Who sent a request; `position` 0 without API_TOKENS. */
+export type Caller = Pick<Token, "position" | "scopes">
+
+const anybody: Caller = { position: 0, scopes }
+
+/** The caller of the request that a fiber answers. */
+export class CurrentCaller extends Context.Reference<CurrentCaller>()("user-embeddings/CurrentCaller", {
+  defaultValue: (): Caller => ({ position: 0, scopes: [] }),
+}) {}
+
+/** A token appears in logs by its place and its scopes. */
+export const inLogs = (caller: Caller): Readonly<Record<string, unknown>> =>
+  caller.position === 0
+    ? {}
+    : {
+        token: caller.position,
+        scope: caller.scopes.length === scopes.length ? "all" : caller.scopes.join("+"),
+      }
+
+/** Why a caller has none of these scopes, if so. */
+export const missingScope = (caller: Caller, needed: ReadonlyArray<Scope>): Problem | undefined =>
+  needed.some((scope) => caller.scopes.includes(scope))
+    ? undefined
+    : new Problem({
+        status: 403,
+        detail: `the token needs the scope ${needed.join(" or ")}`,
+        headers: { "www-authenticate": 'Bearer error="insufficient_scope"' },
+      })
 
 const digest = (text: string) => createHash("sha256").update(text).digest()
 
-const tokensOf = (list: Redacted.Redacted) =>
-  Redacted.value(list)
-    .split(",")
-    .map((token) => token.trim())
-    .filter((token) => token !== "")
-    .map(digest)
-
-/** Whether the header holds one of the tokens; takes the same time for every header. */
-const hasToken = (tokens: ReadonlyArray<Buffer>, header: string | undefined): boolean => {
-  const given = digest(/^Bearer (.+)$/i.exec(header ?? "")?.[1] ?? "")
-  return tokens.reduce((found, token) => timingSafeEqual(token, given) || found, false)
+/** Finds a token by its secret; takes the same time for every secret. */
+const finder = (tokens: ReadonlyArray<Token>) => {
+  const digested = tokens.map((token) => [digest(token.secret), token] as const)
+  return (secret: string): Token | undefined => {
+    const given = digest(secret)
+    return digested.reduce<Token | undefined>(
+      (found, [of, token]) => (timingSafeEqual(of, given) ? token : found),
+      undefined,
+    )
+  }
 }
 
-/** Of a request: its method, and its headers by lower-case name. */
+/** Of a request: its method, its URL, and its headers by lower-case name. */
 interface Asked {
   readonly method: string
+  readonly url: string
   readonly header: (name: string) => string | null | undefined
 }
-export type Access = "granted" | "no token" | "foreign page"
+
+/** The token of the header. Clients of Segment's API send it as the user name of Basic. */
+const secretOf = ({ header, url }: Asked): string => {
+  const [, scheme = "", credentials = ""] =
+    /^(Bearer|Basic) +(.+)$/i.exec(header("authorization") ?? "") ?? []
+  if (scheme.toLowerCase() !== "basic") return credentials
+  return /^(https?:\/\/[^/]*)?\/v1\//.test(url)
+    ? Buffer.from(credentials, "base64").toString().replace(/:.*$/s, "")
+    : ""
+}
+
+const refuse = (status: number, detail: string, challenge?: string) =>
+  Either.left(
+    new Problem({ status, detail, ...(challenge ? { headers: { "www-authenticate": challenge } } : {}) }),
+  )
 
 const loopback = /^(localhost|.+\.localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?$/i
 const isLoopback = (address: string): boolean =>
@@ -34,23 +80,52 @@ const isLoopback = (address: string): boolean =>
  * Browsers name the page in `Origin` and `Sec-Fetch-Site`. Reading is left to their same-origin policy. A page whose own
  * name resolves to this machine (DNS rebinding) has another `Host`, which is known while only this machine is served.
  */
-const isForeign = ({ header, method }: Asked, onLoopback: boolean): boolean => {
+const isForeign = (
+  { header, method }: Asked,
+  onLoopback: boolean,
+  isAllowed: (origin: string) => boolean,
+): boolean => {
   const host = header("host") ?? ""
   if (onLoopback && !loopback.test(host)) return true
   if (method === "GET" || method === "HEAD") return false
   const origin = header("origin")
+  if (origin != null && isAllowed(origin)) return false
   const site = header("sec-fetch-site") ?? "none"
   const isSameOrigin = origin == null || (URL.canParse(origin) && new URL(origin).host === host)
   return !isSameOrigin || (site !== "none" && site !== "same-origin")
 }
 
-/** What a request may do. Without API_TOKENS every client has access, except pages of other origins. */
+const accessToken = (url: string) => new URLSearchParams(url.split("?", 2)[1]).get("access_token")
+
+/**
+ * Who sent a request, or the problem that refuses it. Without API_TOKENS every client has access, except pages of other
+ * origins. A beacon of a browser has no headers of its own, so it may send the token in the URL. Logs of servers keep
+ * URLs, so such a token must be of no other use than recording.
+ */
 export const authorisation = Effect.gen(function* () {
-  const tokens = Option.map(yield* Settings.API_TOKENS, tokensOf)
+  const find = Option.map(yield* Settings.API_TOKENS, (list) =>
+    finder(Either.getOrThrow(parseTokens(Redacted.value(list)))),
+  )
   const onLoopback = isLoopback(Option.getOrElse(yield* Settings.API_HOST, () => "127.0.0.1"))
-  return (asked: Asked): Access => {
-    if (Option.isSome(tokens))
-      return hasToken(tokens.value, asked.header("authorization") ?? undefined) ? "granted" : "no token"
-    return isForeign(asked, onLoopback) ? "foreign page" : "granted"
+  const isAllowed = yield* allowedOrigins
+
+  return (asked: Asked): Either.Either<Caller, Problem> => {
+    if (Option.isNone(find))
+      return isForeign(asked, onLoopback, isAllowed)
+        ? refuse(
+            403,
+            "without API_TOKENS this API takes no requests for other host names, or from web pages of origins that are not in API_CORS_ORIGINS",
+          )
+        : Either.right(anybody)
+    const inUrl = asked.header("authorization") ? null : accessToken(asked.url)
+    const token = find.value(inUrl ?? secretOf(asked))
+    if (token === undefined) return refuse(401, "send a valid token: Authorization: Bearer …", "Bearer")
+    const isForBeacons = isAllowed(asked.header("origin") ?? "") && token.scopes.join() === "write"
+    return inUrl === null || isForBeacons
+      ? Either.right(token)
+      : refuse(
+          403,
+          "access_token in the URL is for pages of an origin in API_CORS_ORIGINS, with a token that has the scope write and no other",
+        )
   }
 })

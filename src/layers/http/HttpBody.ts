@@ -1,4 +1,6 @@
 /** Reads the JSON body of a request within a limit. Everything that is wrong with it is a {@link Problem}. */
+import { promisify } from "node:util"
+import { unzip } from "node:zlib"
 import type { HttpServerRequest } from "@effect/platform"
 import { Effect, Either, Schema } from "effect"
 import { issues } from "../../services/model/Interaction.ts"
@@ -15,19 +17,33 @@ const tooLarge = (limit: number) =>
   })
 const unsupported = (detail: string) => new Problem({ status: 415, detail })
 
-const mediaTypeProblem = ({ headers }: Request): Problem | undefined => {
+const mediaTypeProblem = ({ headers }: Request, acceptsText: boolean): Problem | undefined => {
   const contentType = headers.get("content-type") ?? ""
   if (contentType !== "application/json") {
     const [type = "", ...parameters] = contentType.toLowerCase().split(";")
-    if (!/^application\/([\w.-]+\+)?json$/.test(type.trim()))
+    const isAccepted = acceptsText && type.trim() === "text/plain"
+    if (!isAccepted && !/^application\/([\w.-]+\+)?json$/.test(type.trim()))
       return unsupported("the body must be sent as content-type application/json")
     const charset = parameters.map((text) => text.trim()).find((text) => text.startsWith("charset="))
     if (charset !== undefined && !/^charset="?utf-?8"?$/.test(charset))
       return unsupported("the body must be in UTF-8")
   }
-  return (headers.get("content-encoding") ?? "identity") === "identity"
-    ? undefined
-    : unsupported("the body must be sent without content-encoding")
+  return undefined
+}
+
+const inflate = promisify(unzip)
+
+/** The inflated bytes. They are counted while they are inflated, because a few bytes can become very many. */
+const decoded = async (bytes: Uint8Array, encoding: string, limit: number): Promise<Uint8Array> => {
+  if (encoding === "identity") return bytes
+  if (!/^((x-)?gzip|deflate)$/.test(encoding))
+    throw unsupported("the body must be sent without content-encoding, or with gzip or deflate")
+  try {
+    return await inflate(bytes, { maxOutputLength: limit })
+  } catch (error) {
+    if (error instanceof RangeError) throw tooLarge(limit)
+    throw new Problem({ status: 400, detail: `the body is not ${encoding}` })
+  }
 }
 
 /** All bytes of the body. Content-Length is not trusted. */
@@ -59,15 +75,18 @@ const parse = (bytes: Uint8Array): unknown => {
   }
 }
 
-/** The parsed body; `undefined` without one. Rejects with a {@link Problem}. */
-export const parseBody = async (request: Request, limit: number): Promise<unknown> => {
+/**
+ * The parsed body; `undefined` without one. Rejects with a {@link Problem}. `acceptsText`: also JSON that is sent as
+ * text/plain, as browsers send beacons.
+ */
+export const parseBody = async (request: Request, limit: number, acceptsText = false): Promise<unknown> => {
   const { headers } = request
   if (!headers.has("content-length") && !headers.has("transfer-encoding")) return undefined
   const bytes = await readBytes(request, limit)
   if (bytes.byteLength === 0) return undefined
-  const problem = mediaTypeProblem(request)
+  const problem = mediaTypeProblem(request, acceptsText)
   if (problem !== undefined) throw problem
-  return parse(bytes)
+  return parse(await decoded(bytes, headers.get("content-encoding") ?? "identity", limit))
 }
 
 /**

@@ -8,13 +8,14 @@ import { Problem } from "../../services/model/Problem.ts"
 import { Eraser } from "../../services/operate/Eraser.ts"
 import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
 import { EventVectors } from "../../services/update/EventVectors.ts"
+import { ownerOf } from "../../services/update/People.ts"
 import { decodeBody } from "./HttpBody.ts"
 import { serviceUnavailable, toProblem } from "./HttpProblems.ts"
 import { writeOne } from "./HttpProducts.ts"
 
 const showEmbedding = Effect.fnUntraced(function* (user: string, withVector: boolean) {
   const users = yield* UserEmbeddings
-  const record = (yield* toProblem(users.load([user]))).get(user)
+  const { record } = yield* toProblem(ownerOf(users, user))
   if (record?.embedding === undefined)
     return yield* new Problem({ status: 404, detail: `user ${user} has no embedding` })
   const json = embeddingJson(record.embedding, record.version)
@@ -40,6 +41,7 @@ const eraseUser = Effect.fnUntraced(function* (user: string) {
     ),
     Effect.mapError(() => serviceUnavailable("parts of the user's data")),
   )
+  yield* Effect.annotateLogs(Effect.logInfo("erasure.done"), { user_id: user })
 })
 
 const decodeProduct = decodeBody(ProductEmbeddingBody)

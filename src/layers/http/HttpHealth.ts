@@ -1,6 +1,6 @@
 /** Handlers of the group `health`. */
 import { HttpApiBuilder, HttpServerRequest, HttpServerResponse } from "@effect/platform"
-import { Effect } from "effect"
+import { Effect, Either } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import * as Health from "../../services/operate/Health.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
@@ -27,7 +27,7 @@ export const isVerbose = (url: string): boolean => {
 }
 
 /**
- * 200, or 503 when the part cannot do its job; with `?verbose` also versions and latencies. Without one of API_TOKENS a
+ * 200, or 503 when the part cannot do its job; with `?verbose` also versions and latencies. Without a token that has the scope `operate` a
  * client learns no more than each state, because the text of a failure may name hosts and users.
  */
 export const readiness = (...of: Parameters<typeof Health.make>) =>
@@ -35,7 +35,8 @@ export const readiness = (...of: Parameters<typeof Health.make>) =>
     Effect.gen(function* () {
       const { headers, method, url } = yield* HttpServerRequest.HttpServerRequest
       const health = yield* check
-      const isOpen = accessOf({ method, header: (name) => headers[name] }) === "granted"
+      const access = accessOf({ method, url, header: (name) => headers[name] })
+      const isOpen = Either.isRight(access) && access.right.scopes.includes("operate")
       const shown = isOpen && isVerbose(url) ? health : Health.brief(health, isOpen)
       return yield* HttpServerResponse.json(shown, { status: health.status === "unavailable" ? 503 : 200 })
     }),

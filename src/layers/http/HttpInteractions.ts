@@ -3,6 +3,7 @@ import { HttpApiBuilder, type HttpServerRequest, HttpServerResponse } from "@eff
 import { Effect } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
+import { CurrentCaller } from "./HttpAuthorisation.ts"
 import { onWebRequest } from "./HttpBody.ts"
 import { RecordingRoutes } from "./RecordingRoutes.ts"
 
@@ -40,6 +41,13 @@ export const interactions = HttpApiBuilder.group(api, "interactions", (handlers)
       .handleRaw("retract", ({ path, request }) =>
         responseOf(request, (web, trace) => routes.retract(web, trace, path.userId)),
       )
-      .handleRaw("bulk", ({ request }) => responseOf(request, routes.bulk))
+      .handleRaw("merge", ({ path, request }) =>
+        responseOf(request, (web, trace) => routes.merge(web, trace, path.userId)),
+      )
+      .handleRaw("bulk", ({ request }) =>
+        Effect.flatMap(CurrentCaller, (caller) =>
+          responseOf(request, (web, trace) => routes.bulk(web, trace, caller)),
+        ),
+      )
   }),
 )

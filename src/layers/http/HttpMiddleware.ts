@@ -1,6 +1,5 @@
-/** For every request of the router: the span, the check of the token, and the problem of a failure. */
+/** For every request of the router: the span, the check of the token (HttpHandlers.ts checks its scope), and the problem of a failure. */
 import {
-  HttpApi,
   HttpApiBuilder,
   HttpApiError,
   type HttpApp,
@@ -9,48 +8,15 @@ import {
   HttpServerResponse,
 } from "@effect/platform"
 import { Cause, Effect, Either, Exit, Option, Predicate, Schema } from "effect"
-import { Authorisation } from "../../services/api/ApiProblems.ts"
-import { api } from "../../services/api/InteractionApi.ts"
 import { UserId } from "../../services/model/Interaction.ts"
 import { Problem, unprocessable } from "../../services/model/Problem.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
-import { authorisation } from "./HttpAuthorisation.ts"
+import { authorisation, CurrentCaller, inLogs, missingScope } from "./HttpAuthorisation.ts"
 import { isVerbose } from "./HttpHealth.ts"
-import * as HttpPage from "./HttpPage.ts"
 import { failureResponse, problemResponse } from "./HttpProblems.ts"
+import { isOpenPath, type Route, routes } from "./HttpRoutes.ts"
 import * as HttpServerSpan from "./HttpServerSpan.ts"
-
-interface Route {
-  readonly method: string
-  /** The path with its parameters in braces: `http.route`. */
-  readonly template: string
-  readonly pattern: RegExp
-  readonly needsToken: boolean
-}
-
-const routeOf = (method: string, path: string, needsToken: boolean): Route => ({
-  method,
-  template: path.replace(/:(\w+)/g, "{$1}"),
-  pattern: new RegExp(`^${path.replace(/:(\w+)/g, "(?<$1>[^/]+)")}/?$`),
-  needsToken,
-})
-
-const routes: ReadonlyArray<Route> = (() => {
-  const found = ["/docs", "/openapi.json", ...HttpPage.paths].map((path) => routeOf("GET", path, false))
-  HttpApi.reflect(api, {
-    onGroup: () => {},
-    onEndpoint: ({ endpoint: { method, path }, middleware }) =>
-      found.push(
-        routeOf(
-          method,
-          path,
-          [...middleware].some(({ key }) => key === Authorisation.key),
-        ),
-      ),
-  })
-  return found
-})()
 
 /** The router matches exactly, and ids of any length: a handler refuses a wrong id by its name. */
 export const routerConfig = HttpRouter.setRouterConfig({
@@ -60,9 +26,6 @@ export const routerConfig = HttpRouter.setRouterConfig({
 })
 
 const pathOf = (url: string) => url.split("?", 1)[0] ?? url
-const openPaths = new Set(routes.flatMap(({ needsToken, template }) => (needsToken ? [] : [template])))
-/** The versions that `?verbose` shows need a token. */
-const isOpen = (url: string): boolean => openPaths.has(pathOf(url)) && !isVerbose(url)
 const untracedPaths = new Set(["/livez", "/readyz", "/metrics"])
 /** The status of a request whose client did not wait for the response. */
 const clientClosedRequest = 499
@@ -144,22 +107,6 @@ const answerTo = (cause: Cause.Cause<unknown>, request: HttpServerRequest.HttpSe
   )
 }
 
-const unauthorised = problemResponse(
-  new Problem({
-    status: 401,
-    detail: "send a valid token: Authorization: Bearer …",
-    headers: { "www-authenticate": "Bearer" },
-  }),
-)
-
-const foreign = problemResponse(
-  new Problem({
-    status: 403,
-    detail:
-      "without API_TOKENS this API takes no requests from web pages of other origins or for other host names",
-  }),
-)
-
 const make = Effect.gen(function* () {
   const accessOf = yield* authorisation
   const beginSpan = yield* HttpServerSpan.begin
@@ -170,10 +117,19 @@ const make = Effect.gen(function* () {
 
   const answered = (app: HttpApp.Default, request: HttpServerRequest.HttpServerRequest) => {
     const { headers, method, url } = request
-    const access = isOpen(url) ? "granted" : accessOf({ method, header: (name) => headers[name] })
-    if (access !== "granted") return Effect.succeed(access === "no token" ? unauthorised : foreign)
-    return Effect.catchAllCause(app, (cause) =>
+    const handled = Effect.catchAllCause(app, (cause) =>
       Cause.isInterruptedOnly(cause) ? Effect.failCause(cause) : answerTo(cause, request),
+    )
+    const isOpen = isOpenPath(pathOf(url))
+    if (isOpen && !isVerbose(url)) return handled
+    const access = accessOf({ method, url, header: (name) => headers[name] })
+    if (Either.isLeft(access)) return Effect.succeed(problemResponse(access.left))
+    // The route decides on the scope (HttpHandlers.ts), but the open routes have no versions for everybody.
+    const refused = isOpen ? missingScope(access.right, ["operate"]) : undefined
+    if (refused !== undefined) return Effect.succeed(problemResponse(refused))
+    return handled.pipe(
+      Effect.provideService(CurrentCaller, access.right),
+      Effect.annotateLogs(inLogs(access.right)),
     )
   }
 

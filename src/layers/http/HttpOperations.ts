@@ -1,4 +1,4 @@
-/** Handlers of the group `operations`, which the page reads. */
+/** Handlers of the group `operations`, which the page reads. HttpMiddleware.ts adds the token to their log lines. */
 import { HttpApiBuilder, type HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { Duration, Effect, Option, Stream } from "effect"
 import { api, bodyBytes } from "../../services/api/InteractionApi.ts"
@@ -97,10 +97,12 @@ export const operations = HttpApiBuilder.group(api, "operations", (handlers) =>
         .handleRaw("retryDeadLetters", ({ request }) =>
           Effect.flatMap(selected(hasTokens, request), (filter) =>
             toProblem(DeadLetterAdmin.retryDeadLetters(filter)),
-          ),
+          ).pipe(Effect.tap((counts) => Effect.annotateLogs(Effect.logInfo("dead_letters.retried"), counts))),
         )
         .handleRaw("removeDeadLetters", ({ request }) =>
-          Effect.flatMap(selected(hasTokens, request), (filter) => toProblem(remove(filter))),
+          Effect.flatMap(selected(hasTokens, request), (filter) => toProblem(remove(filter))).pipe(
+            Effect.tap((counts) => Effect.annotateLogs(Effect.logInfo("dead_letters.removed"), counts)),
+          ),
         )
         .handle("profile", ({ path }) => toProblem(userInFigures(path.userId)))
     )

@@ -4,6 +4,7 @@ import { Effect } from "effect"
 import { api, bodyBytes } from "../../services/api/InteractionApi.ts"
 import { CatalogueSearchBody, RecommendationBody } from "../../services/api/RecommendationApi.ts"
 import type { Reason } from "../../services/model/Taste.ts"
+import { InteractionLog } from "../../services/ports/InteractionLog.ts"
 import { type Recommendations, Recommender } from "../../services/recommend/Recommender.ts"
 import { decodeBody } from "./HttpBody.ts"
 import { toProblem } from "./HttpProblems.ts"
@@ -16,12 +17,6 @@ const explained = ({ event, share }: Reason) => {
   const reference = search_phrase === null ? { product_id: product_id ?? undefined } : { search_phrase }
   return { event_type, ...reference, occurred_at, share }
 }
-
-const answer = (user_id: string, { items, source }: Recommendations) => ({
-  user_id,
-  source,
-  items: items.map((item) => ({ ...item, because: item.because.map(explained) })),
-})
 
 /** The fields of a request as the recommender takes them. */
 const wanted = ({
@@ -37,31 +32,46 @@ const wanted = ({
   filter: { categories: category === undefined ? undefined : [category].flat(), conditions: filter },
 })
 
+/** The id that the answer names. */
+const ownerOf = (user: string) =>
+  Effect.flatMap(InteractionLog, (log) =>
+    Effect.match(log.person(user), { onFailure: () => user, onSuccess: ({ user_id }) => user_id }),
+  )
+
+const answer = (user: string, { items, source }: Recommendations) =>
+  Effect.map(ownerOf(user), (user_id) => ({
+    user_id,
+    source,
+    items: items.map((item) => ({ ...item, because: item.because.map(explained) })),
+  }))
+
 export const recommendations = HttpApiBuilder.group(api, "recommendations", (handlers) =>
   Effect.map(Recommender, (recommender) =>
     handlers
       .handle("recommend", ({ path: { userId }, urlParams }) =>
         recommender.recommend(userId, { ...urlParams, ...wanted(urlParams) }).pipe(
           toProblem,
-          Effect.map((found) => answer(userId, found)),
+          Effect.flatMap((found) => answer(userId, found)),
         ),
       )
       .handleRaw("recommendAmong", ({ path: { userId }, request }) =>
         Effect.gen(function* () {
           const body = yield* decodeWanted(request, bodyBytes)
           const found = yield* toProblem(recommender.recommend(userId, { ...body, ...wanted(body) }))
-          return answer(userId, found)
+          return yield* answer(userId, found)
         }),
       )
       .handle("buyAgain", ({ path: { userId }, urlParams: { limit } }) =>
-        Effect.map(toProblem(recommender.buyAgain(userId, limit)), (items) => ({ user_id: userId, items })),
+        Effect.gen(function* () {
+          const items = yield* toProblem(recommender.buyAgain(userId, limit))
+          return { user_id: yield* ownerOf(userId), items }
+        }),
       )
       .handle("similarUsers", ({ path: { userId }, urlParams: { limit } }) =>
-        Effect.map(toProblem(recommender.similarUsers(userId, limit)), ({ compared, users }) => ({
-          user_id: userId,
-          compared,
-          items: users,
-        })),
+        Effect.gen(function* () {
+          const { compared, users } = yield* toProblem(recommender.similarUsers(userId, limit))
+          return { user_id: yield* ownerOf(userId), compared, items: users }
+        }),
       )
       .handle("similarProducts", ({ path: { productId }, urlParams }) =>
         Effect.map(toProblem(recommender.similarProducts(productId, wanted(urlParams))), (items) => ({
@@ -73,7 +83,7 @@ export const recommendations = HttpApiBuilder.group(api, "recommendations", (han
         Effect.gen(function* () {
           const { query, user, ...body } = yield* decodeSearch(request, bodyBytes)
           const found = yield* toProblem(recommender.search(query, { ...body, ...wanted(body), user }))
-          return { query, user_id: user ?? null, ...found }
+          return { query, user_id: user === undefined ? null : yield* ownerOf(user), ...found }
         }),
       ),
   ),

@@ -5,6 +5,7 @@
  */
 import { HttpApp, HttpServer, HttpServerError } from "@effect/platform"
 import { Context, Deferred, Duration, Effect, Layer, Option, Schedule } from "effect"
+import { withCors } from "./HttpCors.ts"
 
 /** Ends when the server begins to close. A response without an end must end with it. */
 export class Closing extends Context.Tag("user-embeddings/Closing")<Closing, Effect.Effect<void>>() {}
@@ -31,6 +32,7 @@ const notServing = () => new Response(null, { status: 503, headers: { "retry-aft
 export const make = ({ hostname, port }: Options) =>
   Effect.gen(function* () {
     const closing = yield* Deferred.make<void>()
+    const cors = yield* withCors
     const server = yield* Effect.acquireRelease(
       Effect.try({
         try: () =>
@@ -62,7 +64,9 @@ export const make = ({ hostname, port }: Options) =>
           const direct = Option.getOrElse(yield* Effect.serviceOption(DirectHandler), () => () => undefined)
           const handle = HttpApp.toWebHandlerRuntime(yield* Effect.runtime<never>())(app, middleware)
           yield* Effect.acquireRelease(
-            Effect.sync(() => server.reload({ fetch: (request) => direct(request) ?? handle(request) })),
+            Effect.sync(() =>
+              server.reload({ fetch: cors((request) => direct(request) ?? handle(request)) }),
+            ),
             () => drain,
           )
         }),

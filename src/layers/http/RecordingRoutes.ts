@@ -6,27 +6,24 @@
  */
 import { setImmediate } from "node:timers/promises"
 import { HttpServerResponse } from "@effect/platform"
-import { Cause, type Clock, Context, Effect, Either, Exit, Layer, Runtime } from "effect"
+import { Cause, type Clock, Context, Effect, Either, Exit, Layer, Predicate, Runtime } from "effect"
 import { type BulkReport, bodyBytes, bulkBodyBytes, bulkItems } from "../../services/api/InteractionApi.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
-import type { EventTypes } from "../../services/model/EventTypes.ts"
+import { type EventTypes, referenceEventTypes } from "../../services/model/EventTypes.ts"
 import { type FieldIssue, Problem, unprocessable } from "../../services/model/Problem.ts"
-import {
-  type Appended,
-  InteractionLog,
-  type InteractionLogError,
-} from "../../services/ports/InteractionLog.ts"
+import type { Appended, InteractionLog, InteractionLogError } from "../../services/ports/InteractionLog.ts"
 import {
   InteractionRecorder,
   type Submission as Submitted,
 } from "../../services/record/InteractionRecorder.ts"
 import * as RateLimiter from "../../services/record/RateLimiter.ts"
-import * as Retractions from "../../services/record/Retractions.ts"
+import * as RetractionRequests from "../../services/record/RetractionRequests.ts"
 import * as Submission from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
-import { authorisation } from "./HttpAuthorisation.ts"
+import { authorisation, type Caller, missingScope } from "./HttpAuthorisation.ts"
 import { parseBody } from "./HttpBody.ts"
+import { allowedOrigins } from "./HttpCors.ts"
 import { failureResponse } from "./HttpProblems.ts"
 import { DirectHandler } from "./HttpServer.ts"
 import * as HttpServerSpan from "./HttpServerSpan.ts"
@@ -34,7 +31,7 @@ import * as HttpServerSpan from "./HttpServerSpan.ts"
 type Trace = Telemetry.TraceContext | null
 
 /** Why the log did not confirm the interactions. After a timeout they may have been recorded. */
-const unavailable = ({ reason, server = "the interaction log" }: InteractionLogError): Problem => {
+export const unavailable = ({ reason, server = "the interaction log" }: InteractionLogError): Problem => {
   const detail = {
     timeout: "did not answer in time; with occurred_at or an Idempotency-Key it is safe to send it again",
     not_set_up: "is not set up: run user-embeddings setup",
@@ -55,7 +52,7 @@ const keyReused: FieldIssue = {
   field: "Idempotency-Key",
   detail: "was used before for another interaction of this user",
 }
-const tooMany = "too many interactions of this user"
+export const tooMany = "too many interactions of this user"
 /** How long items of a bulk request may be decoded before other requests get a turn. */
 const turnMillis = 10
 /** Beyond this number of issues in a bulk request, each further item names only its first issue. */
@@ -78,19 +75,23 @@ const recordedResponse = ({ _tag, interaction }: Appended): Response =>
 
 type Result = (typeof BulkReport.Type)["results"][number]
 
-const resultOf = (index: number, { _tag, interaction }: Appended): Result =>
-  _tag === "KeyReused"
-    ? { index, status: 422, error: { detail: `idempotency_key: ${keyReused.detail}` } }
-    : {
-        index,
-        status: _tag === "Recorded" ? 201 : 200,
-        message_id: interaction.message_id,
-        duplicate: _tag === "Duplicate",
-      }
+const resultOf = (index: number, appended: Appended): Result => {
+  switch (appended._tag) {
+    case "KeyReused":
+      return { index, status: 422, error: { detail: `idempotency_key: ${keyReused.detail}` } }
+    case "Refused":
+      return { index, status: 422, error: { detail: `reference: ${appended.detail}` } }
+    default: {
+      const { _tag, interaction } = appended
+      const status = _tag === "Recorded" ? 201 : 200
+      return { index, status, message_id: interaction.message_id, duplicate: _tag === "Duplicate" }
+    }
+  }
+}
 
 const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   const count = (status: number) => results.filter((result) => result.status === status).length
-  const rejected = count(422) + count(429)
+  const rejected = count(403) + count(422) + count(429)
   const report: typeof BulkReport.Type = {
     accepted: count(201),
     duplicates: count(200),
@@ -100,25 +101,32 @@ const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   return json(report, rejected === 0 ? 200 : 207)
 }
 
-/** Looks for the interactions to take back. A rejection is a {@link Problem}. */
-type Find = (items: ReadonlyArray<Submission.Requested>) => Promise<Retractions.FoundReferences>
+/** Finds what items take back. A rejection is a {@link Problem}. */
+type Resolve = (
+  items: ReadonlyArray<Submission.Requested>,
+) => Promise<ReadonlyArray<Either.Either<Submitted, RetractionRequests.Refusal>>>
 
 /** The problem of the retraction route. */
-const refused = ({ detail, field, status }: Retractions.Refusal): Problem => {
+const refused = ({ detail, field, status }: RetractionRequests.Refusal): Problem => {
   const issue = { field: field === "reference" ? "message_id" : field, detail }
   return status !== 422
     ? new Problem({ status, detail: `${issue.field}: ${detail}`, errors: [issue] })
     : unprocessable([issue])
 }
 
+/** Items that concern a person rather than record an event. A token that stands in a web page must not send them. */
+const isCorrection = (item: unknown): boolean =>
+  Predicate.isRecord(item) && referenceEventTypes.some((type) => type === item.event_type)
+
 /** A rejection is a {@link Problem} or an unexpected error. */
 class Routes {
   constructor(
     private readonly recorder: InteractionRecorder["Type"],
     private readonly clock: Clock.Clock,
-    private readonly takeToken: (user: string) => boolean,
+    readonly takeToken: (user: string) => boolean,
     private readonly eventTypes: EventTypes,
-    private readonly find: Find,
+    private readonly isAllowedOrigin: (origin: string) => boolean,
+    private readonly resolve: Resolve,
   ) {}
 
   search(request: Request, trace: Trace, user: string) {
@@ -139,11 +147,16 @@ class Routes {
     return this.recordOne(request, trace, (body, key) => Submission.ofRetraction(user, body, key))
   }
 
-  async bulk(request: Request, trace: Trace): Promise<Response> {
-    const body = await parseBody(request, bulkBodyBytes)
+  merge(request: Request, trace: Trace, user: string) {
+    return this.recordOne(request, trace, (body, key, now) => Submission.ofMerge(user, body, key, now))
+  }
+
+  async bulk(request: Request, trace: Trace, caller: Caller): Promise<Response> {
+    const body = await this.bodyOf(request, bulkBodyBytes)
     if (!Array.isArray(body) || body.length === 0 || body.length > bulkItems)
       throw unprocessable([{ field: "", detail: `must be a JSON array of 1 to ${bulkItems} interactions` }])
     const now = this.clock.unsafeCurrentTimeMillis()
+    const noPerson = missingScope(caller, ["person"])?.detail
     const results: Array<Result> = []
     const items: Array<Submission.Requested> = []
     const indexOfItem: Array<number> = []
@@ -154,6 +167,10 @@ class Routes {
         await setImmediate()
         turnBegan = performance.now()
       }
+      if (noPerson !== undefined && isCorrection(item)) {
+        results[index] = { index, status: 403, error: { detail: noPerson } }
+        continue
+      }
       const decoded = Submission.ofBulkItem(item, now, this.eventTypes)
       if (Either.isLeft(decoded)) {
         const { detail, errors } = unprocessable(
@@ -161,7 +178,7 @@ class Routes {
         )
         issues += decoded.left.length
         results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
-      } else if (this.takeToken(Retractions.userOf(decoded.right))) {
+      } else if (this.takeToken(RetractionRequests.userOf(decoded.right))) {
         items.push(decoded.right)
         indexOfItem.push(index)
       } else results[index] = { index, status: 429, error: { detail: tooMany } }
@@ -192,23 +209,24 @@ class Routes {
       now: number,
     ) => Either.Either<Submission.Requested, ReadonlyArray<FieldIssue>>,
   ): Promise<Response> {
-    const body = (await parseBody(request, bodyBytes)) ?? {}
+    const body = (await this.bodyOf(request, bodyBytes)) ?? {}
     const key = request.headers.get("idempotency-key") ?? undefined
     const now = this.clock.unsafeCurrentTimeMillis()
     const decoded = decode(body, key, now)
     if (Either.isLeft(decoded)) throw unprocessable(decoded.left)
-    if (!this.takeToken(Retractions.userOf(decoded.right)))
+    if (!this.takeToken(RetractionRequests.userOf(decoded.right)))
       throw new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
     const [resolved] = await this.resolve([decoded.right])
     if (Either.isLeft(resolved!)) throw refused(resolved!.left)
     const [appended] = await this.record([resolved!.right], trace)
     if (appended === undefined || appended._tag === "KeyReused") throw unprocessable([keyReused])
+    if (appended._tag === "Refused") throw new Problem({ status: 409, detail: appended.detail })
     return recordedResponse(appended)
   }
 
-  private async resolve(items: ReadonlyArray<Submission.Requested>) {
-    const nothing = { found: new Map(), pruned: new Set<string>() }
-    return Retractions.resolve(items, items.some(Retractions.isRequest) ? await this.find(items) : nothing)
+  /** Browsers send a beacon as text/plain without a preflight: only allowed origins may do so. */
+  private bodyOf(request: Request, limit: number): Promise<unknown> {
+    return parseBody(request, limit, this.isAllowedOrigin(request.headers.get("origin") ?? ""))
   }
 
   private record(submissions: ReadonlyArray<Submitted>, trace: Trace) {
@@ -227,7 +245,7 @@ class Routes {
 
 export class RecordingRoutes extends Context.Tag("user-embeddings/RecordingRoutes")<
   RecordingRoutes,
-  Pick<Routes, "search" | "product" | "retract" | "bulk">
+  Pick<Routes, "search" | "product" | "retract" | "merge" | "bulk" | "takeToken">
 >() {}
 
 export const layer = Layer.effect(
@@ -237,24 +255,29 @@ export const layer = Layer.effect(
     const { eventTypes } = yield* EmbeddingConfig
     const recorder = yield* InteractionRecorder
     const clock = yield* Effect.clock
-    const log = yield* InteractionLog
-    const runtime = yield* Effect.runtime()
-    const find: Find = (items) =>
+    const runtime = yield* Effect.runtime<InteractionLog>()
+    const resolve: Resolve = (items) =>
       Runtime.runPromise(runtime)(
-        Effect.either(Effect.mapError(Retractions.find(log, items), unavailable)),
+        Effect.either(Effect.mapError(RetractionRequests.resolve(items), unavailable)),
       ).then(Either.getOrThrowWith((problem) => problem))
-    return new Routes(recorder, clock, RateLimiter.make(limit, clock), eventTypes, find)
+    const takeToken = RateLimiter.make(limit, clock)
+    return new Routes(recorder, clock, takeToken, eventTypes, yield* allowedOrigins, resolve)
   }),
 )
 
-/** Paths without query and without escapes. All others go to the router. */
+/** Paths without escapes, and without a query other than the token of a beacon. All others go to the router. */
 const paths =
-  /^https?:\/\/[^/]*\/api\/(?:interactions|user\/([^/?#%]+)\/(?:search|product\/([^/?#%]+)\/([^/?#%]+)))$/
+  /^https?:\/\/[^/]*\/api\/(?:interactions|user\/([^/?#%]+)\/(?:search|product\/([^/?#%]+)\/([^/?#%]+)))(?:\?access_token=[^&#]*)?$/
 
 interface Match {
   /** `http.route`. */
   readonly route: string
-  readonly call: (routes: RecordingRoutes["Type"], request: Request, trace: Trace) => Promise<Response>
+  readonly call: (
+    routes: RecordingRoutes["Type"],
+    request: Request,
+    trace: Trace,
+    caller: Caller,
+  ) => Promise<Response>
 }
 
 const match = ({ method, url }: Request, productRoutes: ReadonlySet<string>): Match | undefined => {
@@ -264,7 +287,7 @@ const match = ({ method, url }: Request, productRoutes: ReadonlySet<string>): Ma
   if (user === undefined)
     return {
       route: "/api/interactions",
-      call: (routes, request, trace) => routes.bulk(request, trace),
+      call: (routes, request, trace, caller) => routes.bulk(request, trace, caller),
     }
   if (product === undefined || event === undefined)
     return {
@@ -289,8 +312,10 @@ export const directHandler = Layer.effect(
     return (request: Request): Promise<Response> | undefined => {
       const matched = match(request, productRoutes)
       const { headers } = request
-      const asked = { method: request.method, header: (name: string) => headers.get(name) }
-      if (matched === undefined || accessOf(asked) !== "granted") return undefined
+      const asked = { method: request.method, url: request.url, header: (name: string) => headers.get(name) }
+      if (matched === undefined) return undefined
+      const access = accessOf(asked)
+      if (Either.isLeft(access) || missingScope(access.right, ["write"]) !== undefined) return undefined
       const [traceparent, tracestate] = [headers.get("traceparent"), headers.get("tracestate")]
       const { end, span } = beginSpan("POST", matched.route, traceparent, tracestate)
       const trace = Telemetry.traceOf(span)
@@ -299,7 +324,7 @@ export const directHandler = Layer.effect(
         return HttpServerResponse.toWeb(Runtime.runSync(runtime)(response))
       }
       return matched
-        .call(routes, request, trace)
+        .call(routes, request, trace, access.right)
         .catch(failed)
         .then((response) => {
           response.headers.set("traceparent", trace.traceparent)

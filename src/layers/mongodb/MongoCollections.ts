@@ -55,7 +55,19 @@ const bookkept = {
   erased_at: { bsonType: ["date", "null"] },
   erased_to: count,
   generation: count,
+  alias_of: id,
+  aliases: {
+    bsonType: "array",
+    items: exactly({ user_id: id, generation: count, archived: count }),
+  },
+  merging_into: exactly({
+    user_id: id,
+    message_id: text,
+    log_id: { bsonType: ["int", "long", "null"] },
+    recorded_at: instant,
+  }),
 }
+const optionalBookkept = ["erased_to", "generation", "alias_of", "aliases", "merging_into"]
 
 const userEmbedding = exactly(
   {
@@ -97,14 +109,11 @@ const userEmbedding = exactly(
     },
     ...bookkept,
   },
-  ["erased_to", "generation"],
+  optionalBookkept,
 )
 
-/** The document of a user whose events are all taken back. */
-const emptied = exactly({ _id: id, user_id: id, event_count: { enum: [0] }, ...bookkept }, [
-  "erased_to",
-  "generation",
-])
+/** The document of a user whose events are all taken back, and of an alias. */
+const emptied = exactly({ _id: id, user_id: id, event_count: { enum: [0] }, ...bookkept }, optionalBookkept)
 
 /** The document of an erased user. */
 const tombstone = exactly(

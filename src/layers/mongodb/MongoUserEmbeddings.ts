@@ -12,6 +12,7 @@ import {
   type Double,
   Long,
 } from "mongodb"
+import type { Alias, Links } from "../../services/model/Aliases.ts"
 import {
   idInLedger,
   type LedgerKind,
@@ -83,7 +84,19 @@ type Fields = Bookkept &
     }
   }
 
-interface Bookkept {
+/** Each is left out where it does not apply. */
+interface StoredLinks {
+  readonly alias_of?: UserId
+  readonly aliases?: ReadonlyArray<Alias>
+  readonly merging_into?: {
+    readonly user_id: UserId
+    readonly message_id: string
+    readonly log_id: Long | null
+    readonly recorded_at: Date
+  }
+}
+
+interface Bookkept extends StoredLinks {
   readonly version: number
   readonly applied: Binary
   readonly archived: number
@@ -102,8 +115,8 @@ type Tombstone = Pick<Fields, "version" | "erased_to"> & {
   readonly embedding?: never
   readonly archived?: never
   readonly generation?: never
-}
-/** Of a user whose events are all taken back. */
+} & { readonly [Field in keyof StoredLinks]?: never }
+/** Of a user whose events are all taken back, and of an alias. */
 type Emptied = Bookkept & { readonly event_count: 0; readonly embedding?: never }
 type UserDocument = Identity & (Fields | Emptied | Tombstone)
 type FoundDocument = Found<Fields & Identity>
@@ -176,12 +189,20 @@ const fromEvent = (stored: Found<StoredEvent> | null): RecentEvent => {
   }
 }
 
+const toStoredLinks = ({ merging_into, ...others }: Links): StoredLinks => {
+  if (merging_into === undefined) return others
+  const { logId, message_id, recordedAt, user_id } = merging_into
+  const log_id = logId === null ? null : Long.fromNumber(logId)
+  return { ...others, merging_into: { user_id, message_id, log_id, recorded_at: new Date(recordedAt) } }
+}
+
 const toBookkept = ({
   applied,
   archived,
   erased_at,
   erased_to,
   generation,
+  links = {},
   version,
 }: UserRecord): Bookkept => ({
   version,
@@ -190,6 +211,7 @@ const toBookkept = ({
   erased_at: erased_at === 0 ? null : new Date(erased_at),
   ...(erased_to !== null && { erased_to: Long.fromNumber(erased_to) }),
   ...(generation > 0 && { generation }),
+  ...toStoredLinks(links),
 })
 
 const toFields = (embedding: UserEmbedding, storage: Storage): Omit<Fields, keyof Bookkept> => ({
@@ -265,6 +287,28 @@ const toEmbedding = (user_id: UserId, document: Found<Fields>): UserEmbedding =>
   }
 }
 
+const toLinks = (document: Found<StoredLinks>): Pick<UserRecord, "links"> => {
+  const { list, object, text } = readers(document)
+  const links: { -readonly [Field in keyof Links]: Links[Field] } = {}
+  if (document.alias_of !== undefined) links.alias_of = text("alias_of")
+  if (document.aliases !== undefined)
+    links.aliases = list("aliases").map((alias: Found<Alias> | null) => {
+      const { count, text } = readers(alias ?? {})
+      return { user_id: text("user_id"), generation: count("generation"), archived: count("archived") }
+    })
+  if (document.merging_into !== undefined) {
+    const merging = object("merging_into")
+    const { count, instant, text } = readers(merging)
+    links.merging_into = {
+      user_id: text("user_id"),
+      message_id: text("message_id"),
+      logId: merging.log_id === null ? null : count("log_id"),
+      recordedAt: instant("recorded_at"),
+    }
+  }
+  return Object.keys(links).length === 0 ? {} : { links }
+}
+
 /** Applied ids of any document but a tombstone. */
 const toApplied = (document: FoundDocument) => {
   const { count, ids } = readers(document)
@@ -274,6 +318,7 @@ const toApplied = (document: FoundDocument) => {
     applied: isTombstone ? none : ids("applied"),
     archived: isTombstone ? 0 : count("archived"),
     ...toErasure(document),
+    ...toLinks(document),
   }
 }
 
@@ -305,6 +350,9 @@ const bookkeepingFields = {
   generation: 1,
   event_count: 1,
   dimension_count: 1,
+  alias_of: 1,
+  aliases: 1,
+  merging_into: 1,
 }
 const lastWriteFields = { ...bookkeepingFields, updated_at: 1 }
 

@@ -22,7 +22,7 @@ export interface ExistingRow {
 }
 
 /** An {@link Appended} whose row has no id yet. */
-type Planned = Pick<Appended, "_tag" | "interaction">
+type Planned = Pick<Exclude<Appended, { readonly _tag: "Refused" }>, "_tag" | "interaction">
 
 export type KeyUpdate = Pick<Row, "message_id" | "idempotency_key">
 

@@ -290,24 +290,26 @@ const allIds = ({ select, sql }: Table): PrunedRows["allIds"] =>
 
 const checkpoints =
   ({ select, sql }: Table): PrunedRows["checkpoints"] =>
-  (user) =>
-    sql<StoredCheckpoint>`${selectCheckpoints(sql)} WHERE user_id = ${user}`.pipe(
+  (users) =>
+    sql<StoredCheckpoint>`${selectCheckpoints(sql)} WHERE ${sql.in("user_id", users)}`.unprepared.pipe(
       select("checkpoints"),
       Effect.map(Arr.map(toCheckpoint)),
     )
 
 const idsOf =
   ({ select, sql }: Table): PrunedRows["idsOf"] =>
-  (user) =>
-    Stream.paginateEffect("", (after: string) =>
-      sql<{ id: string }>`
-        SELECT HEX(id) AS id FROM pruned_interactions WHERE user_id = ${user} AND id > UNHEX(${after})
-        ORDER BY id LIMIT ${rowsPerStatement}`.unprepared.pipe(
-        select("idsOf"),
-        Effect.map((rows) => [
-          rows.map(({ id }) => id.toLowerCase()),
-          Option.filter(Option.fromNullable(rows.at(-1)?.id), () => rows.length === rowsPerStatement),
-        ]),
+  (users) =>
+    Stream.flatMap(Stream.fromIterable(users), (user) =>
+      Stream.paginateEffect("", (after: string) =>
+        sql<{ id: string }>`
+          SELECT HEX(id) AS id FROM pruned_interactions WHERE user_id = ${user} AND id > UNHEX(${after})
+          ORDER BY id LIMIT ${rowsPerStatement}`.unprepared.pipe(
+          select("idsOf"),
+          Effect.map((rows) => [
+            rows.map(({ id }) => id.toLowerCase()),
+            Option.filter(Option.fromNullable(rows.at(-1)?.id), () => rows.length === rowsPerStatement),
+          ]),
+        ),
       ),
     )
 
@@ -329,9 +331,9 @@ const among =
 
 const products =
   ({ select, sql }: Table): PrunedRows["products"] =>
-  (user) =>
+  (users) =>
     sql<PrunedProduct>`
-      SELECT ${sql.literal(productColumns)} FROM pruned_products WHERE user_id = ${user}`.pipe(
+      SELECT ${sql.literal(productColumns)} FROM pruned_products WHERE ${sql.in("user_id", users)}`.unprepared.pipe(
       select("products"),
       Effect.map(Arr.map(toProduct)),
     )

@@ -9,12 +9,14 @@ import type { EventType } from "../../services/model/Interaction.ts"
 import {
   type Appended,
   type Backlog,
+  type BegunErasure,
   type FinishedErasure,
   InteractionLog,
   InteractionLogError,
   type LogFilter,
   type LoggedInteraction,
   type NewInteraction,
+  type OrderRefund,
   type Outbox,
   type ProductCount,
   type ProductEvents,
@@ -35,6 +37,7 @@ import {
   tableName,
   toColumn,
 } from "./InteractionRows.ts"
+import { allAliases, appendMerge, forgetLinks, personOf, withLockedPeople } from "./SqlAliases.ts"
 import { forgetCheckpoints, prunedRows } from "./SqlCheckpoints.ts"
 import { type SqlDialect, SqlReader, SqlServerName } from "./SqlDialect.ts"
 import { effectiveType, forgetRows, sign } from "./SqlProductTally.ts"
@@ -92,7 +95,7 @@ const makeTable = (sql: SqlClient.SqlClient, dialect: SqlDialect, server: string
       (operation: string) =>
       <A>(query: Effect.Effect<A, SqlError>) =>
         Effect.mapError(statement("SELECT")(query), portError(operation)),
-    /** Statements of the port's `operation` on the notes of erasures. All of them run again after a deadlock. */
+    /** Statements of the port's `operation` on the notes of erasures and refunds. All of them run again after a deadlock. */
     erasing:
       (operation: string) =>
       <A>(run: Effect.Effect<A, SqlError>) =>
@@ -198,11 +201,34 @@ const appendBatch = (
   )
 }
 
-const append = (table: Table) => (entries: ReadonlyArray<NewInteraction>) =>
-  Effect.forEach(Arr.chunksOf(entries, rowsPerInsert), (batch) => appendBatch(table, batch)).pipe(
-    Effect.map(Arr.flatten),
-    Effect.mapError(table.portError("append")),
+const isMerge = ({ interaction }: NewInteraction): boolean => interaction.event_type === "merge"
+
+/** A merge is a transaction of its own, which may wait for others of the same people. */
+const appendOneMerge = (table: Table, entry: NewInteraction) => {
+  // A deadlock ends the transaction, so its statements can't run again one by one.
+  const inTransaction: Table = { ...table, statement: () => (run) => run }
+  const merge = appendMerge(
+    table.sql,
+    entry,
+    (id) =>
+      Effect.map(
+        table.sql<StoredRow>`SELECT ${table.columns} FROM ${table.name} WHERE message_id = ${id}`.unprepared,
+        ([row]) => row && fromRow(row).interaction,
+      ),
+    (one) => Effect.map(appendBatch(inTransaction, [one]), ([answer]) => answer!),
   )
+  return table
+    .statement("INSERT")(merge)
+    .pipe(Effect.retry({ times: 1, while: table.dialect.isConnectionLost }), Effect.map(Arr.of))
+}
+
+const append = (table: Table) => (entries: ReadonlyArray<NewInteraction>) =>
+  Effect.forEach(
+    Arr.chop(entries, (rest: Arr.NonEmptyReadonlyArray<NewInteraction>) =>
+      isMerge(rest[0]) ? Arr.splitAt(rest, 1) : Arr.span(rest, (one) => !isMerge(one)),
+    ).flatMap((run) => Arr.chunksOf(run, rowsPerInsert)),
+    (batch) => (isMerge(batch[0]) ? appendOneMerge(table, batch[0]) : appendBatch(table, batch)),
+  ).pipe(Effect.map(Arr.flatten), Effect.mapError(table.portError("append")))
 
 const unpublished =
   ({ columns, select, sql, withIndex }: Table) =>
@@ -240,20 +266,28 @@ interface Position {
   readonly id: number
 }
 
-/** The user's rows after a position. The condition on `occurred_at` alone lets the index seek. */
-const laterInHistory = ({ sql }: Table, { id, occurred_at, user_id }: Position) =>
-  sql`user_id = ${user_id} AND occurred_at >= ${occurred_at} AND (occurred_at > ${occurred_at} OR id > ${id})`
+/** Rows after a position in a history. The condition on `occurred_at` alone lets the index seek. */
+const laterInHistory = ({ sql }: Table, { id, occurred_at }: Omit<Position, "user_id">) =>
+  sql`occurred_at >= ${occurred_at} AND (occurred_at > ${occurred_at} OR id > ${id})`
 
 const streamPage = ({ columns, name, select, sql }: Table, condition: Fragment, order: string) =>
   sql<StoredRow>`
     SELECT ${columns} FROM ${name} WHERE ${condition}
     ORDER BY ${sql.literal(order)} LIMIT ${rowsPerPage}`.unprepared.pipe(select("stream"))
 
-const streamOfUser = (table: Table, user_id: string, conditions: ReadonlyArray<Fragment>) =>
-  Stream.paginateChunkEffect({ user_id, occurred_at: "", id: 0 }, (position: Position) => {
+const person =
+  ({ select, sql }: Table) =>
+  (user: string) =>
+    select("person")(personOf(sql, user))
+
+const streamOfUsers = (table: Table, users: ReadonlyArray<string>, conditions: ReadonlyArray<Fragment>) =>
+  Stream.paginateChunkEffect({ occurred_at: "", id: 0 }, (position: Omit<Position, "user_id">) => {
     const { sql } = table
-    const inRange = position.id === 0 ? sql`user_id = ${user_id}` : laterInHistory(table, position)
-    return Effect.map(streamPage(table, sql.and([inRange, ...conditions]), "occurred_at, id"), (rows) => [
+    const inRange = [
+      sql.in("user_id", users),
+      ...(position.id === 0 ? [] : [laterInHistory(table, position)]),
+    ]
+    return Effect.map(streamPage(table, sql.and([...inRange, ...conditions]), "occurred_at, id"), (rows) => [
       Chunk.map(Chunk.unsafeFromArray(rows), fromRow),
       Option.filter(Option.fromNullable(rows.at(-1)), () => rows.length === rowsPerPage),
     ])
@@ -286,7 +320,7 @@ const streamOfAll = (table: Table, conditions: ReadonlyArray<Fragment>) =>
 
 const stream =
   (table: Table) =>
-  ({ recordedSince, since, type, until, user }: LogFilter) => {
+  ({ postedAs, recordedSince, since, type, until, user }: LogFilter) => {
     const { sql } = table
     const conditions = [
       ...(type === undefined ? [] : [sql`event_type = ${type}`]),
@@ -294,7 +328,9 @@ const stream =
       ...(until === undefined ? [] : [sql`occurred_at < ${toColumn(until)}`]),
       ...(recordedSince === undefined ? [] : [sql`created_at >= ${toColumn(recordedSince)}`]),
     ]
-    return user === undefined ? streamOfAll(table, conditions) : streamOfUser(table, user, conditions)
+    if (postedAs !== undefined) return streamOfUsers(table, [postedAs], conditions)
+    if (user === undefined) return streamOfAll(table, conditions)
+    return Stream.unwrap(Effect.map(person(table)(user), ({ ids }) => streamOfUsers(table, ids, conditions)))
   }
 
 type IdRow = Position & { readonly message_id: string; readonly event_type: EventType }
@@ -307,7 +343,7 @@ const messageIds = (table: Table) =>
   Stream.paginateEffect({ withinUser: false, user_id: "", occurred_at: "", id: 0 }, (position) => {
     const { select, sql, withIndex } = table
     const condition = position.withinUser
-      ? laterInHistory(table, position)
+      ? sql`user_id = ${position.user_id} AND ${laterInHistory(table, position)}`
       : sql`user_id > ${position.user_id}`
     return sql<IdRow>`
       SELECT user_id, message_id, event_type, occurred_at, id FROM ${withIndex("user_interactions_history")}
@@ -347,17 +383,17 @@ const find = ({ columns, name, select, sql }: Table) =>
   })
 
 /** A retraction has the user and the instant of its interaction, so the index finds it. */
-const newest =
-  ({ columns, name, select, sql }: Table) =>
-  (user: string, limit: number) =>
-    sql<StoredRow>`
-      SELECT ${columns} FROM ${name} i WHERE user_id = ${user} AND reference IS NULL
-        AND NOT EXISTS (SELECT 1 FROM ${name} r WHERE r.user_id = ${user} AND r.occurred_at = i.occurred_at
+const newest = (table: Table) =>
+  Effect.fnUntraced(function* (user: string, limit: number) {
+    const { columns, name, select, sql } = table
+    const { ids } = yield* person(table)(user)
+    const rows = yield* sql<StoredRow>`
+      SELECT ${columns} FROM ${name} i WHERE ${sql.in("user_id", ids)} AND reference IS NULL
+        AND NOT EXISTS (SELECT 1 FROM ${name} r WHERE r.user_id = i.user_id AND r.occurred_at = i.occurred_at
           AND r.event_type = 'retraction' AND r.reference = i.message_id)
-      ORDER BY occurred_at DESC, message_id DESC LIMIT ${limit}`.unprepared.pipe(
-      select("newest"),
-      Effect.map(Arr.map(fromRow)),
-    )
+      ORDER BY occurred_at DESC, message_id DESC LIMIT ${limit}`.unprepared.pipe(select("newest"))
+    return rows.map(fromRow)
+  })
 
 const lastRecorded =
   ({ columns, name, select, sql }: Table) =>
@@ -367,29 +403,30 @@ const lastRecorded =
       Effect.map(Arr.map(fromRow)),
     )
 
-const productEvents = ({ select, sql, withIndex }: Table) =>
+const productEvents = (log: Table) =>
   Effect.fnUntraced(function* (
     user: string,
     { among, types }: Parameters<InteractionLog["Type"]["productEvents"]>[1],
   ) {
     if (among.length === 0) return []
+    const { select, sql, withIndex } = log
     const table = withIndex("user_interactions_history")
-    const ofUser = sql`user_id = ${user} AND ${sql.in("product_id", among)}`
+    const ofPerson = sql.and([sql.in("user_id", (yield* person(log)(user)).ids), sql.in("product_id", among)])
     const isWanted = types === undefined ? sql`TRUE` : sql.in("event_type", [...types, "retraction"])
     // The index covers this. The type that is taken back is not in the index, so it is read only where there is one.
     const rows = yield* sql<ProductEvents>`
       SELECT product_id, event_type, COUNT(*) AS events FROM ${table}
-      WHERE ${ofUser} AND ${isWanted}
+      WHERE ${ofPerson} AND ${isWanted}
       GROUP BY product_id, event_type`.unprepared.pipe(select("productEvents"))
     const pruned = yield* sql<ProductEvents>`
       SELECT product_id, event_type, events FROM pruned_products
-      WHERE ${ofUser} AND ${isWanted}`.unprepared.pipe(select("productEvents"))
+      WHERE ${ofPerson} AND ${isWanted}`.unprepared.pipe(select("productEvents"))
     const [retractions, events] = Arr.partition(rows, ({ event_type }) => event_type !== "retraction")
     if (retractions.length === 0) return [...events, ...pruned]
     const type = effectiveType(sql)
     const retracted = yield* sql<ProductEvents>`
       SELECT product_id, ${type} AS event_type, COUNT(*) AS events FROM ${table}
-      WHERE ${ofUser} AND event_type = 'retraction'
+      WHERE ${ofPerson} AND event_type = 'retraction'
       GROUP BY product_id, ${type}`.unprepared.pipe(select("productEvents"))
     const key = ({ event_type, product_id }: ProductEvents) => `${product_id} ${event_type}`
     const takenBack = new Map(retracted.map((one) => [key(one), one.events]))
@@ -411,6 +448,41 @@ const productCounts =
       // MySQL answers a SUM as a decimal.
       Effect.map(Arr.map((count) => ({ ...count, interactions: Number(count.interactions) }))),
     )
+
+/** As a product id: all products of the order. */
+const allProducts = ""
+
+const noteRefund =
+  ({ erasing, sql }: Table) =>
+  ({ order_id, products, user_id }: OrderRefund) => {
+    const onConflict = sql.onDialectOrElse({
+      mysql: () => sql.literal("ON DUPLICATE KEY UPDATE user_id = user_id"),
+      orElse: () => sql.literal("ON CONFLICT DO NOTHING"),
+    })
+    const rows = (products.length === 0 ? [allProducts] : products.toSorted()).map((product_id) => ({
+      user_id,
+      order_id,
+      product_id,
+    }))
+    return Effect.forEach(
+      Arr.chunksOf(rows, rowsPerPage),
+      (page) => sql`INSERT INTO order_refunds ${sql.insert(page)} ${onConflict}`.unprepared,
+      { discard: true },
+    ).pipe(erasing("noteRefund"))
+  }
+
+const refundOf = (table: Table) =>
+  Effect.fnUntraced(function* (user_id: string, order_id: string) {
+    const { select, sql } = table
+    const { ids } = yield* person(table)(user_id)
+    const rows = yield* sql<{ product_id: string }>`
+      SELECT product_id FROM order_refunds WHERE ${sql.in("user_id", ids)} AND order_id = ${order_id}`.unprepared.pipe(
+      select("refundOf"),
+    )
+    if (rows.length === 0) return undefined
+    const products = rows.map(({ product_id }) => product_id)
+    return { user_id, order_id, products: products.includes(allProducts) ? [] : products }
+  })
 
 const outbox = ({ name, select, sql }: Table): Effect.Effect<Outbox, InteractionLogError> =>
   Effect.gen(function* () {
@@ -439,6 +511,7 @@ const erase =
   ({ dialect, name, portError, sql, statement }: Table) =>
   (user: string, upTo: number) =>
     Effect.gen(function* () {
+      yield* statement("DELETE")(sql`DELETE FROM order_refunds WHERE user_id = ${user}`)
       let erased = 0
       while (true) {
         const rows = yield* statement("SELECT")(
@@ -446,16 +519,10 @@ const erase =
             SELECT id FROM ${name} WHERE user_id = ${user} AND id <= ${upTo} LIMIT ${rowsPerPage}`,
         )
         if (rows.length === 0) break
-        const ids = sql.in(
-          "id",
-          rows.map(({ id }) => id),
-        )
-        const forget = forgetRows(
-          sql,
-          rows.map(({ id }) => id),
-        )
+        const ids = rows.map(({ id }) => id)
+        const forget = Effect.zipRight(forgetRows(sql, ids), forgetLinks(sql, user, ids))
         const removed = sql.withTransaction(
-          Effect.zipRight(forget, sql`DELETE FROM ${name} WHERE ${ids}`.raw),
+          Effect.zipRight(forget, sql`DELETE FROM ${name} WHERE ${sql.in("id", ids)}`.raw),
         )
         erased += dialect.affectedRows(yield* statement("DELETE")(removed))
         if (rows.length < rowsPerPage) break
@@ -465,18 +532,37 @@ const erase =
       return erased
     }).pipe(Effect.mapError(portError("erase")))
 
+/** Ids of erasures that have not finished: if one failed half-way, the links between them may be gone. */
+const unfinishedWith = (sql: SqlClient.SqlClient, users: ReadonlyArray<string>) =>
+  sql<{ user_id: string }>`
+    SELECT other.user_id FROM user_erasures e JOIN user_erasures other ON other.token = e.token
+    WHERE ${sql.in("e.user_id", users)} AND e.renew_to IS NULL AND other.renew_to IS NULL`.unprepared
+
 const beginErasure =
-  ({ erasing, sql }: Table) =>
-  (user: string) => {
+  ({ erasing, name, sql }: Table) =>
+  (wanted: ReadonlyArray<string>) => {
     const token = randomUUID()
     const onConflict = sql.onDialectOrElse({
       mysql: () => sql.literal("ON DUPLICATE KEY UPDATE token = VALUES(token), renew_to = NULL"),
       orElse: () =>
         sql.literal("ON CONFLICT (user_id) DO UPDATE SET token = excluded.token, renew_to = NULL"),
     })
-    return sql`INSERT INTO user_erasures (user_id, token) VALUES (${user}, ${token}) ${onConflict}`.pipe(
+    const begin = (users: ReadonlyArray<string>): Effect.Effect<BegunErasure, SqlError> =>
+      Effect.gen(function* () {
+        const notes = users.map((user_id) => ({ user_id, token }))
+        yield* sql`INSERT INTO user_erasures ${sql.insert(notes)} ${onConflict}`.unprepared
+        const [row] = yield* sql<{ id: number | null }>`SELECT MAX(id) AS id FROM ${name}`
+        return { token, users, upTo: row?.id ?? 0 }
+      })
+    return unfinishedWith(sql, wanted).pipe(
+      Effect.flatMap((unfinished) =>
+        withLockedPeople(
+          sql,
+          [...new Set([...wanted, ...unfinished.map(({ user_id }) => user_id)])],
+          ({ ids }) => begin(ids),
+        ),
+      ),
       erasing("beginErasure"),
-      Effect.as(token),
     )
   }
 
@@ -586,6 +672,8 @@ const make = (dialect: SqlDialect) =>
       append: append(table),
       unpublished: unpublished(table),
       markPublished: markPublished(table),
+      person: person(reads),
+      aliases: reads.select("aliases")(allAliases(reads.sql)),
       stream: stream(reads),
       messageIds: messageIds(reads),
       existingIds: existingIds(reads),
@@ -595,6 +683,8 @@ const make = (dialect: SqlDialect) =>
       productEvents: productEvents(reads),
       maxId: maxId(reads, "maxId"),
       productCounts: productCounts(reads),
+      noteRefund: noteRefund(table),
+      refundOf: refundOf(table),
       outbox: outbox(reads),
       backlog: backlog(reads),
       beginErasure: beginErasure(table),

@@ -17,15 +17,19 @@ import {
 } from "../../services/ports/UserEmbeddings.ts"
 import { countOf, failingWith, paged, readById, Sqlite } from "./Sqlite.ts"
 
-interface Row extends Omit<UserRecord, "embedding"> {
+interface Row extends Omit<UserRecord, "embedding" | "links"> {
   readonly embedding: Uint8Array | null
   readonly facts: string | null
+  readonly links: string | null
 }
 
 const rowsPerPage = 200
 const idsPerPage = 2_000
 
-const toRecord = ({ embedding, facts, ...row }: Row): UserRecord => {
+const toLinks = (links: string | null): Pick<UserRecord, "links"> =>
+  links === null ? {} : { links: JSON.parse(links) }
+
+const toRecord = ({ embedding, facts, links, ...row }: Row): UserRecord => {
   const parsed: Omit<UserEmbedding, "embedding"> | null = facts === null ? null : JSON.parse(facts)
   return {
     ...row,
@@ -33,6 +37,7 @@ const toRecord = ({ embedding, facts, ...row }: Row): UserRecord => {
       parsed === null || embedding === null
         ? undefined
         : { ...parsed, embedding: Vector.fromBytes(embedding) },
+    ...toLinks(links),
   }
 }
 
@@ -47,12 +52,12 @@ const load = (database: Database, users: ReadonlyArray<UserId>) => {
 const save = (database: Database, writes: ReadonlyArray<Write>): ReadonlyArray<boolean> => {
   const insert = database.query(
     `INSERT INTO user_embeddings
-       (version, embedding, facts, applied, archived, erased_at, erased_to, generation, user_id)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user_id) DO NOTHING`,
+       (version, embedding, facts, applied, archived, erased_at, erased_to, generation, links, user_id)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user_id) DO NOTHING`,
   )
   const update = database.query(
     `UPDATE user_embeddings SET version = ?, embedding = ?, facts = ?, applied = ?, archived = ?, erased_at = ?,
-       erased_to = ?, generation = ?
+       erased_to = ?, generation = ?, links = ?
      WHERE user_id = ? AND version = ?`,
   )
   return writes.map(({ expected, record }) => {
@@ -66,6 +71,7 @@ const save = (database: Database, writes: ReadonlyArray<Write>): ReadonlyArray<b
       record.erased_at,
       record.erased_to,
       record.generation,
+      record.links === undefined ? null : JSON.stringify(record.links),
       record.user_id,
     ] as const
     const { changes } = expected === undefined ? insert.run(...values) : update.run(...values, expected)
@@ -118,7 +124,7 @@ const erase = (
       `INSERT INTO user_embeddings (user_id, version, applied, archived, erased_at, erased_to, generation)
        VALUES (?, 1, x'', 0, ?, ?, 1)
        ON CONFLICT (user_id) DO UPDATE SET version = version + 1, generation = version + 1, embedding = NULL,
-         facts = NULL, applied = x'', archived = 0, erased_at = MAX(erased_at, excluded.erased_at),
+         facts = NULL, links = NULL, applied = x'', archived = 0, erased_at = MAX(erased_at, excluded.erased_at),
          erased_to = MAX(COALESCE(erased_to, 0), excluded.erased_to)`,
     )
     .run(user, erased_at, erased_to)
@@ -212,11 +218,12 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
     unreadable: Stream.empty,
     usersAfter: (user, limit) => failing("usersAfter")(use((database) => usersAfter(database, user, limit))),
     bookkeeping: Stream.mapConcatChunk(
-      users<Bookkeeping>(
-        `user_id, version, applied, archived, erased_at, erased_to, generation,
+      users<Omit<Bookkeeping, "links"> & Pick<Row, "links">>(
+        `user_id, version, applied, archived, erased_at, erased_to, generation, links,
          COALESCE(json_extract(facts, '$.event_count'), 0) AS event_count`,
       ),
-      Chunk.unsafeFromArray,
+      (rows) =>
+        Chunk.unsafeFromArray(rows.map(({ links, ...row }): Bookkeeping => ({ ...row, ...toLinks(links) }))),
     ),
     overflow: (users) =>
       paged(

@@ -1,7 +1,8 @@
 /** `generate`: sends load through the HTTP API, and passes or fails. */
 import { Options } from "@effect/cli"
-import { Console, Effect, Layer, Option, Redacted } from "effect"
+import { Console, Effect, Either, Layer, Option, Redacted } from "effect"
 import * as Stack from "../../layers/Stack.ts"
+import { parseTokens } from "../../services/AccessTokens.ts"
 import * as Auditor from "../../services/operate/Auditor.ts"
 import * as Settings from "../../services/Settings.ts"
 import { generateLoad, type LoadReport, limits, type Progress } from "../tasks/GenerateLoad.ts"
@@ -76,7 +77,10 @@ export const generate = command(
     bulk: flag("bulk", "Send many events per request, by POST /api/interactions"),
     check: flag("check", "Run the audit afterwards, and fail when events are missing or extra"),
     url: maybe(Options.text("url"), "Address of the API; default: http://127.0.0.1:API_PORT"),
-    token: maybe(Options.text("token"), "Token for the API; default: the first of API_TOKENS"),
+    token: maybe(
+      Options.text("token"),
+      "Token for the API; default: the first of API_TOKENS with the scope write",
+    ),
     products: maybe(
       Options.file("products", { exists: "yes" }),
       "JSON Lines of products to interact with, stored if they are new; default: the stored products, or a sample catalogue if there are none",
@@ -86,9 +90,11 @@ export const generate = command(
   ({ json, token, url, ...options }) =>
     Effect.gen(function* () {
       const port = yield* Settings.API_PORT
-      const known = Option.map(
-        yield* Settings.API_TOKENS,
-        (tokens) => Redacted.value(tokens).split(",")[0]?.trim() ?? "",
+      const known = Option.flatMap(yield* Settings.API_TOKENS, (list) =>
+        Option.fromNullable(
+          Either.getOrThrow(parseTokens(Redacted.value(list))).find(({ scopes }) => scopes.includes("write"))
+            ?.secret,
+        ),
       )
       const terminal = process.stderr.isTTY
       let reached: Progress = { total: options.users * options.events, accepted: 0, embedded: 0, depth: 0 }

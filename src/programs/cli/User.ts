@@ -80,9 +80,9 @@ const userErase = command(
       yield* confirm(`Erase user ${user} everywhere?`, yes)
       const { erase } = yield* Eraser.Eraser
       const report = yield* erase(user)
-      yield* print(json, report, ({ dead_letters, embedding, interactions, phrases }) =>
+      yield* print(json, report, ({ dead_letters, embedding, interactions, other_ids, phrases }) =>
         [
-          `user ${user} is erased: ${interactions} interactions, ${embedding ? "the" : "no"} embedding`,
+          `user ${[user, ...other_ids].join(", ")} is erased: ${interactions} interactions, ${embedding ? "the" : "no"} embedding`,
           `${phrases} vectors of search phrases, ${dead_letters} dead letters`,
         ].join(", "),
       )

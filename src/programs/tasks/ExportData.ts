@@ -85,26 +85,26 @@ export const exportUser = Effect.fn("exportUser")(function* (options: {
   const { out, progress, user } = options
   const log = yield* InteractionLog
   const users = yield* UserEmbeddings
-  const record = (yield* users.load([user])).get(user)
+  const { ids, user_id } = yield* log.person(user)
+  const record = (yield* users.load([user_id])).get(user_id)
   const embedding = record?.embedding && {
     ...embeddingJson(record.embedding, record.version),
     embedding: Array.from(record.embedding.embedding),
   }
-  const checkpoints = yield* log.pruned.checkpoints(user)
-  const pruned = checkpoints.map(({ rows, sums }) => ({
-    rows,
-    sums: sums && { ...sums, embedding: Array.from(sums.embedding) },
-  }))
-  const prunedProducts = yield* log.pruned.products(user)
-  const deadLetters = yield* showDeadLetters({ user })
+  const checkpoints = yield* log.pruned.checkpoints(ids)
+  const deadLetters = yield* Effect.forEach(ids, (id) => showDeadLetters({ user: id }))
   const output = yield* openLines(out)
-  const facts = { user_id: user, exported_at: new Date(yield* Clock.currentTimeMillis).toISOString() }
   const head = JSON.stringify({
-    ...facts,
+    user_id,
+    aliases: ids.filter((id) => id !== user_id),
+    exported_at: new Date(yield* Clock.currentTimeMillis).toISOString(),
     embedding: embedding ?? null,
-    dead_letters: deadLetters,
-    pruned,
-    pruned_products: prunedProducts,
+    dead_letters: deadLetters.flat(),
+    pruned: checkpoints.map(({ rows, sums }) => ({
+      rows,
+      sums: sums && { ...sums, embedding: Array.from(sums.embedding) },
+    })),
+    pruned_products: yield* log.pruned.products(ids),
   })
   yield* output.write(`${head.slice(0, -1)},"interactions":[`)
   let exported = 0
@@ -120,10 +120,10 @@ export const exportUser = Effect.fn("exportUser")(function* (options: {
   )
   yield* output.write("]}\n")
   return {
-    user_id: user,
+    user_id,
     interactions: exported,
     embedding: embedding !== undefined,
-    dead_letters: deadLetters.length,
+    dead_letters: deadLetters.flat().length,
     files: yield* output.finish,
   }
 }, Effect.scoped)

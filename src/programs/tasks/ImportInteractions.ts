@@ -15,7 +15,7 @@ import type { RawRecord } from "../../services/history/RecordSplitter.ts"
 import type { InteractionLogError, NewInteraction } from "../../services/ports/InteractionLog.ts"
 import { InteractionLog } from "../../services/ports/InteractionLog.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
-import * as Retractions from "../../services/record/Retractions.ts"
+import * as RetractionRequests from "../../services/record/RetractionRequests.ts"
 import type { Requested } from "../../services/record/Submission.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
@@ -140,10 +140,7 @@ const append = (entries: ReadonlyArray<NewInteraction>) =>
   patiently(Effect.flatMap(InteractionLog, (log) => log.append(entries)))
 
 /** Finds what retractions take back. */
-const findRetracted = (items: ReadonlyArray<Requested>) =>
-  Effect.map(patiently(Effect.flatMap(InteractionLog, (log) => Retractions.find(log, items))), (found) =>
-    Retractions.resolve(items, found),
-  )
+const findRetracted = (items: ReadonlyArray<Requested>) => patiently(RetractionRequests.resolve(items))
 
 type Decode = (record: RawRecord, now: number) => Either.Either<Requested, string>
 type Rejected = readonly [record: RawRecord, reason: string]
@@ -171,9 +168,10 @@ const decodeAndAppend = Effect.fnUntraced(function* (records: ReadonlyArray<RawR
   const answers = entries.length === 0 ? [] : yield* append(entries)
   let recorded = 0
   let duplicates = 0
-  for (const [index, { _tag }] of answers.entries()) {
-    if (_tag === "Recorded") recorded += 1
-    else if (_tag === "Duplicate") duplicates += 1
+  for (const [index, answer] of answers.entries()) {
+    if (answer._tag === "Recorded") recorded += 1
+    else if (answer._tag === "Duplicate") duplicates += 1
+    else if (answer._tag === "Refused") rejected.push([accepted[index]!, `reference: ${answer.detail}`])
     else rejected.push([accepted[index]!, "idempotency_key: was used before by another interaction"])
   }
   return { recorded, duplicates, rejected }

@@ -1,6 +1,7 @@
 /** What HttpApi cannot declare, added to its OpenAPI document. */
 import type { OpenApi } from "@effect/platform"
 import { Record } from "effect"
+import type { Scope } from "../AccessTokens.ts"
 import { type EventTypes, namePattern } from "../model/EventTypes.ts"
 
 /** Annotations `OpenApi.Transform` of an endpoint. */
@@ -26,10 +27,16 @@ export const withOptionalBody: Transform = (operation) => ({
 
 const retryAfter = { "Retry-After": { description: "Seconds to wait", schema: { type: "integer" } } }
 
-const complete = (operation: OpenApi.OpenAPISpecOperation) => ({
+/** The scopes of each endpoint by its `operationId`. A token needs one of them. */
+type Scopes = ReadonlyMap<string, ReadonlyArray<Scope>>
+
+const complete = (operation: OpenApi.OpenAPISpecOperation, scopes: Scopes) => ({
   ...operation,
   // `{}`: without API_TOKENS no token is needed.
-  security: operation.security.flatMap((scheme) => [scheme, {}]),
+  security: operation.security.flatMap((scheme) => [
+    ...(scopes.get(operation.operationId) ?? []).map((scope) => Record.map(scheme, () => [scope])),
+    {},
+  ]),
   responses: Record.map(operation.responses, (response, status) =>
     (status === "429" || status === "503") && "application/problem+json" in (response.content ?? {})
       ? { ...response, headers: retryAfter }
@@ -50,11 +57,11 @@ export const withEventTypes = (document: OpenApi.OpenAPISpec, { all }: EventType
   })
 }
 
-export const completeDocument = (document: OpenApi.OpenAPISpec) => ({
+export const completeDocument = (document: OpenApi.OpenAPISpec, scopes: Scopes) => ({
   ...document,
   paths: Record.map(
     document.paths,
     (operations: Record.ReadonlyRecord<string, OpenApi.OpenAPISpecOperation>) =>
-      Record.map(operations, complete),
+      Record.map(operations, (operation) => complete(operation, scopes)),
   ),
 })

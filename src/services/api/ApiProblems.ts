@@ -26,7 +26,7 @@ export const bodyStatuses = [400, 413, 415, 422] as const
 
 /**
  * A bearer token, or without API_TOKENS a request that no page of another origin sent (403). HttpMiddleware.ts checks it
- * before routing, because a request for an unknown path needs a token too.
+ * before routing, because a request for an unknown path needs a token too. Its scope is checked after routing.
  */
 export class Authorisation extends HttpApiMiddleware.Tag<Authorisation>()("user-embeddings/Authorisation", {
   failure: problems(401, 403),
@@ -34,7 +34,13 @@ export class Authorisation extends HttpApiMiddleware.Tag<Authorisation>()("user-
     bearer: HttpApiSecurity.annotate(
       HttpApiSecurity.bearer,
       OpenApi.Description,
-      "Only where API_TOKENS is set",
+      "Only where API_TOKENS is set. A token needs one of the scopes that are listed. A page of API_CORS_ORIGINS may send JSON as text/plain to the routes of the scope write, and a token that has no other scope as ?access_token=",
     ),
   },
 }) {}
+
+/** The token as the user name of Basic, without a password: so Segment's libraries send their write key. */
+export class SegmentAuthorisation extends HttpApiMiddleware.Tag<SegmentAuthorisation>()(
+  "user-embeddings/SegmentAuthorisation",
+  { failure: problems(401, 403), security: { basic: HttpApiSecurity.basic } },
+) {}

@@ -1,11 +1,12 @@
 /** The HTTP API: routes, payloads, responses and problems. `/openapi.json` is generated from it. */
 import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
-import { Schema } from "effect"
+import { Context, Schema } from "effect"
+import { RouteScopes, type Scope } from "../AccessTokens.ts"
 import { namePattern } from "../model/EventTypes.ts"
 import { EventType, MessageId } from "../model/Interaction.ts"
 import { FieldIssue } from "../model/Problem.ts"
 import { Ready, Unavailable } from "../operate/Health.ts"
-import { BulkItem, ProductBody, RetractionBody, SearchBody } from "../record/Submission.ts"
+import { BulkItem, MergeBody, ProductBody, RetractionBody, SearchBody } from "../record/Submission.ts"
 import { completeDocument, withIdempotencyKey, withOptionalBody } from "./ApiDocument.ts"
 import { product, user } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
@@ -13,6 +14,7 @@ import { Embedding } from "./EmbeddingJson.ts"
 import { operations } from "./OperationsApi.ts"
 import { embeddingFields, products } from "./ProductApi.ts"
 import { recommendations } from "./RecommendationApi.ts"
+import { segment } from "./SegmentApi.ts"
 
 /** The largest body in bytes, for all routes without a limit of their own. */
 export const bodyBytes = 64 * 1024
@@ -31,7 +33,7 @@ const Recorded = Schema.Struct({
 
 const BulkResult = Schema.Struct({
   index: Schema.Number,
-  status: Schema.Literal(201, 200, 422, 429),
+  status: Schema.Literal(201, 200, 403, 422, 429),
   message_id: Schema.optional(MessageId),
   duplicate: Schema.optional(Schema.Boolean),
   error: Schema.optional(
@@ -115,7 +117,21 @@ const interactions = HttpApiGroup.make("interactions")
       .annotate(
         OpenApi.Description,
         "Takes an interaction of the user back, by its message_id: the embedding becomes as if it had never happened.",
-      ),
+      )
+      .annotate(RouteScopes, ["person"]),
+  )
+  .add(
+    HttpApiEndpoint.post("merge")`/api/user/${undecodedUser}/merge`
+      .setPayload(MergeBody)
+      .addSuccess(Recorded, { status: 201 })
+      .addSuccess(Recorded, { status: 200 })
+      .addError(problems(409, 429))
+      .annotate(OpenApi.Transform, withIdempotencyKey)
+      .annotate(
+        OpenApi.Description,
+        "Makes the id `from` an alias of the user: one person from now on. It can't be undone. 409: it would close a circle, or `from` is an alias of somebody else.",
+      )
+      .annotate(RouteScopes, ["person"]),
   )
   .add(
     HttpApiEndpoint.post("bulk", "/api/interactions")
@@ -125,6 +141,7 @@ const interactions = HttpApiGroup.make("interactions")
   )
   .addError(problems(...bodyStatuses, 503))
   .middleware(Authorisation)
+  .annotate(RouteScopes, ["write"])
 
 const trueOrFalse = Schema.Literal("true", "false").annotations({
   message: () => ({ message: "must be true or false", override: true }),
@@ -137,20 +154,23 @@ const embeddings = HttpApiGroup.make("embeddings")
       .annotate(
         OpenApi.Description,
         "Erases the user from the log, the embeddings and the dead letters. Queued interactions of the user are ignored. Safe to repeat.",
-      ),
+      )
+      .annotate(RouteScopes, ["operate"]),
   )
   .add(
     HttpApiEndpoint.get("embedding")`/api/user/${user}/embedding`
       .setUrlParams(Schema.Struct({ vector: Schema.optional(trueOrFalse) }))
       .addSuccess(Embedding)
-      .addError(problems(404, 422, 503)),
+      .addError(problems(404, 422, 503))
+      .annotate(RouteScopes, ["read"]),
   )
   .add(
     HttpApiEndpoint.put("putProduct")`/api/product/${product}/embedding`
       .setPayload(ProductEmbeddingBody)
       .addSuccess(ProductCreated, { status: 201 })
       .addSuccess(ProductReplaced, { status: 200 })
-      .addError(problems(...bodyStatuses, 503)),
+      .addError(problems(...bodyStatuses, 503))
+      .annotate(RouteScopes, ["catalogue"]),
   )
   .middleware(Authorisation)
 
@@ -168,8 +188,10 @@ const health = HttpApiGroup.make("health")
       .addSuccess(
         HttpApiSchema.Text().annotations({ description: "Metrics in the text format of Prometheus" }),
       )
-      .middleware(Authorisation),
+      .middleware(Authorisation)
+      .annotate(RouteScopes, ["operate"]),
   )
+  .annotate(RouteScopes, [])
 
 /** HttpMiddleware.ts answers the decode error, which HttpApi declares for every endpoint, as a problem. */
 const withoutDecodeError = Object.assign(HttpApi.make("user-embeddings"), { errorSchema: Schema.Never })
@@ -180,8 +202,21 @@ export const api = withoutDecodeError
   .add(products)
   .add(recommendations)
   .add(operations)
+  .add(segment)
   .add(health)
   .annotate(OpenApi.Title, "user-embeddings")
   .annotate(OpenApi.Description, "Keeps a vector of every user's taste up to date from what they do.")
   .annotate(OpenApi.Version, "1.0")
-  .annotate(OpenApi.Transform, (document) => completeDocument(document as OpenApi.OpenAPISpec))
+  .annotate(OpenApi.Transform, (document) =>
+    completeDocument(document as OpenApi.OpenAPISpec, scopesByOperation()),
+  )
+
+const scopesByOperation = () => {
+  const scopes = new Map<string, ReadonlyArray<Scope>>()
+  HttpApi.reflect(api, {
+    onGroup: () => {},
+    onEndpoint: ({ endpoint, group, mergedAnnotations }) =>
+      scopes.set(`${group.identifier}.${endpoint.name}`, Context.unsafeGet(mergedAnnotations, RouteScopes)),
+  })
+  return scopes
+}

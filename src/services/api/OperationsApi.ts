@@ -1,6 +1,7 @@
 /** The routes for operators. The page reads them. */
 import { HttpApiEndpoint, HttpApiGroup, HttpApiSchema } from "@effect/platform"
 import { Schema } from "effect"
+import { RouteScopes } from "../AccessTokens.ts"
 import { UserId } from "../model/Interaction.ts"
 import { SystemStats } from "../operate/SystemStats.ts"
 import { Limit, user } from "./ApiParameters.ts"
@@ -98,3 +99,4 @@ export const operations = HttpApiGroup.make("operations")
       .addError(problems(404, 422, 503)),
   )
   .middleware(Authorisation)
+  .annotate(RouteScopes, ["operate"])

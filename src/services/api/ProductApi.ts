@@ -1,6 +1,7 @@
 /** The routes of products. */
 import { HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
+import { RouteScopes } from "../AccessTokens.ts"
 import { ProductId } from "../model/Interaction.ts"
 import { FieldIssue } from "../model/Problem.ts"
 import { Attributes, StoredAttributes } from "../model/Product.ts"
@@ -88,7 +89,8 @@ export const products = HttpApiGroup.make("products")
   .add(
     HttpApiEndpoint.get("get")`/api/product/${product}`
       .addSuccess(ProductDocument)
-      .addError(problems(404, 422, 503)),
+      .addError(problems(404, 422, 503))
+      .annotate(RouteScopes, ["read", "catalogue"]),
   )
   .add(
     HttpApiEndpoint.del("remove")`/api/product/${product}`
@@ -107,3 +109,4 @@ export const products = HttpApiGroup.make("products")
       .addError(problems(...bodyStatuses, 503)),
   )
   .middleware(Authorisation)
+  .annotate(RouteScopes, ["catalogue"])

@@ -1,6 +1,7 @@
 /** The routes of recommendations and of the search in the catalogue. */
 import { HttpApiEndpoint, HttpApiGroup, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
+import { RouteScopes } from "../AccessTokens.ts"
 import { EventType, ProductId, SearchPhrase, UserId } from "../model/Interaction.ts"
 import { Conditions } from "../recommend/ProductFilter.ts"
 import {
@@ -146,3 +147,5 @@ export const recommendations = HttpApiGroup.make("recommendations")
       .addError(problems(...bodyStatuses, 501, 503)),
   )
   .middleware(Authorisation)
+  // The page shows recommendations, too.
+  .annotate(RouteScopes, ["read", "operate"])

@@ -3,7 +3,7 @@
  * item of the bulk route, possibly under other column names; other columns become metadata.
  */
 import { Either, Predicate } from "effect"
-import type { EventTypes } from "../model/EventTypes.ts"
+import { type EventTypes, isReferenceEventType, referenceEventTypes } from "../model/EventTypes.ts"
 import type { Interaction } from "../model/Interaction.ts"
 import type { LoggedInteraction } from "../ports/InteractionLog.ts"
 import { ofBulkItem, type Requested } from "../record/Submission.ts"
@@ -77,7 +77,7 @@ const derived = ["message_id", "recorded_at"]
 export const typesByWord = ({ all }: EventTypes): ReadonlyMap<string, string> =>
   new Map([
     ...all.flatMap(({ name, route }) => [[route, name] as const, [name, name] as const]),
-    ["retraction", "retraction"],
+    ...referenceEventTypes.map((name) => [name, name] as const),
   ])
 
 const parseObject = (text: string): Readonly<Record<string, unknown>> | string => {
@@ -149,7 +149,7 @@ export const decoder = (reading: Reading, columns: ReadonlyArray<string>, types:
     ...derived,
     ...reading.ignore,
   ])
-  // A shop's own column of this name means something else, except for a retraction.
+  // A shop's own column of this name means something else, except for a retraction or merge.
   const consumedOfEvent = new Set(consumed)
   if (reading.map.reference === undefined) consumedOfEvent.delete("reference")
   const keepsOthers = !reading.ignore.includes("*")
@@ -194,13 +194,13 @@ export const decoder = (reading: Reading, columns: ReadonlyArray<string>, types:
     const occurredAt = toTimestamp(item.occurred_at)
     if (Either.isLeft(occurredAt)) return Either.left(`${nameOf("occurred_at")}: ${occurredAt.left}`)
     item.event_type = typeOf(item.event_type)
-    const isRetraction = item.event_type === "retraction"
-    if (isRetraction) item.reference = reading.set.reference ?? referenceCell(record)
+    const hasReference = isReferenceEventType(item.event_type)
+    if (hasReference) item.reference = reading.set.reference ?? referenceCell(record)
     item.occurred_at = occurredAt.right
     let metadata = asMetadata(metadataCell(record))
     if (keepsOthers && Predicate.isRecord(metadata)) {
       const all: Record<string, unknown> = { ...metadata }
-      addOthers(record, isRetraction ? consumed : consumedOfEvent, all)
+      addOthers(record, hasReference ? consumed : consumedOfEvent, all)
       metadata = all
     }
     item.metadata = metadata

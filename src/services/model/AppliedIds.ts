@@ -43,6 +43,12 @@ export const has = (ids: AppliedIds, id: MessageId): boolean => {
   return at >= 0
 }
 
+/** All of both; those of `ids` first. */
+export const union = (ids: AppliedIds, added: ReadonlyArray<MessageId>): AppliedIds => {
+  const known = toSet(ids)
+  return pack([...known, ...added.map(prefix).filter((id) => !known.has(id))])
+}
+
 /** The ids of the next record, and the prefixes to write to the overflow before that record is saved. */
 export const append = (ids: AppliedIds, added: ReadonlyArray<MessageId>) => {
   const surplus = Math.max(0, count(ids) + added.length - keptIds)

@@ -119,6 +119,7 @@ export const isUsable = (sums: UserEmbedding, { history, lambda, space, weights 
 
 /** Adds sums that are usable with these settings; `undefined` for none. */
 export const total = (
+  user_id: UserId,
   all: ReadonlyArray<UserEmbedding>,
   { weights }: FoldSettings,
 ): UserEmbedding | undefined => {
@@ -131,6 +132,7 @@ export const total = (
   const metadata = { ...first.metadata, ...addCounters(all), weights: describeWeights(weights) }
   return {
     ...first,
+    user_id,
     embedding: mass > 0 ? Vector.divide(sum, mass) : first.embedding,
     mass,
     total_weight: all.map((one) => asOf(one, at).total_weight).reduce((a, b) => a + b),

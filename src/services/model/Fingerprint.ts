@@ -33,6 +33,14 @@ export class Fingerprint {
     this.count += count - 1
   }
 
+  addAll({ a, b, c, count, d }: Fingerprint): void {
+    this.a ^= a
+    this.b ^= b
+    this.c ^= c
+    this.d ^= d
+    this.count += count
+  }
+
   equals({ a, b, c, count, d }: Fingerprint): boolean {
     return this.count === count && this.a === a && this.b === b && this.c === c && this.d === d
   }

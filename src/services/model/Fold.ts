@@ -153,6 +153,46 @@ export const asOf = (embedding: UserEmbedding, at: number): UserEmbedding => {
   return { ...embedding, last_updated: at, mass: mass * keep, total_weight: total_weight * keep }
 }
 
+/** Whether the embeddings of two users can be added, so that no event has to be folded again. */
+export const canCombine = (a: UserEmbedding, b: UserEmbedding): boolean =>
+  a.space === b.space && a.history === "cumulative" && b.history === "cumulative"
+
+/** The embedding of one person from those of two users. */
+export const combine = (a: UserEmbedding, b: UserEmbedding, now: number): UserEmbedding => {
+  const at = Math.max(a.last_updated, b.last_updated)
+  const [left, right] = [asOf(a, at), asOf(b, at)]
+  const sum = Vector.beginSum(left.embedding, left.mass)
+  Vector.addScaled(sum, right.mass, right.embedding)
+  const length = Vector.norm(sum)
+  const isCancelled = !(length > cancelled * (left.mass + right.mass))
+  const counters: Record<`${string}_count`, number> = { ...a.metadata }
+  for (const [name, value] of Object.entries(b.metadata))
+    if (isCounter(name)) counters[name] = (counters[name] ?? 0) + Number(value)
+  const { decay_lambda, last_recalculation, weights } = a.metadata
+  const isSame = weights === b.metadata.weights && decay_lambda === b.metadata.decay_lambda
+  const combined: UserEmbedding = {
+    ...left,
+    embedding: isCancelled ? left.embedding : Vector.divide(sum, length),
+    mass: isCancelled ? 0 : length,
+    total_weight: left.total_weight + right.total_weight,
+    event_count: a.event_count + b.event_count,
+    created_at: Math.min(a.created_at, b.created_at),
+    updated_at: now,
+    metadata: {
+      ...counters,
+      decay_lambda,
+      last_recalculation: Math.min(last_recalculation, b.metadata.last_recalculation),
+      ...(weights !== undefined && { weights: isSame ? weights : mixedWeights }),
+    },
+  }
+  return withRecent(
+    combined,
+    [...a.recent, ...b.recent].sort((one, other) => chronological(other, one)),
+  )
+}
+
+const isCounter = (name: string): name is `${string}_count` => name.endsWith("_count")
+
 const stateOf = (current: UserEmbedding): State => ({
   direction: current.embedding,
   mass: current.mass,

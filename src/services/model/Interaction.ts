@@ -214,6 +214,7 @@ export const Merge = Schema.Struct({
   product_id: absent,
   reference: UserId,
 })
+export type Merge = typeof Merge.Type
 
 export const Interaction = Schema.Union(Search, ProductEvent, Retraction, Merge).annotations({
   identifier: "Interaction",
@@ -334,6 +335,21 @@ export const retractedType = ({ metadata }: Retraction): EventType => String(met
 export const retractedId = (retraction: Retraction): MessageId =>
   messageId({ ...retraction, event_type: retractedType(retraction), reference: null })
 
+/** Builds the interaction that makes `from` an alias of `user_id`. */
+export const merge = (user_id: UserId, from: UserId, occurred_at: string, metadata: Metadata = {}): Merge => {
+  const merge = {
+    user_id,
+    event_type: "merge",
+    search_phrase: null,
+    product_id: null,
+    reference: from,
+    occurred_at,
+    metadata,
+  } as const
+  return { ...merge, message_id: messageId(merge) }
+}
+
+export const isMerge = (interaction: Interaction): interaction is Merge => interaction.event_type === "merge"
 export const isRetraction = (interaction: Interaction): interaction is Retraction =>
   interaction.event_type === "retraction"
 

@@ -5,16 +5,19 @@
  * interaction that nothing explains, even when the audit checks again later, is missing.
  */
 import { Array as Arr, Chunk, Context, Effect, Layer, Order, Schema, Stream } from "effect"
+import { type Alias, hasAlias, ledgersOf } from "../model/Aliases.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import type { PrunedIds } from "../model/Checkpoint.ts"
-import { isErased, type Recorded } from "../model/Erasure.ts"
+import { type Erasure, isErased, type Recorded } from "../model/Erasure.ts"
+import { isReferenceEventType } from "../model/EventTypes.ts"
 import { Fingerprint } from "../model/Fingerprint.ts"
-import { type EventType, type Interaction, isRetraction, type UserId } from "../model/Interaction.ts"
+import { type EventType, type Interaction, isMerge, isRetraction, type UserId } from "../model/Interaction.ts"
 import { content, DeadLetters, type DeadLettersError } from "../ports/DeadLetters.ts"
 import { InteractionLog, type InteractionLogError, type LogRow } from "../ports/InteractionLog.ts"
 import { type Depths, InteractionQueue, type InteractionQueueError } from "../ports/InteractionQueue.ts"
 import { PhraseEmbedder } from "../ports/PhraseEmbedder.ts"
 import { ProductEmbeddings, type ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
+import { postedUnder } from "../ports/PrunedRows.ts"
 import type { Bookkeeping, UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
 import { loadReadable, UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import * as AppliedInteractions from "../update/AppliedInteractions.ts"
@@ -104,11 +107,34 @@ const services = Effect.all({
 })
 type Services = Effect.Effect.Success<typeof services>
 
-type Unapplied = Omit<Finding, "state"> & Recorded
+/** Which ids are one person, by the merges of the log. */
+class People {
+  private readonly aliasesOf: ReadonlyMap<UserId, ReadonlyArray<UserId>>
 
-const toUnapplied = ({ id, interaction, recordedAt }: LogRow): Unapplied => {
-  const { event_type, message_id, occurred_at, product_id, user_id } = interaction
-  return { user_id, message_id, event_type, product_id, occurred_at, recordedAt, logId: id }
+  /** `owners`: the user that each alias leads to. */
+  constructor(private readonly owners: ReadonlyMap<UserId, UserId>) {
+    this.aliasesOf = Map.groupBy(owners.keys(), (alias) => owners.get(alias)!)
+  }
+
+  ownerOf(id: UserId): UserId {
+    return this.owners.get(id) ?? id
+  }
+
+  idsOf(owner: UserId): ReadonlyArray<UserId> {
+    return [owner, ...(this.aliasesOf.get(owner) ?? [])]
+  }
+}
+
+const readPeople = ({ log }: Services) => Effect.map(log.aliases, (owners) => new People(owners))
+
+/** `user_id` is that of the person. */
+interface Unapplied extends Omit<Finding, "state">, Recorded {
+  readonly posted_as: UserId
+}
+
+const toUnapplied = ({ id, interaction, recordedAt }: LogRow, user_id: UserId): Unapplied => {
+  const { event_type, message_id, occurred_at, product_id, user_id: posted_as } = interaction
+  return { user_id, posted_as, message_id, event_type, product_id, occurred_at, recordedAt, logId: id }
 }
 
 class Findings {
@@ -127,7 +153,7 @@ class Findings {
     this.details = withDetails ? [] : undefined
   }
 
-  add(state: Finding["state"], { logId: _, recordedAt: __, ...facts }: Unapplied): void {
+  add(state: Finding["state"], { logId: _, posted_as: __, recordedAt: ___, ...facts }: Unapplied): void {
     this.counts[state] += 1
     if (state === "missing" || state === "extra" || state === "not_erased")
       this.inconsistent.add(facts.user_id)
@@ -137,7 +163,7 @@ class Findings {
   /** Of an interaction without a row. */
   addUnknown(state: "missing" | "extra", user_id: UserId, message_id: string): void {
     const unknown = { event_type: null, product_id: null, occurred_at: null, logId: null, recordedAt: 0 }
-    this.add(state, { user_id, message_id, ...unknown })
+    this.add(state, { user_id, posted_as: user_id, message_id, ...unknown })
   }
 
   addUnexplained(row: Unapplied): void {
@@ -181,28 +207,27 @@ class Findings {
 interface Logged {
   readonly user_id: UserId
   readonly ids: Fingerprint
-  retractions: number
+  /** How many of the ids are of no event that counts: merges, retractions and what they take back. */
+  uncounted: number
 }
 
 /** Adds the pruned rows. An id that is in both cancels itself out of the XOR, so its user is compared id by id. */
 const withPruned = <E1, E2>(log: Stream.Stream<Logged, E1>, pruned: Stream.Stream<PrunedIds, E2>) => {
-  const toLogged = (
-    { fingerprint, retractions, rows, user_id }: PrunedIds,
-    ids = new Fingerprint(),
-  ): Logged => {
+  const toLogged = ({ fingerprint, retractions, rows, user_id }: PrunedIds): Logged => {
+    const ids = new Fingerprint()
     ids.addSet(rows, fingerprint)
-    return { user_id, ids, retractions }
+    return { user_id, ids, uncounted: 2 * retractions }
   }
   return Stream.map(log, (one) => [one.user_id, one] as const).pipe(
     Stream.zipAllSortedByKeyWith({
-      other: Stream.map(pruned, (one) => [one.user_id, one] as const),
+      other: Stream.map(pruned, (one) => [one.user_id, toLogged(one)] as const),
       order: Order.string,
       onSelf: (logged: Logged) => logged,
-      onOther: (ids: PrunedIds) => toLogged(ids),
-      onBoth: (logged: Logged, ids: PrunedIds): Logged => ({
-        ...toLogged(ids, logged.ids),
-        retractions: logged.retractions + ids.retractions,
-      }),
+      onOther: (logged: Logged) => logged,
+      onBoth: (logged: Logged, pruned: Logged): Logged => {
+        logged.ids.addAll(pruned.ids)
+        return { ...logged, uncounted: logged.uncounted + pruned.uncounted }
+      },
     }),
     Stream.map(([, logged]) => logged),
   )
@@ -223,11 +248,13 @@ const fingerprintUsers = <E>(
       while (identities[to]?.user_id === user_id) to++
       if (current?.user_id !== user_id) {
         if (current !== undefined) done.push(current)
-        current = { user_id, ids: new Fingerprint(), retractions: 0 }
+        current = { user_id, ids: new Fingerprint(), uncounted: 0 }
       }
       current.ids.add(ids, from, to)
-      for (let at = from; at < to; at++)
-        if (identities[at]?.event_type === "retraction") current.retractions += 1
+      for (let at = from; at < to; at++) {
+        const { event_type } = identities[at]!
+        if (isReferenceEventType(event_type)) current.uncounted += event_type === "retraction" ? 2 : 1
+      }
     }
     rows += identities.length
     return Effect.as(progress(rows), Chunk.unsafeFromArray(done))
@@ -260,150 +287,202 @@ const joinByUser = <E1, E2>(log: Stream.Stream<Logged, E1>, records: Stream.Stre
   )
 }
 
-/**
- * Users of whom the log, the applied ids and the number of events disagree. A retraction and what it takes back have applied
- * ids, and are no events. An id that is both on the record and in the overflow
- * counts twice and cancels itself out of the XOR, so its user differs and is compared id by id.
- */
-const differing = Effect.fnUntraced(function* ({ users }: Services, some: ReadonlyArray<Both>) {
-  const fingerprints = new Map(
-    some.map(({ applied, user_id }) => [user_id, new Fingerprint(applied?.applied)]),
-  )
-  const overflowing = some.filter(({ applied }) => applied !== undefined && applied.archived > 0)
-  const generations = overflowing.map(({ applied, user_id }) => ({
-    user_id,
-    generation: applied?.generation ?? 0,
-  }))
-  yield* Stream.runForEach(users.overflow(generations), (entries) =>
-    Effect.sync(() => {
-      for (const { ids, user_id } of entries) fingerprints.get(user_id)?.add(AppliedIds.pack(ids))
-    }),
-  )
-  return some.filter(({ applied, logged, user_id }) => {
-    const ids = fingerprints.get(user_id) ?? new Fingerprint()
-    const events = ids.count - 2 * (logged?.retractions ?? 0)
-    return !ids.equals(logged?.ids ?? new Fingerprint()) || events !== (applied?.event_count ?? 0)
-  })
+/** The figures of one person. */
+interface Tally {
+  readonly user_id: UserId
+  readonly logged: Fingerprint
+  readonly applied: Fingerprint
+  readonly ledgers: Array<Alias>
+  uncounted: number
+  event_count: number
+}
+
+/** Adds what is known of one id. */
+const addTo = (tally: Tally, { applied, logged }: Both): Tally => {
+  if (logged !== undefined) {
+    tally.logged.addAll(logged.ids)
+    tally.uncounted += logged.uncounted
+  }
+  if (applied !== undefined) {
+    tally.applied.add(applied.applied)
+    tally.ledgers.push(...ledgersOf(applied))
+    tally.event_count += applied.event_count
+  }
+  return tally
+}
+
+const emptyTally = (user_id: UserId): Tally => ({
+  user_id,
+  logged: new Fingerprint(),
+  applied: new Fingerprint(),
+  ledgers: [],
+  uncounted: 0,
+  event_count: 0,
 })
 
-const auditAllUsers = (
+const isKnown = ({ applied, event_count, logged }: Tally) =>
+  logged.count > 0 || applied.count > 0 || event_count > 0
+
+/**
+ * Users of whom the log, the applied ids and the number of events disagree. An id that is both on the record and in the
+ * overflow counts twice and cancels itself out of the XOR, so its user differs and is compared id by id.
+ */
+const differing = Effect.fnUntraced(function* ({ users }: Services, some: ReadonlyArray<Tally>) {
+  const byLedger = new Map(some.flatMap((tally) => tally.ledgers.map(({ user_id }) => [user_id, tally])))
+  yield* Stream.runForEach(users.overflow(some.flatMap(({ ledgers }) => ledgers)), (entries) =>
+    Effect.sync(() => {
+      for (const { ids, user_id } of entries) byLedger.get(user_id)?.applied.add(AppliedIds.pack(ids))
+    }),
+  )
+  return some.filter(
+    ({ applied, event_count, logged, uncounted }) =>
+      !applied.equals(logged) || applied.count - uncounted !== event_count,
+  )
+})
+
+const auditAllUsers = Effect.fnUntraced(function* (
   services: Services,
   findings: Findings,
   progress: (rows: number) => Effect.Effect<void>,
-) =>
-  joinByUser(
-    withPruned(fingerprintUsers(services.log.messageIds, progress), services.log.pruned.allIds),
-    services.users.bookkeeping,
-  ).pipe(
-    Stream.filter(
-      ({ applied, logged }) =>
-        logged !== undefined ||
-        (applied !== undefined && (applied.event_count > 0 || applied.applied.length > 0)),
-    ),
+) {
+  const compare = Effect.fnUntraced(function* (some: ReadonlyArray<Tally>) {
+    findings.users += some.length
+    yield* Effect.forEach(
+      yield* differing(services, some),
+      ({ user_id }) => auditUser(services, findings, user_id),
+      { concurrency: usersAtOnce, discard: true },
+    )
+  })
+  const people = yield* readPeople(services)
+  /** People with several ids, which stand apart in the order of ids. */
+  const merged = new Map<UserId, Tally>()
+  const { log, users } = services
+  const logged = withPruned(fingerprintUsers(log.messageIds, progress), log.pruned.allIds)
+  yield* joinByUser(logged, users.bookkeeping).pipe(
+    Stream.mapConcat((both) => {
+      const owner = people.ownerOf(both.user_id)
+      const tally = addTo(merged.get(owner) ?? emptyTally(owner), both)
+      if (people.idsOf(owner).length === 1) return isKnown(tally) ? [tally] : []
+      merged.set(owner, tally)
+      return []
+    }),
     Stream.grouped(usersPerPage),
-    Stream.runForEach((some) =>
-      Effect.gen(function* () {
-        findings.users += some.length
-        yield* Effect.forEach(
-          yield* differing(services, Chunk.toReadonlyArray(some)),
-          ({ user_id }) => auditUser(services, findings, user_id),
-          { concurrency: usersAtOnce, discard: true },
-        )
-      }),
-    ),
+    Stream.runForEach((some) => compare(Chunk.toReadonlyArray(some))),
   )
+  yield* Effect.forEach(Arr.chunksOf([...merged.values()].filter(isKnown), usersPerPage), compare)
+})
 
 // ---------------------------------------------------------------------------------------------------------
 // One user, id by id
 
-/** What a user's record says of applied interactions, read at one instant. */
-const toState = (record: UserRecord | undefined) => ({
-  ...AppliedInteractions.appliedState(record ?? { applied: AppliedIds.none, archived: 0, generation: 0 }),
-  version: record?.version ?? 0,
-  erased_at: record?.erased_at ?? 0,
-  erased_to: record?.erased_to ?? null,
-  event_count: record?.embedding?.event_count ?? 0,
-})
-type RecordState = ReturnType<typeof toState>
+/** What the records of a person say of applied interactions, read at one instant. */
+const toState = (ids: ReadonlyArray<UserId>, found: ReadonlyMap<UserId, UserRecord>) => {
+  const records = ids.flatMap((id) => found.get(id) ?? [])
+  // What another record has taken is there until the merge ends.
+  const own = records.filter(({ user_id }) => !records.some((other) => hasAlias(other, user_id)))
+  return {
+    onRecord: new Set(own.flatMap(({ applied }) => [...AppliedIds.toSet(applied)])),
+    ledgers: own.flatMap(ledgersOf),
+    /** Where workers note what they skip. */
+    skippedIn: ids.map((user_id) => ({ user_id, generation: found.get(user_id)?.generation ?? 0 })),
+    /** Changes with every write. */
+    version: records.reduce((sum, { version }) => sum + version, 0),
+    event_count: own.reduce((sum, { embedding }) => sum + (embedding?.event_count ?? 0), 0),
+    erasures: new Map<UserId, Erasure>(records.map((record) => [record.user_id, record])),
+  }
+}
+type State = ReturnType<typeof toState>
 
-const loadStates = ({ users }: Services, wanted: ReadonlyArray<UserId>) =>
+/** `wanted`: ids by person. */
+const loadStates = ({ users }: Services, wanted: ReadonlyMap<UserId, ReadonlyArray<UserId>>) =>
   Effect.map(
-    loadReadable(users, wanted),
-    (records) => new Map(wanted.map((user) => [user, toState(records.get(user))])),
+    loadReadable(users, [...wanted.values()].flat()),
+    (records) => new Map(Array.from(wanted, ([owner, ids]) => [owner, toState(ids, records)])),
   )
 
 /** Splits rows of one or more users: those that are applied, those that an erasure covers, and the others. */
 const splitApplied = Effect.fnUntraced(function* <
-  Row extends Recorded & { readonly user_id: UserId; readonly message_id: string },
->({ users }: Services, rows: ReadonlyArray<Row>, records: ReadonlyMap<UserId, RecordState>) {
-  const ids = yield* AppliedInteractions.findApplied(users, rows, records)
+  Row extends Recorded & Pick<Unapplied, "user_id" | "posted_as" | "message_id">,
+>({ users }: Services, rows: ReadonlyArray<Row>, states: ReadonlyMap<UserId, State>) {
+  const ids = yield* AppliedInteractions.findApplied(users, rows, states)
   const [left, applied] = Arr.partition(rows, ({ message_id }) => ids.has(AppliedIds.prefix(message_id)))
   const [unapplied, erased] = Arr.partition(left, (row) => {
-    const record = records.get(row.user_id)
-    return record !== undefined && isErased(record, row)
+    const erasure = states.get(row.user_id)?.erasures.get(row.posted_as)
+    return erasure !== undefined && isErased(erasure, row)
   })
   return { applied, unapplied, erased }
 })
 
-/** The user's pruned rows. */
-const countPruned = ({ log }: Services, user: UserId) =>
-  Effect.map(log.pruned.checkpoints(user), (checkpoints) => ({
-    rows: checkpoints.reduce((sum, { rows }) => sum + rows, 0),
+/** The person's pruned rows. */
+const readPruned = Effect.fnUntraced(function* ({ log }: Services, ids: ReadonlyArray<UserId>) {
+  const checkpoints = yield* log.pruned.checkpoints(ids)
+  const rows = checkpoints.reduce((sum, { rows }) => sum + rows, 0)
+  return {
+    ids,
+    rows,
     retractions: checkpoints.reduce((sum, { retractions }) => sum + retractions, 0),
-  }))
+    /** The prefixes of those of these ids that are pruned. */
+    among: (wanted: ReadonlyArray<string>) =>
+      rows === 0
+        ? Effect.succeed<ReadonlySet<string>>(new Set())
+        : log.pruned.among(postedUnder(ids, wanted)),
+  }
+})
 
 /**
- * The record is read before the log, because a row is written before it is applied. `unchanged` is false when the record
- * or the checkpoint has changed at the end: then ids may have moved to the overflow, or rows to the checkpoint, and would
- * be overlooked or counted twice. Rows of events that were pruned and posted again are left out.
+ * The records are read before the log, because a row is written before it is applied. `unchanged` is false when a record
+ * or a checkpoint has changed at the end: then ids may have moved to the overflow, or rows to the checkpoint, and would be
+ * overlooked or counted twice. Rows of events that were pruned and posted again are left out.
  */
 const readUser = Effect.fnUntraced(function* (services: Services, user: UserId) {
-  const { log } = services
-  const records = yield* loadStates(services, [user])
-  const record = records.get(user)!
-  const pruned = yield* countPruned(services, user)
-  const prunedAmong = (ids: ReadonlyArray<string>) =>
-    pruned.rows === 0
-      ? Effect.succeed<ReadonlySet<string>>(new Set())
-      : log.pruned.among(ids.map((message_id) => ({ user_id: user, message_id })))
+  const { log, users } = services
+  const { ids } = yield* log.person(user)
+  const wanted = new Map([[user, ids]])
+  const states = yield* loadStates(services, wanted)
+  const state = states.get(user)!
+  const pruned = yield* readPruned(services, ids)
   let applied = 0
   const unapplied: Array<LogRow> = []
   const erased: Array<LogRow> = []
+  let merges = 0
   /** Prefixes of the interactions that applied retractions take back. */
   const retracted: Array<string> = []
   yield* log.stream({ user }).pipe(
-    Stream.map((row) => ({ row, ...row.interaction, logId: row.id, recordedAt: row.recordedAt })),
+    Stream.map((row) => ({ row, ...toUnapplied(row, user) })),
     Stream.grouped(page),
+    Stream.map(Chunk.toReadonlyArray),
     Stream.mapEffect((rows) =>
-      Effect.map(prunedAmong(Chunk.toReadonlyArray(rows).map(({ message_id }) => message_id)), (again) =>
-        Chunk.toReadonlyArray(rows).filter(({ message_id }) => !again.has(AppliedIds.prefix(message_id))),
+      Effect.map(pruned.among(rows.map(({ message_id }) => message_id)), (again) =>
+        rows.filter(({ message_id }) => !again.has(AppliedIds.prefix(message_id))),
       ),
     ),
     Stream.runForEach((rows) =>
-      Effect.map(splitApplied(services, rows, records), (part) => {
+      Effect.map(splitApplied(services, rows, states), (part) => {
         applied += part.applied.length
-        for (const { row } of part.applied)
+        for (const { row } of part.applied) {
           if (isRetraction(row.interaction)) retracted.push(AppliedIds.prefix(row.interaction.reference))
+          if (isMerge(row.interaction)) merges += 1
+        }
         for (const { row } of part.unapplied) unapplied.push(row)
         for (const { row } of part.erased) erased.push(row)
       }),
     ),
   )
-  const total = yield* AppliedInteractions.countApplied(services.users, user, record)
+  const total = yield* AppliedInteractions.countApplied(users, state)
   // An erasure during the retraction may have deleted the row of what it takes back.
-  const existing = (yield* log.existingIds(retracted)).union(yield* prunedAmong(retracted))
+  const existing = (yield* log.existingIds(retracted)).union(yield* pruned.among(retracted))
   const withoutRow = new Set(retracted.filter((id) => !existing.has(id)))
-  const { version } = (yield* loadStates(services, [user])).get(user)!
-  const { rows } = yield* countPruned(services, user)
+  const { version } = (yield* loadStates(services, wanted)).get(user)!
+  const { rows } = yield* readPruned(services, ids)
   return {
-    record,
+    state,
+    pruned,
     unapplied,
     erased,
     withoutRow,
-    prunedAmong,
-    events: total - 2 * (retracted.length + pruned.retractions),
+    events: total - 2 * (retracted.length + pruned.retractions) - merges,
     extra: total - applied - withoutRow.size - pruned.rows,
-    unchanged: version === record.version && rows === pruned.rows,
+    unchanged: version === state.version && rows === pruned.rows,
   }
 })
 
@@ -411,12 +490,12 @@ const findExtraIds = (
   { log, users }: Services,
   findings: Findings,
   user: UserId,
-  { prunedAmong, record, withoutRow }: Effect.Effect.Success<ReturnType<typeof readUser>>,
+  { pruned, state, withoutRow }: Effect.Effect.Success<ReturnType<typeof readUser>>,
 ) =>
-  Stream.make([...record.onRecord]).pipe(
-    Stream.concat(AppliedInteractions.overflowIds(users, user, record)),
+  Stream.make([...state.onRecord]).pipe(
+    Stream.concat(AppliedInteractions.overflowIds(users, state)),
     Stream.runForEach((ids) =>
-      Effect.zipWith(log.existingIds(ids), prunedAmong(ids), (existing, pruned) => {
+      Effect.zipWith(log.existingIds(ids), pruned.among(ids), (existing, pruned) => {
         for (const id of ids)
           if (!existing.has(id) && !pruned.has(id) && !withoutRow.has(id))
             findings.addUnknown("extra", user, id)
@@ -429,15 +508,11 @@ const findUnappliedPruned = (
   { log, users }: Services,
   findings: Findings,
   user: UserId,
-  record: RecordState,
+  { pruned, state }: Effect.Effect.Success<ReturnType<typeof readUser>>,
 ) =>
-  Stream.runForEach(log.pruned.idsOf(user), (ids) =>
+  Stream.runForEach(log.pruned.idsOf(pruned.ids), (ids) =>
     Effect.map(
-      AppliedInteractions.findApplied(
-        users,
-        ids.map((message_id) => ({ user_id: user, message_id })),
-        new Map([[user, record]]),
-      ),
+      AppliedInteractions.findApplied(users, postedUnder([user], ids), new Map([[user, state]])),
       (applied) => {
         for (const id of ids) if (!applied.has(id)) findings.addUnknown("missing", user, id)
       },
@@ -453,32 +528,33 @@ const auditUser = Effect.fnUntraced(function* (
   const read = yield* readUser(services, user).pipe(
     Effect.repeat({ until: ({ unchanged }) => unchanged, times: mostReadings }),
   )
-  const { erased, events, extra, record, unapplied, unchanged } = read
+  const { erased, events, extra, state, unapplied, unchanged } = read
   if (erased.length > 0 && finishedErasures === undefined) return void findings.behindErasures.push(user)
   // A row that survived a finished erasure will be published under a new id.
-  const state = finishedErasures?.has(user) ? "in_flight" : "not_erased"
-  for (const row of erased) findings.add(state, toUnapplied(row))
+  const stateOfErased = finishedErasures?.has(user) ? "in_flight" : "not_erased"
+  for (const row of erased) findings.add(stateOfErased, toUnapplied(row, user))
   if (extra > 0) yield* findExtraIds(services, findings, user, read)
-  if (extra < 0 && unchanged) yield* findUnappliedPruned(services, findings, user, record)
+  if (extra < 0 && unchanged) yield* findUnappliedPruned(services, findings, user, read)
   // A rebuild does not count interactions that the log no longer has, so either count is right.
-  const miscounted = [events, events - extra].map((sum) => Math.abs(record.event_count - sum))
+  const miscounted = [events, events - extra].map((sum) => Math.abs(state.event_count - sum))
   if (unchanged) for (let i = 0; i < Math.min(...miscounted); i++) findings.addUnknown("extra", user, "")
   const ids = unapplied.map(({ interaction }) => AppliedIds.prefix(interaction.message_id))
-  const { generation } = record
-  const skipped = (yield* services.users.findInLedger("skipped", [{ user_id: user, generation, ids }])).get(
-    user,
+  const inLedger = yield* services.users.findInLedger(
+    "skipped",
+    state.skippedIn.map((ledger) => ({ ...ledger, ids })),
   )
+  const skipped = new Set([...inLedger.values()].flatMap((some) => [...some]))
   const products = yield* services.products.knownSince(
     [...new Set(unapplied.flatMap(({ interaction }) => interaction.product_id ?? []))],
     services.embedder.space,
   )
   for (const row of unapplied) {
-    const one = toUnapplied(row)
+    const one = toUnapplied(row, user)
     // A retraction is applied whether or not its product has an embedding.
     const isUnknown =
       one.event_type !== "retraction" && one.product_id !== null && !products.has(one.product_id)
     if (!row.published) findings.add("in_flight", one)
-    else if (isUnknown || skipped?.has(AppliedIds.prefix(one.message_id))) findings.add("skipped", one)
+    else if (isUnknown || skipped.has(AppliedIds.prefix(one.message_id))) findings.add("skipped", one)
     else findings.addUnexplained(one)
   }
 })
@@ -512,12 +588,14 @@ const checkAgain = Effect.fnUntraced(function* (services: Services, findings: Fi
   if (findings.unexplained.length === 0) return { consumers: 0, queued: 0, unacked: 0 }
   const { queue } = services
   const depths = yield* queue.depths
+  const people = yield* readPeople(services)
   const parts = yield* Effect.forEach(
     Arr.chunksOf(findings.unexplained, page),
-    (some) =>
-      Effect.flatMap(loadStates(services, [...new Set(some.map(({ user_id }) => user_id))]), (records) =>
-        splitApplied(services, some, records),
-      ),
+    (some) => {
+      const rows = some.map((row) => ({ ...row, user_id: people.ownerOf(row.posted_as) }))
+      const wanted = new Map(rows.map(({ user_id }) => [user_id, people.idsOf(user_id)]))
+      return Effect.flatMap(loadStates(services, wanted), (states) => splitApplied(services, rows, states))
+    },
     { concurrency: usersAtOnce },
   )
   findings.unexplained = parts.flatMap(({ unapplied }) => unapplied)
@@ -559,7 +637,8 @@ const audit = Effect.fn("Auditor.audit")(function* (services: Services, options:
     yield* auditAllUsers(services, findings, options.progress ?? (() => Effect.void))
   else {
     findings.users = 1
-    yield* auditUser(services, findings, options.user)
+    const { user_id } = yield* services.log.person(options.user)
+    yield* auditUser(services, findings, user_id)
   }
   yield* auditBehindErasures(services, findings)
   findings.conclude(yield* explainByQueues(services, findings))

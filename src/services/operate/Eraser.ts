@@ -1,8 +1,8 @@
 /**
- * Step: removes a user everywhere. The order of the log decides what an erasure covers: all rows that were visible when
- * it began, and none that became visible after it deleted the rows. The tombstone is written first: from then on workers
- * drop messages of the covered rows. Rows are deleted after the phrases, because the phrases are found through the rows.
- * An erasure that fails half-way is finished by repeating it.
+ * Step: removes a person everywhere, under all ids; each id then begins anew. The order of the log decides what an erasure
+ * covers: all rows that were visible when it began, and none that became visible after it deleted the rows. The
+ * tombstones are written first: from then on workers drop messages of the covered rows. Rows are deleted after the
+ * phrases, because the phrases are found through the rows. An erasure that fails half-way is finished by repeating it.
  */
 import { Chunk, Clock, Context, Effect, Layer, Stream } from "effect"
 import { isErased } from "../model/Erasure.ts"
@@ -12,9 +12,12 @@ import { InteractionLog, type InteractionLogError } from "../ports/InteractionLo
 import type { PhraseEmbeddingsError } from "../ports/PhraseEmbeddings.ts"
 import { UserEmbeddings, type UserEmbeddingsError, type UserRecord } from "../ports/UserEmbeddings.ts"
 import { EventVectors } from "../update/EventVectors.ts"
+import { ownerOf } from "../update/People.ts"
 
 export interface ErasureReport {
   readonly user_id: UserId
+  /** Ids of the same person, erased with it. */
+  readonly other_ids: ReadonlyArray<UserId>
   /** ISO. Messages of other programs that were recorded up to this instant have no effect. */
   readonly erased_at: string
   /** Rows of the log. */
@@ -55,7 +58,7 @@ const make = Effect.gen(function* () {
   const deadLetters = yield* DeadLetters
 
   const forgetPhrases = (user: UserId) =>
-    log.stream({ user, type: "search" }).pipe(
+    log.stream({ postedAs: user, type: "search" }).pipe(
       Stream.grouped(page),
       Stream.mapEffect((rows) =>
         vectors.forget([
@@ -67,21 +70,60 @@ const make = Effect.gen(function* () {
       Stream.runSum,
     )
 
+  /** Also the ids that only the records know, from merges of other programs. */
+  const idsOf = Effect.fnUntraced(function* (user: UserId) {
+    const { record, user_id } = yield* ownerOf(users, user).pipe(
+      // A record that can't be read is erased too.
+      Effect.catchIf(
+        ({ reason }) => reason === "invalid_data",
+        () => Effect.succeed({ record: undefined, user_id: user }),
+      ),
+    )
+    const aliases = record?.links?.aliases ?? []
+    return [...new Set([user, user_id, ...aliases.map((alias) => alias.user_id)])]
+  })
+
+  /**
+   * Writes the tombstones. A merge that is recorded meanwhile may have moved what a record had to an id that the erasure
+   * does not cover. The tombstone of such an id covers no row that stays: all its rows are published again.
+   */
+  const writeTombstones = Effect.fnUntraced(function* (wanted: ReadonlyArray<UserId>, erased_at: number) {
+    let begun = yield* log.beginErasure(wanted)
+    const { upTo: erased_to, users: covered } = begun
+    const written = new Set<UserId>()
+    let embedding = false
+    for (let left = covered; left.length > 0; left = begun.users.filter((id) => !written.has(id))) {
+      for (const id of left) {
+        const isCovered = covered.includes(id)
+        const had = yield* users.erase(id, { erased_at, erased_to: isCovered ? erased_to : begun.upTo })
+        embedding ||= had && isCovered
+        written.add(id)
+      }
+      // A later row may have been applied before the tombstone, which removed it again. So it is published again, like
+      // the rows with smaller ids that become visible when the others are deleted.
+      begun = yield* log.beginErasure(wanted)
+    }
+    return { ...begun, covered, erased_to, embedding, written: [...written] }
+  })
+
   const erase = Effect.fn("Eraser.erase")(function* (user_id: UserId) {
-    const token = yield* log.beginErasure(user_id)
     const erased_at = yield* Clock.currentTimeMillis
-    const erasure = { erased_at, erased_to: yield* log.maxId }
-    const embedding = yield* users.erase(user_id, erasure)
-    // A later row may have been applied before the tombstone, which removed it again. So it is published again, like
-    // the rows with smaller ids that become visible when the others are deleted.
-    const renewTo = yield* log.maxId
-    const phrases = yield* forgetPhrases(user_id)
-    const interactions = yield* log.erase(user_id, erasure.erased_to)
-    const dead_letters = yield* deadLetters.remove(isErasedDeadLetter(new Map([[user_id, erasure]])))
-    yield* log.finishErasure(user_id, token, renewTo)
-    yield* log.renewSurvivors(user_id)
+    const { covered, embedding, erased_to, token, upTo, written } = yield* writeTombstones(
+      yield* idsOf(user_id),
+      erased_at,
+    )
+    let phrases = 0
+    let interactions = 0
+    for (const id of covered) phrases += yield* forgetPhrases(id)
+    // Links are deleted with the rows of the ids that aliases lead to, which come last: a repetition finds the others.
+    for (const id of covered) interactions += yield* log.erase(id, erased_to)
+    const erasures = new Map(covered.map((id) => [id, { erased_at, erased_to }]))
+    const dead_letters = yield* deadLetters.remove(isErasedDeadLetter(erasures))
+    for (const id of written) yield* log.finishErasure(id, token, upTo)
+    for (const id of written) yield* log.renewSurvivors(id)
     return {
       user_id,
+      other_ids: covered.filter((id) => id !== user_id),
       erased_at: new Date(erased_at).toISOString(),
       interactions,
       embedding,

@@ -88,11 +88,25 @@ interface Plan {
 
 const keep = (kept: Map<Reason, number>, reason: Reason) => kept.set(reason, (kept.get(reason) ?? 0) + 1)
 
-const loadRecords = (users: UserEmbeddings["Type"], wanted: ReadonlyArray<UserId>) =>
-  Effect.map(
-    Effect.forEach(Arr.chunksOf(wanted, page), (some) => loadReadable(users, some)),
-    (pages): ReadonlyMap<UserId, UserRecord> => new Map(pages.flatMap((records) => [...records])),
-  )
+/** The record of each of these ids, or of the user that the id is an alias of. */
+const loadRecords = Effect.fnUntraced(function* (
+  users: UserEmbeddings["Type"],
+  wanted: ReadonlyArray<UserId>,
+) {
+  const records = new Map<UserId, UserRecord>()
+  for (let left = wanted.map((user) => ({ user, owner: user })); left.length > 0; ) {
+    const owners = [...new Set(left.map(({ owner }) => owner))]
+    const pages = yield* Effect.forEach(Arr.chunksOf(owners, page), (some) => loadReadable(users, some))
+    const found = new Map(pages.flatMap((page) => [...page]))
+    left = left.flatMap(({ owner, user }) => {
+      const record = found.get(owner)
+      if (record?.links?.alias_of !== undefined) return [{ user, owner: record.links.alias_of }]
+      if (record !== undefined) records.set(user, record)
+      return []
+    })
+  }
+  return records
+})
 
 /** Sorts out the rows that must stay. */
 const plan = Effect.fnUntraced(function* (

@@ -6,6 +6,7 @@ import { Context, Effect, Layer, Option, Schedule, Stream } from "effect"
 import type { UserId } from "../model/Interaction.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as Telemetry from "../Telemetry.ts"
+import { ownerOf } from "../update/People.ts"
 import { type RebuildError, rebuildUser, type Services, services } from "../update/UserRebuild.ts"
 
 export interface RebuildReport {
@@ -94,7 +95,10 @@ const rebuild = Effect.fn("Rebuilder.rebuild")(function* (services: Services, op
         },
       }),
     )
-  const pages = user === undefined ? usersAfter(services, after ?? "") : Stream.make([user])
+  const pages =
+    user === undefined
+      ? usersAfter(services, after ?? "")
+      : Stream.fromEffect(Effect.map(patiently(ownerOf(services.users, user)), ({ user_id }) => [user_id]))
   const stopped = yield* pages.pipe(
     Stream.runForEach((page) =>
       Effect.gen(function* () {

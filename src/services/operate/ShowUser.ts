@@ -11,6 +11,7 @@ import { InteractionLog } from "../ports/InteractionLog.ts"
 import { ProductEmbeddings } from "../ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import * as AppliedInteractions from "../update/AppliedInteractions.ts"
+import { ownerOf } from "../update/People.ts"
 
 export class UserNotFound extends Schema.TaggedError<UserNotFound>()("UserNotFound", {
   user_id: Schema.String,
@@ -55,7 +56,7 @@ export const userInFigures = Effect.fn("userInFigures")(function* (user_id: User
   const config = yield* EmbeddingConfig
   // Read before the record, so that an event applied meanwhile counts as applied.
   const newest = yield* log.newest(user_id, eventsShown)
-  const record = (yield* users.load([user_id])).get(user_id)
+  const { record, user_id: owner } = yield* ownerOf(users, user_id)
   const embedding = record?.embedding
   if (record === undefined || embedding === undefined) return yield* new UserNotFound({ user_id })
 
@@ -65,8 +66,8 @@ export const userInFigures = Effect.fn("userInFigures")(function* (user_id: User
   const interactions = newest.map(({ interaction }) => interaction)
   const applied = yield* AppliedInteractions.findApplied(
     users,
-    interactions,
-    new Map([[user_id, AppliedInteractions.appliedState(record)]]),
+    interactions.map(({ message_id }) => ({ user_id: owner, message_id })),
+    new Map([[owner, AppliedInteractions.appliedState(record)]]),
   )
   const shareOf = sharesOf(
     embedding,
@@ -95,7 +96,7 @@ export const userInFigures = Effect.fn("userInFigures")(function* (user_id: User
 export const showUser = Effect.fn("showUser")(function* (user_id: UserId) {
   const figures = yield* userInFigures(user_id)
   const [users, products] = yield* Effect.all([UserEmbeddings, ProductEmbeddings])
-  const vector = (yield* users.load([user_id])).get(user_id)?.embedding
+  const vector = (yield* ownerOf(users, user_id)).record?.embedding
   if (vector === undefined) return yield* new UserNotFound({ user_id })
   const { space } = figures
   const nearest_products = yield* products.nearest(vector.embedding, { space, limit: neighboursShown })

@@ -41,9 +41,22 @@ export type Appended =
   | { readonly _tag: "Duplicate"; readonly interaction: Interaction }
   /** The user sent the same key before with another interaction. */
   | { readonly _tag: "KeyReused"; readonly interaction: Interaction }
+  /** The merge contradicts earlier ones. */
+  | { readonly _tag: "Refused"; readonly interaction: Interaction; readonly detail: string }
+
+/** Ids that merges of the log have made one person. */
+export interface Person {
+  /** The id that is no alias. */
+  readonly user_id: UserId
+  /** All ids. An alias stands before the id that it was merged into. */
+  readonly ids: ReadonlyArray<UserId>
+}
 
 export interface LogFilter {
+  /** Rows of the person with this id. */
   readonly user?: UserId
+  /** Rows posted under this id. */
+  readonly postedAs?: UserId
   readonly type?: EventType
   /** Lower bound of `occurred_at` (canonical timestamp, inclusive). */
   readonly since?: string
@@ -51,6 +64,23 @@ export interface LogFilter {
   readonly until?: string
   /** Lower bound of the time of recording (canonical timestamp, inclusive). */
   readonly recordedSince?: string
+}
+
+/** A refund of an order, which may arrive before the order. */
+export interface OrderRefund {
+  readonly user_id: UserId
+  /** At most 128 characters. */
+  readonly order_id: string
+  /** Empty: all products of the order. */
+  readonly products: ReadonlyArray<ProductId>
+}
+
+export interface BegunErasure {
+  readonly token: string
+  /** All ids of these people, an alias before the id that it was merged into. */
+  readonly users: ReadonlyArray<UserId>
+  /** The greatest row id when the erasure began: no merge with a row up to it is recorded later. */
+  readonly upTo: number
 }
 
 /** An erasure that has deleted the user's rows. */
@@ -122,8 +152,12 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       rows: ReadonlyArray<Pick<LoggedInteraction, "id" | "interaction">>,
       at: number,
     ) => Effect.Effect<void, InteractionLogError>
+    /** The person with this id: only itself, if it takes part in no merge. */
+    readonly person: (user: UserId) => Effect.Effect<Person, InteractionLogError>
+    /** All aliases, with the user that each leads to. */
+    readonly aliases: Effect.Effect<ReadonlyMap<UserId, UserId>, InteractionLogError>
     /**
-     * Rows of one user by `occurred_at`, or rows of all users in the order of recording. Rows that are recorded during
+     * Rows of one person by `occurred_at`, or rows of all users in the order of recording. Rows that are recorded during
      * the stream may be missing.
      */
     readonly stream: (filter: LogFilter) => Stream.Stream<LogRow, InteractionLogError>
@@ -174,12 +208,22 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       after: number,
       upTo: number,
     ) => Effect.Effect<ReadonlyArray<ProductCount>, InteractionLogError>
+    /** Notes a refund until the user is erased. */
+    readonly noteRefund: (refund: OrderRefund) => Effect.Effect<void, InteractionLogError>
+    /** The refund noted for an order of the person with this id, all notes together. */
+    readonly refundOf: (
+      user: UserId,
+      order: string,
+    ) => Effect.Effect<OrderRefund | undefined, InteractionLogError>
     readonly outbox: Effect.Effect<Outbox, InteractionLogError>
     /** Slow, because it counts all rows. */
     readonly backlog: Effect.Effect<Backlog, InteractionLogError>
-    /** Notes that an erasure of the user begins, which ends the notes of earlier ones. Succeeds with its token. */
-    readonly beginErasure: (user: UserId) => Effect.Effect<string, InteractionLogError>
-    /** Deletes the user's rows with ids up to `upTo`, and what is kept of pruned rows. Succeeds with their number. */
+    /** Notes that an erasure of the people with these ids begins, which ends the notes of earlier ones. */
+    readonly beginErasure: (users: ReadonlyArray<UserId>) => Effect.Effect<BegunErasure, InteractionLogError>
+    /**
+     * Deletes the rows posted under the id, up to the row `upTo`, the links of merges, and what is kept of pruned rows.
+     * Succeeds with the number of rows.
+     */
     readonly erase: (user: UserId, upTo: number) => Effect.Effect<number, InteractionLogError>
     /**
      * Notes that the rows are deleted. The user's rows with ids up to `renewTo` that are left, and those that become

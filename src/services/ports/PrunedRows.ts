@@ -41,15 +41,23 @@ export interface PrunedRows {
    * were deleted or events were taken back since the slice was read, or if an erasure of one of the users has begun.
    */
   readonly prune: (pruning: Pruning) => Effect.Effect<boolean, InteractionLogError>
-  /** One for each combination of space, λ and weights. */
-  readonly checkpoints: (user: UserId) => Effect.Effect<ReadonlyArray<Checkpoint>, InteractionLogError>
-  /** The ids of all users, one entry for each user, in the order of user ids. */
+  /** Those of rows that were posted under these ids; one for each id and combination of space, λ and weights. */
+  readonly checkpoints: (
+    users: ReadonlyArray<UserId>,
+  ) => Effect.Effect<ReadonlyArray<Checkpoint>, InteractionLogError>
+  /** The ids of all users, one entry for each id of a user, in the order of user ids. */
   readonly allIds: Stream.Stream<PrunedIds, InteractionLogError>
-  /** The first 32 hex digits of a user's pruned message ids, in pages. */
-  readonly idsOf: (user: UserId) => Stream.Stream<ReadonlyArray<string>, InteractionLogError>
-  /** The first 32 hex digits of those that are pruned. */
+  /** The first 32 hex digits of message ids that were posted under these ids and are pruned, in pages. */
+  readonly idsOf: (users: ReadonlyArray<UserId>) => Stream.Stream<ReadonlyArray<string>, InteractionLogError>
+  /** The first 32 hex digits of those that are pruned. `user_id` is the id under which the interaction was posted. */
   readonly among: (
     some: ReadonlyArray<{ readonly user_id: UserId; readonly message_id: MessageId }>,
   ) => Effect.Effect<ReadonlySet<string>, InteractionLogError>
-  readonly products: (user: UserId) => Effect.Effect<ReadonlyArray<PrunedProduct>, InteractionLogError>
+  readonly products: (
+    users: ReadonlyArray<UserId>,
+  ) => Effect.Effect<ReadonlyArray<PrunedProduct>, InteractionLogError>
 }
+
+/** For {@link PrunedRows.among}: any of these message ids, posted under any of these ids. */
+export const postedUnder = (users: ReadonlyArray<UserId>, ids: ReadonlyArray<MessageId>) =>
+  ids.flatMap((message_id) => users.map((user_id) => ({ user_id, message_id })))

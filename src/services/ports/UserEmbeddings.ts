@@ -3,6 +3,7 @@
  * the vector. An erased user's record becomes a tombstone with a new version, so that a concurrent write fails.
  */
 import { Context, Effect, Schema, type Stream } from "effect"
+import type { Links } from "../model/Aliases.ts"
 import type { AppliedIds, LedgerKind } from "../model/AppliedIds.ts"
 import type { Erasure } from "../model/Erasure.ts"
 import type { UserId } from "../model/Interaction.ts"
@@ -24,6 +25,8 @@ export interface UserRecord extends Erasure {
    * compare-and-swap to an erasure may leave entries behind, and entries of an earlier generation do not count.
    */
   readonly generation: number
+  /** Left out for a user with one id. */
+  readonly links?: Links
 }
 
 /** Replaces the record if its version is `expected`; creates it if `expected` is `undefined`. */

@@ -12,6 +12,7 @@ import { InteractionLog, type InteractionLogError } from "../ports/InteractionLo
 import type { PhraseEmbedderError } from "../ports/PhraseEmbedder.ts"
 import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
 import { EventVectors } from "../update/EventVectors.ts"
+import { ownerOf } from "../update/People.ts"
 import { Catalogue, type CatalogueError } from "./Catalogue.ts"
 import { Popularity } from "./Popularity.ts"
 import * as PopularProducts from "./PopularProducts.ts"
@@ -185,12 +186,12 @@ const noDirection = (user_id: UserId) =>
   new NoTaste({ user_id, detail: `the taste of user ${user_id} has no direction` })
 
 const loadEmbedding = Effect.fnUntraced(function* ({ catalogue, users }: Services, user_id: UserId) {
-  const records = yield* Effect.catchIf(
-    users.load([user_id]),
+  const { record } = yield* Effect.catchIf(
+    ownerOf(users, user_id),
     ({ reason }) => reason === "invalid_data",
     ({ message }) => new NoTaste({ user_id, detail: message }),
   )
-  const embedding = records.get(user_id)?.embedding
+  const embedding = record?.embedding
   if (embedding === undefined)
     return yield* new NoTaste({ user_id, detail: `user ${user_id} has no embedding` })
   if (embedding.space !== catalogue.space)
@@ -347,13 +348,16 @@ const buyAgain = Effect.fn("buyAgain")(function* (
     Effect.sync(() => retracted.add(interaction.reference)),
   )
   const bought = new Map<ProductId, { score: number; purchases: number; last: number }>()
-  for (const { decayed, event_type, events, newest, product_id } of yield* log.pruned.products(user))
-    if (event_type === "product_purchase")
-      bought.set(product_id, {
-        score: decayed * decay(config.lambda, now, newest),
-        purchases: events,
-        last: newest,
-      })
+  for (const pruned of yield* log.pruned.products((yield* log.person(user)).ids)) {
+    const { decayed, event_type, events, newest, product_id } = pruned
+    if (event_type !== "product_purchase") continue
+    const { last, purchases, score } = bought.get(product_id) ?? { score: 0, purchases: 0, last: newest }
+    bought.set(product_id, {
+      score: score + decayed * decay(config.lambda, now, newest),
+      purchases: purchases + events,
+      last: Math.max(last, newest),
+    })
+  }
   yield* Stream.runForEach(log.stream({ user, type: "product_purchase" }), ({ interaction }) =>
     Effect.sync(() => {
       const { message_id, occurred_at, product_id } = interaction
@@ -453,7 +457,7 @@ const similarUsers = Effect.fn("similarUsers")(function* (
   let compared = 0
   yield* Stream.runForEach(users.stream, ({ embedding: other, user_id: id }) =>
     Effect.sync(() => {
-      if (other === undefined || id === user_id || other.space !== catalogue.space) return
+      if (other === undefined || id === embedding.user_id || other.space !== catalogue.space) return
       const direction = toDirection(other)
       if (direction === undefined) return
       compared += 1

@@ -3,14 +3,19 @@
  * that one problem names every wrong field by the name that the client used.
  */
 import { Either, type ParseResult, Predicate, Schema } from "effect"
-import { type EventTypes, isPhraseEventType, phraseEventTypes } from "../model/EventTypes.ts"
+import {
+  type EventTypes,
+  isPhraseEventType,
+  phraseEventTypes,
+  referenceEventTypes,
+} from "../model/EventTypes.ts"
 import * as Interaction from "../model/Interaction.ts"
 import { type FieldIssue, fieldIssue, shapeProblem } from "../model/Problem.ts"
 import type { Submission } from "./InteractionRecorder.ts"
 
 export type Decoded = Either.Either<Submission, ReadonlyArray<FieldIssue>>
 
-/** A request to take an interaction back, which the log must find: see Retractions.ts. */
+/** A request to take an interaction back, which the log must find: see RetractionRequests.ts. */
 export interface RetractionRequest extends Pick<Submission, "idempotencyKey"> {
   readonly user_id: Interaction.UserId
   readonly reference: Interaction.MessageId
@@ -44,6 +49,12 @@ export const ProductBody = Schema.Struct(
 export const RetractionBody = Schema.Struct({ message_id: Interaction.MessageId }, metadata).annotations({
   identifier: "RetractionBody",
 })
+
+/** Body of the merge route: `{"from", "occurred_at"?, …metadata}`. */
+export const MergeBody = Schema.Struct(
+  { from: Interaction.UserId, occurred_at: Schema.optional(Interaction.Timestamp) },
+  metadata,
+).annotations({ identifier: "MergeBody" })
 
 const keyPattern = /^[\x20-\x7e]{1,255}$/
 const common = {
@@ -82,9 +93,16 @@ const RetractionItem = Schema.Struct({
   product_id: absent,
   reference: Interaction.MessageId,
 })
+const MergeItem = Schema.Struct({
+  ...common,
+  event_type: Schema.Literal("merge"),
+  search_phrase: absent,
+  product_id: absent,
+  reference: Interaction.UserId,
+})
 const EventItem = Schema.Union(SearchItem, ProductItem)
 /** One item of the bulk route. */
-export const BulkItem = Schema.Union(SearchItem, ProductItem, RetractionItem).annotations({
+export const BulkItem = Schema.Union(SearchItem, ProductItem, RetractionItem, MergeItem).annotations({
   identifier: "BulkItem",
 })
 
@@ -92,6 +110,7 @@ const options = { errors: "all", onExcessProperty: "error" } as const
 const decodeSearch = Schema.decodeUnknownEither(SearchItem, options)
 const decodeProduct = Schema.decodeUnknownEither(ProductItem, options)
 const decodeRetraction = Schema.decodeUnknownEither(RetractionItem, options)
+const decodeMerge = Schema.decodeUnknownEither(MergeItem, options)
 
 const issue = (field: string, detail: string) => Either.left([{ field, detail }])
 
@@ -155,10 +174,26 @@ const ofEvent = (item: Readonly<Record<string, unknown>>, now: number): Decoded 
   const fast = decodedFast(item, instant)
   const sent = fast ? Either.right(fast) : decodedBySchema(item, instant)
   return Either.flatMap(sent, ({ fields, ...rest }) =>
-    Date.parse(fields.occurred_at) > now + Interaction.maxFutureMillis
-      ? issue("occurred_at", "must not be more than 60 s in the future")
-      : Either.right({ interaction: Interaction.make(fields), ...rest }),
+    notInTheFuture({ interaction: Interaction.make(fields), ...rest }, now),
   )
+}
+
+const notInTheFuture = (submission: Submission, now: number): Decoded =>
+  Date.parse(submission.interaction.occurred_at) > now + Interaction.maxFutureMillis
+    ? issue("occurred_at", "must not be more than 60 s in the future")
+    : Either.right(submission)
+
+const ofMergeItem = (item: Readonly<Record<string, unknown>>, now: number): Decoded => {
+  const problem = shapeProblem(item)
+  if (problem !== undefined) return issue("", problem)
+  const decoded = Either.mapLeft(decodeMerge(item), (error) => Interaction.issues(error).map(fieldIssue))
+  return Either.flatMap(decoded, ({ idempotency_key = null, metadata, occurred_at, reference, user_id }) => {
+    if (reference === user_id) return issue("reference", "must be another id than that of the user")
+    const instant = occurred_at ?? new Date(now).toISOString()
+    const interaction = Interaction.merge(user_id, reference, instant, metadata)
+    const occurredAtGiven = occurred_at !== undefined
+    return notInTheFuture({ interaction, idempotencyKey: idempotency_key, occurredAtGiven }, now)
+  })
 }
 
 const ofRetractionItem = (
@@ -193,9 +228,10 @@ export const ofBulkItem = (
   if (!Predicate.isRecord(item)) return issue("", "must be a JSON object")
   const { event_type } = item
   if (event_type === "retraction") return ofRetractionItem(item)
+  if (event_type === "merge") return ofMergeItem(item, now)
   return typeof event_type === "string" && types.has(event_type)
     ? ofEvent(item, now)
-    : issue("event_type", `must be one of ${[...types.names, "retraction"].join(", ")}`)
+    : issue("event_type", `must be one of ${[...types.names, ...referenceEventTypes].join(", ")}`)
 }
 
 const names: Readonly<Record<string, string>> = {
@@ -262,4 +298,16 @@ export const ofRetraction = (user_id: string, body: unknown, key: string | undef
         metadata,
       }),
     { ...names, reference: "message_id" },
+  )
+
+/** `body` is parsed JSON. */
+export const ofMerge = (user_id: string, body: unknown, key: string | undefined, now: number): Decoded =>
+  ofRoute(
+    body,
+    ({ from, occurred_at, ...metadata }) =>
+      ofMergeItem(
+        { user_id, event_type: "merge", reference: from, occurred_at, idempotency_key: key, metadata },
+        now,
+      ),
+    { ...names, reference: "from" },
   )

@@ -6,12 +6,15 @@
 import { Array as Arr, Clock, Context, Effect, Either, Layer } from "effect"
 import { identity } from "effect/Function"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
+import { ledgersOf } from "../model/Aliases.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { isErased, isLater, type Recorded } from "../model/Erasure.ts"
 import { type FoldSettings, fold, requireSpace } from "../model/Fold.ts"
 import {
   type Interaction,
+  isMerge,
   isRetraction,
+  type Merge,
   maxFutureMillis,
   type Retraction,
   type UserId,
@@ -32,8 +35,9 @@ import {
 } from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as Telemetry from "../Telemetry.ts"
-import { appliedState } from "./AppliedInteractions.ts"
+import { appliedState, findInOverflow } from "./AppliedInteractions.ts"
 import { EventVectors } from "./EventVectors.ts"
+import * as Merges from "./Merges.ts"
 import type { DecodedMessage } from "./ReceivedMessage.ts"
 import { takeBack } from "./Retractions.ts"
 import * as UserRebuild from "./UserRebuild.ts"
@@ -57,7 +61,10 @@ export class EmbeddingUpdater extends Context.Tag("user-embeddings/EmbeddingUpda
 /** An interaction on its way through the batch. */
 interface Item extends Recorded {
   readonly delivery: Delivery
-  readonly interaction: Interaction
+  /** The id under which it was posted. */
+  readonly posted_as: UserId
+  /** As one of the user to whom that id leads. */
+  interaction: Interaction
   vector: Float32Array | undefined
   outcome: Outcome | undefined
 }
@@ -73,6 +80,9 @@ interface Updater {
     user: UserId,
     retractions: ReadonlyArray<Retraction>,
   ) => Effect.Effect<void, UserRebuild.RebuildError>
+  /** Follows ids that are aliases, or about to become some. */
+  readonly settle: (user: UserId) => ReturnType<typeof Merges.settle>
+  readonly applyMerge: (merge: Merge, at: Recorded) => ReturnType<typeof Merges.applyMerge>
   readonly cache: UserRecordCache
   readonly foldSettings: FoldSettings
   /** Delays between attempts, in ms. */
@@ -101,6 +111,7 @@ const toItem = (updater: Updater, { decoded, delivery }: DecodedMessage, now: nu
     onLeft: (error) => outcomeOf(updater, error, delivery),
     onRight: (interaction): Item => ({
       delivery,
+      posted_as: interaction.user_id,
       interaction,
       logId: delivery.logId,
       recordedAt: delivery.recordedAt ?? Date.parse(interaction.occurred_at),
@@ -110,9 +121,16 @@ const toItem = (updater: Updater, { decoded, delivery }: DecodedMessage, now: nu
   })
 }
 
+/** The ids under which the items were posted, and those to which they lead. */
 const usersOf = (items: ReadonlyArray<Item>): ReadonlyArray<UserId> => [
-  ...new Set(items.map(({ interaction }) => interaction.user_id)),
+  ...new Set(items.flatMap(({ interaction, posted_as }) => [posted_as, interaction.user_id])),
 ]
+
+/** An erasure of a person covers each id, so the record of the id under which an item was posted decides. */
+const isErasedIn = (records: ReadonlyMap<UserId, UserRecord>) => (item: Item) => {
+  const record = records.get(item.posted_as)
+  return record !== undefined && isErased(record, item)
+}
 
 /**
  * Separates new interactions from those that were applied before (`done`) or are behind the user's erasure. `isApplied`
@@ -123,18 +141,19 @@ const separate = Effect.fnUntraced(function* (
   items: ReadonlyArray<Item>,
   records: ReadonlyMap<UserId, UserRecord>,
 ) {
-  const [counting, erased] = Arr.partition(items, (item) => {
-    const record = records.get(item.interaction.user_id)
-    return record !== undefined && isErased(record, item)
-  })
+  const [counting, erased] = Arr.partition(items, isErasedIn(records))
   const isOnRecord = (user: UserId, id: string) => {
     const record = records.get(user)
     return record !== undefined && AppliedIds.has(record.applied, id)
   }
+  const ledgersOfUser = (user: UserId) => {
+    const record = records.get(user)
+    return record === undefined ? [] : ledgersOf(record)
+  }
   const toLookUp = new Map<UserId, Array<string>>()
   for (const { interaction } of counting) {
     const { message_id, user_id } = interaction
-    if ((records.get(user_id)?.archived ?? 0) === 0) continue
+    if (ledgersOfUser(user_id).length === 0) continue
     for (const id of isRetraction(interaction) ? [message_id, interaction.reference] : [message_id]) {
       if (isOnRecord(user_id, id)) continue
       const ids = toLookUp.get(user_id) ?? []
@@ -142,39 +161,50 @@ const separate = Effect.fnUntraced(function* (
       toLookUp.set(user_id, ids)
     }
   }
-  const overflow =
-    toLookUp.size === 0
-      ? undefined
-      : yield* users.findInLedger(
-          "applied",
-          Array.from(toLookUp, ([user_id, ids]) => ({
-            user_id,
-            generation: records.get(user_id)?.generation ?? 0,
-            ids,
-          })),
-        )
+  const overflow = yield* findInOverflow(users, toLookUp, ledgersOfUser)
   const isApplied = (user: UserId, id: string) =>
-    isOnRecord(user, id) || overflow?.get(user)?.has(AppliedIds.prefix(id)) === true
+    isOnRecord(user, id) || overflow.get(user)?.has(AppliedIds.prefix(id)) === true
   const [fresh, done] = Arr.partition(counting, ({ interaction: { message_id, user_id } }) =>
     isApplied(user_id, message_id),
   )
   return { fresh, done, erased, isApplied }
 })
 
+/** Loads the records that are not cached. Items of an alias become those of the user to whom it leads. */
+const loadRecords = Effect.fnUntraced(function* (
+  { settle, users }: Updater,
+  items: ReadonlyArray<Item>,
+  cached: ReadonlyMap<UserId, UserRecord>,
+) {
+  const wanted = [...new Set(items.map(({ posted_as }) => posted_as))]
+  const loaded = yield* users.load(wanted.filter((user) => !cached.has(user)))
+  const records = new Map([...cached, ...loaded])
+  const owners = new Map<UserId, UserId>()
+  for (const [user, { links }] of loaded) {
+    if (links?.alias_of === undefined && links?.merging_into === undefined) continue
+    const { first, record, user_id } = yield* settle(user)
+    if (first !== undefined) records.set(user, first)
+    if (record !== undefined) records.set(user_id, record)
+    owners.set(user, user_id)
+  }
+  for (const item of items) {
+    const user_id = owners.get(item.posted_as) ?? item.posted_as
+    if (item.interaction.user_id !== user_id) item.interaction = { ...item.interaction, user_id }
+  }
+  return records
+})
+
 /** Reads the records of a batch, from the cache where possible, and separates its items. */
 const readRecords = Effect.fnUntraced(function* (updater: Updater, items: ReadonlyArray<Item>) {
-  const { cache, users } = updater
-  const wanted = usersOf(items)
-  const cached = cache.take(wanted)
-  const records = new Map([...cached, ...(yield* users.load(wanted.filter((user) => !cached.has(user))))])
+  const cached = updater.cache.take(usersOf(items))
+  const records = yield* loadRecords(updater, items, cached)
   const separated = yield* separate(updater, items, records)
   // Finished items will be acknowledged without a write, so no version check would notice a recent erasure.
   // Read their records again instead of trusting the cache.
   const toReload = usersOf([...separated.done, ...separated.erased]).filter((user) => cached.delete(user))
   if (toReload.length === 0) return { records, cached, ...separated }
-  for (const user of toReload) records.delete(user)
-  for (const [user, record] of yield* users.load(toReload)) records.set(user, record)
-  return { records, cached, ...(yield* separate(updater, items, records)) }
+  const reloaded = yield* loadRecords(updater, items, cached)
+  return { records: reloaded, cached, ...(yield* separate(updater, items, reloaded)) }
 })
 
 /** Sets the vectors of items that have none; an item without one gets its outcome. */
@@ -197,10 +227,7 @@ const findVectors = Effect.fnUntraced(function* (updater: Updater, items: Readon
   // The audit tells skipped interactions from lost ones, even if the product gets an embedding later. No write checks
   // the version of a skipped item's record, which may be older than an erasure. So it is read again.
   const records = yield* updater.users.load(usersOf(skipped))
-  const counting = skipped.filter((item) => {
-    const record = records.get(item.interaction.user_id)
-    return record === undefined || !isErased(record, item)
-  })
+  const counting = skipped.filter((item) => !isErasedIn(records)(item))
   yield* updater.users.saveToLedger(
     "skipped",
     counting.map(({ interaction: { message_id, user_id } }) => ({
@@ -259,6 +286,7 @@ const toWrite = (
         erased_at: record?.erased_at ?? 0,
         erased_to: record?.erased_to ?? null,
         generation: record?.generation ?? 0,
+        ...(record?.links && { links: record.links }),
       },
     },
   }
@@ -459,6 +487,20 @@ const apply = (updater: Updater, items: ReadonlyArray<Item>): Effect.Effect<void
   )
 }
 
+const applyOneMerge = (updater: Updater, item: Item, merge: Merge) =>
+  updater.applyMerge(merge, item).pipe(
+    Effect.retry({
+      schedule: RetryPolicies.conflictRetry,
+      while: ({ _tag }) => _tag === "LockConflict",
+    }),
+    Effect.match({
+      onFailure: (error) => fail(updater, [item], error),
+      onSuccess: () => {
+        item.outcome = acked
+      },
+    }),
+  )
+
 /** One item per interaction. Of several copies the one recorded last counts: it may have been posted after an erasure. */
 const withoutCopies = (items: ReadonlyArray<Item>): ReadonlyMap<string, Item> => {
   const distinct = new Map<string, Item>()
@@ -498,7 +540,10 @@ const update = Effect.fnUntraced(function* (updater: Updater, messages: Readonly
   const now = yield* Clock.currentTimeMillis
   const received = messages.map((message) => toItem(updater, message, now))
   const items = withoutCopies(Arr.getRights(received))
-  if (items.size > 0) yield* apply(updater, [...items.values()])
+  const [events, merges] = Arr.partition([...items.values()], ({ interaction }) => isMerge(interaction))
+  if (events.length > 0) yield* apply(updater, events)
+  for (const item of merges)
+    if (isMerge(item.interaction)) yield* applyOneMerge(updater, item, item.interaction)
   const finished = yield* Clock.currentTimeMillis
   for (const { outcome, recordedAt } of items.values())
     if (outcome === acked) Telemetry.observe(Telemetry.eventToEmbedding, (finished - recordedAt) / 1000)
@@ -516,12 +561,21 @@ const make = Effect.gen(function* () {
     Context.add(InteractionLog, rebuilding.log),
     Context.add(ProductEmbeddings, yield* ProductEmbeddings),
   )
+  const cache = new UserRecordCache()
+  // A write beside the cache makes its record old.
+  const save: UserEmbeddings["Type"]["save"] = (writes) => {
+    cache.take(writes.map(({ record }) => record.user_id))
+    return rebuilding.users.save(writes)
+  }
+  const uncached = { ...rebuilding, users: { ...rebuilding.users, save } }
   const updater: Updater = {
     users: rebuilding.users,
     vectors,
     takeBack: (...events) => Effect.provide(takeBack(...events), stores),
-    rebuild: (user, retractions) => UserRebuild.rebuildUser(rebuilding, user, { retractions }, identity),
-    cache: new UserRecordCache(),
+    rebuild: (user, retractions) => UserRebuild.rebuildUser(uncached, user, { retractions }, identity),
+    settle: (user) => Merges.settle(uncached, user),
+    applyMerge: (merge, at) => Merges.applyMerge(uncached, merge, at),
+    cache,
     foldSettings: { lambda, weights: eventTypes.weights, history, space: vectors.space },
     delays: RetryPolicies.retryDelays(retryDelay, maxRetries),
   }

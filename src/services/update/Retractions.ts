@@ -48,7 +48,8 @@ const newestFolded = Effect.fnUntraced(function* (
   for (let limit = 2 * recentEvents; ; limit *= 4) {
     const newest = yield* log.newest(user, limit)
     const interactions = newest.map(({ interaction }) => interaction)
-    const applied = yield* findApplied(users, interactions, new Map([[user, state]]))
+    const ids = interactions.map(({ message_id }) => ({ user_id: user, message_id }))
+    const applied = yield* findApplied(users, ids, new Map([[user, state]]))
     const folded = interactions.filter(
       ({ message_id }) => applied.has(AppliedIds.prefix(message_id)) && !retracted.has(message_id),
     )

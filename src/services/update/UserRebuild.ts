@@ -3,16 +3,17 @@
  * the interactions that are applied already, without those that are taken back; the others arrive as messages. If a worker
  * changes the record meanwhile, the version check fails and the rebuild starts again.
  */
-import { Chunk, Clock, Effect, Either, Exit, Schema, Stream } from "effect"
+import { Array as Arr, Chunk, Clock, Effect, Either, Exit, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { addCounters } from "../model/Checkpoint.ts"
 import { isErased } from "../model/Erasure.ts"
 import { counterOf } from "../model/EventTypes.ts"
-import { asOf, type FoldSettings, fold, withRecent } from "../model/Fold.ts"
+import { asOf, type Event, type FoldSettings, fold, withRecent } from "../model/Fold.ts"
 import { type Interaction, isRetraction, type Retraction, type UserId } from "../model/Interaction.ts"
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
-import { InteractionLog } from "../ports/InteractionLog.ts"
+import { InteractionLog, type LogRow } from "../ports/InteractionLog.ts"
+import { postedUnder } from "../ports/PrunedRows.ts"
 import { LockConflict, UserEmbeddings, type UserRecord } from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"
@@ -44,7 +45,13 @@ export interface UserRebuildOptions {
   readonly allowMissing?: boolean
   /** Retractions to apply with the rebuild. Those that the log has are applied in any case. */
   readonly retractions?: ReadonlyArray<Retraction>
+  /** What the record is to be before its vector is computed; `undefined`: it changed meanwhile. */
+  readonly change?: (record: UserRecord) => UserRecord | undefined
 }
+
+/** Keeps the order of the log among those of one instant. */
+const byInstant = (a: Interaction, b: Interaction): number =>
+  a.occurred_at < b.occurred_at ? -1 : a.occurred_at > b.occurred_at ? 1 : 0
 
 /** No retry will find the vector. */
 export const isGone = (error: EventVectorError): boolean => {
@@ -80,9 +87,72 @@ const removeTraces = ({ users, vectors }: Services, user_id: UserId, { generatio
     (records.get(user_id)?.generation ?? 0) === generation ? Effect.void : vectors.forget([...phrases]),
   )
 
+const orAllowMissing = (user_id: UserId, detail: string) =>
+  new CannotRebuild({ user_id, detail: `${detail}; use --allow-missing to rebuild without` })
+
+/** Interactions with their vectors, and those that can't be folded, if these may be left out. */
+const findEvents = Effect.fnUntraced(function* (
+  services: Services,
+  user_id: UserId,
+  interactions: ReadonlyArray<Interaction>,
+  allowMissing: boolean,
+) {
+  const found = yield* resolve(services, interactions)
+  const events: Array<Event> = []
+  const notFolded: Array<Interaction> = []
+  for (const [index, interaction] of interactions.entries()) {
+    const vector = found[index]!
+    const { event_type, message_id } = interaction
+    const isKnown = services.config.eventTypes.has(event_type)
+    // It may have been posted under an alias.
+    if (isKnown && Either.isRight(vector))
+      events.push({ interaction: { ...interaction, user_id }, vector: vector.right })
+    else if (allowMissing) notFolded.push(interaction)
+    else
+      return yield* orAllowMissing(
+        user_id,
+        isKnown && Either.isLeft(vector)
+          ? `${message_id}: ${vector.left.message}`
+          : `${message_id}: EVENT_WEIGHTS has no event type ${event_type} any more`,
+      )
+  }
+  return { events, notFolded }
+})
+
+/** Of a page of the log: the applied rows, and the retractions that are not applied yet although their events are. */
+const readPage = Effect.fnUntraced(function* (
+  users: UserEmbeddings["Type"],
+  record: UserRecord,
+  state: AppliedInteractions.AppliedState,
+  rows: ReadonlyArray<LogRow>,
+) {
+  const { user_id } = record
+  const wanted = rows.flatMap(({ interaction: { message_id, reference } }) =>
+    reference === null ? [message_id] : [message_id, reference],
+  )
+  const ids = yield* AppliedInteractions.findApplied(
+    users,
+    wanted.map((message_id) => ({ user_id, message_id })),
+    new Map([[user_id, state]]),
+  )
+  const isApplied = (id: string) => ids.has(AppliedIds.prefix(id))
+  const applied: Array<Interaction> = []
+  const retractions: Array<Retraction> = []
+  for (const { id: logId, interaction, recordedAt } of rows)
+    if (isApplied(interaction.message_id)) applied.push(interaction)
+    else if (
+      isRetraction(interaction) &&
+      isApplied(interaction.reference) &&
+      !isErased(record, { logId, recordedAt })
+    )
+      retractions.push(interaction)
+  return { applied, retractions }
+})
+
 /**
- * Computes the embedding from the sums of pruned events and the log; `undefined` if all events are taken back. `notFolded` has the applied interactions
- * whose vector is gone, or whose type is no longer configured. `retractions` has the ids of those that are applied now.
+ * Computes the embedding from the sums of pruned events and the log; `undefined` if all events are taken back. `notFolded`
+ * has the applied interactions whose vector is gone, or whose type is no longer configured. `newlyApplied` has the ids that
+ * are applied now.
  * `overflow` has the ids that the overflow should have, if it has more than the record moved there: release 0.1.0 could
  * leave ids from before an erasure.
  */
@@ -97,20 +167,18 @@ const compute = Effect.fnUntraced(function* (
   const { config, log, users, vectors } = services
   const { eventTypes, history, lambda } = config
   const settings: FoldSettings = { lambda, weights: eventTypes.weights, history, space: vectors.space }
-  const fail = (detail: string) =>
-    new CannotRebuild({ user_id, detail: `${detail}; use --allow-missing to rebuild without` })
   const state = AppliedInteractions.appliedState(record)
   const states = new Map([[user_id, state]])
   const notFolded: Array<Interaction> = []
-  const pruned = yield* PrunedEvents.load(log, user_id, settings)
-  const leftOut = pruned.leftOut.reduce((sum, { event_count }) => sum + event_count, 0)
-  if (leftOut > 0 && !allowMissing)
-    return yield* fail(
-      `${leftOut} events are pruned from the log, and their sum is of another space, λ, weights or history`,
+  const pruned = yield* PrunedEvents.load(log, record, settings)
+  if (pruned.leftOut.length > 0 && !allowMissing)
+    return yield* orAllowMissing(
+      user_id,
+      `${pruned.leftOutCount} events are pruned from the log, and their sum is of another space, λ, weights or history`,
     )
   let embedding = pruned.sum
   /** Retractions of pruned events. */
-  const ofPruned = new Map<string, Retraction>()
+  const ofPruned: Array<Retraction> = []
 
   const retracted = new Set(retractions.map(({ reference }) => reference))
   const appliedBefore = yield* AppliedInteractions.findApplied(users, retractions, states)
@@ -129,21 +197,9 @@ const compute = Effect.fnUntraced(function* (
     if (interactions.length === 0) return
     for (const { search_phrase } of interactions)
       if (search_phrase !== null) traces.phrases.add(search_phrase)
-    const found = yield* resolve(services, interactions)
-    const events: Array<{ interaction: Interaction; vector: Float32Array }> = []
-    for (const [index, interaction] of interactions.entries()) {
-      const vector = found[index]!
-      const { event_type, message_id } = interaction
-      if (!eventTypes.has(event_type)) {
-        if (!allowMissing)
-          return yield* fail(`${message_id}: EVENT_WEIGHTS has no event type ${event_type} any more`)
-        notFolded.push(interaction)
-        continue
-      }
-      if (Either.isRight(vector)) events.push({ interaction, vector: vector.right })
-      else if (allowMissing) notFolded.push(interaction)
-      else return yield* fail(`${message_id}: ${vector.left.message}`)
-    }
+    const found = yield* findEvents(services, user_id, interactions, allowMissing)
+    notFolded.push(...found.notFolded)
+    const { events } = found
     // The embedding began in this space, so the fold cannot find another one.
     if (events.length > 0) embedding = yield* Effect.orDie(fold(embedding, events, settings, now))
   })
@@ -156,75 +212,51 @@ const compute = Effect.fnUntraced(function* (
     Stream.grouped(page),
     Stream.runForEach((chunk) =>
       Effect.gen(function* () {
-        const all = Chunk.toReadonlyArray(chunk)
-        const prunedIds = yield* pruned.among(
-          all.map(({ interaction: { message_id, reference } }) => reference ?? message_id),
-        )
-        const isPruned = (id: string) => prunedIds.has(AppliedIds.prefix(id))
-        // A pruned event that was posted again is in the sum already.
-        const rows = all.filter(({ interaction }) => !isPruned(interaction.message_id))
-        const wanted = rows.flatMap(({ interaction: { message_id, reference } }) =>
-          reference === null ? [message_id] : [message_id, reference],
-        )
-        const ids = yield* AppliedInteractions.findApplied(
-          users,
-          wanted.map((message_id) => ({ user_id, message_id })),
-          states,
-        )
-        const isApplied = (id: string) => ids.has(AppliedIds.prefix(id))
-        const taken: Array<Interaction> = []
-        for (const { id: logId, interaction, recordedAt } of rows) {
-          const { message_id } = interaction
-          if (isApplied(message_id)) {
-            inLog += 1
-            if (!state.onRecord.has(AppliedIds.prefix(message_id)))
-              overflow.push(AppliedIds.prefix(message_id))
-          } else if (
-            isRetraction(interaction) &&
-            isApplied(interaction.reference) &&
-            !isErased(record, { logId, recordedAt })
-          )
-            newlyApplied.add(message_id)
-          else continue
-          if (isRetraction(interaction) && isPruned(interaction.reference))
-            ofPruned.set(message_id, interaction)
-          else taken.push(interaction)
+        const page = yield* pruned.withoutPruned(Chunk.toReadonlyArray(chunk))
+        const read = yield* readPage(users, record, state, page.rows)
+        inLog += read.applied.length
+        for (const { message_id } of read.applied) {
+          const id = AppliedIds.prefix(message_id)
+          if (!state.onRecord.has(id)) overflow.push(id)
         }
-        const next = [...last, ...taken]
-        const instant = next.at(-1)?.occurred_at
-        const cut = next.findIndex(({ occurred_at }) => occurred_at === instant)
-        last = next.slice(cut)
-        yield* foldPage(next.slice(0, cut))
+        for (const { message_id } of read.retractions) newlyApplied.add(message_id)
+        const isOfPruned = (one: Interaction): one is Retraction => isRetraction(one) && page.takesBack(one)
+        const [taken, undone] = Arr.partition([...read.applied, ...read.retractions], isOfPruned)
+        ofPruned.push(...undone)
+        const all = [...last, ...taken.sort(byInstant)]
+        const instant = all.at(-1)?.occurred_at
+        const cut = all.findIndex(({ occurred_at }) => occurred_at === instant)
+        last = all.slice(cut)
+        yield* foldPage(all.slice(0, cut))
       }),
     ),
   )
   yield* foldPage(last)
   if (yield* pruned.isOutdated) return yield* new LockConflict({ user_id, tries: 1 })
-  if (ofPruned.size > 0 && embedding !== undefined) {
-    const left = yield* PrunedEvents.takeBack(vectors, embedding, [...ofPruned.values()], settings, now)
-    if (left === undefined && !allowMissing) return yield* fail("a pruned event cannot be taken back")
+  if (ofPruned.length > 0 && embedding !== undefined) {
+    const left = yield* PrunedEvents.takeBack(vectors, embedding, ofPruned, settings, now)
+    if (left === undefined && !allowMissing)
+      return yield* orAllowMissing(user_id, "a pruned event cannot be taken back")
     embedding = left ?? embedding
   }
 
-  const total = yield* AppliedInteractions.countApplied(users, user_id, state)
-  const stale = Math.max(0, total - state.onRecord.size - record.archived)
-  if (stale > 0) {
-    const ids = yield* Stream.runCollect(log.pruned.idsOf(user_id))
-    overflow.push(
-      ...Chunk.toArray(ids)
-        .flat()
-        .filter((id) => !state.onRecord.has(id)),
+  const total = yield* AppliedInteractions.countApplied(users, state)
+  const archived = state.ledgers.reduce((sum, ledger) => sum + ledger.archived, 0)
+  const stale = Math.max(0, total - state.onRecord.size - archived)
+  if (stale > 0)
+    yield* Stream.runForEach(pruned.ids, (ids) =>
+      Effect.sync(() => void overflow.push(...ids.filter((id) => !state.onRecord.has(id)))),
     )
-  }
   const gone = total - inLog - stale - pruned.rows
   // MongoDB was restored from a backup that is older than the prune: the sums hold events that are not applied there.
   if (gone < 0)
-    for (const ids of yield* Stream.runCollect(log.pruned.idsOf(user_id))) {
-      const some = ids.map((message_id) => ({ user_id, message_id }))
-      const applied = yield* AppliedInteractions.findApplied(users, some, states)
-      for (const id of ids) if (!applied.has(id)) newlyApplied.add(id)
-    }
-  if (gone > 0 && !allowMissing) return yield* fail(`${gone} applied interactions are no longer in the log`)
+    yield* Stream.runForEach(pruned.ids, (ids) =>
+      Effect.map(AppliedInteractions.findApplied(users, postedUnder([user_id], ids), states), (applied) => {
+        for (const id of ids) if (!applied.has(id)) newlyApplied.add(id)
+      }),
+    )
+  if (gone > 0 && !allowMissing)
+    return yield* orAllowMissing(user_id, `${gone} applied interactions are no longer in the log`)
   if (embedding === undefined && (notFolded.length > 0 || retracted.size === 0))
     return yield* new CannotRebuild({ user_id, detail: "no applied interaction has both a row and a vector" })
   return {
@@ -253,15 +285,18 @@ const completed = Effect.fnUntraced(function* (
     // An event that is taken back may have been the newest. In recency history a later `last_updated` would change how
     // the next event counts.
     ...(computed.history === "cumulative" ? asOf(computed, before.last_updated) : computed),
-    event_count: pruned.leftOut.reduce(
-      (sum, { event_count }) => sum + event_count,
-      computed.event_count + notFolded.length,
-    ),
+    event_count: computed.event_count + notFolded.length + pruned.leftOutCount,
     created_at: before.created_at,
     metadata: { ...computed.metadata, ...counters },
   }
   return recent.length === 0 ? embedding : withRecent(embedding, [...computed.recent, ...recent])
 })
+
+/** The ids in the ledgers of aliases are now in that of the record. */
+const withoutLedgers = ({ links }: UserRecord): Pick<UserRecord, "links"> =>
+  links?.aliases === undefined
+    ? {}
+    : { links: { ...links, aliases: links.aliases.map((alias) => ({ ...alias, archived: 0 })) } }
 
 const rebuildOnce = Effect.fnUntraced(function* (
   services: Services,
@@ -270,8 +305,12 @@ const rebuildOnce = Effect.fnUntraced(function* (
   traces: Traces,
 ) {
   const { users } = services
-  const record = (yield* users.load([user_id])).get(user_id)
-  if (traces.tries++ === 0) traces.generation = record?.generation ?? 0
+  const loaded = (yield* users.load([user_id])).get(user_id)
+  if (traces.tries++ === 0) traces.generation = loaded?.generation ?? 0
+  const record = loaded && options.change !== undefined ? options.change(loaded) : loaded
+  if (loaded !== undefined && record === undefined) return yield* new LockConflict({ user_id, tries: 1 })
+  // Its events are those of another user now, or about to be.
+  if (loaded?.links?.alias_of !== undefined || loaded?.links?.merging_into !== undefined) return
   if (record?.embedding === undefined) {
     // A worker that asks for a rebuild may have read an older record.
     if (options.retractions !== undefined) return
@@ -294,6 +333,7 @@ const rebuildOnce = Effect.fnUntraced(function* (
         applied: kept,
         archived: overflow === undefined ? record.archived + archive.length : ids.length,
         generation,
+        ...(overflow && withoutLedgers(record)),
       },
       expected: record.version,
     },
@@ -314,7 +354,10 @@ export const rebuildUser = <E2>(
   Effect.suspend(() => {
     const traces: Traces = { tries: 0, generation: 0, phrases: new Set() }
     return rebuildOnce(services, user_id, options, traces).pipe(
-      Effect.retry({ schedule: RetryPolicies.conflictRetry, while: ({ _tag }) => _tag === "LockConflict" }),
+      Effect.retry({
+        schedule: RetryPolicies.conflictRetry,
+        while: ({ _tag }) => _tag === "LockConflict" && options.change === undefined,
+      }),
       around,
       // A write that succeeds at once proves that nobody erased the user meanwhile.
       Effect.onExit((exit) =>

@@ -85,7 +85,7 @@ const bad: ReadonlyArray<
   ["POST", search, '{"query": "a"}', { "content-type": "application/x-www-form-urlencoded" }, 415],
   ["POST", view, "x=1", { "content-type": "text/plain" }, 415],
   ["POST", search, '{"query": "a"}', { "content-type": "application/json; charset=iso-8859-1" }, 415],
-  ["POST", search, '{"query": "a"}', { ...json, "content-encoding": "gzip" }, 415],
+  ["POST", search, '{"query": "a"}', { ...json, "content-encoding": "br" }, 415],
   ["POST", search, undefined, {}, 422, "query"],
   ["POST", search, "{}", json, 422, "query"],
   ["POST", search, "[]", json, 422, ""],

@@ -16,7 +16,7 @@ import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
 
 test("user embeddings of release 0.1.0 keep all they have, and get their generation", async () => {
   const directory = mkdtempSync(join(tmpdir(), "user-embeddings-"))
-  const { "0006_erasures": _, "0007_product_facts": __, ...before } = embedded.steps
+  const { "0006_erasures": _, "0007_product_facts": __, "0008_links": ___, ...before } = embedded.steps
   const facts = '{"space":"test","event_count":3}'
   const vector = Buffer.from(Float32Array.of(1, 0).buffer)
   const user = (id: string, version: number, archived: number, erased_at: number, isGone = false) =>
@@ -84,7 +84,7 @@ test("the log of release 0.1.0 keeps its rows, and gives no id of an erased row 
 
 test("products of release 0.1.0 are available, have no attributes, and can be deleted", async () => {
   const directory = mkdtempSync(join(tmpdir(), "user-embeddings-"))
-  const { "0006_erasures": _, "0007_product_facts": __, ...before } = embedded.steps
+  const { "0006_erasures": _, "0007_product_facts": __, "0008_links": ___, ...before } = embedded.steps
   const vector = Buffer.from(Float32Array.of(3, 4).buffer)
   const found = Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient

@@ -150,6 +150,7 @@ layerSuite("operator's commands", recording(embedded()), (it) => {
           0,
           {
             user_id: "w",
+            other_ids: [],
             erased_at: expect.any(String),
             interactions: 1,
             embedding: true,

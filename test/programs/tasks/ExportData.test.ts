@@ -14,6 +14,7 @@ import {
 } from "../../../src/programs/tasks/ExportData.ts"
 import { importInteractions } from "../../../src/programs/tasks/ImportInteractions.ts"
 import { fold } from "../../../src/services/model/Fold.ts"
+import * as Interaction from "../../../src/services/model/Interaction.ts"
 import type { UserEmbedding } from "../../../src/services/model/UserEmbedding.ts"
 import * as Vector from "../../../src/services/model/Vector.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
@@ -199,9 +200,11 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const user = "u-1007"
+        const guest = "guest-1007"
         const interactions = [
-          search(user, 'a "quoted" phrase', new Date(minutes(1)).toISOString()),
+          search(guest, 'a "quoted" phrase', new Date(minutes(1)).toISOString()),
           product(user, "product_click", "p-1", new Date(minutes(2)).toISOString()),
+          Interaction.merge(user, guest, new Date(minutes(3)).toISOString()),
         ]
         yield* log.append(
           [
@@ -216,10 +219,11 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
           })),
         )
         const file = fresh("json")
-        const done = yield* exportUser({ user, out: Option.some(file), progress: () => Effect.void })
+        const options = { out: Option.some(file), progress: () => Effect.void }
+        const done = yield* exportUser({ ...options, user: guest })
         expect(done).toEqual({
           user_id: user,
-          interactions: 2,
+          interactions: 3,
           embedding: true,
           dead_letters: 0,
           files: [file],
@@ -228,6 +232,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
         expect(document.interactions.map((one: { message_id: string }) => one.message_id)).toEqual(
           interactions.map(({ message_id }) => message_id),
         )
+        expect(document.aliases).toEqual([guest])
         expect(bits(document.embedding.embedding)).toBe(bits(all[7]!.embedding))
         const unknown = fresh("json")
         yield* exportUser({ user: "u-nobody", out: Option.some(unknown), progress: () => Effect.void })

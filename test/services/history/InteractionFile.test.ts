@@ -284,6 +284,14 @@ describe("encoding", () => {
     },
   )
 
+  test.each(["jsonl", "csv"] as const)("a merge that is exported as %s is imported as it was", (format) => {
+    const columns = InteractionFile.header(InteractionFile.csvHeader, ",")
+    const interaction = Interaction.merge("u", "guest-1", "2026-01-31T12:00:00.000Z", { device: "phone" })
+    const line = InteractionFile.encode(format, { id: 1, interaction, trace: null, recordedAt: now })
+    const decode = InteractionFile.decoder({ ...plain, format }, columns, defaults)
+    expect(accepted(decode(line, now)).interaction).toEqual(interaction)
+  })
+
   test.each(["jsonl", "csv"] as const)("what is exported as %s is imported as it was", (format) => {
     const columns = InteractionFile.header(InteractionFile.csvHeader, ",")
     const decode = InteractionFile.decoder({ ...plain, format }, columns, defaults)

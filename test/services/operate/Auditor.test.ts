@@ -264,7 +264,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         const late = search("erased", "late", day(8))
         yield* lose(late)
         const erased_to = yield* log.maxId
-        const token = yield* log.beginErasure("erased")
+        const token = (yield* log.beginErasure(["erased"])).token
         yield* users.erase("erased", { erased_at: Date.now(), erased_to })
         yield* log.erase("erased", erased_to - 1)
         expect(ids(yield* detailed("erased"), "not_erased")).toEqual([late.message_id])

@@ -87,6 +87,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         const { erased_at, ...report } = yield* erase("gone")
         expect(report).toEqual({
           user_id: "gone",
+          other_ids: [],
           interactions: 701,
           embedding: true,
           phrases: 9,
@@ -245,7 +246,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         yield* record(search("late", "boat", at(7)))
         yield* published
         const [late] = (yield* rows("late")).filter(({ interaction }) => interaction.occurred_at === at(7))
-        const token = yield* log.beginErasure("late")
+        const token = (yield* log.beginErasure(["late"])).token
         const erased_to = yield* log.maxId
         yield* users.erase("late", { erased_at: Date.now(), erased_to })
         yield* log.erase("late", late!.id - 1)
@@ -337,7 +338,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
             let after: Array<string> | undefined
             const steps = [
               Effect.gen(function* () {
-                const token = yield* log.beginErasure(user)
+                const token = (yield* log.beginErasure([user])).token
                 erasure = { ...erasure, token, erased_to: yield* log.maxId }
               }),
               Effect.suspend(() =>
@@ -489,7 +490,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           yield* record(...searches(user, 5))
           yield* workedOff
           const erased_to = yield* log.maxId
-          yield* log.beginErasure(user)
+          yield* log.beginErasure([user])
           yield* users.erase(user, { erased_at: Date.now(), erased_to })
           if (steps > 1) yield* log.erase(user, erased_to)
           expect(yield* sweep(Duration.zero)).toBe(0)

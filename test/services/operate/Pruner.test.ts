@@ -263,11 +263,11 @@ const suite = (
         yield* act([...history(user), ...history(other)])
         const before = yield* answersOf(other)
         yield* pruneTo(1_000)
-        expect((yield* log.pruned.checkpoints(user))[0]?.rows).toBe(14)
+        expect((yield* log.pruned.checkpoints([user]))[0]?.rows).toBe(14)
         yield* (yield* Eraser.Eraser).erase(user)
-        expect(yield* log.pruned.checkpoints(user)).toEqual([])
-        expect(yield* log.pruned.products(user)).toEqual([])
-        expect(Chunk.toArray(yield* Stream.runCollect(log.pruned.idsOf(user))).flat()).toEqual([])
+        expect(yield* log.pruned.checkpoints([user])).toEqual([])
+        expect(yield* log.pruned.products([user])).toEqual([])
+        expect(Chunk.toArray(yield* Stream.runCollect(log.pruned.idsOf([user]))).flat()).toEqual([])
         const { popularity } = yield* answersOf(other)
         expect(popularity.map(([count]) => count)).toEqual(
           before.popularity.map(([count], index) => count! - [2, 2, 2, 1][index]!),
@@ -383,6 +383,33 @@ const suite = (
         expect(yield* audited).toEqual({ extra: 0, missing: 0 })
       }))
 
+    it("a merge takes the pruned events of a guest over", () =>
+      Effect.gen(function* () {
+        yield* shop
+        const log = yield* InteractionLog
+        const [guest, customer] = ["guest", "customer"]
+        const events = [...history(guest), ...history(customer)]
+        yield* act(events)
+        yield* pruneTo(70)
+        yield* act([Interaction.merge(customer, guest, at(600))])
+        const check = Effect.fnUntraced(function* () {
+          yield* expectSum(customer, events)
+          expect(yield* audited).toEqual({ extra: 0, missing: 0 })
+          yield* (yield* Rebuilder.Rebuilder).rebuild({ user: customer })
+          yield* expectSum(customer, events)
+          const { counts, again } = yield* answersOf(customer)
+          expect(counts["p-0 product_view"]).toBe(2)
+          expect(again[0]?.purchases).toBe(2)
+        })
+        yield* check()
+        yield* pruneTo(1_000)
+        // The row of the merge stays.
+        expect(yield* rowsOf(customer)).toHaveLength(1)
+        yield* check()
+        yield* (yield* Eraser.Eraser).erase(guest)
+        expect(yield* log.pruned.checkpoints([guest, customer])).toEqual([])
+      }))
+
     it("a slice is not pruned if a row is gone, taken back or behind an erasure since it was read", () =>
       Effect.gen(function* () {
         yield* shop
@@ -408,9 +435,9 @@ const suite = (
         expect(yield* prune([...ids, 1e9])).toBe(false)
         yield* act([Interaction.retract(history(user)[0]!)])
         expect(yield* prune(ids)).toBe(false)
-        const token = yield* log.beginErasure(user)
+        const { token } = yield* log.beginErasure([user])
         expect(yield* prune(ids.slice(1))).toBe(false)
-        expect(yield* log.pruned.checkpoints(user)).toEqual([])
+        expect(yield* log.pruned.checkpoints([user])).toEqual([])
         expect(yield* rowsOf(user)).toHaveLength(15)
         yield* log.forgetErasure({ user_id: user, token, ageMillis: 0, hasSurvivors: false })
         expect(yield* prune(ids.slice(1))).toBe(true)

@@ -112,6 +112,27 @@ const productFacts = statements([
     WHERE deleted_at IS NOT NULL`,
 ])
 
+/** Copies the table for the same reason. */
+const links = statements([
+  `CREATE TABLE user_embeddings_2 (
+    user_id TEXT PRIMARY KEY,
+    version INTEGER NOT NULL,
+    archived INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    erased_at INTEGER NOT NULL,
+    erased_to INTEGER NULL,
+    links TEXT NULL,
+    facts TEXT NULL,
+    applied BLOB NOT NULL,
+    embedding BLOB NULL
+  )`,
+  `INSERT INTO user_embeddings_2
+     SELECT user_id, version, archived, generation, erased_at, erased_to, NULL, facts, applied, embedding
+     FROM user_embeddings`,
+  "DROP TABLE user_embeddings",
+  "ALTER TABLE user_embeddings_2 RENAME TO user_embeddings",
+])
+
 export const embedded: Migrations = {
   table: "migrations_embedded",
   steps: {
@@ -122,5 +143,6 @@ export const embedded: Migrations = {
     "0005_product_stamps": productStamps,
     "0006_erasures": erasures,
     "0007_product_facts": productFacts,
+    "0008_links": links,
   },
 }

@@ -200,6 +200,42 @@ const references = Effect.gen(function* () {
   })
 })
 
+const userAliases = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql.onDialectOrElse({
+    mysql: () => sql`
+      CREATE TABLE IF NOT EXISTS user_aliases (
+        alias VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
+        user_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+        message_id CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+        KEY user_aliases_user (user_id)
+      ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4`,
+    orElse: () =>
+      Effect.all([
+        sql`CREATE TABLE IF NOT EXISTS user_aliases (
+          alias TEXT NOT NULL PRIMARY KEY, user_id TEXT NOT NULL, message_id TEXT NOT NULL)`,
+        sql`CREATE INDEX IF NOT EXISTS user_aliases_user ON user_aliases (user_id)`,
+      ]),
+  })
+})
+
+const orderRefunds = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql.onDialectOrElse({
+    mysql: () => sql`
+      CREATE TABLE IF NOT EXISTS order_refunds (
+        user_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+        order_id VARCHAR(128) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
+        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+        PRIMARY KEY (user_id, order_id, product_id)
+      ) ENGINE = InnoDB`,
+    orElse: () => sql`
+      CREATE TABLE IF NOT EXISTS order_refunds (
+        user_id TEXT NOT NULL, order_id TEXT NOT NULL, product_id TEXT NOT NULL,
+        PRIMARY KEY (user_id, order_id, product_id))`,
+  })
+})
+
 /** What is kept of pruned rows: see SqlCheckpoints.ts. */
 const pruned = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
@@ -255,6 +291,8 @@ export const interactionLog: Migrations = {
     "0003_history_covers_products": historyCoversProducts,
     "0004_product_tally": productTally,
     "0005_references": references,
-    "0007_pruned": pruned,
+    "0006_user_aliases": userAliases,
+    "0007_order_refunds": orderRefunds,
+    "0008_pruned": pruned,
   },
 }
