@@ -113,7 +113,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
             expect(turns).toBeGreaterThan(1)
             const rebuilder = yield* Rebuilder.Rebuilder
             for (const [index, user] of users.entries()) {
-              yield* rebuilder.rebuild({ user })
+              expect((yield* rebuilder.rebuild({ user })).failures).toEqual([])
               const rebuilt = yield* embeddingOf(user)
               const { embedding, event_count, mass, recent } = before[index]!
               expect(rebuilt).toMatchObject({ event_count, recent, mass: expect.closeTo(mass, 3) })
