@@ -202,7 +202,7 @@ const mayPrune = Effect.fnUntraced(function* (table: Table, { again, ids, parts 
   const all = [...ids, ...again]
   const found = yield* sql`SELECT id FROM ${name} WHERE ${sql.in("id", all)} ${lock}`.unprepared
   const retractions = yield* sql`
-    SELECT r.id FROM ${takenBack(table)} WHERE ${sql.in("e.id", all)}`.unprepared
+    SELECT r.id FROM ${takenBack(table)} WHERE ${sql.in("e.id", ids)}`.unprepared
   const known = parts.flatMap(({ interactions }) =>
     interactions.filter(({ reference }) => reference !== null),
   )

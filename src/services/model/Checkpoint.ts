@@ -6,10 +6,9 @@ import { Effect } from "effect"
 import * as AppliedIds from "./AppliedIds.ts"
 import { counterOf } from "./EventTypes.ts"
 import { Fingerprint } from "./Fingerprint.ts"
-import { asOf, decay, describeWeights, type Event, type FoldSettings, fold, weightOf } from "./Fold.ts"
+import { combine, decay, describeWeights, type Event, type FoldSettings, fold, weightOf } from "./Fold.ts"
 import type { EventType, Interaction, ProductId, UserId } from "./Interaction.ts"
 import type { UserEmbedding } from "./UserEmbedding.ts"
-import * as Vector from "./Vector.ts"
 
 export interface PrunedIds {
   readonly user_id: UserId
@@ -122,31 +121,10 @@ export const total = (
   user_id: UserId,
   all: ReadonlyArray<UserEmbedding>,
   { weights }: FoldSettings,
+  now: number,
 ): UserEmbedding | undefined => {
-  const at = Math.max(...all.map(({ last_updated }) => last_updated))
-  const [first, ...others] = all.map((one) => asOf(one, at))
+  const [first, ...others] = all
   if (first === undefined) return undefined
-  const sum = Vector.beginSum(first.embedding, first.mass)
-  for (const { embedding, mass } of others) Vector.addScaled(sum, mass, embedding)
-  const mass = Vector.norm(sum)
-  const metadata = { ...first.metadata, ...addCounters(all), weights: describeWeights(weights) }
-  return {
-    ...first,
-    user_id,
-    embedding: mass > 0 ? Vector.divide(sum, mass) : first.embedding,
-    mass,
-    total_weight: all.map((one) => asOf(one, at).total_weight).reduce((a, b) => a + b),
-    event_count: all.reduce((sum, { event_count }) => sum + event_count, 0),
-    metadata,
-  }
+  const sum = others.reduce((sum, one) => combine(sum, one, now), first)
+  return { ...sum, user_id, metadata: { ...sum.metadata, weights: describeWeights(weights) } }
 }
-
-/** The counters of all types, added. */
-export const addCounters = (all: ReadonlyArray<UserEmbedding>) => {
-  const counters: Record<`${string}_count`, number> = {}
-  for (const { metadata } of all)
-    for (const [name, value] of Object.entries(metadata))
-      if (isCounter(name)) counters[name] = (counters[name] ?? 0) + Number(value)
-  return counters
-}
-const isCounter = (name: string): name is `${string}_count` => name.endsWith("_count")

@@ -165,9 +165,6 @@ export const combine = (a: UserEmbedding, b: UserEmbedding, now: number): UserEm
   Vector.addScaled(sum, right.mass, right.embedding)
   const length = Vector.norm(sum)
   const isCancelled = !(length > cancelled * (left.mass + right.mass))
-  const counters: Record<`${string}_count`, number> = { ...a.metadata }
-  for (const [name, value] of Object.entries(b.metadata))
-    if (isCounter(name)) counters[name] = (counters[name] ?? 0) + Number(value)
   const { decay_lambda, last_recalculation, weights } = a.metadata
   const isSame = weights === b.metadata.weights && decay_lambda === b.metadata.decay_lambda
   const combined: UserEmbedding = {
@@ -179,18 +176,23 @@ export const combine = (a: UserEmbedding, b: UserEmbedding, now: number): UserEm
     created_at: Math.min(a.created_at, b.created_at),
     updated_at: now,
     metadata: {
-      ...counters,
+      ...addCounters([a, b]),
       decay_lambda,
       last_recalculation: Math.min(last_recalculation, b.metadata.last_recalculation),
       ...(weights !== undefined && { weights: isSame ? weights : mixedWeights }),
     },
   }
-  return withRecent(
-    combined,
-    [...a.recent, ...b.recent].sort((one, other) => chronological(other, one)),
-  )
+  return withRecent(combined, [...a.recent, ...b.recent])
 }
 
+/** The counters of all types, added. */
+export const addCounters = (all: ReadonlyArray<UserEmbedding>) => {
+  const counters: Record<`${string}_count`, number> = {}
+  for (const { metadata } of all)
+    for (const [name, value] of Object.entries(metadata))
+      if (isCounter(name)) counters[name] = (counters[name] ?? 0) + Number(value)
+  return counters
+}
 const isCounter = (name: string): name is `${string}_count` => name.endsWith("_count")
 
 const stateOf = (current: UserEmbedding): State => ({

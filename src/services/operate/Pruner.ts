@@ -9,7 +9,7 @@ import * as AppliedIds from "../model/AppliedIds.ts"
 import type { PrunedPart } from "../model/Checkpoint.ts"
 import type { FoldSettings } from "../model/Fold.ts"
 import type { UserId } from "../model/Interaction.ts"
-import { InteractionLog, type InteractionLogError, type LogRow } from "../ports/InteractionLog.ts"
+import { InteractionLog, InteractionLogError, type LogRow } from "../ports/InteractionLog.ts"
 import type { PruneSlice } from "../ports/PrunedRows.ts"
 import {
   loadReadable,
@@ -63,6 +63,8 @@ export class Pruner extends Context.Tag("user-embeddings/Pruner")<
 
 /** Records loaded, and vectors looked up, together. */
 const page = 500
+/** Attempts to prune a slice that other programs change meanwhile. */
+const mostTries = 20
 
 const services = Effect.all({
   log: InteractionLog,
@@ -153,8 +155,10 @@ const plan = Effect.fnUntraced(function* (
 const toParts = Effect.fnUntraced(function* ({ vectors }: Services, { candidates, kept }: Plan) {
   const found = yield* Effect.map(
     Effect.forEach(Arr.chunksOf(candidates, page), (some) =>
+      // Phrases of events that go need not be stored.
       vectors.resolve(
         some.flatMap(({ event, retraction }) => (retraction === undefined ? [event.interaction] : [])),
+        { store: false },
       ),
     ),
     Arr.flatten,
@@ -194,7 +198,7 @@ const pruneSlice = Effect.fnUntraced(function* (
   dryRun: boolean,
 ) {
   const { log } = services
-  while (true) {
+  for (let tries = 1; tries <= mostTries; tries++) {
     const slice = yield* log.pruned.slice(options)
     const planned = yield* plan(services, slice)
     const { again, candidates, kept } = planned
@@ -211,6 +215,8 @@ const pruneSlice = Effect.fnUntraced(function* (
       .filter(({ reference }) => reference !== null).length
     return { upTo: slice.upTo, events: ids.length - retractions, retractions, kept }
   }
+  const cause = `the rows changed during each of ${mostTries} attempts to prune them`
+  return yield* new InteractionLogError({ reason: "conflict", operation: "prune", cause })
 })
 
 const prune = Effect.fn("Pruner.prune")(function* (

@@ -15,6 +15,7 @@ export const load = Effect.fnUntraced(function* (
   log: InteractionLog["Type"],
   { links, user_id }: UserRecord,
   settings: FoldSettings,
+  now: number,
 ) {
   const users = [user_id, ...(links?.aliases ?? []).map((alias) => alias.user_id)]
   const checkpoints = yield* log.pruned.checkpoints(users)
@@ -35,6 +36,7 @@ export const load = Effect.fnUntraced(function* (
       user_id,
       sums.filter((one) => Checkpoint.isUsable(one, settings)),
       settings,
+      now,
     ),
     /** Sums in another space, or of another λ or other weights, and the number of their events. */
     leftOut,
@@ -71,6 +73,7 @@ export const takeBack = Effect.fnUntraced(function* (
   settings: FoldSettings,
   now: number,
 ) {
+  if (retractions.length === 0) return sum
   let left: UserEmbedding | undefined = sum
   const found = yield* vectors.resolve(retractions)
   for (const [index, retraction] of retractions.entries()) {

@@ -6,10 +6,9 @@
 import { Array as Arr, Chunk, Clock, Effect, Either, Exit, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
-import { addCounters } from "../model/Checkpoint.ts"
 import { isErased } from "../model/Erasure.ts"
 import { counterOf } from "../model/EventTypes.ts"
-import { asOf, type Event, type FoldSettings, fold, withRecent } from "../model/Fold.ts"
+import { addCounters, asOf, type Event, type FoldSettings, fold, withRecent } from "../model/Fold.ts"
 import { type Interaction, isRetraction, type Retraction, type UserId } from "../model/Interaction.ts"
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import { InteractionLog, type LogRow } from "../ports/InteractionLog.ts"
@@ -150,6 +149,34 @@ const readPage = Effect.fnUntraced(function* (
 })
 
 /**
+ * Compares the applied ids with the log and the pruned ids. `gone`: applied, and in neither. `stale`: in the overflow, though
+ * the record did not move them there. `unapplied`: pruned ids that are not applied, because MongoDB was restored from a
+ * backup that is older than the prune. A rebuild applies them, because their events are in the sums.
+ */
+const compareIds = Effect.fnUntraced(function* (
+  users: UserEmbeddings["Type"],
+  user_id: UserId,
+  state: AppliedInteractions.AppliedState,
+  pruned: Effect.Effect.Success<ReturnType<typeof PrunedEvents.load>>,
+  inLog: number,
+) {
+  const total = yield* AppliedInteractions.countApplied(users, state)
+  const archived = state.ledgers.reduce((sum, ledger) => sum + ledger.archived, 0)
+  const stale = Math.max(0, total - state.onRecord.size - archived)
+  const gone = total - inLog - stale - pruned.rows
+  const prunedIds: Array<string> = []
+  if (stale > 0 || gone < 0)
+    yield* Stream.runForEach(pruned.ids, (ids) => Effect.sync(() => void prunedIds.push(...ids)))
+  const states = new Map([[user_id, state]])
+  const applied = yield* AppliedInteractions.findApplied(users, postedUnder([user_id], prunedIds), states)
+  return {
+    gone,
+    unapplied: prunedIds.filter((id) => !applied.has(id)),
+    overflow: stale > 0 ? prunedIds.filter((id) => applied.has(id) && !state.onRecord.has(id)) : undefined,
+  }
+})
+
+/**
  * Computes the embedding from the sums of pruned events and the log; `undefined` if all events are taken back. `notFolded`
  * has the applied interactions whose vector is gone, or whose type is no longer configured. `newlyApplied` has the ids that
  * are applied now.
@@ -170,7 +197,7 @@ const compute = Effect.fnUntraced(function* (
   const state = AppliedInteractions.appliedState(record)
   const states = new Map([[user_id, state]])
   const notFolded: Array<Interaction> = []
-  const pruned = yield* PrunedEvents.load(log, record, settings)
+  const pruned = yield* PrunedEvents.load(log, record, settings, now)
   if (pruned.leftOut.length > 0 && !allowMissing)
     return yield* orAllowMissing(
       user_id,
@@ -233,28 +260,15 @@ const compute = Effect.fnUntraced(function* (
   )
   yield* foldPage(last)
   if (yield* pruned.isOutdated) return yield* new LockConflict({ user_id, tries: 1 })
-  if (ofPruned.length > 0 && embedding !== undefined) {
-    const left = yield* PrunedEvents.takeBack(vectors, embedding, ofPruned, settings, now)
-    if (left === undefined && !allowMissing)
-      return yield* orAllowMissing(user_id, "a pruned event cannot be taken back")
-    embedding = left ?? embedding
-  }
-
-  const total = yield* AppliedInteractions.countApplied(users, state)
-  const archived = state.ledgers.reduce((sum, ledger) => sum + ledger.archived, 0)
-  const stale = Math.max(0, total - state.onRecord.size - archived)
-  if (stale > 0)
-    yield* Stream.runForEach(pruned.ids, (ids) =>
-      Effect.sync(() => void overflow.push(...ids.filter((id) => !state.onRecord.has(id)))),
-    )
-  const gone = total - inLog - stale - pruned.rows
-  // MongoDB was restored from a backup that is older than the prune: the sums hold events that are not applied there.
-  if (gone < 0)
-    yield* Stream.runForEach(pruned.ids, (ids) =>
-      Effect.map(AppliedInteractions.findApplied(users, postedUnder([user_id], ids), states), (applied) => {
-        for (const id of ids) if (!applied.has(id)) newlyApplied.add(id)
-      }),
-    )
+  const left = embedding && (yield* PrunedEvents.takeBack(vectors, embedding, ofPruned, settings, now))
+  if (left === undefined && embedding !== undefined && !allowMissing)
+    return yield* orAllowMissing(user_id, "a pruned event cannot be taken back")
+  embedding = left ?? embedding
+  const {
+    gone,
+    overflow: prunedOverflow,
+    unapplied,
+  } = yield* compareIds(users, user_id, state, pruned, inLog)
   if (gone > 0 && !allowMissing)
     return yield* orAllowMissing(user_id, `${gone} applied interactions are no longer in the log`)
   if (embedding === undefined && (notFolded.length > 0 || retracted.size === 0))
@@ -262,8 +276,8 @@ const compute = Effect.fnUntraced(function* (
   return {
     embedding,
     notFolded,
-    newlyApplied: [...newlyApplied],
-    overflow: stale > 0 ? overflow : undefined,
+    newlyApplied: [...newlyApplied, ...unapplied],
+    overflow: prunedOverflow && [...overflow, ...prunedOverflow],
     pruned,
   }
 })
