@@ -59,7 +59,59 @@ const merges = "src/services/update/Merges.ts"
 const doors = "test/layers/http/HttpDoors.test.ts"
 const segment = "test/programs/Segment.test.ts"
 
+const checkpoints = "src/layers/sql/SqlCheckpoints.ts"
+
 export const mutations: ReadonlyArray<Mutation> = [
+  ...[
+    {
+      scenario: "nothing changes but the log",
+      without: "adding the sums to the checkpoint",
+      from: "yield* addToCheckpoints(sql, parts, settings)",
+      to: "",
+    },
+    {
+      scenario: "nothing changes but the log",
+      without: "keeping what was done with products",
+      from: "yield* addToProducts(sql, parts, settings.lambda)",
+      to: "",
+    },
+    {
+      scenario: "nothing changes but the log",
+      without: "counting rows for popularity before they are deleted",
+      from: "yield* keepRows(sql, ids)",
+      to: "",
+    },
+    {
+      scenario: "taken back or behind an erasure",
+      without: "looking again for retractions",
+      from: "&& retractions.length === known.length",
+      to: "",
+    },
+    {
+      scenario: "taken back or behind an erasure",
+      without: "looking again for erasures",
+      from: "&& erased.length === 0",
+      to: "",
+    },
+  ].map((one) => ({ tests: "test/services/operate/Pruner.test.ts", file: checkpoints, ...one })),
+  ...[
+    {
+      scenario: "nothing changes but the log",
+      without: "leaving out rows of pruned events that were posted again",
+      from: "rows: all.filter(({ interaction }) => !pruned.has(AppliedIds.prefix(interaction.message_id))),",
+      to: "rows: all,",
+    },
+    {
+      scenario: "takes the pruned events of a guest over",
+      without: "the checkpoints of aliases",
+      from: "[user_id, ...(links?.aliases ?? []).map((alias) => alias.user_id)]",
+      to: "[user_id]",
+    },
+  ].map((one) => ({
+    tests: "test/services/operate/Pruner.test.ts",
+    file: "src/services/update/PrunedEvents.ts",
+    ...one,
+  })),
   {
     scenario: "newest events of the surviving events",
     tests: takingBack,

@@ -1,7 +1,8 @@
 /** Taking an interaction back, from the request to the recommendations, on both stacks. */
 import { expect } from "bun:test"
-import { Effect } from "effect"
+import { Effect, Layer } from "effect"
 import * as Auditor from "../../src/services/operate/Auditor.ts"
+import * as Pruner from "../../src/services/operate/Pruner.ts"
 import { apiAndWorker, call } from "../support/api.ts"
 import { layerSuite } from "../support/effect.ts"
 import { drained, embeddingOf, eventually, storeProduct } from "../support/pipeline.ts"
@@ -15,7 +16,7 @@ const messageIdOf = (path: string, body: unknown = {}) =>
   Effect.map(post(path, body), ({ json }): string => json.message_id)
 
 const suite = (name: string, stack: typeof embedded) =>
-  layerSuite(name, apiAndWorker(stack(variables)), (it) => {
+  layerSuite(name, Layer.provideMerge(Pruner.layer, apiAndWorker(stack(variables))), (it) => {
     it("a purchase is taken back: 201, then 200; nothing of it is left in what the user gets", () =>
       Effect.gen(function* () {
         yield* storeProduct("tent", "tent for two")
@@ -87,6 +88,28 @@ const suite = (name: string, stack: typeof embedded) =>
           expect((yield* retract("u-3", body)).status).toBe(422)
         const other = { message_id: bought, occurred_at: "2026-01-01T00:00:00Z" }
         expect((yield* retract("u-3", other)).json.errors[0].field).toBe("occurred_at")
+      }))
+
+    it("an event that is pruned from the log can't be taken back: 410", () =>
+      Effect.gen(function* () {
+        const before = "2025-06-01T00:00:00.000Z"
+        const occurred_at = "2025-05-31T23:59:59.999Z"
+        const old = yield* messageIdOf("/api/user/u-8/product/tent/purchase", { occurred_at })
+        const recent = yield* messageIdOf("/api/user/u-8/product/lamp/purchase", { occurred_at: before })
+        yield* drained
+        const report = yield* (yield* Pruner.Pruner).prune({ before })
+        expect(report).toEqual({ before, events: 1, retractions: 0, kept: {} })
+        const refused = yield* post("/api/user/u-8/retractions", { message_id: old })
+        expect(refused).toMatchObject({ status: 410, json: { errors: [{ field: "message_id" }] } })
+        expect(refused.json.detail).toContain("pruned")
+        expect((yield* post("/api/user/u-9/retractions", { message_id: old })).status).toBe(404)
+        const item = { user_id: "u-8", event_type: "retraction", reference: old }
+        expect((yield* post("/api/interactions", [item])).json.results[0].status).toBe(422)
+        const again = yield* call("GET", "/api/user/u-8/buy-again")
+        expect(again.json.items).toHaveLength(2)
+        expect((yield* post("/api/user/u-8/retractions", { message_id: recent })).status).toBe(201)
+        yield* drained
+        expect((yield* call("GET", "/api/user/u-8/embedding")).json).toMatchObject({ event_count: 1 })
       }))
 
     it("items of the bulk route take back what the log has, or what stands before them", () =>

@@ -109,7 +109,7 @@ type Resolve = (
 /** The problem of the retraction route. */
 const refused = ({ detail, field, status }: RetractionRequests.Refusal): Problem => {
   const issue = { field: field === "reference" ? "message_id" : field, detail }
-  return status === 404
+  return status !== 422
     ? new Problem({ status, detail: `${issue.field}: ${detail}`, errors: [issue] })
     : unprocessable([issue])
 }

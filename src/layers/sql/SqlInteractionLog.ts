@@ -38,6 +38,7 @@ import {
   toColumn,
 } from "./InteractionRows.ts"
 import { allAliases, appendMerge, forgetLinks, personOf, withLockedPeople } from "./SqlAliases.ts"
+import { forgetCheckpoints, prunedRows } from "./SqlCheckpoints.ts"
 import { type SqlDialect, SqlReader, SqlServerName } from "./SqlDialect.ts"
 import { effectiveType, forgetRows, sign } from "./SqlProductTally.ts"
 
@@ -110,7 +111,7 @@ const makeTable = (sql: SqlClient.SqlClient, dialect: SqlDialect, server: string
       sql.literal(`${tableName} ${dialect.forceIndex(index)}`),
   }
 }
-type Table = ReturnType<typeof makeTable>
+export type Table = ReturnType<typeof makeTable>
 
 /** Inserts rows, and answers their ids by message id. */
 const insert = ({ dialect, sql, statement }: Table, rows: ReadonlyArray<Row>) => {
@@ -417,8 +418,11 @@ const productEvents = (log: Table) =>
       SELECT product_id, event_type, COUNT(*) AS events FROM ${table}
       WHERE ${ofPerson} AND ${isWanted}
       GROUP BY product_id, event_type`.unprepared.pipe(select("productEvents"))
+    const pruned = yield* sql<ProductEvents>`
+      SELECT product_id, event_type, events FROM pruned_products
+      WHERE ${ofPerson} AND ${isWanted}`.unprepared.pipe(select("productEvents"))
     const [retractions, events] = Arr.partition(rows, ({ event_type }) => event_type !== "retraction")
-    if (retractions.length === 0) return events
+    if (retractions.length === 0) return [...events, ...pruned]
     const type = effectiveType(sql)
     const retracted = yield* sql<ProductEvents>`
       SELECT product_id, ${type} AS event_type, COUNT(*) AS events FROM ${table}
@@ -426,10 +430,11 @@ const productEvents = (log: Table) =>
       GROUP BY product_id, ${type}`.unprepared.pipe(select("productEvents"))
     const key = ({ event_type, product_id }: ProductEvents) => `${product_id} ${event_type}`
     const takenBack = new Map(retracted.map((one) => [key(one), one.events]))
-    return events.flatMap((one) => {
+    const left = events.flatMap((one) => {
       const left = one.events - (takenBack.get(key(one)) ?? 0)
       return left > 0 ? [{ ...one, events: left }] : []
     })
+    return [...left, ...pruned]
   })
 
 const productCounts =
@@ -513,15 +518,18 @@ const erase =
           sql<{ id: number }>`
             SELECT id FROM ${name} WHERE user_id = ${user} AND id <= ${upTo} LIMIT ${rowsPerPage}`,
         )
-        if (rows.length === 0) return erased
+        if (rows.length === 0) break
         const ids = rows.map(({ id }) => id)
         const forget = Effect.zipRight(forgetRows(sql, ids), forgetLinks(sql, user, ids))
         const removed = sql.withTransaction(
           Effect.zipRight(forget, sql`DELETE FROM ${name} WHERE ${sql.in("id", ids)}`.raw),
         )
         erased += dialect.affectedRows(yield* statement("DELETE")(removed))
-        if (rows.length < rowsPerPage) return erased
+        if (rows.length < rowsPerPage) break
       }
+      // After the rows: a prune that runs meanwhile keeps their sums.
+      yield* statement("DELETE")(forgetCheckpoints(sql, user))
+      return erased
     }).pipe(Effect.mapError(portError("erase")))
 
 /** Ids of erasures that have not finished: if one failed half-way, the links between them may be gone. */
@@ -686,6 +694,7 @@ const make = (dialect: SqlDialect) =>
       finishedErasures: finishedErasures(table),
       forgetErasure: forgetErasure(table),
       withLeaderLock: withLeaderLock(table),
+      pruned: prunedRows(table, reads),
     })
   })
 

@@ -62,6 +62,8 @@ interface DayCount {
   readonly event_type: EventType
   readonly day: string
   readonly events: number
+  /** The events, each weighted by exp(−λ · days before `day`). Left out, if all of them occurred on that day. */
+  readonly decayed?: number
 }
 
 /** Adds counts, or takes them away with `sign` −1. */
@@ -72,11 +74,11 @@ const add = (
   sign: 1 | -1,
 ) => {
   const sums = new Map<string, { product_id: string; event_type: string; events: number; decayed: number }>()
-  for (const { day, event_type, events, product_id } of counts) {
+  for (const { day, event_type, events, decayed = events, product_id } of counts) {
     const key = `${product_id} ${event_type}`
     const sum = sums.get(key) ?? { product_id, event_type, events: 0, decayed: 0 }
     sum.events += sign * events
-    sum.decayed += sign * events * Math.exp(Number(lambda) * (Date.parse(day) / dayMillis - since_day))
+    sum.decayed += sign * decayed * Math.exp(Number(lambda) * (Date.parse(day) / dayMillis - since_day))
     sums.set(key, sum)
   }
   const onConflict = sql.onDialectOrElse({
@@ -139,6 +141,39 @@ export const forgetRows = Effect.fnUntraced(function* (sql: SqlClient.SqlClient,
   yield* sql`UPDATE product_tally_state SET erasures = erasures + 1 WHERE id = 1`.unprepared
 })
 
+/** For the transaction that prunes rows of the log, before it does: the counts keep them, also those not counted yet. */
+export const keepRows = Effect.fnUntraced(function* (sql: SqlClient.SqlClient, ids: ReadonlyArray<number>) {
+  const state = yield* lockState(sql)
+  const counts = yield* countByDay(sql, sql.and([sql.in("id", ids), sql`id > ${state.counted_up_to}`]))
+  if (counts.length > 0) yield* add(sql, counts, state, 1)
+  // Processes that count rows of their own load the stored counts again.
+  yield* sql`UPDATE product_tally_state SET erasures = erasures + 1 WHERE id = 1`.unprepared
+})
+
+/** The pruned events, by product, type and the day of each user's newest. */
+const prunedByDay = (sql: SqlClient.SqlClient, condition: ReturnType<SqlClient.SqlClient["and"]>) => {
+  const day = sql.literal(`FLOOR(newest / ${dayMillis})`)
+  return Effect.map(
+    sql<Omit<DayCount, "day"> & { readonly day: number }>`
+      SELECT product_id, event_type, ${day} AS day, SUM(events) AS events, SUM(decayed) AS decayed
+      FROM pruned_products WHERE ${condition} GROUP BY product_id, event_type, ${day}`.unprepared,
+    Arr.map((count) => ({
+      ...count,
+      day: new Date(Number(count.day) * dayMillis).toISOString(),
+      events: Number(count.events),
+      decayed: Number(count.decayed),
+    })),
+  )
+}
+
+/** For the transaction that removes what is kept of a user's pruned rows: takes them out of the counts. */
+export const forgetPruned = Effect.fnUntraced(function* (sql: SqlClient.SqlClient, user: string) {
+  const state = yield* lockState(sql)
+  const counts = yield* prunedByDay(sql, sql`user_id = ${user}`)
+  if (counts.length > 0) yield* add(sql, counts, state, -1)
+  yield* sql`UPDATE product_tally_state SET erasures = erasures + 1 WHERE id = 1`.unprepared
+})
+
 /** Remembers the greatest id. After {@link settleSeconds}, all rows up to it are settled. */
 const settle = Effect.fnUntraced(function* (sql: SqlClient.SqlClient) {
   const now = sql.onDialectOrElse({
@@ -152,13 +187,15 @@ const settle = Effect.fnUntraced(function* (sql: SqlClient.SqlClient) {
     WHERE id = 1 AND ${due}`.unprepared
 })
 
-/** Another λ begins from the first row. A `since_day` that is too long ago is moved. */
+/** Another λ begins from the pruned rows and the first row. A `since_day` that is too long ago is moved. */
 const prepare = Effect.fnUntraced(function* (sql: SqlClient.SqlClient, lambda: number, today: number) {
   yield* settle(sql)
   const state = yield* lockState(sql)
   if (state.lambda !== String(lambda)) {
     yield* sql`DELETE FROM product_tally`.unprepared
-    return { ...state, counted_up_to: 0, lambda: String(lambda), since_day: today }
+    const begun = { ...state, counted_up_to: 0, lambda: String(lambda), since_day: today }
+    yield* add(sql, yield* prunedByDay(sql, sql`TRUE`), begun, 1)
+    return begun
   }
   const exponent = lambda * (today - state.since_day)
   if (exponent <= greatestExponent) return state

@@ -10,6 +10,7 @@ import { generate } from "./Generate.ts"
 import { imports } from "./Import.ts"
 import { products } from "./Products.ts"
 import { doctor, setup } from "./Provision.ts"
+import { prune } from "./Prune.ts"
 import { rebuild } from "./Rebuild.ts"
 import { replay } from "./Replay.ts"
 import { api, relay, up, worker } from "./Serve.ts"
@@ -36,6 +37,7 @@ export const program = Command.make("user-embeddings").pipe(
     replay,
     rebuild,
     audit,
+    prune,
     generate,
   ]),
 )

@@ -91,6 +91,7 @@ export const exportUser = Effect.fn("exportUser")(function* (options: {
     ...embeddingJson(record.embedding, record.version),
     embedding: Array.from(record.embedding.embedding),
   }
+  const checkpoints = yield* log.pruned.checkpoints(ids)
   const deadLetters = yield* Effect.forEach(ids, (id) => showDeadLetters({ user: id }))
   const output = yield* openLines(out)
   const head = JSON.stringify({
@@ -99,6 +100,11 @@ export const exportUser = Effect.fn("exportUser")(function* (options: {
     exported_at: new Date(yield* Clock.currentTimeMillis).toISOString(),
     embedding: embedding ?? null,
     dead_letters: deadLetters.flat(),
+    pruned: checkpoints.map(({ rows, sums }) => ({
+      rows,
+      sums: sums && { ...sums, embedding: Array.from(sums.embedding) },
+    })),
+    pruned_products: yield* log.pruned.products(ids),
   })
   yield* output.write(`${head.slice(0, -1)},"interactions":[`)
   let exported = 0

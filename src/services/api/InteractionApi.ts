@@ -112,7 +112,7 @@ const interactions = HttpApiGroup.make("interactions")
       .setPayload(RetractionBody)
       .addSuccess(Recorded, { status: 201 })
       .addSuccess(Recorded, { status: 200 })
-      .addError(problems(404, 429))
+      .addError(problems(404, 410, 429))
       .annotate(OpenApi.Transform, withIdempotencyKey)
       .annotate(
         OpenApi.Description,

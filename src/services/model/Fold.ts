@@ -165,9 +165,6 @@ export const combine = (a: UserEmbedding, b: UserEmbedding, now: number): UserEm
   Vector.addScaled(sum, right.mass, right.embedding)
   const length = Vector.norm(sum)
   const isCancelled = !(length > cancelled * (left.mass + right.mass))
-  const counters: Record<`${string}_count`, number> = { ...a.metadata }
-  for (const [name, value] of Object.entries(b.metadata))
-    if (isCounter(name)) counters[name] = (counters[name] ?? 0) + Number(value)
   const { decay_lambda, last_recalculation, weights } = a.metadata
   const isSame = weights === b.metadata.weights && decay_lambda === b.metadata.decay_lambda
   const combined: UserEmbedding = {
@@ -179,18 +176,23 @@ export const combine = (a: UserEmbedding, b: UserEmbedding, now: number): UserEm
     created_at: Math.min(a.created_at, b.created_at),
     updated_at: now,
     metadata: {
-      ...counters,
+      ...addCounters([a, b]),
       decay_lambda,
       last_recalculation: Math.min(last_recalculation, b.metadata.last_recalculation),
       ...(weights !== undefined && { weights: isSame ? weights : mixedWeights }),
     },
   }
-  return withRecent(
-    combined,
-    [...a.recent, ...b.recent].sort((one, other) => chronological(other, one)),
-  )
+  return withRecent(combined, [...a.recent, ...b.recent])
 }
 
+/** The counters of all types, added. */
+export const addCounters = (all: ReadonlyArray<UserEmbedding>) => {
+  const counters: Record<`${string}_count`, number> = {}
+  for (const { metadata } of all)
+    for (const [name, value] of Object.entries(metadata))
+      if (isCounter(name)) counters[name] = (counters[name] ?? 0) + Number(value)
+  return counters
+}
 const isCounter = (name: string): name is `${string}_count` => name.endsWith("_count")
 
 const stateOf = (current: UserEmbedding): State => ({
@@ -280,6 +282,7 @@ export const unfold = (
   vector: Float32Array,
   { lambda, weights }: FoldSettings,
   now: number,
+  leastShare = preciseShare,
 ): UserEmbedding | undefined => {
   const type = retractedType(retraction)
   const at = Date.parse(retraction.occurred_at)
@@ -287,7 +290,7 @@ export const unfold = (
   const sum = Vector.beginSum(current.embedding, current.mass)
   Vector.addScaled(sum, -take, vector)
   const length = Vector.norm(sum)
-  if (!(length > preciseShare * (current.mass + Math.abs(take)))) return undefined
+  if (!(length > leastShare * (current.mass + Math.abs(take)))) return undefined
   const counter = counterOf(type)
   const left = {
     ...current,
@@ -302,10 +305,14 @@ export const unfold = (
   return current.recent.every(isLeft) ? left : withRecent(left, current.recent.filter(isLeft))
 }
 
-/** With these newest events, newest first. */
-export const withRecent = (embedding: UserEmbedding, newest: ReadonlyArray<RecentEvent>): UserEmbedding => {
-  const recent = newest.slice(0, recentEvents).map(remember)
-  const { event_type: last_event_type, message_id: last_event_id } = recent[0]!
+/** With the newest of these events, which are in any order. There may be none, if the older ones are pruned. */
+export const withRecent = (embedding: UserEmbedding, events: ReadonlyArray<RecentEvent>): UserEmbedding => {
+  const distinct = new Map(events.map((event) => [event.message_id, remember(event)]))
+  const recent = [...distinct.values()].sort((a, b) => chronological(b, a)).slice(0, recentEvents)
+  const { event_type: last_event_type, message_id: last_event_id } = recent[0] ?? {
+    event_type: embedding.last_event_type,
+    message_id: embedding.last_event_id,
+  }
   return { ...embedding, recent, last_event_type, last_event_id }
 }
 

@@ -7,14 +7,17 @@
 import { Array as Arr, Chunk, Context, Effect, Layer, Order, Schema, Stream } from "effect"
 import { type Alias, hasAlias, ledgersOf } from "../model/Aliases.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
+import type { PrunedIds } from "../model/Checkpoint.ts"
 import { type Erasure, isErased, type Recorded } from "../model/Erasure.ts"
 import { isReferenceEventType } from "../model/EventTypes.ts"
+import { Fingerprint } from "../model/Fingerprint.ts"
 import { type EventType, type Interaction, isMerge, isRetraction, type UserId } from "../model/Interaction.ts"
 import { content, DeadLetters, type DeadLettersError } from "../ports/DeadLetters.ts"
 import { InteractionLog, type InteractionLogError, type LogRow } from "../ports/InteractionLog.ts"
 import { type Depths, InteractionQueue, type InteractionQueueError } from "../ports/InteractionQueue.ts"
 import { PhraseEmbedder } from "../ports/PhraseEmbedder.ts"
 import { ProductEmbeddings, type ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
+import { postedUnder } from "../ports/PrunedRows.ts"
 import type { Bookkeeping, UserEmbeddingsError, UserRecord } from "../ports/UserEmbeddings.ts"
 import { loadReadable, UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import * as AppliedInteractions from "../update/AppliedInteractions.ts"
@@ -35,7 +38,7 @@ export interface AuditReport {
   readonly users: number
   /** Users without missing, extra and unerased interactions. */
   readonly consistent: number
-  /** In the log, not applied, and explained by none of the states below. */
+  /** In the log or pruned, not applied, and explained by none of the states below. */
   readonly missing: number
   /** Applied but not in the log, or counted in `event_count` without an id. */
   readonly extra: number
@@ -157,9 +160,10 @@ class Findings {
     if (this.counts[state] <= mostDetails) this.details?.push({ ...facts, state })
   }
 
-  addExtra(user_id: UserId, message_id: string): void {
+  /** Of an interaction without a row. */
+  addUnknown(state: "missing" | "extra", user_id: UserId, message_id: string): void {
     const unknown = { event_type: null, product_id: null, occurred_at: null, logId: null, recordedAt: 0 }
-    this.add("extra", { user_id, posted_as: user_id, message_id, ...unknown })
+    this.add(state, { user_id, posted_as: user_id, message_id, ...unknown })
   }
 
   addUnexplained(row: Unapplied): void {
@@ -199,51 +203,34 @@ class Findings {
 // ---------------------------------------------------------------------------------------------------------
 // All users: which of them differ
 
-/** Count and XOR of 128-bit ids: the same for the same set, in any order. */
-class Fingerprint {
-  count = 0
-  private a = 0
-  private b = 0
-  private c = 0
-  private d = 0
-
-  constructor(ids = AppliedIds.none) {
-    this.add(ids)
-  }
-
-  add(ids: AppliedIds.AppliedIds, from = 0, to = AppliedIds.count(ids)): void {
-    const words = new DataView(ids.buffer, ids.byteOffset, ids.byteLength)
-    for (
-      let at = from * AppliedIds.prefixBytes;
-      at < to * AppliedIds.prefixBytes;
-      at += AppliedIds.prefixBytes
-    ) {
-      this.a ^= words.getInt32(at)
-      this.b ^= words.getInt32(at + 4)
-      this.c ^= words.getInt32(at + 8)
-      this.d ^= words.getInt32(at + 12)
-    }
-    this.count += to - from
-  }
-
-  addAll({ a, b, c, count, d }: Fingerprint): void {
-    this.a ^= a
-    this.b ^= b
-    this.c ^= c
-    this.d ^= d
-    this.count += count
-  }
-
-  equals({ a, b, c, count, d }: Fingerprint): boolean {
-    return this.count === count && this.a === a && this.b === b && this.c === c && this.d === d
-  }
-}
-
+/** The rows of a user: those in the log, and those that are pruned. */
 interface Logged {
   readonly user_id: UserId
   readonly ids: Fingerprint
   /** How many of the ids are of no event that counts: merges, retractions and what they take back. */
   uncounted: number
+}
+
+/** Adds the pruned rows. An id that is in both cancels itself out of the XOR, so its user is compared id by id. */
+const withPruned = <E1, E2>(log: Stream.Stream<Logged, E1>, pruned: Stream.Stream<PrunedIds, E2>) => {
+  const toLogged = ({ fingerprint, retractions, rows, user_id }: PrunedIds): Logged => {
+    const ids = new Fingerprint()
+    ids.addSet(rows, fingerprint)
+    return { user_id, ids, uncounted: 2 * retractions }
+  }
+  return Stream.map(log, (one) => [one.user_id, one] as const).pipe(
+    Stream.zipAllSortedByKeyWith({
+      other: Stream.map(pruned, (one) => [one.user_id, toLogged(one)] as const),
+      order: Order.string,
+      onSelf: (logged: Logged) => logged,
+      onOther: (logged: Logged) => logged,
+      onBoth: (logged: Logged, pruned: Logged): Logged => {
+        logged.ids.addAll(pruned.ids)
+        return { ...logged, uncounted: logged.uncounted + pruned.uncounted }
+      },
+    }),
+    Stream.map(([, logged]) => logged),
+  )
 }
 
 /** Ids in the order of users → one fingerprint per user. */
@@ -369,7 +356,9 @@ const auditAllUsers = Effect.fnUntraced(function* (
   const people = yield* readPeople(services)
   /** People with several ids, which stand apart in the order of ids. */
   const merged = new Map<UserId, Tally>()
-  yield* joinByUser(fingerprintUsers(services.log.messageIds, progress), services.users.bookkeeping).pipe(
+  const { log, users } = services
+  const logged = withPruned(fingerprintUsers(log.messageIds, progress), log.pruned.allIds)
+  yield* joinByUser(logged, users.bookkeeping).pipe(
     Stream.mapConcat((both) => {
       const owner = people.ownerOf(both.user_id)
       const tally = addTo(merged.get(owner) ?? emptyTally(owner), both)
@@ -424,15 +413,34 @@ const splitApplied = Effect.fnUntraced(function* <
   return { applied, unapplied, erased }
 })
 
+/** The person's pruned rows. */
+const readPruned = Effect.fnUntraced(function* ({ log }: Services, ids: ReadonlyArray<UserId>) {
+  const checkpoints = yield* log.pruned.checkpoints(ids)
+  const rows = checkpoints.reduce((sum, { rows }) => sum + rows, 0)
+  return {
+    ids,
+    rows,
+    retractions: checkpoints.reduce((sum, { retractions }) => sum + retractions, 0),
+    /** The prefixes of those of these ids that are pruned. */
+    among: (wanted: ReadonlyArray<string>) =>
+      rows === 0
+        ? Effect.succeed<ReadonlySet<string>>(new Set())
+        : log.pruned.among(postedUnder(ids, wanted)),
+  }
+})
+
 /**
  * The records are read before the log, because a row is written before it is applied. `unchanged` is false when a record
- * has changed at the end: then ids may have moved to the overflow, and would be overlooked or counted twice.
+ * or a checkpoint has changed at the end: then ids may have moved to the overflow, or rows to the checkpoint, and would be
+ * overlooked or counted twice. Rows of events that were pruned and posted again are left out.
  */
 const readUser = Effect.fnUntraced(function* (services: Services, user: UserId) {
   const { log, users } = services
-  const wanted = new Map([[user, (yield* log.person(user)).ids]])
+  const { ids } = yield* log.person(user)
+  const wanted = new Map([[user, ids]])
   const states = yield* loadStates(services, wanted)
   const state = states.get(user)!
+  const pruned = yield* readPruned(services, ids)
   let applied = 0
   const unapplied: Array<LogRow> = []
   const erased: Array<LogRow> = []
@@ -442,8 +450,14 @@ const readUser = Effect.fnUntraced(function* (services: Services, user: UserId) 
   yield* log.stream({ user }).pipe(
     Stream.map((row) => ({ row, ...toUnapplied(row, user) })),
     Stream.grouped(page),
+    Stream.map(Chunk.toReadonlyArray),
+    Stream.mapEffect((rows) =>
+      Effect.map(pruned.among(rows.map(({ message_id }) => message_id)), (again) =>
+        rows.filter(({ message_id }) => !again.has(AppliedIds.prefix(message_id))),
+      ),
+    ),
     Stream.runForEach((rows) =>
-      Effect.map(splitApplied(services, Chunk.toReadonlyArray(rows), states), (part) => {
+      Effect.map(splitApplied(services, rows, states), (part) => {
         applied += part.applied.length
         for (const { row } of part.applied) {
           if (isRetraction(row.interaction)) retracted.push(AppliedIds.prefix(row.interaction.reference))
@@ -456,17 +470,19 @@ const readUser = Effect.fnUntraced(function* (services: Services, user: UserId) 
   )
   const total = yield* AppliedInteractions.countApplied(users, state)
   // An erasure during the retraction may have deleted the row of what it takes back.
-  const existing = yield* log.existingIds(retracted)
+  const existing = (yield* log.existingIds(retracted)).union(yield* pruned.among(retracted))
   const withoutRow = new Set(retracted.filter((id) => !existing.has(id)))
   const { version } = (yield* loadStates(services, wanted)).get(user)!
+  const { rows } = yield* readPruned(services, ids)
   return {
     state,
+    pruned,
     unapplied,
     erased,
     withoutRow,
-    events: total - 2 * retracted.length - merges,
-    extra: total - applied - withoutRow.size,
-    unchanged: version === state.version,
+    events: total - 2 * (retracted.length + pruned.retractions) - merges,
+    extra: total - applied - withoutRow.size - pruned.rows,
+    unchanged: version === state.version && rows === pruned.rows,
   }
 })
 
@@ -474,14 +490,32 @@ const findExtraIds = (
   { log, users }: Services,
   findings: Findings,
   user: UserId,
-  { state, withoutRow }: Effect.Effect.Success<ReturnType<typeof readUser>>,
+  { pruned, state, withoutRow }: Effect.Effect.Success<ReturnType<typeof readUser>>,
 ) =>
   Stream.make([...state.onRecord]).pipe(
     Stream.concat(AppliedInteractions.overflowIds(users, state)),
     Stream.runForEach((ids) =>
-      Effect.map(log.existingIds(ids), (existing) => {
-        for (const id of ids) if (!existing.has(id) && !withoutRow.has(id)) findings.addExtra(user, id)
+      Effect.zipWith(log.existingIds(ids), pruned.among(ids), (existing, pruned) => {
+        for (const id of ids)
+          if (!existing.has(id) && !pruned.has(id) && !withoutRow.has(id))
+            findings.addUnknown("extra", user, id)
       }),
+    ),
+  )
+
+/** MongoDB was restored from a backup that is older than the prune. A rebuild takes the sums over. */
+const findUnappliedPruned = (
+  { log, users }: Services,
+  findings: Findings,
+  user: UserId,
+  { pruned, state }: Effect.Effect.Success<ReturnType<typeof readUser>>,
+) =>
+  Stream.runForEach(log.pruned.idsOf(pruned.ids), (ids) =>
+    Effect.map(
+      AppliedInteractions.findApplied(users, postedUnder([user], ids), new Map([[user, state]])),
+      (applied) => {
+        for (const id of ids) if (!applied.has(id)) findings.addUnknown("missing", user, id)
+      },
     ),
   )
 
@@ -500,9 +534,10 @@ const auditUser = Effect.fnUntraced(function* (
   const stateOfErased = finishedErasures?.has(user) ? "in_flight" : "not_erased"
   for (const row of erased) findings.add(stateOfErased, toUnapplied(row, user))
   if (extra > 0) yield* findExtraIds(services, findings, user, read)
+  if (extra < 0 && unchanged) yield* findUnappliedPruned(services, findings, user, read)
   // A rebuild does not count interactions that the log no longer has, so either count is right.
   const miscounted = [events, events - extra].map((sum) => Math.abs(state.event_count - sum))
-  if (unchanged) for (let i = 0; i < Math.min(...miscounted); i++) findings.addExtra(user, "")
+  if (unchanged) for (let i = 0; i < Math.min(...miscounted); i++) findings.addUnknown("extra", user, "")
   const ids = unapplied.map(({ interaction }) => AppliedIds.prefix(interaction.message_id))
   const inLedger = yield* services.users.findInLedger(
     "skipped",

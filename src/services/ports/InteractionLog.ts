@@ -6,6 +6,7 @@ import { Context, type Effect, Schema, type Stream } from "effect"
 import type { EventType, Interaction, MessageId, ProductId, UserId } from "../model/Interaction.ts"
 import type { TraceContext } from "../Telemetry.ts"
 import { describeFailure, portFailure } from "./PortFailure.ts"
+import type { PrunedRows } from "./PrunedRows.ts"
 
 /** An interaction to append. */
 export interface NewInteraction {
@@ -187,7 +188,7 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     ) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
     /**
      * How many events of each type the user has with each of the products `among`, without those that are taken back; only
-     * events of `types`, if they are given.
+     * events of `types`, if they are given. Pruned events count in entries of their own.
      */
     readonly productEvents: (
       user: UserId,
@@ -219,7 +220,10 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     readonly backlog: Effect.Effect<Backlog, InteractionLogError>
     /** Notes that an erasure of the people with these ids begins, which ends the notes of earlier ones. */
     readonly beginErasure: (users: ReadonlyArray<UserId>) => Effect.Effect<BegunErasure, InteractionLogError>
-    /** Deletes the rows posted under the id, up to the row `upTo`, and the links of merges. Succeeds with their number. */
+    /**
+     * Deletes the rows posted under the id, up to the row `upTo`, the links of merges, and what is kept of pruned rows.
+     * Succeeds with the number of rows.
+     */
     readonly erase: (user: UserId, upTo: number) => Effect.Effect<number, InteractionLogError>
     /**
      * Notes that the rows are deleted. The user's rows with ids up to `renewTo` that are left, and those that become
@@ -242,5 +246,6 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     readonly withLeaderLock: <E, R>(
       effect: Effect.Effect<void, E, R>,
     ) => Effect.Effect<boolean, E | InteractionLogError, R>
+    readonly pruned: PrunedRows
   }
 >() {}

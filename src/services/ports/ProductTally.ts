@@ -1,6 +1,6 @@
 /**
  * Stored counts of the events with each product, so that a start does not read the whole log. Any process may bring them
- * up to date. The counts always equal those of the log's rows up to `countedUpTo`.
+ * up to date. The counts always equal those of the log's rows up to `countedUpTo`, and of all pruned rows.
  */
 import { Context, type Effect } from "effect"
 import type { EventType, ProductId } from "../model/Interaction.ts"
@@ -13,7 +13,7 @@ export interface TallyState {
   readonly settledUpTo: number
   /** The λ of the decayed counts. */
   readonly lambda: string
-  /** Changes with every erasure. */
+  /** Changes with every erasure and every slice of pruned rows. */
   readonly erasures: number
 }
 

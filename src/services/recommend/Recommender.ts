@@ -348,6 +348,16 @@ const buyAgain = Effect.fn("buyAgain")(function* (
     Effect.sync(() => retracted.add(interaction.reference)),
   )
   const bought = new Map<ProductId, { score: number; purchases: number; last: number }>()
+  for (const pruned of yield* log.pruned.products((yield* log.person(user)).ids)) {
+    const { decayed, event_type, events, newest, product_id } = pruned
+    if (event_type !== "product_purchase") continue
+    const { last, purchases, score } = bought.get(product_id) ?? { score: 0, purchases: 0, last: newest }
+    bought.set(product_id, {
+      score: score + decayed * decay(config.lambda, now, newest),
+      purchases: purchases + events,
+      last: Math.max(last, newest),
+    })
+  }
   yield* Stream.runForEach(log.stream({ user, type: "product_purchase" }), ({ interaction }) =>
     Effect.sync(() => {
       const { message_id, occurred_at, product_id } = interaction

@@ -1,25 +1,32 @@
 /** Finds the interactions that requests take back, and makes the retractions. */
 import { Effect, Either } from "effect"
+import { prefix } from "../model/AppliedIds.ts"
 import { type Interaction, type MessageId, retract } from "../model/Interaction.ts"
 import { InteractionLog } from "../ports/InteractionLog.ts"
+import { postedUnder } from "../ports/PrunedRows.ts"
 import type { Submission } from "./InteractionRecorder.ts"
 import type { Requested, RetractionRequest } from "./Submission.ts"
 
 /** Why an interaction can't be taken back. `field` is that of a bulk item. */
 export interface Refusal {
-  readonly status: 404 | 422
+  readonly status: 404 | 410 | 422
   readonly field: "reference" | "occurred_at"
   readonly detail: string
 }
 
 const isRequest = (item: Requested): item is RetractionRequest => "reference" in item
 
+const notFound: Refusal = { status: 404, field: "reference", detail: "is no interaction of this user" }
+const pruned: Refusal = {
+  status: 410,
+  field: "reference",
+  detail: "is pruned from the log, so it can't be taken back any more",
+}
+
 const toSubmission = (
   { idempotencyKey, metadata, occurred_at }: RetractionRequest,
-  taken: Interaction | undefined,
+  taken: Interaction,
 ): Either.Either<Submission, Refusal> => {
-  if (taken === undefined)
-    return Either.left({ status: 404, field: "reference", detail: "is no interaction of this user" })
   if (taken.reference !== null)
     return Either.left({
       status: 422,
@@ -49,10 +56,14 @@ export const resolve = Effect.fnUntraced(function* (items: ReadonlyArray<Request
   for (const item of items) {
     if (isRequest(item)) {
       const taken = before.get(item.reference) ?? found.get(item.reference)?.interaction
-      const isOwn =
-        taken?.user_id === item.user_id ||
-        (taken !== undefined && (yield* log.person(item.user_id)).ids.includes(taken.user_id))
-      resolved.push(toSubmission(item, isOwn ? taken : undefined))
+      const ids = taken?.user_id === item.user_id ? [item.user_id] : (yield* log.person(item.user_id)).ids
+      if (taken !== undefined && ids.includes(taken.user_id)) resolved.push(toSubmission(item, taken))
+      else {
+        const isPruned = (yield* log.pruned.among(postedUnder(ids, [item.reference]))).has(
+          prefix(item.reference),
+        )
+        resolved.push(Either.left(isPruned ? pruned : notFound))
+      }
     } else {
       before.set(item.interaction.message_id, item.interaction)
       resolved.push(Either.right(item))

@@ -71,5 +71,6 @@ export const takeBack = Effect.fnUntraced(function* (
     left = left && vector && unfold(left, retraction, vector, settings, now)
   if (left === undefined || left.recent.length >= Math.min(recentEvents, left.event_count)) return left
   const retracted = new Set(undone.map(({ retraction }) => retraction.reference))
-  return withRecent(left, yield* newestFolded(embedding.user_id, state, retracted))
+  // The log may no longer have all events that are on the document.
+  return withRecent(left, [...left.recent, ...(yield* newestFolded(embedding.user_id, state, retracted))])
 })

@@ -3,19 +3,21 @@
  * the interactions that are applied already, without those that are taken back; the others arrive as messages. If a worker
  * changes the record meanwhile, the version check fails and the rebuild starts again.
  */
-import { Chunk, Clock, Effect, Either, Exit, Schema, Stream } from "effect"
+import { Array as Arr, Chunk, Clock, Effect, Either, Exit, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { isErased } from "../model/Erasure.ts"
 import { counterOf } from "../model/EventTypes.ts"
-import { asOf, type Event, type FoldSettings, fold } from "../model/Fold.ts"
+import { addCounters, asOf, type Event, type FoldSettings, fold, withRecent } from "../model/Fold.ts"
 import { type Interaction, isRetraction, type Retraction, type UserId } from "../model/Interaction.ts"
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import { InteractionLog, type LogRow } from "../ports/InteractionLog.ts"
+import { postedUnder } from "../ports/PrunedRows.ts"
 import { LockConflict, UserEmbeddings, type UserRecord } from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"
 import { type EventVectorError, EventVectors } from "./EventVectors.ts"
+import * as PrunedEvents from "./PrunedEvents.ts"
 
 /** A rebuild would lose something, so the embedding stays as it is. */
 export class CannotRebuild extends Schema.TaggedError<CannotRebuild>()("CannotRebuild", {
@@ -51,7 +53,7 @@ const byInstant = (a: Interaction, b: Interaction): number =>
   a.occurred_at < b.occurred_at ? -1 : a.occurred_at > b.occurred_at ? 1 : 0
 
 /** No retry will find the vector. */
-const isGone = (error: EventVectorError): boolean => {
+export const isGone = (error: EventVectorError): boolean => {
   const { _tag } = RetryPolicies.classify(error)
   return _tag === "Skip" || _tag === "Unrecoverable"
 }
@@ -147,8 +149,37 @@ const readPage = Effect.fnUntraced(function* (
 })
 
 /**
- * Computes the embedding from nothing; `undefined` if all events are taken back. `notFolded` has the applied interactions
- * whose vector is gone, or whose type is no longer configured. `retractions` has the ids of those that are applied now.
+ * Compares the applied ids with the log and the pruned ids. `gone`: applied, and in neither. `stale`: in the overflow, though
+ * the record did not move them there. `unapplied`: pruned ids that are not applied, because MongoDB was restored from a
+ * backup that is older than the prune. A rebuild applies them, because their events are in the sums.
+ */
+const compareIds = Effect.fnUntraced(function* (
+  users: UserEmbeddings["Type"],
+  user_id: UserId,
+  state: AppliedInteractions.AppliedState,
+  pruned: Effect.Effect.Success<ReturnType<typeof PrunedEvents.load>>,
+  inLog: number,
+) {
+  const total = yield* AppliedInteractions.countApplied(users, state)
+  const archived = state.ledgers.reduce((sum, ledger) => sum + ledger.archived, 0)
+  const stale = Math.max(0, total - state.onRecord.size - archived)
+  const gone = total - inLog - stale - pruned.rows
+  const prunedIds: Array<string> = []
+  if (stale > 0 || gone < 0)
+    yield* Stream.runForEach(pruned.ids, (ids) => Effect.sync(() => void prunedIds.push(...ids)))
+  const states = new Map([[user_id, state]])
+  const applied = yield* AppliedInteractions.findApplied(users, postedUnder([user_id], prunedIds), states)
+  return {
+    gone,
+    unapplied: prunedIds.filter((id) => !applied.has(id)),
+    overflow: stale > 0 ? prunedIds.filter((id) => applied.has(id) && !state.onRecord.has(id)) : undefined,
+  }
+})
+
+/**
+ * Computes the embedding from the sums of pruned events and the log; `undefined` if all events are taken back. `notFolded`
+ * has the applied interactions whose vector is gone, or whose type is no longer configured. `newlyApplied` has the ids that
+ * are applied now.
  * `overflow` has the ids that the overflow should have, if it has more than the record moved there: release 0.1.0 could
  * leave ids from before an erasure.
  */
@@ -166,7 +197,15 @@ const compute = Effect.fnUntraced(function* (
   const state = AppliedInteractions.appliedState(record)
   const states = new Map([[user_id, state]])
   const notFolded: Array<Interaction> = []
-  let embedding: UserEmbedding | undefined
+  const pruned = yield* PrunedEvents.load(log, record, settings, now)
+  if (pruned.leftOut.length > 0 && !allowMissing)
+    return yield* orAllowMissing(
+      user_id,
+      `${pruned.leftOutCount} events are pruned from the log, and their sum is of another space, λ, weights or history`,
+    )
+  let embedding = pruned.sum
+  /** Retractions of pruned events. */
+  const ofPruned: Array<Retraction> = []
 
   const retracted = new Set(retractions.map(({ reference }) => reference))
   const appliedBefore = yield* AppliedInteractions.findApplied(users, retractions, states)
@@ -200,14 +239,18 @@ const compute = Effect.fnUntraced(function* (
     Stream.grouped(page),
     Stream.runForEach((chunk) =>
       Effect.gen(function* () {
-        const read = yield* readPage(users, record, state, Chunk.toReadonlyArray(chunk))
+        const page = yield* pruned.withoutPruned(Chunk.toReadonlyArray(chunk))
+        const read = yield* readPage(users, record, state, page.rows)
         inLog += read.applied.length
         for (const { message_id } of read.applied) {
           const id = AppliedIds.prefix(message_id)
           if (!state.onRecord.has(id)) overflow.push(id)
         }
         for (const { message_id } of read.retractions) newlyApplied.add(message_id)
-        const all = [...last, ...[...read.applied, ...read.retractions].sort(byInstant)]
+        const isOfPruned = (one: Interaction): one is Retraction => isRetraction(one) && page.takesBack(one)
+        const [taken, undone] = Arr.partition([...read.applied, ...read.retractions], isOfPruned)
+        ofPruned.push(...undone)
+        const all = [...last, ...taken.sort(byInstant)]
         const instant = all.at(-1)?.occurred_at
         const cut = all.findIndex(({ occurred_at }) => occurred_at === instant)
         last = all.slice(cut)
@@ -216,11 +259,16 @@ const compute = Effect.fnUntraced(function* (
     ),
   )
   yield* foldPage(last)
-
-  const total = yield* AppliedInteractions.countApplied(users, state)
-  const archived = state.ledgers.reduce((sum, ledger) => sum + ledger.archived, 0)
-  const stale = Math.max(0, total - state.onRecord.size - archived)
-  const gone = total - inLog - stale
+  if (yield* pruned.isOutdated) return yield* new LockConflict({ user_id, tries: 1 })
+  const left = embedding && (yield* PrunedEvents.takeBack(vectors, embedding, ofPruned, settings, now))
+  if (left === undefined && embedding !== undefined && !allowMissing)
+    return yield* orAllowMissing(user_id, "a pruned event cannot be taken back")
+  embedding = left ?? embedding
+  const {
+    gone,
+    overflow: prunedOverflow,
+    unapplied,
+  } = yield* compareIds(users, user_id, state, pruned, inLog)
   if (gone > 0 && !allowMissing)
     return yield* orAllowMissing(user_id, `${gone} applied interactions are no longer in the log`)
   if (embedding === undefined && (notFolded.length > 0 || retracted.size === 0))
@@ -228,31 +276,35 @@ const compute = Effect.fnUntraced(function* (
   return {
     embedding,
     notFolded,
-    retractions: [...newlyApplied],
-    overflow: stale > 0 ? overflow : undefined,
+    newlyApplied: [...newlyApplied, ...unapplied],
+    overflow: prunedOverflow && [...overflow, ...prunedOverflow],
+    pruned,
   }
 })
 
-/** What stays of the embedding before the rebuild. */
-const completed = (
+/** What stays of the embedding before the rebuild. Of pruned events, that is where the newest are kept. */
+const completed = Effect.fnUntraced(function* (
   before: UserEmbedding,
   computed: UserEmbedding,
-  notFolded: ReadonlyArray<Interaction>,
-): UserEmbedding => {
-  const counters: Record<`${string}_count`, number> = {}
+  { notFolded, pruned }: Pick<Effect.Effect.Success<ReturnType<typeof compute>>, "notFolded" | "pruned">,
+) {
+  const counters = addCounters([computed, ...pruned.leftOut])
   for (const { event_type } of notFolded) {
     const counter = counterOf(event_type)
-    counters[counter] = (counters[counter] ?? computed.metadata[counter] ?? 0) + 1
+    counters[counter] = (counters[counter] ?? 0) + 1
   }
-  return {
+  const prunedIds = yield* pruned.among(before.recent.map(({ message_id }) => message_id))
+  const recent = before.recent.filter(({ message_id }) => prunedIds.has(AppliedIds.prefix(message_id)))
+  const embedding: UserEmbedding = {
     // An event that is taken back may have been the newest. In recency history a later `last_updated` would change how
     // the next event counts.
     ...(computed.history === "cumulative" ? asOf(computed, before.last_updated) : computed),
-    event_count: computed.event_count + notFolded.length,
+    event_count: computed.event_count + notFolded.length + pruned.leftOutCount,
     created_at: before.created_at,
     metadata: { ...computed.metadata, ...counters },
   }
-}
+  return recent.length === 0 ? embedding : withRecent(embedding, [...computed.recent, ...recent])
+})
 
 /** The ids in the ledgers of aliases are now in that of the record. */
 const withoutLedgers = ({ links }: UserRecord): Pick<UserRecord, "links"> =>
@@ -279,14 +331,9 @@ const rebuildOnce = Effect.fnUntraced(function* (
     return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
   }
   const now = yield* Clock.currentTimeMillis
-  const { embedding, notFolded, overflow, retractions } = yield* compute(
-    services,
-    record,
-    options,
-    now,
-    traces,
-  )
-  const { archive, kept } = AppliedIds.append(record.applied, retractions)
+  const computed = yield* compute(services, record, options, now, traces)
+  const { embedding, newlyApplied, overflow } = computed
+  const { archive, kept } = AppliedIds.append(record.applied, newlyApplied)
   const ids = [...(overflow ?? []), ...archive]
   // Greater than the generation of the record, and smaller than that of an erasure which wins against this write.
   const generation = overflow === undefined ? record.generation : record.version
@@ -295,7 +342,7 @@ const rebuildOnce = Effect.fnUntraced(function* (
     {
       record: {
         ...record,
-        embedding: embedding && completed(record.embedding, embedding, notFolded),
+        embedding: embedding && (yield* completed(record.embedding, embedding, computed)),
         version: record.version + 1,
         applied: kept,
         archived: overflow === undefined ? record.archived + archive.length : ids.length,

@@ -240,6 +240,8 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
           user_id: "u-nobody",
           embedding: null,
           dead_letters: [],
+          pruned: [],
+          pruned_products: [],
           interactions: [],
         })
       }))

@@ -56,6 +56,7 @@ const world = (
       ranking: inMemory ? Effect.dieMessage("sorts all ids") : Effect.succeed(ranking),
     }),
     Layer.mock(InteractionLog, {
+      pruned: {} as InteractionLog["Type"]["pruned"],
       productEvents: (_, { among }) =>
         Effect.sync(() => {
           state.asked += among.length

@@ -14,6 +14,7 @@ const frozenLog = Effect.gen(function* () {
   const offered: Array<unknown> = []
   const thawed = yield* Deferred.make<void>()
   const log = Layer.mock(InteractionLog, {
+    pruned: {} as InteractionLog["Type"]["pruned"],
     append: (entries) =>
       Effect.sync(() => appended.push(entries)).pipe(
         Effect.zipRight(Deferred.await(thawed)),

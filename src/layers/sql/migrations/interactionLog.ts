@@ -236,6 +236,50 @@ const orderRefunds = Effect.gen(function* () {
   })
 })
 
+/** What is kept of pruned rows: see SqlCheckpoints.ts. */
+const pruned = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const types = sql.onDialectOrElse({
+    mysql: () => ({
+      text: (length: number) => sql.literal(`VARCHAR(${length}) CHARACTER SET ascii COLLATE ascii_bin`),
+      id: sql.literal("BINARY(16)"),
+      facts: sql.literal("TEXT"),
+      vector: sql.literal("MEDIUMBLOB"),
+    }),
+    orElse: () => ({
+      text: () => sql.literal("TEXT"),
+      id: sql.literal("BLOB"),
+      facts: sql.literal("TEXT"),
+      vector: sql.literal("BLOB"),
+    }),
+  })
+  const { facts, id, text, vector } = types
+  yield* sql`CREATE TABLE IF NOT EXISTS pruned_interactions (
+    user_id ${text(64)} NOT NULL,
+    id ${id} NOT NULL,
+    PRIMARY KEY (user_id, id)
+  )`
+  yield* sql`CREATE TABLE IF NOT EXISTS user_checkpoints (
+    user_id ${text(64)} NOT NULL,
+    basis ${text(32)} NOT NULL,
+    row_count BIGINT NOT NULL,
+    retractions BIGINT NOT NULL,
+    fingerprint ${text(32)} NOT NULL,
+    facts ${facts} NULL,
+    embedding ${vector} NULL,
+    PRIMARY KEY (user_id, basis)
+  )`
+  yield* sql`CREATE TABLE IF NOT EXISTS pruned_products (
+    user_id ${text(64)} NOT NULL,
+    product_id ${text(64)} NOT NULL,
+    event_type ${text(32)} NOT NULL,
+    events BIGINT NOT NULL,
+    decayed DOUBLE PRECISION NOT NULL,
+    newest BIGINT NOT NULL,
+    PRIMARY KEY (user_id, product_id, event_type)
+  )`
+})
+
 /** Migrations that take as long as the table is large. */
 export const rebuildsIndex: ReadonlySet<string> = new Set(["0003_history_covers_products"])
 
@@ -249,5 +293,6 @@ export const interactionLog: Migrations = {
     "0005_references": references,
     "0006_user_aliases": userAliases,
     "0007_order_refunds": orderRefunds,
+    "0008_pruned": pruned,
   },
 }
