@@ -86,7 +86,7 @@ export const parseBody = async (request: Request, limit: number, acceptsText = f
   if (bytes.byteLength === 0) return undefined
   const problem = mediaTypeProblem(request, acceptsText)
   if (problem !== undefined) throw problem
-  return parse(await decoded(bytes, headers.get("content-encoding") ?? "identity", limit))
+  return parse(await decoded(bytes, headers.get("content-encoding")?.toLowerCase() ?? "identity", limit))
 }
 
 /**

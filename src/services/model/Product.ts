@@ -35,9 +35,12 @@ const attribute = Schema.declare(isAttribute, {
   jsonSchema: attributeJsonSchema,
 })
 
+/** Any name but `__proto__`, which an object cannot hold: what is given for it would be lost without an error. */
+export const AttributeName = Schema.String.pipe(Schema.filter((name) => name !== "__proto__"))
+
 /** Attributes as they are read: within no limits, because another program may have stored them. */
 export const StoredAttributes: Schema.Schema<Attributes> = Schema.Record({
-  key: Schema.String,
+  key: AttributeName,
   value: attribute,
 }).annotations({ jsonSchema: { type: "object", additionalProperties: attributeJsonSchema } })
 

@@ -1,6 +1,6 @@
 /** Which products may be found: by category, and by conditions on their attributes. */
 import { Predicate, Schema } from "effect"
-import { isScalar, mostAttributes, type Product, type Scalar } from "../model/Product.ts"
+import { AttributeName, isScalar, mostAttributes, type Product, type Scalar } from "../model/Product.ts"
 
 const bounds = ["gte", "lte", "gt", "lt"] as const
 type Range = { readonly [Bound in (typeof bounds)[number]]?: number }
@@ -37,7 +37,7 @@ const condition = {
   ],
 }
 export const Conditions: Schema.Schema<Conditions> = Schema.Record({
-  key: Schema.String,
+  key: AttributeName,
   value: Schema.declare(isCondition, {
     message: () =>
       "must be a string, a number, a boolean, an array of these, or an object of the numbers gte, lte, gt, lt",

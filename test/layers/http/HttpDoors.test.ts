@@ -291,6 +291,7 @@ layerSuite(
       Effect.gen(function* () {
         expect((yield* search(gzipSync('{"query":"tent"}'), "gzip")).status).toBe(201)
         expect((yield* search(deflateSync('{"query":"stove"}'), "deflate")).status).toBe(201)
+        expect((yield* search(gzipSync('{"query":"lamp"}'), "GZIP")).status).toBe(201)
         expect((yield* search(gzipSync('{"query":'), "gzip")).status).toBe(400)
         expect((yield* search(Buffer.from('{"query":"tent"}'), "gzip")).status).toBe(400)
         expect(

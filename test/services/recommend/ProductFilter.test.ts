@@ -64,7 +64,7 @@ test("equality, containing, ranges; a missing attribute never matches", () => {
 })
 
 const problems = <A, I>(schema: Schema.Schema<A, I>, value: unknown) =>
-  Either.match(Schema.decodeUnknownEither(schema, { errors: "all" })(value), {
+  Either.match(Schema.decodeUnknownEither(schema, { errors: "all", onExcessProperty: "error" })(value), {
     onLeft: (error) => issues(error).map(({ field, problem }) => `${field}: ${problem}`),
     onRight: () => [],
   })
@@ -90,6 +90,12 @@ describe("what a filter and the attributes may be", () => {
     [many, [": must have at most 32 attributes, has 33"]],
     [{ text: "x".repeat(8_192) }, [": must be at most 8192 bytes as JSON"]],
   ])("attributes %#", (attributes, expected) => expect(problems(Attributes, attributes)).toEqual(expected))
+
+  test("__proto__ is refused, because an object would lose it", () => {
+    const given = JSON.parse('{"__proto__":"x"}')
+    expect(problems(Conditions, given)).toHaveLength(1)
+    expect(problems(Attributes, given)).toHaveLength(1)
+  })
 
   test("what another program stored is read as far as it can be", () => {
     expect(readAttributes({ price: 1, odd: { a: 1 }, mixed: [1, "x"], sizes: ["M"] })).toEqual({
