@@ -127,6 +127,44 @@ const suite = (name: string, stack: typeof embedded) =>
           yield* consistent
         }))
 
+      it("one request may merge and then take back under the other id; a merge that is refused gives no right to do so", () =>
+        Effect.gen(function* () {
+          const occurred_at = "2026-02-10T12:34:56.789Z"
+          const posted = (user_id: string) => ({
+            user_id,
+            event_type: "product_view",
+            product_id: "tent",
+            occurred_at,
+          })
+          const { json } = yield* post("/api/interactions", ["guest-23", "guest-24", "guest-25"].map(posted))
+          const [third, fourth, fifth] = json.results.map(
+            (result: { message_id: string }) => result.message_id,
+          )
+          yield* post("/api/user/u-24/merge", { from: "guest-24" })
+          const merge = (user_id: string, reference: string) => ({ user_id, event_type: "merge", reference })
+          const retraction = (user_id: string, reference: string) => ({
+            user_id,
+            event_type: "retraction",
+            reference,
+          })
+          const answer = yield* post("/api/interactions", [
+            merge("u-23", "guest-23"),
+            retraction("u-23", third),
+            merge("u-23", "guest-24"),
+            retraction("u-23", fourth),
+            retraction("u-25", fifth),
+            merge("u-25", "u-23"),
+            merge("u-23", "guest-25"),
+            retraction("guest-23", fifth),
+          ])
+          const statuses = answer.json.results.map(({ status }: { status: number }) => status)
+          expect(statuses).toEqual([201, 201, 422, 422, 422, 201, 201, 201])
+          yield* drained
+          expect((yield* get("/api/user/guest-25/embedding")).status).toBe(404)
+          expect((yield* get("/api/user/guest-24/embedding")).json.event_count).toBe(1)
+          yield* consistent
+        }))
+
       it(
         `a guest with ${each} events is merged into a customer with ${each} while both act`,
         () =>
