@@ -10,7 +10,7 @@ import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
 import * as EventVectors from "../../src/services/update/EventVectors.ts"
 import { ownerOf } from "../../src/services/update/People.ts"
 import { layerSuite } from "../support/effect.ts"
-import { drained, search, storeProduct } from "../support/pipeline.ts"
+import { drained, eventually, search, storeProduct } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 import { expectSurvivors, phrases } from "../support/survivors.ts"
@@ -82,6 +82,10 @@ const suite = (name: string, stack: typeof embedded) =>
           yield* post("/api/user/guest-1/product/boots/view")
           yield* drained
 
+          // The API reads the catalogue anew at most once a second.
+          yield* eventually(
+            Effect.map(get("/api/user/u-1/buy-again"), ({ json }) => json.items[0] as unknown),
+          )
           const { json } = yield* get("/api/user/u-1/embedding")
           expect(json).toMatchObject({
             user_id: "u-1",
