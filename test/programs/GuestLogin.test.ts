@@ -42,13 +42,6 @@ const suite = (name: string, stack: typeof embedded) =>
         yield* post("/api/user/guest-1/search", { query: "hiking" })
         yield* post("/api/user/u-1/product/lamp/view")
         yield* drained
-        // The catalogue in memory follows the store within seconds.
-        yield* eventually(
-          Effect.map(
-            get("/api/user/guest-1/buy-again"),
-            ({ json }) => json.items[0]?.product_name ?? undefined,
-          ),
-        )
 
         const first = yield* post("/api/user/u-1/merge", { from: "guest-1" })
         expect(first).toMatchObject({
@@ -64,6 +57,8 @@ const suite = (name: string, stack: typeof embedded) =>
         yield* post("/api/user/guest-1/product/boots/view")
         yield* drained
 
+        // The API reads the catalogue anew at most once a second.
+        yield* eventually(Effect.map(get("/api/user/u-1/buy-again"), ({ json }) => json.items[0] as unknown))
         const { json } = yield* get("/api/user/u-1/embedding")
         expect(json).toMatchObject({
           user_id: "u-1",
@@ -106,6 +101,42 @@ const suite = (name: string, stack: typeof embedded) =>
         expect(json).toMatchObject({ event_count: 1, metadata: { purchase_count: 0, view_count: 1 } })
         const retracted = yield* post("/api/user/u-2/retractions", { message_id: first.json.message_id })
         expect(retracted.status).toBe(422)
+        yield* consistent
+      }))
+
+    it("one request may merge and then take back under the other id; a merge that is refused gives no right to do so", () =>
+      Effect.gen(function* () {
+        const occurred_at = "2026-02-10T12:34:56.789Z"
+        const posted = (user_id: string) => ({
+          user_id,
+          event_type: "product_view",
+          product_id: "tent",
+          occurred_at,
+        })
+        const { json } = yield* post("/api/interactions", ["guest-23", "guest-24", "guest-25"].map(posted))
+        const [third, fourth, fifth] = json.results.map((result: { message_id: string }) => result.message_id)
+        yield* post("/api/user/u-24/merge", { from: "guest-24" })
+        const merge = (user_id: string, reference: string) => ({ user_id, event_type: "merge", reference })
+        const retraction = (user_id: string, reference: string) => ({
+          user_id,
+          event_type: "retraction",
+          reference,
+        })
+        const answer = yield* post("/api/interactions", [
+          merge("u-23", "guest-23"),
+          retraction("u-23", third),
+          merge("u-23", "guest-24"),
+          retraction("u-23", fourth),
+          retraction("u-25", fifth),
+          merge("u-25", "u-23"),
+          merge("u-23", "guest-25"),
+          retraction("guest-23", fifth),
+        ])
+        const statuses = answer.json.results.map(({ status }: { status: number }) => status)
+        expect(statuses).toEqual([201, 201, 422, 422, 422, 201, 201, 201])
+        yield* drained
+        expect((yield* get("/api/user/guest-25/embedding")).status).toBe(404)
+        expect((yield* get("/api/user/guest-24/embedding")).json.event_count).toBe(1)
         yield* consistent
       }))
 

@@ -1,7 +1,7 @@
 /** Finds the interactions that requests take back, and makes the retractions. */
 import { Effect, Either } from "effect"
 import { prefix } from "../model/AppliedIds.ts"
-import { type Interaction, type MessageId, retract } from "../model/Interaction.ts"
+import { type Interaction, isMerge, type MessageId, retract, type UserId } from "../model/Interaction.ts"
 import { InteractionLog } from "../ports/InteractionLog.ts"
 import { postedUnder } from "../ports/PrunedRows.ts"
 import type { Submission } from "./InteractionRecorder.ts"
@@ -42,30 +42,54 @@ const toSubmission = (
   return Either.right({ interaction: retract(taken, metadata), idempotencyKey, occurredAtGiven: true })
 }
 
+/** Who is one person, in the log and by merges that are not recorded yet. */
+const people = Effect.map(InteractionLog, (log) => {
+  const merged = new Map<UserId, UserId>()
+  const userOf = Effect.fnUntraced(function* (id: UserId) {
+    let { user_id } = yield* log.person(id)
+    for (let next = merged.get(user_id); next !== undefined; next = merged.get(user_id)) user_id = next
+    return user_id
+  })
+  /** The log refuses a merge of an alias, and one that would close a circle. */
+  const merge = Effect.fnUntraced(function* (from: UserId, into: UserId) {
+    const user = yield* userOf(into)
+    if (user !== from && (yield* userOf(from)) === from) merged.set(from, user)
+  })
+  return { userOf, merge }
+})
+
+/** Why the log has no such interaction of the person. */
+const refusalOf = Effect.fnUntraced(function* ({ reference, user_id }: RetractionRequest) {
+  const log = yield* InteractionLog
+  const { ids } = yield* log.person(user_id)
+  const found = yield* log.pruned.among(postedUnder(ids, [reference]))
+  return found.has(prefix(reference)) ? pruned : notFound
+})
+
 /**
  * Looks up what items take back. An item may take back what stands before it, and what was posted under another id of the
- * same person.
+ * same person, also of a merge that stands before it.
  */
 export const resolve = Effect.fnUntraced(function* (items: ReadonlyArray<Requested>) {
   const references = items.flatMap((item) => (isRequest(item) ? [item.reference] : []))
   if (references.length === 0) return items.flatMap((item) => (isRequest(item) ? [] : [Either.right(item)]))
-  const log = yield* InteractionLog
-  const found = yield* log.find(references)
+  const found = yield* Effect.flatMap(InteractionLog, (log) => log.find(references))
+  const { merge, userOf } = yield* people
   const before = new Map<MessageId, Interaction>()
   const resolved: Array<Either.Either<Submission, Refusal>> = []
   for (const item of items) {
     if (isRequest(item)) {
       const taken = before.get(item.reference) ?? found.get(item.reference)?.interaction
-      const ids = taken?.user_id === item.user_id ? [item.user_id] : (yield* log.person(item.user_id)).ids
-      if (taken !== undefined && ids.includes(taken.user_id)) resolved.push(toSubmission(item, taken))
-      else {
-        const isPruned = (yield* log.pruned.among(postedUnder(ids, [item.reference]))).has(
-          prefix(item.reference),
-        )
-        resolved.push(Either.left(isPruned ? pruned : notFound))
-      }
+      const isOwn =
+        taken?.user_id === item.user_id ||
+        (taken !== undefined && (yield* userOf(taken.user_id)) === (yield* userOf(item.user_id)))
+      resolved.push(
+        taken !== undefined && isOwn ? toSubmission(item, taken) : Either.left(yield* refusalOf(item)),
+      )
     } else {
-      before.set(item.interaction.message_id, item.interaction)
+      const { interaction } = item
+      if (isMerge(interaction)) yield* merge(interaction.reference, interaction.user_id)
+      before.set(interaction.message_id, interaction)
       resolved.push(Either.right(item))
     }
   }
