@@ -243,7 +243,6 @@ const compute = Effect.fnUntraced(function* (
     // The embedding began in this space, so the fold cannot find another one.
     if (found.events.length > 0) embedding = yield* Effect.orDie(fold(embedding, found.events, settings, now))
   })
-
   let inLog = 0
   const overflow: Array<string> = []
   /** Interactions of the last instant read: the next page may hold more of the same instant, to be folded together. */
@@ -285,6 +284,7 @@ const compute = Effect.fnUntraced(function* (
     newlyApplied: [...newlyApplied, ...ids.unapplied],
     overflow: ids.overflow && [...overflow, ...ids.overflow],
     pruned,
+    ofPruned,
   }
 })
 
@@ -292,7 +292,7 @@ const compute = Effect.fnUntraced(function* (
 const completed = Effect.fnUntraced(function* (
   before: UserEmbedding,
   computed: UserEmbedding,
-  { notFolded, pruned }: Pick<Effect.Effect.Success<ReturnType<typeof compute>>, "notFolded" | "pruned">,
+  { notFolded, ofPruned, pruned }: Effect.Effect.Success<ReturnType<typeof compute>>,
 ) {
   const counters = addCounters([computed, ...pruned.leftOut])
   for (const { event_type } of notFolded) {
@@ -300,7 +300,10 @@ const completed = Effect.fnUntraced(function* (
     counters[counter] = (counters[counter] ?? 0) + 1
   }
   const prunedIds = yield* pruned.among(before.recent.map(({ message_id }) => message_id))
-  const recent = before.recent.filter(({ message_id }) => prunedIds.has(AppliedIds.prefix(message_id)))
+  const retracted = new Set(ofPruned.map(({ reference }) => reference))
+  const recent = before.recent.filter(
+    ({ message_id }) => prunedIds.has(AppliedIds.prefix(message_id)) && !retracted.has(message_id),
+  )
   const embedding: UserEmbedding = {
     // An event that is taken back may have been the newest. In recency history a later `last_updated` would change how
     // the next event counts.
