@@ -3,7 +3,7 @@ import { Effect, Either } from "effect"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import * as Checkpoint from "../model/Checkpoint.ts"
 import { type FoldSettings, unfold } from "../model/Fold.ts"
-import { isRetraction, type MessageId, type Retraction } from "../model/Interaction.ts"
+import { type Interaction, isRetraction, type MessageId, type Retraction } from "../model/Interaction.ts"
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import type { InteractionLog, LogRow } from "../ports/InteractionLog.ts"
 import { postedUnder } from "../ports/PrunedRows.ts"
@@ -53,7 +53,8 @@ export const load = Effect.fnUntraced(function* (
         ),
         (pruned) => ({
           rows: all.filter(({ interaction }) => !pruned.has(AppliedIds.prefix(interaction.message_id))),
-          takesBack: ({ reference }: Retraction) => pruned.has(AppliedIds.prefix(reference)),
+          takesBack: (one: Interaction): one is Retraction =>
+            isRetraction(one) && pruned.has(AppliedIds.prefix(one.reference)),
         }),
       ),
   }

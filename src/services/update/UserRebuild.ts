@@ -148,6 +148,30 @@ const readPage = Effect.fnUntraced(function* (
   return { applied, retractions }
 })
 
+const settingsOf = ({ config, vectors }: Services): FoldSettings => ({
+  lambda: config.lambda,
+  weights: config.eventTypes.weights,
+  history: config.history,
+  space: vectors.space,
+})
+
+const loadPruned = (
+  log: InteractionLog["Type"],
+  record: UserRecord,
+  settings: FoldSettings,
+  allowMissing: boolean,
+  now: number,
+) =>
+  Effect.filterOrFail(
+    PrunedEvents.load(log, record, settings, now),
+    ({ leftOut }) => allowMissing || leftOut.length === 0,
+    ({ leftOutCount }) =>
+      orAllowMissing(
+        record.user_id,
+        `${leftOutCount} events are pruned from the log, and their sum is of another space, λ, weights or history`,
+      ),
+  )
+
 /**
  * Compares the applied ids with the log and the pruned ids. `gone`: applied, and in neither. `stale`: in the overflow, though
  * the record did not move them there. `unapplied`: pruned ids that are not applied, because MongoDB was restored from a
@@ -191,28 +215,18 @@ const compute = Effect.fnUntraced(function* (
   traces: Traces,
 ) {
   const { user_id } = record
-  const { config, log, users, vectors } = services
-  const { eventTypes, history, lambda } = config
-  const settings: FoldSettings = { lambda, weights: eventTypes.weights, history, space: vectors.space }
+  const { log, users, vectors } = services
+  const settings = settingsOf(services)
   const state = AppliedInteractions.appliedState(record)
-  const states = new Map([[user_id, state]])
   const notFolded: Array<Interaction> = []
-  const pruned = yield* PrunedEvents.load(log, record, settings, now)
-  if (pruned.leftOut.length > 0 && !allowMissing)
-    return yield* orAllowMissing(
-      user_id,
-      `${pruned.leftOutCount} events are pruned from the log, and their sum is of another space, λ, weights or history`,
-    )
+  const pruned = yield* loadPruned(log, record, settings, allowMissing, now)
   let embedding = pruned.sum
   /** Retractions of pruned events. */
   const ofPruned: Array<Retraction> = []
-
   const retracted = new Set(retractions.map(({ reference }) => reference))
-  const appliedBefore = yield* AppliedInteractions.findApplied(users, retractions, states)
+  const before = yield* AppliedInteractions.findApplied(users, retractions, new Map([[user_id, state]]))
   const newlyApplied = new Set(
-    retractions.flatMap(({ message_id }) =>
-      appliedBefore.has(AppliedIds.prefix(message_id)) ? [] : [message_id],
-    ),
+    retractions.map(({ message_id }) => message_id).filter((id) => !before.has(AppliedIds.prefix(id))),
   )
 
   /** A retraction and its interaction occurred at the same instant, so they are in the same page. */
@@ -226,11 +240,9 @@ const compute = Effect.fnUntraced(function* (
       if (search_phrase !== null) traces.phrases.add(search_phrase)
     const found = yield* findEvents(services, user_id, interactions, allowMissing)
     notFolded.push(...found.notFolded)
-    const { events } = found
     // The embedding began in this space, so the fold cannot find another one.
-    if (events.length > 0) embedding = yield* Effect.orDie(fold(embedding, events, settings, now))
+    if (found.events.length > 0) embedding = yield* Effect.orDie(fold(embedding, found.events, settings, now))
   })
-
   let inLog = 0
   const overflow: Array<string> = []
   /** Interactions of the last instant read: the next page may hold more of the same instant, to be folded together. */
@@ -239,16 +251,13 @@ const compute = Effect.fnUntraced(function* (
     Stream.grouped(page),
     Stream.runForEach((chunk) =>
       Effect.gen(function* () {
-        const page = yield* pruned.withoutPruned(Chunk.toReadonlyArray(chunk))
-        const read = yield* readPage(users, record, state, page.rows)
+        const { rows, takesBack } = yield* pruned.withoutPruned(Chunk.toReadonlyArray(chunk))
+        const read = yield* readPage(users, record, state, rows)
         inLog += read.applied.length
-        for (const { message_id } of read.applied) {
-          const id = AppliedIds.prefix(message_id)
-          if (!state.onRecord.has(id)) overflow.push(id)
-        }
+        const ids = read.applied.map(({ message_id }) => AppliedIds.prefix(message_id))
+        overflow.push(...ids.filter((id) => !state.onRecord.has(id)))
         for (const { message_id } of read.retractions) newlyApplied.add(message_id)
-        const isOfPruned = (one: Interaction): one is Retraction => isRetraction(one) && page.takesBack(one)
-        const [taken, undone] = Arr.partition([...read.applied, ...read.retractions], isOfPruned)
+        const [taken, undone] = Arr.partition([...read.applied, ...read.retractions], takesBack)
         ofPruned.push(...undone)
         const all = [...last, ...taken.sort(byInstant)]
         const instant = all.at(-1)?.occurred_at
@@ -264,21 +273,18 @@ const compute = Effect.fnUntraced(function* (
   if (left === undefined && embedding !== undefined && !allowMissing)
     return yield* orAllowMissing(user_id, "a pruned event cannot be taken back")
   embedding = left ?? embedding
-  const {
-    gone,
-    overflow: prunedOverflow,
-    unapplied,
-  } = yield* compareIds(users, user_id, state, pruned, inLog)
-  if (gone > 0 && !allowMissing)
-    return yield* orAllowMissing(user_id, `${gone} applied interactions are no longer in the log`)
+  const ids = yield* compareIds(users, user_id, state, pruned, inLog)
+  if (ids.gone > 0 && !allowMissing)
+    return yield* orAllowMissing(user_id, `${ids.gone} applied interactions are no longer in the log`)
   if (embedding === undefined && (notFolded.length > 0 || retracted.size === 0))
     return yield* new CannotRebuild({ user_id, detail: "no applied interaction has both a row and a vector" })
   return {
     embedding,
     notFolded,
-    newlyApplied: [...newlyApplied, ...unapplied],
-    overflow: prunedOverflow && [...overflow, ...prunedOverflow],
+    newlyApplied: [...newlyApplied, ...ids.unapplied],
+    overflow: ids.overflow && [...overflow, ...ids.overflow],
     pruned,
+    ofPruned,
   }
 })
 
@@ -286,7 +292,7 @@ const compute = Effect.fnUntraced(function* (
 const completed = Effect.fnUntraced(function* (
   before: UserEmbedding,
   computed: UserEmbedding,
-  { notFolded, pruned }: Pick<Effect.Effect.Success<ReturnType<typeof compute>>, "notFolded" | "pruned">,
+  { notFolded, ofPruned, pruned }: Effect.Effect.Success<ReturnType<typeof compute>>,
 ) {
   const counters = addCounters([computed, ...pruned.leftOut])
   for (const { event_type } of notFolded) {
@@ -294,7 +300,10 @@ const completed = Effect.fnUntraced(function* (
     counters[counter] = (counters[counter] ?? 0) + 1
   }
   const prunedIds = yield* pruned.among(before.recent.map(({ message_id }) => message_id))
-  const recent = before.recent.filter(({ message_id }) => prunedIds.has(AppliedIds.prefix(message_id)))
+  const retracted = new Set(ofPruned.map(({ reference }) => reference))
+  const recent = before.recent.filter(
+    ({ message_id }) => prunedIds.has(AppliedIds.prefix(message_id)) && !retracted.has(message_id),
+  )
   const embedding: UserEmbedding = {
     // An event that is taken back may have been the newest. In recency history a later `last_updated` would change how
     // the next event counts.

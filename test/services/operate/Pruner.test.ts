@@ -187,6 +187,10 @@ const suite = (
     let run = 0
     const check = Effect.fnUntraced(function* (all: ReadonlyArray<Phase>) {
       const users = [`a-${run}`, `b-${run++}`]
+      /** Ids that were pruned. An event that is posted again may be taken back, and then the retraction stays. */
+      const gone = new Set<string>()
+      const remaining = (user: string) =>
+        Effect.map(rowsOf(user), (rows) => rows.filter(({ reference }) => !gone.has(reference ?? "")))
       const surviving = new Map(users.map((user) => [user, new Map<string, Interaction.Interaction>()]))
       for (const { acts, cut, retracted } of all) {
         const made = acts.map((one) => interactionOf(users[one.user]!, one))
@@ -203,7 +207,8 @@ const suite = (
 
         yield* pruneTo(cut)
         for (const user of users)
-          expect((yield* rowsOf(user)).filter(({ occurred_at }) => occurred_at < at(cut))).toEqual([])
+          expect((yield* remaining(user)).filter(({ occurred_at }) => occurred_at < at(cut))).toEqual([])
+        for (const { message_id, occurred_at } of rows) if (occurred_at < at(cut)) gone.add(message_id)
         expect(yield* audited).toEqual({ extra: 0, missing: 0 })
         for (const [index, user] of users.entries()) {
           const events = [...surviving.get(user)!.values()]
@@ -223,7 +228,7 @@ const suite = (
       for (const user of users) if (surviving.get(user)!.size > 0) yield* rebuilt(user)
       expect(yield* Effect.forEach(users, figuresOf)).toEqual(near(figures))
       yield* pruneTo(1_000)
-      expect(yield* Effect.forEach(users, rowsOf)).toEqual([[], []])
+      expect(yield* Effect.forEach(users, remaining)).toEqual([[], []])
       expect(yield* audited).toEqual({ extra: 0, missing: 0 })
       for (const user of users) {
         const events = [...surviving.get(user)!.values()]
@@ -359,14 +364,20 @@ const suite = (
         const events = history(user)
         yield* act(events)
         yield* pruneTo(1_000)
-        yield* act([Interaction.retract(events[3]!)])
-        const left = events.filter((_, index) => index !== 3)
-        yield* expectSum(user, left)
-        expect(yield* audited).toEqual({ extra: 0, missing: 0 })
+        yield* act([Interaction.retract(events[10]!)])
+        const left = events.filter((_, index) => index !== 10)
+        const check = Effect.gen(function* () {
+          yield* expectSum(user, left)
+          expect(yield* audited).toEqual({ extra: 0, missing: 0 })
+          // The log no longer has the event that would take its place.
+          const recent = (yield* embeddingOf(user))?.recent.map(({ message_id }) => message_id)
+          expect(recent).toEqual([13, 12, 11, 9, 8, 7, 6, 5, 4].map((index) => events[index]!.message_id))
+        })
+        yield* check
         yield* rebuilt(user)
-        yield* expectSum(user, left)
+        yield* check
         // Its row stays, because the sum still has the event; that of the event goes, if it is posted again.
-        yield* act([events[3]!])
+        yield* act([events[10]!])
         yield* pruneTo(1_000)
         expect((yield* rowsOf(user)).map(({ event_type }) => event_type)).toEqual(["retraction"])
       }))
@@ -451,7 +462,7 @@ const suite = (
   })
 }
 
-suite("pruning on the embedded stack", embedded(variables), isLong ? 100 : 3)
+suite("pruning on the embedded stack", embedded(variables), isLong ? 50 : 3)
 withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () =>
-  suite("pruning", external(variables), isLong ? 25 : 1),
+  suite("pruning", external(variables), isLong ? 15 : 1),
 )
