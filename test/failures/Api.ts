@@ -2,7 +2,7 @@
 import { expect } from "bun:test"
 import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
-import { failures, repetitions, type System } from "./System.ts"
+import { failures, heavy, repetitions, type System } from "./System.ts"
 
 /** Every committed row is published within 5 s after the API is back. */
 const published = (system: System) =>
@@ -11,7 +11,7 @@ const published = (system: System) =>
   )
 
 failures("the API killed", "programs", (scenario) => {
-  scenario("between commit and publish", async (system) => {
+  heavy(scenario)("between commit and publish", async (system) => {
     const rounds = repetitions(2, 10)
     const rabbit = await system.proxy("RABBITMQ_DSN")
     let api = await system.api({ RABBITMQ_DSN: rabbit.url })

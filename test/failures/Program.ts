@@ -36,9 +36,11 @@ export class Program {
 
   constructor(args: ReadonlyArray<string>, env: Readonly<Record<string, string>>) {
     this.name = args.join(" ")
-    const { HOME = "", PATH = "", TMPDIR = "" } = process.env
+    const inherited = Object.entries(process.env).filter(([name]) =>
+      /^(HOME|PATH|TMPDIR|BUN_JSC_.*)$/.test(name),
+    )
     this.child = Bun.spawn([process.execPath, main, ...args], {
-      env: { HOME, PATH, TMPDIR, LOG_FORMAT: "json", LOG_LEVEL: "info", ...env },
+      env: { ...Object.fromEntries(inherited), LOG_FORMAT: "json", LOG_LEVEL: "info", ...env },
       stdin: "ignore",
       stdout: "pipe",
       stderr: "pipe",

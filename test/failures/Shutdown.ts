@@ -2,7 +2,7 @@
 import { expect } from "bun:test"
 import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
-import { failures, repetitions } from "./System.ts"
+import { failures, heavy, repetitions } from "./System.ts"
 
 failures("SIGTERM", "programs", (scenario) => {
   scenario("under full prefetch: ends within 30 s, and nothing is lost or counted twice", async (system) => {
@@ -26,7 +26,7 @@ failures("SIGTERM", "programs", (scenario) => {
     await system.proof()
   })
 
-  scenario("twice: ends at once, and the result is still exact", async (system) => {
+  heavy(scenario)("twice: ends at once, and the result is still exact", async (system) => {
     const rounds = repetitions(2, 10)
     await system.api()
     const mongo = await system.proxy("MONGODB_URL")

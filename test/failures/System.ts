@@ -584,7 +584,7 @@ const perform = async (scenario: string, run: (system: System) => Promise<unknow
   }
 }
 
-type Scenario = (name: string, run: (system: System) => Promise<unknown>, env?: Variables) => void
+export type Scenario = (name: string, run: (system: System) => Promise<unknown>, env?: Variables) => void
 
 /**
  * A suite of failure scenarios. Scenarios that break `programs` run at the same time in the short form, because they
@@ -632,7 +632,14 @@ export const failures = (
   })
 }
 
-/** Scenarios that `bun run test test/failures` runs, but not the whole test command. */
+/** A scenario that `bun run test test/failures` runs, but not the whole test command. */
+export const heavy =
+  (scenario: Scenario): Scenario =>
+  (...one) => {
+    if (!brief) scenario(...one)
+  }
+
+/** The same for a suite. */
 export const heavyFailures: typeof failures = (...suite) => {
   if (!brief) failures(...suite)
 }

@@ -1,7 +1,7 @@
 /** Workers are killed: at random, during a write, and between the write and the acknowledgement. */
 import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
-import { consuming, failures, inForm, repetitions } from "./System.ts"
+import { consuming, failures, heavy, inForm, repetitions } from "./System.ts"
 
 failures("workers killed", "programs", (scenario) => {
   scenario("at random points", async (system) => {
@@ -25,7 +25,7 @@ failures("workers killed", "programs", (scenario) => {
     await system.proof()
   })
 
-  scenario("while a write hangs", async (system) => {
+  heavy(scenario)("while a write hangs", async (system) => {
     await system.api()
     const items = happenings(20, 20)
     await system.post(items)

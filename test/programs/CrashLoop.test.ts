@@ -117,7 +117,9 @@ const suite = (
     )
   })
 
-suite("a message that kills workers, on the embedded stack", embedded(), 1)
+// Ten deaths take long. The whole test command has the ten of real servers.
+if (process.env.FAILURES !== "brief")
+  suite("a message that kills workers, on the embedded stack", embedded(), 1)
 withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () =>
   suite("a message that kills workers", external(), 2),
 )
