@@ -460,7 +460,7 @@ const suite = (
     },
   )
 
-suite("products on the embedded stack", embedded(settings), process.env.FAILURES === "brief" ? 1_500 : 5_000)
+suite("products on the embedded stack", embedded(settings), process.env.FAILURES === "brief" ? 1_000 : 5_000)
 withServers(["rabbitmq", "mysql", "mongodb"], "external stack", () =>
   suite("products on the external stack", external(settings), 1_000),
 )
