@@ -584,7 +584,7 @@ const perform = async (scenario: string, run: (system: System) => Promise<unknow
   }
 }
 
-export type Scenario = (name: string, run: (system: System) => Promise<unknown>, env?: Variables) => void
+type Scenario = (name: string, run: (system: System) => Promise<unknown>, env?: Variables) => void
 
 /**
  * A suite of failure scenarios. Scenarios that break `programs` run at the same time in the short form, because they

@@ -26,6 +26,7 @@ import type { UserEmbedding } from "../../services/model/UserEmbedding.ts"
 import * as Vector from "../../services/model/Vector.ts"
 import type { PrunedRows, Pruning } from "../../services/ports/PrunedRows.ts"
 import { columns, fromRow, type StoredRow, toColumn } from "./InteractionRows.ts"
+import { forUpdate } from "./SqlDialect.ts"
 import type { Table } from "./SqlInteractionLog.ts"
 import { forgetPruned, forgetRows, keepRows } from "./SqlProductTally.ts"
 
@@ -122,12 +123,11 @@ const addToCheckpoints = Effect.fnUntraced(function* (
 ) {
   const now = yield* Clock.currentTimeMillis
   const basis = basisOf(settings)
-  const lock = sql.onDialectOrElse({ mysql: () => sql.literal("FOR UPDATE"), orElse: () => sql.literal("") })
   const columns = ["row_count", "retractions", "fingerprint", "facts", "embedding"]
   for (const some of Arr.chunksOf(parts, checkpointsPerStatement)) {
     const users = some.map(({ user_id }) => user_id)
     const stored = yield* sql<StoredCheckpoint>`${selectCheckpoints(sql)}
-      WHERE basis = ${basis} AND ${sql.in("user_id", users)} ${lock}`.unprepared
+      WHERE basis = ${basis} AND ${sql.in("user_id", users)} ${forUpdate(sql)}`.unprepared
     const before = new Map(stored.map((row) => [row.user_id, toCheckpoint(row)]))
     yield* sql.unsafe(
       `INSERT INTO user_checkpoints (user_id, basis, ${columns.join(", ")})
@@ -198,9 +198,8 @@ const addToProducts = Effect.fnUntraced(function* (
 /** Whether the rows are still there, and nothing has begun that needs them. Locks the rows. */
 const mayPrune = Effect.fnUntraced(function* (table: Table, { again, ids, parts }: Pruning) {
   const { name, sql } = table
-  const lock = sql.onDialectOrElse({ mysql: () => sql.literal("FOR UPDATE"), orElse: () => sql.literal("") })
   const all = [...ids, ...again]
-  const found = yield* sql`SELECT id FROM ${name} WHERE ${sql.in("id", all)} ${lock}`.unprepared
+  const found = yield* sql`SELECT id FROM ${name} WHERE ${sql.in("id", all)} ${forUpdate(sql)}`.unprepared
   const retractions = yield* sql`
     SELECT r.id FROM ${takenBack(table)} WHERE ${sql.in("e.id", ids)}`.unprepared
   const known = parts.flatMap(({ interactions }) =>

@@ -58,3 +58,7 @@ export interface SqlDialect {
     effect: Effect.Effect<A, E, R>,
   ) => Effect.Effect<Option.Option<A>, E | SqlError, R | SqlClient>
 }
+
+/** Locks the rows that a SELECT of a transaction reads. SQLite locks its database instead. */
+export const forUpdate = (sql: SqlClient) =>
+  sql.onDialectOrElse({ mysql: () => sql.literal("FOR UPDATE"), orElse: () => sql.literal("") })

@@ -39,7 +39,7 @@ import {
 } from "./InteractionRows.ts"
 import { allAliases, appendMerge, forgetLinks, personOf, withLockedPeople } from "./SqlAliases.ts"
 import { forgetCheckpoints, prunedRows } from "./SqlCheckpoints.ts"
-import { type SqlDialect, SqlReader, SqlServerName } from "./SqlDialect.ts"
+import { forUpdate, type SqlDialect, SqlReader, SqlServerName } from "./SqlDialect.ts"
 import { effectiveType, forgetRows, sign } from "./SqlProductTally.ts"
 
 /** Rows of one INSERT, which is one commit. Equals the largest bulk request. */
@@ -594,12 +594,8 @@ const finishErasure =
 const renewPage = ({ columns, dialect, name, sql }: Table, user: string) =>
   sql.withTransaction(
     Effect.gen(function* () {
-      const forUpdate = sql.onDialectOrElse({
-        mysql: () => sql.literal("FOR UPDATE"),
-        orElse: () => sql.literal(""),
-      })
       const [note] = yield* sql<{ renew_to: number }>`
-        SELECT renew_to FROM user_erasures WHERE user_id = ${user} AND renew_to IS NOT NULL ${forUpdate}`
+        SELECT renew_to FROM user_erasures WHERE user_id = ${user} AND renew_to IS NOT NULL ${forUpdate(sql)}`
       if (note === undefined) return 0
       const rows = yield* sql<StoredRow>`
         SELECT ${columns} FROM ${name} WHERE user_id = ${user} AND id <= ${note.renew_to}

@@ -2,7 +2,7 @@
  * What is kept of a user's rows that are pruned from the log: which ids they had, and the sums S and W of their events (see
  * Fold.ts). Sums of the same space, λ and weights add up, in any order.
  */
-import { Effect } from "effect"
+import { Either } from "effect"
 import * as AppliedIds from "./AppliedIds.ts"
 import { counterOf } from "./EventTypes.ts"
 import { Fingerprint } from "./Fingerprint.ts"
@@ -56,7 +56,7 @@ export const add = (
   if (before !== undefined) ids.addSet(before.rows, before.fingerprint)
   // The sums are of these settings, so the fold cannot find another space.
   const folded =
-    events.length === 0 ? before?.sums : Effect.runSync(fold(before?.sums, events, settings, now))
+    events.length === 0 ? before?.sums : Either.getOrThrow(fold(before?.sums, events, settings, now))
   return {
     user_id,
     rows: ids.count,

@@ -7,6 +7,7 @@
  * 3. The frozen record becomes an alias, which has nothing but the id of the target.
  */
 import { Clock, Effect, Schema } from "effect"
+import { identity } from "effect/Function"
 import { type Alias, hasAlias, ledgersOf, type Merging } from "../model/Aliases.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { isErased, type Recorded } from "../model/Erasure.ts"
@@ -15,7 +16,7 @@ import type { Merge, UserId } from "../model/Interaction.ts"
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import { LockConflict, type UserRecord } from "../ports/UserEmbeddings.ts"
 import { findInOverflow } from "./AppliedInteractions.ts"
-import { type RebuildError, rebuildUser, type Services } from "./UserRebuild.ts"
+import { rebuildUser, type Services } from "./UserRebuild.ts"
 
 /** The target of the merge is an alias of the id to be merged. */
 export class AliasCircle extends Schema.TaggedError<AliasCircle>()("AliasCircle", {
@@ -90,8 +91,6 @@ const absorb = (target: UserRecord, source: UserRecord, { message_id }: Merging)
   }
 }
 
-const once = (attempts: Effect.Effect<void, RebuildError>) => attempts
-
 const takeOver = Effect.fnUntraced(function* (
   services: Services,
   target: UserRecord,
@@ -107,7 +106,7 @@ const takeOver = Effect.fnUntraced(function* (
   const embedding = before && { ...before, created_at }
   const change = ({ version }: UserRecord) =>
     version === target.version ? { ...absorbed, embedding } : undefined
-  return yield* rebuildUser(services, user_id, { allowMissing: true, change }, once)
+  return yield* rebuildUser(services, user_id, { allowMissing: true, change }, identity)
 })
 
 /**
