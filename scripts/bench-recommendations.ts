@@ -42,6 +42,7 @@ const ports = Layer.mergeAll(
     remove: () => Effect.succeed(new Set()),
     nearest: () => Effect.succeed([]),
     knownSince: () => Effect.succeed(new Map()),
+    vectorsSince: () => Effect.succeed(new Map()),
     count: Effect.succeed(count),
     countInOtherSpaces: () => Effect.succeed(0),
     changed: () => Stream.empty,

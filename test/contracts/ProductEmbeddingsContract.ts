@@ -1,6 +1,6 @@
 /** What every store of product embeddings promises. */
 import { expect } from "bun:test"
-import { Chunk, Effect, type Layer, Stream } from "effect"
+import { Chunk, type Duration, Effect, type Layer, Stream } from "effect"
 import fc from "fast-check"
 import type { Product } from "../../src/services/model/Product.ts"
 import { cosine, toBytes } from "../../src/services/model/Vector.ts"
@@ -392,5 +392,35 @@ export const suite = <E>(name: string, layer: Layer.Layer<ProductEmbeddings, E>)
         yield* store.upsert([one("since-1", "since-space")])
         expect(yield* store.knownSince(["since-1"], "since-space")).toEqual(first)
         expect((yield* store.knownSince([], "since-space")).size).toBe(0)
+      }))
+
+    it("knows since when a product has had its vector", () =>
+      Effect.gen(function* () {
+        const store = yield* ProductEmbeddings
+        const since = Effect.map(store.vectorsSince(["aged", "nowhere"]), (found) => [...found])
+        const product = one("aged", "ages")
+        yield* store.upsert([product])
+        const [first] = yield* since
+        expect(Math.abs(first![1] - Date.now())).toBeLessThan(60_000)
+        const change = (after: Duration.DurationInput, change: ProductChange) =>
+          later(after)(store.upsert([change]))
+        yield* change("1 second", { product_id: "aged", available: false, attributes: { price: "$5" } })
+        expect((yield* store.find(["aged"]))[0]).toMatchObject({
+          attributes: { price: "$5" },
+          available: false,
+        })
+        yield* change("2 seconds", { ...product, category: "$hats" })
+        expect(yield* since).toEqual([first!])
+        expect((yield* store.find(["aged"]))[0]).toMatchObject({
+          attributes: {},
+          category: "$hats",
+        })
+        yield* later("3 seconds")(store.remove(["aged"]))
+        expect(yield* since).toEqual([first!])
+        yield* change("4 seconds", { ...product, embedding: product.embedding.map((x) => -x) })
+        const [second] = yield* since
+        expect(second![1]).toBeGreaterThan(first![1])
+        yield* change("5 seconds", { ...product, space: "younger" })
+        expect((yield* since)[0]![1]).toBeGreaterThan(second![1])
       }))
   })

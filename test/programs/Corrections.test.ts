@@ -18,6 +18,7 @@ import { ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts
 import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
 import { layer as eventVectors } from "../../src/services/update/EventVectors.ts"
 import { ownerOf } from "../../src/services/update/People.ts"
+import { later } from "../support/clocks.ts"
 import { layerSuite } from "../support/effect.ts"
 import { embeddingOf, product, search, storeProduct } from "../support/pipeline.ts"
 import { withServers } from "../support/servers.ts"
@@ -174,6 +175,28 @@ const suite = (
           yield* products.upsert([{ ...known!, space: "other" }])
           yield* apply([Interaction.retract(bought)])
           yield* expectSurvivors(yield* embeddingOf("gone"), events)
+        }))
+
+      it("an event whose product is sold out since is taken out without the products of the others", () =>
+        Effect.gen(function* () {
+          yield* storeProduct("selling", "tent for two")
+          yield* storeProduct("leaving", "red wine from Portugal")
+          const products = yield* ProductEmbeddings
+          const events = [
+            ...history("sold-out"),
+            product("sold-out", "product_purchase", "leaving", "2026-01-01T00:00:00.000Z"),
+          ]
+          const bought = product("sold-out", "product_purchase", "selling", "2026-01-02T00:00:00.000Z")
+          yield* later("2 days")(apply([...events, bought]))
+          yield* later("3 days")(products.upsert([{ product_id: "selling", available: false }]))
+          const [leaving] = yield* products.find(["leaving"])
+          const before = yield* embeddingOf("sold-out")
+          yield* products.upsert([{ ...leaving!, space: "other" }])
+          yield* later("3 days")(apply([Interaction.retract(bought)]))
+          const after = yield* embeddingOf("sold-out")
+          expect(after?.event_count).toBe(before!.event_count - 1)
+          yield* products.upsert([leaving!])
+          yield* expectSurvivors(after, events)
         }))
 
       it("after a change of weights, and in recency history, a retraction rebuilds its user", () =>

@@ -1,5 +1,5 @@
 /** Product embeddings in MongoDB: one document per product in `product_embeddings`. */
-import { Array as Arr, Chunk, Clock, Effect, Layer, Option, Schema, Stream } from "effect"
+import { Array as Arr, Chunk, Clock, Effect, Layer, Option, Record, Schema, Stream } from "effect"
 import { type AnyBulkWriteOperation, type Collection, MongoServerError } from "mongodb"
 import { ProductId } from "../../services/model/Interaction.ts"
 import { type Product, readAttributes } from "../../services/model/Product.ts"
@@ -38,6 +38,11 @@ interface ProductDocument extends Omit<ProductEmbedding, "embedding"> {
   readonly created_at: Date
   readonly updated_at: Date
   readonly deleted_at?: Date | null
+  /**
+   * Since when the product has had its vector. Valid while `updated_at` is that of the product: another program that writes
+   * the vector knows nothing of this field.
+   */
+  readonly vector_since?: { readonly at: Date; readonly updated_at: Date }
 }
 type FoundDocument = { readonly [Field in keyof ProductDocument]?: unknown }
 
@@ -114,26 +119,47 @@ const merge = (changes: ReadonlyArray<ProductChange>, existing: ReadonlySet<Prod
   return { merged: [...merged.values()], outcomes }
 }
 
+const literals = (fields: object) =>
+  Record.map({ ...fields } as Record<string, unknown>, (value) => ({ $literal: value }))
+
+/** Since when the stored product has had its vector. */
+const vectorTime = {
+  $cond: [{ $eq: ["$vector_since.updated_at", "$updated_at"] }, "$vector_since.at", "$updated_at"],
+}
+
+/** A pipeline, because what becomes of `vector_since` depends on the stored product. */
 const upsertOne = (
   { embedding, product_id, ...fields }: ProductChange,
   storage: Storage,
   now: Date,
 ): AnyBulkWriteOperation<ProductDocument> => {
-  const set = { ...(fields as Partial<ProductDocument>), updated_at: now }
-  if (embedding === undefined)
-    return { updateOne: { filter: { product_id, ...notDeleted }, update: { $set: set } } }
-  const unnamed = {
-    ...(fields.product_name === undefined && { product_name: null }),
-    ...(fields.category === undefined && { category: null }),
+  const changed = { ...literals(fields), updated_at: now }
+  if (embedding === undefined) {
+    const set = { ...changed, vector_since: { at: vectorTime, updated_at: now } }
+    return { updateOne: { filter: { product_id, ...notDeleted }, update: [{ $set: set }] } }
+  }
+  // Set before the vector, so that the vector is sent once.
+  const before = { embedding: "$embedding", space: "$space", at: vectorTime }
+  const isSame = {
+    $and: [{ $eq: ["$_before.embedding", "$embedding"] }, { $eq: ["$_before.space", "$space"] }],
+  }
+  const set = {
+    product_name: { $ifNull: ["$product_name", null] },
+    category: { $ifNull: ["$category", null] },
+    ...changed,
+    embedding: { $literal: toStored(embedding, storage) },
+    dimension_count: embedding.length,
+    created_at: { $ifNull: ["$created_at", now] },
   }
   return {
     updateOne: {
       filter: { product_id },
-      update: {
-        $set: { embedding: toStored(embedding, storage), dimension_count: embedding.length, ...set },
-        $setOnInsert: { ...unnamed, created_at: now },
-        $unset: { deleted_at: true },
-      },
+      update: [
+        { $set: { _before: before } },
+        { $set: set },
+        { $set: { vector_since: { at: { $cond: [isSame, "$_before.at", now] }, updated_at: now } } },
+        { $unset: ["_before", "deleted_at"] },
+      ],
       upsert: true,
     },
   }
@@ -179,6 +205,17 @@ const knownSince = ({ call, products }: Store, wanted: ReadonlyArray<ProductId>,
     return new Map(found.map(({ created_at, product_id }) => [product_id, millisOf(created_at)]))
   })
 
+const vectorsSince = ({ call, products }: Store, wanted: ReadonlyArray<ProductId>) =>
+  call("find", name, async () => {
+    const found = await products
+      .find<{ readonly product_id: ProductId; readonly since?: unknown }>(
+        { product_id: { $in: [...wanted] } },
+        { projection: { _id: 0, product_id: 1, since: vectorTime }, batchSize: wanted.length },
+      )
+      .toArray()
+    return new Map(found.map(({ product_id, since }) => [product_id, millisOf(since)]))
+  })
+
 const idsOf = (documents: ReadonlyArray<Pick<ProductDocument, "product_id">>) =>
   new Set(documents.map(({ product_id }) => product_id))
 
@@ -219,10 +256,10 @@ const remove = ({ call, products }: Store, ids: ReadonlyArray<ProductId>) =>
       products.find(filter, { projection: { _id: 0, product_id: 1 } }).toArray(),
     )
     yield* call("updateMany", name, () =>
-      products.updateMany(filter, {
-        $set: { deleted_at: now, updated_at: now },
-        $unset: { product_name: true, category: true, available: true, attributes: true },
-      }),
+      products.updateMany(filter, [
+        { $set: { deleted_at: now, updated_at: now, vector_since: { at: vectorTime, updated_at: now } } },
+        { $unset: ["product_name", "category", "available", "attributes"] },
+      ]),
     )
     return idsOf(found)
   })
@@ -313,6 +350,8 @@ export const make = (options: { readonly storage: Storage }) =>
       load: (wanted, space) => (wanted.length === 0 ? Effect.succeed(new Map()) : load(store, wanted, space)),
       knownSince: (wanted, space) =>
         wanted.length === 0 ? Effect.succeed(new Map()) : knownSince(store, wanted, space),
+      vectorsSince: (wanted) =>
+        wanted.length === 0 ? Effect.succeed(new Map()) : vectorsSince(store, wanted),
       upsert: (changes) => (changes.length === 0 ? Effect.succeed([]) : upsert(store, changes)),
       remove: (ids) => remove(store, ids),
       nearest: (vector, { limit, space }) => nearest(store, vector, space, limit),

@@ -82,6 +82,13 @@ const knownSince = (database: Database, products: ReadonlyArray<ProductId>, spac
   return readById(products, (id) => select.get(id, space)?.created_at)
 }
 
+const vectorsSince = (database: Database, products: ReadonlyArray<ProductId>) => {
+  const select = database.query<{ since: number }, [string]>(
+    "SELECT COALESCE(vector_since, updated_at) AS since FROM product_embeddings WHERE product_id = ?",
+  )
+  return readById(products, (id) => select.get(id)?.since)
+}
+
 const describe = (database: Database, products: ReadonlyArray<ProductId>) => {
   const select = database.query<ProductRow, [string]>(
     `SELECT ${productColumns} FROM product_embeddings WHERE product_id = ?`,
@@ -98,16 +105,18 @@ const upsert = (database: Database, changes: ReadonlyArray<ProductChange>, now: 
   const write = database.query(
     `INSERT INTO product_embeddings
        (product_id, product_name, category, available, attributes, embedding, dimension_count, space, text,
-        created_at, updated_at)
-     VALUES (?1, ?2, ?3, COALESCE(?4, 1), COALESCE(?5, '{}'), ?7, ?8, ?9, ?10, ?6, ?6)
+        created_at, updated_at, vector_since)
+     VALUES (?1, ?2, ?3, COALESCE(?4, 1), COALESCE(?5, '{}'), ?7, ?8, ?9, ?10, ?6, ?6, ?6)
      ON CONFLICT (product_id) DO UPDATE SET product_name = COALESCE(?2, product_name),
        category = COALESCE(?3, category), available = COALESCE(?4, available),
        attributes = COALESCE(?5, attributes), updated_at = ?6, embedding = ?7, dimension_count = ?8, space = ?9,
-       text = ?10, deleted_at = NULL`,
+       text = ?10, deleted_at = NULL,
+       vector_since = IIF(embedding = ?7 AND space = ?9, COALESCE(vector_since, updated_at), ?6)`,
   )
   const change = database.query(
     `UPDATE product_embeddings SET product_name = COALESCE(?2, product_name), category = COALESCE(?3, category),
-       available = COALESCE(?4, available), attributes = COALESCE(?5, attributes), updated_at = ?6
+       available = COALESCE(?4, available), attributes = COALESCE(?5, attributes), updated_at = ?6,
+       vector_since = COALESCE(vector_since, updated_at)
      WHERE product_id = ?1`,
   )
   return changes.map((given): Upserted => {
@@ -133,7 +142,7 @@ const upsert = (database: Database, changes: ReadonlyArray<ProductChange>, now: 
 const remove = (database: Database, products: ReadonlyArray<ProductId>, now: number) => {
   const update = database.query(
     `UPDATE product_embeddings SET product_name = NULL, category = NULL, available = 1, attributes = '{}',
-       deleted_at = ?2, updated_at = ?2 WHERE product_id = ?1 AND deleted_at IS NULL`,
+       deleted_at = ?2, updated_at = ?2, vector_since = COALESCE(vector_since, updated_at) WHERE product_id = ?1 AND deleted_at IS NULL`,
   )
   return new Set(products.filter((id) => update.run(id, now).changes > 0))
 }
@@ -236,6 +245,7 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
     load: (products, space) => failing("load")(use((database) => load(database, products, space))),
     knownSince: (products, space) =>
       failing("knownSince")(use((database) => knownSince(database, products, space))),
+    vectorsSince: (products) => failing("vectorsSince")(use((database) => vectorsSince(database, products))),
     describe: (products) => failing("describe")(use((database) => describe(database, products))),
     upsert: (changes) => writing("upsert", (database, now) => upsert(database, changes, now)),
     remove: (products) => writing("remove", (database, now) => remove(database, products, now)),

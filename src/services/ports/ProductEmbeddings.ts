@@ -114,6 +114,13 @@ export class ProductEmbeddings extends Context.Tag("user-embeddings/ProductEmbed
       products: ReadonlyArray<ProductId>,
       space: string,
     ) => Effect.Effect<ReadonlyMap<ProductId, number>, ProductEmbeddingsError>
+    /**
+     * Since when these products have had the vectors that they have now (Unix ms). Later than it was, but never earlier, if
+     * another program wrote the product last.
+     */
+    readonly vectorsSince: (
+      products: ReadonlyArray<ProductId>,
+    ) => Effect.Effect<ReadonlyMap<ProductId, number>, ProductEmbeddingsError>
     /** Products that are not deleted. */
     readonly count: Effect.Effect<number, ProductEmbeddingsError>
     /** How many products that are not deleted have a vector in another space. */

@@ -29,10 +29,9 @@ const areUnchanged = Effect.fnUntraced(function* (undone: ReadonlyArray<Undone>)
   )
   if (ofProducts.length === 0) return true
   const rows = yield* log.find(ofProducts.map(({ reference }) => reference))
-  const found = yield* products.find([...new Set(ofProducts.map(({ product_id }) => product_id))])
-  const changedAt = new Map(found.map(({ product_id, updated_at }) => [product_id, updated_at]))
+  const since = yield* products.vectorsSince([...new Set(ofProducts.map(({ product_id }) => product_id))])
   return ofProducts.every(({ product_id, reference }) => {
-    const changed = changedAt.get(product_id) ?? 0
+    const changed = since.get(product_id) ?? 0
     const recorded = rows.get(reference)?.recordedAt ?? 0
     return changed > 0 && changed + maxClockDifference < recorded
   })

@@ -57,6 +57,7 @@ withServers(["mongodb"], "MongoDB", () => {
             text: null,
             created_at: expect.any(Date),
             updated_at: expect.any(Date),
+            vector_since: { at: first?.updated_at, updated_at: first?.updated_at },
           })
           yield* later("5 millis")(store.upsert([{ ...boot, product_name: "Boot" }]))
           const second = yield* raw("boot")
@@ -208,6 +209,22 @@ withServers(["mongodb"], "MongoDB", () => {
           expect(found).toEqual([
             { product_id: "mixed-0", product_name: null, category: "shoes", similarity: 1 },
           ])
+        }))
+
+      it("does not know the age of a vector that another program may have written", () =>
+        Effect.gen(function* () {
+          const store = yield* ProductEmbeddings
+          const { database } = yield* Mongo
+          const since = Effect.map(store.vectorsSince(["shared"]), (found) => found.get("shared"))
+          yield* store.upsert([{ ...boot, product_id: "shared" }])
+          const written = new Date(Date.now() + 10_000)
+          const change = { embedding: [5, 6], updated_at: written }
+          yield* Effect.promise(() =>
+            database.collection("product_embeddings").updateOne({ product_id: "shared" }, { $set: change }),
+          )
+          expect(yield* since).toBe(written.getTime())
+          yield* later("20 seconds")(store.upsert([{ product_id: "shared", available: false }]))
+          expect(yield* since).toBe(written.getTime())
         }))
     },
   )

@@ -66,6 +66,7 @@ const world = () => {
     remove: () => Effect.succeed(new Set()),
     nearest: () => Effect.succeed([]),
     knownSince: () => Effect.succeed(new Map()),
+    vectorsSince: () => Effect.succeed(new Map()),
     count: Effect.sync(() => state.stored.size),
     countInOtherSpaces: () => Effect.succeed(0),
     indexed: (_, { categories, limit }) =>

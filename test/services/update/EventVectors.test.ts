@@ -73,6 +73,7 @@ const setUp = () => {
       count: Effect.succeed(0),
       countInOtherSpaces: () => Effect.succeed(0),
       knownSince: () => Effect.succeed(new Map()),
+      vectorsSince: () => Effect.succeed(new Map()),
       changed: () => Stream.empty,
       stampSum: () => Effect.succeed({ count: 0, sum: 0 }),
       stamps: () => Stream.empty,

@@ -133,6 +133,9 @@ const links = statements([
   "ALTER TABLE user_embeddings_2 RENAME TO user_embeddings",
 ])
 
+/** `NULL` for a product of an earlier release: `updated_at` is the latest that it can be. */
+const vectorTimes = statements(["ALTER TABLE product_embeddings ADD COLUMN vector_since INTEGER NULL"])
+
 export const embedded: Migrations = {
   table: "migrations_embedded",
   steps: {
@@ -144,5 +147,6 @@ export const embedded: Migrations = {
     "0006_erasures": erasures,
     "0007_product_facts": productFacts,
     "0008_links": links,
+    "0009_vector_times": vectorTimes,
   },
 }
