@@ -107,7 +107,7 @@ const makeTable = (sql: SqlClient.SqlClient, dialect: SqlDialect, server: string
     name: sql(tableName),
     columns: sql.literal(columns.join(", ")),
     /** The table's name with a hint to use an index. */
-    withIndex: (index: "PRIMARY" | "user_interactions_outbox" | "user_interactions_history") =>
+    withIndex: (index: "PRIMARY" | `user_interactions_${"outbox" | "history" | "products"}`) =>
       sql.literal(`${tableName} ${dialect.forceIndex(index)}`),
   }
 }
@@ -410,7 +410,7 @@ const productEvents = (log: Table) =>
   ) {
     if (among.length === 0) return []
     const { select, sql, withIndex } = log
-    const table = withIndex("user_interactions_history")
+    const table = withIndex("user_interactions_products")
     const ofPerson = sql.and([sql.in("user_id", (yield* person(log)(user)).ids), sql.in("product_id", among)])
     const isWanted = types === undefined ? sql`TRUE` : sql.in("event_type", [...types, "retraction"])
     // The index covers this. The type that is taken back is not in the index, so it is read only where there is one.
