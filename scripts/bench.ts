@@ -13,6 +13,7 @@ const help = `Usage: bun run bench [suite …] [options]
   worker     20,000 events that wait in the queue, handled by this project's worker and by the baseline's
   publish    5,000 events, until the broker has confirmed their messages
   latency    latency at half of the maximum rate
+  cost       CPU of an event and latency from 20 events/s to full load, beside the baseline; CPU of a system at rest
   memory     memory of api and worker over 1,000,000 events
   scale      1, 2, 4 and 10 workers; hot users
   stores     1,000,000 users, 100,000 products, 5,000,000 rows

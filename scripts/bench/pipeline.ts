@@ -91,14 +91,15 @@ export const maximum =
     }
   }
 
-/** At a fixed rate; the metrics of `worker` give the time from event to embedding. */
+/** At a fixed rate; the metrics of `worker` give the time from event to embedding. The baseline has none. */
 export const steady =
-  (arena: Arena, driven: Driven, worker: Part) =>
+  (arena: Arena, driven: Driven, worker: Part | undefined, plain = false) =>
   async (rate: number, seconds: number): Promise<Run> => {
     const events = Math.round(rate * seconds)
-    const before = await histogram(worker, eventToEmbedding)
-    const { cpu, seen } = await drive(arena, driven, { connections: 64, perRequest: 1, rate }, events)
-    const after = await histogram(worker, eventToEmbedding)
+    const timed = async () => worker && (await histogram(worker, eventToEmbedding))
+    const before = await timed()
+    const { cpu, seen } = await drive(arena, driven, { connections: 64, perRequest: 1, rate, plain }, events)
+    const after = await timed()
     return {
       eventsPerSecond: rate,
       cpu,
@@ -107,8 +108,11 @@ export const steady =
         "POST p95 ms": seen.p95,
         "POST p99 ms": seen.p99,
         "POST worst ms": seen.worst,
-        "to embedding p50 ms": 1000 * quantile(before, after, 0.5),
-        "to embedding p95 ms": 1000 * quantile(before, after, 0.95),
+        ...(before &&
+          after && {
+            "to embedding p50 ms": 1000 * quantile(before, after, 0.5),
+            "to embedding p95 ms": 1000 * quantile(before, after, 0.95),
+          }),
       },
     }
   }
@@ -184,6 +188,7 @@ export const naive = async (arena: Arena, next: Sequence) => {
     worker,
     driven,
     single: maximum(arena, driven, { connections: 64, perRequest: 1, plain: true }),
+    steady: steady(arena, driven, undefined, true),
   }
 }
 

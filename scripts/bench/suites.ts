@@ -2,6 +2,7 @@
 import { sleep } from "../services/command.ts"
 import type { Arena, Env } from "./arena.ts"
 import { backlog } from "./backlog.ts"
+import { cost, restTable } from "./cost.ts"
 import { residentMegabytes } from "./cpu.ts"
 import { type Figure, median, number, type Run, summarise, table } from "./figures.ts"
 import { eventsPerMessage, floors } from "./floors.ts"
@@ -339,9 +340,26 @@ export const suites = (bench: Bench) => {
     }
   }
 
-  return { pipeline, worker, publish, latency, memory, scale: scaling, stores, tracing: traced }
+  const costs = async (): Promise<Section> => {
+    const found = await cost(bench, { project: await project(), baseline: await baseline() })
+    return {
+      title: "The cost of an event at any rate",
+      text: [
+        "Single events at even rates. A naive pipeline records, publishes, reads, writes and acknowledges one event at a time.",
+        "",
+        compared(found.figures, undefined),
+        "",
+        "A system at rest:",
+        "",
+        restTable(found.atRest),
+      ].join("\n"),
+      json: found,
+    }
+  }
+
+  return { pipeline, worker, publish, latency, cost: costs, memory, scale: scaling, stores, tracing: traced }
 }
 
 export type SuiteName = keyof ReturnType<typeof suites>
 export const usual: ReadonlyArray<SuiteName> = ["pipeline", "worker", "publish", "latency"]
-export const all: ReadonlyArray<SuiteName> = [...usual, "memory", "scale", "stores", "tracing"]
+export const all: ReadonlyArray<SuiteName> = [...usual, "cost", "memory", "scale", "stores", "tracing"]

@@ -56,6 +56,8 @@ const knobs = Config.all({
   maxRetries: Settings.WORKER_MAX_RETRIES,
   retryDelay: Settings.WORKER_RETRY_DELAY,
   prefetch: Settings.WORKER_PREFETCH,
+  /** Minimum time between the beginnings of two batches of a worker, in ms. */
+  workerInterval: Settings.WORKER_INTERVAL,
   /** Number of partitions of the main queue, and those that a worker consumes. */
   partitions: Settings.RABBITMQ_PARTITIONS,
   workerPartitions,

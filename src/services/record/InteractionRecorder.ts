@@ -1,6 +1,6 @@
 /**
  * Step: submissions → InteractionLog → OutboxRelay. Concurrent submissions share a commit: one fiber appends all that
- * arrived during the previous commit. An idle system therefore waits for no timer, and a busy one makes large batches.
+ * arrived since the previous commit began.
  */
 import { Clock, Context, Effect, Exit, Fiber, Layer } from "effect"
 import * as MessageTraces from "../MessageTraces.ts"
@@ -11,6 +11,7 @@ import {
   InteractionLogError,
   type NewInteraction,
 } from "../ports/InteractionLog.ts"
+import * as Settings from "../Settings.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { OutboxRelay } from "./OutboxRelay.ts"
 import { WorkQueue } from "./WorkQueue.ts"
@@ -82,7 +83,11 @@ const once = (done: Done): Done => {
 const make = Effect.fnUntraced(function* (deadline: number) {
   const log = yield* InteractionLog
   const relay = yield* OutboxRelay
-  const waiting = new WorkQueue<Job>(({ entries }) => entries.length)
+  const waiting = new WorkQueue<Job>({
+    interval: yield* Settings.COMMIT_INTERVAL,
+    full: maxRowsPerAppend,
+    weigh: ({ entries }) => entries.length,
+  })
   /** The jobs of the running append. */
   let appending: ReadonlyArray<Job> = []
 

@@ -11,6 +11,7 @@ import { unlessReported } from "../Outages.ts"
 import { InteractionLog, type InteractionLogError, type LoggedInteraction } from "../ports/InteractionLog.ts"
 import { InteractionQueue, type InteractionQueueError, type Message } from "../ports/InteractionQueue.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
+import * as Settings from "../Settings.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { WorkQueue } from "./WorkQueue.ts"
 
@@ -29,10 +30,8 @@ export class OutboxRelay extends Context.Tag("user-embeddings/OutboxRelay")<
 
 /** Messages of one publish: the confirm window. */
 const rowsPerPublish = 1_000
-/** Rows per second from which on rows are collected for some time, because large publishes cost the broker a fifth less. */
-const busyRate = 2_500
-/** Minimum time between the beginnings of two publishes at a busy rate. */
-const busyPublishMillis = 100
+/** Rows of one statement that marks rows as published. */
+const rowsPerMark = 1_000
 /** Rows that a drain reads with one statement. */
 const rowsPerRead = 5_000
 /** Publishes of a drain at the same time: the broker confirms some while others are marked. */
@@ -66,49 +65,29 @@ export const toMessage = ({ id, interaction, trace, recordedAt }: LoggedInteract
   recordedAt,
 })
 
-/** Publishes rows and marks the confirmed ones. Succeeds with their number. */
+/** Publishes rows; succeeds with those that the broker has confirmed. */
 const publish = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
-  const log = yield* InteractionLog
   const queue = yield* InteractionQueue
   const confirmations = yield* queue.publish(rows.map(toMessage))
   const confirmed = rows.filter((_, index) => confirmations[index] === "confirmed")
-  if (confirmed.length > 0) yield* log.markPublished(confirmed, yield* Clock.currentTimeMillis)
   if (confirmed.length < rows.length)
     yield* Effect.logWarning("publish.unconfirmed").pipe(
       Effect.annotateLogs({ count: rows.length - confirmed.length, left_to: "drain" }),
     )
-  return confirmed.length
+  return confirmed
 })
 
-/** Tells whether rows arrive at a busy rate, measured over {@link busyPublishMillis} or longer. */
-class ArrivalRate {
-  private rows = 0
-  private isBusy = false
-  constructor(private since: number) {}
+const markPublished = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
+  const log = yield* InteractionLog
+  if (rows.length > 0) yield* log.markPublished(rows, yield* Clock.currentTimeMillis)
+})
 
-  add(rows: number, now: number): boolean {
-    this.rows += rows
-    if (now - this.since >= busyPublishMillis) {
-      this.isBusy = this.rows * 1_000 >= busyRate * (now - this.since)
-      this.rows = 0
-      this.since = now
-    }
-    return this.isBusy
-  }
-}
-
-/** Publishes rows that this process has just committed, until `waiting` is closed and empty. */
-const publishCommitted = Effect.fnUntraced(function* (
-  waiting: WorkQueue<LoggedInteraction>,
-  inProgress: Set<number>,
-) {
-  const rate = new ArrivalRate(yield* Clock.currentTimeMillis)
-  const publishNext = Effect.gen(function* () {
-    const began = yield* Clock.currentTimeMillis
-    const rows = waiting.take(rowsPerPublish)
-    const isBusy = rate.add(rows.length, began)
-    yield* publish(rows).pipe(
-      MessageTraces.withBatchSpan("relay interactions", rows.map(MessageTraces.traced)),
+/** A round of a lane. Rows of a failed round stay in the outbox. */
+const round =
+  (span: string, rows: ReadonlyArray<LoggedInteraction>) =>
+  <R>(work: Effect.Effect<void, InteractionLogError | InteractionQueueError, R>) =>
+    work.pipe(
+      MessageTraces.withBatchSpan(span, rows.map(MessageTraces.traced)),
       Effect.catchAll((error) =>
         unlessReported(
           error,
@@ -117,16 +96,55 @@ const publishCommitted = Effect.fnUntraced(function* (
           ),
         ),
       ),
-      Effect.ensuring(
-        Effect.sync(() => {
-          for (const { id } of rows) inProgress.delete(id)
+    )
+
+/**
+ * Publishes rows that this process has just committed, and marks them, in two lanes: a statement marks the rows of many
+ * publishes. `inProgress` has the ids of the rows in both lanes.
+ */
+const lanes = Effect.gen(function* () {
+  const inProgress = new Set<number>()
+  const waiting = new WorkQueue<LoggedInteraction>({
+    interval: yield* Settings.PUBLISH_INTERVAL,
+    full: rowsPerPublish,
+  })
+  const confirmed = new WorkQueue<LoggedInteraction>({
+    interval: yield* Settings.MARK_INTERVAL,
+    full: rowsPerMark,
+  })
+  const forget = (rows: Iterable<LoggedInteraction>) => {
+    for (const { id } of rows) inProgress.delete(id)
+  }
+  const publishNext = Effect.suspend(() => {
+    const rows = waiting.take(rowsPerPublish)
+    const unmarked = new Set(rows)
+    return publish(rows).pipe(
+      Effect.map((published) =>
+        published.forEach((row) => {
+          unmarked.delete(row)
+          confirmed.offer(row)
         }),
       ),
+      round("relay interactions", rows),
+      Effect.ensuring(Effect.sync(() => forget(unmarked))),
     )
-    if (isBusy && waiting.weight < rowsPerPublish && !waiting.isClosed)
-      yield* Effect.sleep(Math.max(0, began + busyPublishMillis - (yield* Clock.currentTimeMillis)))
   })
-  yield* waiting.consume(publishNext)
+  const markNext = Effect.suspend(() => {
+    const rows = confirmed.take(rowsPerMark)
+    return markPublished(rows).pipe(
+      round("mark interactions", rows),
+      Effect.ensuring(Effect.sync(() => forget(rows))),
+    )
+  })
+  const offer = (rows: ReadonlyArray<LoggedInteraction>) => {
+    for (const row of rows.slice(0, Math.max(0, maxWaitingRows - waiting.weight))) {
+      inProgress.add(row.id)
+      waiting.offer(row)
+    }
+  }
+  const publishing = Effect.ensuring(waiting.consume(publishNext), confirmed.close)
+  const run = Effect.all([publishing, confirmed.consume(markNext)], { concurrency: 2, discard: true })
+  return { inProgress, offer, run, close: waiting.close }
 })
 
 /** At most this many of the rows that stay in the outbox longer than a publish takes. */
@@ -150,9 +168,10 @@ const drainOutbox = Effect.fnUntraced(function* (inProgress: ReadonlySet<number>
       Arr.chunksOf(left, rowsPerPublish),
       (page) =>
         publish(page).pipe(
+          Effect.tap(markPublished),
           MessageTraces.withBatchSpan("drain interactions", page.map(MessageTraces.traced)),
           Effect.withTracerEnabled(true),
-          Effect.map((confirmed) => (published += confirmed)),
+          Effect.map((confirmed) => (published += confirmed.length)),
         ),
       { concurrency: concurrentPublishes, discard: true },
     )
@@ -163,25 +182,15 @@ const drainOutbox = Effect.fnUntraced(function* (inProgress: ReadonlySet<number>
 const make = Effect.gen(function* () {
   const log = yield* InteractionLog
   const ports = yield* Effect.context<InteractionLog | InteractionQueue>()
-  const waiting = new WorkQueue<LoggedInteraction>()
-  const inProgress = new Set<number>()
-
-  const publisher = Effect.provide(publishCommitted(waiting, inProgress), ports)
-  yield* Effect.acquireRelease(Effect.forkDaemon(Effect.interruptible(publisher)), (fiber) =>
-    waiting.close.pipe(
+  const { close, inProgress, offer, run } = yield* lanes
+  yield* Effect.acquireRelease(Effect.forkDaemon(Effect.interruptible(Effect.provide(run, ports))), (fiber) =>
+    close.pipe(
       Effect.zipRight(Fiber.await(fiber)),
       Effect.interruptible,
       Effect.timeoutOption(flushDeadline),
       Effect.zipRight(Fiber.interrupt(fiber)),
     ),
   )
-
-  const offer = (rows: ReadonlyArray<LoggedInteraction>) => {
-    for (const row of rows.slice(0, Math.max(0, maxWaitingRows - waiting.weight))) {
-      inProgress.add(row.id)
-      waiting.offer(row)
-    }
-  }
 
   const drain = Effect.gen(function* () {
     // One statement a second in a system at rest. The lock takes three more.

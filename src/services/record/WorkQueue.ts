@@ -4,6 +4,7 @@
  * more CPU.
  */
 import { Effect } from "effect"
+import { Cadence } from "../Cadence.ts"
 
 export class WorkQueue<Item> {
   private items: Array<Item> = []
@@ -11,7 +12,21 @@ export class WorkQueue<Item> {
   private closed = false
   private readonly wake = Effect.unsafeMakeLatch(false)
 
-  constructor(private readonly weigh: (item: Item) => number = () => 1) {}
+  private readonly cadence: Cadence
+  private readonly full: number
+  private readonly weigh: (item: Item) => number
+
+  constructor(options: {
+    /** Minimum time between the beginnings of two rounds of {@link consume}, in ms. */
+    readonly interval: number
+    /** With this weight a round begins at once. */
+    readonly full: number
+    readonly weigh?: (item: Item) => number
+  }) {
+    this.cadence = new Cadence(options.interval)
+    this.full = options.full
+    this.weigh = options.weigh ?? (() => 1)
+  }
 
   /** The weight of all waiting items. */
   get weight(): number {
@@ -25,6 +40,7 @@ export class WorkQueue<Item> {
   offer(item: Item): void {
     this.items.push(item)
     this.total += this.weigh(item)
+    if (this.total >= this.full) this.cadence.hurry()
     this.wake.unsafeOpen()
   }
 
@@ -57,15 +73,19 @@ export class WorkQueue<Item> {
     return taken
   }
 
-  /** Runs `handle`, which takes items, whenever items wait. Ends when the queue is closed and empty. */
+  /** Runs `handle`, which takes items, in rounds while items wait. Ends when the queue is closed and empty. */
   consume<E, R>(handle: Effect.Effect<void, E, R>): Effect.Effect<void, E, R> {
-    const { wake } = this
+    const { cadence, wake } = this
     return Effect.whileLoop({
       while: () => !this.closed || this.items.length > 0,
       body: () => {
-        if (this.items.length > 0) return handle
-        wake.unsafeClose()
-        return wake.await
+        if (this.items.length === 0) {
+          wake.unsafeClose()
+          return wake.await
+        }
+        if (!cadence.isDue && !this.closed && this.total < this.full) return cadence.untilDue
+        cadence.begin()
+        return handle
       },
       step: () => {},
     })
@@ -74,6 +94,7 @@ export class WorkQueue<Item> {
   /** Lets {@link consume} end after the waiting items. */
   readonly close: Effect.Effect<void> = Effect.sync(() => {
     this.closed = true
+    this.cadence.hurry()
     this.wake.unsafeOpen()
   })
 }

@@ -1,10 +1,11 @@
 /**
  * A worker takes messages from the queue, updates embeddings and settles the messages. A batch is all that came since
- * the last batch was taken: an idle worker adds no delay, and a backlog makes large batches. Searches that must wait
+ * the last batch was taken, at least WORKER_INTERVAL ago: an idle worker adds no delay, and a backlog makes large batches. Searches that must wait
  * for the embedder are handled in a lane of their own, so that product events do not wait for it. What happens while a
  * dependency is out is in OutageState.ts.
  */
 import { Clock, Context, Duration, Effect, Fiber, FiberRef, Layer, LogLevel, Option } from "effect"
+import { Cadence } from "../Cadence.ts"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as MessageTraces from "../MessageTraces.ts"
 import type { EventTypes } from "../model/EventTypes.ts"
@@ -66,6 +67,8 @@ interface Worker {
   /** Opens when the search lane may have something to do. */
   readonly laneWaits: Effect.Latch
   state: OutageState.OutageState
+  readonly loopCadence: Cadence
+  readonly laneCadence: Cadence
   readonly loopLimit: BatchLimit
   readonly laneLimit: BatchLimit
 }
@@ -280,6 +283,7 @@ const intake = (worker: Worker) =>
     held.add(messages, yield* Clock.currentTimeMillis)
     // What was held on a lost connection is delivered again: drop it before it piles up.
     if (held.size > prefetch) held.dropUnless(consumer.holds)
+    if (held.readyCount >= worker.loopLimit.most) worker.loopCadence.hurry()
     worker.laneWaits.unsafeOpen()
     worker.loopWaits.unsafeOpen()
   })
@@ -321,11 +325,13 @@ const giveBack = ({ consumer, state }: Worker, waiting: ReadonlyArray<ReceivedMe
 
 const loop = Effect.fnUntraced(function* (worker: Worker) {
   while (true) {
+    if (worker.state._tag === "Working") yield* worker.loopCadence.untilDue
     worker.loopWaits.unsafeClose()
     const now = yield* Clock.currentTimeMillis
     const { waiting, work } = takeWork(worker, now)
     yield* giveBack(worker, waiting)
     if (work !== undefined) {
+      worker.loopCadence.begin()
       yield* handle(worker, worker.loopLimit, work)
       yield* pause(worker, work, (yield* Clock.currentTimeMillis) - now)
     } else if (worker.state._tag === "Stopping") return
@@ -335,8 +341,10 @@ const loop = Effect.fnUntraced(function* (worker: Worker) {
 
 const searchLane = Effect.fnUntraced(function* (worker: Worker) {
   while (worker.state._tag !== "Stopping") {
+    yield* worker.laneCadence.untilDue
     const batch = worker.held.takeSearches(worker.state, worker.laneLimit.most)
     if (batch.length > 0) {
+      worker.laneCadence.begin()
       yield* handle(worker, worker.laneLimit, { batch, probe: false })
       worker.loopWaits.unsafeOpen()
       continue
@@ -355,6 +363,8 @@ const stop = Effect.fnUntraced(function* (
   yield* Effect.timeoutOption(Effect.interruptible(worker.consumer.stop), stopIntakeDeadline)
   yield* Fiber.interrupt(taking)
   worker.state = OutageState.stop(worker.state)
+  worker.loopCadence.hurry()
+  worker.laneCadence.hurry()
   worker.loopWaits.unsafeOpen()
   worker.laneWaits.unsafeOpen()
   yield* Effect.timeoutOption(Effect.interruptible(Fiber.await(handling)), stopDeadline)
@@ -362,7 +372,7 @@ const stop = Effect.fnUntraced(function* (
 })
 
 const make = Effect.gen(function* () {
-  const { batchEnabled, batchWindow, eventTypes, prefetch } = yield* EmbeddingConfig
+  const { batchEnabled, batchWindow, eventTypes, prefetch, workerInterval } = yield* EmbeddingConfig
   const queue = yield* InteractionQueue
   const updater = yield* EmbeddingUpdater
   const window = batchEnabled ? new BatchWindow(Duration.toMillis(batchWindow)) : undefined
@@ -377,6 +387,8 @@ const make = Effect.gen(function* () {
     batchSize,
     loopWaits: yield* Effect.makeLatch(false),
     laneWaits: yield* Effect.makeLatch(false),
+    loopCadence: new Cadence(workerInterval),
+    laneCadence: new Cadence(workerInterval),
     state: OutageState.working,
     loopLimit: { most: batchSize },
     laneLimit: { most: Math.min(batchSize, firstSearches) },

@@ -165,7 +165,7 @@ const setUp = (knobs: Partial<EmbeddingConfig.Knobs> = {}, pauseAbove = 1_000) =
     },
     needsEmbedder: () => state.searchMillis > 0 || state.embedderIsOut,
   })
-  const config = EmbeddingConfig.layer(knobs).pipe(Layer.provide(variables({})))
+  const config = EmbeddingConfig.layer({ workerInterval: 0, ...knobs }).pipe(Layer.provide(variables({})))
   return {
     state,
     arrive: (...deliveries: ReadonlyArray<Delivery>) =>
