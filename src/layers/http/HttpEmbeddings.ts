@@ -2,12 +2,12 @@
 import { type Headers, HttpApiBuilder, HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { Clock, Effect } from "effect"
 import {
-  type CatalogueMean,
+  CatalogueMean,
   EmbeddingsBody,
   embeddingsBodyBytes,
   ProductEmbeddingBody,
 } from "../../services/api/EmbeddingApi.ts"
-import { type Embedding, embeddingJson } from "../../services/api/EmbeddingJson.ts"
+import { Embedding, embeddingJson } from "../../services/api/EmbeddingJson.ts"
 import { api, vectorBytes } from "../../services/api/InteractionApi.ts"
 import { encodeVectors } from "../../services/api/VectorRows.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
@@ -50,6 +50,9 @@ const fingerprint = (...values: ReadonlyArray<string | number | Uint8Array>): st
 
 const noEmbedding = (detail: string) => new Problem({ status: 404, detail })
 
+const embeddingResponse = HttpServerResponse.schemaJson(Embedding)
+const meanResponse = HttpServerResponse.schemaJson(CatalogueMean)
+
 interface Wanted {
   readonly read?: Read | undefined
   readonly vector?: "true" | "false" | undefined
@@ -76,12 +79,12 @@ const showEmbedding = Effect.fnUntraced(function* (user: string, { read = "store
   const common = { ...cacheControl, "x-space": embedding.space, "x-version": String(version) }
   const respond = (shown: Float32Array) => (headers: Headers.Input) => {
     if (form === "float32") return float32Response(shown, headers)
-    const json: typeof Embedding.Type = {
+    const json = {
       ...embeddingJson(embedding, version),
-      ...(isTaste && { read }),
+      ...(read === "taste" && { read }),
       ...(form === "vector" && { embedding: Array.from(shown) }),
     }
-    return HttpServerResponse.unsafeJson(json, { headers })
+    return Effect.orDie(embeddingResponse(json, { headers }))
   }
   const of = fingerprint(embedding.user_id, embedding.updated_at, read, form)
   if (!isTaste)
@@ -100,7 +103,7 @@ const showEmbedding = Effect.fnUntraced(function* (user: string, { read = "store
     return HttpServerResponse.empty({ status: 304, headers: { ...common, etag } })
   const [found] = yield* toProblem(readTastes(sources, [embedding]))
   if (found?.taste === undefined) return yield* noEmbedding(`the taste of user ${user} has no direction`)
-  return respond(found.taste.direction)({ ...common, ...(found.isComplete && { etag }) })
+  return yield* respond(found.taste.direction)({ ...common, ...(found.isComplete && { etag }) })
 })
 
 /** Nine significant digits identify every float32, and take two thirds of the bytes of all digits. */
@@ -136,10 +139,10 @@ const showMean = Effect.gen(function* () {
   const { headers } = yield* HttpServerRequest.HttpServerRequest
   const asFloat32 = prefersFloat32(headers.accept)
   const { space } = catalogue
-  const json: typeof CatalogueMean.Encoded = { space, dimension_count: mean.length, mean: Array.from(mean) }
+  const json = { space, dimension_count: mean.length, mean: Array.from(mean) }
   const etag = `"${fingerprint(space, Vector.toBytes(mean), String(asFloat32))}"`
   return yield* unlessMatched({ ...cacheControl, "x-space": space, etag }, (headers) =>
-    asFloat32 ? float32Response(mean, headers) : HttpServerResponse.unsafeJson(json, { headers }),
+    asFloat32 ? float32Response(mean, headers) : Effect.orDie(meanResponse(json, { headers })),
   )
 })
 

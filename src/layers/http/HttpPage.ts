@@ -46,7 +46,9 @@ export const layer = HttpApiBuilder.Router.use((router) =>
       const headers = { ...security, etag, "cache-control": "no-cache" }
       yield* router.get(
         path as keyof typeof files,
-        unlessMatched(headers, (headers) => HttpServerResponse.uint8Array(body, { contentType, headers })),
+        unlessMatched(headers, (headers) =>
+          Effect.succeed(HttpServerResponse.uint8Array(body, { contentType, headers })),
+        ),
       )
     }
   }),

@@ -36,15 +36,15 @@ export const hasMatch = (ifNoneMatch: string | undefined, etag: string): boolean
 }
 
 /** The answer, or 304 if the client has it. Without an ETag it is always sent. */
-export const unlessMatched = (
+export const unlessMatched = <E, R>(
   headers: Readonly<Record<string, string>> & { readonly etag?: string },
-  respond: (headers: Headers.Input) => HttpServerResponse.HttpServerResponse,
+  respond: (headers: Headers.Input) => Effect.Effect<HttpServerResponse.HttpServerResponse, E, R>,
 ) =>
-  Effect.map(HttpServerRequest.HttpServerRequest, (request) =>
+  Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>
     headers.etag !== undefined && hasMatch(request.headers["if-none-match"], headers.etag)
-      ? HttpServerResponse.empty({ status: 304, headers })
+      ? Effect.succeed(HttpServerResponse.empty({ status: 304, headers }))
       : respond(headers),
   )
 
 export const float32Response = (vector: Float32Array, headers: Headers.Input) =>
-  HttpServerResponse.uint8Array(Vector.toBytes(vector), { contentType: octetStream, headers })
+  Effect.succeed(HttpServerResponse.uint8Array(Vector.toBytes(vector), { contentType: octetStream, headers }))
