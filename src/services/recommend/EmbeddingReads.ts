@@ -62,13 +62,14 @@ export const readTastes = Effect.fnUntraced(function* (
   const mean = yield* catalogue.mean
   const { weights } = config.eventTypes
   const now = yield* Clock.currentTimeMillis
-  return yield* Effect.forEach(embeddings, (embedding) => {
+  return yield* Effect.forEach(embeddings, (embedding, index) => {
     const recent = embedding.recent.map((event) => ({ event, vector: vectorOf.get(event.message_id) }))
     const result: ReadTaste = {
       taste: Taste.read(embedding, recent, mean, weights, now),
       isComplete: recent.every(({ event, vector }) => vector !== undefined || event.search_phrase === null),
     }
-    return embeddings.length === 1 ? Effect.succeed(result) : Effect.as(yieldToEventLoop, result)
+    // A taste takes about 0.1 ms: other requests get a turn.
+    return index % 16 === 15 ? Effect.as(yieldToEventLoop, result) : Effect.succeed(result)
   })
 })
 
