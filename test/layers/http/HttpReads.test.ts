@@ -1,7 +1,7 @@
 /** Reading vectors over HTTP: stored and as taste, as JSON and as float32, one and many, and again with an ETag. */
 import { describe, expect, test } from "bun:test"
 import { HttpServer } from "@effect/platform"
-import { Effect } from "effect"
+import { Clock, Effect, Layer } from "effect"
 import fc from "fast-check"
 import { connect } from "../../../src/layers/http/HttpClient.ts"
 import { hasMatch, prefersFloat32 } from "../../../src/layers/http/HttpRepresentation.ts"
@@ -375,4 +375,35 @@ layerSuite(
           expect(answer.headers.get("access-control-expose-headers")).toContain(name)
       }))
   },
+)
+
+let ahead = 0
+const clock = (real: Clock.Clock): Clock.Clock => {
+  const millis = () => real.unsafeCurrentTimeMillis() + ahead
+  return {
+    ...real,
+    [Clock.ClockTypeId]: Clock.ClockTypeId,
+    unsafeCurrentTimeMillis: millis,
+    currentTimeMillis: Effect.sync(millis),
+    currentTimeNanos: real.currentTimeNanos,
+    unsafeCurrentTimeNanos: () => real.unsafeCurrentTimeNanos(),
+    sleep: (duration) => real.sleep(duration),
+  }
+}
+const movable = Layer.unwrapEffect(Effect.clockWith((real) => Effect.succeed(Layer.setClock(clock(real)))))
+
+layerSuite("an hour later", Layer.provide(apiAndWorker(embedded(variables)), movable), (it) =>
+  it("a taste has another ETag, a stored vector the same", () =>
+    Effect.gen(function* () {
+      for (const id of ["p-1", "p-2"]) yield* call("PUT", `/api/product/${id}/embedding`, { text: id })
+      yield* call("POST", "/api/user/u-1/product/p-1/view", {})
+      yield* drained
+      const path = "/api/user/u-1/embedding"
+      const [stored, taste] = [yield* etagOf(path), yield* etagOf(`${path}?read=taste`)]
+      ahead = 3_600_000
+      expect(yield* etagOf(path)).toBe(stored)
+      const again = yield* request(`${path}?read=taste`, { headers: { "if-none-match": taste } })
+      expect(again.status).toBe(200)
+      expect(again.headers.get("etag")).not.toBe(taste)
+    })),
 )
