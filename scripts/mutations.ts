@@ -86,7 +86,7 @@ export const mutations: ReadonlyArray<Mutation> = [
       to: "embedding.updated_at, read)",
     },
     {
-      scenario: "reads, embedded many users in the order asked",
+      scenario: "reads, embedded a thousand users are read at once",
       without: "following aliases",
       file: "src/services/update/People.ts",
       from: "next.add(target)",

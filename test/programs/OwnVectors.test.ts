@@ -1,9 +1,14 @@
 /** A shop with product vectors of its own, in dimensions that the local embedder does not have. */
-import { expect } from "bun:test"
+import { expect, test } from "bun:test"
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import { BunContext } from "@effect/platform-bun"
 import { Effect, Layer, Stream } from "effect"
+import { open } from "../../src/programs/Open.ts"
 import { importProducts, sampleCatalogue } from "../../src/programs/tasks/ImportProducts.ts"
 import * as Provision from "../../src/programs/tasks/ProvisionServers.ts"
+import * as Vector from "../../src/services/model/Vector.ts"
 import * as Auditor from "../../src/services/operate/Auditor.ts"
 import * as Rebuilder from "../../src/services/operate/Rebuilder.ts"
 import { Dependencies } from "../../src/services/ports/Dependencies.ts"
@@ -111,3 +116,35 @@ layerSuite(
       }))
   },
 )
+
+test("the library reads vectors, tastes and the mean", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "own-vectors-"))
+  const shop = await open({
+    stack: "embedded",
+    DATA_DIR: folder,
+    EMBEDDING_DIMENSIONS: 64,
+    LOG_LEVEL: "error",
+  })
+  try {
+    const products = [0, 1, 2].map((index) => ({ product_id: `p-${index}`, vector: vectorOf(64, index) }))
+    await shop.putProducts(products)
+    await shop.record({ user_id: "u-1", event_type: "product_view", product_id: "p-2" })
+    await shop.drained()
+    const [stored, nobody] = await shop.vectors(["u-1", "u-2"])
+    expect(nobody).toBeNull()
+    expect(stored).toMatchObject({ user_id: "u-1", space: "own:64", version: 1 })
+    expect(stored?.embedding).toEqual((await shop.embedding("u-1"))!.embedding)
+    const mean = await shop.catalogueMean()
+    for (const [i, of] of [0, 1, 2, 3].entries())
+      expect(mean[i]).toBeCloseTo(
+        products.reduce((sum, { vector }) => sum + Vector.normalise(Float32Array.from(vector))[of]! / 3, 0),
+        6,
+      )
+    const [taste] = await shop.vectors(["u-1"], { read: "taste" })
+    const seen = Vector.normalise(Float32Array.from(vectorOf(64, 2))).map((x, i) => x - mean[i]!)
+    expect(Vector.dot(taste!.embedding, Vector.normalise(seen))).toBeCloseTo(1, 5)
+  } finally {
+    await shop.close()
+    rmSync(folder, { recursive: true, force: true })
+  }
+})

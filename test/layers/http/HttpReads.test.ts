@@ -287,7 +287,8 @@ const suite = (name: string, stack: typeof embedded) =>
         const found = yield* read(Array.from({ length: 1_000 }, (_, i) => `u-${i}`))
         expect(found.filter((one) => one !== null).map(({ user_id }) => user_id)).toEqual(["u-1", "u-2"])
         expect(loads).toBe(1)
-        yield* read(["guest-1", "u-2"])
+        const guests = yield* read(["guest-1", "u-2"])
+        expect(guests.map((one) => one?.user_id)).toEqual(["guest-1", "u-2"])
         expect(loads).toBe(3)
       }))
     it("erased users have no vector", () =>
