@@ -26,6 +26,7 @@ import { PhraseEmbedderError } from "../services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../services/ports/UserEmbeddings.ts"
 import * as Catalogue from "../services/recommend/Catalogue.ts"
+import * as EmbeddingReads from "../services/recommend/EmbeddingReads.ts"
 import * as Popularity from "../services/recommend/Popularity.ts"
 import type { Conditions } from "../services/recommend/ProductFilter.ts"
 import { writeOnce } from "../services/recommend/ProductWriter.ts"
@@ -155,6 +156,16 @@ export interface Client {
   readonly removeProducts: (products: ReadonlyArray<ProductId>) => Promise<void>
   /** `null`: the user has no embedding yet. */
   readonly embedding: (user: UserId) => Promise<UserEmbedding | null>
+  /**
+   * The vectors of users, in their order: the stored ones, or the tastes that recommendations use. `null`: the user has
+   * none in the configured space.
+   */
+  readonly vectors: (
+    users: ReadonlyArray<UserId>,
+    options?: { readonly read?: EmbeddingReads.Read },
+  ) => Promise<ReadonlyArray<EmbeddingReads.UserVector | null>>
+  /** The mean of all product vectors. A taste is compared with product − mean, scaled to unit length. */
+  readonly catalogueMean: () => Promise<Float32Array>
   /** For a user without taste: popular products, with the `source` popular. */
   readonly recommend: (
     user: UserId,
@@ -331,6 +342,9 @@ export const open = async (options: Options): Promise<Client> => {
           Effect.map(ownerOf(users, user), ({ record }) => record?.embedding ?? null),
         ),
       ),
+    vectors: (users, { read = "stored" } = {}) => run(EmbeddingReads.readVectors(users, read)),
+    catalogueMean: () =>
+      run(Effect.flatMap(Catalogue.Catalogue, ({ mean }) => Effect.map(mean, (shared) => shared.slice()))),
     recommend: (user, { category, exclude = "purchased", excludeIds, filter, limit = 10 } = {}) =>
       run(
         Effect.flatMap(Recommender.Recommender, (recommender) =>

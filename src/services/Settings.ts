@@ -278,7 +278,8 @@ const apiKey = secretOf(
   Schema.String.pipe(Schema.pattern(/^[!-~]+$/, { message: () => "must be printable ASCII without spaces" })),
 )
 export const OPENAI_API_KEY = optional("OPENAI_API_KEY", apiKey, {
-  meaning: "Key of the OpenAI service; unset = phrases are embedded locally",
+  meaning:
+    "Key of the OpenAI service; unset = phrases are embedded locally if EMBEDDING_DIMENSIONS is a multiple of 384, else not at all",
   example: "sk-your-key",
   secret: true,
 })

@@ -12,6 +12,7 @@ import {
   type StoredProduct,
   type Upserted,
 } from "../ports/ProductEmbeddings.ts"
+import * as RetryPolicies from "../RetryPolicies.ts"
 import { EventVectors } from "../update/EventVectors.ts"
 
 /** An absent field leaves the stored one as it is. */
@@ -98,10 +99,7 @@ export const writeProducts = Effect.fn("writeProducts")(function* <R>(
     const own = storedVector(fields, text)
     const found = own === undefined ? embedded.get(text)! : Either.right(own)
     return Either.mapBoth(found, {
-      onLeft: (error) =>
-        error.reason === "invalid_input" || error.reason === "bad_vector"
-          ? { field: "text", detail: error.message }
-          : error,
+      onLeft: (error) => (RetryPolicies.isFinal(error) ? { field: "text", detail: error.message } : error),
       onRight: (embedding) => ({ ...change, embedding, space, text }),
     })
   }

@@ -6,7 +6,7 @@ import { decay, weightOf } from "../model/Fold.ts"
 import type { ProductId, UserId } from "../model/Interaction.ts"
 import type { Product } from "../model/Product.ts"
 import * as Taste from "../model/Taste.ts"
-import type { RecentEvent, UserEmbedding } from "../model/UserEmbedding.ts"
+import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import * as Vector from "../model/Vector.ts"
 import { InteractionLog, type InteractionLogError } from "../ports/InteractionLog.ts"
 import type { PhraseEmbedderError } from "../ports/PhraseEmbedder.ts"
@@ -14,6 +14,7 @@ import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbedding
 import { EventVectors } from "../update/EventVectors.ts"
 import { ownerOf } from "../update/People.ts"
 import { Catalogue, type CatalogueError } from "./Catalogue.ts"
+import { readTastes } from "./EmbeddingReads.ts"
 import { Popularity } from "./Popularity.ts"
 import * as PopularProducts from "./PopularProducts.ts"
 import type { ProductFilter } from "./ProductFilter.ts"
@@ -114,8 +115,6 @@ export const tasteWeight = 0.3
 export const mostUsersCompared = 50_000
 /** For the counts of a log that is counted for the first time. */
 const countsTimeout = Duration.seconds(1)
-/** For the vectors of the newest search phrases. */
-const vectorTimeout = Duration.seconds(2)
 
 type StoreError = CatalogueError | InteractionLogError | UserEmbeddingsError
 
@@ -202,27 +201,6 @@ const loadEmbedding = Effect.fnUntraced(function* ({ catalogue, users }: Service
   return embedding
 })
 
-/** The newest events with their vectors. A phrase that the embedder does not answer in time has no vector. */
-const loadRecentVectors = Effect.fnUntraced(function* ({ vectors }: Services, { recent }: UserEmbedding) {
-  const find = (events: ReadonlyArray<RecentEvent>) =>
-    Effect.map(vectors.resolve(events, { store: false }), (found) => Arr.zip(events, found))
-  const [phrases, products] = Arr.partition(recent, ({ product_id }) => product_id !== null)
-  const inTime = find(phrases).pipe(
-    Effect.timeoutOption(vectorTimeout),
-    Effect.map(Option.getOrElse(() => [])),
-  )
-  const found = yield* Effect.all([find(products), inTime], { concurrency: 2 })
-  const vectorOf = new Map(found.flat().map(([event, vector]) => [event.message_id, vector]))
-  return recent.map(
-    (event): Taste.RememberedEvent => ({
-      event,
-      vector: Option.getOrUndefined(
-        Option.flatMap(Option.fromNullable(vectorOf.get(event.message_id)), Either.getRight),
-      ),
-    }),
-  )
-})
-
 /** A sum of weights that cancel out is not exactly 0. */
 const roundingError = 1e-9
 
@@ -279,12 +257,8 @@ const firstOf = Effect.fnUntraced(function* <A extends { readonly product_id: Pr
 })
 
 const readTaste = Effect.fn("taste.read")(function* (services: Services, user_id: UserId) {
-  const embedding = yield* loadEmbedding(services, user_id)
-  const recent = yield* loadRecentVectors(services, embedding)
-  const mean = yield* services.catalogue.mean
-  const { weights } = services.config.eventTypes
-  const taste = Taste.read(embedding, recent, mean, weights, yield* Clock.currentTimeMillis)
-  return taste ?? (yield* noDirection(user_id))
+  const [read] = yield* readTastes(services, [yield* loadEmbedding(services, user_id)])
+  return read?.taste ?? (yield* noDirection(user_id))
 })
 
 const requireKnownAttributes = Effect.fnUntraced(function* (
