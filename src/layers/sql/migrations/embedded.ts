@@ -133,6 +133,21 @@ const links = statements([
   "ALTER TABLE user_embeddings_2 RENAME TO user_embeddings",
 ])
 
+/** `pairs`: `id units id units …`, greatest first. */
+const productPairs = statements([
+  `CREATE TABLE product_pairs (
+    product_id TEXT PRIMARY KEY,
+    up_to INTEGER NOT NULL,
+    pairs TEXT NOT NULL
+  ) WITHOUT ROWID`,
+  `CREATE TABLE product_pairs_state (
+    id INTEGER PRIMARY KEY,
+    counted_up_to INTEGER NOT NULL,
+    begun_up_to INTEGER NOT NULL,
+    rebuilding INTEGER NOT NULL
+  )`,
+])
+
 export const embedded: Migrations = {
   table: "migrations_embedded",
   steps: {
@@ -144,5 +159,6 @@ export const embedded: Migrations = {
     "0006_erasures": erasures,
     "0007_product_facts": productFacts,
     "0008_links": links,
+    "0009_product_pairs": productPairs,
   },
 }
