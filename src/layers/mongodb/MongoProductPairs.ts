@@ -55,20 +55,26 @@ export const make = Effect.map(Mongo, ({ database, failingWith }): ProductPairs[
       rows.length === 0
         ? Effect.void
         : call("bulkWrite", name, async () => {
-            const operations = rows.map(({ known, pairs, product_id }): AnyBulkWriteOperation<PairsDocument> => {
-              const document = { upto: upTo, pairs: encodePairs(pairs) }
-              return known
-                ? { updateOne: { filter: { _id: product_id, upto: { $lt: upTo } }, update: { $set: document } } }
-                : { insertOne: { document: { _id: product_id, ...document } } }
-            })
+            const operations = rows.map(
+              ({ known, pairs, product_id }): AnyBulkWriteOperation<PairsDocument> => {
+                const document = { upto: upTo, pairs: encodePairs(pairs) }
+                return known
+                  ? {
+                      updateOne: {
+                        filter: { _id: product_id, upto: { $lt: upTo } },
+                        update: { $set: document },
+                      },
+                    }
+                  : { insertOne: { document: { _id: product_id, ...document } } }
+              },
+            )
             await documents.bulkWrite(operations, { ordered: false }).catch((error: unknown) => {
               // A process that has lost the lease wrote them first, and the same.
               if (!(error instanceof MongoBulkWriteError)) throw error
               refusals(error, [duplicateKey])
             })
           }),
-    remove: (products) =>
-      call("delete", name, () => documents.deleteMany({ _id: { $in: [...products] } })),
+    remove: (products) => call("delete", name, () => documents.deleteMany({ _id: { $in: [...products] } })),
     outdate: call("update", name, () => documents.updateMany({}, { $set: { upto: -1 } })),
     removeBefore: (upTo) => call("delete", name, () => documents.deleteMany({ upto: { $lt: upTo } })),
   }

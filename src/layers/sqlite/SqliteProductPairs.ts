@@ -59,7 +59,9 @@ const make = Effect.map(Sqlite, ({ transaction, use }): ProductPairs["Type"] => 
     save: (upTo, rows) =>
       failing("update")(
         transaction((database) => {
-          const insert = database.query("INSERT INTO product_pairs VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")
+          const insert = database.query(
+            "INSERT INTO product_pairs VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+          )
           const update = database.query(
             "UPDATE product_pairs SET up_to = ?2, pairs = ?3 WHERE product_id = ?1 AND up_to < ?2",
           )

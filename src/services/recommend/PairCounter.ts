@@ -136,11 +136,7 @@ const countSlice = Effect.fnUntraced(function* (services: Services, begun: PairP
 })
 
 /** Counts all rows up to `begunUpTo`, in as many passes as the memory asks for. */
-const recount = Effect.fnUntraced(function* (
-  services: Services,
-  begun: PairProgress,
-  progress: Progress,
-) {
+const recount = Effect.fnUntraced(function* (services: Services, begun: PairProgress, progress: Progress) {
   const { log, stored } = services
   const upTo = begun.begunUpTo
   const passes = Math.max(1, Math.ceil(upTo / eventsInMemory))
