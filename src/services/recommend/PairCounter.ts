@@ -185,8 +185,8 @@ const catchUp = Effect.fnUntraced(function* (services: Services) {
 const rebuild = Effect.fn("PairCounter.rebuild")(function* (services: Services, progress: Progress) {
   const { log, stored, tally } = services
   const end = yield* log.maxId
-  const settled = yield* Effect.repeat(tally.settled, { schedule: patience, until: (id) => id >= end })
-  const upTo = typeof settled === "number" ? settled : end
+  yield* Effect.repeat(tally.settled, { schedule: patience, until: (id) => id >= end })
+  const upTo = Math.min(end, yield* tally.settled)
   const locked = log.withLeaderLock(
     Effect.gen(function* () {
       const at = yield* stored.progress
