@@ -12,6 +12,7 @@ import {
   type StoredProduct,
   type Upserted,
 } from "../ports/ProductEmbeddings.ts"
+import { ProductPairs } from "../ports/ProductPairs.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import { EventVectors } from "../update/EventVectors.ts"
 
@@ -116,3 +117,10 @@ export const writeProducts = Effect.fn("writeProducts")(function* <R>(
 
 /** The same, with one attempt to embed the texts. */
 export const writeOnce = (inputs: ReadonlyArray<ProductInput>) => writeProducts(inputs, embedOnce)
+
+/** Deletes products and their pairs. Answers which of them existed. */
+export const removeProducts = Effect.fnUntraced(function* (ids: ReadonlyArray<ProductId>) {
+  const removed = yield* (yield* ProductEmbeddings).remove(ids)
+  yield* (yield* ProductPairs).remove(ids)
+  return removed
+})
