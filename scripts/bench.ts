@@ -17,6 +17,7 @@ const help = `Usage: bun run bench [suite …] [options]
   memory     memory of api and worker over 1,000,000 events
   scale      1, 2, 4 and 10 workers; hot users
   stores     1,000,000 users, 100,000 products, 5,000,000 rows
+  reads      vectors and recommendations while events are written, with 1,000 to 100,000 products
   tracing    without spans, with 1 % of the traces, and with all of them
 
 Without a suite: ${usual.join(", ")}. If the environment names no servers, the benchmark starts some (bun run services) and stops

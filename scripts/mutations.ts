@@ -54,6 +54,7 @@ const noOutage = {
   to: 'reason === "conflict" ? { _tag: "Retryable" } : { _tag: "Retryable" }',
 }
 
+const reads = "src/layers/http/HttpEmbeddings.ts"
 const takingBack = "test/programs/Corrections.test.ts"
 const merges = "src/services/update/Merges.ts"
 const doors = "test/layers/http/HttpDoors.test.ts"
@@ -62,6 +63,44 @@ const segment = "test/programs/Segment.test.ts"
 const checkpoints = "src/layers/sql/SqlCheckpoints.ts"
 
 export const mutations: ReadonlyArray<Mutation> = [
+  ...[
+    {
+      scenario: "a taste has another ETag",
+      without: "the hour in the ETag of a taste",
+      file: reads,
+      from: "Vector.toBytes(mean), hour)",
+      to: "Vector.toBytes(mean), hour * 0)",
+    },
+    {
+      scenario: "reads, embedded an ETag holds until the answer changes",
+      without: "the mean in the ETag of a taste",
+      file: reads,
+      from: "fingerprint(of, Vector.toBytes(mean), hour)",
+      to: "fingerprint(of, hour)",
+    },
+    {
+      scenario: "reads, embedded an ETag holds until the answer changes",
+      without: "the form in an ETag",
+      file: reads,
+      from: "embedding.updated_at, read, form)",
+      to: "embedding.updated_at, read)",
+    },
+    {
+      scenario: "reads, embedded a thousand users are read at once",
+      without: "following aliases",
+      file: "src/services/update/People.ts",
+      from: "next.add(target)",
+      to: "next.clear()",
+    },
+  ].map((mutation) => ({ tests: "test/layers/http/HttpReads.test.ts", ...mutation })),
+  {
+    scenario: "a search is skipped",
+    without: "skipping what no embedder is there for",
+    file: policies,
+    tests: "test/programs/OwnVectors.test.ts",
+    from: 'case "no_embedder":\n          return { _tag: "Skip" }',
+    to: 'case "no_embedder":\n          return { _tag: "Unrecoverable" }',
+  },
   ...[
     {
       scenario: "nothing changes but the log",

@@ -62,6 +62,7 @@ export * as ProductEmbeddings from "./services/ports/ProductEmbeddings.ts"
 export * as UserEmbeddings from "./services/ports/UserEmbeddings.ts"
 // Steps between the ports.
 export * as Catalogue from "./services/recommend/Catalogue.ts"
+export * as EmbeddingReads from "./services/recommend/EmbeddingReads.ts"
 export * as Popularity from "./services/recommend/Popularity.ts"
 export * as Recommender from "./services/recommend/Recommender.ts"
 export * as InteractionRecorder from "./services/record/InteractionRecorder.ts"

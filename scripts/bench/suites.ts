@@ -10,6 +10,7 @@ import { limitOf, routes } from "./limits.ts"
 import { cores } from "./machine.ts"
 import { type External, embedded, external, naive, products, sequence } from "./pipeline.ts"
 import { publishing } from "./publishing.ts"
+import { type ReadsRun, reads } from "./reads.ts"
 import { hot, scale } from "./scale.ts"
 import { sqliteFloors } from "./sqliteFloors.ts"
 import { stocked } from "./stores.ts"
@@ -357,9 +358,55 @@ export const suites = (bench: Bench) => {
     }
   }
 
-  return { pipeline, worker, publish, latency, cost: costs, memory, scale: scaling, stores, tracing: traced }
+  const reading = async (): Promise<Section> => {
+    const [eventsPerSecond, seconds] = [1_000, quick ? 3 : 20]
+    const runs: Array<ReadsRun> = []
+    for (const products of quick ? [1_000, 10_000] : [1_000, 10_000, 100_000]) {
+      const found = await reads(arena, next, { products, eventsPerSecond, seconds })
+      for (const run of found) say(`reads: ${JSON.stringify(run)}`)
+      runs.push(...found)
+    }
+    return {
+      title: "Reads",
+      text: [
+        `Each kind of read for ${seconds} s at a fixed rate, while ${number(eventsPerSecond)} single events/s are written. Products × 1,536 dimensions. Latency from the time at which a request was due.`,
+        "",
+        table(
+          ["products", "read", "requests", "p50 ms", "p99 ms", "worst ms", "POST p99 ms"],
+          runs.map((run) => [
+            number(run.products),
+            run.name,
+            String(run.reads),
+            ...[run.p50, run.p99, run.worst, run.postP99].map(number),
+          ]),
+        ),
+      ].join("\n"),
+      json: runs,
+    }
+  }
+
+  return {
+    pipeline,
+    worker,
+    publish,
+    latency,
+    cost: costs,
+    memory,
+    scale: scaling,
+    stores,
+    tracing: traced,
+    reads: reading,
+  }
 }
 
 export type SuiteName = keyof ReturnType<typeof suites>
 export const usual: ReadonlyArray<SuiteName> = ["pipeline", "worker", "publish", "latency"]
-export const all: ReadonlyArray<SuiteName> = [...usual, "cost", "memory", "scale", "stores", "tracing"]
+export const all: ReadonlyArray<SuiteName> = [
+  ...usual,
+  "cost",
+  "memory",
+  "scale",
+  "stores",
+  "tracing",
+  "reads",
+]

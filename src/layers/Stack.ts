@@ -8,6 +8,7 @@ import type { InteractionQueue } from "../services/ports/InteractionQueue.ts"
 import type { PhraseEmbedder } from "../services/ports/PhraseEmbedder.ts"
 import type { PhraseEmbeddings } from "../services/ports/PhraseEmbeddings.ts"
 import type { ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"
+import type { ProductPairs } from "../services/ports/ProductPairs.ts"
 import type { ProductTally } from "../services/ports/ProductTally.ts"
 import type { UserEmbeddings } from "../services/ports/UserEmbeddings.ts"
 import * as Settings from "../services/Settings.ts"
@@ -23,6 +24,7 @@ export type Ports =
   | DeadLetters
   | UserEmbeddings
   | ProductEmbeddings
+  | ProductPairs
   | PhraseEmbeddings
   | PhraseEmbedder
   | Dependencies

@@ -9,6 +9,7 @@ import * as SqliteDeadLetters from "./sqlite/SqliteDeadLetters.ts"
 import * as SqliteInteractionQueue from "./sqlite/SqliteInteractionQueue.ts"
 import * as SqlitePhraseEmbeddings from "./sqlite/SqlitePhraseEmbeddings.ts"
 import * as SqliteProductEmbeddings from "./sqlite/SqliteProductEmbeddings.ts"
+import * as SqliteProductPairs from "./sqlite/SqliteProductPairs.ts"
 import * as SqliteUserEmbeddings from "./sqlite/SqliteUserEmbeddings.ts"
 
 const log = Layer.merge(SqlInteractionLog.layer(Sqlite.dialect), SqlProductTally.layer(Sqlite.dialect))
@@ -16,6 +17,7 @@ const queue = Layer.merge(SqliteInteractionQueue.layer, SqliteDeadLetters.layer)
 const embeddings = Layer.mergeAll(
   SqliteUserEmbeddings.layer,
   SqliteProductEmbeddings.layer,
+  SqliteProductPairs.layer,
   SqlitePhraseEmbeddings.layer,
 )
 

@@ -5,6 +5,7 @@ import * as Embedder from "./embedder/Embedder.ts"
 import * as Mongo from "./mongodb/Mongo.ts"
 import * as MongoPhraseEmbeddings from "./mongodb/MongoPhraseEmbeddings.ts"
 import * as MongoProductEmbeddings from "./mongodb/MongoProductEmbeddings.ts"
+import * as MongoProductPairs from "./mongodb/MongoProductPairs.ts"
 import * as MongoUserEmbeddings from "./mongodb/MongoUserEmbeddings.ts"
 import * as Rabbit from "./rabbitmq/Rabbit.ts"
 import * as RabbitDeadLetters from "./rabbitmq/RabbitDeadLetters.ts"
@@ -19,6 +20,7 @@ const queue = Layer.merge(RabbitInteractionQueue.layer, RabbitDeadLetters.layer)
 const embeddings = Layer.mergeAll(
   MongoUserEmbeddings.layerConfig,
   MongoProductEmbeddings.layerConfig,
+  MongoProductPairs.layer,
   MongoPhraseEmbeddings.layer,
 )
 

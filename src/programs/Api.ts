@@ -20,6 +20,7 @@ import * as Eraser from "../services/operate/Eraser.ts"
 import * as ErasureSweep from "../services/operate/ErasureSweep.ts"
 import * as Gauges from "../services/operate/Gauges.ts"
 import * as Catalogue from "../services/recommend/Catalogue.ts"
+import * as PairCounter from "../services/recommend/PairCounter.ts"
 import * as Popularity from "../services/recommend/Popularity.ts"
 import * as Recommender from "../services/recommend/Recommender.ts"
 import * as InteractionRecorder from "../services/record/InteractionRecorder.ts"
@@ -34,9 +35,13 @@ const recommending = Recommender.layer.pipe(
   Layer.provideMerge(EventVectors.layer),
 )
 const erasing = Layer.merge(Layer.provide(Eraser.layer, EventVectors.layer), ErasureSweep.sweeping)
-const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.draining, recommending, erasing).pipe(
-  Layer.provide(OutboxRelay.layer),
-)
+const steps = Layer.mergeAll(
+  InteractionRecorder.layer,
+  OutboxRelay.draining,
+  recommending,
+  erasing,
+  PairCounter.counting,
+).pipe(Layer.provide(OutboxRelay.layer))
 const gauges = Layer.mergeAll(Gauges.queues, Gauges.outbox, Gauges.ownProcess)
 
 const server = Layer.unwrapEffect(

@@ -23,12 +23,13 @@ import * as Vector from "../services/model/Vector.ts"
 import { InteractionLog } from "../services/ports/InteractionLog.ts"
 import { InteractionQueue } from "../services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../services/ports/PhraseEmbedder.ts"
-import { ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../services/ports/UserEmbeddings.ts"
 import * as Catalogue from "../services/recommend/Catalogue.ts"
+import * as EmbeddingReads from "../services/recommend/EmbeddingReads.ts"
+import * as PairCounter from "../services/recommend/PairCounter.ts"
 import * as Popularity from "../services/recommend/Popularity.ts"
 import type { Conditions } from "../services/recommend/ProductFilter.ts"
-import { writeOnce } from "../services/recommend/ProductWriter.ts"
+import * as ProductWriter from "../services/recommend/ProductWriter.ts"
 import * as Recommender from "../services/recommend/Recommender.ts"
 import * as InteractionRecorder from "../services/record/InteractionRecorder.ts"
 import * as OutboxRelay from "../services/record/OutboxRelay.ts"
@@ -131,10 +132,12 @@ const recommending = Recommender.layer.pipe(
   Layer.provideMerge(Catalogue.layer),
   Layer.provide(Popularity.layer),
 )
-const steps = Layer.mergeAll(InteractionRecorder.layer, OutboxRelay.draining, recommending).pipe(
-  Layer.provide(OutboxRelay.layer),
-  Layer.provideMerge(EventVectors.layer),
-)
+const steps = Layer.mergeAll(
+  InteractionRecorder.layer,
+  OutboxRelay.draining,
+  recommending,
+  PairCounter.counting,
+).pipe(Layer.provide(OutboxRelay.layer), Layer.provideMerge(EventVectors.layer))
 
 /** All services that a program may use through {@link Client.run}. */
 export type Services =
@@ -155,6 +158,16 @@ export interface Client {
   readonly removeProducts: (products: ReadonlyArray<ProductId>) => Promise<void>
   /** `null`: the user has no embedding yet. */
   readonly embedding: (user: UserId) => Promise<UserEmbedding | null>
+  /**
+   * The vectors of users, in their order: the stored ones, or the tastes that recommendations use. `null`: the user has
+   * none in the configured space.
+   */
+  readonly vectors: (
+    users: ReadonlyArray<UserId>,
+    options?: { readonly read?: EmbeddingReads.Read },
+  ) => Promise<ReadonlyArray<EmbeddingReads.UserVector | null>>
+  /** The mean of all product vectors. A taste is compared with product − mean, scaled to unit length. */
+  readonly catalogueMean: () => Promise<Float32Array>
   /** For a user without taste: popular products, with the `source` popular. */
   readonly recommend: (
     user: UserId,
@@ -219,7 +232,7 @@ const putProducts = Effect.fn("putProducts")(function* (products: ReadonlyArray<
     const detail = vector && Vector.problem(vector, dimensions)
     if (detail !== undefined) return yield* invalid(index, { field: "vector", detail })
   }
-  const written = yield* writeOnce(products)
+  const written = yield* ProductWriter.writeOnce(products)
   yield* (yield* Catalogue.Catalogue).invalidate
   const created: Array<boolean> = []
   for (const [index, result] of written.entries()) {
@@ -230,7 +243,7 @@ const putProducts = Effect.fn("putProducts")(function* (products: ReadonlyArray<
 })
 
 const removeProducts = Effect.fn("removeProducts")(function* (products: ReadonlyArray<ProductId>) {
-  yield* (yield* ProductEmbeddings).remove(products)
+  yield* ProductWriter.removeProducts(products)
   yield* (yield* Catalogue.Catalogue).invalidate
 })
 
@@ -331,6 +344,9 @@ export const open = async (options: Options): Promise<Client> => {
           Effect.map(ownerOf(users, user), ({ record }) => record?.embedding ?? null),
         ),
       ),
+    vectors: (users, { read = "stored" } = {}) => run(EmbeddingReads.readVectors(users, read)),
+    catalogueMean: () =>
+      run(Effect.flatMap(Catalogue.Catalogue, ({ mean }) => Effect.map(mean, (shared) => shared.slice()))),
     recommend: (user, { category, exclude = "purchased", excludeIds, filter, limit = 10 } = {}) =>
       run(
         Effect.flatMap(Recommender.Recommender, (recommender) =>

@@ -1,6 +1,7 @@
-/** API, relay and worker in one process, with setup. An empty embedded stack gets sample products. */
-import { Effect, Layer, Option, Stream } from "effect"
+/** API, relay and worker in one process, with setup. An empty embedded stack that embeds texts gets sample products. */
+import { Effect, Either, Layer, Option, Stream } from "effect"
 import * as Stack from "../layers/Stack.ts"
+import { harmlessText } from "../services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"
 import * as RetryPolicies from "../services/RetryPolicies.ts"
 import * as EventVectors from "../services/update/EventVectors.ts"
@@ -14,6 +15,9 @@ const importSamples = Effect.gen(function* () {
   if ((yield* Stack.kind) !== "embedded") return
   // Also deleted products, so that samples that were deleted stay deleted.
   if (Option.isSome(yield* Stream.runHead(products.changed(0)))) return
+  const { ofTexts } = yield* EventVectors.EventVectors
+  const [sample] = yield* ofTexts([harmlessText])
+  if (sample && Either.isLeft(sample) && sample.left.reason === "no_embedder") return
   const { imported } = yield* importProducts(sampleCatalogue, { strict: true, progress: () => Effect.void })
   yield* Effect.logInfo("samples.imported").pipe(
     Effect.annotateLogs({ products: imported, file: "samples/catalogue.jsonl" }),

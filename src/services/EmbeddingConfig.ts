@@ -65,6 +65,9 @@ const knobs = Config.all({
   eventsPerMessage: Settings.EVENTS_PER_MESSAGE,
   /** Maximum share of popularity in a recommendation's score. */
   popularityWeight: Settings.POPULARITY_WEIGHT,
+  /** The same of products that people interact with together, and of the user's own purchases. */
+  togetherWeight: Settings.TOGETHER_WEIGHT,
+  againWeight: Settings.AGAIN_WEIGHT,
 })
 export type Knobs = Config.Config.Success<typeof knobs>
 

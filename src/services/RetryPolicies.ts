@@ -110,6 +110,8 @@ export const classify = (error: UpdateError): FailureClass => {
         case "invalid_input":
         case "bad_vector":
           return { _tag: "Unrecoverable" }
+        case "no_embedder":
+          return { _tag: "Skip" }
         case "unauthorized":
         case "quota_exhausted":
         case "misconfigured":
@@ -121,6 +123,12 @@ export const classify = (error: UpdateError): FailureClass => {
             : { _tag: "Retryable", notBefore: error.retryAfter }
       }
   }
+}
+
+/** Whether no retry can succeed. */
+export const isFinal = (error: UpdateError): boolean => {
+  const { _tag } = classify(error)
+  return _tag === "Skip" || _tag === "Unrecoverable"
 }
 
 /** The `x-error` header names the kind of failure, so that dead letters can be grouped. */

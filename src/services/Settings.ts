@@ -278,7 +278,8 @@ const apiKey = secretOf(
   Schema.String.pipe(Schema.pattern(/^[!-~]+$/, { message: () => "must be printable ASCII without spaces" })),
 )
 export const OPENAI_API_KEY = optional("OPENAI_API_KEY", apiKey, {
-  meaning: "Key of the OpenAI service; unset = phrases are embedded locally",
+  meaning:
+    "Key of the OpenAI service; unset = phrases are embedded locally if EMBEDDING_DIMENSIONS is a multiple of 384, else not at all",
   example: "sk-your-key",
   secret: true,
 })
@@ -376,6 +377,16 @@ export const PHRASE_TTL_DAYS = withDefault("PHRASE_TTL_DAYS", positive(10_000), 
 export const POPULARITY_WEIGHT = withDefault("POPULARITY_WEIGHT", notNegative(100), {
   meaning: "Share of popularity in a recommendation's score",
   fallback: "0.2",
+})
+export const TOGETHER_WEIGHT = withDefault("TOGETHER_WEIGHT", notNegative(100), {
+  meaning:
+    "Share of `together` in a recommendation's score: products that people interact with together with the user's newest ones. 0 = they are not counted either; the same for every process",
+  fallback: "1",
+})
+export const AGAIN_WEIGHT = withDefault("AGAIN_WEIGHT", notNegative(100), {
+  meaning:
+    "Share of `again` in a recommendation's score: how often and how recently the user bought the product. Only with exclude=none",
+  fallback: "1",
 })
 export const RATE_LIMIT_PER_USER = withDefault("RATE_LIMIT_PER_USER", integer(0, 1_000_000), {
   meaning: "Interactions accepted per user and second; 0 = no limit",

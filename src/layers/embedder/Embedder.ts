@@ -1,9 +1,11 @@
-/** The embedder of both stacks: OpenAI if OPENAI_API_KEY is set, otherwise the local one. */
+/** The embedder of both stacks: OpenAI if OPENAI_API_KEY is set, otherwise the local one, if it has the dimensions. */
 import { Context, Effect, Layer, Option } from "effect"
+import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import type { Dependency } from "../../services/ports/Dependencies.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as LocalPhraseEmbedder from "./LocalPhraseEmbedder.ts"
+import * as NoPhraseEmbedder from "./NoPhraseEmbedder.ts"
 import * as OpenAi from "./OpenAi.ts"
 import * as OpenAiPhraseEmbedder from "./OpenAiPhraseEmbedder.ts"
 
@@ -38,9 +40,17 @@ const local = Layer.merge(
   Layer.succeed(EmbedderDependency, LocalPhraseEmbedder.dependency),
 )
 
-/** Chosen by OPENAI_API_KEY. Logs the space of the chosen embedder. */
+const none = Layer.merge(
+  NoPhraseEmbedder.layer,
+  Layer.succeed(EmbedderDependency, NoPhraseEmbedder.dependency),
+)
+
+/** Chosen by OPENAI_API_KEY and EMBEDDING_DIMENSIONS. Logs the space of the chosen embedder. */
 export const layerConfig = Layer.unwrapEffect(
-  Effect.map(Settings.OPENAI_API_KEY, (key) => (Option.isSome(key) ? openAi : local)),
+  Effect.gen(function* () {
+    if (Option.isSome(yield* Settings.OPENAI_API_KEY)) return openAi
+    return LocalPhraseEmbedder.hasDimensions((yield* EmbeddingConfig).dimensions) ? local : none
+  }),
 ).pipe(
   Layer.tap((context) =>
     Effect.logInfo("embedder.chosen").pipe(

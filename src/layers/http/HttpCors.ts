@@ -44,7 +44,10 @@ export const withCors = Effect.gen(function* () {
       response.headers.append("vary", "Origin")
       if (isAllowed(origin)) {
         response.headers.set("access-control-allow-origin", origin)
-        response.headers.set("access-control-expose-headers", "etag, retry-after, traceparent")
+        response.headers.set(
+          "access-control-expose-headers",
+          "etag, retry-after, traceparent, x-space, x-version",
+        )
       }
       return response
     }

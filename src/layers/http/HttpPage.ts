@@ -1,9 +1,10 @@
 /** The page at `/`: the files of `src/page` and the chart library, kept in memory. */
 import { createHash } from "node:crypto"
 import { fileURLToPath } from "node:url"
-import { HttpApiBuilder, HttpServerRequest, HttpServerResponse } from "@effect/platform"
+import { HttpApiBuilder, HttpServerResponse } from "@effect/platform"
 import { Effect, Option } from "effect"
 import * as Settings from "../../services/Settings.ts"
+import { unlessMatched } from "./HttpRepresentation.ts"
 
 const own = (name: string) => fileURLToPath(new URL(`../../page/${name}`, import.meta.url))
 const library = (path: string) => Bun.resolveSync(path, import.meta.dir)
@@ -45,10 +46,8 @@ export const layer = HttpApiBuilder.Router.use((router) =>
       const headers = { ...security, etag, "cache-control": "no-cache" }
       yield* router.get(
         path as keyof typeof files,
-        Effect.map(HttpServerRequest.HttpServerRequest, (request) =>
-          request.headers["if-none-match"] === etag
-            ? HttpServerResponse.empty({ status: 304, headers })
-            : HttpServerResponse.uint8Array(body, { contentType, headers }),
+        unlessMatched(headers, (headers) =>
+          Effect.succeed(HttpServerResponse.uint8Array(body, { contentType, headers })),
         ),
       )
     }

@@ -85,7 +85,9 @@ const problemOf = (error: Failure): Problem => {
     case "InteractionLogError":
       return serviceUnavailable("interactions", error)
     case "PhraseEmbedderError":
-      return serviceUnavailable("embeddings of phrases")
+      return error.reason === "no_embedder"
+        ? new Problem({ status: 501, detail: error.detail })
+        : serviceUnavailable("embeddings of phrases")
     case "ProductEmbeddingsError":
       return serviceUnavailable("product embeddings", error)
     case "UnknownAttributes":

@@ -21,7 +21,12 @@ import {
 } from "../../services/model/Problem.ts"
 import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import { Catalogue } from "../../services/recommend/Catalogue.ts"
-import { type ProductInput, type Written, writeOnce } from "../../services/recommend/ProductWriter.ts"
+import {
+  type ProductInput,
+  removeProducts,
+  type Written,
+  writeOnce,
+} from "../../services/recommend/ProductWriter.ts"
 import { decodeBody, onWebRequest, parseBody } from "./HttpBody.ts"
 import { serviceUnavailable, toProblem } from "./HttpProblems.ts"
 
@@ -52,7 +57,7 @@ const change = Effect.fnUntraced(function* (product_id: string, body: typeof Pro
 })
 
 const remove = Effect.fnUntraced(function* (product_id: string) {
-  yield* toProblem((yield* ProductEmbeddings).remove([product_id]))
+  yield* toProblem(removeProducts([product_id]))
   yield* (yield* Catalogue).invalidate
 })
 

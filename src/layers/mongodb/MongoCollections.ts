@@ -24,6 +24,8 @@ export const names = {
   appliedOverflow: "user_embedding_ledger",
   productEmbeddings: "product_embeddings",
   phraseEmbeddings: "phrase_embeddings",
+  productPairs: "product_pairs",
+  productPairsState: "product_pairs_state",
   /** Optional: a vector search index on `embedding` with filters on `space` and `category`, for many products. */
   productVectors: "product_embeddings_vector",
 } as const
@@ -155,6 +157,8 @@ const definitions = (phraseTtlDays: number): ReadonlyArray<Definition> => [
       { fields: ["updated_at"] },
     ],
   },
+  { name: names.productPairs, indexes: [] },
+  { name: names.productPairsState, indexes: [] },
   {
     name: names.phraseEmbeddings,
     indexes: [{ fields: ["last_used"], expireAfterSeconds: Math.round(phraseTtlDays * 86_400) }],

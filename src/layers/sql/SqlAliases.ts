@@ -8,14 +8,14 @@ import { Effect } from "effect"
 import type { Interaction, UserId } from "../../services/model/Interaction.ts"
 import type { Appended, NewInteraction } from "../../services/ports/InteractionLog.ts"
 
-interface Link {
+export interface Link {
   readonly alias: UserId
   readonly user_id: UserId
   readonly message_id: string
 }
 
 /** All links of the people with these ids, by alias. `visit` runs for each set of ids before their links are read. */
-const linksOf = Effect.fnUntraced(function* (
+export const linksOf = Effect.fnUntraced(function* (
   sql: SqlClient.SqlClient,
   ids: ReadonlyArray<UserId>,
   visit: (ids: ReadonlyArray<UserId>) => Effect.Effect<unknown, SqlError> = () => Effect.void,

@@ -40,6 +40,7 @@ import {
 import { allAliases, appendMerge, forgetLinks, personOf, withLockedPeople } from "./SqlAliases.ts"
 import { forgetCheckpoints, prunedRows } from "./SqlCheckpoints.ts"
 import { forUpdate, type SqlDialect, SqlReader, SqlServerName } from "./SqlDialect.ts"
+import { historyChanges, touched, usersAfter } from "./SqlHistories.ts"
 import { effectiveType, forgetRows, sign } from "./SqlProductTally.ts"
 
 /** Rows of one INSERT, which is one commit. Equals the largest bulk request. */
@@ -649,10 +650,10 @@ const forgetErasure =
 
 const withLeaderLock =
   ({ dialect, portError, sql }: Table) =>
-  <E, R>(effect: Effect.Effect<void, E, R>) =>
+  <E, R>(effect: Effect.Effect<void, E, R>, job = "relay") =>
     // The effect's own errors pass the lock as an exit, so that only errors of the lock are converted.
     Effect.exit(effect).pipe(
-      dialect.withNamedLock("relay"),
+      dialect.withNamedLock(job),
       Effect.provideService(SqlClient.SqlClient, sql),
       Effect.mapError(portError("withLeaderLock")),
       Effect.flatMap(Option.match({ onNone: () => Effect.succeed(false), onSome: Effect.as(true) })),
@@ -679,6 +680,9 @@ const make = (dialect: SqlDialect) =>
       productEvents: productEvents(reads),
       maxId: maxId(reads, "maxId"),
       productCounts: productCounts(reads),
+      touched: touched(reads),
+      historyChanges: historyChanges(reads),
+      usersAfter: usersAfter(reads),
       noteRefund: noteRefund(table),
       refundOf: refundOf(table),
       outbox: outbox(reads),

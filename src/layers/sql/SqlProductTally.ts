@@ -187,6 +187,21 @@ const settle = Effect.fnUntraced(function* (sql: SqlClient.SqlClient) {
     WHERE id = 1 AND ${due}`.unprepared
 })
 
+/** One writer at a time commits in SQLite, so there every row that is visible is settled. */
+const settled = (sql: SqlClient.SqlClient) =>
+  sql.onDialectOrElse({
+    mysql: () =>
+      Effect.zipRight(
+        settle(sql),
+        Effect.map(readState(sql), (state) => state.settled_up_to),
+      ),
+    orElse: () =>
+      Effect.map(
+        sql<{ id: number }>`SELECT COALESCE(MAX(id), 0) AS id FROM ${sql(tableName)}`.unprepared,
+        ([row]) => row?.id ?? 0,
+      ),
+  })
+
 /** Another λ begins from the pruned rows and the first row. A `since_day` that is too long ago is moved. */
 const prepare = Effect.fnUntraced(function* (sql: SqlClient.SqlClient, lambda: number, today: number) {
   yield* settle(sql)
@@ -263,6 +278,7 @@ const make = (dialect: SqlDialect) =>
         )
     return ProductTally.of({
       state: Effect.map(readState(sql), toState).pipe(run("tally")),
+      settled: settled(sql).pipe(run("settle")),
       advance: (lambda, today) => sql.withTransaction(advance(sql, lambda, today)).pipe(run("advanceTally")),
       totals: (types, lambda, today) =>
         sql.withTransaction(totals(sql, types, lambda, today)).pipe(run("readTally")),

@@ -1,4 +1,5 @@
 /** `evaluate`: tries settings on a history. */
+import { isDeepStrictEqual } from "node:util"
 import { Args, Options } from "@effect/cli"
 import { Array as Arr, Effect, Either, Layer, Option } from "effect"
 import * as Embedder from "../../layers/embedder/Embedder.ts"
@@ -35,15 +36,24 @@ const conclusion = ({ best, difference, says, setting, simple }: Report["verdict
     return [
       `No clear winner between ${setting} and ${simple}: ${by}. Take the simple method, or predict more events (--most).`,
     ]
-  const { history, lambda, mix, popularity, weights } = best
+  const { again, history, lambda, mix, popularity, together, weights } = best
   return [
     `Taste wins: ${setting}, ahead of the best simple method, ${simple}: ${by}.`,
-    `EMBEDDING_DECAY_LAMBDA=${lambda} EMBEDDING_HISTORY=${history} POPULARITY_WEIGHT=${popularity}`,
+    `EMBEDDING_DECAY_LAMBDA=${lambda} EMBEDDING_HISTORY=${history} POPULARITY_WEIGHT=${popularity} TOGETHER_WEIGHT=${together} AGAIN_WEIGHT=${again}`,
     variablesOf(weights),
     ...(mix === "long"
       ? ["`long` is the stored vector alone, but recommendations always add the newest events."]
       : []),
   ]
+}
+
+/** The configured setting, except that a term counts nothing. */
+const isWithoutTerm = ({ setting }: Report["rows"][number], rows: Report["rows"]) => {
+  const configured = rows.find((row) => row.configured)?.setting
+  return (
+    setting !== null &&
+    isDeepStrictEqual({ ...setting, together: 0, again: 0 }, { ...configured, together: 0, again: 0 })
+  )
 }
 
 const human = (report: Report) => {
@@ -57,7 +67,12 @@ const human = (report: Report) => {
       ["METHOD", "HIT RATE", "NDCG", "MRR"],
       rows
         .filter(
-          (row) => row.setting === null || row.configured || row.name === verdict.setting || shown.has(row),
+          (row) =>
+            row.setting === null ||
+            row.configured ||
+            isWithoutTerm(row, rows) ||
+            row.name === verdict.setting ||
+            shown.has(row),
         )
         .sort((a, b) => b.ndcg.mean - a.ndcg.mean)
         .map((row) => [

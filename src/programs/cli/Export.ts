@@ -1,8 +1,11 @@
 /** `export embeddings` and `export interactions`. */
 import { extname } from "node:path"
 import { Command, Options } from "@effect/cli"
-import { Console, Effect, Option } from "effect"
+import { Console, Effect, Layer, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
+import * as Catalogue from "../../services/recommend/Catalogue.ts"
+import { Read } from "../../services/recommend/EmbeddingReads.ts"
+import * as EventVectors from "../../services/update/EventVectors.ts"
 import { embeddingFormats, exportEmbeddings, exportInteractions } from "../tasks/ExportData.ts"
 import { json, print } from "./support/Output.ts"
 import { counting, figure, type Stopped } from "./support/Progress.ts"
@@ -38,6 +41,8 @@ export const report = <A extends { readonly files: ReadonlyArray<string> }>(
   human: (value: A) => string,
 ) => (toFile ? print(json, value, human) : Console.error(json ? JSON.stringify(value) : human(value)))
 
+const reading = Layer.mergeAll(Catalogue.layer, EventVectors.layer).pipe(Layer.provideMerge(Stack.layer))
+
 const embeddings = command(
   "embeddings",
   "Writes the embeddings of all users, or of users that changed, to a file for other programs",
@@ -47,35 +52,49 @@ const embeddings = command(
       "Default: by the name of the file, else jsonl. npy writes the user ids to a second file",
     ),
     out,
+    read: Options.choice("read", Read.literals).pipe(
+      Options.withDefault("stored" as const),
+      Options.withDescription(
+        "stored = the embeddings that events change; taste = the vectors that recommendations use, at this moment",
+      ),
+    ),
     since: instant("since", "Only embeddings written, and in jsonl also users erased, since this time"),
     json,
   },
-  ({ format, json, out, since }) =>
+  ({ format, json, out, read, since }) =>
     counting(
       "users",
       (progress) =>
         exportEmbeddings({
           format: formatOf(embeddingFormats, format, out),
           out,
+          read,
           since: Option.getOrUndefined(Option.map(since, Date.parse)),
           progress,
         }),
       stopped("users", out),
     ).pipe(
       Effect.flatMap((done) =>
-        report(json, Option.isSome(out), done, ({ erased, exported, files, other_space, space }) =>
-          [
-            `${figure(exported)} users in ${space}${files.length > 0 ? ` → ${files.join(", ")}` : ""}`,
-            ...(erased > 0 ? [`${figure(erased)} users erased since`] : []),
-            ...(other_space > 0
-              ? [
-                  `${figure(other_space)} users left out, because their embeddings are in another space: user-embeddings rebuild --all`,
-                ]
-              : []),
-          ].join("\n"),
+        report(
+          json,
+          Option.isSome(out),
+          done,
+          ({ erased, exported, files, other_space, space, without_taste }) =>
+            [
+              `${figure(exported)} users in ${space}${files.length > 0 ? ` → ${files.join(", ")}` : ""}`,
+              ...(erased > 0 ? [`${figure(erased)} users erased since`] : []),
+              ...(without_taste > 0
+                ? [`${figure(without_taste)} users left out, because their taste has no direction`]
+                : []),
+              ...(other_space > 0
+                ? [
+                    `${figure(other_space)} users left out, because their embeddings are in another space: user-embeddings rebuild --all`,
+                  ]
+                : []),
+            ].join("\n"),
         ),
       ),
-      Effect.provide(Stack.layer),
+      Effect.provide(reading),
     ),
 )
 

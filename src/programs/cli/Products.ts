@@ -3,7 +3,7 @@ import { Args, Command, Options } from "@effect/cli"
 import { Effect, Layer, Option, Schema } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import { ProductId } from "../../services/model/Interaction.ts"
-import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
+import { removeProducts } from "../../services/recommend/ProductWriter.ts"
 import * as EventVectors from "../../services/update/EventVectors.ts"
 import { exportProducts } from "../tasks/ExportData.ts"
 import { importProducts } from "../tasks/ImportProducts.ts"
@@ -104,7 +104,7 @@ const productsRemove = command(
   },
   ({ ids, json }) =>
     Effect.gen(function* () {
-      const removed = yield* (yield* ProductEmbeddings).remove(ids)
+      const removed = yield* removeProducts(ids)
       const unknown = [...new Set(ids)].filter((id) => !removed.has(id))
       yield* print(json, { removed: [...removed], unknown }, () =>
         [

@@ -1,9 +1,11 @@
 /** `rebuild`: computes embeddings again from the log. */
 import { Options } from "@effect/cli"
-import { Console, Effect, Layer, Option, Schema } from "effect"
+import { Console, Effect, Layer, Option, Schema, Stream } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import { UserId } from "../../services/model/Interaction.ts"
 import * as Rebuilder from "../../services/operate/Rebuilder.ts"
+import { InteractionLog } from "../../services/ports/InteractionLog.ts"
+import * as PairCounter from "../../services/recommend/PairCounter.ts"
 import * as EventVectors from "../../services/update/EventVectors.ts"
 import { json, print } from "./support/Output.ts"
 import { counting } from "./support/Progress.ts"
@@ -27,6 +29,22 @@ class NotRebuilt extends Schema.TaggedError<NotRebuilt>()("NotRebuilt", { failed
   }
 }
 
+/** The pairs of pruned events exist in the stored counts alone. */
+class PairsPruned extends Schema.TaggedError<PairsPruned>()("PairsPruned", {}) {
+  override get message() {
+    return "events are pruned from the log, and their pairs would be lost: the pairs stay as they are; --allow-missing counts them anew without these events"
+  }
+}
+
+const rebuildPairs = Effect.fnUntraced(function* (allowMissing: boolean, asJson: boolean) {
+  const log = yield* InteractionLog
+  if (!allowMissing && Option.isSome(yield* Stream.runHead(log.pruned.allIds)))
+    return yield* new PairsPruned()
+  const { rebuild } = yield* PairCounter.PairCounter
+  const upTo = yield* rebuild(() => Effect.void)
+  yield* print(asJson, { counted_up_to: upTo }, () => `pairs counted anew, up to row ${upTo} of the log`)
+})
+
 export const rebuild = command(
   "rebuild",
   "Computes embeddings again from the recorded events, after a change of model, weights, decay or history",
@@ -38,10 +56,19 @@ export const rebuild = command(
       "With --all: go on after this user, where an earlier rebuild stopped",
     ),
     allowMissing: flag("allow-missing", "Leave out events whose row or vector no longer exists"),
+    pairs: flag(
+      "pairs",
+      "Count anew which products people interact with together, instead of computing embeddings",
+    ),
     json,
   },
-  ({ after, all, allowMissing, json, user }) =>
+  ({ after, all, allowMissing, json, pairs, user }) =>
     Effect.gen(function* () {
+      if (pairs) {
+        if (all || Option.isSome(user))
+          return yield* new BadUsage({ message: "give --pairs without --all and --user" })
+        return yield* rebuildPairs(allowMissing, json)
+      }
       if (all === Option.isSome(user)) return yield* new BadUsage({ message: "give either --user or --all" })
       if (!all && Option.isSome(after)) return yield* new BadUsage({ message: "--after needs --all" })
       let done = Option.getOrNull(after)
@@ -73,7 +100,10 @@ export const rebuild = command(
       if (report.failed > 0) return yield* new NotRebuilt({ failed: report.failed })
     }).pipe(
       Effect.provide(
-        Rebuilder.layer.pipe(Layer.provide(EventVectors.layer), Layer.provideMerge(Stack.layer)),
+        Layer.merge(Rebuilder.layer, PairCounter.layer).pipe(
+          Layer.provide(EventVectors.layer),
+          Layer.provideMerge(Stack.layer),
+        ),
       ),
     ),
 )

@@ -125,7 +125,11 @@ const grid = (configured: Evaluation.Setting): ReadonlyArray<Evaluation.Setting>
       for (const history of ["cumulative", "recency"] as const)
         for (const mix of ["mixed", "long"] as const)
           for (const popularity of new Set([...popularityWeights, configured.popularity]))
-            add({ lambda, weights, history, mix, popularity })
+            add({ ...configured, lambda, weights, history, mix, popularity })
+  // What each term is worth.
+  add({ ...configured, together: 0, again: 0 })
+  add({ ...configured, together: 0 })
+  add({ ...configured, again: 0 })
   return [...all.values()]
 }
 
@@ -144,7 +148,7 @@ const weightsOf = (setting: Evaluation.Setting, configured: Evaluation.Setting) 
   setting.weights === configured.weights ? ("configured" as const) : ("equal" as const)
 
 const nameOf = (setting: Evaluation.Setting, configured: Evaluation.Setting) =>
-  `taste λ ${setting.lambda}, ${weightsOf(setting, configured)} weights, ${setting.history}, ${setting.mix}, popularity ${setting.popularity}`
+  `taste λ ${setting.lambda}, ${weightsOf(setting, configured)} weights, ${setting.history}, ${setting.mix}, popularity ${setting.popularity}, together ${setting.together}, again ${setting.again}`
 
 /** Figures of all methods: the baselines, then the settings. */
 const toRows = (rankings: ReadonlyArray<Evaluation.Ranking>, settings: ReadonlyArray<Evaluation.Setting>) => {
@@ -182,10 +186,14 @@ const embedPhrases = ({ interactions }: Evaluation.Plan, users: ReadonlySet<stri
     "query",
   )
 
-const configuredSetting = Effect.gen(function* () {
+/** `again` counts only where nothing is excluded. */
+const configuredSetting = Effect.fnUntraced(function* (unseenOnly: boolean) {
   const { eventTypes, history, lambda } = yield* EmbeddingConfig
   const popularity = yield* Settings.POPULARITY_WEIGHT
-  return { lambda, weights: eventTypes.weights, history, mix: "mixed" as const, popularity }
+  const together = yield* Settings.TOGETHER_WEIGHT
+  const again = unseenOnly ? 0 : yield* Settings.AGAIN_WEIGHT
+  const weights = { popularity, together, again }
+  return { lambda, weights: eventTypes.weights, history, mix: "mixed" as const, ...weights }
 })
 
 export const evaluate = Effect.fn("evaluate")(function* <E, R>(
@@ -199,7 +207,7 @@ export const evaluate = Effect.fn("evaluate")(function* <E, R>(
     type === undefined
       ? eventTypes.all.flatMap(({ kind, name, weight }) => (kind === "product" && weight > 0 ? [name] : []))
       : [type]
-  const configured = yield* configuredSetting
+  const configured = yield* configuredSetting(unseenOnly)
   const settings = grid(configured)
   const catalogue = yield* products
   if (catalogue.size === 0)

@@ -13,6 +13,9 @@ import { InteractionLog, type LogFilter } from "../../services/ports/Interaction
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
+import { Catalogue } from "../../services/recommend/Catalogue.ts"
+import { type Read, readTastes } from "../../services/recommend/EmbeddingReads.ts"
+import { EventVectors } from "../../services/update/EventVectors.ts"
 
 const pageSize = 500
 
@@ -176,20 +179,37 @@ const jsonLines = Effect.fnUntraced(function* (out: Option.Option<string>) {
   }
 })
 
+/** The same users with their taste in place of the stored vector. Users without taste are left out. */
+const withTastes = Effect.fnUntraced(function* (page: ReadonlyArray<EmbeddingFile.Exported>) {
+  const sources = yield* Effect.all({ catalogue: Catalogue, config: EmbeddingConfig, vectors: EventVectors })
+  const tastes = yield* readTastes(
+    sources,
+    page.map(({ embedding }) => embedding),
+  )
+  return page.flatMap(({ embedding, version }, index): ReadonlyArray<EmbeddingFile.Exported> => {
+    const direction = tastes[index]?.taste?.direction
+    return direction === undefined
+      ? []
+      : [{ embedding: { ...embedding, embedding: direction }, version, read: "taste" }]
+  })
+})
+
 /**
  * Writes embeddings in the configured space, in the order of user ids; with `since` (Unix ms) only those written since.
- * `other_space` counts the users left out because their embedding is in another space.
+ * `other_space` counts the users left out because their embedding is in another space, `without_taste` those whose taste
+ * has no direction.
  */
 export const exportEmbeddings = Effect.fn("exportEmbeddings")(function* (options: {
   readonly format: (typeof embeddingFormats)[number]
   readonly out: Option.Option<string>
   readonly since: number | undefined
+  readonly read: Read
   readonly progress: (count: number) => Effect.Effect<void>
 }) {
   const users = yield* UserEmbeddings
   const { space } = yield* PhraseEmbedder
   const { dimensions } = yield* EmbeddingConfig
-  const { format, out, since = 0 } = options
+  const { format, out, read, since = 0 } = options
   if (format !== "jsonl" && Option.isNone(out))
     return yield* new EmbeddingFile.ExportFailed({ message: `${format} needs a file: --out FILE` })
   const path = Option.getOrElse(out, () => "")
@@ -220,11 +240,25 @@ export const exportEmbeddings = Effect.fn("exportEmbeddings")(function* (options
     Stream.mapConcat((found) => found),
     Stream.grouped(pageSize),
   )
+  let withoutTaste = 0
   yield* pages.pipe(
-    Stream.runForEach((page) => {
-      exported += page.length
-      return Effect.zipRight(output.write(Chunk.toReadonlyArray(page)), options.progress(exported))
-    }),
+    Stream.runForEach((chunk) =>
+      Effect.gen(function* () {
+        const stored = Chunk.toReadonlyArray(chunk)
+        const page = read === "taste" ? yield* withTastes(stored) : stored
+        exported += page.length
+        withoutTaste += stored.length - page.length
+        yield* output.write(page)
+        yield* options.progress(exported)
+      }),
+    ),
   )
-  return { exported, erased, other_space: otherSpace, space, files: yield* output.finish }
+  return {
+    exported,
+    erased,
+    other_space: otherSpace,
+    without_taste: withoutTaste,
+    space,
+    files: yield* output.finish,
+  }
 }, Effect.scoped)

@@ -111,8 +111,7 @@ const embedTexts = Effect.fnUntraced(function* (texts: ReadonlyArray<string>) {
     const failed = new Map<string, PhraseEmbedderError>()
     for (const [text, result] of Arr.zip(left, yield* ofTexts(left))) {
       found.set(text, result)
-      if (Either.isLeft(result) && RetryPolicies.classify(result.left)._tag !== "Unrecoverable")
-        failed.set(text, result.left)
+      if (Either.isLeft(result) && !RetryPolicies.isFinal(result.left)) failed.set(text, result.left)
     }
     if (failed.size < left.length) retries = 0
     left = [...failed.keys()]

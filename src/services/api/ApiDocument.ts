@@ -25,6 +25,52 @@ export const withOptionalBody: Transform = (operation) => ({
   requestBody: { ...operation.requestBody, required: false },
 })
 
+/** An example of the body. */
+export const withExample =
+  (example: unknown): Transform =>
+  (operation) => {
+    const content = operation.requestBody?.content["application/json"]
+    return content === undefined
+      ? operation
+      : {
+          ...operation,
+          requestBody: { ...operation.requestBody, content: { "application/json": { ...content, example } } },
+        }
+  }
+
+const header = (description: string, type = "string") => ({ description, schema: { type } })
+const ifNoneMatch = {
+  name: "If-None-Match",
+  in: "header",
+  required: false,
+  description: "An ETag of an earlier answer: 304 if nothing has changed",
+  schema: { type: "string" },
+}
+
+/**
+ * The answer also as numbers in float32. It is not declared as a success of the endpoint: the typed client decodes JSON.
+ */
+export const withFloat32 =
+  (options: { readonly etag: boolean; readonly version: boolean; readonly description: string }): Transform =>
+  (operation) => {
+    const headers = {
+      "x-space": header("Name of the vector space"),
+      ...(options.version && { "x-version": header("Version of the embedding", "integer") }),
+      ...(options.etag && { ETag: header("Of this form of the answer") }),
+    }
+    const bytes = { schema: { type: "string", format: "binary", description: options.description } }
+    const { 200: success, ...others } = operation.responses
+    return {
+      ...operation,
+      parameters: [...operation.parameters, ...(options.etag ? [ifNoneMatch] : [])],
+      responses: {
+        200: { ...success, headers, content: { ...success?.content, "application/octet-stream": bytes } },
+        ...(options.etag && { 304: { description: "Nothing has changed since the answer with this ETag" } }),
+        ...others,
+      },
+    }
+  }
+
 const retryAfter = { "Retry-After": { description: "Seconds to wait", schema: { type: "integer" } } }
 
 /** The scopes of each endpoint by its `operationId`. A token needs one of them. */

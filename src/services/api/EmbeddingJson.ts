@@ -33,6 +33,9 @@ export const Embedding = Schema.Struct({
   recent: Schema.Array(RecentEvent),
   metadata,
   embedding: Schema.optional(Schema.Array(Schema.Number)),
+  read: Schema.optional(Schema.Literal("taste")).annotations({
+    description: "taste: the vector is the user's taste, not the stored embedding",
+  }),
 }).annotations({ identifier: "UserEmbedding" })
 
 /** The newest events in place of the vector and the recent events. */

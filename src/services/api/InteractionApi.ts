@@ -8,11 +8,10 @@ import { FieldIssue } from "../model/Problem.ts"
 import { Ready, Unavailable } from "../operate/Health.ts"
 import { BulkItem, MergeBody, ProductBody, RetractionBody, SearchBody } from "../record/Submission.ts"
 import { completeDocument, withIdempotencyKey, withOptionalBody } from "./ApiDocument.ts"
-import { product, user } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
-import { Embedding } from "./EmbeddingJson.ts"
+import { embeddings } from "./EmbeddingApi.ts"
 import { operations } from "./OperationsApi.ts"
-import { embeddingFields, products } from "./ProductApi.ts"
+import { products } from "./ProductApi.ts"
 import { recommendations } from "./RecommendationApi.ts"
 import { segment } from "./SegmentApi.ts"
 
@@ -46,19 +45,6 @@ export const BulkReport = Schema.Struct({
   rejected: Schema.Number,
   results: Schema.Array(BulkResult),
 }).annotations({ identifier: "BulkReport" })
-
-/** Exactly one of `vector` and `text`. An absent name or category leaves the stored one as it is. */
-export const ProductEmbeddingBody = Schema.Struct(embeddingFields)
-  .pipe(
-    Schema.filter(
-      ({ text, vector }) => (text === undefined) !== (vector === undefined) || "give either vector or text",
-    ),
-  )
-  .annotations({ identifier: "ProductEmbeddingBody" })
-
-const stored = { product_id: Schema.String, space: Schema.String, dimension_count: Schema.Number }
-const ProductCreated = Schema.Struct({ ...stored, created: Schema.Literal(true) })
-const ProductReplaced = Schema.Struct({ ...stored, created: Schema.Literal(false) })
 
 /** RecordingRoutes.ts decodes the ids with header and body: one problem names every wrong field. */
 const undecoded = (pattern: string) => Schema.String.annotations({ jsonSchema: { type: "string", pattern } })
@@ -142,37 +128,6 @@ const interactions = HttpApiGroup.make("interactions")
   .addError(problems(...bodyStatuses, 503))
   .middleware(Authorisation)
   .annotate(RouteScopes, ["write"])
-
-const trueOrFalse = Schema.Literal("true", "false").annotations({
-  message: () => ({ message: "must be true or false", override: true }),
-})
-const embeddings = HttpApiGroup.make("embeddings")
-  .add(
-    HttpApiEndpoint.del("eraseUser")`/api/user/${user}`
-      .addSuccess(HttpApiSchema.NoContent)
-      .addError(problems(422, 503))
-      .annotate(
-        OpenApi.Description,
-        "Erases the user from the log, the embeddings and the dead letters. Queued interactions of the user are ignored. Safe to repeat.",
-      )
-      .annotate(RouteScopes, ["operate"]),
-  )
-  .add(
-    HttpApiEndpoint.get("embedding")`/api/user/${user}/embedding`
-      .setUrlParams(Schema.Struct({ vector: Schema.optional(trueOrFalse) }))
-      .addSuccess(Embedding)
-      .addError(problems(404, 422, 503))
-      .annotate(RouteScopes, ["read"]),
-  )
-  .add(
-    HttpApiEndpoint.put("putProduct")`/api/product/${product}/embedding`
-      .setPayload(ProductEmbeddingBody)
-      .addSuccess(ProductCreated, { status: 201 })
-      .addSuccess(ProductReplaced, { status: 200 })
-      .addError(problems(...bodyStatuses, 503))
-      .annotate(RouteScopes, ["catalogue"]),
-  )
-  .middleware(Authorisation)
 
 const health = HttpApiGroup.make("health")
   .add(HttpApiEndpoint.get("livez", "/livez").addSuccess(Schema.Struct({ status: Schema.Literal("ok") })))

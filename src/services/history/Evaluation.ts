@@ -9,6 +9,7 @@ import { decay, type Event, type FoldSettings, fold, type Weights, weightOf } fr
 import type { EventType, Interaction, ProductId, UserId } from "../model/Interaction.ts"
 import { chronological } from "../model/Interaction.ts"
 import * as Taste from "../model/Taste.ts"
+import * as Together from "../model/Together.ts"
 import type { History } from "../model/UserEmbedding.ts"
 import * as Vector from "../model/Vector.ts"
 
@@ -23,6 +24,9 @@ export interface Setting {
   /** `long`: the stored vector alone; `mixed`: with short memory, as recommendations read it. */
   readonly mix: "long" | "mixed"
   readonly popularity: number
+  /** Weights of the terms `together` and `again`. */
+  readonly together: number
+  readonly again: number
 }
 
 /** Methods without a taste: popularity, own purchases, neighbours of the last products, and the mean of the vectors. */
@@ -278,13 +282,43 @@ const plainMean = ({ weights }: Pick<Setting, "weights">): Setting => ({
   history: "cumulative",
   mix: "long",
   popularity: 0,
+  together: 0,
+  again: 0,
 })
+
+/** Values over the greatest one. */
+const overGreatest = (scores: ReadonlyMap<number, number>) => {
+  const most = scores.values().reduce((a, b) => Math.max(a, b), 0)
+  return (product: number) => (most > 0 ? (scores.get(product) ?? 0) / most : 0)
+}
+
+/** As a recommendation computes it, from the pairs so far. */
+const togetherScores = (
+  past: ReadonlyArray<Interaction>,
+  pairs: Together.PairCounts,
+  indexOf: ReadonlyMap<string, number>,
+  { interactions }: ProductCounts,
+) => {
+  const scores = new Map<number, number>()
+  for (const [rank, { product_id }] of past.slice(-eventsRemembered).toReversed().entries()) {
+    const found = product_id === null ? undefined : pairs.get(product_id)
+    if (found === undefined) continue
+    const read = Together.greatest(found).slice(0, Together.mostNeighbours)
+    const count = interactions[indexOf.get(product_id!) ?? -1] ?? 0
+    for (const [other, value] of Together.nearby(new Map(read), rank, count)) {
+      const index = indexOf.get(other)
+      if (index !== undefined) scores.set(index, (scores.get(index) ?? 0) + value)
+    }
+  }
+  return scores
+}
 
 const rankTarget = (
   { lambda, settings, space, unseenOnly, vectorOf }: World,
   catalogue: ReturnType<typeof centre>,
   indexOf: ReadonlyMap<string, number>,
   counts: ProductCounts,
+  pairs: Together.PairCounts,
   { now, past, target }: { target: number; past: ReadonlyArray<Interaction>; now: number },
 ): ReadonlyArray<number> => {
   const { mean, vectors } = catalogue
@@ -296,8 +330,13 @@ const rankTarget = (
   /** Products without a score are ranked by popularity. */
   const orPopular = (scores: ReadonlyMap<number, number>) =>
     rank((product) => (scores.get(product) ?? 0) + 1e-9 * popularity(product))
-  const byVector = (scores: Float64Array | undefined, weight: number) =>
-    rank((product) => (scores?.[product] ?? 0) + (scores === undefined ? 1 : weight) * popularity(product))
+  const byVector = (scores: Float64Array | undefined, weight: number, added?: (product: number) => number) =>
+    scores === undefined
+      ? rank(popularity)
+      : rank((product) => scores[product]! + weight * popularity(product) + (added?.(product) ?? 0))
+  const bought = purchaseScores(past, indexOf, lambda, now)
+  const together = overGreatest(togetherScores(past, pairs, indexOf, counts))
+  const again = overGreatest(bought)
 
   const events = past.flatMap((interaction): ReadonlyArray<Event> => {
     const vector = vectorOf(interaction)
@@ -307,14 +346,20 @@ const rankTarget = (
   const taste = new TasteScores(events, catalogue, space, now)
   const byBaseline: Readonly<Record<Baseline, number>> = {
     popular: rank(popularity),
-    "buy again": orPopular(purchaseScores(past, indexOf, lambda, now)),
+    "buy again": orPopular(bought),
     "item kNN": orPopular(counts.neighbourScores(seen)),
     "last item": byVector(last && scoresBy(Taste.centre(last.vector, mean), vectors), 0),
     "plain mean": byVector(taste.of(plainMean(settings[0]!)), 0),
   }
   return [
     ...baselines.map((name) => byBaseline[name]),
-    ...settings.map((setting) => byVector(taste.of(setting), setting.popularity)),
+    ...settings.map((setting) =>
+      byVector(
+        taste.of(setting),
+        setting.popularity,
+        (product) => setting.together * together(product) + setting.again * again(product),
+      ),
+    ),
   ]
 }
 
@@ -324,6 +369,9 @@ export function* predict({ interactions, targets }: Plan, world: World): Generat
   const catalogue = centre(products)
   const indexOf = new Map(products.map(({ product_id }, index) => [product_id, index]))
   const counts = new ProductCounts(products.length)
+  const pairs: Together.PairCounts = new Map()
+  /** The newest products of each user, as far as pairs reach. */
+  const newestOf = new Map<UserId, Array<ProductId | undefined>>()
   const { weights } = world.settings[0]!
   const pasts = new Map<UserId, Array<Interaction>>()
   for (const { message_id, user_id } of interactions) if (targets.has(message_id)) pasts.set(user_id, [])
@@ -333,11 +381,17 @@ export function* predict({ interactions, targets }: Plan, world: World): Generat
     const past = pasts.get(user_id)
     if (target !== undefined && past !== undefined && targets.has(message_id)) {
       const now = Date.parse(occurred_at)
-      yield { user: user_id, ranks: rankTarget(world, catalogue, indexOf, counts, { target, past, now }) }
+      const ranks = rankTarget(world, catalogue, indexOf, counts, pairs, { target, past, now })
+      yield { user: user_id, ranks }
     }
     past?.push(interaction)
     // A negative event is no sign of popularity.
-    if (target !== undefined && weightOf(weights, event_type) > 0) counts.add(user_id, target)
+    const isPositive = weightOf(weights, event_type) > 0
+    if (target !== undefined && isPositive) counts.add(user_id, target)
+    const newest = newestOf.get(user_id) ?? []
+    newestOf.set(user_id, newest)
+    if (newest.push(isPositive ? (product_id ?? undefined) : undefined) > Together.reach + 1) newest.shift()
+    Together.countPairs(pairs, newest, { from: newest.length - 1 })
   }
 }
 

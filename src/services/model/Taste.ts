@@ -115,23 +115,30 @@ export interface Reason {
 }
 
 /**
- * Why a product is near the taste. The taste is a sum over events, so the similarity is one too:
+ * Why a product is recommended. The taste is a sum over events, so the similarity is one too, and so are other terms:
  *
  *     part_e     = (long_e · (v_e − μ) + short_e · centre(v_e)) · centre(product)
- *     part_rest  = similarity − Σ part_e                     all older events together
+ *                  + what the event adds to other terms of the score
+ *     part_rest  = similarity and other terms − Σ part_e     all older events together
  *     share      = part / Σ |part|                           of the events and the rest
  *
  * A negative share speaks against the product. The absolute values of the shares and of `rest` add up to 1. The share
  * with the largest absolute value is the first.
  */
-export const explain = ({ events, mean }: Taste, product: Float32Array, similarity: number) => {
+export const explain = (
+  { events, mean }: Taste,
+  product: Float32Array,
+  similarity: number,
+  other: { readonly total: number; readonly of: (event: RecentEvent) => number } = { total: 0, of: () => 0 },
+) => {
   const onMean = Vector.dot(mean, product)
   const parts = events.map(({ event, long, short, vector }) => {
     const length = Vector.norm(difference(1, vector, 1, mean))
     const along = Vector.dot(vector, product) - onMean
-    return { event, part: along * (long + (length < noDirection ? 0 : short / length)) }
+    const near = along * (long + (length < noDirection ? 0 : short / length))
+    return { event, part: near + other.of(event) }
   })
-  const rest = similarity - parts.reduce((sum, { part }) => sum + part, 0)
+  const rest = similarity + other.total - parts.reduce((sum, { part }) => sum + part, 0)
   // A rest this small is a rounding error.
   const others = Math.abs(rest) < noDirection ? 0 : rest
   const counted = parts.filter(({ part }) => part !== 0)

@@ -17,9 +17,9 @@ import {
   type UserEmbeddingsError,
   type UserRecord,
 } from "../ports/UserEmbeddings.ts"
+import * as RetryPolicies from "../RetryPolicies.ts"
 import { appliedState, findApplied } from "../update/AppliedInteractions.ts"
 import { type EventVectorError, EventVectors } from "../update/EventVectors.ts"
-import { isGone } from "../update/UserRebuild.ts"
 
 /** Why a row is old enough, and stays in the log. */
 type Reason = "unpublished" | "not_applied" | "recency_history" | "unknown_event_type" | "without_vector"
@@ -175,7 +175,7 @@ const toParts = Effect.fnUntraced(function* ({ vectors }: Services, { candidates
     if (retraction === undefined) {
       const vector = found[next++]!
       if (Either.isLeft(vector)) {
-        if (!isGone(vector.left)) return yield* vector.left
+        if (!RetryPolicies.isFinal(vector.left)) return yield* vector.left
         keep(kept, "without_vector")
         continue
       }

@@ -116,6 +116,28 @@ export interface ProductCount {
   readonly interactions: number
 }
 
+/** An id with new rows, and between which instants, as the log stores them, its history may have changed. */
+export interface TouchedUser {
+  readonly user_id: UserId
+  readonly since: string
+  readonly until: string
+}
+
+/** An event as far as its place among others matters: `product_id` is `null` for a search. */
+export type HistoryEvent = Pick<Interaction, "event_type" | "product_id">
+
+/**
+ * The part of a person's history that has changed, with ten events before and after it, in the order of `occurred_at` and
+ * id, without events that are taken back.
+ */
+export interface HistoryChange {
+  /** All ids of the person. */
+  readonly ids: ReadonlyArray<UserId>
+  /** One for each of the people who are one person now. */
+  readonly before: ReadonlyArray<ReadonlyArray<HistoryEvent>>
+  readonly after: ReadonlyArray<HistoryEvent>
+}
+
 export interface Backlog extends Outbox {
   readonly total: number
 }
@@ -242,9 +264,26 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     readonly finishedErasures: Effect.Effect<ReadonlyArray<FinishedErasure>, InteractionLogError>
     /** Removes the note of an erasure. */
     readonly forgetErasure: (erasure: FinishedErasure) => Effect.Effect<void, InteractionLogError>
-    /** Runs the effect while this process holds the leader lock. Succeeds with `false` if another process holds it. */
+    /** The ids under which the rows with ids in (`after`, `upTo`] were posted, each with the instants of its rows. */
+    readonly touched: (
+      after: number,
+      upTo: number,
+    ) => Effect.Effect<ReadonlyArray<TouchedUser>, InteractionLogError>
+    /** How the rows with ids in (`after`, `upTo`] change the histories of the people with these ids. */
+    readonly historyChanges: (
+      touched: ReadonlyArray<TouchedUser>,
+      after: number,
+      upTo: number,
+    ) => Effect.Effect<ReadonlyArray<HistoryChange>, InteractionLogError>
+    /** Ids under which rows were posted, after this one, in order, each with its whole history. */
+    readonly usersAfter: (
+      user: UserId,
+      limit: number,
+    ) => Effect.Effect<ReadonlyArray<TouchedUser>, InteractionLogError>
+    /** Runs the effect while this process holds the lock of the job. Succeeds with `false` if another process holds it. */
     readonly withLeaderLock: <E, R>(
       effect: Effect.Effect<void, E, R>,
+      job?: "relay" | "pairs",
     ) => Effect.Effect<boolean, E | InteractionLogError, R>
     readonly pruned: PrunedRows
   }

@@ -5,6 +5,7 @@ export class PhraseEmbedderError extends Schema.TaggedError<PhraseEmbedderError>
   /**
    * `rate_limited`, `server_error`, `timeout`, `unreachable`: try again. `unauthorized`, `quota_exhausted`,
    * `misconfigured`: the service refuses all phrases. `invalid_input`, `bad_vector`: this phrase never succeeds.
+   * `no_embedder`: the system embeds no phrases.
    */
   reason: Schema.Literal(
     "rate_limited",
@@ -16,6 +17,7 @@ export class PhraseEmbedderError extends Schema.TaggedError<PhraseEmbedderError>
     "misconfigured",
     "invalid_input",
     "bad_vector",
+    "no_embedder",
   ),
   detail: Schema.String,
   /** The `Retry-After` of the service. */

@@ -29,6 +29,8 @@ export class ProductTally extends Context.Tag("user-embeddings/ProductTally")<
   ProductTally,
   {
     readonly state: Effect.Effect<TallyState, InteractionLogError>
+    /** `settledUpTo` as of now. */
+    readonly settled: Effect.Effect<number, InteractionLogError>
     /** Counts the next rows that are settled. Another λ than the stored one begins from the first row. */
     readonly advance: (lambda: number, today: number) => Effect.Effect<TallyState, InteractionLogError>
     /** The totals of these event types, with the id up to which rows are counted. */

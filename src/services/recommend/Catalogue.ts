@@ -13,7 +13,14 @@ import { PhraseEmbedder } from "../ports/PhraseEmbedder.ts"
 import { ProductEmbeddings, ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
 import { makeRefresh } from "./CatalogueRefresh.ts"
 import { ProductRows } from "./CatalogueRows.ts"
-import { type CatalogueTooLarge, makeScan, type Scored, type Search, searchIndex } from "./CatalogueSearch.ts"
+import {
+  type CatalogueTooLarge,
+  makeScan,
+  type Scored,
+  type Search,
+  scoreEach,
+  searchIndex,
+} from "./CatalogueSearch.ts"
 import * as StaleWhileRevalidate from "./StaleWhileRevalidate.ts"
 
 /** The most products held in memory: 6 KB each at 1536 dimensions. */
@@ -45,6 +52,12 @@ export class Catalogue extends Context.Tag("user-embeddings/Catalogue")<
     readonly search: (
       direction: Float32Array,
       search: Search,
+    ) => Effect.Effect<ReadonlyArray<Scored>, CatalogueError>
+    /** Scores these products one by one, in any order; those that `search` would not find are left out. */
+    readonly score: (
+      direction: Float32Array,
+      products: ReadonlyArray<ProductId>,
+      search: Omit<Search, "limit">,
     ) => Effect.Effect<ReadonlyArray<Scored>, CatalogueError>
     /** Call after this process has changed the store: the next answer then shows the change at once. */
     readonly invalidate: Effect.Effect<void>
@@ -105,6 +118,7 @@ const make = Effect.fnUntraced(function* (limit: number) {
       whenFresh(() =>
         rows.tooLarge ? searchIndex(products, rows, direction, search) : scan(direction, search),
       ),
+    score: (direction, ids, search) => whenFresh(() => scoreEach(products, rows, direction, ids, search)),
     invalidate,
   })
 })

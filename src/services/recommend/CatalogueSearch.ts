@@ -1,5 +1,5 @@
 /** Searches the catalogue: in memory exactly, or through the vector index of the store. */
-import { Effect, Exit, Schema } from "effect"
+import { Array as Arr, Effect, Exit, Schema } from "effect"
 import { yieldToEventLoop } from "../EventLoop.ts"
 import type { ProductId } from "../model/Interaction.ts"
 import type { Product } from "../model/Product.ts"
@@ -158,6 +158,39 @@ export const makeScan = (rows: ProductRows, scans: Effect.Semaphore) => {
       )
     })
 }
+
+/** Products scored at once: about 1 ms. */
+const scoredAtOnce = 500
+
+/** Scores these products one by one, in any order; those that a search would not find are left out. */
+export const scoreEach = Effect.fnUntraced(function* (
+  products: ProductEmbeddings["Type"],
+  rows: ProductRows,
+  direction: Float32Array,
+  ids: ReadonlyArray<ProductId>,
+  { bonus, filter = {}, without }: Omit<Search, "limit">,
+) {
+  const matches = matcher(filter)
+  const scored: Array<Scored> = []
+  const add = (product: Product, centred: Float32Array) => {
+    if (!matches(product) || without?.has(product.product_id)) return
+    scored.push({ ...toScored(product, Vector.dot(direction, centred), bonus), centred })
+  }
+  for (const [page, some] of Arr.chunksOf(ids, scoredAtOnce).entries()) {
+    if (page > 0) yield* yieldToEventLoop
+    if (!rows.tooLarge) {
+      for (const id of some) {
+        const product = rows.product(id)
+        if (product !== undefined) add(product, rows.centred(id)!)
+      }
+      continue
+    }
+    for (const { embedding, space, ...product } of yield* products.find(some))
+      if (space === rows.space && Vector.problem(embedding, rows.dimensions) === undefined)
+        add(product, rows.centre(Vector.normalise(embedding)))
+  }
+  return scored
+})
 
 /** Searches the products that the store's index finds near the direction. */
 export const searchIndex = Effect.fnUntraced(function* (

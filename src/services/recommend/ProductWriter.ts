@@ -12,6 +12,8 @@ import {
   type StoredProduct,
   type Upserted,
 } from "../ports/ProductEmbeddings.ts"
+import { ProductPairs } from "../ports/ProductPairs.ts"
+import * as RetryPolicies from "../RetryPolicies.ts"
 import { EventVectors } from "../update/EventVectors.ts"
 
 /** An absent field leaves the stored one as it is. */
@@ -98,10 +100,7 @@ export const writeProducts = Effect.fn("writeProducts")(function* <R>(
     const own = storedVector(fields, text)
     const found = own === undefined ? embedded.get(text)! : Either.right(own)
     return Either.mapBoth(found, {
-      onLeft: (error) =>
-        error.reason === "invalid_input" || error.reason === "bad_vector"
-          ? { field: "text", detail: error.message }
-          : error,
+      onLeft: (error) => (RetryPolicies.isFinal(error) ? { field: "text", detail: error.message } : error),
       onRight: (embedding) => ({ ...change, embedding, space, text }),
     })
   }
@@ -118,3 +117,10 @@ export const writeProducts = Effect.fn("writeProducts")(function* <R>(
 
 /** The same, with one attempt to embed the texts. */
 export const writeOnce = (inputs: ReadonlyArray<ProductInput>) => writeProducts(inputs, embedOnce)
+
+/** Deletes products and their pairs. Answers which of them existed. */
+export const removeProducts = Effect.fnUntraced(function* (ids: ReadonlyArray<ProductId>) {
+  const removed = yield* (yield* ProductEmbeddings).remove(ids)
+  yield* (yield* ProductPairs).remove(ids)
+  return removed
+})

@@ -6,17 +6,20 @@ import { decay, weightOf } from "../model/Fold.ts"
 import type { ProductId, UserId } from "../model/Interaction.ts"
 import type { Product } from "../model/Product.ts"
 import * as Taste from "../model/Taste.ts"
-import type { RecentEvent, UserEmbedding } from "../model/UserEmbedding.ts"
+import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import * as Vector from "../model/Vector.ts"
 import { InteractionLog, type InteractionLogError } from "../ports/InteractionLog.ts"
 import type { PhraseEmbedderError } from "../ports/PhraseEmbedder.ts"
+import { ProductPairs } from "../ports/ProductPairs.ts"
 import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
 import { EventVectors } from "../update/EventVectors.ts"
 import { ownerOf } from "../update/People.ts"
 import { Catalogue, type CatalogueError } from "./Catalogue.ts"
+import { readTastes } from "./EmbeddingReads.ts"
 import { Popularity } from "./Popularity.ts"
 import * as PopularProducts from "./PopularProducts.ts"
 import type { ProductFilter } from "./ProductFilter.ts"
+import * as Together from "./Together.ts"
 import { insertTopK, moreSimilar } from "./TopK.ts"
 
 /** Products left out of the recommendations: those the user bought, those the user interacted with, or none. */
@@ -69,10 +72,17 @@ const named = {
 /** A recommended product, without the reasons. */
 export const RecommendedProduct = Schema.Struct({
   ...named,
-  score: Schema.Number.annotations({ description: "similarity + popularity" }),
+  score: Schema.Number.annotations({ description: "similarity + popularity + together + again" }),
   similarity: Schema.Number.annotations({ description: "cosine of taste and product, both centred" }),
   popularity: Schema.Number.annotations({
     description: "POPULARITY_WEIGHT · log(1 + n) / log(1 + greatest n); n = interactions with the product",
+  }),
+  together: Schema.Number.annotations({
+    description:
+      "0 to TOGETHER_WEIGHT: how much people interact with it together with the user's newest products",
+  }),
+  again: Schema.Number.annotations({
+    description: "0 to AGAIN_WEIGHT: how often and recently the user bought it; 0 unless exclude=none",
   }),
 })
 export interface Recommendation extends Schema.Schema.Type<typeof RecommendedProduct> {
@@ -96,7 +106,14 @@ export const BoughtBefore = Schema.Struct({
 })
 export type BoughtBefore = typeof BoughtBefore.Type
 
-export const SimilarProduct = Schema.Struct({ ...named, similarity: Schema.Number })
+export const SimilarProduct = Schema.Struct({
+  ...named,
+  score: Schema.Number.annotations({ description: "similarity + together" }),
+  similarity: Schema.Number.annotations({ description: "cosine of the two products, both centred" }),
+  together: Schema.Number.annotations({
+    description: "0 to TOGETHER_WEIGHT: how much people interact with the two together",
+  }),
+})
 export const SimilarUser = Schema.Struct({ user_id: Schema.String, similarity: Schema.Number })
 
 /** A product found by a phrase. */
@@ -114,8 +131,6 @@ export const tasteWeight = 0.3
 export const mostUsersCompared = 50_000
 /** For the counts of a log that is counted for the first time. */
 const countsTimeout = Duration.seconds(1)
-/** For the vectors of the newest search phrases. */
-const vectorTimeout = Duration.seconds(2)
 
 type StoreError = CatalogueError | InteractionLogError | UserEmbeddingsError
 
@@ -141,7 +156,7 @@ export class Recommender extends Context.Tag("user-embeddings/Recommender")<
     ) => Effect.Effect<Recommendations, StoreError | NoTaste | UnknownAttributes>
     /** Available products of the catalogue that the user bought; frequent and recent purchases come first. */
     readonly buyAgain: (user: UserId, limit: number) => Effect.Effect<ReadonlyArray<BoughtBefore>, StoreError>
-    /** Products similar to one, by the cosine of the centred vectors. */
+    /** Products similar to one, by the cosine of the centred vectors and by who interacts with both. */
     readonly similarProducts: (
       product: ProductId,
       options: Pick<Wanted, "limit" | "filter">,
@@ -173,6 +188,7 @@ const services = Effect.all({
   catalogue: Catalogue,
   config: EmbeddingConfig,
   log: InteractionLog,
+  pairs: ProductPairs,
   popularity: Popularity,
   popularProducts: PopularProducts.make,
   users: UserEmbeddings,
@@ -200,27 +216,6 @@ const loadEmbedding = Effect.fnUntraced(function* ({ catalogue, users }: Service
       detail: `the embedding of user ${user_id} is in space ${embedding.space}, not ${catalogue.space}: rebuild it`,
     })
   return embedding
-})
-
-/** The newest events with their vectors. A phrase that the embedder does not answer in time has no vector. */
-const loadRecentVectors = Effect.fnUntraced(function* ({ vectors }: Services, { recent }: UserEmbedding) {
-  const find = (events: ReadonlyArray<RecentEvent>) =>
-    Effect.map(vectors.resolve(events, { store: false }), (found) => Arr.zip(events, found))
-  const [phrases, products] = Arr.partition(recent, ({ product_id }) => product_id !== null)
-  const inTime = find(phrases).pipe(
-    Effect.timeoutOption(vectorTimeout),
-    Effect.map(Option.getOrElse(() => [])),
-  )
-  const found = yield* Effect.all([find(products), inTime], { concurrency: 2 })
-  const vectorOf = new Map(found.flat().map(([event, vector]) => [event.message_id, vector]))
-  return recent.map(
-    (event): Taste.RememberedEvent => ({
-      event,
-      vector: Option.getOrUndefined(
-        Option.flatMap(Option.fromNullable(vectorOf.get(event.message_id)), Either.getRight),
-      ),
-    }),
-  )
 })
 
 /** A sum of weights that cancel out is not exactly 0. */
@@ -280,11 +275,8 @@ const firstOf = Effect.fnUntraced(function* <A extends { readonly product_id: Pr
 
 const readTaste = Effect.fn("taste.read")(function* (services: Services, user_id: UserId) {
   const embedding = yield* loadEmbedding(services, user_id)
-  const recent = yield* loadRecentVectors(services, embedding)
-  const mean = yield* services.catalogue.mean
-  const { weights } = services.config.eventTypes
-  const taste = Taste.read(embedding, recent, mean, weights, yield* Clock.currentTimeMillis)
-  return taste ?? (yield* noDirection(user_id))
+  const [read] = yield* readTastes(services, [embedding])
+  return read?.taste === undefined ? yield* noDirection(user_id) : { ...read.taste, recent: embedding.recent }
 })
 
 const requireKnownAttributes = Effect.fnUntraced(function* (
@@ -297,7 +289,7 @@ const requireKnownAttributes = Effect.fnUntraced(function* (
 })
 
 const withoutReasons = ([{ category, product_id, product_name }, popularity]: readonly [Product, number]) => {
-  const parts = { score: popularity, similarity: 0, popularity }
+  const parts = { score: popularity, similarity: 0, popularity, together: 0, again: 0 }
   return { product_id, product_name, category, ...parts, because: [], rest: 0 }
 }
 
@@ -323,26 +315,30 @@ const recommend = Effect.fn("recommend")(function* (
   })
   const weight = config.popularityWeight
   const bonus = { most: weight, of: (id: ProductId) => Taste.popularityPart(weight, of(id), most) }
+  const { direction, recent } = taste.right
+  const terms = [
+    yield* Together.together(catalogue, services.pairs, config.togetherWeight, recent, of),
+    wanted.exclude === "none" ? yield* again(services, user) : Together.noTerm,
+  ] as const
   const found = yield* firstOf(services, user, wanted, (places) =>
-    catalogue.search(taste.right.direction, { ...places, filter, bonus }),
+    Together.search(catalogue, direction, { ...places, filter, bonus }, terms),
   )
   return {
     source: "taste" as const,
-    items: found.map(({ bonus, centred, similarity, ...product }) => ({
-      ...product,
-      similarity,
-      popularity: bonus,
-      ...Taste.explain(taste.right, centred, similarity),
-    })),
+    items: found.map(({ bonus, centred, similarity, ...product }) => {
+      const { product_id } = product
+      const [together, again] = terms.map(({ of }) => of.get(product_id) ?? 0) as [number, number]
+      const reasons = Taste.explain(taste.right, centred, similarity, {
+        total: together + again,
+        of: (event) => terms.reduce((sum, term) => sum + term.fromEvent(event, product_id), 0),
+      })
+      return { ...product, similarity, popularity: bonus, together, again, ...reasons }
+    }),
   }
 })
 
-const buyAgain = Effect.fn("buyAgain")(function* (
-  { catalogue, config, log }: Services,
-  user: UserId,
-  limit: number,
-) {
-  const now = yield* Clock.currentTimeMillis
+/** What the user bought, with the decayed number of purchases. */
+const purchasesOf = Effect.fnUntraced(function* ({ config, log }: Services, user: UserId, now: number) {
   const retracted = new Set<string | null>()
   yield* Stream.runForEach(log.stream({ user, type: "retraction" }), ({ interaction }) =>
     Effect.sync(() => retracted.add(interaction.reference)),
@@ -371,6 +367,26 @@ const buyAgain = Effect.fn("buyAgain")(function* (
       })
     }),
   )
+  return bought
+})
+
+/** `again`: the decayed number of the user's purchases of a product. */
+const again = Effect.fnUntraced(function* (services: Services, user: UserId) {
+  const { againWeight, lambda } = services.config
+  if (againWeight === 0) return Together.noTerm
+  const now = yield* Clock.currentTimeMillis
+  const bought = yield* purchasesOf(services, user, now)
+  const scores = new Map(Array.from(bought, ([product, { score }]) => [product, score]))
+  return Together.scaled(scores, againWeight, ({ event_type, occurred_at, product_id }, product) =>
+    event_type === "product_purchase" && product_id === product
+      ? decay(lambda, now, Date.parse(occurred_at))
+      : 0,
+  )
+})
+
+const buyAgain = Effect.fn("buyAgain")(function* (services: Services, user: UserId, limit: number) {
+  const { catalogue } = services
+  const bought = yield* purchasesOf(services, user, yield* Clock.currentTimeMillis)
   const ranked = [...bought].sort(([a, x], [b, y]) => y.score - x.score || (a < b ? -1 : 1))
   const known = yield* catalogue.describe([...bought.keys()])
   return ranked
@@ -385,17 +401,17 @@ const buyAgain = Effect.fn("buyAgain")(function* (
 })
 
 const similarProducts = Effect.fn("similarProducts")(function* (
-  { catalogue }: Services,
+  { catalogue, config, pairs }: Services,
   ...[product_id, options]: Parameters<Recommender["Type"]["similarProducts"]>
 ) {
   const direction = yield* catalogue.centred(product_id)
   if (direction === undefined) return yield* new ProductNotFound({ product_id })
-  const found = yield* catalogue.search(direction, { ...options, without: new Set([product_id]) })
-  return found.map(({ category, product_id, product_name, similarity }) => ({
-    product_id,
-    product_name,
-    category,
-    similarity,
+  const term = yield* Together.withProduct(catalogue, pairs, config.togetherWeight, product_id)
+  const wanted = { ...options, without: new Set([product_id]) }
+  const found = yield* Together.search(catalogue, direction, wanted, [term])
+  return found.map(({ bonus: _, centred: __, ...product }) => ({
+    ...product,
+    together: term.of.get(product.product_id) ?? 0,
   }))
 })
 

@@ -216,7 +216,7 @@ const findVectors = Effect.fnUntraced(function* (updater: Updater, items: Readon
   for (const [index, item] of wanted.entries())
     Either.match(found[index]!, {
       onLeft: (error) => {
-        if (error._tag === "ProductMissing") skipped.push(item)
+        if (RetryPolicies.classify(error)._tag === "Skip") skipped.push(item)
         else item.outcome = outcomeOf(updater, error, item.delivery)
       },
       onRight: (vector) => {

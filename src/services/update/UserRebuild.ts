@@ -16,7 +16,7 @@ import { postedUnder } from "../ports/PrunedRows.ts"
 import { LockConflict, UserEmbeddings, type UserRecord } from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"
-import { type EventVectorError, EventVectors } from "./EventVectors.ts"
+import { EventVectors } from "./EventVectors.ts"
 import * as PrunedEvents from "./PrunedEvents.ts"
 
 /** A rebuild would lose something, so the embedding stays as it is. */
@@ -52,12 +52,6 @@ export interface UserRebuildOptions {
 const byInstant = (a: Interaction, b: Interaction): number =>
   a.occurred_at < b.occurred_at ? -1 : a.occurred_at > b.occurred_at ? 1 : 0
 
-/** No retry will find the vector. */
-export const isGone = (error: EventVectorError): boolean => {
-  const { _tag } = RetryPolicies.classify(error)
-  return _tag === "Skip" || _tag === "Unrecoverable"
-}
-
 /** Vectors in the order of the interactions; `Left` where the vector is gone. */
 const resolve = ({ vectors }: Services, interactions: ReadonlyArray<Interaction>) =>
   vectors
@@ -65,7 +59,9 @@ const resolve = ({ vectors }: Services, interactions: ReadonlyArray<Interaction>
     .pipe(
       Effect.flatMap((found) =>
         Effect.forEach(found, (one) =>
-          Either.isLeft(one) && !isGone(one.left) ? Effect.fail(one.left) : Effect.succeed(one),
+          Either.isLeft(one) && !RetryPolicies.isFinal(one.left)
+            ? Effect.fail(one.left)
+            : Effect.succeed(one),
         ),
       ),
     )

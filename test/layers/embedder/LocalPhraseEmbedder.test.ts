@@ -1,5 +1,5 @@
 import { expect } from "bun:test"
-import { ConfigError, Effect, Layer } from "effect"
+import { Effect, Layer } from "effect"
 import * as LocalPhraseEmbedder from "../../../src/layers/embedder/LocalPhraseEmbedder.ts"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
 import * as Vector from "../../../src/services/model/Vector.ts"
@@ -11,15 +11,6 @@ const layerOf = (dimensions: number) =>
   LocalPhraseEmbedder.layer.pipe(Layer.provide(EmbeddingConfig.layer({ dimensions })))
 
 suite("local", layerOf(1536), { dimensions: 1536, space: "local:minilm-words:1536" })
-
-effectTest("dimensions that are no multiple of 384 stop the start with an error that names a remedy", () =>
-  Effect.gen(function* () {
-    const error = yield* Effect.flip(Layer.build(layerOf(1000)))
-    expect(ConfigError.isConfigError(error)).toBe(true)
-    expect(String(error)).toContain('EMBEDDING_DIMENSIONS "1000": must be a multiple of 384')
-    expect(String(error)).toContain("EMBEDDING_DIMENSIONS=1536")
-  }),
-)
 
 effectTest("repeating the dimensions preserves cosines", () =>
   Effect.gen(function* () {

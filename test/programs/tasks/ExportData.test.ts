@@ -19,7 +19,11 @@ import type { UserEmbedding } from "../../../src/services/model/UserEmbedding.ts
 import * as Vector from "../../../src/services/model/Vector.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
 import { PhraseEmbedder } from "../../../src/services/ports/PhraseEmbedder.ts"
+import { ProductEmbeddings } from "../../../src/services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
+import * as Catalogue from "../../../src/services/recommend/Catalogue.ts"
+import { readVectors } from "../../../src/services/recommend/EmbeddingReads.ts"
+import * as EventVectors from "../../../src/services/update/EventVectors.ts"
 import { layerSuite } from "../../support/effect.ts"
 import { product, search } from "../../support/pipeline.ts"
 import { withServers } from "../../support/servers.ts"
@@ -79,6 +83,7 @@ const options = (format: "jsonl" | "npy" | "parquet", out: string, since?: numbe
   format,
   out: Option.some(out),
   since,
+  read: "stored" as const,
   progress: () => Effect.void,
 })
 const bits = (vector: ArrayLike<number>) => Buffer.from(Float32Array.from(vector).buffer).toString("hex")
@@ -88,8 +93,10 @@ const readLines = (file: string) =>
     .split("\n")
     .map((line) => JSON.parse(line))
 
+const reading = Layer.merge(Catalogue.layer, EventVectors.layer)
+
 const suite = (name: string, stack: ReturnType<typeof embedded>) =>
-  layerSuite(name, Layer.merge(stack, BunContext.layer), (it) => {
+  layerSuite(name, Layer.merge(Layer.provideMerge(reading, stack), BunContext.layer), (it) => {
     let all: ReadonlyArray<UserEmbedding> = []
 
     it("JSON Lines have each user's record and vector; users of another space are counted, but left out", () =>
@@ -244,6 +251,32 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
           pruned_products: [],
           interactions: [],
         })
+      }))
+
+    it("tastes are those that single reads give, in every format", () =>
+      Effect.gen(function* () {
+        const { space } = yield* PhraseEmbedder
+        const axis = Float32Array.from({ length: dimensions }, (_, i) => (i === 0 ? 1 : 0))
+        yield* (yield* ProductEmbeddings).upsert([{ product_id: "p-3", embedding: axis, space, text: null }])
+        const catalogue = yield* Catalogue.Catalogue
+        yield* catalogue.invalidate
+        const ids = all.map(({ user_id }) => user_id)
+        const expected = yield* readVectors(ids, "taste")
+        const [lines, matrix] = [fresh("jsonl"), fresh("npy")]
+        const done = yield* exportEmbeddings({ ...options("jsonl", lines), read: "taste" })
+        expect(done).toMatchObject({ exported: stored, without_taste: 0, other_space: 1 })
+        yield* exportEmbeddings({ ...options("npy", matrix), read: "taste" })
+        const rows = Vector.fromBytes(readFileSync(matrix).subarray(128))
+        for (const [index, line] of readLines(lines).entries()) {
+          const taste = expected[index]!.embedding
+          expect([line.user_id, line.read]).toEqual([ids[index], "taste"])
+          expect(Vector.dot(Float32Array.from(line.embedding), taste)).toBeCloseTo(1, 5)
+          expect(Vector.dot(rows.slice(index * dimensions, (index + 1) * dimensions), taste)).toBeCloseTo(
+            1,
+            5,
+          )
+        }
+        expect(Vector.dot(expected[5]!.embedding, all[5]!.embedding)).toBeLessThan(0.999)
       }))
 
     it("exported interactions, imported again, are all duplicates", () =>

@@ -8,7 +8,7 @@ import { Effect, Fiber, Layer, Option, Schema, Stream, TestClock, TestContext } 
 import fc from "fast-check"
 import { exportProducts } from "../../../src/programs/tasks/ExportData.ts"
 import { importProducts } from "../../../src/programs/tasks/ImportProducts.ts"
-import { ProductEmbeddingBody } from "../../../src/services/api/InteractionApi.ts"
+import { ProductEmbeddingBody } from "../../../src/services/api/EmbeddingApi.ts"
 import { EmbeddingConfig } from "../../../src/services/EmbeddingConfig.ts"
 import * as Vector from "../../../src/services/model/Vector.ts"
 import { ProductEmbeddings } from "../../../src/services/ports/ProductEmbeddings.ts"

@@ -7,7 +7,15 @@ import * as Vector from "../../../src/services/model/Vector.ts"
 const dimensions = 16
 const weights = { dislike: -0.4, search: 0.7, product_view: 0.3, product_click: 0.5, product_purchase: 1 }
 const equal = { search: 1, product_view: 1, product_click: 1, product_purchase: 1 }
-const setting = { lambda: 0.023, weights, history: "cumulative", mix: "mixed", popularity: 0.2 } as const
+const setting = {
+  lambda: 0.023,
+  weights,
+  history: "cumulative",
+  mix: "mixed",
+  popularity: 0.2,
+  together: 0,
+  again: 0,
+} as const
 const settings: ReadonlyArray<Evaluation.Setting> = [
   setting,
   { ...setting, popularity: 0 },

@@ -5,6 +5,7 @@ import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
 import type { ProductId } from "../../../src/services/model/Interaction.ts"
 import type { Product } from "../../../src/services/model/Product.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
+import { ProductPairs } from "../../../src/services/ports/ProductPairs.ts"
 import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
 import { Catalogue } from "../../../src/services/recommend/Catalogue.ts"
 import { Popularity } from "../../../src/services/recommend/Popularity.ts"
@@ -66,6 +67,7 @@ const world = (
     }),
     Layer.mock(UserEmbeddings, { load: () => Effect.succeed(new Map()) }),
     Layer.mock(EventVectors, { space: "test", remembers: () => false }),
+    Layer.mock(ProductPairs, {}),
     EmbeddingConfig.layer({}),
   )
   return { state, layer: recommender.pipe(Layer.provide(ports), Layer.provideMerge(TestContext.TestContext)) }

@@ -136,6 +136,21 @@ const links = statements([
 /** `NULL` for a product of an earlier release: `updated_at` is the latest that it can be. */
 const vectorTimes = statements(["ALTER TABLE product_embeddings ADD COLUMN vector_since INTEGER NULL"])
 
+/** `pairs`: `id units id units …`, greatest first. */
+const productPairs = statements([
+  `CREATE TABLE product_pairs (
+    product_id TEXT PRIMARY KEY,
+    up_to INTEGER NOT NULL,
+    pairs TEXT NOT NULL
+  ) WITHOUT ROWID`,
+  `CREATE TABLE product_pairs_state (
+    id INTEGER PRIMARY KEY,
+    counted_up_to INTEGER NOT NULL,
+    begun_up_to INTEGER NOT NULL,
+    rebuilding INTEGER NOT NULL
+  )`,
+])
+
 export const embedded: Migrations = {
   table: "migrations_embedded",
   steps: {
@@ -148,5 +163,6 @@ export const embedded: Migrations = {
     "0007_product_facts": productFacts,
     "0008_links": links,
     "0009_vector_times": vectorTimes,
+    "0010_product_pairs": productPairs,
   },
 }
