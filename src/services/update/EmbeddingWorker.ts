@@ -346,6 +346,7 @@ const searchLane = Effect.fnUntraced(function* (worker: Worker) {
     if (batch.length > 0) {
       worker.laneCadence.begin()
       yield* handle(worker, worker.laneLimit, { batch, probe: false })
+      worker.held.laneEnds()
       worker.loopWaits.unsafeOpen()
       continue
     }

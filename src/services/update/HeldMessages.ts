@@ -112,6 +112,11 @@ export class HeldMessages {
     return batch.map(({ message }) => message)
   }
 
+  /** The batch of the lane is settled. */
+  laneEnds(): void {
+    this.laneSince = undefined
+  }
+
   /** When there is something to do, if no message comes before (Unix ms). */
   wakeAt(state: OutageState, now: number): number {
     const never = Number.POSITIVE_INFINITY
