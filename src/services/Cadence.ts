@@ -4,13 +4,20 @@
  */
 import { Effect } from "effect"
 
+export interface Pace {
+  /** In ms; 0 lets every round begin at once. */
+  readonly interval: number
+  /** The interval from a rate of items on that makes larger rounds pay. */
+  readonly busy?: { readonly perSecond: number; readonly interval: number }
+}
+
 export class Cadence {
+  private began = 0
   /** When the next round may begin (monotonic ms). */
   private due = 0
   private wake = () => {}
 
-  /** @param interval in ms; 0 lets every round begin at once */
-  constructor(private readonly interval: number) {}
+  constructor(private readonly pace: Pace) {}
 
   private get wait(): number {
     return this.due - performance.now()
@@ -20,8 +27,13 @@ export class Cadence {
     return this.wait <= 0
   }
 
-  begin(): void {
-    this.due = performance.now() + this.interval
+  /** Begins a round with the items that came since the round before. */
+  begin(items = 0): void {
+    const { busy, interval } = this.pace
+    const now = performance.now()
+    const isBusy = busy !== undefined && items * 1_000 >= busy.perSecond * (now - this.began)
+    this.began = now
+    this.due = now + (isBusy ? busy.interval : interval)
   }
 
   /** Lets the next round begin now: there is enough for it, or no time to wait. */

@@ -84,7 +84,7 @@ const make = Effect.fnUntraced(function* (deadline: number) {
   const log = yield* InteractionLog
   const relay = yield* OutboxRelay
   const waiting = new WorkQueue<Job>({
-    interval: yield* Settings.COMMIT_INTERVAL,
+    pace: { interval: yield* Settings.COMMIT_INTERVAL },
     full: maxRowsPerAppend,
     weigh: ({ entries }) => entries.length,
   })

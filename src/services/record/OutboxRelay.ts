@@ -30,6 +30,8 @@ export class OutboxRelay extends Context.Tag("user-embeddings/OutboxRelay")<
 
 /** Messages of one publish: the confirm window. */
 const rowsPerPublish = 1_000
+/** Publishes of hundreds of messages cost the broker a fifth less. */
+const busyPublishes = { perSecond: 2_500, interval: 100 }
 /** Rows of one statement that marks rows as published. */
 const rowsPerMark = 1_000
 /** Rows that a drain reads with one statement. */
@@ -105,11 +107,11 @@ const round =
 const lanes = Effect.gen(function* () {
   const inProgress = new Set<number>()
   const waiting = new WorkQueue<LoggedInteraction>({
-    interval: yield* Settings.PUBLISH_INTERVAL,
+    pace: { interval: yield* Settings.PUBLISH_INTERVAL, busy: busyPublishes },
     full: rowsPerPublish,
   })
   const confirmed = new WorkQueue<LoggedInteraction>({
-    interval: yield* Settings.MARK_INTERVAL,
+    pace: { interval: yield* Settings.MARK_INTERVAL },
     full: rowsPerMark,
   })
   const forget = (rows: Iterable<LoggedInteraction>) => {

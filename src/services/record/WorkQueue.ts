@@ -4,7 +4,7 @@
  * more CPU.
  */
 import { Effect } from "effect"
-import { Cadence } from "../Cadence.ts"
+import { Cadence, type Pace } from "../Cadence.ts"
 
 export class WorkQueue<Item> {
   private items: Array<Item> = []
@@ -17,13 +17,13 @@ export class WorkQueue<Item> {
   private readonly weigh: (item: Item) => number
 
   constructor(options: {
-    /** Minimum time between the beginnings of two rounds of {@link consume}, in ms. */
-    readonly interval: number
+    /** Of the rounds of {@link consume}. */
+    readonly pace: Pace
     /** With this weight a round begins at once. */
     readonly full: number
     readonly weigh?: (item: Item) => number
   }) {
-    this.cadence = new Cadence(options.interval)
+    this.cadence = new Cadence(options.pace)
     this.full = options.full
     this.weigh = options.weigh ?? (() => 1)
   }
@@ -84,7 +84,7 @@ export class WorkQueue<Item> {
           return wake.await
         }
         if (!cadence.isDue && !this.closed && this.total < this.full) return cadence.untilDue
-        cadence.begin()
+        cadence.begin(this.total)
         return handle
       },
       step: () => {},

@@ -4,7 +4,7 @@ import { WorkQueue } from "../../../src/services/record/WorkQueue.ts"
 import { effectTest } from "../../support/effect.ts"
 
 const weighted = (...weights: ReadonlyArray<number>) => {
-  const queue = new WorkQueue<number>({ interval: 0, full: 100, weigh: (weight) => weight })
+  const queue = new WorkQueue<number>({ pace: { interval: 0 }, full: 100, weigh: (weight) => weight })
   for (const weight of weights) queue.offer(weight)
   return queue
 }
