@@ -88,7 +88,10 @@ const peopleOf = Effect.fnUntraced(function* (
       ids: [...ids],
       before: [...new Set([...ids].map((id) => then.get(id)!))],
       since: ranges.map(({ since }) => since).toSorted()[0]!,
-      until: ranges.map(({ until }) => until).toSorted().at(-1)!,
+      until: ranges
+        .map(({ until }) => until)
+        .toSorted()
+        .at(-1)!,
     }
   })
 })
