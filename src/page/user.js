@@ -217,7 +217,10 @@ const nearest = ({ items, source }, names, mostScore = Math.max(1.25, ...items.m
                 h(
                   "span",
                   { class: "track" },
-                  h("i", { class: "fill accent", width: `${(Math.max(0, item.similarity) / mostScore) * 100}%` }),
+                  h("i", {
+                    class: "fill accent",
+                    width: `${(Math.max(0, item.similarity) / mostScore) * 100}%`,
+                  }),
                   h("i", {
                     class: "fill amber",
                     width: `${((item.popularity + item.together + item.again) / mostScore) * 100}%`,

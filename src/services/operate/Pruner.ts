@@ -19,8 +19,8 @@ import {
   type UserEmbeddingsError,
   type UserRecord,
 } from "../ports/UserEmbeddings.ts"
-import * as PairCounter from "../recommend/PairCounter.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
+import * as PairCounter from "../recommend/PairCounter.ts"
 import { appliedState, findApplied } from "../update/AppliedInteractions.ts"
 import { type EventVectorError, EventVectors } from "../update/EventVectors.ts"
 
