@@ -181,7 +181,9 @@ const reasons = ({ because, rest }, names) =>
     rest > 0.005 && h("li", {}, h("i", { class: "dot muted" }), "older ", h("b", {}, percent(rest))),
   )
 
-const nearest = ({ items, source }, names) =>
+const scoreParts = ["similarity", "popularity", "together", "again"]
+
+const nearest = ({ items, source }, names, mostScore = Math.max(1.25, ...items.map(({ score }) => score))) =>
   h(
     "div",
     { class: "card" },
@@ -189,7 +191,7 @@ const nearest = ({ items, source }, names) =>
       "h3",
       {},
       source === "taste" ? "Nearest products " : "Popular products ",
-      h("span", { class: "count" }, source === "taste" ? "taste + popularity" : "no taste yet"),
+      h("span", { class: "count" }, source === "taste" ? "taste + what people do" : "no taste yet"),
     ),
     items.length === 0
       ? h("p", { class: "quiet" }, "None yet.")
@@ -210,13 +212,19 @@ const nearest = ({ items, source }, names) =>
                 "span",
                 {
                   class: "score",
-                  title: `${item.score.toFixed(4)} = similarity ${item.similarity.toFixed(4)} + popularity ${item.popularity.toFixed(4)}`,
+                  title: `${item.score.toFixed(4)} = ${scoreParts.map((part) => `${part} ${item[part].toFixed(4)}`).join(" + ")}`,
                 },
                 h(
                   "span",
                   { class: "track" },
-                  h("i", { class: "fill accent", width: `${Math.max(0, item.similarity) * 80}%` }),
-                  h("i", { class: "fill amber", width: `${item.popularity * 80}%` }),
+                  h("i", {
+                    class: "fill accent",
+                    width: `${(Math.max(0, item.similarity) / mostScore) * 100}%`,
+                  }),
+                  h("i", {
+                    class: "fill amber",
+                    width: `${((item.popularity + item.together + item.again) / mostScore) * 100}%`,
+                  }),
                 ),
                 h("b", {}, item.score.toFixed(2)),
               ),

@@ -129,6 +129,6 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
 if (process.env.FAILURES === "long") {
   suite("a prune that is killed, on the embedded stack", embedded())
   withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () =>
-    suite("a prune that is killed", external()),
+    suite("a prune that is killed", external({ TOGETHER_WEIGHT: "0" })),
   )
 }

@@ -87,7 +87,7 @@ const suite = () =>
     "a log of 1,000,000 rows",
     Layer.mergeAll(Auditor.layer, Rebuilder.layer).pipe(
       Layer.provideMerge(EventVectors.layer),
-      Layer.provideMerge(external()),
+      Layer.provideMerge(external({ TOGETHER_WEIGHT: "0" })),
     ),
     (it) => {
       it(

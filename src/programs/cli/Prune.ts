@@ -10,6 +10,7 @@ import { BadUsage, command, confirm, flag, instant, yes } from "./support/Usage.
 const reasons: Readonly<Record<string, string>> = {
   unpublished: "wait in the outbox",
   not_applied: "are not applied, or are taken back by a retraction that is not (see audit)",
+  not_counted: "are not in the pairs of products yet (the next prune takes them)",
   recency_history: "belong to users with recency history (run rebuild --all)",
   unknown_event_type: "have a type that EVENT_WEIGHTS no longer has",
   without_vector: "have no vector any more (import the product)",

@@ -33,7 +33,7 @@ const Recommended = Schema.Struct({
         }),
       ).annotations({
         description:
-          "the newest events with their shares of the similarity, largest absolute share first; a negative share speaks against the product",
+          "the newest events with their shares of similarity, together and again, largest absolute share first; a negative share speaks against the product",
       }),
       rest: Schema.Number.annotations({
         description: "share of all older events together; the absolute values of all shares add up to 1",

@@ -1,6 +1,6 @@
 /**
  * Step: deletes old rows of the log, and keeps their sums in checkpoints. Rows are taken in slices by id. A row that some
- * program still needs stays: it waits in the outbox, is not applied, or cannot be summed. Each slice is one transaction of
+ * program still needs stays: it waits in the outbox, is not applied or counted, or cannot be summed. Each slice is one transaction of
  * the log, so the command may be stopped or killed at any time, and started again.
  */
 import { Array as Arr, Context, Effect, Either, Layer, Schema } from "effect"
@@ -10,6 +10,8 @@ import type { PrunedPart } from "../model/Checkpoint.ts"
 import type { FoldSettings } from "../model/Fold.ts"
 import type { UserId } from "../model/Interaction.ts"
 import { InteractionLog, InteractionLogError, type LogRow } from "../ports/InteractionLog.ts"
+import type { ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
+import { ProductTally } from "../ports/ProductTally.ts"
 import type { PruneSlice } from "../ports/PrunedRows.ts"
 import {
   loadReadable,
@@ -18,11 +20,18 @@ import {
   type UserRecord,
 } from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
+import * as PairCounter from "../recommend/PairCounter.ts"
 import { appliedState, findApplied } from "../update/AppliedInteractions.ts"
 import { type EventVectorError, EventVectors } from "../update/EventVectors.ts"
 
 /** Why a row is old enough, and stays in the log. */
-type Reason = "unpublished" | "not_applied" | "recency_history" | "unknown_event_type" | "without_vector"
+type Reason =
+  | "unpublished"
+  | "not_applied"
+  | "not_counted"
+  | "recency_history"
+  | "unknown_event_type"
+  | "without_vector"
 
 export interface PruneReport {
   /** Canonical timestamp. */
@@ -54,7 +63,12 @@ export interface PruneOptions {
   }) => Effect.Effect<void>
 }
 
-export type PruneError = InteractionLogError | UserEmbeddingsError | EventVectorError | NotCumulative
+export type PruneError =
+  | InteractionLogError
+  | ProductEmbeddingsError
+  | UserEmbeddingsError
+  | EventVectorError
+  | NotCumulative
 
 export class Pruner extends Context.Tag("user-embeddings/Pruner")<
   Pruner,
@@ -67,10 +81,12 @@ const page = 500
 const mostTries = 20
 
 const services = Effect.all({
+  counter: PairCounter.PairCounter,
   log: InteractionLog,
   users: UserEmbeddings,
   vectors: EventVectors,
   config: EmbeddingConfig,
+  tally: ProductTally,
 })
 type Services = Effect.Effect.Success<typeof services>
 
@@ -114,6 +130,7 @@ const loadRecords = Effect.fnUntraced(function* (
 const plan = Effect.fnUntraced(function* (
   { config, log, users }: Services,
   { events, retractions }: PruneSlice,
+  countedUpTo: number,
 ) {
   const kept = new Map<Reason, number>()
   const ids = events.map(({ interaction }) => interaction)
@@ -138,6 +155,7 @@ const plan = Effect.fnUntraced(function* (
     const reason = ((): Reason | undefined => {
       if (!rows.every(({ published }) => published)) return "unpublished"
       if (erasing.has(user_id) || !rows.every(isApplied)) return "not_applied"
+      if (!rows.every(({ id }) => id <= countedUpTo)) return "not_counted"
       if (records.get(user_id)?.embedding?.history === "recency") return "recency_history"
       return config.eventTypes.has(event_type) ? undefined : "unknown_event_type"
     })()
@@ -195,12 +213,13 @@ const pruneSlice = Effect.fnUntraced(function* (
   services: Services,
   settings: FoldSettings,
   options: Parameters<InteractionLog["Type"]["pruned"]["slice"]>[0],
+  countedUpTo: number,
   dryRun: boolean,
 ) {
   const { log } = services
   for (let tries = 1; tries <= mostTries; tries++) {
     const slice = yield* log.pruned.slice(options)
-    const planned = yield* plan(services, slice)
+    const planned = yield* plan(services, slice, countedUpTo)
     const { again, candidates, kept } = planned
     if (dryRun) {
       const retractions = candidates.filter(({ retraction }) => retraction !== undefined).length
@@ -219,6 +238,12 @@ const pruneSlice = Effect.fnUntraced(function* (
   return yield* new InteractionLogError({ reason: "conflict", operation: "prune", cause })
 })
 
+/** The last row whose pairs of products are counted. A row that is pruned before would never be counted. */
+const countPairs = ({ config, counter, tally }: Services, dryRun: boolean) => {
+  if (config.togetherWeight === 0) return Effect.succeed(Number.POSITIVE_INFINITY)
+  return dryRun ? tally.settled : counter.catchUp
+}
+
 const prune = Effect.fn("Pruner.prune")(function* (
   services: Services,
   { before, dryRun = false, progress = () => Effect.void }: PruneOptions,
@@ -230,9 +255,10 @@ const prune = Effect.fn("Pruner.prune")(function* (
   const kept: Partial<Record<Reason, number>> = {}
   let events = 0
   let retractions = 0
+  const countedUpTo = yield* countPairs(services, dryRun)
   const end = yield* log.maxId
   for (let after = 0; after < end; ) {
-    const done = yield* pruneSlice(services, settings, { before, after, end }, dryRun)
+    const done = yield* pruneSlice(services, settings, { before, after, end }, countedUpTo, dryRun)
     after = done.upTo
     events += done.events
     retractions += done.retractions
@@ -245,4 +271,4 @@ const prune = Effect.fn("Pruner.prune")(function* (
 export const layer = Layer.effect(
   Pruner,
   Effect.map(services, (services) => ({ prune: (options: PruneOptions) => prune(services, options) })),
-)
+).pipe(Layer.provide(PairCounter.layer))

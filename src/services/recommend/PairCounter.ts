@@ -43,8 +43,8 @@ export type PairCounterError = InteractionLogError | ProductEmbeddingsError
 export class PairCounter extends Context.Tag("user-embeddings/PairCounter")<
   PairCounter,
   {
-    /** Counts all rows that are settled, unless another process does. */
-    readonly catchUp: Effect.Effect<void, PairCounterError>
+    /** Counts all rows that are settled, unless another process does. Succeeds with the last row that is counted. */
+    readonly catchUp: Effect.Effect<number, PairCounterError>
     /** Counts all pairs again, from the rows that the log has now. Succeeds with the greatest id of them. */
     readonly rebuild: (progress: Progress) => Effect.Effect<number, PairCounterError>
   }
@@ -179,7 +179,9 @@ const catchUp = Effect.fnUntraced(function* (services: Services) {
   const settled = yield* tally.settled
   const { begunUpTo, countedUpTo, rebuilding } = yield* stored.progress
   const isBehind = settled > countedUpTo || begunUpTo > countedUpTo || rebuilding
-  if (isBehind) yield* log.withLeaderLock(walk(services, settled), "pairs")
+  if (!isBehind) return countedUpTo
+  yield* log.withLeaderLock(walk(services, settled), "pairs")
+  return (yield* stored.progress).countedUpTo
 }, Telemetry.untraced)
 
 const rebuild = Effect.fn("PairCounter.rebuild")(function* (services: Services, progress: Progress) {

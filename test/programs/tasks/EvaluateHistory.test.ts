@@ -65,7 +65,8 @@ test("--json has every method with its intervals, and the verdict", async () => 
   const { stdout } = await run(history, "--products", products, ...reading, "--most", "100", "--json")
   const { foretold, rows, verdict } = JSON.parse(stdout)
   expect(foretold).toBe(100)
-  expect(rows.length).toBe(baselines.length + 4 * 2 * 2 * 2 * 2)
+  // The last three are the configured setting without together, without again, and without both.
+  expect(rows.length).toBe(baselines.length + 4 * 2 * 2 * 2 * 2 + 3)
   for (const { hit_rate, mrr, ndcg } of rows)
     for (const { high, low, mean } of [hit_rate, mrr, ndcg])
       expect(low <= mean && mean <= high && low >= 0 && high <= 1).toBe(true)
@@ -113,10 +114,12 @@ test("when taste wins, it prints the variables to set, weights included", async 
     }).join("\n"),
   )
   const { stdout } = await run(tastes, "--products", things, "--target", "product_purchase", "--most", "800")
-  const [, lambda, weights, history, popularity] =
-    /^Taste wins: taste λ (\S+), (\w+) weights, (\w+), \w+, popularity (\S+),/m.exec(stdout) ?? []
+  const [, lambda, weights, history, popularity, together, again] =
+    /^Taste wins: taste λ (\S+), (\w+) weights, (\w+), \w+, popularity (\S+), together (\S+), again (\S+),/m.exec(
+      stdout,
+    ) ?? []
   expect(stdout).toContain(
-    `\nEMBEDDING_DECAY_LAMBDA=${lambda} EMBEDDING_HISTORY=${history} POPULARITY_WEIGHT=${popularity}\n`,
+    `\nEMBEDDING_DECAY_LAMBDA=${lambda} EMBEDDING_HISTORY=${history} POPULARITY_WEIGHT=${popularity} TOGETHER_WEIGHT=${together} AGAIN_WEIGHT=${again}\n`,
   )
   const [purchase, search, click, view] = weights === "equal" ? [1, 1, 1, 1] : [1, 0.7, 0.5, 0.3]
   expect(stdout).toContain(

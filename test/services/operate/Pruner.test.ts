@@ -16,6 +16,8 @@ import * as Pruner from "../../../src/services/operate/Pruner.ts"
 import * as Rebuilder from "../../../src/services/operate/Rebuilder.ts"
 import type { DependencyDown } from "../../../src/services/ports/Dependencies.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
+import { ProductPairs } from "../../../src/services/ports/ProductPairs.ts"
+import { ProductTally } from "../../../src/services/ports/ProductTally.ts"
 import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
 import * as Catalogue from "../../../src/services/recommend/Catalogue.ts"
 import * as Popularity from "../../../src/services/recommend/Popularity.ts"
@@ -24,7 +26,7 @@ import * as EmbeddingUpdater from "../../../src/services/update/EmbeddingUpdater
 import { EventVectors, layer as eventVectors } from "../../../src/services/update/EventVectors.ts"
 import { delivery } from "../../support/delivery.ts"
 import { layerSuite } from "../../support/effect.ts"
-import { embeddingOf, eventually, search, storeProduct } from "../../support/pipeline.ts"
+import { embeddingOf, eventually, product, search, storeProduct } from "../../support/pipeline.ts"
 import { withServers } from "../../support/servers.ts"
 import { embedded, external } from "../../support/stacks.ts"
 
@@ -325,6 +327,38 @@ const suite = (
         yield* (yield* Eraser.Eraser).erase(user)
       }))
 
+    it("pairs of products are counted before their rows go, and rows that are not settled stay", () =>
+      Effect.gen(function* () {
+        yield* pruneTo(1_000)
+        const tally = yield* ProductTally
+        const user = "paired"
+        for (const id of ["cup", "tray", "spoon"]) yield* storeProduct(id, `a ${id}`)
+        yield* act([
+          product(user, "product_view", "cup", at(1)),
+          product(user, "product_view", "tray", at(2)),
+        ])
+        const settled = Effect.succeed(yield* (yield* InteractionLog).maxId)
+        yield* act([product(user, "product_view", "spoon", at(3))])
+        const prune = (dryRun: boolean) =>
+          Effect.flatMap(Pruner.Pruner, (pruner) => pruner.prune({ before: at(1_000), dryRun })).pipe(
+            Effect.provide(
+              Layer.fresh(Pruner.layer).pipe(
+                Layer.provide(Layer.succeed(ProductTally, { ...tally, settled })),
+                Layer.provide(EmbeddingConfig.layer({ togetherWeight: 1 })),
+              ),
+            ),
+          )
+        const dry = yield* prune(true)
+        expect(dry).toMatchObject({ events: 2, kept: { not_counted: 1 } })
+        expect(yield* prune(false)).toEqual(dry)
+        expect((yield* rowsOf(user)).map(({ product_id }) => product_id)).toEqual(["spoon"])
+        const pairs = yield* (yield* ProductPairs).load(["cup", "tray", "spoon"])
+        expect(pairs.get("cup")?.pairs.get("tray")).toBeGreaterThan(0)
+        expect(pairs.get("tray")?.pairs.get("cup")).toBeGreaterThan(0)
+        expect(pairs.has("spoon")).toBe(false)
+        yield* (yield* Eraser.Eraser).erase(user)
+      }))
+
     it("only cumulative history can be pruned", () =>
       Effect.gen(function* () {
         const config = EmbeddingConfig.layer({ history: "recency" })
@@ -464,5 +498,6 @@ const suite = (
 
 suite("pruning on the embedded stack", embedded(variables), isLong ? 50 : 3)
 withServers(["rabbitmq", "mysql", "mongodb"], "on real servers", () =>
-  suite("pruning", external(variables), isLong ? 15 : 1),
+  // Rows count in the pairs of products half a minute after their commit, and they are pruned only then.
+  suite("pruning", external({ ...variables, TOGETHER_WEIGHT: "0" }), isLong ? 15 : 1),
 )
