@@ -9,7 +9,12 @@ import { MongoClient } from "mongodb"
 import mysql from "mysql2/promise"
 import { nodeUrls } from "../../src/services/NodeUrls.ts"
 
-const variables = { rabbitmq: "RABBITMQ_DSN", mysql: "MYSQL_URL", mongodb: "MONGODB_URL" } as const
+const variables = {
+  rabbitmq: "RABBITMQ_DSN",
+  mysql: "MYSQL_URL",
+  mongodb: "MONGODB_URL",
+  postgres: "POSTGRES_URL",
+} as const
 export type Server = keyof typeof variables
 
 /** The URL of a server, for code inside {@link withServers}. */
