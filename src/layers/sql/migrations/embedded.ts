@@ -133,6 +133,19 @@ const links = statements([
   "ALTER TABLE user_embeddings_2 RENAME TO user_embeddings",
 ])
 
+/** Users in the order of their last changes, and how far the subscribers of the feed are. */
+const embeddingChanges = statements([
+  `CREATE TABLE IF NOT EXISTS user_embedding_changes (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id TEXT NOT NULL UNIQUE
+  )`,
+  `CREATE TABLE IF NOT EXISTS user_embedding_subscriptions (
+    name TEXT PRIMARY KEY,
+    seq INTEGER NOT NULL,
+    seen_at INTEGER NOT NULL
+  ) WITHOUT ROWID`,
+])
+
 export const embedded: Migrations = {
   table: "migrations_embedded",
   steps: {
@@ -144,5 +157,6 @@ export const embedded: Migrations = {
     "0006_erasures": erasures,
     "0007_product_facts": productFacts,
     "0008_links": links,
+    "0011_embedding_changes": embeddingChanges,
   },
 }
