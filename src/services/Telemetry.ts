@@ -241,6 +241,10 @@ export const announcements = tagged(
   ),
   "outcome",
 )
+export const sinkChanges = tagged(
+  counter("user_embeddings.sink_changes", "Users written to the sink, or removed from it"),
+  "outcome",
+)
 export const segmentCalls = tagged(
   counter("user_embeddings.segment_calls", "What became of the calls of Segment's API"),
   "outcome",
