@@ -24,9 +24,9 @@ const help = `Usage: bun run services <up|down|status|env> [options]
   --json       JSON on standard output
 
 Each service is taken from the first of: its URL in the environment (RABBITMQ_DSN, MYSQL_URL, MONGODB_URL,
-JAEGER_URL), Docker with the images of docker-compose.yml, a private instance on free loopback ports with its
+POSTGRES_URL, JAEGER_URL), Docker with the images of docker-compose.yml, a private instance on free loopback ports with its
 data in .services/. Docker is the engine of DOCKER_HOST, else that of the default socket.
-Installing without Docker: RabbitMQ and MariaDB by apt-get as root, MongoDB by pip, Jaeger by go.`
+Installing without Docker: RabbitMQ and MariaDB by apt-get as root, MongoDB and PostgreSQL by pip, Jaeger by go.`
 
 const verbs = { stop, kill, pause, resume, start } as const
 

@@ -14,6 +14,7 @@ import { messageOf } from "./services/command.ts"
 import { aptInstall } from "./services/install.ts"
 import { down, type Status, up, urlVariables } from "./services/manager.ts"
 import * as sacrificial from "./services/sacrificial.ts"
+import { defaultServices } from "./services/service.ts"
 import { bundle, bundlesVariable } from "./test/bundle.ts"
 import { bunTest, noTests, plus, type Result } from "./test/bunTest.ts"
 import { printCoverage } from "./test/coverage.ts"
@@ -58,6 +59,7 @@ const unitTests = files.filter(isUnit)
 const systemTests = unitOnly ? [] : files.filter((file) => !isUnit(file))
 const wantsSacrificial = systemTests.some(isFailure)
 const wantsUsual = !systemTests.every(isFailure)
+const wantsPostgres = systemTests.some((file) => /postgres|sink/i.test(file))
 
 /** Servers to kill, if they can be had. Answers the variable that says where they are. */
 const startSacrificial = async (signal: AbortSignal): Promise<NodeJS.ProcessEnv> => {
@@ -140,7 +142,10 @@ const main = async (signal: AbortSignal): Promise<Result> => {
     const browserReady = installBrowser(signal)
     const bundled = bundle("src/programs/main.ts", folder)
     const { statuses, started } = await up({
-      ...(wantsUsual ? {} : { only: ["mysql"] }),
+      only: [
+        ...(wantsUsual ? defaultServices : (["mysql"] as const)),
+        ...(wantsPostgres ? (["postgres"] as const) : []),
+      ],
       signal,
       say: (line) => console.error(line),
     })

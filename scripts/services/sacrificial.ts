@@ -55,9 +55,9 @@ export const control = async (
 /** The names of a server's nodes: its own name if there is one, else numbered in the order of the URL. */
 const nodesOf = (service: ServiceName): readonly string[] => {
   const { MONGODB_URL = "", RABBITMQ_DSN = "" } = addresses() ?? {}
-  const count = { rabbitmq: RABBITMQ_DSN, mongodb: MONGODB_URL, mysql: "", jaeger: "" }[service].split(
-    ",",
-  ).length
+  const count = { rabbitmq: RABBITMQ_DSN, mongodb: MONGODB_URL, mysql: "", postgres: "", jaeger: "" }[
+    service
+  ].split(",").length
   return count === 1 ? [service] : Array.from({ length: count }, (_, index) => `${service}${index + 1}`)
 }
 

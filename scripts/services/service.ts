@@ -1,6 +1,6 @@
-/** The differences between RabbitMQ, MySQL, MongoDB and Jaeger. */
+/** The differences between RabbitMQ, MySQL, MongoDB, PostgreSQL and Jaeger. */
 
-export const serviceNames = ["rabbitmq", "mysql", "mongodb", "jaeger"] as const
+export const serviceNames = ["rabbitmq", "mysql", "mongodb", "postgres", "jaeger"] as const
 export type ServiceName = (typeof serviceNames)[number]
 export const defaultServices: readonly ServiceName[] = ["rabbitmq", "mysql", "mongodb"]
 

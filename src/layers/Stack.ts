@@ -3,6 +3,7 @@ import { ConfigError, Effect, Layer, Option } from "effect"
 import * as EmbeddingConfig from "../services/EmbeddingConfig.ts"
 import type { DeadLetters } from "../services/ports/DeadLetters.ts"
 import type { Dependencies, DependencyDown } from "../services/ports/Dependencies.ts"
+import type { EmbeddingFeed } from "../services/ports/EmbeddingFeed.ts"
 import type { InteractionLog } from "../services/ports/InteractionLog.ts"
 import type { InteractionQueue } from "../services/ports/InteractionQueue.ts"
 import type { PhraseEmbedder } from "../services/ports/PhraseEmbedder.ts"
@@ -27,6 +28,7 @@ export type Ports =
   | ProductPairs
   | PhraseEmbeddings
   | PhraseEmbedder
+  | EmbeddingFeed
   | Dependencies
   | EmbeddingConfig.EmbeddingConfig
 
@@ -60,7 +62,7 @@ export const layer = on(Embedder.layerConfig)
 
 /** For `setup` and `doctor`: building this layer changes nothing on the servers. */
 export const forSetup: Layer.Layer<
-  Exclude<Ports, InteractionLog | InteractionQueue | ProductTally>,
+  Exclude<Ports, EmbeddingFeed | InteractionLog | InteractionQueue | ProductTally>,
   ConfigError.ConfigError | DependencyDown
 > = Layer.unwrapEffect(
   Effect.map(kind, (chosen) => (chosen === "external" ? StackExternal.forSetup : StackEmbedded.layer)),

@@ -6,6 +6,7 @@ import * as SqlInteractionLog from "./sql/SqlInteractionLog.ts"
 import * as SqlProductTally from "./sql/SqlProductTally.ts"
 import * as Sqlite from "./sqlite/Sqlite.ts"
 import * as SqliteDeadLetters from "./sqlite/SqliteDeadLetters.ts"
+import * as SqliteEmbeddingFeed from "./sqlite/SqliteEmbeddingFeed.ts"
 import * as SqliteInteractionQueue from "./sqlite/SqliteInteractionQueue.ts"
 import * as SqlitePhraseEmbeddings from "./sqlite/SqlitePhraseEmbeddings.ts"
 import * as SqliteProductEmbeddings from "./sqlite/SqliteProductEmbeddings.ts"
@@ -21,11 +22,13 @@ const embeddings = Layer.mergeAll(
   SqlitePhraseEmbeddings.layer,
 )
 
+const feed = SqliteEmbeddingFeed.layer
+
 const dependencies = Layer.effect(Dependencies, Effect.all([Sqlite.dependency, Embedder.EmbedderDependency]))
 
 /** With any embedder: see {@link Embedder.of}. */
 export const on = <E, R>(embedder: Layer.Layer<Embedder.Embedder, E, R>) =>
-  Layer.mergeAll(log, queue, embeddings, dependencies).pipe(
+  Layer.mergeAll(log, queue, embeddings, feed, dependencies).pipe(
     Layer.provideMerge(embedder),
     Layer.provide(Sqlite.layerConfig),
   )

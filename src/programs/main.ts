@@ -27,7 +27,9 @@ const report = (cause: Cause.Cause<unknown>) =>
   })
 
 /** Commands that serve until a signal ends them. */
-const isServing = ["up", "api", "worker", "relay"].includes(command[0] ?? "")
+const isServing =
+  ["up", "api", "worker", "relay"].includes(command[0] ?? "") ||
+  (command[0] === "sink" && !words.includes("--check"))
 let stoppedBy: "SIGINT" | "SIGTERM" | undefined
 const codeOf = (signal: "SIGINT" | "SIGTERM") => 128 + constants.signals[signal]
 

@@ -50,6 +50,7 @@ const knobs = Config.all({
   history: Settings.EMBEDDING_HISTORY,
   /** The event types that this program accepts, with their weights. */
   eventTypes,
+  feed: Settings.EMBEDDING_FEED,
   batchEnabled: Settings.EMBEDDING_BATCH_ENABLED,
   batchWindow: Settings.EMBEDDING_BATCH_WINDOW,
   cacheTtl: Settings.EMBEDDING_CACHE_TTL,

@@ -5,6 +5,7 @@
 import { readFileSync } from "node:fs"
 import { Config, ConfigError, Duration, Either, Option, ParseResult, Redacted, Schema } from "effect"
 import { parseTokens } from "./AccessTokens.ts"
+import { FeedMode } from "./model/EmbeddingChange.ts"
 import { builtInEventTypes, parseWeights } from "./model/EventTypes.ts"
 import { describeIssues } from "./model/Interaction.ts"
 import { History } from "./model/UserEmbedding.ts"
@@ -356,6 +357,12 @@ export const EMBEDDING_STORAGE = withDefault("EMBEDDING_STORAGE", oneOf("vector"
   meaning:
     "How MongoDB keeps embeddings: vector = BSON float32 vector, array = array of doubles (3 times larger)",
   fallback: "vector",
+})
+export const EMBEDDING_FEED = withDefault("EMBEDDING_FEED", oneOf(...FeedMode.literals), {
+  meaning:
+    "What is announced of each change of a user embedding: off = nothing, ids = user and version, vectors = the vector too. The same for every process",
+  example: "ids",
+  fallback: "off",
 })
 export const EMBEDDING_BATCH_ENABLED = withDefault("EMBEDDING_BATCH_ENABLED", boolean, {
   meaning: "true = interactions of one user that arrive within EMBEDDING_BATCH_WINDOW become one update",

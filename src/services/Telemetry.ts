@@ -234,6 +234,17 @@ export const consumedMessages = tagged(
   counter("messaging.client.consumed.messages", "Messages settled, by settlement"),
   "outcome",
 )
+export const announcements = tagged(
+  counter(
+    "user_embeddings.announcements",
+    "Changes of embeddings published on the feed, by whether confirmed",
+  ),
+  "outcome",
+)
+export const sinkChanges = tagged(
+  counter("user_embeddings.sink_changes", "Users written to the sink, or removed from it"),
+  "outcome",
+)
 export const segmentCalls = tagged(
   counter("user_embeddings.segment_calls", "What became of the calls of Segment's API"),
   "outcome",

@@ -35,7 +35,6 @@ import {
   freshMysql,
   freshRabbit,
   management,
-  type Server,
   virtualHostIn,
 } from "../support/servers.ts"
 import { quiet, variables } from "../support/stacks.ts"
@@ -595,13 +594,13 @@ export const failures = (
   name: string,
   breaks: "servers" | "programs",
   tests: (scenario: Scenario) => void,
-  needs: Partial<Readonly<Record<Server, number>>> = {},
+  needs: Partial<Readonly<Record<cluster.Server, number>>> = {},
 ): void => {
   const missing = [sacrificialVariable, "MYSQL_URL"].filter((variable) => !process.env[variable])
   if (missing.length > 0)
     return void test.skip(`${name}: SKIPPED, needs ${missing.join(" and ")} (\`bun run test\` starts servers that may be killed)`, () => {})
   const tooSmall = Object.entries(needs).some(
-    ([server, count]) => cluster.nodes(server as Server).length < count,
+    ([server, count]) => cluster.nodes(server as cluster.Server).length < count,
   )
   if (tooSmall) return
 

@@ -29,7 +29,7 @@ test("a wrong command line ends with exit code 2 and its reason, before anything
     [
       [services, "up", "--only", "kafka"],
       {},
-      'unknown service "kafka"; there are rabbitmq, mysql, mongodb, jaeger',
+      'unknown service "kafka"; there are rabbitmq, mysql, mongodb, postgres, jaeger',
     ],
     [[testServers, "unit"], {}, 'unknown suite "unit"; there are contracts, pipeline, commands, failures'],
     [

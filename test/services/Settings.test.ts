@@ -264,7 +264,7 @@ test("variables that look like settings, but are none, are named with what may b
     API_TOKEN: "",
     API_TOKENS: "t",
     EMBEDING_BATCH_WINDOW: "5",
-    EMBEDDING_SPEED: "1",
+    EMBEDDING_VELOCITY: "1",
     WORKER_PREFECTH: "10",
     MONGODB_URI: "mongodb://a",
     API_PORT_3000_TCP: "tcp://10.0.0.1:3000",
@@ -276,7 +276,7 @@ test("variables that look like settings, but are none, are named with what may b
   expect(unknownVariables(environment)).toEqual([
     "API_TOKEN (API_TOKENS?)",
     "EMBEDING_BATCH_WINDOW (EMBEDDING_BATCH_WINDOW?)",
-    "EMBEDDING_SPEED",
+    "EMBEDDING_VELOCITY",
     "WORKER_PREFECTH (WORKER_PREFETCH?)",
     "MONGODB_URI (MONGODB_URL?)",
   ])

@@ -18,7 +18,7 @@ import { mysql } from "../../scripts/services/mysql.ts"
 import { rabbitmq } from "../../scripts/services/rabbitmq.ts"
 import * as sacrificial from "../../scripts/services/sacrificial.ts"
 import type { ServiceEnv } from "../../scripts/services/service.ts"
-import { management, type Server, urlsIn } from "./servers.ts"
+import { type Server as AnyServer, management, urlsIn } from "./servers.ts"
 
 export interface Node {
   readonly name: string
@@ -36,6 +36,9 @@ export interface Node {
   readonly pause: () => Promise<unknown>
   readonly resume: () => Promise<unknown>
 }
+
+/** Servers that scenarios may break. */
+export type Server = Exclude<AnyServer, "postgres">
 
 const addresses = sacrificial.addresses() ?? {}
 const servers = { rabbitmq, mysql, mongodb }

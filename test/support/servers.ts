@@ -7,9 +7,15 @@ import amqp from "amqplib"
 import { Either } from "effect"
 import { MongoClient } from "mongodb"
 import mysql from "mysql2/promise"
+import pg from "pg"
 import { nodeUrls } from "../../src/services/NodeUrls.ts"
 
-const variables = { rabbitmq: "RABBITMQ_DSN", mysql: "MYSQL_URL", mongodb: "MONGODB_URL" } as const
+const variables = {
+  rabbitmq: "RABBITMQ_DSN",
+  mysql: "MYSQL_URL",
+  mongodb: "MONGODB_URL",
+  postgres: "POSTGRES_URL",
+} as const
 export type Server = keyof typeof variables
 
 /** The URL of a server, for code inside {@link withServers}. */
@@ -32,7 +38,7 @@ const fresh = (): string => `${process.pid}_${Date.now().toString(36)}_${counter
 /** The AMQP and management URLs of a broker, by variable. */
 export type Broker = Readonly<Record<string, string | undefined>>
 
-const protocols = ["amqp:", "amqps:", "http:", "https:", "mysql:"]
+const protocols = ["amqp:", "amqps:", "http:", "https:", "mysql:", "postgres:"]
 
 /** The URLs of a list such as `amqp://a,amqp://b`: one for each node. */
 export const urlsIn = (list: string): ReadonlyArray<URL> =>
@@ -129,6 +135,26 @@ export const freshMysql = async (
   const url = new URL(server)
   url.pathname = `/${database}`
   return { url: url.href, drop: () => run(`DROP DATABASE \`${database}\``) }
+}
+
+/** The URL of a new, empty PostgreSQL database. */
+export const freshPostgres = async (
+  server = urlOf("postgres"),
+): Promise<{
+  readonly url: string
+  readonly drop: () => Promise<unknown>
+}> => {
+  const database = `user_embeddings_${fresh()}`
+  const run = async (statement: string) => {
+    const client = new pg.Client(server)
+    await client.connect()
+    await client.query(statement)
+    await client.end()
+  }
+  await run(`CREATE DATABASE ${database}`)
+  const url = new URL(server)
+  url.pathname = `/${database}`
+  return { url: url.href, drop: () => run(`DROP DATABASE ${database} WITH (FORCE)`) }
 }
 
 /** The name of a MongoDB database that does not exist yet. */

@@ -28,6 +28,7 @@ import {
   type Bookkeeping,
   type Generation,
   type LedgerEntry,
+  type RecordVersion,
   UserEmbeddings,
   UserEmbeddingsError,
   type UserRecord,
@@ -362,6 +363,12 @@ const toBookkeeping = (document: FoundDocument): Bookkeeping => ({
   ...toApplied(document),
 })
 
+const toVersion = (document: FoundDocument): RecordVersion => ({
+  user_id: toId(document),
+  version: readers(document).count("version"),
+  hasEmbedding: document.dimension_count !== undefined,
+})
+
 const unstorable: Document = { _id: [] }
 /** The error codes for it: in an update, and in an insert. */
 const unstorableCodes = [53, 54]
@@ -600,6 +607,8 @@ export const make = (options: { readonly storage: Storage }) =>
         users.updateOne({ _id: "|" }, { $set: { user_id: "|" } }),
       ).pipe(Effect.asVoid),
 
+      announce: () => Effect.void,
+
       erase: (user, erasure) => erase(store, user, erasure),
 
       removeStaleLedger: (user) =>
@@ -629,6 +638,12 @@ export const make = (options: { readonly storage: Storage }) =>
           .find<FoundDocument>({}, { projection: bookkeepingFields, batchSize: usersPerBatch })
           .sort({ _id: 1 }),
       ).pipe(Stream.mapChunks((found) => decoded(found, toBookkeeping))),
+
+      versions: stream(names.userEmbeddings, () =>
+        users
+          .find<FoundDocument>({}, { projection: { version: 1, dimension_count: 1 }, batchSize: idsPerBatch })
+          .sort({ _id: 1 }),
+      ).pipe(Stream.mapChunks((found) => decoded(found, toVersion))),
 
       unreadable: stream(names.userEmbeddings, () =>
         users.aggregate<FoundDocument>([{ $limit: mostChecked }, { $match: notAsStored }]),

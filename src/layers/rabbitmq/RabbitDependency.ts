@@ -1,7 +1,9 @@
 /** What `setup`, `doctor` and health checks do with RabbitMQ: checks whether all parts exist with the expected arguments. */
 import type { Channel } from "amqplib"
 import { Array, Effect, Option } from "effect"
+import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import { type Dependency, DependencyDown, type Finding } from "../../services/ports/Dependencies.ts"
+import { feedExchange } from "../../services/ports/EmbeddingFeed.ts"
 import { partitionsExchange, queue } from "../../services/ports/InteractionQueue.ts"
 import { textOf } from "../../services/ports/PortFailure.ts"
 import { call, channel, Rabbit, type RabbitError, version } from "./Rabbit.ts"
@@ -175,9 +177,16 @@ const inspect = Effect.fnUntraced(function* (
   ]
 })
 
+const feedNotes = {
+  off: "EMBEDDING_FEED=off: changes of embeddings are not announced",
+  ids: `EMBEDDING_FEED=ids: changes of embeddings are announced on the exchange ${feedExchange}, without vectors`,
+  vectors: `EMBEDDING_FEED=vectors: changes of embeddings are announced on the exchange ${feedExchange}, with vectors`,
+} as const
+
 export const dependency = Effect.gen(function* () {
   const rabbit = yield* Rabbit
   const layout = yield* configured
+  const { feed } = yield* EmbeddingConfig
   const management = yield* askManagement
   const { current } = rabbit.adminConnection
   const parts = [...exchanges(layout).map(exchangePart), ...queues(layout).map(queuePart)]
@@ -187,6 +196,7 @@ export const dependency = Effect.gen(function* () {
   )
   const notes = Effect.zipWith(formerPartitions(rabbit, layout), management.policies, (former, all) => [
     RabbitPolicies.consumerTimeoutNote(all, queue),
+    feedNotes[feed],
     ...former,
   ])
   const setup = Effect.gen(function* () {

@@ -1,6 +1,6 @@
 /**
  * Publishing with publisher confirms. All fibers share one channel and its window of messages in flight. Messages are
- * `mandatory`: a message that matches no queue is returned before it is confirmed.
+ * `mandatory` unless their options say otherwise: a message that matches no queue is returned before it is confirmed.
  */
 import type { ChannelModel, ConfirmChannel, Message, Options } from "amqplib"
 import { Duration, Effect, Option, type Tracer } from "effect"
@@ -111,7 +111,7 @@ class ConfirmWindow {
         exchange,
         routingKey,
         toBuffer(body),
-        { ...options, mandatory: true },
+        { mandatory: true, ...options },
         onConfirm,
       )
       this.inFlight.add(sent)

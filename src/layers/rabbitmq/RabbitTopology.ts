@@ -2,6 +2,7 @@
 import type { Channel, ChannelModel, Options } from "amqplib"
 import { Array, Effect } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
+import { feedExchange } from "../../services/ports/EmbeddingFeed.ts"
 import {
   type CompanySize,
   companySizes,
@@ -28,7 +29,10 @@ export interface QueueDeclaration {
  * A quorum queue. By default RabbitMQ 4 drops a message after 20 deliveries. That would lose dead letters that were
  * browsed often and messages that came with a poison message. The worker itself counts deliveries of poison messages.
  */
-const quorumQueue = (name: string, more: Readonly<Record<string, unknown>> = {}): QueueDeclaration => ({
+export const quorumQueue = (
+  name: string,
+  more: Readonly<Record<string, unknown>> = {},
+): QueueDeclaration => ({
   name,
   options: { durable: true, arguments: { "x-queue-type": "quorum", "x-delivery-limit": 100_000, ...more } },
 })
@@ -49,14 +53,17 @@ export interface Layout {
   readonly delays: ReadonlyArray<number>
   /** 1: the main queue is not partitioned. */
   readonly partitions: number
+  /** Whether changes of embeddings are announced. */
+  readonly hasFeed?: boolean
 }
 
 /** The layout of the configuration. */
 export const configured = Effect.map(
   EmbeddingConfig,
-  ({ maxRetries, partitions, retryDelay }): Layout => ({
+  ({ feed, maxRetries, partitions, retryDelay }): Layout => ({
     delays: Array.dedupe(RetryPolicies.retryDelays(retryDelay, maxRetries)),
     partitions,
+    hasFeed: feed !== "off",
   }),
 )
 
@@ -102,10 +109,18 @@ export interface ExchangeDeclaration {
   readonly options: Options.AssertExchange
 }
 
+/** Not mandatory: without a queue for them, announcements are dropped. */
+export const feedDeclaration: ExchangeDeclaration = {
+  name: feedExchange,
+  type: "topic",
+  options: { durable: true },
+}
+
 const hashType = "x-consistent-hash"
 export const exchanges = (layout: Layout): ReadonlyArray<ExchangeDeclaration> => [
   { name: exchange, type: "topic", options: { durable: true } },
   { name: failedQueue, type: "direct", options: { durable: true } },
+  ...(layout.hasFeed === true ? [feedDeclaration] : []),
   ...(partitionCount(layout) > 0
     ? [
         {

@@ -15,9 +15,10 @@ import {
   type UserRecord,
   type Write,
 } from "../../services/ports/UserEmbeddings.ts"
+import * as Settings from "../../services/Settings.ts"
 import { countOf, failingWith, paged, readById, Sqlite } from "./Sqlite.ts"
 
-interface Row extends Omit<UserRecord, "embedding" | "links"> {
+export interface Row extends Omit<UserRecord, "embedding" | "links"> {
   readonly embedding: Uint8Array | null
   readonly facts: string | null
   readonly links: string | null
@@ -29,7 +30,7 @@ const idsPerPage = 2_000
 const toLinks = (links: string | null): Pick<UserRecord, "links"> =>
   links === null ? {} : { links: JSON.parse(links) }
 
-const toRecord = ({ embedding, facts, links, ...row }: Row): UserRecord => {
+export const toRecord = ({ embedding, facts, links, ...row }: Row): UserRecord => {
   const parsed: Omit<UserEmbedding, "embedding"> | null = facts === null ? null : JSON.parse(facts)
   return {
     ...row,
@@ -39,6 +40,12 @@ const toRecord = ({ embedding, facts, links, ...row }: Row): UserRecord => {
         : { ...parsed, embedding: Vector.fromBytes(embedding) },
     ...toLinks(links),
   }
+}
+
+/** Announces changes on the feed, see SqliteEmbeddingFeed.ts: the user goes to the end of the table. */
+const announce = (database: Database, users: ReadonlyArray<UserId>): void => {
+  const insert = database.query("INSERT OR REPLACE INTO user_embedding_changes (user_id) VALUES (?)")
+  for (const user of users) insert.run(user)
 }
 
 const load = (database: Database, users: ReadonlyArray<UserId>) => {
@@ -186,7 +193,9 @@ const groupByUser = (rows: ReadonlyArray<LedgerRow>) =>
     ([user_id, ofUser]) => ({ user_id, ids: ofUser.map(({ id }) => idInLedger(id)) }),
   )
 
-const make = Effect.map(Sqlite, ({ transaction, use }) => {
+const make = Effect.gen(function* () {
+  const { transaction, use } = yield* Sqlite
+  const hasFeed = (yield* Settings.EMBEDDING_FEED) !== "off"
   const failing = failingWith((fields) => new UserEmbeddingsError(fields), "user_embeddings")
   const users = <Row extends { readonly user_id: string }>(columns: string) =>
     paged(
@@ -198,14 +207,35 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
 
   return UserEmbeddings.of({
     load: (users) => failing("load")(use((database) => load(database, users))),
-    save: (writes) => failing("save")(transaction((database) => save(database, writes))),
+    save: (writes) =>
+      failing("save")(
+        transaction((database) => {
+          const saved = save(database, writes)
+          const written = writes.filter((_, index) => saved[index] === true)
+          if (hasFeed)
+            announce(
+              database,
+              written.map(({ record }) => record.user_id),
+            )
+          return saved
+        }),
+      ),
+    // A write and its announcement are one transaction.
+    announce: () => Effect.void,
     saveToLedger: (kind, entries) =>
       failing("saveToLedger")(transaction((database) => saveToLedger(database, kind, entries))),
     findInLedger: (kind, entries) =>
       failing("findInLedger")(use((database) => findInLedger(database, kind, entries))),
     // Every commit is synced before it becomes visible to readers.
     awaitDurable: Effect.void,
-    erase: (user, erasure) => failing("erase")(transaction((database) => erase(database, user, erasure))),
+    erase: (user, erasure) =>
+      failing("erase")(
+        transaction((database) => {
+          const hadEmbedding = erase(database, user, erasure)
+          if (hasFeed) announce(database, [user])
+          return hadEmbedding
+        }),
+      ),
     removeStaleLedger: (user) =>
       failing("removeStaleLedger")(transaction((database) => removeStaleLedger(database, user))),
     lastWrites: (users) => failing("lastWrites")(use((database) => lastWrites(database, users))),
@@ -224,6 +254,12 @@ const make = Effect.map(Sqlite, ({ transaction, use }) => {
       ),
       (rows) =>
         Chunk.unsafeFromArray(rows.map(({ links, ...row }): Bookkeeping => ({ ...row, ...toLinks(links) }))),
+    ),
+    versions: Stream.mapConcatChunk(
+      users<Pick<Row, "user_id" | "version"> & { readonly hasEmbedding: number }>(
+        "user_id, version, embedding IS NOT NULL AS hasEmbedding",
+      ),
+      (rows) => Chunk.unsafeFromArray(rows.map((row) => ({ ...row, hasEmbedding: row.hasEmbedding === 1 }))),
     ),
     overflow: (users) =>
       paged(

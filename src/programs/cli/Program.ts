@@ -14,6 +14,7 @@ import { prune } from "./Prune.ts"
 import { rebuild } from "./Rebuild.ts"
 import { replay } from "./Replay.ts"
 import { api, relay, up, worker } from "./Serve.ts"
+import { sink } from "./Sink.ts"
 import { stats } from "./Stats.ts"
 import { user } from "./User.ts"
 
@@ -38,6 +39,7 @@ export const program = Command.make("user-embeddings").pipe(
     rebuild,
     audit,
     prune,
+    sink,
     generate,
   ]),
 )

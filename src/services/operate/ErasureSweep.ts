@@ -6,6 +6,7 @@
 import { Duration, Effect, Layer, Schedule } from "effect"
 import { unlessReported } from "../Outages.ts"
 import { DeadLetters } from "../ports/DeadLetters.ts"
+import { EmbeddingFeed } from "../ports/EmbeddingFeed.ts"
 import { type FinishedErasure, InteractionLog } from "../ports/InteractionLog.ts"
 import { loadReadable, UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import * as Telemetry from "../Telemetry.ts"
@@ -36,20 +37,57 @@ const complete = Effect.fnUntraced(function* (erasures: ReadonlyArray<FinishedEr
     )
 })
 
-/** Publishes rows that survived an erasure. Completes erasures that were finished longer ago than `after`. */
-export const sweep = Effect.fnUntraced(function* (after: Duration.Duration = watched) {
+/**
+ * Announces erasures on the feed: an erasure itself doesn't wait for the broker. Its note in the log is the outbox, which
+ * is removed by a process that has announced it. Each publishing process announces each erasure once, which is harmless.
+ */
+const announce = Effect.fnUntraced(function* (
+  erasures: ReadonlyArray<FinishedErasure>,
+  announced: Set<string>,
+) {
+  const feed = yield* EmbeddingFeed
+  if (feed.mode === "off") return
+  const keyOf = ({ token, user_id }: FinishedErasure) => `${user_id}|${token}`
+  const keys = new Set(erasures.map(keyOf))
+  for (const key of announced) if (!keys.has(key)) announced.delete(key)
+  const left = erasures.filter((erasure) => !announced.has(keyOf(erasure)))
+  if (left.length === 0) return
+  const records = yield* loadReadable(
+    yield* UserEmbeddings,
+    left.map(({ user_id }) => user_id),
+  )
+  yield* feed.publish(
+    // The generation of a record is the version of its tombstone. The user may have a newer embedding already.
+    [...records.values()].map(({ generation, user_id }) => ({
+      type: "erased",
+      user_id,
+      version: generation,
+    })),
+  )
+  for (const erasure of left) announced.add(keyOf(erasure))
+})
+
+/**
+ * Publishes rows that survived an erasure. Completes erasures that were finished longer ago than `after`. `announced`: the
+ * erasures that this process has announced, as `user|token`.
+ */
+export const sweep = Effect.fnUntraced(function* (
+  after: Duration.Duration = watched,
+  announced: Set<string> = new Set(),
+) {
   const log = yield* InteractionLog
   const erasures = yield* log.finishedErasures
   let renewed = 0
   for (const { hasSurvivors, user_id } of erasures)
     if (hasSurvivors) renewed += yield* log.renewSurvivors(user_id)
+  yield* announce(erasures, announced)
   yield* complete(erasures.filter(({ ageMillis }) => ageMillis >= Duration.toMillis(after)))
   return renewed
 }, Telemetry.untraced)
 
 /** Sweeps for the lifetime of the scope. */
 export const sweeping = Layer.scopedDiscard(
-  sweep().pipe(
+  sweep(watched, new Set()).pipe(
     Effect.catchAll((error) =>
       unlessReported(
         error,

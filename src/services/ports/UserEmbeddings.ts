@@ -48,6 +48,10 @@ export interface Bookkeeping extends Omit<UserRecord, "embedding"> {
   readonly event_count: number
 }
 
+export interface RecordVersion extends Pick<UserRecord, "user_id" | "version"> {
+  readonly hasEmbedding: boolean
+}
+
 /** The last write of a user's record. */
 export interface LastWrite extends Pick<UserRecord, "generation"> {
   /** The ids that the write added are at the end. */
@@ -94,6 +98,11 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
     ) => Effect.Effect<ReadonlyMap<UserId, ReadonlySet<string>>, UserEmbeddingsError>
     /** Waits until the records read last are durable on a majority. Changes no version. */
     readonly awaitDurable: Effect.Effect<void, UserEmbeddingsError>
+    /**
+     * Announces on the feed what is stored of these users. `save` does that by itself. But a program may have died, or lost
+     * the broker, between the write and its announcement.
+     */
+    readonly announce: (users: ReadonlyArray<UserId>) => Effect.Effect<void, UserEmbeddingsError>
     /** Replaces the record by a tombstone, and removes the user's ledger; answers whether there was an embedding. */
     readonly erase: (
       user: UserId,
@@ -118,6 +127,8 @@ export class UserEmbeddings extends Context.Tag("user-embeddings/UserEmbeddings"
       { readonly user_id: string; readonly detail: string },
       UserEmbeddingsError
     >
+    /** Versions of all records, in the order of user ids. */
+    readonly versions: Stream.Stream<RecordVersion, UserEmbeddingsError>
     /** Users after this one who have an embedding, in the order of user ids. */
     readonly usersAfter: (
       user: UserId,

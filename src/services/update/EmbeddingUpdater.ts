@@ -447,6 +447,8 @@ const attempt = Effect.fnUntraced(function* (updater: Updater, items: ReadonlyAr
   const saved = yield* save(updater, plans)
   // A durable write implies that all earlier writes are durable. Without one, wait explicitly.
   if (done.length + erased.length > 0 && !saved.includes(true)) yield* users.awaitDurable
+  // A worker may have died between the write that applied these items and its announcement.
+  if (done.length > 0) yield* users.announce([...new Set(done.map(({ interaction }) => interaction.user_id))])
   yield* removeTraces(updater, erased)
 
   for (const item of [...done, ...erased]) item.outcome = acked

@@ -178,7 +178,11 @@ export const applyMerge = (
   Effect.gen(function* () {
     const target = yield* settle(services, user_id)
     if (target.first !== undefined && isErased(target.first, at)) return true
-    if (yield* isApplied(services, target, message_id)) return true
+    if (yield* isApplied(services, target, message_id)) {
+      // A worker that died after the target's write has left the record of the merged id frozen.
+      yield* settle(services, from)
+      return true
+    }
     const source = yield* settle(services, from)
     const now = yield* settle(services, user_id)
     if (now.user_id !== target.user_id || now.record?.version !== target.record?.version)
@@ -198,4 +202,9 @@ export const applyMerge = (
     const frozen = { ...record, links: { ...record.links, merging_into } }
     yield* write(services, frozen, record.version)
     return false
-  }).pipe(Effect.repeat({ until: (isDone: boolean) => isDone }), Effect.zipRight(services.users.awaitDurable))
+  }).pipe(
+    Effect.repeat({ until: (isDone: boolean) => isDone }),
+    Effect.zipRight(services.users.awaitDurable),
+    // A worker may have died between one of the writes and its announcement.
+    Effect.zipRight(services.users.announce([from, user_id])),
+  )

@@ -3,8 +3,10 @@ import { describe, expect, test } from "bun:test"
 import { ConfigProvider, Duration, Effect, Either, Layer, Stream } from "effect"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
 import * as AppliedIds from "../../../src/services/model/AppliedIds.ts"
+import type { EmbeddingChange } from "../../../src/services/model/EmbeddingChange.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
 import * as UpdateMessage from "../../../src/services/model/UpdateMessage.ts"
+import { EmbeddingFeed, EmbeddingFeedError } from "../../../src/services/ports/EmbeddingFeed.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
 import type { Delivery } from "../../../src/services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../../../src/services/ports/PhraseEmbedder.ts"
@@ -16,6 +18,7 @@ import {
   type UserRecord,
   type Write,
 } from "../../../src/services/ports/UserEmbeddings.ts"
+import { announcing } from "../../../src/services/update/AnnouncedEmbeddings.ts"
 import * as EmbeddingUpdater from "../../../src/services/update/EmbeddingUpdater.ts"
 import { type EventVectorError, EventVectors } from "../../../src/services/update/EventVectors.ts"
 import { decoded, delivery } from "../../support/delivery.ts"
@@ -46,6 +49,7 @@ const store = () => {
     ledger,
     /** Users whose stale entries were to be removed. */
     cleaned: [] as Array<string>,
+    announced: [] as Array<string>,
     saves: 0,
     /** The users of each load. */
     reads: [] as Array<ReadonlyArray<string>>,
@@ -111,6 +115,8 @@ const store = () => {
     awaitDurable: guard(() => {
       state.waits += 1
     }),
+    announce: (users) => Effect.sync(() => void state.announced.push(...users)),
+    versions: Stream.empty,
     erase: () => Effect.succeed(false),
     count: Effect.succeed(0),
     countInOtherSpaces: () => Effect.succeed(0),
@@ -206,6 +212,32 @@ describe("exactly once", () => {
     const { layer, state } = store()
     await run(layer, [of(search("__proto__", "a")), of(search("constructor", "bb", 1))])
     expect([...state.records.keys()].toSorted()).toEqual(["__proto__", "constructor"])
+  })
+
+  test("a write that could not be announced is announced when its message comes again", async () => {
+    const { layer, state } = store()
+    const told: Array<EmbeddingChange> = []
+    let isDown = true
+    const feed = Layer.succeed(EmbeddingFeed, {
+      mode: "ids",
+      publish: (changes) => {
+        if (isDown)
+          return new EmbeddingFeedError({ reason: "unavailable", operation: "publish", cause: "down" })
+        return Effect.sync(() => void told.push(...changes))
+      },
+      subscribe: () => Effect.never,
+    })
+    const announced = announcing(layer).pipe(Layer.provide(feed))
+    const batch = [of(search("u", "a"))]
+    const again = () => {
+      isDown = false
+      return batch
+    }
+    const [first, second] = await run(announced, batch, again)
+    expect([tags(first!), tags(second!), state.saves]).toEqual([["Outage"], ["Ack"], 1])
+    expect(told.map(({ type, user_id, version }) => ({ type, user_id, version }))).toEqual([
+      { type: "updated", user_id: "u", version: 1 },
+    ])
   })
 
   test("a duplicate is acknowledged only after the earlier write is durable", async () => {

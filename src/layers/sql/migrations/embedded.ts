@@ -151,6 +151,19 @@ const productPairs = statements([
   )`,
 ])
 
+/** Users in the order of their last changes, and how far the subscribers of the feed are. */
+const embeddingChanges = statements([
+  `CREATE TABLE IF NOT EXISTS user_embedding_changes (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id TEXT NOT NULL UNIQUE
+  )`,
+  `CREATE TABLE IF NOT EXISTS user_embedding_subscriptions (
+    name TEXT PRIMARY KEY,
+    seq INTEGER NOT NULL,
+    seen_at INTEGER NOT NULL
+  ) WITHOUT ROWID`,
+])
+
 export const embedded: Migrations = {
   table: "migrations_embedded",
   steps: {
@@ -164,5 +177,6 @@ export const embedded: Migrations = {
     "0008_links": links,
     "0009_vector_times": vectorTimes,
     "0010_product_pairs": productPairs,
+    "0011_embedding_changes": embeddingChanges,
   },
 }

@@ -58,5 +58,10 @@ export const examples: Readonly<Record<string, ReadonlyArray<string>>> = {
   rebuild: ["rebuild --user 123", "rebuild --all", "rebuild --all --after 123"],
   audit: ["audit", "audit --user 123 --details"],
   prune: ["prune --before 2025-11-01 --dry-run", "prune --before 2025-11-01 --yes --json"],
+  sink: [
+    "sink --to postgres://user@db.example:5432/shop",
+    "sink --to postgres://user@db.example:5432/shop --check",
+    "sink --to postgres://user@db.example:5432/shop --table analytics.tastes --read taste",
+  ],
   generate: ["generate --users 10 --events 5 --rate 50", "generate --check --json"],
 }
