@@ -133,6 +133,30 @@ export const mutations: ReadonlyArray<Mutation> = [
       to: "",
     },
   ].map((one) => ({ tests: "test/services/operate/Pruner.test.ts", file: checkpoints, ...one })),
+  {
+    scenario: "pairs of products are counted before their rows go",
+    without: "keeping rows whose pairs are not counted",
+    tests: "test/services/operate/Pruner.test.ts",
+    file: "src/services/operate/Pruner.ts",
+    from: "if (!rows.every(({ id }) => id <= countedUpTo))",
+    to: "if (!rows.every(({ id }) => id > 0))",
+  },
+  {
+    scenario: "first of all products by their whole score",
+    without: "scoring the products of the terms that the scan did not find",
+    tests: "test/services/recommend/ExactTerms.test.ts",
+    file: "src/services/recommend/Together.ts",
+    from: "catalogue.score(direction, [...others], wanted)",
+    to: "catalogue.score(direction, [], wanted)",
+  },
+  {
+    scenario: "the pairs of a deleted product go with it",
+    without: "removing the pairs of deleted products",
+    tests: "test/services/recommend/ExactTerms.test.ts",
+    file: "src/services/recommend/ProductWriter.ts",
+    from: "yield* (yield* ProductPairs).remove(ids)",
+    to: "yield* ProductPairs",
+  },
   ...[
     {
       scenario: "nothing changes but the log",

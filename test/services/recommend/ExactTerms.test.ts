@@ -266,7 +266,7 @@ const suite = (
     },
   )
 
-suite("recommendations on the embedded stack", 20, stacks.embedded({ EMBEDDING_DIMENSIONS: "384" }))
+suite("recommendations on the embedded stack", 12, stacks.embedded({ EMBEDDING_DIMENSIONS: "384" }))
 withServers(["mysql", "mongodb", "rabbitmq"], "on real servers", () =>
-  suite("recommendations", 3, stacks.external({ EMBEDDING_DIMENSIONS: "384" })),
+  suite("recommendations", 2, stacks.external({ EMBEDDING_DIMENSIONS: "384" })),
 )
