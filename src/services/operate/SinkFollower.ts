@@ -3,13 +3,13 @@
  * fails, it starts from the beginning when the servers answer again: what it missed meanwhile waits in its queue, or is
  * found by comparing versions.
  */
-import { Array as Arr, Clock, Effect, Option, Order, Schedule, Schema, Stream } from "effect"
+import { Array as Arr, Clock, Effect, Option, Order, Schedule, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import { type EmbeddingChange, newest } from "../model/EmbeddingChange.ts"
 import type { UserId } from "../model/Interaction.ts"
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import * as Vector from "../model/Vector.ts"
-import { EmbeddingFeed, type EmbeddingFeedError, feedExchange } from "../ports/EmbeddingFeed.ts"
+import { EmbeddingFeed, type EmbeddingFeedError, FeedIsOff, feedExchange } from "../ports/EmbeddingFeed.ts"
 import {
   EmbeddingSink,
   type EmbeddingSinkError,
@@ -28,12 +28,6 @@ import { Catalogue, type CatalogueError } from "../recommend/Catalogue.ts"
 import { type Read, readTastes } from "../recommend/EmbeddingReads.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { EventVectors } from "../update/EventVectors.ts"
-
-export class FeedIsOff extends Schema.TaggedError<FeedIsOff>()("FeedIsOff", {}) {
-  override get message() {
-    return "the sink follows the feed, but EMBEDDING_FEED=off: set EMBEDDING_FEED=ids or vectors for every process, and start them again"
-  }
-}
 
 type SinkFailure = EmbeddingSinkError | EmbeddingFeedError | UserEmbeddingsError | CatalogueError
 
