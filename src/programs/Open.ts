@@ -7,19 +7,32 @@
  *     await shop.recommend("u-1")
  *     await shop.close()
  */
-import { Clock, ConfigProvider, Duration, Effect, Either, Layer, ManagedRuntime, Schema } from "effect"
+import {
+  Clock,
+  ConfigProvider,
+  Duration,
+  Effect,
+  Either,
+  Exit,
+  Layer,
+  ManagedRuntime,
+  Schema,
+  Scope,
+} from "effect"
 import * as EmbedderLayer from "../layers/embedder/Embedder.ts"
 import { settled } from "../layers/http/HttpClient.ts"
 import * as Stack from "../layers/Stack.ts"
 import * as Logging from "../layers/telemetry/Logging.ts"
 import { productFields } from "../services/api/ProductApi.ts"
 import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
+import type { EmbeddingChange } from "../services/model/EmbeddingChange.ts"
 import * as Interaction from "../services/model/Interaction.ts"
 import { type EventType, type MessageId, ProductId, type UserId } from "../services/model/Interaction.ts"
 import { FieldIssue, fieldIssue } from "../services/model/Problem.ts"
 import type { Attributes } from "../services/model/Product.ts"
 import type { UserEmbedding } from "../services/model/UserEmbedding.ts"
 import * as Vector from "../services/model/Vector.ts"
+import { EmbeddingFeed, FeedIsOff, feedExchange } from "../services/ports/EmbeddingFeed.ts"
 import { InteractionLog } from "../services/ports/InteractionLog.ts"
 import { InteractionQueue } from "../services/ports/InteractionQueue.ts"
 import { PhraseEmbedderError } from "../services/ports/PhraseEmbedder.ts"
@@ -166,6 +179,13 @@ export interface Client {
     users: ReadonlyArray<UserId>,
     options?: { readonly read?: EmbeddingReads.Read },
   ) => Promise<ReadonlyArray<EmbeddingReads.UserVector | null>>
+  /**
+   * The changes of user embeddings from the first request for one on, as EMBEDDING_FEED says. With a `name`, from where the last iteration of
+   * this name ended, for 7 days; a change counts as received when the loop asks for the next one, so the last changes may
+   * come again. Versions of a user never fall: ignore what is not greater. The iteration ends when the client closes, and
+   * throws when it loses the broker.
+   */
+  readonly changes: (options?: { readonly name?: string }) => AsyncGenerator<EmbeddingChange, void>
   /** The mean of all product vectors. A taste is compared with product − mean, scaled to unit length. */
   readonly catalogueMean: () => Promise<Float32Array>
   /** For a user without taste: popular products, with the `source` popular. */
@@ -322,6 +342,35 @@ export const layer = (options: Options) => {
   )
 }
 
+/** Changes received together. They are acknowledged together, too. */
+const changesAtOnce = 100
+
+/** A generator by hand: a stream would acknowledge the last change before the loop has handled it. */
+const follow = (run: Client["run"], isClosed: () => boolean) =>
+  async function* ({ name }: { readonly name?: string } = {}): AsyncGenerator<EmbeddingChange, void> {
+    const scope = await run(Scope.make())
+    try {
+      const subscribe = Effect.filterOrFail(
+        EmbeddingFeed,
+        ({ mode }) => mode !== "off",
+        () => new FeedIsOff(),
+      )
+      const subscription = await run(
+        Effect.flatMap(subscribe, (feed) => feed.subscribe(name && `${feedExchange}.changes.${name}`)).pipe(
+          Scope.extend(scope),
+        ),
+      )
+      while (true) {
+        yield* await run(subscription.take(changesAtOnce))
+        await run(subscription.acknowledge)
+      }
+    } catch (error) {
+      if (!isClosed()) throw error
+    } finally {
+      await Effect.runPromise(Scope.close(scope, Exit.void))
+    }
+  }
+
 /** Opens the system in this process. The promises reject with errors that have a `_tag`. */
 export const open = async (options: Options): Promise<Client> => {
   const runtime = ManagedRuntime.make(layer(options))
@@ -332,7 +381,11 @@ export const open = async (options: Options): Promise<Client> => {
     await runtime.dispose()
     throw cause
   }
-  const close = () => runtime.dispose()
+  let isClosed = false
+  const close = () => {
+    isClosed = true
+    return runtime.dispose()
+  }
   return {
     record: (interaction) => run(Effect.map(recordAll([interaction]), ([recorded]) => recorded!)),
     recordAll: (interactions) => run(recordAll(interactions)),
@@ -345,6 +398,7 @@ export const open = async (options: Options): Promise<Client> => {
         ),
       ),
     vectors: (users, { read = "stored" } = {}) => run(EmbeddingReads.readVectors(users, read)),
+    changes: follow(run, () => isClosed),
     catalogueMean: () =>
       run(Effect.flatMap(Catalogue.Catalogue, ({ mean }) => Effect.map(mean, (shared) => shared.slice()))),
     recommend: (user, { category, exclude = "purchased", excludeIds, filter, limit = 10 } = {}) =>

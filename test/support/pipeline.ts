@@ -16,7 +16,10 @@ import { layer as outboxRelay } from "../../src/services/record/OutboxRelay.ts"
 import { EventVectors, layer as eventVectors } from "../../src/services/update/EventVectors.ts"
 
 /** Repeats the probe until it answers. The test fails if that takes longer than `most`. */
-export const eventually = <A, E, R>(probe: Effect.Effect<A | undefined, E, R>, most = Duration.seconds(15)) =>
+export const eventually = <A, E, R>(
+  probe: Effect.Effect<A | undefined, E, R>,
+  most: Duration.DurationInput = Duration.seconds(15),
+) =>
   Effect.gen(function* () {
     while (true) {
       const answer = yield* probe

@@ -3,13 +3,13 @@
  * fails, it starts from the beginning when the servers answer again: what it missed meanwhile waits in its queue, or is
  * found by comparing versions.
  */
-import { Array as Arr, Clock, Effect, Option, Order, Schedule, Schema, Stream } from "effect"
+import { Array as Arr, Clock, Effect, Option, Order, Schedule, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import { type EmbeddingChange, newest } from "../model/EmbeddingChange.ts"
 import type { UserId } from "../model/Interaction.ts"
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import * as Vector from "../model/Vector.ts"
-import { EmbeddingFeed, type EmbeddingFeedError, feedExchange } from "../ports/EmbeddingFeed.ts"
+import { EmbeddingFeed, type EmbeddingFeedError, FeedIsOff, feedExchange } from "../ports/EmbeddingFeed.ts"
 import {
   EmbeddingSink,
   type EmbeddingSinkError,
@@ -28,12 +28,6 @@ import { Catalogue, type CatalogueError } from "../recommend/Catalogue.ts"
 import { type Read, readTastes } from "../recommend/EmbeddingReads.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { EventVectors } from "../update/EventVectors.ts"
-
-export class FeedIsOff extends Schema.TaggedError<FeedIsOff>()("FeedIsOff", {}) {
-  override get message() {
-    return "the sink follows the feed, but EMBEDDING_FEED=off: set EMBEDDING_FEED=ids or vectors for every process, and start them again"
-  }
-}
 
 type SinkFailure = EmbeddingSinkError | EmbeddingFeedError | UserEmbeddingsError | CatalogueError
 
@@ -237,7 +231,7 @@ export interface SinkComparison {
 type Verdict = "equal" | "neither" | "missing" | "extra" | "versions" | "vectors"
 const leastCosine = 0.9999
 const mostExamples = 10
-/** A change on its way is no difference: users that differ are compared again for so many seconds. */
+/** A change on its way is no difference. So users of another version are compared again for so many seconds. */
 const patienceSeconds = 10
 
 const compareUsers = Effect.fnUntraced(function* (
@@ -264,6 +258,7 @@ const compareUsers = Effect.fnUntraced(function* (
 export const compare = Effect.fnUntraced(function* (
   read: Read,
   progress: (users: number) => Effect.Effect<void>,
+  patience = patienceSeconds,
 ) {
   const sources = yield* services
   const connection = yield* (yield* EmbeddingSink).connect
@@ -275,13 +270,15 @@ export const compare = Effect.fnUntraced(function* (
     versions: 0,
     vectors: 0,
   }
-  let different = new Map<UserId, Verdict>()
+  const different = new Map<UserId, Verdict>()
   let done = 0
-  const look = (users: ReadonlyArray<UserId>, into: Map<UserId, Verdict>) =>
+  const look = (users: ReadonlyArray<UserId>) =>
     Effect.map(compareUsers(sources, connection, users, read), (compared) => {
-      for (const [user, verdict] of compared)
+      for (const [user, verdict] of compared) {
+        different.delete(user)
         if (verdict === "equal" || verdict === "neither") verdicts[verdict] += 1
-        else into.set(user, verdict)
+        else different.set(user, verdict)
+      }
     })
   const all = Stream.zipAllSortedByKeyWith(
     Stream.map(sources.users.versions, ({ user_id }) => [user_id, null] as const),
@@ -297,17 +294,17 @@ export const compare = Effect.fnUntraced(function* (
     Stream.map(([user]) => user),
     Stream.grouped(page),
     Stream.runForEach((group) =>
-      Effect.flatMap(look([...group], different), () => {
+      Effect.flatMap(look([...group]), () => {
         done += group.length
         return progress(done)
       }),
     ),
   )
-  for (let second = 0; second < patienceSeconds && different.size > 0; second++) {
+  for (let second = 0; second < patience; second++) {
+    const mayHeal = [...different].flatMap(([user, verdict]) => (verdict === "vectors" ? [] : [user]))
+    if (mayHeal.length === 0) break
     yield* Effect.sleep("1 second")
-    const left = new Map<UserId, Verdict>()
-    for (const users of Arr.chunksOf([...different.keys()], page)) yield* look(users, left)
-    different = left
+    for (const users of Arr.chunksOf(mayHeal, page)) yield* look(users)
   }
   for (const verdict of different.values()) verdicts[verdict] += 1
   const { equal, extra, missing, vectors, versions } = verdicts

@@ -18,6 +18,12 @@ export class EmbeddingFeedError extends Schema.TaggedError<EmbeddingFeedError>()
   }
 }
 
+export class FeedIsOff extends Schema.TaggedError<FeedIsOff>()("FeedIsOff", {}) {
+  override get message() {
+    return "changes are announced only with EMBEDDING_FEED=ids or vectors: set it for every process, and start them again"
+  }
+}
+
 export interface Subscription {
   /** Waits for changes and takes those that have arrived, in order, `most` at most. Fails when it is lost. */
   readonly take: (most: number) => Effect.Effect<ReadonlyArray<EmbeddingChange>, EmbeddingFeedError>
