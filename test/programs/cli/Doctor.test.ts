@@ -281,7 +281,8 @@ withServers(["rabbitmq", "mysql", "mongodb"], "doctor", () => {
     })
     const note = async (changed: Variables = {}) => {
       const diagnoses = await Effect.runPromise(Effect.provide(Provision.doctor, looking(changed)))
-      return diagnoses.find(({ dependency }) => dependency === "rabbitmq")?.notes
+      const notes = diagnoses.find(({ dependency }) => dependency === "rabbitmq")?.notes
+      return notes?.filter((one) => one.startsWith("the consumer timeout"))
     }
     const version = await Effect.runPromise(Effect.provide(Provision.doctor, looking({})))
     const [major = 0] = (version.find(({ dependency }) => dependency === "rabbitmq")?.version ?? "")
