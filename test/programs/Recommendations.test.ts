@@ -21,6 +21,9 @@ const settings = {
   WORKER_PORT: "0",
   EMBEDDING_DIMENSIONS: String(dimensions),
   RATE_LIMIT_PER_USER: "0",
+  // ExactTerms.test.ts has the other terms of the score.
+  TOGETHER_WEIGHT: "0",
+  AGAIN_WEIGHT: "0",
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -217,6 +220,8 @@ const suite = (name: string, stack: Layer.Layer<Ports, ConfigError.ConfigError |
             score: 1,
             similarity: 0,
             popularity: 1,
+            together: 0,
+            again: 0,
             because: [],
             rest: 0,
           } as never)
