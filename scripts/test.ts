@@ -59,7 +59,9 @@ const unitTests = files.filter(isUnit)
 const systemTests = unitOnly ? [] : files.filter((file) => !isUnit(file))
 const wantsSacrificial = systemTests.some(isFailure)
 const wantsUsual = !systemTests.every(isFailure)
-const wantsPostgres = systemTests.some((file) => /postgres|sink/i.test(file))
+const wantsPostgres = systemTests.some(
+  (file) => /postgres|sink/i.test(file) || (isFailure(file) && process.env.FAILURES !== "brief"),
+)
 
 /** Servers to kill, if they can be had. Answers the variable that says where they are. */
 const startSacrificial = async (signal: AbortSignal): Promise<NodeJS.ProcessEnv> => {

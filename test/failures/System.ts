@@ -218,6 +218,11 @@ export class System {
     return program
   }
 
+  /** Starts a command that runs until it is stopped. */
+  start(args: ReadonlyArray<string>): Program {
+    return this.program(args, {})
+  }
+
   worker(extra: Variables = {}): Program {
     return this.program(["worker"], extra)
   }
