@@ -194,6 +194,8 @@ withServers(["mongodb"], "MongoDB", () => {
           "product_embeddings: unique index on product_id",
           "product_embeddings: index on space, product_id, updated_at",
           "product_embeddings: index on updated_at",
+          "product_pairs: collection",
+          "product_pairs_state: collection",
           "phrase_embeddings: collection",
           "phrase_embeddings: index on last_used, expiring after 30 days",
         ])

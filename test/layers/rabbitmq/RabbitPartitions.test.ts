@@ -145,11 +145,11 @@ withServers(["rabbitmq"], "RabbitMQ: partitions", () => {
             expect.stringMatching(/^no worker consumes user_embedding_updates.1, which holds \d+ messages$/),
             expect.stringMatching(/^no worker consumes user_embedding_updates.3, which holds \d+ messages$/),
           ])
-          expect(yield* notes!).toHaveLength(1)
+          expect((yield* notes!).filter((note) => note.includes("greater"))).toEqual([])
         }).pipe(Effect.scoped, Effect.provide(on(dsn, 4, { workerPartitions: [0, 2] })))
         const notes = Effect.flatMap(dependency, ({ notes }) => notes!)
-        expect((yield* Effect.provide(notes, on(dsn, 2)))[1]).toStartWith(
-          "user_embedding_updates.2, user_embedding_updates.3: from a greater",
+        expect(yield* Effect.provide(notes, on(dsn, 2))).toContainEqual(
+          expect.stringMatching(/^user_embedding_updates.2, user_embedding_updates.3: from a greater/),
         )
       }),
     60_000,
