@@ -1,6 +1,7 @@
 /**
  * Runs every command in the `sh` blocks of the README and of docs/, file by file, on a system with real servers that
- * has interactions, products and a dead letter. The test replaces the addresses and ports in the commands by its own.
+ * has interactions, products and a dead letter. The test replaces the addresses and ports in the commands by its own. A
+ * command that several documents show runs once.
  */
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { type ChildProcess, spawn } from "node:child_process"
@@ -178,13 +179,21 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
     return here
   }
 
-  const isRun = (line: string) => !notRun.some(([pattern]) => pattern.test(line))
+  const seen = new Set<string>()
+  const isNew = (line: string) => {
+    const command = line.replace(/\s+# .*/, "")
+    const size = seen.size
+    return seen.add(command).size > size
+  }
+  const isRun = (line: string) => !notRun.some(([pattern]) => pattern.test(line)) && isNew(line)
   for (const file of files)
-    for (const [index, block] of blocksOf(file).entries())
-      if (linesOf(block).some(isRun))
+    for (const [index, block] of blocksOf(file).entries()) {
+      const lines = linesOf(block).filter(isRun)
+      if (lines.length > 0)
         test(`${file}, block ${index + 1}`, async () => {
-          const lines = linesOf(block).filter(isRun).map(adapted)
-          const { code, err, out } = await run(`cd ${root}\n${lines.join("\n")}`)
-          if (code !== 0) throw new Error(`${lines.join("\n")}\nended with ${code}:\n${out}\n${err}`)
+          const script = lines.map(adapted).join("\n")
+          const { code, err, out } = await run(`cd ${root}\n${script}`)
+          if (code !== 0) throw new Error(`${script}\nended with ${code}:\n${out}\n${err}`)
         }, 60_000)
+    }
 })
