@@ -15,6 +15,9 @@ import { withServers } from "../support/servers.ts"
 import { embedded, external } from "../support/stacks.ts"
 
 const program = await bundledProgram("test/support/mortalWorker.ts")
+const inherited = Object.fromEntries(
+  Object.entries(process.env).filter(([name]) => /^(HOME|PATH|BUN_JSC_.*)$/.test(name)),
+)
 /** Workers in processes of their own. A worker that dies is started again, until the scope closes. */
 const workers = (count: number, env: Record<string, string>, onDeath: () => void) =>
   Effect.gen(function* () {
@@ -23,7 +26,7 @@ const workers = (count: number, env: Record<string, string>, onDeath: () => void
     const children = new Map<number, ReturnType<typeof spawn>>()
     const start = (slot: number) => {
       const child = spawn(process.execPath, [program], {
-        env: { PATH: process.env.PATH, HOME: process.env.HOME, ...env },
+        env: { ...inherited, ...env },
         stdio: ["ignore", "ignore", "pipe"],
       })
       children.set(slot, child)

@@ -291,9 +291,10 @@ const suite = (
               colour: "red",
             },
             "m-8",
+            { product_id: "m-9", available: "no", attributes: [], category: 3 },
           ])
           expect(status).toBe(207)
-          expect([body.created, body.changed, body.rejected]).toEqual([2, 1, 6])
+          expect([body.created, body.changed, body.rejected]).toEqual([2, 1, 7])
           expect(
             body.results.map(({ error, product_id, status }) => [status, product_id, error?.detail]),
           ).toEqual([
@@ -310,6 +311,11 @@ const suite = (
             [422, undefined, expect.stringContaining("product_id: must be 1 to 64 characters")],
             [422, undefined, expect.stringContaining("attributes.watt: must be a string, a number")],
             [422, undefined, "must be a JSON object"],
+            [
+              422,
+              undefined,
+              "category: must be a string; available: must be true or false; attributes: must be a JSON object",
+            ],
           ] as never)
           expect((yield* call("GET", "/api/product/m-1")).body).toMatchObject({
             product_name: "Lamp",

@@ -381,6 +381,19 @@ export const describeIssues = (error: ParseResult.ParseError): string =>
 const mostIssues = 100
 const longestProblem = 300
 
+/** What the schemas of Effect say of a value of a wrong kind, in the words of the other problems. */
+const kinds: ReadonlyArray<readonly [RegExp, string]> = [
+  [/^string$/, "must be a string"],
+  [/^boolean$/, "must be true or false"],
+  [/^number$/, "must be a number"],
+  [/^(ReadonlyArray<|readonly \[)/, "must be an array"],
+  [/^(\(?\{|\w+( \(Encoded side\))?$)/, "must be a JSON object"],
+]
+const worded = (message: string): string => {
+  const expected = /^Expected (.*), actual (?!undefined)/s.exec(message)?.[1]
+  return kinds.find(([kind]) => expected !== undefined && kind.test(expected))?.[1] ?? message
+}
+
 /** The offending fields and the problem of each, at most 100. A field is a dotted path, empty for the whole body. */
 export const issues = (
   error: ParseResult.ParseError,
@@ -388,4 +401,7 @@ export const issues = (
   ParseResult.ArrayFormatter.formatErrorSync(error)
     .filter(({ message }) => !/^Expected (null|undefined), actual/.test(message))
     .slice(0, mostIssues)
-    .map(({ path, message }) => ({ field: path.join("."), problem: message.slice(0, longestProblem) }))
+    .map(({ path, message }) => ({
+      field: path.join("."),
+      problem: worded(message).slice(0, longestProblem),
+    }))

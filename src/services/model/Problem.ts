@@ -73,7 +73,7 @@ export const shapeProblem = (json: unknown): string | undefined => {
 export const fieldIssue = ({ field, problem }: { readonly field: string; readonly problem: string }) => {
   if (problem.startsWith("is unexpected")) return { field, detail: "is not a known field" }
   if (problem.endsWith("actual undefined")) return { field, detail: "is missing" }
-  return { field, detail: field === "" ? problem.replace(/^Expected .*/, "must be a JSON object") : problem }
+  return { field, detail: problem }
 }
 
 /** 422, naming every wrong field. */
