@@ -121,7 +121,8 @@ failures(
             : undefined,
         )
         for (const url of urls)
-          await until("a degraded readiness", 5, async () => {
+          // What a server refuses is asked at every third look, so every 15 s.
+          await until("a degraded readiness", 20, async () => {
             const response = await fetch(`${url}/readyz`)
             const { status } = (await response.json()) as { status: string }
             return (response.status === 200 && status === "degraded") || undefined
