@@ -34,3 +34,6 @@ export const on = <E, R>(embedder: Layer.Layer<Embedder.Embedder, E, R>) =>
   )
 
 export const layer = on(Embedder.layerConfig)
+
+/** The databases create themselves when they are opened. */
+export const forSetup = layer
