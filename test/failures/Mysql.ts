@@ -120,8 +120,8 @@ failures(
             ? true
             : undefined,
         )
+        // What a server refuses is asked at every third look, so every 15 s.
         for (const url of urls)
-          // What a server refuses is asked at every third look, so every 15 s.
           await until("a degraded readiness", 20, async () => {
             const response = await fetch(`${url}/readyz`)
             const { status } = (await response.json()) as { status: string }
