@@ -58,7 +58,10 @@ const embeddings = command(
         "stored = the embeddings that events change; taste = the vectors that recommendations use, at this moment",
       ),
     ),
-    since: instant("since", "Only embeddings written, and in jsonl also users erased, since this time"),
+    since: instant(
+      "since",
+      "Only embeddings written since this time, and in jsonl also the users who have none any more",
+    ),
     json,
   },
   ({ format, json, out, read, since }) =>
@@ -79,10 +82,10 @@ const embeddings = command(
           json,
           Option.isSome(out),
           done,
-          ({ erased, exported, files, other_space, space, without_taste }) =>
+          ({ exported, files, gone, other_space, space, without_taste }) =>
             [
               `${figure(exported)} users in ${space}${files.length > 0 ? ` → ${files.join(", ")}` : ""}`,
-              ...(erased > 0 ? [`${figure(erased)} users erased since`] : []),
+              ...(gone > 0 ? [`${figure(gone)} users without an embedding, to remove`] : []),
               ...(without_taste > 0
                 ? [`${figure(without_taste)} users left out, because their taste has no direction`]
                 : []),

@@ -12,7 +12,7 @@ import { showDeadLetters } from "../../services/operate/DeadLetterAdmin.ts"
 import { InteractionLog, type LogFilter } from "../../services/ports/InteractionLog.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
 import { ProductEmbeddings } from "../../services/ports/ProductEmbeddings.ts"
-import { UserEmbeddings } from "../../services/ports/UserEmbeddings.ts"
+import { UserEmbeddings, type UserRecord } from "../../services/ports/UserEmbeddings.ts"
 import { Catalogue } from "../../services/recommend/Catalogue.ts"
 import { type Read, readTastes } from "../../services/recommend/EmbeddingReads.ts"
 import { EventVectors } from "../../services/update/EventVectors.ts"
@@ -167,15 +167,24 @@ export const exportProducts = Effect.fn("exportProducts")(function* (options: {
 
 export const embeddingFormats = ["jsonl", "npy", "parquet"] as const
 
-/** Users as JSON Lines. With `since`, also users erased since, so that the reader can remove them too. */
+/** Why a user has no embedding any more. It is not known since when aliases and users without events have none. */
+const goneUser = (
+  { applied, erased_at, links, user_id }: UserRecord,
+  since: number,
+): Readonly<Record<string, string | number>> | undefined => {
+  if (links?.alias_of !== undefined) return { user_id, merged_into: links.alias_of }
+  if (applied.length > 0) return { user_id, event_count: 0 }
+  return erased_at < since ? undefined : { user_id, erased_at: new Date(erased_at).toISOString() }
+}
+
+/** Users as JSON Lines. With `since`, also users without an embedding, so that the reader can remove them too. */
 const jsonLines = Effect.fnUntraced(function* (out: Option.Option<string>) {
   const output = yield* openLines(out)
   return {
     write: (page: ReadonlyArray<EmbeddingFile.Exported>) =>
       output.write(page.map((one) => `${EmbeddingFile.toLine(one)}\n`).join("")),
     finish: output.finish,
-    erased: (user_id: string, at: number) =>
-      output.write(`${JSON.stringify({ user_id, erased_at: new Date(at).toISOString() })}\n`),
+    gone: (user: unknown) => output.write(`${JSON.stringify(user)}\n`),
   }
 })
 
@@ -217,17 +226,18 @@ export const exportEmbeddings = Effect.fn("exportEmbeddings")(function* (options
   const output =
     json ?? (yield* format === "npy" ? EmbeddingFile.npy(path, dimensions) : EmbeddingFile.parquet(path))
   let exported = 0
-  let erased = 0
+  let gone = 0
   let otherSpace = 0
 
   const pages = users.stream.pipe(
     Stream.mapEffect((record) =>
       Effect.gen(function* () {
-        const { embedding, erased_at, user_id, version } = record
+        const { embedding, version } = record
         if (embedding === undefined) {
-          if (json !== undefined && options.since !== undefined && erased_at >= since) {
-            yield* json.erased(user_id, erased_at)
-            erased += 1
+          const user = options.since === undefined ? undefined : goneUser(record, since)
+          if (json !== undefined && user !== undefined) {
+            yield* json.gone(user)
+            gone += 1
           }
           return []
         }
@@ -255,7 +265,7 @@ export const exportEmbeddings = Effect.fn("exportEmbeddings")(function* (options
   )
   return {
     exported,
-    erased,
+    gone,
     other_space: otherSpace,
     without_taste: withoutTaste,
     space,

@@ -56,6 +56,7 @@ const embeddingOf = (user: string, n: number, space: string): UserEmbedding => {
 }
 
 const stored = 620
+const unchanged = { archived: 0, erased_at: 0, erased_to: null, generation: 0 }
 const fill = Effect.gen(function* () {
   const users = yield* UserEmbeddings
   const { space } = yield* PhraseEmbedder
@@ -67,11 +68,17 @@ const fill = Effect.gen(function* () {
         embedding,
         version: 1,
         applied: new Uint8Array(0),
-        archived: 0,
-        erased_at: 0,
-        erased_to: null,
-        generation: 0,
+        ...unchanged,
       },
+      expected: undefined,
+    })),
+  )
+  yield* users.save(
+    [
+      { user_id: "u-guest", links: { alias_of: "u-1000" }, applied: new Uint8Array(0) },
+      { user_id: "u-refunded", applied: new Uint8Array(16) },
+    ].map((record) => ({
+      record: { ...record, embedding: undefined, version: 1, ...unchanged },
       expected: undefined,
     })),
   )
@@ -104,7 +111,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
         all = yield* fill
         const file = fresh("jsonl")
         const done = yield* exportEmbeddings(options("jsonl", file))
-        expect(done).toMatchObject({ exported: stored, erased: 0, other_space: 1, files: [file] })
+        expect(done).toMatchObject({ exported: stored, gone: 0, other_space: 1, files: [file] })
         const lines = readLines(file)
         expect(lines.map(({ user_id }) => user_id)).toEqual(all.map(({ user_id }) => user_id))
         for (const [index, line] of lines.entries())
@@ -118,20 +125,21 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
         })
       }))
 
-    it("with since, only embeddings written since, and users erased since", () =>
+    it("with since, only embeddings written since, and users who have none any more", () =>
       Effect.gen(function* () {
         const file = fresh("jsonl")
         const done = yield* exportEmbeddings(options("jsonl", file, minutes(stored - 2)))
-        expect(done).toMatchObject({ exported: 2, erased: 1, other_space: 1 })
-        expect(
-          new Set(readLines(file).map(({ erased_at, user_id }) => [user_id, erased_at ?? null].join())),
-        ).toEqual(
-          new Set([
-            `u-${1_000 + stored - 2},`,
-            `u-${1_000 + stored - 1},`,
-            `u-gone,${new Date(minutes(6_000)).toISOString()}`,
-          ]),
-        )
+        expect(done).toMatchObject({ exported: 2, gone: 3, other_space: 1 })
+        const withoutVector = readLines(file).filter(({ embedding }) => embedding === undefined)
+        expect(withoutVector).toEqual([
+          { user_id: "u-gone", erased_at: new Date(minutes(6_000)).toISOString() },
+          { user_id: "u-guest", merged_into: "u-1000" },
+          { user_id: "u-refunded", event_count: 0 },
+        ] as never)
+        expect(readLines(file).flatMap(({ embedding, user_id }) => (embedding ? [user_id] : []))).toEqual([
+          `u-${1_000 + stored - 2}`,
+          `u-${1_000 + stored - 1}`,
+        ] as never)
       }))
 
     it("NumPy: a matrix of float32, and the ids of its rows in a second file", () =>
