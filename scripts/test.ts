@@ -130,15 +130,17 @@ const main = async (signal: AbortSignal): Promise<Result> => {
   const folder = mkdtempSync(join(tmpdir(), "tests-"))
   process.env[bundlesVariable] = folder
   const weights = writeWeights(folder)
-  const coverage = wantsCoverage ? ["--coverage", "--coverage-reporter=lcov", `--coverage-dir=${folder}`] : []
-  const run = (chosen: readonly string[], processes: number, env: NodeJS.ProcessEnv) => {
+  const reports = { unit: join(folder, "unit"), system: join(folder, "system") }
+  const run = (tier: keyof typeof reports, chosen: readonly string[], env: NodeJS.ProcessEnv) => {
+    if (chosen.length === 0) return noTests
     const parallel =
-      chosen.length > 1 ? [`--parallel=${processes}`, "--no-isolate", `--timings=${weights}`, timeout] : []
+      chosen.length > 1 ? ["--parallel=3", "--no-isolate", `--timings=${weights}`, timeout] : []
+    const coverage = wantsCoverage
+      ? ["--coverage", "--coverage-reporter=lcov", `--coverage-dir=${reports[tier]}`]
+      : []
     return bunTest([...parallel, ...coverage, ...flags, ...chosen.map((file) => `./${file}`)], env, signal)
   }
-  // One report of coverage comes from one run.
-  const first = wantsCoverage && systemTests.length > 0 ? [] : unitTests
-  const unit = Promise.all([check(signal), first.length > 0 ? run(first, 3, process.env) : noTests])
+  const unit = Promise.all([check(signal), run("unit", unitTests, process.env)])
   let cleanUp = async () => {}
   const system = async () => {
     const browserReady = installBrowser(signal)
@@ -157,12 +159,12 @@ const main = async (signal: AbortSignal): Promise<Result> => {
     }
     const env = { ...testEnvironment(statuses), ...(await startSacrificial(signal)) }
     await Promise.all([browserReady, bundled, unit])
-    return run(wantsCoverage ? files : systemTests, 3, env)
+    return run("system", systemTests, env)
   }
   const rest = systemTests.length > 0 ? system() : Promise.resolve(noTests)
   try {
     const results = await Promise.all([unit, rest])
-    if (wantsCoverage) await printCoverage(join(folder, "lcov.info"))
+    if (wantsCoverage) await printCoverage(Object.values(reports).map((report) => join(report, "lcov.info")))
     return results.flat().reduce(plus)
   } finally {
     await Promise.allSettled([unit, rest])

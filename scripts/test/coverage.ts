@@ -1,32 +1,54 @@
-type Counted = readonly [hit: number, found: number]
+/** Prints what share of src/services the tests ran, from reports in lcov format. */
 
-const sum = (pairs: readonly Counted[]): Counted => [
-  pairs.reduce((n, [hit]) => n + hit, 0),
-  pairs.reduce((n, [, found]) => n + found, 0),
-]
+/** Of one file. A report counts functions without naming them, so of two reports the greater count is taken. */
+interface Coverage {
+  functions: number
+  functionsRun: number
+  readonly lines: Set<string>
+  readonly linesRun: Set<string>
+}
 
-const percent = ([hit, found]: Counted) =>
-  `${(found === 0 ? 100 : (100 * hit) / found).toFixed(1)} %`.padStart(9)
+const folder = "src/services/"
 
-/** Prints the share of functions and lines of src/services that the tests ran, from a report in lcov format. */
-export const printCoverage = async (lcov: string) => {
-  const report = Bun.file(lcov)
-  if (!(await report.exists())) return
-  const rows = (await report.text()).split("end_of_record").flatMap((record) => {
-    const file = record.match(/^SF:(.*)$/m)?.[1] ?? ""
+const read = (report: string, files: Map<string, Coverage>) => {
+  for (const record of report.split("end_of_record")) {
+    const file = record.match(/^SF:(.*)$/m)?.[1]
+    if (!file?.startsWith(folder)) continue
+    const known = files.get(file) ?? {
+      functions: 0,
+      functionsRun: 0,
+      lines: new Set(),
+      linesRun: new Set(),
+    }
+    files.set(file, known)
     const number = (key: string) => Number(record.match(new RegExp(`^${key}:(\\d+)$`, "m"))?.[1] ?? 0)
-    if (!file.startsWith("src/services/")) return []
-    const functions: Counted = [number("FNH"), number("FNF")]
-    const lines: Counted = [number("LH"), number("LF")]
-    return [{ file, functions, lines }]
-  })
-  const total = {
-    file: "all",
-    functions: sum(rows.map((row) => row.functions)),
-    lines: sum(rows.map((row) => row.lines)),
+    known.functions = Math.max(known.functions, number("FNF"))
+    known.functionsRun = Math.max(known.functionsRun, number("FNH"))
+    for (const [, line = "", times] of record.matchAll(/^DA:(\d+),(\d+)$/gm)) {
+      known.lines.add(line)
+      if (times !== "0") known.linesRun.add(line)
+    }
   }
+}
+
+const percent = (run: number, all: number) =>
+  `${(all === 0 ? 100 : (100 * run) / all).toFixed(1)} %`.padStart(9)
+
+/** The coverage of several runs together. */
+export const printCoverage = async (reports: readonly string[]) => {
+  const files = new Map<string, Coverage>()
+  for (const report of reports)
+    if (await Bun.file(report).exists()) read(await Bun.file(report).text(), files)
+  const rows = [...files]
+    .toSorted(([a], [b]) => (a < b ? -1 : 1))
+    .map(([file, { functions, functionsRun, lines, linesRun }]) => ({
+      name: file.replace(folder, ""),
+      counts: [functionsRun, functions, linesRun.size, lines.size] as const,
+    }))
+  const total = rows.reduce((sums, { counts }) => sums.map((sum, i) => sum + (counts[i] ?? 0)), [0, 0, 0, 0])
   console.log(`\n${"coverage of src/services".padEnd(44)}${"functions".padStart(9)}${"lines".padStart(9)}`)
-  for (const { file, functions, lines } of [...rows, total]) {
-    console.log(`${file.replace("src/services/", "").padEnd(44)}${percent(functions)}${percent(lines)}`)
+  for (const { counts, name } of [...rows, { name: "all", counts: total }]) {
+    const [functionsRun = 0, functions = 0, linesRun = 0, lines = 0] = counts
+    console.log(`${name.padEnd(44)}${percent(functionsRun, functions)}${percent(linesRun, lines)}`)
   }
 }
