@@ -113,7 +113,7 @@ test("when taste wins, it prints the variables to set, weights included", async 
       })
     }).join("\n"),
   )
-  const { stdout } = await run(tastes, "--products", things, "--target", "product_purchase", "--most", "800")
+  const { stdout } = await run(tastes, "--products", things, "--target", "product_purchase", "--most", "400")
   const [, lambda, weights, history, popularity, together, again] =
     /^Taste wins: taste λ (\S+), (\w+) weights, (\w+), \w+, popularity (\S+), together (\S+), again (\S+),/m.exec(
       stdout,
