@@ -41,6 +41,27 @@ test("each alert has an entry in the runbook, and each entry has an alert", () =
   }
 })
 
+test("the dashboard asks for documented metrics alone, each panel in a place of its own", () => {
+  const { panels } = JSON.parse(read("otel/grafana.json")) as {
+    readonly panels: ReadonlyArray<{
+      readonly gridPos: Readonly<Record<"x" | "y" | "w" | "h", number>>
+      readonly targets?: ReadonlyArray<{ readonly expr: string }>
+    }>
+  }
+  const names = panels.flatMap(({ targets = [] }) =>
+    targets.flatMap(
+      ({ expr }) => expr.match(/\b(user_embeddings|messaging|gen_ai|http_server|process)_\w+/g)!,
+    ),
+  )
+  expect(names.length).toBeGreaterThanOrEqual(20)
+  const documented = read("docs/telemetry.md")
+  for (const name of names) expect(documented).toContain(`\`${name.replace(/_(bucket|count)$/, "")}`)
+  const cells = panels.flatMap(({ gridPos: { h, w, x, y } }) =>
+    Array.from({ length: w * h }, (_, i) => `${x + (i % w)},${y + Math.floor(i / w)}`),
+  )
+  expect(new Set(cells).size).toBe(cells.length)
+})
+
 layerSuite(
   "metrics of a running system",
   Layer.merge(Api.layer, Worker.layer).pipe(Layer.provideMerge(embedded({ API_PORT: "0" }))),
