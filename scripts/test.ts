@@ -47,7 +47,7 @@ const { files, flags, unitOnly, isWhole, wantsCoverage } = (() => {
 })()
 
 const isUnit = (file: string) =>
-  /^test\/(services|layers|scripts|otel|deploy)\//.test(file) &&
+  /^test\/(services|layers|client|scripts|otel|deploy)\//.test(file) &&
   !readFileSync(join(root, file), "utf8").includes("withServers(")
 const isFailure = (file: string) => file.startsWith("test/failures/")
 // Heavy failure scenarios have a command of their own: `bun run test test/failures`.

@@ -63,9 +63,10 @@ test("the package holds only the program, sources, types, samples and examples, 
       "types",
     ].toSorted(),
   )
-  expect(files).toContain("types/src/index.d.ts")
+  for (const made of ["types/src/index.d.ts", "types/src/client/index.d.ts", "types/client.js"])
+    expect(files).toContain(made)
   expect(files.filter((name) => /\.(test|env)|tsbuildinfo|\.sqlite/.test(name))).toEqual([])
-  expect(statSync(tarball).size).toBeLessThan(550_000)
+  expect(statSync(tarball).size).toBeLessThan(600_000)
 })
 
 const suite = () => {
@@ -119,6 +120,18 @@ const suite = () => {
     expect(output).toMatch(/3 recommendations by taste: \S/)
   }, 30_000)
 
+  test("the example of the client, on Node", async () => {
+    const output = await runs(shop, ["node", "client.mjs", url])
+    expect(output).toMatch(
+      /^recorded 1 of 1\ntaste of 1536 numbers → \S.*\n422 query: must be 1 to 255 characters/,
+    )
+  }, 30_000)
+
+  test("on Node the library says what to use instead", async () => {
+    const { code, stderr } = await run(shop, ["node", "-e", 'import("user-embeddings")'])
+    expect([code, stderr]).toEqual([1, expect.stringContaining("user-embeddings/client")])
+  })
+
   test("the example with Effect", async () => {
     expect(await runs(shop, [bun, "effect.ts"])).toContain("1 interaction in space letters:64")
   }, 30_000)
@@ -133,6 +146,7 @@ const suite = () => {
           compilerOptions: {
             strict: true,
             noEmit: true,
+            checkJs: true,
             skipLibCheck: true,
             target: "esnext",
             lib: ["esnext"],
@@ -141,7 +155,7 @@ const suite = () => {
             typeRoots: [join(root, "node_modules/@types")],
             types: ["bun"],
           },
-          include: ["*.ts"],
+          include: ["*.ts", "*.mjs"],
         }),
       )
       writeFileSync(

@@ -10,6 +10,7 @@ import Ajv2020 from "ajv/dist/2020"
 import addFormats from "ajv-formats"
 import { Effect, Either } from "effect"
 import { documents, headerSchemas, text } from "../../../scripts/contracts/documents.ts"
+import { firstLine, types } from "../../../scripts/contracts/types.ts"
 import { toLine } from "../../../src/layers/files/EmbeddingFile.ts"
 import { defaults } from "../../../src/services/model/EventTypes.ts"
 import * as Fold from "../../../src/services/model/Fold.ts"
@@ -32,6 +33,10 @@ const parsed = (bytes: Uint8Array): unknown => JSON.parse(Buffer.from(bytes).toS
 describe("the committed contracts", () => {
   test.each(Object.keys(documents))("%s is what `bun run contracts` writes", async (name) => {
     expect(await Bun.file(new URL(name, folder)).text()).toBe(text(documents[name]!))
+  })
+
+  test("openapi.d.ts is made from openapi.json as it is", async () => {
+    expect(await Bun.file(types).text()).toStartWith(firstLine())
   })
 
   test("OpenAPI: valid", async () => {
