@@ -134,6 +134,14 @@ export const mutations: ReadonlyArray<Mutation> = [
     },
   ].map((one) => ({ tests: "test/services/operate/Pruner.test.ts", file: checkpoints, ...one })),
   {
+    scenario: "misses no interaction that is taken back",
+    without: "counting taken back interactions without a row",
+    tests: "test/services/operate/Replayer.test.ts",
+    file: "src/services/update/UserRebuild.ts",
+    from: "ids.gone - (yield* countTakenBack(services, user_id, state, pruned, retracted))",
+    to: "ids.gone",
+  },
+  {
     scenario: "pairs of products are counted before their rows go",
     without: "keeping rows whose pairs are not counted",
     tests: "test/services/operate/Pruner.test.ts",

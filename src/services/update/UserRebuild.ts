@@ -9,7 +9,13 @@ import * as AppliedIds from "../model/AppliedIds.ts"
 import { isErased } from "../model/Erasure.ts"
 import { counterOf } from "../model/EventTypes.ts"
 import { addCounters, asOf, type Event, type FoldSettings, fold, withRecent } from "../model/Fold.ts"
-import { type Interaction, isRetraction, type Retraction, type UserId } from "../model/Interaction.ts"
+import {
+  type Interaction,
+  isRetraction,
+  type MessageId,
+  type Retraction,
+  type UserId,
+} from "../model/Interaction.ts"
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import { InteractionLog, type LogRow } from "../ports/InteractionLog.ts"
 import { postedUnder } from "../ports/PrunedRows.ts"
@@ -197,6 +203,26 @@ const compareIds = Effect.fnUntraced(function* (
 })
 
 /**
+ * How many of these applied interactions have no row. They are taken back, so nothing is lost: an erasure during the
+ * retraction has deleted their rows.
+ */
+const countTakenBack = Effect.fnUntraced(function* (
+  { log, users }: Services,
+  user_id: UserId,
+  state: AppliedInteractions.AppliedState,
+  pruned: Effect.Effect.Success<ReturnType<typeof PrunedEvents.load>>,
+  references: ReadonlySet<MessageId>,
+) {
+  const all = Array.from(references, AppliedIds.prefix)
+  const existing = (yield* log.existingIds(all)).union(yield* pruned.among(all))
+  const withoutRow = postedUnder(
+    [user_id],
+    all.filter((id) => !existing.has(id)),
+  )
+  return (yield* AppliedInteractions.findApplied(users, withoutRow, new Map([[user_id, state]]))).size
+})
+
+/**
  * Computes the embedding from the sums of pruned events and the log; `undefined` if all events are taken back. `notFolded`
  * has the applied interactions whose vector is gone, or whose type is no longer configured. `newlyApplied` has the ids that
  * are applied now.
@@ -270,8 +296,10 @@ const compute = Effect.fnUntraced(function* (
     return yield* orAllowMissing(user_id, "a pruned event cannot be taken back")
   embedding = left ?? embedding
   const ids = yield* compareIds(users, user_id, state, pruned, inLog)
-  if (ids.gone > 0 && !allowMissing)
-    return yield* orAllowMissing(user_id, `${ids.gone} applied interactions are no longer in the log`)
+  const gone =
+    ids.gone > 0 ? ids.gone - (yield* countTakenBack(services, user_id, state, pruned, retracted)) : 0
+  if (gone > 0 && !allowMissing)
+    return yield* orAllowMissing(user_id, `${gone} applied interactions are no longer in the log`)
   if (embedding === undefined && (notFolded.length > 0 || retracted.size === 0))
     return yield* new CannotRebuild({ user_id, detail: "no applied interaction has both a row and a vector" })
   return {

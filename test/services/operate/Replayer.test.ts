@@ -5,7 +5,7 @@ import type { Ports } from "../../../src/layers/Stack.ts"
 import { EmbeddingConfig } from "../../../src/services/EmbeddingConfig.ts"
 import * as AppliedIds from "../../../src/services/model/AppliedIds.ts"
 import { fold } from "../../../src/services/model/Fold.ts"
-import type { Interaction } from "../../../src/services/model/Interaction.ts"
+import { type Interaction, retract } from "../../../src/services/model/Interaction.ts"
 import { Auditor, layer as auditor } from "../../../src/services/operate/Auditor.ts"
 import { Rebuilder, layer as rebuilder } from "../../../src/services/operate/Rebuilder.ts"
 import { Replayer, layer as replayer } from "../../../src/services/operate/Replayer.ts"
@@ -373,6 +373,17 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           expect(yield* rebuild("pruned", true)).toMatchObject({ rebuilt: 1 })
           expect((yield* embeddingOf("pruned"))?.event_count).toBe(4)
           expect(yield* (yield* Auditor).audit({ user: "pruned" })).toMatchObject({ missing: 0, extra: 1 })
+        }))
+
+      it("misses no interaction that is taken back, if an erasure has deleted its row meanwhile", () =>
+        Effect.gen(function* () {
+          const never = search("raced", "erased before its retraction was recorded", at(0))
+          yield* apply([search("raced", "tent", at(1)), retract(never)])
+          yield* consistent("raced")
+          const { embedding } = yield* recordOf("raced")
+          expect(embedding?.event_count).toBe(1)
+          expect(yield* rebuild("raced")).toMatchObject({ rebuilt: 1, failed: 0 })
+          yield* consistent("raced")
         }))
 
       it("reports a user without embedding", () =>
