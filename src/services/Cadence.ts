@@ -20,11 +20,11 @@ export class Cadence {
   constructor(private readonly pace: Pace) {}
 
   private get wait(): number {
-    return this.due - performance.now()
+    return Math.max(0, this.due - performance.now())
   }
 
   get isDue(): boolean {
-    return this.wait <= 0
+    return this.wait === 0
   }
 
   /** Begins a round with the items that came since the round before. */
