@@ -543,6 +543,10 @@ export const LOG_LEVEL = optional("LOG_LEVEL", oneOf("debug", "info", "warn", "e
   meaning: "Least level that is logged; default info, and warn for commands that answer and end",
   example: "info",
 })
+export const JAEGER_URL = optional("JAEGER_URL", urlWithoutSlash, {
+  meaning: "Jaeger's query API, which user-embeddings trace reads; default: TRACES_URL, else port 16686 here",
+  example: "http://127.0.0.1:16686",
+})
 export const LOG_FORMAT = optional("LOG_FORMAT", oneOf("json", "pretty"), {
   meaning: "json = one object a line, pretty = for people; default pretty on a terminal",
   example: "json",

@@ -1,5 +1,4 @@
 /** Text of a command's error: one line says what is wrong, the next what to do about it. */
-import { ValidationError } from "@effect/cli"
 import { ConfigError, Predicate } from "effect"
 import { BadUsage } from "./Usage.ts"
 
@@ -23,13 +22,13 @@ const byTag: Readonly<Record<string, string>> = {
   Inconsistent: "user-embeddings audit --details lists them; docs/operations.md explains the states",
   PhraseEmbedderError: "user-embeddings doctor checks the embedding service; then run the same command again",
   ServeError: "free the port, or set another one with API_PORT",
+  JaegerUnreachable: "start Jaeger, or correct JAEGER_URL",
   NotRetried: "user-embeddings doctor shows the cause; then run the same command again",
 }
 
 /** `undefined` when the error's own text says what to do. */
 const nextStep = (error: unknown, command: ReadonlyArray<string>): string | undefined => {
-  if (ValidationError.isValidationError(error) || error instanceof BadUsage)
-    return [...["user-embeddings", ...command], "--help"].join(" ")
+  if (error instanceof BadUsage) return [...["user-embeddings", ...command], "--help"].join(" ")
   if (ConfigError.isConfigError(error))
     return ".env.example explains every variable; user-embeddings config shows the present values"
   if (!Predicate.isRecord(error)) return undefined
@@ -46,11 +45,27 @@ const messageOf = (error: unknown): string => {
   return error.message !== "" || !("cause" in error) ? error.message : messageOf(error.cause)
 }
 
-/** Lines for stderr. The parser has already printed its own errors. `command`: for example `["failed", "list"]`. */
-export const renderError = (error: unknown, command: ReadonlyArray<string>): string => {
+/** The object that `--json` puts on the last line of stderr. */
+export const errorJson = (error: {
+  readonly type: string
+  readonly message: string
+  readonly reason?: string
+  readonly next_step?: string
+}): string => JSON.stringify({ error })
+
+const typeOf = (error: unknown): string =>
+  ConfigError.isConfigError(error) ? "ConfigError" : Predicate.isRecord(error) ? String(error._tag) : "Error"
+
+/** Lines for stderr. `command`: for example `["failed", "list"]`. */
+export const renderError = (error: unknown, command: ReadonlyArray<string>, asJson: boolean): string => {
   const step = nextStep(error, command)
-  return [
-    ...(ValidationError.isValidationError(error) ? [] : [`user-embeddings: ${messageOf(error)}`]),
-    ...(step === undefined ? [] : [`  → ${step}`]),
-  ].join("\n")
+  const message = messageOf(error)
+  if (!asJson)
+    return [`user-embeddings: ${message}`, ...(step === undefined ? [] : [`  → ${step}`])].join("\n")
+  return errorJson({
+    type: typeOf(error),
+    ...(Predicate.isRecord(error) && Predicate.isString(error.reason) && { reason: error.reason }),
+    message,
+    ...(step !== undefined && { next_step: step }),
+  })
 }
