@@ -278,7 +278,7 @@ withBrowser("the page", () => {
             yield* step(() => page.locator("#profile .similar-users button").first().click())
             yield* step(() => page.waitForURL(/#user=(?!123)/))
             yield* step(() => page.goto(`${page.url().split("#")[0]}#user=nobody`))
-            yield* sees(page, "#profile", "user nobody has no embedding")
+            yield* sees(page, "#profile", "user nobody is unknown")
           }),
         30_000,
       )

@@ -4,7 +4,7 @@
  * outbox, the queues, the dead letters and products without an embedding explain why an interaction is not applied. An
  * interaction that nothing explains, even when the audit checks again later, is missing.
  */
-import { Array as Arr, Chunk, Context, Effect, Layer, Order, Schema, Stream } from "effect"
+import { Array as Arr, Chunk, Context, Effect, Layer, Option, Order, Schema, Stream } from "effect"
 import { type Alias, hasAlias, ledgersOf } from "../model/Aliases.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import type { PrunedIds } from "../model/Checkpoint.ts"
@@ -34,7 +34,7 @@ export interface Finding {
 }
 
 export interface AuditReport {
-  /** Users with interactions in the log or in an embedding. */
+  /** Users with interactions in the log or in an embedding: none if the given user is unknown. */
   readonly users: number
   /** Users without missing, extra and unerased interactions. */
   readonly consistent: number
@@ -631,11 +631,18 @@ const auditBehindErasures = Effect.fnUntraced(function* (services: Services, fin
   })
 })
 
+const isKnownId = Effect.fnUntraced(function* ({ log, users }: Services, user: UserId) {
+  const { ids } = yield* log.person(user)
+  if ((yield* loadReadable(users, ids)).size > 0 || (yield* log.pruned.checkpoints(ids)).length > 0)
+    return true
+  return Option.isSome(yield* Stream.runHead(log.stream({ user })))
+})
+
 const audit = Effect.fn("Auditor.audit")(function* (services: Services, options: AuditOptions) {
   const findings = new Findings(options.details ?? false)
   if (options.user === undefined)
     yield* auditAllUsers(services, findings, options.progress ?? (() => Effect.void))
-  else {
+  else if (yield* isKnownId(services, options.user)) {
     findings.users = 1
     const { user_id } = yield* services.log.person(options.user)
     yield* auditUser(services, findings, user_id)

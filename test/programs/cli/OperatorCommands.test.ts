@@ -39,7 +39,6 @@ layerSuite("operator's commands", recording(embedded()), (it) => {
         const bad = yield* Effect.forEach(
           [
             ["failed", "retry"],
-            ["failed", "remove", "--all"],
             ["failed", "list", "--since", "yesterday"],
             ["replay"],
             ["rebuild", "--all", "--user", "u"],

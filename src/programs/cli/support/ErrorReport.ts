@@ -1,5 +1,6 @@
 /** Text of a command's error: one line says what is wrong, the next what to do about it. */
 import { ConfigError, Predicate } from "effect"
+import { UserNotFound } from "../../../services/operate/ShowUser.ts"
 import { BadUsage } from "./Usage.ts"
 
 const byReason: Readonly<Record<string, string>> = {
@@ -10,8 +11,6 @@ const byReason: Readonly<Record<string, string>> = {
 }
 
 const byTag: Readonly<Record<string, string>> = {
-  UserNotFound:
-    "the first event creates the embedding; user-embeddings audit --user U shows events in flight",
   DeadLetterNotFound: "user-embeddings failed list shows the dead letters and their ids",
   ProductNotFound: "user-embeddings products import FILE stores products",
   ImportStopped: "correct the line, or import the other lines without --strict",
@@ -33,6 +32,10 @@ const nextStep = (error: unknown, command: ReadonlyArray<string>): string | unde
     return ".env.example explains every variable; user-embeddings config shows the present values"
   if (!Predicate.isRecord(error)) return undefined
   if (Predicate.isString(error.remedy)) return error.remedy
+  if (error instanceof UserNotFound)
+    return error.known
+      ? "user-embeddings audit --user U shows which events are not applied yet"
+      : "check the id; the first event of a user creates the embedding"
   if (error._tag === "SystemError")
     return error.reason === "NotFound" ? "check the path" : "check the permissions of the file"
   return byTag[String(error._tag)] ?? (Predicate.isString(error.reason) ? byReason[error.reason] : undefined)

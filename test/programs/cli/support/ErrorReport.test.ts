@@ -104,7 +104,8 @@ const cases: ReadonlyArray<Case> = [
     says: "not_set_up",
     next: "user-embeddings setup",
   },
-  { line: "user show 1", code: 1, says: "user 1 has no embedding", next: "user-embeddings audit" },
+  { line: "user show 1", code: 1, says: "user 1 is unknown", next: "check the id" },
+  { line: "audit --user nobody", code: 1, says: "user nobody is unknown", next: "check the id" },
   { line: "failed show x", code: 1, says: "no dead letter", next: "user-embeddings failed list" },
   { line: `products import ${badLines} --strict`, code: 1, says: "line 1", next: "correct the line" },
   { line: `import interactions ${badLines} --strict`, code: 1, says: "line 1", next: "--help" },
@@ -136,8 +137,8 @@ describe("a command that fails prints the reason and the next step", () => {
       err: {
         error: {
           type: "UserNotFound",
-          message: "user 1 has no embedding",
-          next_step: expect.stringContaining("user-embeddings audit"),
+          message: "user 1 is unknown: no event is recorded",
+          next_step: expect.stringContaining("check the id"),
         },
       },
     })
