@@ -29,7 +29,7 @@ const mistakes: ReadonlyArray<readonly [line: string, message: string]> = [
   ["audit --user --json", "--user: give a value"],
   [
     "audit --user=",
-    '--user "": must be 1 to 64 characters of A-Z a-z 0-9 . _ : - (an integer is accepted too)',
+    '--user "": must be 1 to 64 characters of A-Z a-z 0-9 . _ : -, and neither . nor .. (an integer is accepted too)',
   ],
   ["export embeddings --format csv --json", "--format csv: must be one of jsonl, npy, parquet"],
   ["generate --rate 5 --users abc", "--users abc: must be a whole number"],
