@@ -62,12 +62,20 @@ const openApiDocument = HttpApiBuilder.Router.use((router) =>
   }),
 )
 
+/** Where the API listens, and a URL that reaches it from this machine. */
+export const listensOn = ({ hostname, port }: Pick<HttpServer.TcpAddress, "hostname" | "port">) => {
+  const reached = hostname === "0.0.0.0" ? "127.0.0.1" : hostname === "::" ? "::1" : hostname
+  const withPort = (host: string) => `${host.includes(":") ? `[${host}]` : host}:${port}`
+  return { address: withPort(hostname), url: `http://${withPort(reached)}` }
+}
+
 /** Writes the address and a command to try to stderr. */
 const greeting = HttpServer.addressWith((address) =>
   Effect.gen(function* () {
     if (address._tag !== "TcpAddress") return
-    const url = `http://${address.hostname === "0.0.0.0" ? "127.0.0.1" : address.hostname}:${address.port}`
-    yield* Effect.logInfo("api.listening").pipe(Effect.annotateLogs({ url, docs: `${url}/docs` }))
+    const listens = listensOn(address)
+    const { url } = listens
+    yield* Effect.logInfo("api.listening").pipe(Effect.annotateLogs({ ...listens, docs: `${url}/docs` }))
     yield* greet(url)
   }),
 )
