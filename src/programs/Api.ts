@@ -49,7 +49,7 @@ const server = Layer.unwrapEffect(
     const port = yield* Settings.API_PORT
     const hasTokens = Option.isSome(yield* Settings.API_TOKENS)
     const hostname = Option.getOrElse(yield* Settings.API_HOST, () => (hasTokens ? "0.0.0.0" : "127.0.0.1"))
-    return BunServer.layer({ port, hostname })
+    return BunServer.layer({ port, hostname, idle: yield* Settings.API_IDLE_TIMEOUT })
   }),
 )
 
