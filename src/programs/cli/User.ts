@@ -16,7 +16,7 @@ const percent = (share: number | null) => (share === null ? "not applied" : `${(
 
 const userShow = command(
   "show",
-  "Shows a user's embedding, the newest events with their share in it, and the nearest products",
+  "Shows a user's embedding, the newest events with their share of its weight, and the products with the greatest cosine to it. Recommendations compare products with the taste instead, and their `because` has shares of a score",
   { user: Args.text({ name: "user" }).pipe(Args.withSchema(Schema.typeSchema(UserId))), json },
   ({ json, user }) =>
     showUser(user).pipe(
