@@ -10,7 +10,9 @@
 // 1. Promises -----------------------------------------------------------------------------------------------
 
 export {
+  BadConfiguration,
   type Client,
+  Closed,
   type Embedder as EmbedFunction,
   InvalidInput,
   KeyReused,

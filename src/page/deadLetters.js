@@ -2,18 +2,25 @@
 import { get, post } from "./api.js"
 import { ask, byId, count, h, notify, time } from "./dom.js"
 
+/** Errors of messages that this system did not record. They are the same at every attempt. */
+const foreign = new Set(["message_id_mismatch", "not_json", "schema_violation", "too_large"])
+
 const shownPerGroup = 20
 let open = null
 
 /** Further loads of the list: a retried message may become a dead letter again. */
 let reloads = 0
 let lastCount
+let foreignCount = 0
 let loading = false
 let loadedAt = Number.NEGATIVE_INFINITY
 let pauseUntil = 0
 
 /** RabbitMQ does not count messages that the API is listing, nor for a moment after it. */
 export const listing = () => loading || performance.now() < loadedAt + 1_500
+
+/** Dead letters that are not of the log. */
+export const foreignDeadLetters = () => foreignCount
 
 /** Receives every count. Loads the list when the count changes, less often when loading is slow. */
 export const counted = (failed) => {
@@ -35,14 +42,18 @@ const act = async (path, picked, done) => {
 }
 const retry = (picked) =>
   act("/api/dead-letters/retry", picked, ({ retried }) => `${count(retried)} published again`)
-const remove = async (picked, what) => {
+const remove = async (picked, what, error) => {
   const answer = await ask(
     "Remove dead letters?",
     [
       h(
         "p",
         {},
-        `${what} will be deleted. The interactions stay in the log, and a replay can still apply them.`,
+        `${what} will be deleted. ${
+          foreign.has(error)
+            ? "This system did not record what is in it: it is lost."
+            : "What it records stays in the log, and a replay can still apply it."
+        }`,
       ),
     ],
     [
@@ -133,9 +144,14 @@ const deadLetterRow = (deadLetter) => {
       "td",
       { class: "actions" },
       key && button("Show", `Show the dead letter ${key}`, () => showOne(key)),
-      key && button("Retry", `Retry the dead letter ${key}`, () => retry(picked)),
+      key && !foreign.has(error) && button("Retry", `Retry the dead letter ${key}`, () => retry(picked)),
       key &&
-        button("Remove", `Remove the dead letter ${key}`, () => remove(picked, "This dead letter"), "danger"),
+        button(
+          "Remove",
+          `Remove the dead letter ${key}`,
+          () => remove(picked, "This dead letter", error),
+          "danger",
+        ),
     ),
   )
 }
@@ -169,12 +185,12 @@ const groupRows = (group, items) => {
       h(
         "td",
         { class: "actions" },
-        error && button("Retry all", `Retry all of ${error}`, () => retry(picked)),
+        error && !foreign.has(error) && button("Retry all", `Retry all of ${error}`, () => retry(picked)),
         error &&
           button(
             "Remove all",
             `Remove all of ${error}`,
-            () => remove(picked, `${count(n)} dead letters of ${error}`),
+            () => remove(picked, `${count(n)} dead letter${n === 1 ? "" : "s"} of ${error}`, error),
             "danger",
           ),
       ),
@@ -208,6 +224,7 @@ const show = async () => {
   const place = byId("dead-letters")
   try {
     const { groups } = await get("/api/dead-letters/groups")
+    foreignCount = groups.reduce((sum, { count: n, error }) => sum + (foreign.has(error) ? n : 0), 0)
     const total = groups.reduce((sum, { count: n }) => sum + n, 0)
     byId("dead-letters-count").textContent = total === 0 ? "" : count(total)
     if (groups.length === 0)

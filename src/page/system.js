@@ -1,5 +1,6 @@
 /** The stages of the pipeline, the charts and the retry queues, from one SystemStats after another. */
 import { chart } from "./charts.js"
+import { foreignDeadLetters } from "./deadLetters.js"
 import { byId, count, h, rate, seconds } from "./dom.js"
 
 const sum = (numbers) => numbers.reduce((total, n) => total + n, 0)
@@ -15,7 +16,8 @@ const stages = ({ log, queues }) => {
   const published = accepted === null ? null : accepted - log.unpublished
   const known = published !== null && queues !== null
   const consumed = known ? Math.max(0, published - waiting) : null
-  const written = known ? Math.max(0, consumed - unacked - retrying - failed) : null
+  const own = Math.max(0, failed - foreignDeadLetters())
+  const written = known ? Math.max(0, consumed - unacked - retrying - own) : null
   return {
     accepted,
     published,

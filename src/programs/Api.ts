@@ -49,7 +49,7 @@ const server = Layer.unwrapEffect(
     const port = yield* Settings.API_PORT
     const hasTokens = Option.isSome(yield* Settings.API_TOKENS)
     const hostname = Option.getOrElse(yield* Settings.API_HOST, () => (hasTokens ? "0.0.0.0" : "127.0.0.1"))
-    return BunServer.layer({ port, hostname })
+    return BunServer.layer({ port, hostname, idle: yield* Settings.API_IDLE_TIMEOUT })
   }),
 )
 
@@ -62,12 +62,20 @@ const openApiDocument = HttpApiBuilder.Router.use((router) =>
   }),
 )
 
+/** Where the API listens, and a URL that reaches it from this machine. */
+export const listensOn = ({ hostname, port }: Pick<HttpServer.TcpAddress, "hostname" | "port">) => {
+  const reached = hostname === "0.0.0.0" ? "127.0.0.1" : hostname === "::" ? "::1" : hostname
+  const withPort = (host: string) => `${host.includes(":") ? `[${host}]` : host}:${port}`
+  return { address: withPort(hostname), url: `http://${withPort(reached)}` }
+}
+
 /** Writes the address and a command to try to stderr. */
 const greeting = HttpServer.addressWith((address) =>
   Effect.gen(function* () {
     if (address._tag !== "TcpAddress") return
-    const url = `http://${address.hostname === "0.0.0.0" ? "127.0.0.1" : address.hostname}:${address.port}`
-    yield* Effect.logInfo("api.listening").pipe(Effect.annotateLogs({ url, docs: `${url}/docs` }))
+    const listens = listensOn(address)
+    const { url } = listens
+    yield* Effect.logInfo("api.listening").pipe(Effect.annotateLogs({ ...listens, docs: `${url}/docs` }))
     yield* greet(url)
   }),
 )

@@ -9,6 +9,7 @@
  */
 import {
   Clock,
+  ConfigError,
   ConfigProvider,
   Duration,
   Effect,
@@ -329,11 +330,26 @@ const environment = (options: Options) => {
   )
 }
 
+/** Without servers the configuration means the embedded stack, which the caller may not want. */
+const asAsked = ({ stack }: Options) =>
+  Effect.filterOrFail(
+    Stack.kind,
+    (kind) => kind === stack,
+    () =>
+      stack === "external"
+        ? ConfigError.MissingData(
+            ["RABBITMQ_DSN"],
+            'stack "external" needs RABBITMQ_DSN, MYSQL_URL and MONGODB_URL',
+          )
+        : ConfigError.InvalidData(["stack"], `stack "${stack}" must be "embedded" or "external"`),
+  )
+
 /** All services for a program with Effect. */
 export const layer = (options: Options) => {
   const { setup = options.stack === "embedded", worker = options.stack === "embedded" } = options
   const ports = options.embedder === undefined ? Stack.layer : Stack.on(ownEmbedder(options.embedder))
-  return (worker ? Layer.merge(steps, Worker.layer) : steps).pipe(
+  const programs = worker ? Layer.merge(steps, Worker.layer) : steps
+  return Layer.unwrapEffect(Effect.as(asAsked(options), programs)).pipe(
     Layer.provideMerge(
       setup ? Layer.tap(ports, (context) => Effect.provide(Provision.setup, context)) : ports,
     ),
@@ -374,14 +390,15 @@ const follow = (run: Client["run"], isClosed: () => boolean) =>
 /** Opens the system in this process. The promises reject with errors that have a `_tag`. */
 export const open = async (options: Options): Promise<Client> => {
   const runtime = ManagedRuntime.make(layer(options))
-  const run: Client["run"] = (effect) => settled(runtime.runPromiseExit(effect))
+  let isClosed = false
+  const run: Client["run"] = (effect) =>
+    isClosed ? Promise.reject(new Closed()) : settled(runtime.runPromiseExit(effect))
   try {
     await run(Effect.void)
   } catch (cause) {
     await runtime.dispose()
-    throw cause
+    throw ConfigError.isConfigError(cause) ? new BadConfiguration({ message: cause.message }) : cause
   }
-  let isClosed = false
   const close = () => {
     isClosed = true
     return runtime.dispose()
@@ -421,6 +438,18 @@ export const open = async (options: Options): Promise<Client> => {
     run,
     close,
     [Symbol.asyncDispose]: close,
+  }
+}
+
+/** An option or a variable has a value that cannot be used. */
+export class BadConfiguration extends Schema.TaggedError<BadConfiguration>()("BadConfiguration", {
+  message: Schema.String,
+}) {}
+
+/** The client was used after `close`. */
+export class Closed extends Schema.TaggedError<Closed>()("Closed", {}) {
+  override get message() {
+    return "the client is closed"
   }
 }
 

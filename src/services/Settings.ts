@@ -172,6 +172,12 @@ const seconds = (most: number) =>
     decode: Duration.seconds,
     encode: Duration.toSeconds,
   })
+/** Longer than any request waits for a server. Bun allows no more. */
+const idleSeconds = Schema.transform(integer(30, 255), Schema.DurationFromSelf, {
+  strict: true,
+  decode: Duration.seconds,
+  encode: Duration.toSeconds,
+})
 const milliseconds = (most: number) =>
   Schema.transform(integer(1, most), Schema.DurationFromSelf, {
     strict: true,
@@ -462,6 +468,11 @@ export const API_HOST = optional("API_HOST", text, {
   example: "127.0.0.1",
 })
 export const API_PORT = withDefault("API_PORT", port, { meaning: "Port of the API", fallback: "3000" })
+export const API_IDLE_TIMEOUT = withDefault("API_IDLE_TIMEOUT", idleSeconds, {
+  meaning:
+    "Seconds after which the API closes an idle connection; longer than a load balancer in front of it waits",
+  fallback: "75",
+})
 export const API_TOKENS = optional("API_TOKENS", tokens, {
   meaning:
     "Bearer tokens that the API accepts, comma-separated: secret or scope=secret with scope write, person, read, catalogue, operate or several joined by +; unset = open to everybody who reaches it",
@@ -542,6 +553,10 @@ export const TRACES_URL = optional("TRACES_URL", urlWithoutSlash, {
 export const LOG_LEVEL = optional("LOG_LEVEL", oneOf("debug", "info", "warn", "error"), {
   meaning: "Least level that is logged; default info, and warn for commands that answer and end",
   example: "info",
+})
+export const JAEGER_URL = optional("JAEGER_URL", urlWithoutSlash, {
+  meaning: "Jaeger's query API, which user-embeddings trace reads; default: TRACES_URL, else port 16686 here",
+  example: "http://127.0.0.1:16686",
 })
 export const LOG_FORMAT = optional("LOG_FORMAT", oneOf("json", "pretty"), {
   meaning: "json = one object a line, pretty = for people; default pretty on a terminal",

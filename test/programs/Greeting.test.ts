@@ -1,4 +1,5 @@
 import { expect, test } from "bun:test"
+import { listensOn } from "../../src/programs/Api.ts"
 import { welcome } from "../../src/programs/Greeting.ts"
 
 const lines = (needsToken: boolean) =>
@@ -24,4 +25,12 @@ test("the commands to try have a token where the API needs one", () => {
     expect(after(what)).not.toContain("authorization")
     expect(after(what, true)).toContain('-H "authorization: Bearer $TOKEN"')
   }
+})
+
+test("the address it listens on is named, with IPv6 in brackets, and a URL that reaches it from here", () => {
+  const listens = (hostname: string) => Object.values(listensOn({ hostname, port: 3000 }))
+  expect(listens("127.0.0.1")).toEqual(["127.0.0.1:3000", "http://127.0.0.1:3000"])
+  expect(listens("0.0.0.0")).toEqual(["0.0.0.0:3000", "http://127.0.0.1:3000"])
+  expect(listens("::1")).toEqual(["[::1]:3000", "http://[::1]:3000"])
+  expect(listens("::")).toEqual(["[::]:3000", "http://[::1]:3000"])
 })

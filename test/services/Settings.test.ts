@@ -298,6 +298,7 @@ describe("NAME_FILE", () => {
   test("is there for every secret and every URL", () => {
     expect(files.map(({ variable }) => variable).toSorted()).toEqual([
       "API_TOKENS",
+      "JAEGER_URL",
       "MONGODB_PASSWORD",
       "MONGODB_URL",
       "MYSQL_PASSWORD",

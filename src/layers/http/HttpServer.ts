@@ -14,13 +14,12 @@ export interface Options {
   readonly hostname: string
   /** 0: any free port. */
   readonly port: number
+  /** Idle connections are closed after this time. */
+  readonly idle: Duration.Duration
 }
 
 /** For open requests on close. */
 const drainTimeout = Duration.seconds(10)
-/** Longer than the timeout of every call that a request may wait for. */
-const idleSeconds = 60
-
 /** Answers some requests before the router; `undefined`: the request goes to the router. */
 export class DirectHandler extends Context.Tag("user-embeddings/DirectHandler")<
   DirectHandler,
@@ -29,7 +28,7 @@ export class DirectHandler extends Context.Tag("user-embeddings/DirectHandler")<
 
 const notServing = () => new Response(null, { status: 503, headers: { "retry-after": "1" } })
 
-export const make = ({ hostname, port }: Options) =>
+export const make = ({ hostname, idle, port }: Options) =>
   Effect.gen(function* () {
     const closing = yield* Deferred.make<void>()
     const cors = yield* withCors
@@ -39,7 +38,7 @@ export const make = ({ hostname, port }: Options) =>
           Bun.serve({
             hostname,
             port,
-            idleTimeout: idleSeconds,
+            idleTimeout: Duration.toSeconds(idle),
             maxRequestBodySize: Number.MAX_SAFE_INTEGER,
             fetch: notServing,
           }),

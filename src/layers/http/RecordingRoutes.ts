@@ -58,8 +58,8 @@ const turnMillis = 10
 /** Beyond this number of issues in a bulk request, each further item names only its first issue. */
 const maxBulkIssues = 5_000
 
-const json = (body: unknown, status: number): Response =>
-  new Response(JSON.stringify(body), { status, headers: { "content-type": "application/json" } })
+const json = (body: unknown, status: number, headers = {}): Response =>
+  new Response(JSON.stringify(body), { status, headers: { "content-type": "application/json", ...headers } })
 
 const recordedResponse = ({ _tag, interaction }: Appended): Response =>
   json(
@@ -89,6 +89,8 @@ const resultOf = (index: number, appended: Appended): Result => {
   }
 }
 
+const waitBriefly = { "retry-after": "1" }
+
 const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   const count = (status: number) => results.filter((result) => result.status === status).length
   const rejected = count(403) + count(422) + count(429)
@@ -98,7 +100,7 @@ const bulkResponse = (results: ReadonlyArray<Result>): Response => {
     rejected,
     results,
   }
-  return json(report, rejected === 0 ? 200 : 207)
+  return json(report, rejected === 0 ? 200 : 207, count(429) > 0 ? waitBriefly : {})
 }
 
 /** Finds what items take back. A rejection is a {@link Problem}. */
@@ -215,7 +217,7 @@ class Routes {
     const decoded = decode(body, key, now)
     if (Either.isLeft(decoded)) throw unprocessable(decoded.left)
     if (!this.takeToken(RetractionRequests.userOf(decoded.right)))
-      throw new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
+      throw new Problem({ status: 429, detail: tooMany, headers: waitBriefly })
     const [resolved] = await this.resolve([decoded.right])
     if (Either.isLeft(resolved!)) throw refused(resolved!.left)
     const [appended] = await this.record([resolved!.right], trace)

@@ -1,9 +1,10 @@
 /** `audit`: compares the log with the embeddings. */
-import { Effect, Layer } from "effect"
+import { Effect, Layer, Option } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import * as Auditor from "../../services/operate/Auditor.ts"
+import { UserNotFound } from "../../services/operate/ShowUser.ts"
 import { json, print, table } from "./support/Output.ts"
-import { counting } from "./support/Progress.ts"
+import { counting, figure } from "./support/Progress.ts"
 import { command, flag, given, onlyUser } from "./support/Usage.ts"
 
 export const audit = command(
@@ -17,9 +18,13 @@ export const audit = command(
   ({ details, json, user }) =>
     Effect.gen(function* () {
       const auditor = yield* Auditor.Auditor
-      const report = yield* counting("rows", (progress) =>
-        auditor.audit({ ...given({ user }), details, progress }),
+      const report = yield* counting(
+        "rows",
+        (progress) => auditor.audit({ ...given({ user }), details, progress }),
+        ({ count }) => `stopped after ${figure(count)} rows; run it again from the beginning`,
       )
+      if (Option.isSome(user) && report.users === 0)
+        return yield* new UserNotFound({ user_id: user.value, known: false })
       yield* print(json, report, ({ details = [], ...counts }) =>
         [
           Object.entries(counts)

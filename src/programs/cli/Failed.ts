@@ -13,7 +13,7 @@ import {
   showDeadLetter,
 } from "../../services/operate/DeadLetterAdmin.ts"
 import { json, print, table } from "./support/Output.ts"
-import { waiting } from "./support/Progress.ts"
+import { sayingWhere, waiting } from "./support/Progress.ts"
 import { BadUsage, command, confirm, flag, given, instant, maybe, yes } from "./support/Usage.ts"
 
 const filters = {
@@ -140,7 +140,10 @@ const retry = command(
       const filter = yield* target(ids, all, filters)
       if (dryRun) return yield* dryRunReport(json, "retried", yield* pickDeadLetters(filter))
       if (!all) yield* pickDeadLetters(filter)
-      const report = yield* retryDeadLetters(filter)
+      const report = yield* sayingWhere(
+        retryDeadLetters(filter),
+        () => "stopped; run it again to retry the dead letters that are left",
+      )
       yield* print(json, report, ({ retried }) => `${retried} dead letters published again`)
       const left = report.picked - report.retried
       if (left > 0) return yield* new NotRetried({ left })
@@ -156,8 +159,11 @@ const remove = command(
       const filter = yield* target(ids, all, filters)
       const picked = yield* pickDeadLetters(filter)
       if (dryRun) return yield* dryRunReport(json, "removed", picked)
-      yield* confirm(`Delete ${picked.length} dead letters?`, yes)
-      const removed = yield* removeDeadLetters(picked)
+      if (picked.length > 0) yield* confirm(`Delete ${picked.length} dead letters?`, yes)
+      const removed = yield* sayingWhere(
+        removeDeadLetters(picked),
+        () => "stopped; run it again to remove the dead letters that are left",
+      )
       yield* print(json, { removed }, ({ removed }) => `${removed} dead letters removed`)
     }).pipe(Effect.provide(Stack.layer)),
 )

@@ -1,5 +1,7 @@
 /** All commands. Each has examples in support/Examples.ts. */
-import { Command } from "@effect/cli"
+import { Args, CliConfig, Command, type ValidationError } from "@effect/cli"
+import type { BunContext } from "@effect/platform-bun"
+import { Console, Effect } from "effect"
 import manifest from "../../../package.json" with { type: "json" }
 import { audit } from "./Audit.ts"
 import { config } from "./Config.ts"
@@ -16,7 +18,27 @@ import { replay } from "./Replay.ts"
 import { api, relay, up, worker } from "./Serve.ts"
 import { sink } from "./Sink.ts"
 import { stats } from "./Stats.ts"
+import * as CommandLine from "./support/CommandLine.ts"
+import { type BadUsage, command } from "./support/Usage.ts"
+import { trace } from "./Trace.ts"
 import { user } from "./User.ts"
+
+const helpOf = (
+  words: ReadonlyArray<string>,
+): Effect.Effect<
+  void,
+  BadUsage | ValidationError.ValidationError,
+  CliConfig.CliConfig | BunContext.BunContext
+> => Effect.flatMap(CliConfig.CliConfig, (config) => CommandLine.showHelp(program.descriptor, words, config))
+
+const help = command(
+  "help",
+  "Shows the help of a command, as --help does",
+  { command: Args.repeated(Args.text({ name: "command" })) },
+  ({ command }) => helpOf(command),
+)
+
+const version = command("version", "Shows the version", {}, () => Console.log(manifest.version))
 
 export const program = Command.make("user-embeddings").pipe(
   Command.withDescription(manifest.description),
@@ -41,5 +63,8 @@ export const program = Command.make("user-embeddings").pipe(
     prune,
     sink,
     generate,
+    trace,
+    help,
+    version,
   ]),
 )

@@ -1,6 +1,6 @@
 /** `rebuild`: computes embeddings again from the log. */
 import { Options } from "@effect/cli"
-import { Console, Effect, Layer, Option, Schema, Stream } from "effect"
+import { Effect, Layer, Option, Schema, Stream } from "effect"
 import * as Stack from "../../layers/Stack.ts"
 import { UserId } from "../../services/model/Interaction.ts"
 import * as Rebuilder from "../../services/operate/Rebuilder.ts"
@@ -8,7 +8,7 @@ import { InteractionLog } from "../../services/ports/InteractionLog.ts"
 import * as PairCounter from "../../services/recommend/PairCounter.ts"
 import * as EventVectors from "../../services/update/EventVectors.ts"
 import { json, print } from "./support/Output.ts"
-import { counting } from "./support/Progress.ts"
+import { counting, figure, sayingWhere } from "./support/Progress.ts"
 import { BadUsage, command, flag, maybe, onlyUser } from "./support/Usage.ts"
 
 /** All users before are done, so the command can go on where it stopped. */
@@ -41,7 +41,10 @@ const rebuildPairs = Effect.fnUntraced(function* (allowMissing: boolean, asJson:
   if (!allowMissing && Option.isSome(yield* Stream.runHead(log.pruned.allIds)))
     return yield* new PairsPruned()
   const { rebuild } = yield* PairCounter.PairCounter
-  const upTo = yield* rebuild(() => Effect.void)
+  const upTo = yield* sayingWhere(
+    rebuild(() => Effect.void),
+    () => "stopped; a worker goes on with it, or run it again from the beginning",
+  )
   yield* print(asJson, { counted_up_to: upTo }, () => `pairs counted anew, up to row ${upTo} of the log`)
 })
 
@@ -80,17 +83,20 @@ export const rebuild = command(
           ...(allowMissing ? ["--allow-missing"] : []),
         ].join(" ")
       const rebuilder = yield* Rebuilder.Rebuilder
-      const report = yield* counting("users", (progress) =>
-        rebuilder.rebuild({
-          user: Option.getOrUndefined(user),
-          after: Option.getOrUndefined(after),
-          allowMissing,
-          progress,
-          completed: (upTo) => {
-            done = upTo
-          },
-        }),
-      ).pipe(Effect.onInterrupt(() => Console.error(`stopped; go on with ${goOn(done)}`)))
+      const report = yield* counting(
+        "users",
+        (progress) =>
+          rebuilder.rebuild({
+            user: Option.getOrUndefined(user),
+            after: Option.getOrUndefined(after),
+            allowMissing,
+            progress,
+            completed: (upTo) => {
+              done = upTo
+            },
+          }),
+        ({ count }) => `stopped after ${figure(count)} users; go on with ${goOn(done)}`,
+      )
       yield* print(json, report, ({ failures, rebuilt }) =>
         [`${rebuilt} embeddings rebuilt`, ...failures.map(({ reason }) => reason)].join("\n"),
       )

@@ -1,5 +1,6 @@
 /** `stats`: figures of the system. */
-import { Console, Effect } from "effect"
+import { Effect } from "effect"
+import { write } from "../../layers/files/StandardOutput.ts"
 import * as Stack from "../../layers/Stack.ts"
 import * as SystemStats from "../../services/operate/SystemStats.ts"
 import { quarantineQueue, queue, retryQueue } from "../../services/ports/InteractionQueue.ts"
@@ -53,7 +54,7 @@ export const stats = command(
         // A terminal redraws the figures in place; elsewhere each refresh appends to the output.
         const clear = process.stdout.isTTY && !json ? "\u001b[H\u001b[2J" : ""
         const show = Effect.flatMap(SystemStats.look, (stats) =>
-          Console.log(json ? JSON.stringify(stats) : `${clear}${inTables(stats)}\n`),
+          write(json ? `${JSON.stringify(stats)}\n` : `${clear}${inTables(stats)}\n\n`),
         )
         return yield* Effect.forever(Effect.zipLeft(show, Effect.sleep(refresh))).pipe(
           Effect.provide(Stack.layer),

@@ -9,14 +9,14 @@ import * as EventVectors from "../../services/update/EventVectors.ts"
 import { exportUser } from "../tasks/ExportData.ts"
 import { out, report, stopped } from "./Export.ts"
 import { json, print, table } from "./support/Output.ts"
-import { counting, figure, waiting } from "./support/Progress.ts"
+import { counting, figure, sayingWhere, waiting } from "./support/Progress.ts"
 import { command, confirm, yes } from "./support/Usage.ts"
 
 const percent = (share: number | null) => (share === null ? "not applied" : `${(share * 100).toFixed(1)} %`)
 
 const userShow = command(
   "show",
-  "Shows a user's embedding, the newest events with their share in it, and the nearest products",
+  "Shows a user's embedding, the newest events with their share of its weight, and the products with the greatest cosine to it. Recommendations compare products with the taste instead, and their `because` has shares of a score",
   { user: Args.text({ name: "user" }).pipe(Args.withSchema(Schema.typeSchema(UserId))), json },
   ({ json, user }) =>
     showUser(user).pipe(
@@ -79,7 +79,7 @@ const userErase = command(
     Effect.gen(function* () {
       yield* confirm(`Erase user ${user} everywhere?`, yes)
       const { erase } = yield* Eraser.Eraser
-      const report = yield* erase(user)
+      const report = yield* sayingWhere(erase(user), () => "stopped; run it again to erase what is left")
       yield* print(json, report, ({ dead_letters, embedding, interactions, other_ids, phrases }) =>
         [
           `user ${[user, ...other_ids].join(", ")} is erased: ${interactions} interactions, ${embedding ? "the" : "no"} embedding`,

@@ -2,6 +2,7 @@
 import type { PlatformError } from "@effect/platform/Error"
 import { Chunk, Clock, Effect, Option, Stream } from "effect"
 import * as EmbeddingFile from "../../layers/files/EmbeddingFile.ts"
+import { type OutputClosed, write } from "../../layers/files/StandardOutput.ts"
 import { embeddingJson } from "../../services/api/EmbeddingJson.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as InteractionFile from "../../services/history/InteractionFile.ts"
@@ -20,7 +21,7 @@ import { EventVectors } from "../../services/update/EventVectors.ts"
 const pageSize = 500
 
 interface Output {
-  readonly write: (text: string) => Effect.Effect<void, EmbeddingFile.ExportFailed | PlatformError>
+  readonly write: (text: string) => Effect.Effect<void, OutputClosed | PlatformError>
   /** Answers the names of the files written. */
   readonly finish: Effect.Effect<ReadonlyArray<string>, PlatformError>
 }
@@ -28,19 +29,7 @@ interface Output {
 /** Writes lines to stdout, or to a file that gets its name when it is complete. */
 const openLines = Effect.fnUntraced(function* (out: Option.Option<string>) {
   if (Option.isNone(out)) {
-    const stdout: Output = {
-      write: (text: string) =>
-        Effect.async<void, EmbeddingFile.ExportFailed>((resume) => {
-          process.stdout.write(text, (cause) =>
-            resume(
-              cause
-                ? Effect.fail(new EmbeddingFile.ExportFailed({ message: "stdout is closed", cause }))
-                : Effect.void,
-            ),
-          )
-        }),
-      finish: Effect.succeed([]),
-    }
+    const stdout: Output = { write, finish: Effect.succeed([]) }
     return stdout
   }
   const { file, rename } = yield* EmbeddingFile.create(out.value)

@@ -71,7 +71,12 @@ export const withFloat32 =
     }
   }
 
-const retryAfter = { "Retry-After": { description: "Seconds to wait", schema: { type: "integer" } } }
+const retryAfter = {
+  "Retry-After": {
+    description: "Seconds to wait, if something was refused for now",
+    schema: { type: "integer" },
+  },
+}
 
 /** The scopes of each endpoint by its `operationId`. A token needs one of them. */
 type Scopes = ReadonlyMap<string, ReadonlyArray<Scope>>
@@ -84,7 +89,8 @@ const complete = (operation: OpenApi.OpenAPISpecOperation, scopes: Scopes) => ({
     {},
   ]),
   responses: Record.map(operation.responses, (response, status) =>
-    (status === "429" || status === "503") && "application/problem+json" in (response.content ?? {})
+    ((status === "429" || status === "503") && "application/problem+json" in (response.content ?? {})) ||
+    (status === "207" && operation.operationId === "interactions.bulk")
       ? { ...response, headers: retryAfter }
       : response,
   ),

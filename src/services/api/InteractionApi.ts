@@ -3,7 +3,7 @@ import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "
 import { Context, Schema } from "effect"
 import { RouteScopes, type Scope } from "../AccessTokens.ts"
 import { namePattern } from "../model/EventTypes.ts"
-import { EventType, MessageId } from "../model/Interaction.ts"
+import { EventType, idPattern, MessageId } from "../model/Interaction.ts"
 import { FieldIssue } from "../model/Problem.ts"
 import { Ready, Unavailable } from "../operate/Health.ts"
 import { BulkItem, MergeBody, ProductBody, RetractionBody, SearchBody } from "../record/Submission.ts"
@@ -48,7 +48,7 @@ export const BulkReport = Schema.Struct({
 
 /** RecordingRoutes.ts decodes the ids with header and body: one problem names every wrong field. */
 const undecoded = (pattern: string) => Schema.String.annotations({ jsonSchema: { type: "string", pattern } })
-const undecodedId = undecoded("^[A-Za-z0-9._:-]{1,64}$")
+const undecodedId = undecoded(idPattern.source)
 const undecodedUser = HttpApiSchema.param("userId", undecodedId)
 const undecodedProduct = HttpApiSchema.param("productId", undecodedId)
 const undecodedType = HttpApiSchema.param("type", undecoded(namePattern.source))

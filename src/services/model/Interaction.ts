@@ -25,22 +25,19 @@ export const EventType = Schema.Union(PhraseEventType, ProductEventType, Referen
 })
 export type EventType = EventTypes.EventType
 
-const idPattern = /^[A-Za-z0-9._:-]{1,64}$/
-const idText = Schema.String.pipe(
-  Schema.pattern(idPattern, {
-    message: () => "must be 1 to 64 characters of A-Z a-z 0-9 . _ : - (an integer is accepted too)",
-  }),
-)
-/** 1–64 characters of `[A-Za-z0-9._:-]`; integers are accepted and become their decimal string. */
+/** In a URL, `.` and `..` mean folders. The pattern has no lookahead, because many generators of clients refuse that. */
+export const idPattern =
+  /^([A-Za-z0-9_:-][A-Za-z0-9._:-]{0,63}|[.][A-Za-z0-9_:-][A-Za-z0-9._:-]{0,62}|[.]{2}[A-Za-z0-9._:-]{1,62})$/
+const idProblem =
+  "must be 1 to 64 characters of A-Z a-z 0-9 . _ : -, and neither . nor .. (an integer is accepted too)"
+const idText = Schema.String.pipe(Schema.pattern(idPattern, { message: () => idProblem }))
+/** Integers are accepted and become their decimal string. */
 const identifier = Schema.transform(Schema.Union(Schema.String, Schema.Int), idText, {
   strict: true,
   decode: String,
   encode: (id) => id,
 }).annotations({
-  message: () => ({
-    message: "must be 1 to 64 characters of A-Z a-z 0-9 . _ : - (an integer is accepted too)",
-    override: true,
-  }),
+  message: () => ({ message: idProblem, override: true }),
   jsonSchema: { type: "string", pattern: idPattern.source },
 })
 export const UserId = identifier.annotations({ identifier: "UserId" })

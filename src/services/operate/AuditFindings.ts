@@ -15,7 +15,7 @@ export interface Finding {
 }
 
 export interface AuditReport {
-  /** Users with interactions in the log or in an embedding. */
+  /** Users with interactions in the log or in an embedding: none if the given user is unknown. */
   readonly users: number
   /** Users without missing, extra and unerased interactions. */
   readonly consistent: number

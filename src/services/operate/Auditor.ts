@@ -4,13 +4,13 @@
  * outbox, the queues, the dead letters and products without an embedding explain why an interaction is not applied. An
  * interaction that nothing explains, even when the audit checks again later, is missing.
  */
-import { Array as Arr, Context, Effect, Layer, Schema, Stream } from "effect"
+import { Array as Arr, Context, Effect, Layer, Option, Schema, Stream } from "effect"
 import type { UserId } from "../model/Interaction.ts"
 import { content, type DeadLettersError } from "../ports/DeadLetters.ts"
 import type { InteractionLogError } from "../ports/InteractionLog.ts"
 import type { Depths, InteractionQueueError } from "../ports/InteractionQueue.ts"
 import type { ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
-import type { UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
+import { loadReadable, type UserEmbeddingsError } from "../ports/UserEmbeddings.ts"
 import { auditUser, loadStates, type Services, services, splitApplied } from "./AuditedUser.ts"
 import { auditAllUsers, readPeople, usersAtOnce } from "./AuditedUsers.ts"
 import { type AuditReport, Findings } from "./AuditFindings.ts"
@@ -122,11 +122,18 @@ const auditBehindErasures = Effect.fnUntraced(function* (services: Services, fin
   })
 })
 
+const isKnownId = Effect.fnUntraced(function* ({ log, users }: Services, user: UserId) {
+  const { ids } = yield* log.person(user)
+  if ((yield* loadReadable(users, ids)).size > 0 || (yield* log.pruned.checkpoints(ids)).length > 0)
+    return true
+  return Option.isSome(yield* Stream.runHead(log.stream({ user })))
+})
+
 const audit = Effect.fn("Auditor.audit")(function* (services: Services, options: AuditOptions) {
   const findings = new Findings(options.details ?? false)
   if (options.user === undefined)
     yield* auditAllUsers(services, findings, options.progress ?? (() => Effect.void))
-  else {
+  else if (yield* isKnownId(services, options.user)) {
     findings.users = 1
     const { user_id } = yield* services.log.person(options.user)
     yield* auditUser(services, findings, user_id)

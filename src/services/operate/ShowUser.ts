@@ -15,9 +15,13 @@ import { ownerOf } from "../update/People.ts"
 
 export class UserNotFound extends Schema.TaggedError<UserNotFound>()("UserNotFound", {
   user_id: Schema.String,
+  /** Whether an event of the user is recorded, or was applied. */
+  known: Schema.Boolean,
 }) {
   override get message() {
-    return `user ${this.user_id} has no embedding`
+    return this.known
+      ? `user ${this.user_id} has no embedding`
+      : `user ${this.user_id} is unknown: no event is recorded`
   }
 }
 
@@ -58,7 +62,8 @@ export const userInFigures = Effect.fn("userInFigures")(function* (user_id: User
   const newest = yield* log.newest(user_id, eventsShown)
   const { record, user_id: owner } = yield* ownerOf(users, user_id)
   const embedding = record?.embedding
-  if (record === undefined || embedding === undefined) return yield* new UserNotFound({ user_id })
+  if (record === undefined || embedding === undefined)
+    return yield* new UserNotFound({ user_id, known: record !== undefined || newest.length > 0 })
 
   const named = yield* products.describe(
     newest.flatMap(({ interaction: { product_id } }) => product_id ?? []),
@@ -97,7 +102,7 @@ export const showUser = Effect.fn("showUser")(function* (user_id: UserId) {
   const figures = yield* userInFigures(user_id)
   const [users, products] = yield* Effect.all([UserEmbeddings, ProductEmbeddings])
   const vector = (yield* ownerOf(users, user_id)).record?.embedding
-  if (vector === undefined) return yield* new UserNotFound({ user_id })
+  if (vector === undefined) return yield* new UserNotFound({ user_id, known: true })
   const { space } = figures
   const nearest_products = yield* products.nearest(vector.embedding, { space, limit: neighboursShown })
   return { ...figures, nearest_products }

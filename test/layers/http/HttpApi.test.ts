@@ -568,6 +568,7 @@ layerSuite(
         }))
         const answer = yield* post(bulk, items, token)
         expect([answer.status, answer.body.accepted]).toEqual([207, 3])
+        expect(answer.headers.get("retry-after")).toBe("1")
         const refused = yield* post("/api/user/fast/search", { query: "more" }, token)
         expect([refused.status, refused.headers.get("retry-after")]).toEqual([429, "1"])
         expect((yield* post("/api/user/slow/search", { query: "more" }, token)).status).toBe(201)

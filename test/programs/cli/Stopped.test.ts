@@ -1,4 +1,7 @@
-/** A signal stops a long command: it says where it stopped, and ends with 128 + the number of the signal. */
+/**
+ * A signal stops a long command: it says where it stopped, and ends with 128 + the number of the signal. A command whose
+ * reader has gone ends without a word.
+ */
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -81,4 +84,20 @@ for (const [name, args, signal, isWorking, says] of cases)
     const errors = await new Response(child.stderr).text()
     expect(errors).toMatch(says)
     expect(await child.exited).toBe(code[signal])
+  }, 30_000)
+
+for (const args of ["export interactions", "stats --watch"])
+  test(`${args}: silent when the reader of its output has gone`, async () => {
+    const child = Bun.spawn(
+      [
+        "bash",
+        "-c",
+        `"$0" "$1" ${args} | head -c 10 > /dev/null; exit \${PIPESTATUS[0]}`,
+        process.execPath,
+        main,
+      ],
+      { env: environment, stdout: "ignore", stderr: "pipe" },
+    )
+    const [errors, code] = await Promise.all([new Response(child.stderr).text(), child.exited])
+    expect({ errors, code }).toEqual({ errors: "", code: 141 })
   }, 30_000)

@@ -101,7 +101,7 @@ describe("update messages", () => {
   })
 
   test("come back as they were sent", () => {
-    const anyId = fc.stringMatching(/^[A-Za-z0-9._:-]{1,64}$/)
+    const anyId = fc.stringMatching(Interaction.idPattern)
     const decodePhrase = Schema.decodeUnknownEither(Interaction.SearchPhrase)
     const anyPhrase = fc
       .string({ unit: "grapheme", minLength: 1, maxLength: 60 })
@@ -194,7 +194,8 @@ describe("update messages", () => {
     ])
   })
 
-  const idRule = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : - (an integer is accepted too)"
+  const idRule =
+    "must be 1 to 64 characters of A-Z a-z 0-9 . _ : -, and neither . nor .. (an integer is accepted too)"
   const timeRule = "must be an ISO 8601 date-time with offset, as 2026-02-10T12:34:56.789Z"
   const good = wire(search)
   const view = wire(click)

@@ -80,9 +80,10 @@ const lose = (...interactions: ReadonlyArray<Interaction>) =>
 
 const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
   layerSuite(name, Layer.provideMerge(auditor, recording(stack)), (it) => {
-    it("an empty log and no embeddings are consistent", () =>
+    it("an empty log and no embeddings are consistent, and an unknown user is none", () =>
       Effect.gen(function* () {
         expect(yield* audit()).toEqual(none)
+        expect(yield* audit("nobody")).toEqual(none)
       }))
 
     it("interactions in the outbox or in the queue are in flight; applied ones are consistent", () =>

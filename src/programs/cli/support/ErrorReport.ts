@@ -1,6 +1,6 @@
 /** Text of a command's error: one line says what is wrong, the next what to do about it. */
-import { ValidationError } from "@effect/cli"
 import { ConfigError, Predicate } from "effect"
+import { UserNotFound } from "../../../services/operate/ShowUser.ts"
 import { BadUsage } from "./Usage.ts"
 
 const byReason: Readonly<Record<string, string>> = {
@@ -11,8 +11,6 @@ const byReason: Readonly<Record<string, string>> = {
 }
 
 const byTag: Readonly<Record<string, string>> = {
-  UserNotFound:
-    "the first event creates the embedding; user-embeddings audit --user U shows events in flight",
   DeadLetterNotFound: "user-embeddings failed list shows the dead letters and their ids",
   ProductNotFound: "user-embeddings products import FILE stores products",
   ImportStopped: "correct the line, or import the other lines without --strict",
@@ -23,17 +21,21 @@ const byTag: Readonly<Record<string, string>> = {
   Inconsistent: "user-embeddings audit --details lists them; docs/operations.md explains the states",
   PhraseEmbedderError: "user-embeddings doctor checks the embedding service; then run the same command again",
   ServeError: "free the port, or set another one with API_PORT",
+  JaegerUnreachable: "start Jaeger, or correct JAEGER_URL",
   NotRetried: "user-embeddings doctor shows the cause; then run the same command again",
 }
 
 /** `undefined` when the error's own text says what to do. */
 const nextStep = (error: unknown, command: ReadonlyArray<string>): string | undefined => {
-  if (ValidationError.isValidationError(error) || error instanceof BadUsage)
-    return [...["user-embeddings", ...command], "--help"].join(" ")
+  if (error instanceof BadUsage) return [...["user-embeddings", ...command], "--help"].join(" ")
   if (ConfigError.isConfigError(error))
     return ".env.example explains every variable; user-embeddings config shows the present values"
   if (!Predicate.isRecord(error)) return undefined
   if (Predicate.isString(error.remedy)) return error.remedy
+  if (error instanceof UserNotFound)
+    return error.known
+      ? "user-embeddings audit --user U shows which events are not applied yet"
+      : "check the id; the first event of a user creates the embedding"
   if (error._tag === "SystemError")
     return error.reason === "NotFound" ? "check the path" : "check the permissions of the file"
   return byTag[String(error._tag)] ?? (Predicate.isString(error.reason) ? byReason[error.reason] : undefined)
@@ -46,11 +48,27 @@ const messageOf = (error: unknown): string => {
   return error.message !== "" || !("cause" in error) ? error.message : messageOf(error.cause)
 }
 
-/** Lines for stderr. The parser has already printed its own errors. `command`: for example `["failed", "list"]`. */
-export const renderError = (error: unknown, command: ReadonlyArray<string>): string => {
+/** The object that `--json` puts on the last line of stderr. */
+export const errorJson = (error: {
+  readonly type: string
+  readonly message: string
+  readonly reason?: string
+  readonly next_step?: string
+}): string => JSON.stringify({ error })
+
+const typeOf = (error: unknown): string =>
+  ConfigError.isConfigError(error) ? "ConfigError" : Predicate.isRecord(error) ? String(error._tag) : "Error"
+
+/** Lines for stderr. `command`: for example `["failed", "list"]`. */
+export const renderError = (error: unknown, command: ReadonlyArray<string>, asJson: boolean): string => {
   const step = nextStep(error, command)
-  return [
-    ...(ValidationError.isValidationError(error) ? [] : [`user-embeddings: ${messageOf(error)}`]),
-    ...(step === undefined ? [] : [`  → ${step}`]),
-  ].join("\n")
+  const message = messageOf(error)
+  if (!asJson)
+    return [`user-embeddings: ${message}`, ...(step === undefined ? [] : [`  → ${step}`])].join("\n")
+  return errorJson({
+    type: typeOf(error),
+    ...(Predicate.isRecord(error) && Predicate.isString(error.reason) && { reason: error.reason }),
+    message,
+    ...(step !== undefined && { next_step: step }),
+  })
 }

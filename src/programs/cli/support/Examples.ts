@@ -63,5 +63,11 @@ export const examples: Readonly<Record<string, ReadonlyArray<string>>> = {
     "sink --to postgres://user@db.example:5432/shop --check",
     "sink --to postgres://user@db.example:5432/shop --table analytics.tastes --read taste",
   ],
+  trace: [
+    "trace 0e9e47f25f104f99fec6a93759cce98711e0abd4add39cc47d17201048ad1db4",
+    "trace 4bf92f3577b34da6a3ce929d0e0e4736 --json",
+  ],
+  help: ["help", "help failed retry"],
+  version: ["version"],
   generate: ["generate --users 10 --events 5 --rate 50", "generate --check --json"],
 }

@@ -2,16 +2,16 @@
  * `--help` of every command: purpose, command line, arguments and options in columns, and examples. The texts are those
  * of the commands, without the sentences that @effect/cli adds to each option.
  */
-import type { CliConfig, Span } from "@effect/cli"
+import type { CliConfig, Span, Usage } from "@effect/cli"
 import { BuiltInOptions, CommandDescriptor, CommandDirective, HelpDoc } from "@effect/cli"
-import { Effect } from "effect"
+import { Console, Effect } from "effect"
 import { examples } from "./Examples.ts"
-import { bold } from "./Output.ts"
+import { bold, columns, wrap } from "./Output.ts"
 
-const program = "user-embeddings"
-type Root = CommandDescriptor.Command<unknown>
+export const program = "user-embeddings"
+export type Root = CommandDescriptor.Command<unknown>
 /** Words of a command, such as `["failed", "list"]`; the program itself is `[]`. */
-type Path = ReadonlyArray<string>
+export type Path = ReadonlyArray<string>
 
 const under = (path: Path): ReadonlyArray<readonly [string, ReadonlyArray<string>]> =>
   Object.entries(examples).filter(([name]) => path.every((word, depth) => name.split(" ")[depth] === word))
@@ -23,21 +23,45 @@ export const find = (words: Path): Path => {
 }
 
 /** Commands of a group, in the order of the examples. */
-const childrenOf = (path: Path): ReadonlyArray<string> => [
+export const childrenOf = (path: Path): ReadonlyArray<string> => [
   ...new Set(under(path).flatMap(([name]) => name.split(" ").slice(path.length, path.length + 1))),
 ]
 
-/** The help of @effect/cli. It comes from the parser, because descriptors hold only the first level of commands. */
-const docOf = (root: Root, path: Path, config: CliConfig.CliConfig) =>
+/**
+ * What @effect/cli knows of a command. It comes from the parser, because descriptors hold only the first level of
+ * commands.
+ */
+const asked = (root: Root, path: Path, config: CliConfig.CliConfig) =>
   CommandDescriptor.parse(root, [program, ...path, "--help"], config).pipe(
     Effect.map((directive) =>
       CommandDirective.isBuiltIn(directive) && BuiltInOptions.isShowHelp(directive.option)
-        ? directive.option.helpDoc
-        : HelpDoc.empty,
+        ? directive.option
+        : undefined,
     ),
   )
+const docOf = (root: Root, path: Path, config: CliConfig.CliConfig) =>
+  Effect.map(asked(root, path, config), (option) => option?.helpDoc ?? HelpDoc.empty)
 
-const textOf = (span: Span.Span): string => {
+const named = (usage: Usage.Usage): ReadonlyArray<Usage.Named> => {
+  switch (usage._tag) {
+    case "Named":
+      return [usage]
+    case "Optional":
+    case "Repeated":
+      return named(usage.usage)
+    case "Concat":
+    case "Alternation":
+      return [...named(usage.left), ...named(usage.right)]
+    default:
+      return []
+  }
+}
+
+/** The options of a command, and its arguments in angle brackets. */
+export const partsOf = (root: Root, path: Path, config: CliConfig.CliConfig) =>
+  Effect.map(asked(root, path, config), (option) => (option === undefined ? [] : named(option.usage)))
+
+export const textOf = (span: Span.Span): string => {
   switch (span._tag) {
     case "Text":
     case "URI":
@@ -49,7 +73,7 @@ const textOf = (span: Span.Span): string => {
   }
 }
 
-const flat = (doc: HelpDoc.HelpDoc): ReadonlyArray<HelpDoc.HelpDoc> =>
+export const flat = (doc: HelpDoc.HelpDoc): ReadonlyArray<HelpDoc.HelpDoc> =>
   doc._tag === "Sequence" ? [...flat(doc.left), ...flat(doc.right)] : doc._tag === "Empty" ? [] : [doc]
 
 /** The blocks under a heading. */
@@ -63,7 +87,7 @@ const section = (doc: HelpDoc.HelpDoc, heading: string): ReadonlyArray<HelpDoc.H
   return end < 0 ? rest : rest.slice(0, end)
 }
 
-const paragraphs = (blocks: ReadonlyArray<HelpDoc.HelpDoc>): ReadonlyArray<string> =>
+export const paragraphs = (blocks: ReadonlyArray<HelpDoc.HelpDoc>): ReadonlyArray<string> =>
   blocks.flatMap((block) => (block._tag === "Paragraph" ? [textOf(block.value)] : []))
 
 /** Sentences of @effect/cli about the type of a value, which the option's name shows as well. */
@@ -80,22 +104,18 @@ const definitions = (blocks: ReadonlyArray<HelpDoc.HelpDoc>): ReadonlyArray<read
         }),
   )
 
-const width = 100
+const width = () => Math.min(100, columns())
 
 /** Names and meanings in two columns; long meanings are wrapped. */
-const columns = (rows: ReadonlyArray<readonly [string, string]>): string => {
-  const left = Math.min(32, Math.max(...rows.map(([name]) => name.length))) + 4
+const inColumns = (rows: ReadonlyArray<readonly [string, string]>): string => {
+  const left = Math.min(32, Math.floor(width() / 3) - 4, Math.max(...rows.map(([name]) => name.length))) + 4
   return rows
     .map(([name, about]) => {
-      const lines: Array<string> = []
-      for (const word of about.split(" ")) {
-        const last = lines.at(-1)
-        if (last === undefined || last.length + word.length + 1 > width - left) lines.push(word)
-        else lines[lines.length - 1] = `${last} ${word}`
-      }
       const head = `  ${name}`
       const gap = "\n".padEnd(left + 1)
-      return (head.length < left ? head.padEnd(left) : `${head}${gap}`) + lines.join(gap)
+      return (
+        (head.length < left ? head.padEnd(left) : `${head}${gap}`) + wrap(about, width() - left).join(gap)
+      )
     })
     .join("\n")
 }
@@ -125,14 +145,17 @@ export const render = (root: Root, path: Path, config: CliConfig.CliConfig) =>
     const shown = own ?? children.flatMap((child) => under([...path, child])[0]?.[1][0] ?? []).slice(0, 3)
     const part = (heading: string, lines: string) => (lines === "" ? [] : [`${bold(heading)}\n${lines}`])
     return [
-      describe(doc),
+      wrap(describe(doc), width()).join("\n"),
       ...part("USAGE", `  ${[program, ...path, ...kind, ...args.map(([name]) => name)].join(" ")}`),
-      ...part("COMMANDS", columns(commands)),
-      ...part("ARGUMENTS", columns(args)),
-      ...part("OPTIONS", columns(options)),
+      ...part("COMMANDS", inColumns(commands)),
+      ...part("ARGUMENTS", inColumns(args)),
+      ...part("OPTIONS", inColumns(options)),
       ...part("EXAMPLES", shown.map(line).join("\n")),
     ].join("\n\n")
   })
+
+export const show = (root: Root, path: Path, config: CliConfig.CliConfig) =>
+  Effect.flatMap(render(root, path, config), Console.log)
 
 /**
  * A completion script for bash. Corrects that of @effect/cli, which breaks on the hyphen in the program's name and does

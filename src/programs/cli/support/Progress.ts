@@ -4,6 +4,8 @@
  */
 import { Clock, Console, Effect, identity, Logger, LogLevel, Option } from "effect"
 import * as Settings from "../../../services/Settings.ts"
+import { errorJson } from "./ErrorReport.ts"
+import { AsJson } from "./Output.ts"
 
 /** `count` things so far; `done` of `total`, in bytes for example, give the percentage and the time left. */
 export interface Reached {
@@ -45,7 +47,10 @@ const goOn =
 export const sayingWhere = <A, E, R>(run: Effect.Effect<A, E, R>, where: () => string | undefined) =>
   Effect.onInterrupt(run, () => {
     const said = where()
-    return said === undefined ? Effect.void : Console.error(said)
+    if (said === undefined) return Effect.void
+    return Effect.flatMap(AsJson, (asJson) =>
+      Console.error(asJson ? errorJson({ type: "Stopped", message: said }) : said),
+    )
   })
 
 /**

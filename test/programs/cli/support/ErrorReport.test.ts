@@ -63,7 +63,7 @@ interface Case {
 }
 const results = new Map<Case, ReturnType<typeof run>>()
 const cases: ReadonlyArray<Case> = [
-  { line: "bogus", code: 2, says: "Invalid subcommand", next: "user-embeddings --help" },
+  { line: "bogus", code: 2, says: "there is no command bogus", next: "user-embeddings --help" },
   { line: "stats --bogus", code: 2, says: "--bogus", next: "user-embeddings stats --help" },
   {
     line: "failed retry",
@@ -92,6 +92,8 @@ const cases: ReadonlyArray<Case> = [
     says: "RABBITMQ_DSN and MONGODB_URL must be set too",
     next: ".env.example",
   },
+  { line: "config", env: { LOG_LEVEL: "warning" }, code: 1, says: "LOG_LEVEL", next: ".env.example" },
+  { line: "config", env: { LOG_FORMAT: "text" }, code: 1, says: "LOG_FORMAT", next: ".env.example" },
   { line: "audit", env: nowhere, code: 1, says: "ECONNREFUSED", next: "user-embeddings doctor" },
   { line: "failed list", env: nowhere, code: 1, says: "ECONNREFUSED", next: "user-embeddings doctor" },
   { line: "user show 1", env: nowhere, code: 1, says: "ECONNREFUSED", next: "user-embeddings doctor" },
@@ -102,7 +104,8 @@ const cases: ReadonlyArray<Case> = [
     says: "not_set_up",
     next: "user-embeddings setup",
   },
-  { line: "user show 1", code: 1, says: "user 1 has no embedding", next: "user-embeddings audit" },
+  { line: "user show 1", code: 1, says: "user 1 is unknown", next: "check the id" },
+  { line: "audit --user nobody", code: 1, says: "user nobody is unknown", next: "check the id" },
   { line: "failed show x", code: 1, says: "no dead letter", next: "user-embeddings failed list" },
   { line: `products import ${badLines} --strict`, code: 1, says: "line 1", next: "correct the line" },
   { line: `import interactions ${badLines} --strict`, code: 1, says: "line 1", next: "--help" },
@@ -122,6 +125,33 @@ describe("a command that fails prints the reason and the next step", () => {
       expect(err).not.toMatch(/^ +at /m)
     }, 60_000)
   }
+
+  test("with --json, as the last line of stderr and with the same exit code", async () => {
+    const [unknown, unreachable] = await Promise.all([
+      run("user show 1 --json", embedded),
+      run("audit --json", nowhere),
+    ])
+    expect({ ...unknown, err: JSON.parse(unknown.err) }).toEqual({
+      code: 1,
+      out: "",
+      err: {
+        error: {
+          type: "UserNotFound",
+          message: "user 1 is unknown: no event is recorded",
+          next_step: expect.stringContaining("check the id"),
+        },
+      },
+    })
+    expect(unreachable.code).toBe(1)
+    expect(JSON.parse(unreachable.err.trimEnd().split("\n").at(-1) ?? "")).toEqual({
+      error: {
+        type: "InteractionLogError",
+        reason: "unavailable",
+        message: expect.stringContaining("ECONNREFUSED"),
+        next_step: expect.stringContaining("user-embeddings doctor"),
+      },
+    })
+  }, 60_000)
 
   test("a port in use", async () => {
     const { code, err } = await run("api", { ...embedded, API_PORT: String(busyPort) })

@@ -1,7 +1,8 @@
-/** `bun run trace` with a stand-in for Jaeger's query API. */
+/** `trace` with a stand-in for Jaeger's query API. */
 import { afterAll, beforeAll, expect, test } from "bun:test"
-import { join } from "node:path"
+import { bundledProgram } from "../../support/bundledProgram.ts"
 
+const main = await bundledProgram("src/programs/main.ts")
 const traceId = "4bf92f3577b34da6a3ce929d0e0e4736"
 const messageId = "0e9e47f25f104f99fec6a93759cce98711e0abd4add39cc47d17201048ad1db4"
 const t0 = 1_770_000_000_000_000
@@ -95,7 +96,7 @@ afterAll(() => server.stop(true))
 
 const run = async (args: ReadonlyArray<string>, url = server.url.href) => {
   asked = []
-  const child = Bun.spawn([process.execPath, join(import.meta.dir, "../../scripts/trace.ts"), ...args], {
+  const child = Bun.spawn([process.execPath, main, "trace", ...args], {
     env: { ...process.env, JAEGER_URL: url },
     stdout: "pipe",
     stderr: "pipe",
@@ -159,11 +160,9 @@ test("prints every span with its times and attributes as JSON", async () => {
   })
 })
 
-test("an unknown trace or an unreachable Jaeger is a failure, and a bad id is bad usage", async () => {
+test("an unknown trace or an unreachable Jaeger is a failure", async () => {
   const unknown = await run(["0".repeat(31).concat("1")])
   expect([unknown.code, unknown.err]).toEqual([1, expect.stringContaining("knows no trace")])
   const away = await run([traceId], "http://127.0.0.1:9")
   expect([away.code, away.err]).toEqual([1, expect.stringContaining("JAEGER_URL")])
-  for (const args of [[], ["xyz"], [traceId, traceId], ["--bad"]]) expect((await run(args)).code).toBe(2)
-  expect((await run(["--help"])).out).toContain("Usage: bun run trace")
 })
