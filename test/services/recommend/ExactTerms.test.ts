@@ -255,7 +255,10 @@ const suite = (
             product(user, "product_view", idOf(n), new Date(began + second * 1_000).toISOString())
           yield* act([view(unused, "v", 1), view(unused + 4, "v", 2), view(unused + 2, "v", 3)])
           const { load } = yield* ProductPairs
-          expect([...(yield* load([idOf(unused), idOf(unused + 2)])).keys()].toSorted()).toEqual([idOf(unused), idOf(unused + 2)])
+          expect([...(yield* load([idOf(unused), idOf(unused + 2)])).keys()].toSorted()).toEqual([
+            idOf(unused),
+            idOf(unused + 2),
+          ])
           yield* removeProducts([idOf(unused + 2)])
           yield* (yield* Catalogue.Catalogue).invalidate
           expect([...(yield* load([idOf(unused), idOf(unused + 2)])).keys()]).toEqual([idOf(unused)])
