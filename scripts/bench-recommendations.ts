@@ -166,6 +166,8 @@ const program = Effect.gen(function* () {
   const mean = yield* catalogue.mean.pipe(Effect.retry({ times: 10_000 }))
   const seconds = cpuSince(started) / 1_000
   Bun.gc(true)
+  yield* Effect.sleep("2 seconds")
+  Bun.gc(true)
   const bytes = (process.memoryUsage().rss - before) / count
   console.log(
     `${count} products, ${kind}: ${seconds.toFixed(1)} s of CPU to make and load, ${bytes.toFixed(0)} bytes each`,

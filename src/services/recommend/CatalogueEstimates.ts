@@ -3,7 +3,7 @@ import { Clock, Duration, Effect } from "effect"
 import { yieldToEventLoop } from "../EventLoop.ts"
 import { noDirection } from "../model/Taste.ts"
 import * as Vector from "../model/Vector.ts"
-import { type BinaryCodes, sliceRows } from "./BinaryCodes.ts"
+import { type BinaryCodes, type Query, sliceRows } from "./BinaryCodes.ts"
 import type { ProductRows } from "./CatalogueRows.ts"
 import type { Bonus } from "./CatalogueSearch.ts"
 
@@ -14,52 +14,115 @@ const greatestCosine = 1.1
 /** How old the bonuses may be by which products are chosen. The scores have the current ones. */
 const bonusesFor = Duration.seconds(30)
 
-export interface Estimates {
+/** Of a number of rows. */
+class Arrays {
   /** By row: the similarity is not greater, but for one product in 160. */
   readonly similarities: Float32Array
   /** By row: with the bonus. */
   readonly scores: Float32Array
-  /** The rows, greatest score first. No score is greater by more than `tolerance` than one before it. */
+  /** The rows, greatest score first, as finely as the width of the buckets. */
   readonly order: Uint32Array
+  readonly bucketOf: Uint16Array
+  /** Where a bucket begins in the order; at first the number of its members, one place further on. */
+  readonly starts = new Uint32Array(buckets + 1)
+
+  constructor(count: number) {
+    this.similarities = new Float32Array(count)
+    this.scores = new Float32Array(count)
+    this.order = new Uint32Array(count)
+    this.bucketOf = new Uint16Array(count)
+  }
+}
+
+export interface Estimates extends Pick<Arrays, "similarities" | "scores" | "order"> {
+  /** No score is greater by more than this than one before it in the order. */
   readonly tolerance: number
 }
 
+interface Scale {
+  readonly greatest: number
+  readonly width: number
+}
+
+/** Estimates the rows from this one on, and counts them in buckets. */
+const estimateSlice = (
+  { bucketOf, scores, similarities, starts }: Arrays,
+  { offset, step }: Query,
+  {
+    scales,
+    lengths,
+    sums,
+    bonuses,
+  }: Record<"scales" | "lengths", ReadonlyArray<number>> & {
+    readonly sums: Uint16Array
+    readonly bonuses: Float32Array
+  },
+  fromMean: number,
+  { greatest, width }: Scale,
+  from: number,
+  end: number,
+): void => {
+  const perUnit = 1 / width
+  for (let row = from; row < end; row++) {
+    const length = lengths[row]!
+    const along = (sums[row - from]! * step + offset) * scales[row]! + fromMean
+    const similarity = length < noDirection ? 0 : along / length
+    const score = similarity + bonuses[row]!
+    const bucket = Math.max(0, Math.min(buckets - 1, Math.floor((greatest - score) * perUnit)))
+    similarities[row] = similarity
+    scores[row] = score
+    bucketOf[row] = bucket
+    starts[bucket + 1] = starts[bucket + 1]! + 1
+  }
+}
+
+const sortSlice = ({ bucketOf, order, starts }: Arrays, from: number, end: number): void => {
+  for (let row = from; row < end; row++) {
+    const bucket = bucketOf[row]!
+    const place = starts[bucket]!
+    order[place] = row
+    starts[bucket] = place + 1
+  }
+}
+
 /** Calls `work` with slices of the rows, and lets other fibers run after each. */
-const inSlices = Effect.fnUntraced(function* (count: number, work: (from: number, end: number) => void) {
-  for (let from = 0; from < count; from += sliceRows) {
-    work(from, Math.min(count, from + sliceRows))
+const inSlices = Effect.fnUntraced(function* (
+  count: number,
+  size: number,
+  work: (from: number, end: number) => void,
+) {
+  for (let from = 0; from < count; from += size) {
+    work(from, Math.min(count, from + size))
     yield* yieldToEventLoop
   }
 })
 
 /** Remembers bonuses by row: computing them costs more than estimating the similarities. */
 const makeBonuses = ({ products }: ProductRows) => {
-  let values = new Float32Array(0)
-  let until = 0
+  let known = { values: new Float32Array(0), greatest: 0, until: 0 }
   return Effect.fnUntraced(function* (bonus: Bonus | undefined, count: number) {
-    if (bonus === undefined) return new Float32Array(count)
+    if (bonus === undefined) return { values: new Float32Array(count), greatest: 0 }
     const now = yield* Clock.currentTimeMillis
-    if (now < until && values.length >= count) return values
+    if (now < known.until && known.values.length >= count) return known
     // New products have a place, and no bonus for a while.
-    const computed = new Float32Array(Math.ceil(1.1 * count))
-    yield* inSlices(count, (from, end) => {
+    const values = new Float32Array(Math.ceil(1.1 * count))
+    let greatest = 0
+    yield* inSlices(count, sliceRows / 4, (from, end) => {
       for (let row = from; row < end; row++) {
         const product = products[row]
-        if (product !== undefined) computed[row] = bonus.of(product.product_id)
+        if (product !== undefined) values[row] = bonus.of(product.product_id)
+        greatest = Math.max(greatest, values[row]!)
       }
     })
-    values = computed
-    until = now + Duration.toMillis(bonusesFor)
-    return values
+    known = { values, greatest, until: now + Duration.toMillis(bonusesFor) }
+    return known
   })
 }
 
 /** An estimate is valid until the next one, which takes over its arrays. */
 export const makeEstimate = (rows: ProductRows) => {
   const bonusesOf = makeBonuses(rows)
-  let similarities = new Float32Array(0)
-  let scores = new Float32Array(0)
-  let order = new Uint32Array(0)
+  let arrays = new Arrays(0)
   return Effect.fnUntraced(function* (
     codes: BinaryCodes,
     direction: Float32Array,
@@ -68,56 +131,20 @@ export const makeEstimate = (rows: ProductRows) => {
     const { lengths, mean } = rows
     const { scales } = codes
     const count = Math.min(scales.length, lengths.length)
-    const bonuses = yield* bonusesOf(bonus, count)
+    if (arrays.order.length !== count) arrays = new Arrays(count)
+    const { starts } = arrays
+    starts.fill(0)
+    const { greatest, values: bonuses } = yield* bonusesOf(bonus, count)
     const query = codes.prepare(direction)
     const fromMean = query.onCentre - Vector.dot(direction, mean)
-    if (order.length !== count) {
-      similarities = new Float32Array(count)
-      scores = new Float32Array(count)
-      order = new Uint32Array(count)
-    }
-    let greatest = 0
-    yield* inSlices(count, (from, end) => {
-      const sums = codes.sums(from)
-      for (let row = from; row < end; row++) {
-        const length = lengths[row]!
-        const along = (sums[row - from]! * query.step + query.offset) * scales[row]! + fromMean
-        const similarity = length < noDirection ? 0 : along / length
-        similarities[row] = similarity
-        scores[row] = similarity + bonuses[row]!
-        greatest = Math.max(greatest, scores[row]!)
-      }
+    const most = greatestCosine * (Vector.norm(direction) || 1)
+    const scale = { greatest: most + greatest, width: (2 * most + greatest) / buckets }
+    yield* inSlices(count, sliceRows, (from, end) => {
+      const known = { scales, lengths, sums: codes.sums(from), bonuses }
+      estimateSlice(arrays, query, known, fromMean, scale, from, end)
     })
-    const least = -greatestCosine * Vector.norm(direction)
-    const tolerance = (greatest - least) / buckets
-    yield* sort(scores, greatest, tolerance, order)
-    return { similarities, scores, order, tolerance }
+    for (let bucket = 1; bucket < buckets; bucket++) starts[bucket] = starts[bucket]! + starts[bucket - 1]!
+    yield* inSlices(count, 4 * sliceRows, (from, end) => sortSlice(arrays, from, end))
+    return { ...arrays, tolerance: scale.width }
   })
 }
-
-/** Writes the indexes of the numbers into `order`, greatest number first, as finely as the width of the buckets. */
-const sort = Effect.fnUntraced(function* (
-  numbers: Float32Array,
-  greatest: number,
-  width: number,
-  order: Uint32Array,
-) {
-  const bucketOf = (number: number) => Math.min(buckets - 1, Math.floor((greatest - number) / width))
-  /** Where a bucket begins; first the number of its members, one place further on. */
-  const starts = new Uint32Array(buckets + 1)
-  yield* inSlices(numbers.length, (from, end) => {
-    for (let i = from; i < end; i++) {
-      const next = bucketOf(numbers[i]!) + 1
-      starts[next] = starts[next]! + 1
-    }
-  })
-  for (let bucket = 1; bucket < buckets; bucket++) starts[bucket] = starts[bucket]! + starts[bucket - 1]!
-  yield* inSlices(numbers.length, (from, end) => {
-    for (let i = from; i < end; i++) {
-      const bucket = bucketOf(numbers[i]!)
-      const place = starts[bucket]!
-      order[place] = i
-      starts[bucket] = place + 1
-    }
-  })
-})

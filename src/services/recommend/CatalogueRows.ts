@@ -94,11 +94,12 @@ export class ProductRows {
   }
 
   centredAt(row: number): Float32Array {
+    const { mean } = this
     const vector = this.vectorAt(row)
     const length = this.lengths[row]!
-    const centred = new Float32Array(this.dimensions)
-    if (length >= Taste.noDirection)
-      for (let i = 0; i < centred.length; i++) centred[i] = (vector[i]! - this.mean[i]!) / length
+    const factor = length < Taste.noDirection ? 0 : 1 / length
+    const centred = new Float32Array(vector.length)
+    for (let i = 0; i < centred.length; i++) centred[i] = (vector[i]! - mean[i]!) * factor
     return centred
   }
 

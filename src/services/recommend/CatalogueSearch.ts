@@ -24,8 +24,8 @@ export interface Scored extends Pick<Product, "product_id" | "product_name" | "c
   /** Cosine of the search direction and the product's centred vector. */
   readonly similarity: number
   readonly bonus: number
-  /** The product's centred vector, unit length. */
-  readonly centred: Float32Array
+  /** The product's centred vector, unit length; zero when the product has been removed since. */
+  readonly centred: () => Float32Array
 }
 
 /** Added to a product's similarity. All bonuses of a process are of one kind, and change slowly. */
@@ -89,6 +89,21 @@ class Ranking<Source> {
 const enoughCompared = 2_000
 const firstPlaces = 10
 
+/** With a smaller share of products that match, it is faster to compare all of them than to estimate all others too. */
+const smallShare = 0.02
+const sampled = 500
+
+/** Whether few products match, by a sample of them. */
+const isSelective = (ranking: Ranking<number>, products: ReadonlyArray<Product | undefined>) => {
+  const step = Math.ceil(products.length / sampled)
+  let [all, wanted] = [0, 0]
+  for (let row = 0; row < products.length; row += step, all++) {
+    const product = products[row]
+    if (product !== undefined && ranking.isWanted(product)) wanted++
+  }
+  return wanted < smallShare * all
+}
+
 /** Work between two turns of the event loop: about 1 ms. A visit of a product is 1. */
 const workPerTurn = 8_192
 const comparison = 16
@@ -104,7 +119,10 @@ export const makeScan = (rows: ProductRows, scans: Effect.Semaphore) => {
       const length = lengths[row] ?? 0
       return length < noDirection ? 0 : (rows.dot(direction, row) - onMean) / length
     })
-    const estimates = codes && (yield* estimate(codes, direction, search.bonus))
+    const estimates =
+      codes === undefined || isSelective(ranking, products)
+        ? undefined
+        : yield* estimate(codes, direction, search.bonus)
     const { extra = new Map<ProductId, number>(), limit } = search
     /** Answers whether the product had to be compared. */
     const offer = (row: number, product: Product) =>
@@ -134,9 +152,10 @@ export const makeScan = (rows: ProductRows, scans: Effect.Semaphore) => {
     }
     for (let place = visit(0); place < count; place = visit(place)) yield* yieldToEventLoop
     return ranking.best.flatMap(({ source, ...scored }): ReadonlyArray<Scored> => {
+      const { product_id } = scored
+      const centred = () => rows.centred(product_id) ?? new Float32Array(rows.dimensions)
       // A product that was removed meanwhile is none.
-      const isThere = products[source]?.product_id === scored.product_id
-      return isThere ? [{ ...scored, centred: rows.centredAt(source) }] : []
+      return products[source]?.product_id === product_id ? [{ ...scored, centred }] : []
     })
   })
   // A caller with many searches must not take the permit again before those that wait for it.
@@ -168,5 +187,5 @@ export const searchIndex = Effect.fnUntraced(function* (
       ranking.isWanted(product)
     )
       ranking.offer(product, rows.centre(Vector.normalise(embedding)), Number.POSITIVE_INFINITY)
-  return ranking.best.map(({ source, ...scored }): Scored => ({ ...scored, centred: source }))
+  return ranking.best.map(({ source, ...scored }): Scored => ({ ...scored, centred: () => source }))
 })

@@ -332,7 +332,7 @@ const recommend = Effect.fn("recommend")(function* (
     items: found.map(({ bonus, centred, similarity, ...product }) => {
       const { product_id } = product
       const [together, again] = terms.map(({ of }) => of.get(product_id) ?? 0) as [number, number]
-      const reasons = Taste.explain(taste.right, centred, similarity, {
+      const reasons = Taste.explain(taste.right, centred(), similarity, {
         total: together + again,
         of: (event) => terms.reduce((sum, term) => sum + term.fromEvent(event, product_id), 0),
       })
@@ -451,7 +451,8 @@ const search = Effect.fn("search")(function* (
   const products = yield* firstOf(services, user, wanted, (places) =>
     catalogue.search(direction, { ...places, filter }),
   )
-  const items = products.map(({ category, centred: product, product_id, product_name }): Found => {
+  const items = products.map(({ category, centred: vector, product_id, product_name }): Found => {
+    const product = vector()
     const similarity = Vector.dot(centred, product)
     const liked = Option.map(taste, ({ direction }) => Vector.dot(direction, product))
     const score = similarity + tasteWeight * Option.getOrElse(liked, () => 0)

@@ -1,6 +1,7 @@
 /** The catalogue in memory, over a store in memory, with a test clock. */
 import { expect } from "bun:test"
 import {
+  Array as Arr,
   Duration,
   Effect,
   Either,
@@ -409,7 +410,7 @@ effectTest("with many products the vector index of the store is searched, if the
     for (const { category, centred, product_id, similarity } of found) {
       expect([category, without.has(product_id)]).toEqual(["even", false])
       expect(similarity).toBeCloseTo(
-        centred.reduce((sum, x, i) => sum + x * direction[i]!, 0),
+        centred().reduce((sum, x, i) => sum + x * direction[i]!, 0),
         6,
       )
     }
@@ -456,10 +457,13 @@ effectTest("concurrent searches get the same results as alone, in the order of t
     yield* Effect.forEach(some(300), put)
     const directions = fc.sample(values, { numRuns: 30, seed: 7 }).map((v) => Float32Array.from(unit([...v])))
     const search = (direction: Float32Array, index: number) =>
-      catalogue.search(direction, {
-        limit: 5 + index,
-        filter: index % 2 === 0 ? { categories: ["even"] } : {},
-      })
+      Effect.map(
+        catalogue.search(direction, {
+          limit: 5 + index,
+          filter: index % 2 === 0 ? { categories: ["even"] } : {},
+        }),
+        Arr.map(({ product_id, score }) => ({ product_id, score })),
+      )
     const alone = yield* Effect.forEach(directions, search)
     const order: Array<number> = []
     const givenUp = yield* Effect.fork(search(directions[0]!, 0))

@@ -81,7 +81,8 @@ const bonus = { of: (id: string) => (Number(id.slice(2)) % 40 === 0 ? 0.2 : 0.01
 const searches: ReadonlyArray<Search> = [
   { limit: 10 },
   { limit: 100, bonus },
-  { limit: 10, filter: { conditions: { price: { lt: 3 } } } },
+  { limit: 10, filter: { conditions: { price: { lt: 7 } } } },
+  { limit: 10, filter: { conditions: { price: 1 } } },
   { limit: 20, bonus, filter: { categories: ["red"], conditions: { price: { gte: 50 } } } },
   {
     limit: 10,
@@ -108,7 +109,7 @@ const recall = Effect.fnUntraced(function* (
       const items = yield* found.scan(direction, search)
       for (const { centred, product_id, score, similarity } of items) {
         expect(score).toBeCloseTo(scores.get(product_id)!, 5)
-        expect(similarity).toBeCloseTo(Vector.dot(direction, centred), 5)
+        expect(similarity).toBeCloseTo(Vector.dot(direction, centred()), 5)
       }
       const ids = new Set(items.map(({ product_id }) => product_id))
       expect(ids.size).toBe(Math.min(search.limit, expected.length))
