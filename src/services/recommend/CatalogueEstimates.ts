@@ -39,29 +39,28 @@ export interface Estimates extends Pick<Arrays, "similarities" | "scores" | "ord
   readonly tolerance: number
 }
 
-interface Scale {
+/** What estimates are computed from. Arrays have a value for each row, `sums` for each row of the slice. */
+interface Known {
+  readonly sums: Uint16Array
+  readonly query: Query
+  readonly scales: ReadonlyArray<number>
+  readonly lengths: ReadonlyArray<number>
+  readonly bonuses: Float32Array
+  /** direction · (centre of the codes − μ) */
+  readonly fromMean: number
+  /** A score, and the width of the buckets below it. */
   readonly greatest: number
   readonly width: number
 }
 
-/** Estimates the rows from this one on, and counts them in buckets. */
+/** Estimates the rows of a slice, and counts them in buckets. */
 const estimateSlice = (
   { bucketOf, scores, similarities, starts }: Arrays,
-  { offset, step }: Query,
-  {
-    scales,
-    lengths,
-    sums,
-    bonuses,
-  }: Record<"scales" | "lengths", ReadonlyArray<number>> & {
-    readonly sums: Uint16Array
-    readonly bonuses: Float32Array
-  },
-  fromMean: number,
-  { greatest, width }: Scale,
+  { bonuses, fromMean, greatest, lengths, query, scales, sums, width }: Known,
   from: number,
   end: number,
 ): void => {
+  const { offset, step } = query
   const perUnit = 1 / width
   for (let row = from; row < end; row++) {
     const length = lengths[row]!
@@ -134,17 +133,18 @@ export const makeEstimate = (rows: ProductRows) => {
     if (arrays.order.length !== count) arrays = new Arrays(count)
     const { starts } = arrays
     starts.fill(0)
-    const { greatest, values: bonuses } = yield* bonusesOf(bonus, count)
+    const { greatest: greatestBonus, values: bonuses } = yield* bonusesOf(bonus, count)
     const query = codes.prepare(direction)
     const fromMean = query.onCentre - Vector.dot(direction, mean)
-    const most = greatestCosine * (Vector.norm(direction) || 1)
-    const scale = { greatest: most + greatest, width: (2 * most + greatest) / buckets }
-    yield* inSlices(count, sliceRows, (from, end) => {
-      const known = { scales, lengths, sums: codes.sums(from), bonuses }
-      estimateSlice(arrays, query, known, fromMean, scale, from, end)
-    })
+    const greatestSimilarity = greatestCosine * (Vector.norm(direction) || 1)
+    const greatest = greatestSimilarity + greatestBonus
+    const width = (greatest + greatestSimilarity) / buckets
+    const known = { query, scales, lengths, bonuses, fromMean, greatest, width }
+    yield* inSlices(count, sliceRows, (from, end) =>
+      estimateSlice(arrays, { ...known, sums: codes.sums(from) }, from, end),
+    )
     for (let bucket = 1; bucket < buckets; bucket++) starts[bucket] = starts[bucket]! + starts[bucket - 1]!
     yield* inSlices(count, 4 * sliceRows, (from, end) => sortSlice(arrays, from, end))
-    return { ...arrays, tolerance: scale.width }
+    return { ...arrays, tolerance: width }
   })
 }
