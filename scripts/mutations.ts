@@ -151,11 +151,41 @@ export const mutations: ReadonlyArray<Mutation> = [
   },
   {
     scenario: "first of all products by their whole score",
-    without: "scoring the products of the terms that the scan did not find",
+    without: "adding the terms to the scores of the search",
     tests: "test/services/recommend/ExactTerms.test.ts",
-    file: "src/services/recommend/Together.ts",
-    from: "catalogue.score(direction, [...others], wanted)",
-    to: "catalogue.score(direction, [], wanted)",
+    file: "src/services/recommend/Recommender.ts",
+    from: "{ ...places, filter, bonus, extra }",
+    to: "{ ...places, filter, bonus }",
+  },
+  ...[
+    {
+      without: "encoding products that change",
+      from: "      this.codes?.set(row, unit)\n",
+      to: "",
+    },
+    {
+      without: "encoding all products again when the mean has moved",
+      from: "moved <= codesMoveAt * (1 - meanSquared)",
+      to: "moved < Number.POSITIVE_INFINITY",
+    },
+    {
+      without: "encoding products that change while all are encoded",
+      from: "      codes?.set(row, this.vectorAt(row))\n",
+      to: "",
+    },
+  ].map((mutation) => ({
+    ...mutation,
+    scenario: "a search with codes finds 99 % of the best",
+    tests: "test/services/recommend/LargeCatalogue.test.ts",
+    file: "src/services/recommend/CatalogueRows.ts",
+  })),
+  {
+    scenario: "without a vector index in the store all products are held in memory",
+    without: "holding all products if there is no index",
+    tests: "test/services/recommend/Catalogue.test.ts",
+    file: "src/services/recommend/CatalogueRefresh.ts",
+    from: "if (isIndexed) return",
+    to: "return",
   },
   {
     scenario: "the pairs of a deleted product go with it",

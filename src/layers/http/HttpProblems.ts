@@ -77,7 +77,6 @@ const problemOf = (error: Failure): Problem => {
     case "ProductNotFound":
     case "UserNotFound":
       return new Problem({ status: 404, detail: error.message })
-    case "CatalogueTooLarge":
     case "TooManyUsers":
       return new Problem({ status: 501, detail: error.message })
     case "DeadLettersError":

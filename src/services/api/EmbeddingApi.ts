@@ -119,7 +119,7 @@ export const embeddings = HttpApiGroup.make("embeddings")
   .add(
     HttpApiEndpoint.get("catalogueMean", "/api/catalogue/mean")
       .addSuccess(CatalogueMean)
-      .addError(problems(422, 501, 503))
+      .addError(problems(422, 503))
       .annotate(
         OpenApi.Description,
         "The mean of all product vectors. A taste is compared with product − mean, scaled to unit length. All zeros while there are no products. Accept: application/octet-stream gets it as little-endian float32.",

@@ -112,13 +112,13 @@ export const recommendations = HttpApiGroup.make("recommendations")
         }),
       )
       .addSuccess(Recommended)
-      .addError(problems(404, 422, 501, 503)),
+      .addError(problems(404, 422, 503)),
   )
   .add(
     HttpApiEndpoint.post("recommendAmong")`/api/user/${user}/recommendations`
       .setPayload(RecommendationBody)
       .addSuccess(Recommended)
-      .addError(problems(...bodyStatuses, 404, 501, 503))
+      .addError(problems(...bodyStatuses, 404, 503))
       .annotate(OpenApi.Transform, withOptionalBody)
       .annotate(OpenApi.Description, "Recommendations among the products that a filter admits."),
   )
@@ -126,7 +126,7 @@ export const recommendations = HttpApiGroup.make("recommendations")
     HttpApiEndpoint.get("buyAgain")`/api/user/${user}/buy-again`
       .setUrlParams(Schema.Struct({ limit: Limit }))
       .addSuccess(BuyAgain)
-      .addError(problems(422, 501, 503)),
+      .addError(problems(422, 503)),
   )
   .add(
     HttpApiEndpoint.get("similarUsers")`/api/user/${user}/similar`
@@ -138,7 +138,7 @@ export const recommendations = HttpApiGroup.make("recommendations")
     HttpApiEndpoint.get("similarProducts")`/api/product/${product}/similar`
       .setUrlParams(Schema.Struct({ limit: Limit, category: Category }))
       .addSuccess(SimilarProducts)
-      .addError(problems(404, 422, 501, 503)),
+      .addError(problems(404, 422, 503)),
   )
   .add(
     HttpApiEndpoint.post("searchCatalogue", "/api/search")

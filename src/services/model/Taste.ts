@@ -37,7 +37,7 @@ export interface Taste {
 const hourMillis = 3_600_000
 
 /** A difference of unit vectors shorter than this is a rounding error and has no direction. */
-const noDirection = 1e-6
+export const noDirection = 1e-6
 
 /** Weight of short memory: 0.7 right after an event, towards 0.3 later. */
 export const shortWeight = (hours: number): number => 0.3 + 0.4 * 2 ** (-Math.max(0, hours) / 24)

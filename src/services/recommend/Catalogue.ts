@@ -1,8 +1,8 @@
 /**
- * The catalogue in memory: the unit-length vectors of all products of the configured space, for exact scans. A change in
- * the store is seen within a second of the next request; a product that was removed leaves within five. A
- * catalogue that is too large for memory is searched through the store's own vector index, if there is one. Then μ stays
- * that of the products read before the limit was exceeded.
+ * The catalogue in memory: the unit-length vectors of all products of the configured space. A change in the store is seen
+ * within a second of the next request; a product that was removed leaves within five. If the store has a vector index of
+ * its own, it holds a large catalogue in place of the memory. Then μ stays that of the products read before the limit was
+ * exceeded.
  */
 import { Context, Duration, Effect, Layer } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
@@ -12,23 +12,16 @@ import * as Vector from "../model/Vector.ts"
 import { PhraseEmbedder } from "../ports/PhraseEmbedder.ts"
 import { ProductEmbeddings, ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
 import { makeRefresh } from "./CatalogueRefresh.ts"
-import { ProductRows } from "./CatalogueRows.ts"
-import {
-  type CatalogueTooLarge,
-  makeScan,
-  type Scored,
-  type Search,
-  scoreEach,
-  searchIndex,
-} from "./CatalogueSearch.ts"
+import { type Bounds, ProductRows } from "./CatalogueRows.ts"
+import { makeScan, type Scored, type Search, searchIndex } from "./CatalogueSearch.ts"
 import * as StaleWhileRevalidate from "./StaleWhileRevalidate.ts"
 
-/** The most products held in memory: 6 KB each at 1536 dimensions. */
-export const mostProducts = 100_000
+/** A product takes 6.9 KB of memory at 1536 dimensions. Up to 5,461 of them are all compared. */
+const bounds: Bounds = { mostProducts: 100_000, mostCompared: 1 << 23 }
 const freshFor = Duration.seconds(1)
 
-export { CatalogueTooLarge, type Scored, type Search } from "./CatalogueSearch.ts"
-export type CatalogueError = ProductEmbeddingsError | CatalogueTooLarge
+export type { Scored, Search } from "./CatalogueSearch.ts"
+export type CatalogueError = ProductEmbeddingsError
 
 export class Catalogue extends Context.Tag("user-embeddings/Catalogue")<
   Catalogue,
@@ -38,34 +31,39 @@ export class Catalogue extends Context.Tag("user-embeddings/Catalogue")<
     readonly mean: Effect.Effect<Float32Array, CatalogueError>
     /** A product's centred vector (zero when it is the mean); `undefined` when it has none in this space. */
     readonly centred: (product: ProductId) => Effect.Effect<Float32Array | undefined, CatalogueError>
+    /** Copies of the unit-length vectors of those products that are in memory. */
+    readonly vectors: (
+      products: ReadonlyArray<ProductId>,
+    ) => Effect.Effect<ReadonlyMap<ProductId, Float32Array>, CatalogueError>
     /** Products by their ids; unknown ones are left out, and deleted ones are not available. */
     readonly describe: (
       products: ReadonlyArray<ProductId>,
     ) => Effect.Effect<ReadonlyMap<ProductId, Product>, CatalogueError>
-    /** All products; `undefined` while they are too many for memory. */
+    /** All products; `undefined` while the store's index has them. */
     readonly products: Effect.Effect<ReadonlyArray<Product> | undefined, CatalogueError>
-    /** Those of the names that no product's attributes have; none while the products are too many for memory. */
+    /** Those of the names that no product's attributes have; none while the store's index has the products. */
     readonly unknownAttributes: (
       names: ReadonlyArray<string>,
     ) => Effect.Effect<ReadonlyArray<string>, CatalogueError>
-    /** The products with the greatest scores, ties by product id. Exact while the catalogue is in memory. */
+    /** The products with the greatest scores, ties by product id. A large catalogue misses fewer than one in 100. */
     readonly search: (
       direction: Float32Array,
       search: Search,
-    ) => Effect.Effect<ReadonlyArray<Scored>, CatalogueError>
-    /** Scores these products one by one, in any order; those that `search` would not find are left out. */
-    readonly score: (
-      direction: Float32Array,
-      products: ReadonlyArray<ProductId>,
-      search: Omit<Search, "limit">,
     ) => Effect.Effect<ReadonlyArray<Scored>, CatalogueError>
     /** Call after this process has changed the store: the next answer then shows the change at once. */
     readonly invalidate: Effect.Effect<void>
   }
 >() {}
 
-const isKnown = (entry: readonly [ProductId, Product | undefined]): entry is readonly [ProductId, Product] =>
-  entry[1] !== undefined
+/** What is known about these products. */
+const lookUp = <A>(ids: ReadonlyArray<ProductId>, of: (id: ProductId) => A | undefined) => {
+  const found = new Map<ProductId, A>()
+  for (const id of ids) {
+    const known = of(id)
+    if (known !== undefined) found.set(id, known)
+  }
+  return found
+}
 
 const loadCentred = Effect.fnUntraced(function* (
   products: ProductEmbeddings["Type"],
@@ -77,11 +75,11 @@ const loadCentred = Effect.fnUntraced(function* (
   return rows.centre(Vector.normalise(vector))
 })
 
-const make = Effect.fnUntraced(function* (limit: number) {
+const make = Effect.fnUntraced(function* (limits: Bounds) {
   const products = yield* ProductEmbeddings
   const { dimensions } = yield* EmbeddingConfig
   const { space } = yield* PhraseEmbedder
-  const rows = new ProductRows(space, dimensions, limit)
+  const rows = new ProductRows(space, dimensions, limits)
   const scans = yield* Effect.makeSemaphore(1)
   const scan = makeScan(rows, scans)
 
@@ -105,11 +103,10 @@ const make = Effect.fnUntraced(function* (limit: number) {
     mean: Effect.map(current, () => rows.mean),
     centred: (id) =>
       whenFresh(() => (rows.tooLarge ? loadCentred(products, rows, id) : Effect.succeed(rows.centred(id)))),
+    vectors: (ids) => whenFresh(() => Effect.succeed(lookUp(ids, (id) => rows.vector(id)))),
     describe: (ids) =>
       whenFresh(() =>
-        rows.tooLarge
-          ? products.describe(ids)
-          : Effect.succeed(new Map(ids.map((id) => [id, rows.product(id)] as const).filter(isKnown))),
+        rows.tooLarge ? products.describe(ids) : Effect.succeed(lookUp(ids, (id) => rows.product(id))),
       ),
     products: Effect.map(current, () => (rows.tooLarge ? undefined : rows.all())),
     unknownAttributes: (names) =>
@@ -118,12 +115,10 @@ const make = Effect.fnUntraced(function* (limit: number) {
       whenFresh(() =>
         rows.tooLarge ? searchIndex(products, rows, direction, search) : scan(direction, search),
       ),
-    score: (direction, ids, search) => whenFresh(() => scoreEach(products, rows, direction, ids, search)),
     invalidate,
   })
 })
 
-/** Holds up to `limit` products in memory. */
-export const layerOf = (limit: number) => Layer.scoped(Catalogue, make(limit))
+export const layerOf = (limits: Partial<Bounds>) => Layer.scoped(Catalogue, make({ ...bounds, ...limits }))
 
-export const layer = layerOf(mostProducts)
+export const layer = layerOf({})

@@ -2,7 +2,7 @@
 import { Array as Arr, Clock, Duration, Effect, type Scope, Stream } from "effect"
 import { yieldToEventLoop } from "../EventLoop.ts"
 import type { ProductId } from "../model/Interaction.ts"
-import type { ProductEmbeddings, StampSum } from "../ports/ProductEmbeddings.ts"
+import type { ProductEmbeddings, StampSum, StoredProduct } from "../ports/ProductEmbeddings.ts"
 import * as Telemetry from "../Telemetry.ts"
 import type { ProductRows } from "./CatalogueRows.ts"
 
@@ -24,18 +24,36 @@ const recomputeMean = Effect.fnUntraced(function* (rows: ProductRows) {
   for (const _ of rows.recomputeMean()) yield* yieldToEventLoop
 })
 
+/** Whether the store has a vector index that answers. */
+const hasIndex = (products: Products, { dimensions, space }: ProductRows) => {
+  const direction = new Float32Array(dimensions).fill(1)
+  return Effect.as(products.indexed(direction, { space, limit: 1 }), true).pipe(
+    Effect.catchTag("NoVectorIndex", () => Effect.succeed(false)),
+  )
+}
+
+/** Inserts or replaces a product. Without a vector index in the store, the memory holds all products. */
+const put = (products: Products, rows: ProductRows, product: StoredProduct, now: number) =>
+  Effect.suspend(() => {
+    const wasTooLarge = rows.tooLarge
+    rows.put(product, now)
+    if (!rows.tooLarge || wasTooLarge) return Effect.void
+    return Effect.map(hasIndex(products, rows), (isIndexed) => {
+      if (isIndexed) return
+      rows.holdAll()
+      rows.put(product, now)
+    })
+  })
+
 /** Reads all products. Those that the store no longer has are left to the next comparison. */
 const readAll = (products: Products, rows: ProductRows, now: number) =>
   Stream.runForEachWhile(products.stream(rows.space), (product) =>
-    Effect.sync(() => {
-      rows.put(product, now)
-      return !rows.tooLarge
-    }),
+    Effect.map(put(products, rows, product, now), () => !rows.tooLarge),
   )
 
 /** Reads all products into an empty memory, if they may fit. */
 const load = Effect.fnUntraced(function* (products: Products, rows: ProductRows, now: number) {
-  if (rows.tooLarge && (yield* products.count) > rows.limit) return
+  if (rows.tooLarge && (yield* products.count) > rows.mostProducts) return
   rows.tooLarge = false
   yield* readAll(products, rows, now)
 })
@@ -56,7 +74,7 @@ const compareStamps = Effect.fnUntraced(function* (products: Products, rows: Pro
     }),
   )
   for (const ids of Arr.chunksOf(differing, productsPerFind))
-    for (const product of yield* products.find(ids)) rows.put(product, now)
+    for (const product of yield* products.find(ids)) yield* put(products, rows, product, now)
   rows.keepOnly(existing, now)
 })
 
@@ -80,7 +98,7 @@ const makeReport = (rows: ProductRows) => {
 const evictAll = Effect.fnUntraced(function* (rows: ProductRows, scans: Effect.Semaphore) {
   yield* recomputeMean(rows)
   yield* scans.withPermits(1)(Effect.sync(() => rows.clear()))
-  yield* Effect.logWarning("catalogue.too_large").pipe(Effect.annotateLogs({ most: rows.limit }))
+  yield* Effect.logWarning("catalogue.too_large").pipe(Effect.annotateLogs({ most: rows.mostProducts }))
 })
 
 /** Brings the rows up to date by the products written since, and now and then in the background by all of them. */
@@ -99,8 +117,7 @@ export const makeRefresh = (
   const catchUp = (now: number) => {
     const since = now - newestWrite < 2 * stampTolerance ? newestWrite - stampTolerance : newestWrite
     return Stream.runForEach(products.changed(since), (product) =>
-      Effect.sync(() => {
-        rows.put(product, now)
+      Effect.map(put(products, rows, product, now), () => {
         newestWrite = Math.max(newestWrite, product.updated_at)
       }),
     )

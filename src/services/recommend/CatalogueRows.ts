@@ -3,6 +3,8 @@
  * of the mean μ rewrites none of them:
  *
  *     q · centre(v) = (q · v − q · μ) / ‖v − μ‖
+ *
+ * A large memory also has codes of the rows, to estimate similarities by.
  */
 import { Duration } from "effect"
 import type { ProductId } from "../model/Interaction.ts"
@@ -10,19 +12,37 @@ import type { Product } from "../model/Product.ts"
 import * as Taste from "../model/Taste.ts"
 import * as Vector from "../model/Vector.ts"
 import { type StampSum, type StoredProduct, stampModulus } from "../ports/ProductEmbeddings.ts"
+import { BinaryCodes, isSupported } from "./BinaryCodes.ts"
 
-/** Numbers in one block of rows, scanned in one go (about 2 ms) before other fibers run. */
+/** Numbers in one block of rows, read in one go (about 2 ms) before other fibers run. */
 const blockNumbers = 1 << 21
+/** Rows encoded in one go: about 1 ms. */
+const rowsEncoded = 32
 /** μ is computed again when this share of the catalogue has changed, or this long after the first change. */
 const meanMovesAt = 0.01
 const meanMovesAfter = Duration.minutes(1)
+/** Rows are encoded again when the mean has moved so far, by the square of its distance over that of the rows. */
+const codesMoveAt = 0.1
+
+/** How much a catalogue holds. */
+export interface Bounds {
+  /** Products in memory, while the store has a vector index for more. */
+  readonly mostProducts: number
+  /** Numbers in the vectors of a catalogue without codes: each search compares all its products. */
+  readonly mostCompared: number
+}
+
 /** Products of the space that are not deleted. Those that are not available count in the mean. */
 export class ProductRows {
   tooLarge = false
-  readonly blocks: Array<Float32Array> = []
+  private readonly blocks: Array<Float32Array> = []
   mean: Float32Array
   /** By row: ‖v − μ‖. */
   lengths: Array<number> = []
+  /** `undefined` while there are few numbers. */
+  codes: BinaryCodes | undefined
+  /** Rows that changed while μ is computed. */
+  private changedMeanwhile: Set<number> | undefined
   /** Changes since μ was computed, and when the first of them happened. */
   private changes = 0
   private changedAt = 0
@@ -38,13 +58,16 @@ export class ProductRows {
   private readonly sum: Float64Array
   /** How many products have an attribute of each name. */
   private readonly attributes = new Map<string, number>()
-  readonly rowsPerBlock: number
+  private readonly rowsPerBlock: number
+  /** With more, the catalogue is too large. */
+  mostProducts: number
 
   constructor(
     readonly space: string,
     readonly dimensions: number,
-    readonly limit: number,
+    private readonly limits: Bounds,
   ) {
+    this.mostProducts = limits.mostProducts
     this.rowsPerBlock = Math.max(1, Math.floor(blockNumbers / dimensions))
     this.sum = new Float64Array(dimensions)
     this.mean = new Float32Array(dimensions)
@@ -59,13 +82,46 @@ export class ProductRows {
     return this.products.filter((product) => product !== undefined)
   }
 
+  /** A copy: the row may be another product's later. */
+  vector(id: ProductId): Float32Array | undefined {
+    const row = this.rowOf.get(id)
+    return row === undefined ? undefined : this.vectorAt(row).slice()
+  }
+
   centred(id: ProductId): Float32Array | undefined {
     const row = this.rowOf.get(id)
     return row === undefined ? undefined : this.centredAt(row)
   }
 
   centredAt(row: number): Float32Array {
-    return this.centre(this.vectorAt(row))
+    const { mean } = this
+    const vector = this.vectorAt(row)
+    const length = this.lengths[row]!
+    const factor = length < Taste.noDirection ? 0 : 1 / length
+    const centred = new Float32Array(vector.length)
+    for (let i = 0; i < centred.length; i++) centred[i] = (vector[i]! - mean[i]!) * factor
+    return centred
+  }
+
+  /** Dot product with a row. Four sums, because each addition to one sum waits for the one before. */
+  dot(direction: Float32Array, row: number): number {
+    const { length } = direction
+    const block = this.blocks[Math.floor(row / this.rowsPerBlock)]!
+    const start = (row % this.rowsPerBlock) * length
+    let s0 = 0
+    let s1 = 0
+    let s2 = 0
+    let s3 = 0
+    let i = 0
+    for (; i + 3 < length; i += 4) {
+      const at = start + i
+      s0 += direction[i]! * block[at]!
+      s1 += direction[i + 1]! * block[at + 1]!
+      s2 += direction[i + 2]! * block[at + 2]!
+      s3 += direction[i + 3]! * block[at + 3]!
+    }
+    for (; i < length; i++) s0 += direction[i]! * block[start + i]!
+    return s0 + s1 + (s2 + s3)
   }
 
   /** Zero for a unit-length vector that is the mean. */
@@ -92,7 +148,7 @@ export class ProductRows {
     }
     const unit = Vector.normalise(embedding)
     const existing = this.rowOf.get(product_id)
-    if (existing === undefined && this.rowOf.size >= this.limit) {
+    if (existing === undefined && this.rowOf.size >= this.mostProducts) {
       this.tooLarge = true
       return
     }
@@ -104,6 +160,8 @@ export class ProductRows {
       this.vectorAt(row).set(unit)
       Vector.addScaled(this.sum, 1, unit)
       this.lengths[row] = this.lengthOf(row, this.mean, this.meanSquared)
+      this.codes?.set(row, unit)
+      this.changedMeanwhile?.add(row)
       this.countChange(now)
     }
     this.countAttributes(this.products[row], -1)
@@ -140,11 +198,19 @@ export class ProductRows {
     }
   }
 
+  /** Ends the limit. */
+  holdAll(): void {
+    this.mostProducts = Number.POSITIVE_INFINITY
+    this.tooLarge = false
+  }
+
   /** Removes all products and keeps μ. */
   clear(): void {
     for (const list of [this.blocks, this.products, this.free]) list.length = 0
     for (const map of [this.rowOf, this.stamps, this.unusable, this.attributes]) map.clear()
     this.sum.fill(0)
+    this.lengths = []
+    this.codes = undefined
   }
 
   isMeanOutdated(now: number): boolean {
@@ -152,9 +218,12 @@ export class ProductRows {
     return this.changes > 0 && (due || this.changes >= meanMovesAt * this.rowOf.size)
   }
 
-  /** Computes μ and all lengths; yields after each block, for a caller to let other fibers run. */
+  /** Computes μ, all lengths and, if need be, all codes; yields now and then, for a caller to let other fibers run. */
   *recomputeMean(): Generator<void> {
+    const { changes } = this
     const { size } = this.rowOf
+    const changed = new Set<number>()
+    this.changedMeanwhile = changed
     const mean = size === 0 ? new Float32Array(this.dimensions) : Vector.divide(this.sum, size)
     const meanSquared = Vector.dot(mean, mean)
     const lengths: Array<number> = []
@@ -162,11 +231,35 @@ export class ProductRows {
       lengths.push(this.products[row] === undefined ? 0 : this.lengthOf(row, mean, meanSquared))
       if (row % this.rowsPerBlock === this.rowsPerBlock - 1) yield
     }
+    const codes = this.codesFor(mean, meanSquared)
+    if (codes !== undefined && codes !== this.codes)
+      for (let row = 0; row < lengths.length; row++) {
+        codes.set(row, this.vectorAt(row))
+        if (row % rowsEncoded === rowsEncoded - 1) yield
+      }
+    for (const row of changed) {
+      lengths[row] = this.lengthOf(row, mean, meanSquared)
+      codes?.set(row, this.vectorAt(row))
+    }
     // Set together, so that no search sees a mean without its lengths.
     this.mean = mean
     this.meanSquared = meanSquared
     this.lengths = lengths
-    this.changes = 0
+    this.codes = codes
+    this.changes -= changes
+    this.changedMeanwhile = undefined
+  }
+
+  /** The codes as they are, or empty ones for all rows. */
+  private codesFor(mean: Float32Array, meanSquared: number): BinaryCodes | undefined {
+    if (!isSupported || this.rowOf.size * this.dimensions <= this.limits.mostCompared) return undefined
+    const { centre } = this.codes ?? {}
+    const moved =
+      centre === undefined
+        ? Number.POSITIVE_INFINITY
+        : Vector.dot(centre, centre) - 2 * Vector.dot(centre, mean) + meanSquared
+    // Rows are unit vectors, so that the mean of their squared distances from μ is 1 − μ².
+    return moved <= codesMoveAt * (1 - meanSquared) ? this.codes : new BinaryCodes(this.dimensions, mean)
   }
 
   private vectorAt(row: number): Float32Array {

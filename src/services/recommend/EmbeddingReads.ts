@@ -24,20 +24,30 @@ export interface TasteSources {
   readonly vectors: EventVectors["Type"]
 }
 
-/** The vectors of events, by message id. Phrases that the embedder does not answer in time are left out. */
+/**
+ * The vectors of events, by message id. Those of products are in the catalogue, unless they are deleted. Phrases that the
+ * embedder does not answer in time are left out.
+ */
 const loadEventVectors = Effect.fnUntraced(function* (
-  vectors: EventVectors["Type"],
+  { catalogue, vectors }: TasteSources,
   events: ReadonlyArray<RecentEvent>,
 ) {
   const find = (some: ReadonlyArray<RecentEvent>) =>
     Effect.map(vectors.resolve(some, { store: false }), (found) => Arr.zip(some, found))
-  const [phrases, products] = Arr.partition(events, ({ product_id }) => product_id !== null)
+  const ids = new Set(events.flatMap(({ product_id }) => product_id ?? []))
+  const inMemory = yield* catalogue.vectors([...ids])
+  const known = new Map<string, Float32Array>()
+  for (const { message_id, product_id } of events) {
+    const vector = product_id === null ? undefined : inMemory.get(product_id)
+    if (vector !== undefined) known.set(message_id, vector)
+  }
+  const unknown = events.filter(({ message_id }) => !known.has(message_id))
+  const [phrases, products] = Arr.partition(unknown, ({ product_id }) => product_id !== null)
   const inTime = Effect.map(
     Effect.timeoutOption(find(phrases), phraseTimeout),
     Option.getOrElse(() => []),
   )
   const found = yield* Effect.all([find(products), inTime], { concurrency: 2 })
-  const known = new Map<string, Float32Array>()
   for (const [{ message_id }, vector] of found.flat())
     if (Either.isRight(vector)) known.set(message_id, vector.right)
   return known
@@ -52,11 +62,12 @@ export interface ReadTaste {
 
 /** The tastes of embeddings in the space of the catalogue, in their order. */
 export const readTastes = Effect.fnUntraced(function* (
-  { catalogue, config, vectors }: TasteSources,
+  sources: TasteSources,
   embeddings: ReadonlyArray<UserEmbedding>,
 ) {
+  const { catalogue, config } = sources
   const vectorOf = yield* loadEventVectors(
-    vectors,
+    sources,
     embeddings.flatMap(({ recent }) => recent),
   )
   const mean = yield* catalogue.mean

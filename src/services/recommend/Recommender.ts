@@ -1,6 +1,5 @@
 /** Step: taste → products. docs/concepts.md explains the figures and their arithmetic. */
 import { Array as Arr, Clock, Context, Duration, Effect, Either, Layer, Option, Schema, Stream } from "effect"
-import { identity } from "effect/Function"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import { decay, weightOf } from "../model/Fold.ts"
 import type { ProductId, UserId } from "../model/Interaction.ts"
@@ -308,27 +307,32 @@ const recommend = Effect.fn("recommend")(function* (
     return { source: "popular" as const, items }
   }
   // Right after a start the log may still be counted. The taste alone is a better answer than none.
-  const { most, of } = yield* Effect.timeoutTo(popularity.counts, {
-    duration: countsTimeout,
-    onTimeout: () => ({ most: 0, of: () => 0 }),
-    onSuccess: identity,
-  })
+  const counts = Option.getOrUndefined(yield* Effect.timeoutOption(popularity.counts, countsTimeout))
   const weight = config.popularityWeight
-  const bonus = { most: weight, of: (id: ProductId) => Taste.popularityPart(weight, of(id), most) }
+  const bonus = counts && {
+    of: (id: ProductId) => Taste.popularityPart(weight, counts.of(id), counts.most),
+  }
   const { direction, recent } = taste.right
   const terms = [
-    yield* Together.together(catalogue, services.pairs, config.togetherWeight, recent, of),
+    yield* Together.together(
+      catalogue,
+      services.pairs,
+      config.togetherWeight,
+      recent,
+      counts?.of ?? (() => 0),
+    ),
     wanted.exclude === "none" ? yield* again(services, user) : Together.noTerm,
   ] as const
+  const extra = Together.sumOf(terms)
   const found = yield* firstOf(services, user, wanted, (places) =>
-    Together.search(catalogue, direction, { ...places, filter, bonus }, terms),
+    catalogue.search(direction, { ...places, filter, bonus, extra }),
   )
   return {
     source: "taste" as const,
     items: found.map(({ bonus, centred, similarity, ...product }) => {
       const { product_id } = product
       const [together, again] = terms.map(({ of }) => of.get(product_id) ?? 0) as [number, number]
-      const reasons = Taste.explain(taste.right, centred, similarity, {
+      const reasons = Taste.explain(taste.right, centred(), similarity, {
         total: together + again,
         of: (event) => terms.reduce((sum, term) => sum + term.fromEvent(event, product_id), 0),
       })
@@ -407,8 +411,11 @@ const similarProducts = Effect.fn("similarProducts")(function* (
   const direction = yield* catalogue.centred(product_id)
   if (direction === undefined) return yield* new ProductNotFound({ product_id })
   const term = yield* Together.withProduct(catalogue, pairs, config.togetherWeight, product_id)
-  const wanted = { ...options, without: new Set([product_id]) }
-  const found = yield* Together.search(catalogue, direction, wanted, [term])
+  const found = yield* catalogue.search(direction, {
+    ...options,
+    without: new Set([product_id]),
+    extra: term.of,
+  })
   return found.map(({ bonus: _, centred: __, ...product }) => ({
     ...product,
     together: term.of.get(product.product_id) ?? 0,
@@ -432,7 +439,7 @@ const search = Effect.fn("search")(function* (
   )
   const vector = yield* Effect.catchTags(found!, { ProductMissing: Effect.die, UnusableVector: Effect.die })
   const centred = Taste.centre(vector, yield* catalogue.mean) ?? new Float32Array(vector.length)
-  // The sum of two dot products is the dot product with the sum of the directions, so the scan stays exact.
+  // The sum of two dot products is the dot product with the sum of the directions, so one search finds the best.
   const direction = Option.match(taste, {
     onNone: () => centred,
     onSome: (taste) => {
@@ -444,7 +451,8 @@ const search = Effect.fn("search")(function* (
   const products = yield* firstOf(services, user, wanted, (places) =>
     catalogue.search(direction, { ...places, filter }),
   )
-  const items = products.map(({ category, centred: product, product_id, product_name }): Found => {
+  const items = products.map(({ category, centred: vector, product_id, product_name }): Found => {
+    const product = vector()
     const similarity = Vector.dot(centred, product)
     const liked = Option.map(taste, ({ direction }) => Vector.dot(direction, product))
     const score = similarity + tasteWeight * Option.getOrElse(liked, () => 0)

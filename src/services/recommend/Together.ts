@@ -1,7 +1,7 @@
 /**
  * The terms that a recommendation adds to similarity and popularity: products that people interact with together with the
- * user's newest ones, and products that the user bought. A term is 0 for almost all products, so the scan of the catalogue
- * does without it, and the others are scored one by one afterwards. The answer is exact.
+ * user's newest ones, and products that the user bought. A term is 0 for almost all products, and the search of the catalogue
+ * compares the others exactly.
  */
 import { Effect } from "effect"
 import type { ProductId } from "../model/Interaction.ts"
@@ -9,8 +9,7 @@ import { mostNeighbours, nearby } from "../model/Together.ts"
 import type { RecentEvent } from "../model/UserEmbedding.ts"
 import type { ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
 import type { ProductPairs } from "../ports/ProductPairs.ts"
-import type { Catalogue, CatalogueError, Scored, Search } from "./Catalogue.ts"
-import { insertTopK } from "./TopK.ts"
+import type { Catalogue, CatalogueError } from "./Catalogue.ts"
 
 /** A part of the score, from 0 to its weight. */
 export interface Term {
@@ -83,30 +82,10 @@ export const withProduct = Effect.fnUntraced(function* (
   return scaled(near, weight, () => 0)
 })
 
-export const sumOf = (terms: ReadonlyArray<Term>, product: ProductId): number =>
-  terms.reduce((sum, { of }) => sum + (of.get(product) ?? 0), 0)
-
-const ahead = (a: Scored, b: Scored): boolean =>
-  a.score > b.score || (a.score === b.score && a.product_id < b.product_id)
-
-/** The products with the greatest scores including these terms, ties by product id. */
-export const search = Effect.fnUntraced(function* (
-  catalogue: Catalogue["Type"],
-  direction: Float32Array,
-  wanted: Search,
-  terms: ReadonlyArray<Term>,
-) {
-  const scanned = yield* catalogue.search(direction, wanted)
-  const isScanned = new Set(scanned.map(({ product_id }) => product_id))
-  const others = new Set(terms.flatMap(({ of }) => [...of.keys()])).difference(isScanned)
-  if (others.size === 0 && terms.every(({ of }) => of.size === 0)) return scanned
-  const best: Array<Scored> = []
-  for (const product of [...scanned, ...(yield* catalogue.score(direction, [...others], wanted))])
-    insertTopK(
-      best,
-      wanted.limit,
-      { ...product, score: product.score + sumOf(terms, product.product_id) },
-      ahead,
-    )
-  return best
-})
+/** The sum of terms, for the few products that have one. */
+export const sumOf = (terms: ReadonlyArray<Term>): ReadonlyMap<ProductId, number> => {
+  const sum = new Map<ProductId, number>()
+  for (const { of } of terms)
+    for (const [product, value] of of) sum.set(product, (sum.get(product) ?? 0) + value)
+  return sum
+}

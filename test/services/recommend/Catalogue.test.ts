@@ -1,6 +1,7 @@
 /** The catalogue in memory, over a store in memory, with a test clock. */
 import { expect } from "bun:test"
 import {
+  Array as Arr,
   Duration,
   Effect,
   Either,
@@ -23,7 +24,7 @@ import {
   type StoredProduct,
   stampModulus,
 } from "../../../src/services/ports/ProductEmbeddings.ts"
-import { Catalogue, CatalogueTooLarge, layerOf } from "../../../src/services/recommend/Catalogue.ts"
+import { Catalogue, layerOf } from "../../../src/services/recommend/Catalogue.ts"
 import { effectTest } from "../../support/effect.ts"
 
 const dimensions = 8
@@ -111,8 +112,8 @@ const world = () => {
         state.stored.set(product.product_id, { ...product, updated_at: now, deleted: false }),
       ),
     )
-  const layer = (most: number) =>
-    layerOf(most).pipe(
+  const layer = (mostProducts: number) =>
+    layerOf({ mostProducts }).pipe(
       Layer.provide([
         store,
         Layer.succeed(PhraseEmbedder, { space, embed: () => Effect.succeed([]) }),
@@ -354,7 +355,7 @@ effectTest("among equal scores the smaller id comes first, also at the limit", (
     const asked = Float32Array.from([1, 0, 0, 0, 0, 0, 0, 0])
     const found = yield* catalogue.search(asked, { limit: 2 })
     expect(found.map(({ product_id }) => product_id)).toEqual(["p-001", "p-002"])
-    const bonus = { most: 2, of: (id: string) => (id === "p-009" ? 2 : 0) }
+    const bonus = { of: (id: string) => (id === "p-009" ? 2 : 0) }
     const [best] = yield* catalogue.search(asked, { limit: 1, bonus })
     expect(best).toMatchObject({ product_id: "p-009", bonus: 2 })
     expect(best!.score).toBe(best!.similarity + 2)
@@ -375,19 +376,33 @@ effectTest("answers from memory while the store is down, but fails before the fi
   }).pipe(Effect.provide(layer(1_000)))
 })
 
-effectTest("too many products are an error, unless the store has a vector index", () => {
+effectTest("without a vector index in the store all products are held in memory", () => {
+  const { layer, put } = world()
+  return Effect.gen(function* () {
+    const many = some(90)
+    yield* Effect.forEach(many.slice(0, 40), put)
+    agrees(yield* compared, many.slice(0, 40))
+    yield* Effect.forEach(many.slice(40, 70), put)
+    yield* TestClock.adjust("2 seconds")
+    agrees(yield* compared, many.slice(0, 70))
+    yield* Effect.forEach(many.slice(70), put)
+    yield* TestClock.adjust("2 seconds")
+    agrees(yield* compared, many)
+  }).pipe(Effect.provide(layer(50)))
+})
+
+effectTest("with many products the vector index of the store is searched, if there is one", () => {
   const { layer, put, state } = world()
   return Effect.gen(function* () {
     const catalogue = yield* Catalogue
     const many = some(60)
-    yield* Effect.forEach(many, put)
-    yield* TestClock.adjust("11 minutes")
-    const refused = yield* Effect.flip(compared)
-    expect(refused).toBeInstanceOf(CatalogueTooLarge)
-    expect(refused.message).toBe(
-      "there are more than 50 products, too many to compare in memory, and there is no index",
-    )
+    yield* Effect.forEach(many.slice(0, 40), put)
+    agrees(yield* compared, many.slice(0, 40))
     state.hasIndex = true
+    yield* Effect.forEach(many.slice(40), put)
+    yield* TestClock.adjust("2 seconds")
+    yield* compared
+    expect(yield* catalogue.products).toBeUndefined()
     const without = new Set(["p-000", "p-002"])
     const found = yield* catalogue.search(direction, { limit: 5, filter: { categories: ["even"] }, without })
     expect(found).toHaveLength(5)
@@ -395,17 +410,22 @@ effectTest("too many products are an error, unless the store has a vector index"
     for (const { category, centred, product_id, similarity } of found) {
       expect([category, without.has(product_id)]).toEqual(["even", false])
       expect(similarity).toBeCloseTo(
-        centred.reduce((sum, x, i) => sum + x * direction[i]!, 0),
+        centred().reduce((sum, x, i) => sum + x * direction[i]!, 0),
         6,
       )
     }
     expect((yield* catalogue.describe(["p-003", "nowhere"])).get("p-003")?.product_name).toBe("Product 3")
     expect(Math.hypot(...(yield* catalogue.centred("p-003"))!)).toBeCloseTo(1, 6)
     expect(yield* catalogue.centred("nowhere")).toBeUndefined()
+    // A product with an extra is found, wherever it is.
+    const [extra] = yield* catalogue.search(direction, { limit: 1, extra: new Map([["p-059", 3]]) })
+    expect(extra).toMatchObject({ product_id: "p-059", score: extra!.similarity + 3 })
+    // An outage of the index is one of the catalogue.
+    state.hasIndex = false
+    expect(yield* Effect.flip(compared)).toMatchObject({ reason: "unavailable" })
 
     // Below the limit again, the catalogue returns to memory.
     for (const { product_id } of many.slice(40)) state.stored.delete(product_id)
-    state.hasIndex = false
     yield* TestClock.adjust("11 minutes")
     agrees(yield* compared, many.slice(0, 40))
   }).pipe(Effect.provide(layer(50)))
@@ -437,10 +457,13 @@ effectTest("concurrent searches get the same results as alone, in the order of t
     yield* Effect.forEach(some(300), put)
     const directions = fc.sample(values, { numRuns: 30, seed: 7 }).map((v) => Float32Array.from(unit([...v])))
     const search = (direction: Float32Array, index: number) =>
-      catalogue.search(direction, {
-        limit: 5 + index,
-        filter: index % 2 === 0 ? { categories: ["even"] } : {},
-      })
+      Effect.map(
+        catalogue.search(direction, {
+          limit: 5 + index,
+          filter: index % 2 === 0 ? { categories: ["even"] } : {},
+        }),
+        Arr.map(({ product_id, score }) => ({ product_id, score })),
+      )
     const alone = yield* Effect.forEach(directions, search)
     const order: Array<number> = []
     const givenUp = yield* Effect.fork(search(directions[0]!, 0))
@@ -448,7 +471,6 @@ effectTest("concurrent searches get the same results as alone, in the order of t
       catalogue.search(directions[0]!, {
         limit: 5,
         bonus: {
-          most: 1,
           of: () => {
             throw new Error("a bug")
           },
