@@ -14,7 +14,7 @@ import {
 import * as Telemetry from "../Telemetry.ts"
 
 const interval = Duration.seconds(5)
-const tick = Duration.millis(500)
+const tick = Duration.seconds(1)
 
 const polling = <E, R>(update: Effect.Effect<unknown, E, R>, every: Duration.Duration) =>
   Effect.ignore(update).pipe(
