@@ -268,7 +268,7 @@ export const eventToEmbedding = metric(
   histogram(
     "user_embeddings.event_to_embedding",
     "Seconds from recording an interaction to its durable embedding",
-    [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
+    [0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
     "s",
   ),
 )
