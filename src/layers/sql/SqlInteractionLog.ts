@@ -204,18 +204,23 @@ const appendBatch = (
             : { _tag, interaction },
       ),
     ),
-    Effect.catchAll((error) => {
-      const { isConnectionLost, isDuplicateKey, isTooLarge } = table.dialect
-      if (isDuplicateKey(error) && attempt < maxAppendAttempts) return again
-      // The server had closed an idle connection, or has failed over.
-      if (isConnectionLost(error) && attempt === 1) return again
-      if (isTooLarge(error) && entries.length > 1)
-        return Effect.map(
+    Effect.catchIf(
+      (error) => table.dialect.isDuplicateKey(error) && attempt < maxAppendAttempts,
+      () => again,
+    ),
+    // The server had closed an idle connection, or has failed over.
+    Effect.catchIf(
+      (error) => table.dialect.isConnectionLost(error) && attempt === 1,
+      () => again,
+    ),
+    Effect.catchIf(
+      (error) => table.dialect.isTooLarge(error) && entries.length > 1,
+      () =>
+        Effect.map(
           Effect.forEach(halves(entries), (half) => appendBatch(table, half)),
           Arr.flatten,
-        )
-      return Effect.fail(error)
-    }),
+        ),
+    ),
   )
 }
 
