@@ -27,7 +27,6 @@ import { ServerOutage, serverName } from "../../services/Outages.ts"
 import { describeFailure, portFailure, textOf } from "../../services/ports/PortFailure.ts"
 import * as RetryPolicies from "../../services/RetryPolicies.ts"
 import * as Settings from "../../services/Settings.ts"
-import { within } from "../Deadline.ts"
 
 /** A failed call. It contains no password: the messages of amqplib name only host and port. */
 export class RabbitError extends Schema.TaggedError<RabbitError>()("RabbitError", portFailure) {
@@ -71,24 +70,23 @@ export const failed =
   (cause: unknown): RabbitError =>
     new RabbitError({ reason: reasonOf(cause), operation, cause, server })
 
-/** A call of the driver with a deadline, in finalizers too. */
+/** A call of the driver with a deadline. It stays interruptible in finalizers. */
 export const call = <A>(
   operation: string,
   run: () => Promise<A>,
   deadline = callDeadline,
-): Effect.Effect<A, RabbitError> => {
-  const late = () => {
-    const cause = new Error(`no answer within ${Duration.format(deadline)}`)
-    return new RabbitError({ reason: "timeout", operation, cause })
-  }
-  return within<A, RabbitError>(deadline, late, (resume) => {
-    const answer = (async () => run())()
-    answer.then(
-      (value) => resume(Effect.succeed(value)),
-      (cause) => resume(Effect.fail(failed(operation)(cause))),
-    )
-  })
-}
+): Effect.Effect<A, RabbitError> =>
+  Effect.interruptible(Effect.tryPromise({ try: run, catch: failed(operation) })).pipe(
+    Effect.timeoutFail({
+      duration: deadline,
+      onTimeout: () =>
+        new RabbitError({
+          reason: "timeout",
+          operation,
+          cause: new Error(`no answer within ${Duration.format(deadline)}`),
+        }),
+    }),
+  )
 
 /** A resource that is closed with the scope, even if it opens after the deadline. */
 const opened = <A extends { readonly close: () => Promise<void> }>(
