@@ -87,12 +87,18 @@ let started = 0
 const dueAt = (request: number): number =>
   rate === null ? 0 : started + (request * perRequest * 1000) / rate
 
+let timer: Timer | undefined
+
 /** Uses the connections that have been idle for longest, because the server closes idle connections. */
 const pump = () => {
   const now = performance.now()
   while (sent < requests && idle.length > 0) {
     const due = rate === null ? now : dueAt(sent)
-    if (due > now) return
+    if (due > now) {
+      clearTimeout(timer)
+      timer = setTimeout(pump, due - now)
+      return
+    }
     idle.shift()!.send(render(sent++), due)
   }
 }
@@ -131,12 +137,10 @@ const connect = () =>
 await Promise.all(Array.from({ length: order.connections }, connect))
 const unused = process.cpuUsage()
 started = performance.now()
-const timer = rate === null ? undefined : setInterval(pump, 1)
 pump()
 await finished.promise
 const seconds = (performance.now() - started) / 1000
 const { system, user } = process.cpuUsage(unused)
-clearInterval(timer)
 const sorted = latencies.subarray(0, answered).toSorted()
 const at = (share: number): number => sorted[Math.min(answered - 1, Math.floor(answered * share))] ?? 0
 const seen: Seen = {

@@ -90,11 +90,12 @@ export const newTrace = (): Tracer.ExternalSpan =>
   Tracer.externalSpan({ traceId: randomHex(32), spanId: randomHex(16), sampled: false })
 
 /** Whether spans are exported. Effect's default tracer makes spans that are not. */
-export const isTracing: Effect.Effect<boolean> = Effect.zipWith(
-  Effect.tracer,
-  FiberRef.get(FiberRef.currentTracerEnabled),
-  (tracer, enabled) => enabled && tracer !== Context.get(DefaultServices.liveServices, Tracer.Tracer),
-)
+export const isTracing: Effect.Effect<boolean> = Effect.withFiberRuntime((fiber) => {
+  const services = fiber.getFiberRef(DefaultServices.currentServices)
+  const isDefault =
+    Context.get(services, Tracer.Tracer) === Context.get(DefaultServices.liveServices, Tracer.Tracer)
+  return Effect.succeed(fiber.getFiberRef(FiberRef.currentTracerEnabled) && !isDefault)
+})
 
 /** Runs an effect without spans, such as a check that repeats all the time. */
 export const untraced = Effect.withTracerEnabled(false)
@@ -268,7 +269,7 @@ export const eventToEmbedding = metric(
   histogram(
     "user_embeddings.event_to_embedding",
     "Seconds from recording an interaction to its durable embedding",
-    [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
+    [0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
     "s",
   ),
 )

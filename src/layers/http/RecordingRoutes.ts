@@ -258,7 +258,8 @@ export const layer = Layer.effect(
     const recorder = yield* InteractionRecorder
     const clock = yield* Effect.clock
     const runtime = yield* Effect.runtime<InteractionLog>()
-    const resolve: Resolve = (items) =>
+    const resolve: Resolve = async (items) =>
+      RetractionRequests.withoutRequests(items) ??
       Runtime.runPromise(runtime)(
         Effect.either(Effect.mapError(RetractionRequests.resolve(items), unavailable)),
       ).then(Either.getOrThrowWith((problem) => problem))

@@ -87,6 +87,8 @@ const limits = {
   connectTimeoutMS: 5000,
   socketTimeoutMS: 10_000,
 } satisfies MongoClientOptions
+/** The driver's default is 100 ms: at rest, that is a third of what a process does. */
+const poolCheckMillis = 10_000
 const callDeadline = Duration.seconds(15)
 const pingDeadline = Duration.seconds(6)
 const closeDeadline = Duration.seconds(3)
@@ -181,14 +183,18 @@ const close = (run: () => Promise<void>) =>
 
 const connect = ({ url, database }: MongoOptions) =>
   Effect.try({
-    try: () =>
-      new MongoClient(Redacted.value(url), {
+    try: () => {
+      const client = new MongoClient(Redacted.value(url), {
         ...limits,
         appName: "user-embeddings",
         // A secondary of the URL could lack ids that are applied already.
         readPreference: "primary",
         writeConcern: { w: "majority", journal: true },
-      }),
+      })
+      // The driver has no public way to set it.
+      Object.assign(client.options, { minPoolSizeCheckFrequencyMS: poolCheckMillis })
+      return client
+    },
     catch: (error) =>
       // Some messages of the driver contain the URL with its password.
       ConfigError.InvalidData(

@@ -49,7 +49,7 @@ import {
 } from "./MysqlPool.ts"
 import { type MysqlUrl, parseUrl } from "./MysqlUrl.ts"
 import { interactionLog, rebuildsIndex } from "./migrations/interactionLog.ts"
-import { type SqlDialect, SqlMigrator, SqlReader, SqlServerName } from "./SqlDialect.ts"
+import { type SqlDialect, SqlInserts, SqlMigrator, SqlReader, SqlServerName } from "./SqlDialect.ts"
 import { migrate, pending } from "./SqlMigrations.ts"
 
 interface ClientOptions extends PoolOptions {
@@ -142,20 +142,25 @@ const makeClient = Effect.fnUntraced(function* (url: MysqlUrl, outage: ServerOut
     ({ close }) => close,
   )
   const run = watched(outage, pool.run)
-  return yield* SqlClient.make({
+  const client = yield* SqlClient.make({
     acquirer: Effect.succeed(makeConnection(options.isImpatient ? impatient(outage, run) : run)),
     transactionAcquirer: Effect.map(pool.reserve, (run) => makeConnection(watched(outage, run))),
     compiler: makeCompiler(),
     spanAttributes: [[attribute.dbSystem, "mysql"]],
   })
+  return { client, run }
 })
 
 const make = (url: MysqlUrl, server: string) =>
   Effect.gen(function* () {
     const outage = new ServerOutage(server)
-    return Context.make(SqlClient.SqlClient, yield* makeClient(url, outage, pools.recording)).pipe(
-      Context.add(SqlReader, yield* makeClient(url, outage, pools.reading)),
-      Context.add(SqlMigrator, yield* makeClient(url, outage, pools.migrating)),
+    const { client, run } = yield* makeClient(url, outage, pools.recording)
+    return Context.make(SqlClient.SqlClient, client).pipe(
+      Context.add(SqlInserts, ({ recurs, sql, values }) =>
+        run({ method: recurs ? "execute" : "query", sql, values }),
+      ),
+      Context.add(SqlReader, (yield* makeClient(url, outage, pools.reading)).client),
+      Context.add(SqlMigrator, (yield* makeClient(url, outage, pools.migrating)).client),
       Context.add(SqlServerName, server),
     )
   })

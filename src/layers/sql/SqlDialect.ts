@@ -24,6 +24,21 @@ export class SqlMigrator extends Context.Reference<SqlMigrator>()("user-embeddin
   defaultValue: (): SqlClient | undefined => undefined,
 }) {}
 
+/** An INSERT. A statement that recurs is worth preparing. */
+export interface Insert {
+  readonly sql: string
+  readonly values: ReadonlyArray<string | number | null>
+  readonly recurs: boolean
+}
+
+/**
+ * Runs an INSERT outside a transaction, with the answer that {@link SqlDialect.runInsert} has. The scope and the spans of
+ * the `SqlClient` cost more than the INSERT of a few rows. `undefined`: the `SqlClient` runs it.
+ */
+export class SqlInserts extends Context.Reference<SqlInserts>()("user-embeddings/SqlInserts", {
+  defaultValue: (): ((insert: Insert) => Effect.Effect<unknown, SqlError>) | undefined => undefined,
+}) {}
+
 export interface SqlDialect {
   /** The attribute `db.system.name` of the spans of statements. */
   readonly system: string

@@ -3,7 +3,7 @@ import { randomUUID } from "node:crypto"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import type { Fragment } from "@effect/sql/Statement"
-import { Array as Arr, Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
+import { Array as Arr, Chunk, Clock, type Context, Effect, Layer, Option, Stream } from "effect"
 import { prefix } from "../../services/model/AppliedIds.ts"
 import type { EventType } from "../../services/model/Interaction.ts"
 import {
@@ -39,7 +39,7 @@ import {
 } from "./InteractionRows.ts"
 import { allAliases, appendMerge, forgetLinks, personOf, withLockedPeople } from "./SqlAliases.ts"
 import { forgetCheckpoints, prunedRows } from "./SqlCheckpoints.ts"
-import { forUpdate, type SqlDialect, SqlReader, SqlServerName } from "./SqlDialect.ts"
+import { forUpdate, type SqlDialect, SqlInserts, SqlReader, SqlServerName } from "./SqlDialect.ts"
 import { historyChanges, touched, usersAfter } from "./SqlHistories.ts"
 import { effectiveType, forgetRows, sign } from "./SqlProductTally.ts"
 
@@ -62,8 +62,18 @@ const idRangePerStatement = 50_000
 /** Attempts of an append that conflicts with concurrent appends of the same interactions. */
 const maxAppendAttempts = 20
 
+/** Most statements meet no conflict: only one that does pays for the schedule. */
+const afterConflicts = <A>({ isConflict }: SqlDialect, run: Effect.Effect<A, SqlError>) =>
+  Effect.catchIf(run, isConflict, () => Effect.retry(run, { schedule: deadlockRetry, while: isConflict }))
+
 /** The table, with what its statements have in common. */
-const makeTable = (sql: SqlClient.SqlClient, dialect: SqlDialect, server: string | undefined) => {
+const makeTable = (
+  sql: SqlClient.SqlClient,
+  dialect: SqlDialect,
+  server: string | undefined,
+  /** For INSERTs outside a transaction. */
+  runInsert: Context.Tag.Service<SqlInserts>,
+) => {
   const portError = (operation: string) => (error: SqlError) => {
     const reason = dialect.failureReason(error)
     const cause =
@@ -75,20 +85,16 @@ const makeTable = (sql: SqlClient.SqlClient, dialect: SqlDialect, server: string
     return new InteractionLogError({ reason, operation, cause, server })
   }
 
-  /** One statement: with a span, and run again after a deadlock. */
+  /** One statement: with a span, and run again after a deadlock. The client's own span would repeat that span. */
   const statement =
     (operation: "INSERT" | "SELECT" | "UPDATE" | "DELETE") =>
     <A>(run: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
-      run.pipe(
-        // The client's own span would repeat the span of the statement.
-        untraced,
-        Effect.retry({ schedule: deadlockRetry, while: dialect.isConflict }),
-        databaseSpan(dialect.system, operation, tableName),
-      )
+      afterConflicts(dialect, untraced(run)).pipe(databaseSpan(dialect.system, operation, tableName))
 
   return {
     sql,
     dialect,
+    runInsert,
     portError,
     statement,
     /** A SELECT of the port's `operation`. */
@@ -115,11 +121,20 @@ const makeTable = (sql: SqlClient.SqlClient, dialect: SqlDialect, server: string
 export type Table = ReturnType<typeof makeTable>
 
 /** Inserts rows, and answers their ids by message id. */
-const insert = ({ dialect, sql, statement }: Table, rows: ReadonlyArray<Row>) => {
+const insert = ({ dialect, runInsert, sql, statement }: Table, rows: ReadonlyArray<Row>) => {
   if (rows.length === 0) return Effect.succeed(new Map<string, number>())
-  const query = sql.unsafe<object>(insertStatement(rows.length), insertParameters(rows))
-  const run = dialect.runInsert(query, isPrepared(rows.length))
-  return Effect.map(statement("INSERT")(run), (answer) => {
+  const [text, values, recurs] = [
+    insertStatement(rows.length),
+    insertParameters(rows),
+    isPrepared(rows.length),
+  ]
+  const inserted =
+    runInsert === undefined
+      ? statement("INSERT")(dialect.runInsert(sql.unsafe<object>(text, values), recurs))
+      : afterConflicts(dialect, runInsert({ sql: text, values, recurs })).pipe(
+          databaseSpan(dialect.system, "INSERT", tableName),
+        )
+  return Effect.map(inserted, (answer) => {
     const ids = dialect.insertedIds(answer, rows.length)
     return new Map(rows.map(({ message_id }, index) => [message_id, ids[index]!]))
   })
@@ -172,8 +187,15 @@ const appendBatch = (
   )
   const { answers, inserts, keysToRead, keyUpdates } = plan(entries, existing)
   if (keysToRead && attempt === 1) return again
-  return Effect.forEach(keyUpdates, (update) => updateKey(table, update), { discard: true }).pipe(
-    Effect.zipRight(insert(table, inserts)),
+  const inserted = insert(table, inserts)
+  const written =
+    keyUpdates.length === 0
+      ? inserted
+      : Effect.zipRight(
+          Effect.forEach(keyUpdates, (update) => updateKey(table, update), { discard: true }),
+          inserted,
+        )
+  return written.pipe(
     Effect.map((ids) =>
       answers.map(
         ({ _tag, interaction }): Appended =>
@@ -207,7 +229,7 @@ const isMerge = ({ interaction }: NewInteraction): boolean => interaction.event_
 /** A merge is a transaction of its own, which may wait for others of the same people. */
 const appendOneMerge = (table: Table, entry: NewInteraction) => {
   // A deadlock ends the transaction, so its statements can't run again one by one.
-  const inTransaction: Table = { ...table, statement: () => (run) => run }
+  const inTransaction: Table = { ...table, runInsert: undefined, statement: () => (run) => run }
   const merge = appendMerge(
     table.sql,
     entry,
@@ -223,13 +245,19 @@ const appendOneMerge = (table: Table, entry: NewInteraction) => {
     .pipe(Effect.retry({ times: 1, while: table.dialect.isConnectionLost }), Effect.map(Arr.of))
 }
 
-const append = (table: Table) => (entries: ReadonlyArray<NewInteraction>) =>
+const appendAll = (table: Table, entries: ReadonlyArray<NewInteraction>) =>
   Effect.forEach(
     Arr.chop(entries, (rest: Arr.NonEmptyReadonlyArray<NewInteraction>) =>
       isMerge(rest[0]) ? Arr.splitAt(rest, 1) : Arr.span(rest, (one) => !isMerge(one)),
     ).flatMap((run) => Arr.chunksOf(run, rowsPerInsert)),
     (batch) => (isMerge(batch[0]) ? appendOneMerge(table, batch[0]) : appendBatch(table, batch)),
-  ).pipe(Effect.map(Arr.flatten), Effect.mapError(table.portError("append")))
+  ).pipe(Effect.map(Arr.flatten))
+
+const append = (table: Table) => (entries: ReadonlyArray<NewInteraction>) => {
+  const isOneBatch = entries.length <= rowsPerInsert && !entries.some(isMerge)
+  const appended = isOneBatch ? appendBatch(table, entries) : appendAll(table, entries)
+  return Effect.mapError(appended, table.portError("append"))
+}
 
 const unpublished =
   ({ columns, select, sql, withIndex }: Table) =>
@@ -663,8 +691,8 @@ const make = (dialect: SqlDialect) =>
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient
     const server = yield* SqlServerName
-    const table = makeTable(sql, dialect, server)
-    const reads = makeTable((yield* SqlReader) ?? sql, dialect, server)
+    const table = makeTable(sql, dialect, server, yield* SqlInserts)
+    const reads = makeTable((yield* SqlReader) ?? sql, dialect, server, undefined)
     return InteractionLog.of({
       append: append(table),
       unpublished: unpublished(table),

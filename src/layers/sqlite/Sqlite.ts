@@ -19,7 +19,7 @@ import * as Settings from "../../services/Settings.ts"
 import { attribute, databaseSpan } from "../../services/Telemetry.ts"
 import { embedded } from "../sql/migrations/embedded.ts"
 import { interactionLog } from "../sql/migrations/interactionLog.ts"
-import type { SqlDialect } from "../sql/SqlDialect.ts"
+import { type SqlDialect, SqlInserts } from "../sql/SqlDialect.ts"
 import { migrate, pending } from "../sql/SqlMigrations.ts"
 
 export class Sqlite extends Context.Tag("user-embeddings/Sqlite")<
@@ -174,7 +174,10 @@ export const make = Effect.fnUntraced(function* (options: { readonly directory: 
     use,
     transaction: (statements) => use(() => database.transaction(() => statements(database)).immediate()),
   })
-  return Context.make(Sqlite, sqlite).pipe(Context.add(SqlClient.SqlClient, client))
+  return Context.make(Sqlite, sqlite).pipe(
+    Context.add(SqlClient.SqlClient, client),
+    Context.add(SqlInserts, ({ sql, values }) => use((database) => database.query(sql).run(...values))),
+  )
 })
 
 /** The database in `directory`. Fails only when the file cannot be opened. */

@@ -13,8 +13,9 @@ import {
 } from "../ports/InteractionQueue.ts"
 import * as Telemetry from "../Telemetry.ts"
 
+const serverInterval = Duration.seconds(10)
 const interval = Duration.seconds(5)
-const tick = Duration.millis(500)
+const tick = Duration.seconds(1)
 
 const polling = <E, R>(update: Effect.Effect<unknown, E, R>, every: Duration.Duration) =>
   Effect.ignore(update).pipe(
@@ -35,7 +36,7 @@ export const queues = polling(
       yield* Metric.set(Telemetry.queueDepth(retryQueue(Number(delay))), waiting)
     if (main.ready === 0) yield* Metric.set(Telemetry.queueAge, 0)
   }),
-  interval,
+  serverInterval,
 )
 
 export const outbox = polling(
@@ -44,7 +45,7 @@ export const outbox = polling(
     yield* Metric.set(Telemetry.outboxRows, unpublished)
     yield* Metric.set(Telemetry.outboxAge, oldestUnpublishedSeconds ?? 0)
   }),
-  interval,
+  serverInterval,
 )
 
 /** Memory, and the longest delay of the event loop in the last interval. */

@@ -62,11 +62,12 @@ const checksPerDeadline = 40
 const maxWaitingRows = 20_000
 
 /**
- * The rows of the next append: a power of two, because the SQL log keeps a prepared INSERT for each of these sizes. For
- * 20,000 interactions of 100 concurrent clients, this saves 13 % of the CPU in this process and 12 % in MariaDB.
+ * The rows of the next append: all of a few, else a power of two, because the SQL log keeps a prepared INSERT for each of
+ * these sizes. For 20,000 interactions of 100 concurrent clients, this saves 13 % of the CPU in this process and 12 % in
+ * MariaDB.
  */
 const appendSize = (waiting: number): number =>
-  2 ** Math.floor(Math.log2(Math.min(waiting, maxRowsPerAppend)))
+  waiting <= 16 ? waiting : 2 ** Math.floor(Math.log2(Math.min(waiting, maxRowsPerAppend)))
 
 const failure = (reason: "unavailable" | "timeout", cause: string) =>
   Exit.fail(new InteractionLogError({ reason, operation: "append", cause: new Error(cause) }))
@@ -91,6 +92,9 @@ const make = Effect.fnUntraced(function* (deadline: number) {
   /** The jobs of the running append. */
   let appending: ReadonlyArray<Job> = []
 
+  /** Runs while submissions wait for a commit. */
+  let lateCheck: Timer | undefined
+
   /** A job that waits is never appended after its answer. The outcome of a running append is unknown. */
   const answerLate = () => {
     const now = performance.now()
@@ -98,6 +102,9 @@ const make = Effect.fnUntraced(function* (deadline: number) {
     for (const { done } of waiting.takeWhile(isDue))
       done(failure("unavailable", "the log was too slow to begin the commit in time"))
     for (const { done } of appending.filter(isDue)) done(failure("timeout", "the commit took too long"))
+    if (waiting.weight > 0 || appending.length > 0) return
+    clearInterval(lateCheck)
+    lateCheck = undefined
   }
 
   /** Appends a batch, answers its submissions, and hands the recorded interactions to the relay. */
@@ -130,10 +137,7 @@ const make = Effect.fnUntraced(function* (deadline: number) {
     )
   })
 
-  yield* Effect.acquireRelease(
-    Effect.sync(() => setInterval(answerLate, deadline / checksPerDeadline)),
-    (timer) => Effect.sync(() => clearInterval(timer)),
-  )
+  yield* Effect.addFinalizer(() => Effect.sync(() => clearInterval(lateCheck)))
   // A stopping process still commits the submissions that it has accepted.
   yield* Effect.acquireRelease(Effect.forkDaemon(waiting.consume(appendBatch)), (fiber) =>
     Effect.zipRight(waiting.close, Fiber.await(fiber)),
@@ -143,6 +147,7 @@ const make = Effect.fnUntraced(function* (deadline: number) {
     if (waiting.isClosed) return done(failure("unavailable", "shutting down"))
     if (waiting.weight + submissions.length > maxWaitingRows)
       return done(failure("unavailable", `${waiting.weight} interactions are waiting to be committed`))
+    lateCheck ??= setInterval(answerLate, deadline / checksPerDeadline)
     const { recordedAt, trace } = origin
     const entries = submissions.map(
       ({ idempotencyKey, interaction, occurredAtGiven }): NewInteraction => ({

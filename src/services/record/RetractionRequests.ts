@@ -66,17 +66,26 @@ const refusalOf = Effect.fnUntraced(function* ({ reference, user_id }: Retractio
   return found.has(prefix(reference)) ? pruned : notFound
 })
 
+type Resolved = ReadonlyArray<Either.Either<Submission, Refusal>>
+
+/** The answer of {@link resolve} for items of which none takes anything back, else `undefined`. It needs no fiber. */
+export const withoutRequests = (items: ReadonlyArray<Requested>): Resolved | undefined =>
+  items.every((item): item is Submission => !isRequest(item))
+    ? items.map((item) => Either.right(item))
+    : undefined
+
 /**
  * Looks up what items take back. An item may take back what stands before it, and what was posted under another id of the
  * same person, also of a merge that stands before it.
  */
 export const resolve = Effect.fnUntraced(function* (items: ReadonlyArray<Requested>) {
+  const asTheyAre = withoutRequests(items)
+  if (asTheyAre !== undefined) return asTheyAre
   const references = items.flatMap((item) => (isRequest(item) ? [item.reference] : []))
-  if (references.length === 0) return items.flatMap((item) => (isRequest(item) ? [] : [Either.right(item)]))
   const found = yield* Effect.flatMap(InteractionLog, (log) => log.find(references))
   const { merge, userOf } = yield* people
   const before = new Map<MessageId, Interaction>()
-  const resolved: Array<Either.Either<Submission, Refusal>> = []
+  const resolved: Array<Resolved[number]> = []
   for (const item of items) {
     if (isRequest(item)) {
       const taken = before.get(item.reference) ?? found.get(item.reference)?.interaction

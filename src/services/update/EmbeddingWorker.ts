@@ -44,6 +44,8 @@ export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorke
 /** The pause after a batch on a shared thread: this many times the duration of the batch, up to the longest pause. */
 const pauseFactor = 3
 const longestPauseMillis = 500
+/** Messages that arrive in this time are decoded together. */
+const intakeMillis = 10
 /** A batch that takes longer is too large: what waits behind it is held meanwhile. */
 const longBatchMillis = 10_000
 /** The first batch of searches, before it is known how fast the embedder is. */
@@ -62,6 +64,8 @@ interface Worker {
   readonly prefetch: number
   /** The largest batch: half the prefetch, so that the other half arrives meanwhile. */
   readonly batchSize: number
+  /** In ms. */
+  readonly intakePause: number
   /** Opens when the loop may have something to do. */
   readonly loopWaits: Effect.Latch
   /** Opens when the search lane may have something to do. */
@@ -286,6 +290,7 @@ const intake = (worker: Worker) =>
     if (held.readyCount >= worker.loopLimit.most) worker.loopCadence.hurry()
     worker.laneWaits.unsafeOpen()
     worker.loopWaits.unsafeOpen()
+    if (messages.length < worker.batchSize) yield* Effect.sleep(worker.intakePause)
   })
 
 const takeWork = (worker: Worker, now: number) => {
@@ -386,6 +391,7 @@ const make = Effect.gen(function* () {
     eventTypes,
     prefetch,
     batchSize,
+    intakePause: Math.min(intakeMillis, workerInterval),
     loopWaits: yield* Effect.makeLatch(false),
     laneWaits: yield* Effect.makeLatch(false),
     loopCadence: new Cadence({ interval: workerInterval }),
