@@ -3,10 +3,9 @@
  * `mandatory` unless their options say otherwise: a message that matches no queue is returned before it is confirmed.
  */
 import type { ChannelModel, ConfirmChannel, Message, Options } from "amqplib"
-import { Duration, Effect, type Tracer } from "effect"
+import { Duration, Effect, Option, type Tracer } from "effect"
 import * as MessageTraces from "../../services/MessageTraces.ts"
 import type { Confirmation } from "../../services/ports/InteractionQueue.ts"
-import { within } from "../Deadline.ts"
 import { confirmChannel, failed, type Lost, Rabbit, RabbitError } from "./Rabbit.ts"
 import { text } from "./RabbitMessages.ts"
 
@@ -165,27 +164,19 @@ const publishOn = (window: ConfirmWindow, messages: ReadonlyArray<Outgoing>) =>
     const confirmations = messages.map((): Confirmation => "nacked")
     const left = messages.length
     const batch: Batch = { messages, confirmations, next: 0, left, answered: 0, done: () => {} }
-    const late = () => {
-      const cause = new Error(`not confirmed within ${Duration.format(confirmDeadline)}`)
-      return new RabbitError({ reason: "timeout", operation: "publish", cause })
-    }
-    const refused = () => failed("publish")(window.refusal ?? new Error("the broker refused all messages"))
-    return within<void, RabbitError>(
-      confirmDeadline,
-      late,
-      (resume) => {
-        batch.done = () => resume(batch.answered > 0 ? Effect.void : Effect.fail(refused()))
-        window.add(batch)
-      },
-      () => window.withdraw(batch),
-    ).pipe(
-      Effect.catchIf(
-        () => batch.answered > 0,
-        () => Effect.void,
-      ),
+    const published = Effect.async<void>((resume) => {
+      batch.done = () => resume(Effect.void)
+      window.add(batch)
+      return Effect.sync(() => window.withdraw(batch))
+    })
+    return Effect.flatMap(Effect.timeoutOption(published, confirmDeadline), (inTime) => {
       // A copy: a late confirmation must not change the answer.
-      Effect.map(() => confirmations.slice()),
-    )
+      if (batch.answered > 0) return Effect.succeed(confirmations.slice())
+      if (Option.isSome(inTime))
+        return Effect.fail(failed("publish")(window.refusal ?? new Error("the broker refused all messages")))
+      const cause = new Error(`not confirmed within ${Duration.format(confirmDeadline)}`)
+      return Effect.fail(new RabbitError({ reason: "timeout", operation: "publish", cause }))
+    })
   })
 
 /** A publisher with a session of its own. Each session begins with `prepare`. */
