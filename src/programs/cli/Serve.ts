@@ -5,9 +5,7 @@ import * as Stack from "../../layers/Stack.ts"
 import * as Logging from "../../layers/telemetry/Logging.ts"
 import * as Gauges from "../../services/operate/Gauges.ts"
 import { unknownVariables } from "../../services/UnknownVariables.ts"
-import * as Api from "../Api.ts"
 import * as Relay from "../Relay.ts"
-import * as Up from "../Up.ts"
 import * as Worker from "../Worker.ts"
 import * as WorkerHealth from "../WorkerHealth.ts"
 import { command } from "./support/Usage.ts"
@@ -32,15 +30,19 @@ const serve = <A, E>(
     ),
   )
 
+/** The server and its routes take a tenth of the time of a start, so only commands that serve them load them. */
+const loaded = <A, E, R>(load: () => Promise<{ readonly layer: Layer.Layer<A, E, R> }>) =>
+  Layer.unwrapEffect(Effect.map(Effect.promise(load), ({ layer }) => layer))
+
 export const up = serve(
   "up",
   "Runs the whole system in one process: API, relay and worker; without servers it stores everything in SQLite",
-  Up.layer,
+  loaded(() => import("../Up.ts")),
 )
 export const api = serve(
   "api",
   "Runs the HTTP API, which records events and publishes them from the outbox",
-  Api.layer,
+  loaded(() => import("../Api.ts")),
 )
 export const worker = serve(
   "worker",
