@@ -1,13 +1,13 @@
 /** The same message is delivered again: to several workers at once, and long after it was applied. */
 import { expect } from "bun:test"
 import { happenings } from "./Shop.ts"
-import { consuming, failures, heavy, inForm, type System } from "./System.ts"
+import { consuming, heavyFailures, inForm, type System } from "./System.ts"
 
 const documents = async (system: System) =>
   new Map((await system.users()).map((document) => [document.user_id, JSON.stringify(document)]))
 
-failures("a message delivered more than once", "programs", (scenario) => {
-  heavy(scenario)("to four workers at once", async (system) => {
+heavyFailures("a message delivered more than once", "programs", (scenario) => {
+  scenario("to four workers at once", async (system) => {
     const users = inForm(100, 1000)
     await system.api()
     await Promise.all(system.workers(4, { WORKER_PREFETCH: "50" }).map(consuming))

@@ -3,7 +3,7 @@ import { expect } from "bun:test"
 import { type Fault, type OpenAiStandIn, openAiStandIn } from "../support/openAiStandIn.ts"
 import { type Program, until } from "./Program.ts"
 import { happenings, searches } from "./Shop.ts"
-import { consuming, failures, inForm, type System } from "./System.ts"
+import { consuming, failures, heavy, inForm, type System } from "./System.ts"
 
 failures("the embedding service", "programs", (scenario) => {
   const phrases = (name: string, count: number) => Array.from({ length: count }, (_, i) => `${name} ${i}`)
@@ -12,10 +12,11 @@ failures("the embedding service", "programs", (scenario) => {
   const withService = (
     name: string,
     run: (system: System, openAi: OpenAiStandIn, worker: Program) => Promise<void>,
+    define = scenario,
   ) => {
     const openAi = openAiStandIn()
     const env = { OPENAI_API_KEY: "sk-stand-in", OPENAI_BASE_URL: openAi.url }
-    scenario(
+    define(
       name,
       async (system) => {
         await system.api()
@@ -141,5 +142,6 @@ failures("the embedding service", "programs", (scenario) => {
       openAi.mend()
       await system.proof()
     },
+    heavy(scenario),
   )
 })

@@ -228,7 +228,7 @@ describe("cumulative history", () => {
             ),
           ).toBeLessThan(1e-5)
       }),
-      { numRuns: 500 },
+      { numRuns: 250 },
     )
   })
 
