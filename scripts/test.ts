@@ -52,9 +52,12 @@ const isUnit = (file: string) =>
 const isFailure = (file: string) => file.startsWith("test/failures/")
 // Heavy failure scenarios have a command of their own: `bun run test test/failures`.
 if (isWhole) process.env.FAILURES ??= "brief"
-// Most processes end before the last tier of the JIT pays: without it they need a seventh less CPU.
+// Most processes end before optimised code pays. Without the last tier of the JIT they need a seventh less CPU, and tests
+// that start many programs another sixth if the tier before it begins later.
 process.env.BUN_JSC_useFTLJIT ??= "0"
 process.env.BUN_JSC_numberOfDFGCompilerThreads ??= "1"
+process.env.BUN_JSC_thresholdForOptimizeAfterWarmUp ??= "5000"
+process.env.BUN_JSC_thresholdForOptimizeAfterLongWarmUp ??= "5000"
 const unitTests = files.filter(isUnit)
 const systemTests = unitOnly ? [] : files.filter((file) => !isUnit(file))
 const wantsSacrificial = systemTests.some(isFailure)
