@@ -16,6 +16,9 @@ export const quiet = Logger.minimumLogLevel(LogLevel.Error)
 export const variables = (values: Variables) =>
   Layer.setConfigProvider(ConfigProvider.fromMap(new Map(Object.entries(values))))
 
+/** Rounds follow each other sooner than by default, because most tests wait for single events. */
+const intervals = { COMMIT_INTERVAL: "1", PUBLISH_INTERVAL: "2", MARK_INTERVAL: "50", WORKER_INTERVAL: "5" }
+
 const ready = Stack.layer.pipe(Layer.tap((ports) => Effect.provide(Provision.setup, ports)))
 
 const withVariables = <E, R>(
@@ -33,7 +36,7 @@ export const embedded = (extra: Variables = {}) =>
     Effect.sync(() => {
       const folder = mkdtempSync(join(tmpdir(), "user-embeddings-"))
       return {
-        values: { DATA_DIR: folder, ...extra },
+        values: { DATA_DIR: folder, ...intervals, ...extra },
         drop: async () => rmSync(folder, { recursive: true, force: true }),
       }
     }),
@@ -54,6 +57,7 @@ export const external = (extra: Variables = {}) =>
           MYSQL_URL: mysql.url,
           MONGODB_URL: mongo.url,
           MONGODB_DATABASE: mongo.database,
+          ...intervals,
           ...extra,
         },
         drop: () => Promise.all([rabbit.drop(), mysql.drop(), mongo.drop()]),
