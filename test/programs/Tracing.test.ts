@@ -210,10 +210,12 @@ const suite = (name: string, make: () => Promise<Stack>, words: typeof onServers
         "db.collection.name": "user_interactions",
       })
 
-      // Between the first and the last moment there is always a span, but for the wait in the queue.
+      // Between the first and the last moment there is always a span, but for the wait in the queue. Marks come later, in
+      // rounds of their own.
       const wait = consumer.start - publish.end
       let covered = server.start
-      for (const { end, start } of spans.toSorted((a, b) => a.start - b.start)) {
+      const path = spans.filter(({ name }) => name !== "UPDATE user_interactions")
+      for (const { end, start } of path.toSorted((a, b) => a.start - b.start)) {
         expect(start - covered).toBeLessThanOrEqual(Math.max(wait, 50))
         covered = Math.max(covered, end)
       }
