@@ -450,10 +450,10 @@ const interval = (variable: string, round: string, fallback: number) =>
     meaning: `Minimum time between the beginnings of two ${round} in ms; the first event after a quiet moment does not wait. 0 = no wait`,
     fallback: String(fallback),
   })
-export const COMMIT_INTERVAL = interval("COMMIT_INTERVAL", "commits", 10)
-export const PUBLISH_INTERVAL = interval("PUBLISH_INTERVAL", "publishes of committed interactions", 50)
+export const COMMIT_INTERVAL = interval("COMMIT_INTERVAL", "commits", 3)
+export const PUBLISH_INTERVAL = interval("PUBLISH_INTERVAL", "publishes of committed interactions", 15)
 export const MARK_INTERVAL = interval("MARK_INTERVAL", "statements that mark rows as published", 500)
-export const WORKER_INTERVAL = interval("WORKER_INTERVAL", "batches of a worker", 100)
+export const WORKER_INTERVAL = interval("WORKER_INTERVAL", "batches of a worker", 50)
 export const WORKER_NICENESS = withDefault("WORKER_NICENESS", integer(0, 19), {
   meaning:
     "Scheduling priority of a worker, 0 to 19: it yields to servers on its machine, and batches grow meanwhile",

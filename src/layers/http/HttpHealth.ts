@@ -11,6 +11,7 @@ export const health = HttpApiBuilder.group(api, "health", (handlers) =>
   Effect.map(readiness("api"), (ready) =>
     handlers
       .handle("livez", () => Effect.succeed({ status: "ok" } as const))
+      // The only failure is a body that cannot be JSON, which this one always can.
       .handleRaw("readyz", () => Effect.orDie(ready))
       .handleRaw("metrics", () => metrics),
   ),

@@ -81,6 +81,7 @@ export class BinaryCodes {
     this.bytes = Math.ceil(dimensions / 8)
     this.signs = randomSigns(2 * dimensions)
     this.rotated = new Float32Array(8 * this.bytes)
+    // TypeScript does not know what a module exports; the test of the kernel compares it with its source.
     this.kernel = new WebAssembly.Instance(new WebAssembly.Module(binary)).exports as unknown as Kernel
     this.sumsAt = 2 * groupRows * this.bytes
     this.codesAt = this.sumsAt + 2 * sliceRows
