@@ -137,9 +137,7 @@ const main = async (signal: AbortSignal): Promise<Result> => {
   const run = (tier: keyof typeof reports, chosen: readonly string[], env: NodeJS.ProcessEnv) => {
     if (chosen.length === 0) return noTests
     const parallel =
-      chosen.length > 1
-        ? [`--parallel=${tier === "unit" ? 3 : 4}`, "--no-isolate", `--timings=${weights}`, timeout]
-        : []
+      chosen.length > 1 ? ["--parallel=3", "--no-isolate", `--timings=${weights}`, timeout] : []
     const coverage = wantsCoverage
       ? ["--coverage", "--coverage-reporter=lcov", `--coverage-dir=${reports[tier]}`]
       : []
