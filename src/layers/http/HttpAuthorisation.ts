@@ -7,13 +7,20 @@ import * as Settings from "../../services/Settings.ts"
 import { allowedOrigins } from "./HttpCors.ts"
 
 /** Who sent a request; `position` 0 without API_TOKENS. */
-export type Caller = Pick<Token, "position" | "scopes">
+export interface Caller extends Pick<Token, "position" | "scopes"> {
+  /** Whether the routes with `Destroys` are allowed. */
+  readonly mayDestroy: boolean
+}
 
-const anybody: Caller = { position: 0, scopes }
+export const needsToken = new Problem({
+  status: 403,
+  detail:
+    "this destroys data, and the API can be reached from other machines without a token: set API_TOKENS (API_TOKENS=a-long-random-secret) and start the API again, or use the command line",
+})
 
 /** The caller of the request that a fiber answers. */
 export class CurrentCaller extends Context.Reference<CurrentCaller>()("user-embeddings/CurrentCaller", {
-  defaultValue: (): Caller => ({ position: 0, scopes: [] }),
+  defaultValue: (): Caller => ({ position: 0, scopes: [], mayDestroy: false }),
 }) {}
 
 /** A token appears in logs by its place and its scopes. */
@@ -99,7 +106,7 @@ const accessToken = (url: string) => new URLSearchParams(url.split("?", 2)[1]).g
 
 /**
  * Who sent a request, or the problem that refuses it. Without API_TOKENS every client has access, except pages of other
- * origins. A beacon of a browser has no headers of its own, so it may send the token in the URL. Logs of servers keep
+ * origins, and except to what destroys, unless the API listens on a loopback address. A beacon of a browser has no headers of its own, so it may send the token in the URL. Logs of servers keep
  * URLs, so such a token must be of no other use than recording.
  */
 export const authorisation = Effect.gen(function* () {
@@ -108,6 +115,7 @@ export const authorisation = Effect.gen(function* () {
   )
   const onLoopback = isLoopback(Option.getOrElse(yield* Settings.API_HOST, () => "127.0.0.1"))
   const isAllowed = yield* allowedOrigins
+  const anybody: Caller = { position: 0, scopes, mayDestroy: onLoopback }
 
   return (asked: Asked): Either.Either<Caller, Problem> => {
     if (Option.isNone(find))
@@ -122,7 +130,7 @@ export const authorisation = Effect.gen(function* () {
     if (token === undefined) return refuse(401, "send a valid token: Authorization: Bearer …", "Bearer")
     const isForBeacons = isAllowed(asked.header("origin") ?? "") && token.scopes.join() === "write"
     return inUrl === null || isForBeacons
-      ? Either.right(token)
+      ? Either.right({ ...token, mayDestroy: true })
       : refuse(
           403,
           "access_token in the URL is for pages of an origin in API_CORS_ORIGINS, with a token that has the scope write and no other",

@@ -11,12 +11,13 @@ export const wellFormed = Schema.String.pipe(
 )
 export const refused = (rule: string) => ({ message: () => ({ message: rule, override: true }) })
 export const limitRule = "must be an integer from 1 to 100"
-export const Limit = Schema.optionalWith(
+/** Handlers apply the defaults of parameters: a default of the schema would make them mandatory in the typed client. */
+export const defaultLimit = 10
+export const Limit = Schema.optional(
   Schema.String.pipe(
     Schema.pattern(/^([1-9][0-9]?|100)$/, refused(limitRule)),
     Schema.compose(Schema.NumberFromString),
   ),
-  { default: () => 10 },
 )
 export const categoryName = wellFormed.pipe(
   Schema.filter((text) => (text.length > 0 && text.length <= 255) || "must be 1 to 255 characters"),

@@ -1,7 +1,7 @@
 /** The routes of embeddings: reading, erasing, and the vectors of products. */
 import { HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
-import { RouteScopes } from "../AccessTokens.ts"
+import { Destroys, RouteScopes } from "../AccessTokens.ts"
 import { UserId } from "../model/Interaction.ts"
 import { Read } from "../recommend/EmbeddingReads.ts"
 import { withExample, withFloat32 } from "./ApiDocument.ts"
@@ -38,8 +38,8 @@ export const EmbeddingsBody = Schema.Struct({
       jsonSchema: { minItems: 1, maxItems: mostUsers },
     }),
   ),
-  read: Schema.optionalWith(read, { default: () => "stored", nullable: true }),
-  format: Schema.optionalWith(choice("json", "float32"), { default: () => "json", nullable: true }),
+  read: Schema.optionalWith(read, { nullable: true }),
+  format: Schema.optionalWith(choice("json", "float32"), { nullable: true }),
 }).annotations({ identifier: "EmbeddingsBody" })
 
 const UserVector = Schema.Struct({
@@ -81,6 +81,7 @@ export const embeddings = HttpApiGroup.make("embeddings")
         OpenApi.Description,
         "Erases the user from the log, the embeddings and the dead letters. Queued interactions of the user are ignored. Safe to repeat.",
       )
+      .annotate(Destroys, true)
       .annotate(RouteScopes, ["operate"]),
   )
   .add(

@@ -1,7 +1,7 @@
 /** The routes for operators. The page reads them. */
 import { HttpApiEndpoint, HttpApiGroup, HttpApiSchema } from "@effect/platform"
 import { Schema } from "effect"
-import { RouteScopes } from "../AccessTokens.ts"
+import { Destroys, RouteScopes } from "../AccessTokens.ts"
 import { UserId } from "../model/Interaction.ts"
 import { SystemStats } from "../operate/SystemStats.ts"
 import { Limit, user } from "./ApiParameters.ts"
@@ -85,13 +85,15 @@ export const operations = HttpApiGroup.make("operations")
     HttpApiEndpoint.post("retryDeadLetters", "/api/dead-letters/retry")
       .setPayload(DeadLetterSelection)
       .addSuccess(Schema.Struct({ picked: Count, retried: Count }))
-      .addError(problems(...bodyStatuses, 403, 503)),
+      .addError(problems(...bodyStatuses, 503))
+      .annotate(Destroys, true),
   )
   .add(
     HttpApiEndpoint.post("removeDeadLetters", "/api/dead-letters/remove")
       .setPayload(DeadLetterSelection)
       .addSuccess(Schema.Struct({ removed: Count }))
-      .addError(problems(...bodyStatuses, 403, 404, 503)),
+      .addError(problems(...bodyStatuses, 404, 503))
+      .annotate(Destroys, true),
   )
   .add(
     HttpApiEndpoint.get("profile")`/api/user/${user}/profile`

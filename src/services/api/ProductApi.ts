@@ -1,7 +1,7 @@
 /** The routes of products. */
 import { HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
-import { RouteScopes } from "../AccessTokens.ts"
+import { Destroys, RouteScopes } from "../AccessTokens.ts"
 import { ProductId } from "../model/Interaction.ts"
 import { FieldIssue } from "../model/Problem.ts"
 import { Attributes, StoredAttributes } from "../model/Product.ts"
@@ -99,7 +99,8 @@ export const products = HttpApiGroup.make("products")
       .annotate(
         OpenApi.Description,
         "The product is never recommended again. Its events still count, also late ones. Safe to repeat.",
-      ),
+      )
+      .annotate(Destroys, true),
   )
   .add(
     HttpApiEndpoint.post("changeMany", "/api/products")

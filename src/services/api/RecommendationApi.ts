@@ -60,14 +60,13 @@ const oneCategoryOrMore = Schema.Union(
 /** Which products to find, in the body of a request. */
 const wanted = {
   limit: Schema.optionalWith(Schema.Int.pipe(Schema.between(1, 100)).annotations(refused(limitRule)), {
-    default: () => 10,
     nullable: true,
   }),
   exclude_ids: Schema.optionalWith(
     Schema.Array(ProductId).pipe(
       Schema.maxItems(1_000, { message: () => "must be at most 1000 product ids" }),
     ),
-    { default: () => [], nullable: true },
+    { nullable: true },
   ),
   category: Schema.optionalWith(oneCategoryOrMore, { nullable: true }),
   filter: Schema.optionalWith(Conditions, { nullable: true }),
@@ -76,20 +75,20 @@ const Exclude = choice("purchased", "seen", "none")
 const fallback = choice("popular", "none")
 export const RecommendationBody = Schema.Struct({
   ...wanted,
-  exclude: Schema.optionalWith(Exclude, { default: () => "purchased", nullable: true }),
-  fallback: Schema.optionalWith(fallback, { default: () => "popular", nullable: true }),
+  exclude: Schema.optionalWith(Exclude, { nullable: true }),
+  fallback: Schema.optionalWith(fallback, { nullable: true }),
 }).annotations({ identifier: "RecommendationBody" })
 /** Finds products by a phrase. Nothing is recorded. */
 export const CatalogueSearchBody = Schema.Struct({
   query: SearchPhrase,
   user: Schema.optionalWith(UserId, { nullable: true }),
   ...wanted,
-  exclude: Schema.optionalWith(Exclude, { default: () => "none", nullable: true }),
+  exclude: Schema.optionalWith(Exclude, { nullable: true }),
 })
   .pipe(
     Schema.filter(
       ({ exclude, user }) =>
-        exclude === "none" || user !== undefined || { path: ["exclude"], message: "needs a user" },
+        exclude === undefined || exclude === "none" || user !== undefined || { path: ["exclude"], message: "needs a user" },
     ),
   )
   .annotations({ identifier: "CatalogueSearchBody" })
@@ -106,9 +105,9 @@ export const recommendations = HttpApiGroup.make("recommendations")
       .setUrlParams(
         Schema.Struct({
           limit: Limit,
-          exclude: Schema.optionalWith(Exclude, { default: () => "purchased" as const }),
+          exclude: Schema.optional(Exclude),
           category: Category,
-          fallback: Schema.optionalWith(fallback, { default: () => "popular" as const }),
+          fallback: Schema.optional(fallback),
         }),
       )
       .addSuccess(Recommended)
