@@ -12,11 +12,10 @@ export interface Caller extends Pick<Token, "position" | "scopes"> {
   readonly mayDestroy: boolean
 }
 
-export const needsToken = new Problem({
-  status: 403,
-  detail:
-    "this destroys data, and the API can be reached from other machines without a token: set API_TOKENS (API_TOKENS=a-long-random-secret) and start the API again, or use the command line",
-})
+export const needsToken = Problem.of(
+  "token-needed-to-destroy",
+  "this destroys data, and the API can be reached from other machines without a token: set API_TOKENS (API_TOKENS=a-long-random-secret) and start the API again, or use the command line",
+)
 
 /** The caller of the request that a fiber answers. */
 export class CurrentCaller extends Context.Reference<CurrentCaller>()("user-embeddings/CurrentCaller", {
@@ -36,9 +35,7 @@ export const inLogs = (caller: Caller): Readonly<Record<string, unknown>> =>
 export const missingScope = (caller: Caller, needed: ReadonlyArray<Scope>): Problem | undefined =>
   needed.some((scope) => caller.scopes.includes(scope))
     ? undefined
-    : new Problem({
-        status: 403,
-        detail: `the token needs the scope ${needed.join(" or ")}`,
+    : Problem.of("missing-scope", `the token needs the scope ${needed.join(" or ")}`, {
         headers: { "www-authenticate": 'Bearer error="insufficient_scope"' },
       })
 
@@ -73,10 +70,7 @@ const secretOf = ({ header, url }: Asked): string => {
     : ""
 }
 
-const refuse = (status: number, detail: string, challenge?: string) =>
-  Either.left(
-    new Problem({ status, detail, ...(challenge ? { headers: { "www-authenticate": challenge } } : {}) }),
-  )
+const refuse = (...problem: Parameters<typeof Problem.of>) => Either.left(Problem.of(...problem))
 
 const loopback = /^(localhost|.+\.localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?$/i
 const isLoopback = (address: string): boolean =>
@@ -121,18 +115,21 @@ export const authorisation = Effect.gen(function* () {
     if (Option.isNone(find))
       return isForeign(asked, onLoopback, isAllowed)
         ? refuse(
-            403,
+            "foreign-origin",
             "without API_TOKENS this API takes no requests for other host names, or from web pages of origins that are not in API_CORS_ORIGINS",
           )
         : Either.right(anybody)
     const inUrl = asked.header("authorization") ? null : accessToken(asked.url)
     const token = find.value(inUrl ?? secretOf(asked))
-    if (token === undefined) return refuse(401, "send a valid token: Authorization: Bearer …", "Bearer")
+    if (token === undefined) 
+      return refuse("unauthorized", "send a valid token: Authorization: Bearer …", {
+        headers: { "www-authenticate": "Bearer" },
+      })
     const isForBeacons = isAllowed(asked.header("origin") ?? "") && token.scopes.join() === "write"
     return inUrl === null || isForBeacons
       ? Either.right({ ...token, mayDestroy: true })
       : refuse(
-          403,
+          "token-in-url",
           "access_token in the URL is for pages of an origin in API_CORS_ORIGINS, with a token that has the scope write and no other",
         )
   }

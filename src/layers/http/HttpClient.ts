@@ -22,10 +22,9 @@ const failing = (response: HttpClientResponse.HttpClientResponse) =>
   response.headers["content-type"]?.startsWith("application/problem+json")
     ? response.json.pipe(
         Effect.flatMap(decodeProblem),
-        Effect.flatMap(({ detail, errors, status }) => {
+        Effect.flatMap((document) => {
           const wait = response.headers["retry-after"]
-          const headers = wait === undefined ? {} : { headers: { "retry-after": wait } }
-          return new Problem({ status, detail, ...(errors ? { errors } : {}), ...headers })
+          return new Problem({ ...document, ...(wait === undefined ? {} : { headers: { "retry-after": wait } }) })
         }),
       )
     : Effect.succeed(response)

@@ -48,7 +48,7 @@ const fingerprint = (...values: ReadonlyArray<string | number | Uint8Array>): st
     )
     .toString(36)
 
-const noEmbedding = (detail: string) => new Problem({ status: 404, detail })
+const noEmbedding = (detail: string) => Problem.of("not-found", detail)
 
 const embeddingResponse = HttpServerResponse.schemaJson(Embedding)
 const meanResponse = HttpServerResponse.schemaJson(CatalogueMean)

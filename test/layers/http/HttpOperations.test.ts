@@ -41,6 +41,14 @@ layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
       for (const path of ["/api/system", "/api/system/events", "/api/dead-letters", "/api/user/1/profile"])
         expect((yield* call(path)).status).toBe(401)
       expect((yield* call("/page/other.js")).status).toBe(401)
+      const problems = yield* call("/problems")
+      expect([problems.status, problems.headers.get("content-type")]).toEqual([
+        200,
+        expect.stringContaining("text/html"),
+      ])
+      // The type of a problem leads to its section.
+      const { type } = JSON.parse((yield* call("/api/system")).text)
+      expect(problems.text).toContain(`<section id="${type.replace("/problems#", "")}">`)
     }))
 
   it(
