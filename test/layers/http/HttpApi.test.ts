@@ -9,6 +9,7 @@ import { InteractionLog, InteractionLogError } from "../../../src/services/ports
 import { UserEmbeddings, type UserRecord } from "../../../src/services/ports/UserEmbeddings.ts"
 import { effectTest, layerSuite } from "../../support/effect.ts"
 import { eventually } from "../../support/pipeline.ts"
+import manifest from "../../../package.json" with { type: "json" }
 import { parsePrometheus } from "../../support/prometheus.ts"
 import { embedded } from "../../support/stacks.ts"
 
@@ -218,11 +219,16 @@ layerSuite("HTTP API", api(), (it) => {
       const { headers, text } = yield* call("GET", "/metrics")
       expect(headers.get("content-type")).toStartWith("text/plain; version=0.0.4")
       const families = parsePrometheus(text)
-      const ours = [...families].filter(([name]) => /^(user_embeddings|messaging|http|process)_/.test(name))
+      // Nothing but metrics of this program: those of Effect's runtime are left out.
+      const ours = [...families].filter(([name]) => !name.startsWith("test_"))
       expect(ours.length).toBeGreaterThan(5)
       expect(ours.filter(([, { help }]) => help === undefined)).toEqual([])
+      const named = /^(user_embeddings|messaging|http|process|db_client|gen_ai)_/
+      expect(ours.filter(([name]) => !named.test(name)).map(([name]) => name)).toEqual([])
+      expect(text).toContain(`user_embeddings_build_info{bun="${Bun.version}",version="${manifest.version}"} 1`)
+      expect(families.get("process_cpu_time_seconds_total")?.type).toBe("counter")
       const requests = families.get("http_server_request_duration_seconds")?.samples
-      const series = `http_server_request_duration_seconds_count{http_request_method="POST",http_response_status_code="201",http_route="/api/user/{userId}/search"}`
+      const series = `http_server_request_duration_seconds_count{http_request_method="POST",http_response_status_code="201",http_route="/api/user/{userId}/search",url_scheme="http"}`
       expect(requests?.get(series)).toBeGreaterThan(0)
       expect(text).not.toContain("counted-user")
       expect(text).not.toContain("/api/nothing")
