@@ -91,7 +91,9 @@ for (const { path, size } of contents?.files ?? []) say(`  ${kilobytes(size).pad
 say(
   `${contents?.files.length} files, ${kilobytes(contents?.size)} packed, ${kilobytes(contents?.unpackedSize)} unpacked (without types/, which \`npm publish\` builds)\n`,
 )
-say(`${sbomFile}: ${sbom.components.length} packages (CycloneDX ${sbom.specVersion}; publish it beside the release)\n`)
+say(
+  `${sbomFile}: ${sbom.components.length} packages (CycloneDX ${sbom.specVersion}; publish it beside the release)\n`,
+)
 say(`${dryRun ? "No file was changed. These commands would remain:" : "These commands remain:"}
 
   git add CHANGELOG.md package.json

@@ -36,7 +36,9 @@ const find = (packages: Readonly<Record<string, Package>>, parent: string, name:
 
 /** `lock`: the text of bun.lock, which is JSON with commas before closing brackets. */
 export const toSbom = (lock: string, manifest: { readonly name: string; readonly version: string }) => {
-  const { packages, workspaces } = Schema.decodeUnknownSync(Lock)(JSON.parse(lock.replace(/,(\s*[\]}])/g, "$1")))
+  const { packages, workspaces } = Schema.decodeUnknownSync(Lock)(
+    JSON.parse(lock.replace(/,(\s*[\]}])/g, "$1")),
+  )
   const keysOf = (parent: string, ...names: ReadonlyArray<string>) =>
     names.flatMap((name) => find(packages, parent, name) ?? [])
   const direct = keysOf("", ...Object.keys(workspaces[""].dependencies))
@@ -45,7 +47,10 @@ export const toSbom = (lock: string, manifest: { readonly name: string; readonly
     const key = waiting.pop()!
     if (needed.has(key)) continue
     const { dependencies, optionalDependencies, peerDependencies } = packages[key]![2]
-    const below = keysOf(key, ...Object.keys({ ...dependencies, ...optionalDependencies, ...peerDependencies }))
+    const below = keysOf(
+      key,
+      ...Object.keys({ ...dependencies, ...optionalDependencies, ...peerDependencies }),
+    )
     needed.set(key, below)
     waiting.push(...below)
   }
@@ -56,7 +61,10 @@ export const toSbom = (lock: string, manifest: { readonly name: string; readonly
       const [name, version] = splitName(id)
       const content = Buffer.from(integrity.replace("sha512-", ""), "base64").toString("hex")
       const purl = purlAt(key)
-      return [purl, { type: "library", "bom-ref": purl, name, version, purl, hashes: [{ alg: "SHA-512", content }] }]
+      return [
+        purl,
+        { type: "library", "bom-ref": purl, name, version, purl, hashes: [{ alg: "SHA-512", content }] },
+      ]
     }),
   )
   const root = `pkg:npm/${manifest.name}@${manifest.version}`

@@ -415,10 +415,7 @@ export const outboxRows = metric(
 export const outboxAge = metric(
   gauge("user_embeddings.outbox.oldest_age", "Seconds since the oldest unpublished row was recorded", "s"),
 )
-const cpuTime = tagged(
-  counter("process.cpu.time", "CPU time of the process", "s"),
-  attribute.cpuMode,
-)
+const cpuTime = tagged(counter("process.cpu.time", "CPU time of the process", "s"), attribute.cpuMode)
 export const cpuTimes = { user: cpuTime("user"), system: cpuTime("system") }
 const buildInfo = tagged(
   gauge("user_embeddings.build_info", "1, with the versions of the program and of Bun"),

@@ -19,7 +19,8 @@ test("only the service `users` has passwords of administrators, and only `setup`
     if (!["setup", "api", "worker"].includes(name)) continue
     const users = ["RABBITMQ_DSN", "MYSQL_URL", "MONGODB_URL"].map((of) => new URL(environment[of]!).username)
     expect([name, users]).toEqual([name, ["ue_run", name === "setup" ? "ue_setup" : "ue_run", "ue_run"]])
-    for (const value of Object.values(environment)) expect(value).not.toMatch(/ROOT_PASSWORD|\{RABBITMQ_PASSWORD/)
+    for (const value of Object.values(environment))
+      expect(value).not.toMatch(/ROOT_PASSWORD|\{RABBITMQ_PASSWORD/)
   }
 })
 
@@ -43,6 +44,9 @@ test("every server has a health check, but for images without a program that cou
 })
 
 test("the image has labels, with the version and the revision that it is built from", () => {
-  const labels = [...read("Dockerfile").matchAll(/org\.opencontainers\.image\.(\S+)=/g)].map(([, name]) => name)
-  for (const name of ["title", "description", "licenses", "version", "revision"]) expect(labels).toContain(name)
+  const labels = [...read("Dockerfile").matchAll(/org\.opencontainers\.image\.(\S+)=/g)].map(
+    ([, name]) => name,
+  )
+  for (const name of ["title", "description", "licenses", "version", "revision"])
+    expect(labels).toContain(name)
 })

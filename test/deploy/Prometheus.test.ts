@@ -133,10 +133,14 @@ if (process.env.FAILURES !== "brief")
         await send(`/api/user/u-${round}/product/p-1/view`, {})
         await Bun.sleep(1_000)
         const answers = await Promise.all(
-          [...shown, ...compared].map(async (expr) => ({ expr, answer: await ask(expr).catch(() => undefined) })),
+          [...shown, ...compared].map(async (expr) => ({
+            expr,
+            answer: await ask(expr).catch(() => undefined),
+          })),
         )
         for (const { answer, expr } of answers)
-          if (answer !== undefined) expect([expr, answer.status, answer.error]).toEqual([expr, "success", undefined])
+          if (answer !== undefined)
+            expect([expr, answer.status, answer.error]).toEqual([expr, "success", undefined])
         const hasRows = (answer: typeof Answer.Type | undefined) =>
           answer?.data?.result.some(({ value: [, number] }) => Number.isFinite(Number(number)))
         lacking = answers.flatMap(({ answer, expr }) => (hasRows(answer) ? [] : [expr]))

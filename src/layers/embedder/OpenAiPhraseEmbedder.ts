@@ -12,13 +12,7 @@ import {
   type TextKind,
 } from "../../services/ports/PhraseEmbedder.ts"
 import * as Settings from "../../services/Settings.ts"
-import {
-  attribute,
-  embeddingsDuration,
-  embeddingTokens,
-  observe,
-  timed,
-} from "../../services/Telemetry.ts"
+import { attribute, embeddingsDuration, embeddingTokens, observe, timed } from "../../services/Telemetry.ts"
 import { inOrder, toVector } from "./EmbeddingsResponse.ts"
 import { embedApart, type Request } from "./FaultyPhrases.ts"
 import { type CallFailure, OpenAi } from "./OpenAi.ts"

@@ -121,7 +121,7 @@ export const authorisation = Effect.gen(function* () {
         : Either.right(anybody)
     const inUrl = asked.header("authorization") ? null : accessToken(asked.url)
     const token = find.value(inUrl ?? secretOf(asked))
-    if (token === undefined) 
+    if (token === undefined)
       return refuse("unauthorized", "send a valid token: Authorization: Bearer …", {
         headers: { "www-authenticate": "Bearer" },
       })

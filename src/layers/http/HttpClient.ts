@@ -24,7 +24,10 @@ const failing = (response: HttpClientResponse.HttpClientResponse) =>
         Effect.flatMap(decodeProblem),
         Effect.flatMap((document) => {
           const wait = response.headers["retry-after"]
-          return new Problem({ ...document, ...(wait === undefined ? {} : { headers: { "retry-after": wait } }) })
+          return new Problem({
+            ...document,
+            ...(wait === undefined ? {} : { headers: { "retry-after": wait } }),
+          })
         }),
       )
     : Effect.succeed(response)

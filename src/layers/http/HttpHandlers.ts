@@ -20,8 +20,7 @@ import { segment } from "./HttpSegment.ts"
  */
 const checkRoute = Effect.gen(function* () {
   const { route } = yield* HttpRouter.RouteContext
-  const { destroys, parameters = [], scopes = [] }: Partial<Route> =
-    routeAt(route.method, route.path) ?? {}
+  const { destroys, parameters = [], scopes = [] }: Partial<Route> = routeAt(route.method, route.path) ?? {}
   const caller = yield* CurrentCaller
   if (destroys && !caller.mayDestroy) return yield* needsToken
   const refused = missingScope(caller, scopes)

@@ -55,7 +55,10 @@ export const serviceUnavailable = (what: string, failure?: Pick<PortFailure, "re
   const why = failure?.server && `: ${failure.server} ${whyUnavailable[failure.reason]}`
   // Data that cannot be read stays so, until an operator has corrected it.
   const mayHelpLater = failure?.reason !== "invalid_data"
-  return notNow(`${what} are not available${why ?? ""}${mayHelpLater ? "; try again later" : ""}`, mayHelpLater)
+  return notNow(
+    `${what} are not available${why ?? ""}${mayHelpLater ? "; try again later" : ""}`,
+    mayHelpLater,
+  )
 }
 
 type Failure =

@@ -217,7 +217,8 @@ class Routes {
     const [resolved] = await this.resolve([decoded.right])
     if (Either.isLeft(resolved!)) throw refused(resolved!.left)
     const [appended] = await this.record([resolved!.right], trace)
-    if (appended === undefined || appended._tag === "KeyReused") throw unprocessable([keyReused], "idempotency-key-reused")
+    if (appended === undefined || appended._tag === "KeyReused")
+      throw unprocessable([keyReused], "idempotency-key-reused")
     if (appended._tag === "Refused") throw Problem.of("merge-refused", appended.detail)
     return recordedResponse(appended)
   }

@@ -55,7 +55,9 @@ const check = (file: string): Pick<Backup, "interactions"> =>
   inDatabase(file, (database) => {
     const found = database.query<{ readonly quick_check: string }, []>("PRAGMA quick_check").get()
     if (found?.quick_check !== "ok") throw new Error(`the copy is damaged: ${found?.quick_check}`)
-    const rows = database.query<{ readonly rows: number }, []>("SELECT COUNT(*) AS rows FROM user_interactions")
+    const rows = database.query<{ readonly rows: number }, []>(
+      "SELECT COUNT(*) AS rows FROM user_interactions",
+    )
     return { interactions: rows.get()?.rows ?? 0 }
   })
 

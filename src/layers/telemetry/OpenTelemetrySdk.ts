@@ -53,10 +53,7 @@ export interface Options {
 }
 
 /** The processor reads the other variables of OpenTelemetry itself. */
-const tracing = (
-  protocol: OtlpProtocol,
-  { maxExportBatchSize, maxQueueSize, sampler, share }: Options,
-) =>
+const tracing = (protocol: OtlpProtocol, { maxExportBatchSize, maxQueueSize, sampler, share }: Options) =>
   Layer.unwrapScoped(
     Effect.gen(function* () {
       const resource = yield* Resource

@@ -16,9 +16,7 @@ const ProblemResponse = Schema.transform(ProblemDocument, problemType, {
 export const problems = (...statuses: ReadonlyArray<number>) =>
   Schema.Union(
     ...statuses.map((status) =>
-      ProblemResponse.annotations(
-        HttpApiSchema.annotations({ status, description: described(status) }),
-      ),
+      ProblemResponse.annotations(HttpApiSchema.annotations({ status, description: described(status) })),
     ),
   )
 

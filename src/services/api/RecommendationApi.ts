@@ -11,7 +11,7 @@ import {
   SimilarProduct,
   SimilarUser,
 } from "../recommend/Recommender.ts"
-import { withOptionalBody } from "./ApiDocument.ts"
+import { inTurn, withExample, withOptionalBody } from "./ApiDocument.ts"
 import { Category, categoryName, choice, Limit, limitRule, product, refused, user } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 
@@ -88,7 +88,9 @@ export const CatalogueSearchBody = Schema.Struct({
   .pipe(
     Schema.filter(
       ({ exclude, user }) =>
-        exclude === undefined || exclude === "none" || user !== undefined || { path: ["exclude"], message: "needs a user" },
+        exclude === undefined ||
+        exclude === "none" ||
+        user !== undefined || { path: ["exclude"], message: "needs a user" },
     ),
   )
   .annotations({ identifier: "CatalogueSearchBody" })
@@ -100,8 +102,10 @@ const FoundProducts = Schema.Struct({
 }).annotations({ identifier: "FoundProducts" })
 
 export const recommendations = HttpApiGroup.make("recommendations")
+  .annotate(OpenApi.Description, "What is made of vectors. Nothing is recorded.")
   .add(
     HttpApiEndpoint.get("recommend")`/api/user/${user}/recommendations`
+      .annotate(OpenApi.Summary, "Recommend products to a user")
       .setUrlParams(
         Schema.Struct({
           limit: Limit,
@@ -115,35 +119,47 @@ export const recommendations = HttpApiGroup.make("recommendations")
   )
   .add(
     HttpApiEndpoint.post("recommendAmong")`/api/user/${user}/recommendations`
+      .annotate(OpenApi.Summary, "Recommend products that a filter admits")
       .setPayload(RecommendationBody)
       .addSuccess(Recommended)
       .addError(problems(...bodyStatuses, 404, 503))
-      .annotate(OpenApi.Transform, withOptionalBody)
+      .annotate(
+        OpenApi.Transform,
+        inTurn(
+          withOptionalBody,
+          withExample({ limit: 3, filter: { price: { lte: 50 }, brand: ["Acme", "Apex"] } }),
+        ),
+      )
       .annotate(OpenApi.Description, "Recommendations among the products that a filter admits."),
   )
   .add(
     HttpApiEndpoint.get("buyAgain")`/api/user/${user}/buy-again`
+      .annotate(OpenApi.Summary, "List what a user buys again")
       .setUrlParams(Schema.Struct({ limit: Limit }))
       .addSuccess(BuyAgain)
       .addError(problems(422, 503)),
   )
   .add(
     HttpApiEndpoint.get("similarUsers")`/api/user/${user}/similar`
+      .annotate(OpenApi.Summary, "Find users with a similar taste")
       .setUrlParams(Schema.Struct({ limit: Limit }))
       .addSuccess(SimilarUsers)
       .addError(problems(404, 422, 501, 503)),
   )
   .add(
     HttpApiEndpoint.get("similarProducts")`/api/product/${product}/similar`
+      .annotate(OpenApi.Summary, "Find similar products")
       .setUrlParams(Schema.Struct({ limit: Limit, category: Category }))
       .addSuccess(SimilarProducts)
       .addError(problems(404, 422, 503)),
   )
   .add(
     HttpApiEndpoint.post("searchCatalogue", "/api/search")
+      .annotate(OpenApi.Summary, "Search products by a phrase and a user's taste")
       .setPayload(CatalogueSearchBody)
       .addSuccess(FoundProducts)
-      .addError(problems(...bodyStatuses, 501, 503)),
+      .addError(problems(...bodyStatuses, 501, 503))
+      .annotate(OpenApi.Transform, withExample({ query: "tent", user: "u-1", limit: 5 })),
   )
   .middleware(Authorisation)
   // The page shows recommendations, too.

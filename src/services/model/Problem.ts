@@ -12,8 +12,11 @@ export type FieldIssue = typeof FieldIssue.Type
 /** The body: `application/problem+json`. */
 export const ProblemDocument = Schema.Struct({
   type: Schema.String.annotations({
-    description: `The kind of the problem, as a URI relative to the address of the API: ${uris.join(", ")}`,
-    jsonSchema: { type: "string", format: "uri-reference" },
+    jsonSchema: {
+      type: "string",
+      format: "uri-reference",
+      description: `The kind of the problem, as a URI relative to the address of the API: ${uris.join(", ")}`,
+    },
   }),
   title: Schema.String,
   status: Schema.Number,

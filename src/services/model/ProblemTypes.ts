@@ -11,7 +11,8 @@ const kinds = {
   "malformed-body": {
     status: 400,
     title: "The body cannot be read",
-    meaning: "The body is not JSON in UTF-8, is not what `Content-Encoding` says, or ended before its length.",
+    meaning:
+      "The body is not JSON in UTF-8, is not what `Content-Encoding` says, or ended before its length.",
     remedy: "Send one JSON value in UTF-8, without byte-order mark.",
   },
   unauthorized: {
@@ -89,13 +90,15 @@ const kinds = {
   "unsupported-media-type": {
     status: 415,
     title: "The body has another type or encoding",
-    meaning: "The body is not declared as JSON in UTF-8, or is compressed by something else than gzip or deflate.",
+    meaning:
+      "The body is not declared as JSON in UTF-8, or is compressed by something else than gzip or deflate.",
     remedy: "Send `Content-Type: application/json`.",
   },
   "invalid-input": {
     status: 422,
     title: "Fields are invalid",
-    meaning: "The request was read, but fields, path or query parameters break a rule; `errors` names each with its rule.",
+    meaning:
+      "The request was read, but fields, path or query parameters break a rule; `errors` names each with its rule.",
     remedy: "Correct these fields. The same request never succeeds.",
   },
   "idempotency-key-reused": {
@@ -133,12 +136,14 @@ const kinds = {
     title: "A server does not answer",
     meaning:
       "A database, the broker or the embedding service that the answer depends on cannot be reached, did not answer in time or is not set up; `detail` names it. With `occurred_at` or an `Idempotency-Key`, a repeated request counts once.",
-    remedy: "Send it again after the seconds that `Retry-After` names. `/readyz` and `doctor` show what is out.",
+    remedy:
+      "Send it again after the seconds that `Retry-After` names. `/readyz` and `doctor` show what is out.",
   },
   "operator-needed": {
     status: 503,
     title: "A server refuses, or its data cannot be used",
-    meaning: "A server lacks a right, or holds data that cannot be read or stored. It stays so until somebody acts.",
+    meaning:
+      "A server lacks a right, or holds data that cannot be read or stored. It stays so until somebody acts.",
     remedy: "Do not repeat the request. Run `user-embeddings doctor`, which says what to correct.",
   },
 } as const satisfies Readonly<Record<string, Kind>>

@@ -3,13 +3,13 @@ import { expect } from "bun:test"
 import { connect } from "node:net"
 import { HttpServer } from "@effect/platform"
 import { Deferred, Effect, Exit, Fiber, Layer, Schedule, Scope } from "effect"
+import manifest from "../../../package.json" with { type: "json" }
 import * as Api from "../../../src/programs/Api.ts"
 import * as Worker from "../../../src/programs/Worker.ts"
 import { InteractionLog, InteractionLogError } from "../../../src/services/ports/InteractionLog.ts"
 import { UserEmbeddings, type UserRecord } from "../../../src/services/ports/UserEmbeddings.ts"
 import { effectTest, layerSuite } from "../../support/effect.ts"
 import { eventually } from "../../support/pipeline.ts"
-import manifest from "../../../package.json" with { type: "json" }
 import { parsePrometheus } from "../../support/prometheus.ts"
 import { embedded } from "../../support/stacks.ts"
 
@@ -225,7 +225,9 @@ layerSuite("HTTP API", api(), (it) => {
       expect(ours.filter(([, { help }]) => help === undefined)).toEqual([])
       const named = /^(user_embeddings|messaging|http|process|db_client|gen_ai)_/
       expect(ours.filter(([name]) => !named.test(name)).map(([name]) => name)).toEqual([])
-      expect(text).toContain(`user_embeddings_build_info{bun="${Bun.version}",version="${manifest.version}"} 1`)
+      expect(text).toContain(
+        `user_embeddings_build_info{bun="${Bun.version}",version="${manifest.version}"} 1`,
+      )
       expect(families.get("process_cpu_time_seconds_total")?.type).toBe("counter")
       const requests = families.get("http_server_request_duration_seconds")?.samples
       const series = `http_server_request_duration_seconds_count{http_request_method="POST",http_response_status_code="201",http_route="/api/user/{userId}/search",url_scheme="http"}`
@@ -411,6 +413,7 @@ layerSuite("HTTP API", api(), (it) => {
         "401",
         "403",
         "422",
+        "500",
         "503",
       ])
     }))

@@ -35,9 +35,9 @@ test("query parameters and fields with a default may be left out", async () => {
 })
 
 test("bad arguments reject with the problem of the API, before a request", async () => {
-  const wrong = await failure(shop.interactions.search({ path, payload: { query: "" } }))
+  const wrong = await failure(shop.recommendations.recommend({ path, urlParams: { limit: 500 } }))
   expect(wrong).toBeInstanceOf(Problem)
-  expect(wrong).toMatchObject({ status: 422, errors: [{ field: "query" }] })
+  expect(wrong).toMatchObject({ status: 422, errors: [{ field: "limit" }] })
   expect(asked.splice(0)).toEqual([])
 })
 

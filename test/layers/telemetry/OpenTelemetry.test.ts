@@ -1,6 +1,6 @@
 /** OTEL_EXPORTER_OTLP_PROTOCOL, OTEL_*_EXPORTER and OTEL_SDK_DISABLED decide what is sent, and how. */
 import { afterAll, afterEach, expect, test } from "bun:test"
-import { createServer, type Http2Server } from "node:http2"
+import { createServer, type Http2Server, type ServerHttp2Stream } from "node:http2"
 import type { AddressInfo } from "node:net"
 import { ConfigProvider, Effect, Layer } from "effect"
 import * as OpenTelemetry from "../../../src/layers/telemetry/OpenTelemetry.ts"
@@ -16,7 +16,7 @@ const http = Bun.serve({
   },
 })
 const grpc: Http2Server = createServer()
-grpc.on("stream", (stream, headers) => {
+grpc.on("stream", (stream: ServerHttp2Stream, headers) => {
   received.push(`${headers[":path"]} ${headers["content-type"]}`)
   stream.on("data", () => {})
   stream.on("end", () => {

@@ -67,7 +67,7 @@ effectTest(
 
       const { consistent, extra, missing, users } = yield* Effect.gen(function* () {
         yield* drained
-        return yield* (yield* Auditor.Auditor).audit({ details: false })
+        return yield* (yield* Auditor.Auditor).audit({})
       }).pipe(Effect.provide(Layer.provideMerge(Auditor.layer, pipeline(embedded({ DATA_DIR: copy })))))
       expect({ consistent, extra, missing, users }).toEqual({ consistent: 3, extra: 0, missing: 0, users: 3 })
       expect(report.interactions).toBeGreaterThan(0)

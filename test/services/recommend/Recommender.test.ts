@@ -131,9 +131,9 @@ effectTest("a similarity is a cosine: what rounding adds above 1 is left out, al
   const ports = Layer.mergeAll(
     catalogue,
     Layer.mock(Popularity, {}),
-    Layer.mock(InteractionLog, {}),
+    Layer.mock(InteractionLog, { pruned: {} as InteractionLog["Type"]["pruned"] }),
     Layer.mock(UserEmbeddings, {}),
-    Layer.mock(EventVectors, { space: "test" }),
+    Layer.mock(EventVectors, { space: "test", remembers: () => false }),
     Layer.mock(ProductPairs, { load: () => Effect.succeed(new Map()) }),
     EmbeddingConfig.layer({}),
   )
