@@ -37,14 +37,12 @@ effectTest(
       yield* Effect.addFinalizer(() => Effect.sync(() => rmSync(to, { recursive: true })))
       const copy = join(to, "monday")
       let recorded = 0
-      const recordOn = Effect.forever(
-        Effect.zipRight(
-          record(...[1, 2, 3].map((n) => search(`u-${n}`, `phrase ${recorded + n}`, at(recorded + n)))),
-          Effect.sync(() => {
-            recorded += 3
-          }),
-        ).pipe(Effect.zipLeft(Effect.sleep("1 millis"))),
-      )
+      const recordOn = Effect.suspend(() => {
+        const events = [1, 2, 3].map((n) => search(`u-${n}`, `phrase ${recorded + n}`, at(recorded + n)))
+        return Effect.map(record(...events), () => {
+          recorded += events.length
+        })
+      }).pipe(Effect.zipLeft(Effect.sleep("20 millis")), Effect.forever)
       const report = yield* Effect.gen(function* () {
         const folder = yield* Settings.DATA_DIR
         const recording = yield* Effect.fork(recordOn)
