@@ -1,14 +1,15 @@
 /** `backup` as a process beside a system that records: the copy is of one moment, and a system starts from it. */
-import { expect, test } from "bun:test"
-import { mkdtempSync, readdirSync, rmSync, statSync } from "node:fs"
+import { expect } from "bun:test"
+import { mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { Effect, Fiber, Layer } from "effect"
+import { backup } from "../../../src/layers/sqlite/SqliteBackup.ts"
 import * as Auditor from "../../../src/services/operate/Auditor.ts"
 import * as Settings from "../../../src/services/Settings.ts"
 import { bundledProgram } from "../../support/bundledProgram.ts"
 import { effectTest } from "../../support/effect.ts"
-import { drained, pipeline, record, search } from "../../support/pipeline.ts"
+import { drained, pipeline, record, recording as recordingOn, search } from "../../support/pipeline.ts"
 import { embedded } from "../../support/stacks.ts"
 
 const main = await bundledProgram("src/programs/main.ts")
@@ -58,10 +59,10 @@ effectTest(
         expect(recorded).toBeGreaterThan(before)
         expect([statSync(copy).mode & 0o777, statSync(report.file).mode & 0o777]).toEqual([0o700, 0o600])
         expect(readdirSync(copy)).toEqual(["user-embeddings.sqlite"])
-        const again = yield* Effect.promise(() => run(folder, "--to", copy))
-        expect([again.code, again.err]).toEqual([1, expect.stringContaining("exists already")])
+        expect((yield* Effect.flip(backup(folder, copy))).message).toContain("exists already")
         return report
-      }).pipe(Effect.provide(pipeline(embedded())))
+        // Without a worker: the copy would wait for the lease of its claims.
+      }).pipe(Effect.provide(recordingOn(embedded())))
 
       const { consistent, extra, missing, users } = yield* Effect.gen(function* () {
         yield* drained
@@ -73,11 +74,16 @@ effectTest(
   60_000,
 )
 
-test("what cannot be copied is said in words, and leaves nothing behind", async () => {
-  const folder = mkdtempSync(join(tmpdir(), "backup-"))
-  const empty = await run(folder, "--to", join(folder, "copy"))
-  expect([empty.code, empty.err]).toEqual([1, expect.stringContaining("there is no database at")])
-  expect((await run(folder)).code).toBe(2)
-  expect(readdirSync(folder)).toEqual([])
-  rmSync(folder, { recursive: true })
-})
+effectTest("what cannot be copied is said in words, and leaves nothing behind", () =>
+  Effect.gen(function* () {
+    const folder = mkdtempSync(join(tmpdir(), "backup-"))
+    yield* Effect.addFinalizer(() => Effect.sync(() => rmSync(folder, { recursive: true })))
+    const refused = yield* Effect.flip(backup(folder, join(folder, "copy")))
+    expect(refused.message).toStartWith("there is no database at ")
+    expect(readdirSync(folder)).toEqual([])
+    writeFileSync(join(folder, "user-embeddings.sqlite"), "this is no database".repeat(100))
+    const damaged = yield* Effect.flip(backup(folder, join(folder, "copy")))
+    expect(damaged.message).toContain("file is not a database")
+    expect(readdirSync(join(folder, "copy"))).toEqual([])
+  }),
+)
