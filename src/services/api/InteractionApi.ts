@@ -8,6 +8,7 @@ import { FieldIssue } from "../model/Problem.ts"
 import { Ready, Unavailable } from "../operate/Health.ts"
 import { BulkItem, MergeBody, ProductBody, RetractionBody, SearchBody } from "../record/Submission.ts"
 import { completeDocument, inTurn, withExample, withIdempotencyKey, withOptionalBody } from "./ApiDocument.ts"
+import { withStatus } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 import { embeddings } from "./EmbeddingApi.ts"
 import { operations } from "./OperationsApi.ts"
@@ -61,8 +62,8 @@ const productEvent = <
 ) =>
   endpoint
     .setPayload(ProductBody)
-    .addSuccess(Recorded, { status: 201 })
-    .addSuccess(Recorded, { status: 200 })
+    .addSuccess(withStatus(201, "Recorded", Recorded))
+    .addSuccess(withStatus(200, "Recorded before; nothing changed", Recorded))
     .addError(problems(429))
     .annotate(
       OpenApi.Transform,
@@ -78,8 +79,8 @@ const interactions = HttpApiGroup.make("interactions")
     HttpApiEndpoint.post("search")`/api/user/${undecodedUser}/search`
       .annotate(OpenApi.Summary, "Record a search")
       .setPayload(SearchBody)
-      .addSuccess(Recorded, { status: 201 })
-      .addSuccess(Recorded, { status: 200 })
+      .addSuccess(withStatus(201, "Recorded", Recorded))
+      .addSuccess(withStatus(200, "Recorded before; nothing changed", Recorded))
       .addError(problems(429))
       .annotate(
         OpenApi.Transform,
@@ -126,8 +127,8 @@ const interactions = HttpApiGroup.make("interactions")
     HttpApiEndpoint.post("retract")`/api/user/${undecodedUser}/retractions`
       .annotate(OpenApi.Summary, "Take an event back")
       .setPayload(RetractionBody)
-      .addSuccess(Recorded, { status: 201 })
-      .addSuccess(Recorded, { status: 200 })
+      .addSuccess(withStatus(201, "Recorded", Recorded))
+      .addSuccess(withStatus(200, "Recorded before; nothing changed", Recorded))
       .addError(problems(404, 410, 429))
       .annotate(
         OpenApi.Transform,
@@ -149,8 +150,8 @@ const interactions = HttpApiGroup.make("interactions")
     HttpApiEndpoint.post("merge")`/api/user/${undecodedUser}/merge`
       .annotate(OpenApi.Summary, "Make a guest and a user one person")
       .setPayload(MergeBody)
-      .addSuccess(Recorded, { status: 201 })
-      .addSuccess(Recorded, { status: 200 })
+      .addSuccess(withStatus(201, "Recorded", Recorded))
+      .addSuccess(withStatus(200, "Recorded before; nothing changed", Recorded))
       .addError(problems(409, 429))
       .annotate(OpenApi.Transform, inTurn(withIdempotencyKey, withExample({ from: "guest-7" })))
       .annotate(
@@ -163,8 +164,8 @@ const interactions = HttpApiGroup.make("interactions")
     HttpApiEndpoint.post("bulk", "/api/interactions")
       .annotate(OpenApi.Summary, "Record up to 1,000 events")
       .setPayload(Schema.Array(BulkItem).pipe(Schema.minItems(1), Schema.maxItems(bulkItems)))
-      .addSuccess(BulkReport, { status: 200 })
-      .addSuccess(BulkReport, { status: 207 })
+      .addSuccess(withStatus(200, "Every item is recorded, now or before", BulkReport))
+      .addSuccess(withStatus(207, "Some items are rejected", BulkReport))
       .annotate(
         OpenApi.Transform,
         withExample([
@@ -192,7 +193,10 @@ const health = HttpApiGroup.make("health")
   .add(
     HttpApiEndpoint.get("livez", "/livez")
       .annotate(OpenApi.Summary, "Ask whether the process runs")
-      .addSuccess(Schema.Struct({ status: Schema.Literal("ok") })),
+      .setUrlParams(Schema.Struct({ verbose: Schema.optional(Schema.String) }))
+      .addSuccess(Schema.Struct({ status: Schema.Literal("ok") }))
+      // Only with `verbose`, as for /readyz.
+      .addError(problems(401, 403)),
   )
   .add(
     HttpApiEndpoint.get("readyz", "/readyz")
@@ -200,7 +204,7 @@ const health = HttpApiGroup.make("health")
       .setUrlParams(Schema.Struct({ verbose: Schema.optional(Schema.String) }))
       .addSuccess(Ready)
       .addSuccess(Unavailable, { status: 503 })
-      .addError(problems(401)),
+      .addError(problems(401, 403)),
   )
   .add(
     HttpApiEndpoint.get("metrics", "/metrics")

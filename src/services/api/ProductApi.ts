@@ -6,7 +6,7 @@ import { ProductId } from "../model/Interaction.ts"
 import { FieldIssue } from "../model/Problem.ts"
 import { Attributes, StoredAttributes } from "../model/Product.ts"
 import { withExample } from "./ApiDocument.ts"
-import { product, wellFormed } from "./ApiParameters.ts"
+import { product, wellFormed, withStatus } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 
 export const productsBodyBytes = 32 * 1024 * 1024
@@ -119,8 +119,8 @@ export const products = HttpApiGroup.make("products")
     HttpApiEndpoint.post("changeMany", "/api/products")
       .annotate(OpenApi.Summary, "Create or change up to 1,000 products")
       .setPayload(Schema.Array(ProductItem).pipe(Schema.minItems(1), Schema.maxItems(mostProducts)))
-      .addSuccess(ProductsReport, { status: 200 })
-      .addSuccess(ProductsReport, { status: 207 })
+      .addSuccess(withStatus(200, "Every product is stored", ProductsReport))
+      .addSuccess(withStatus(207, "Some products are rejected", ProductsReport))
       .addError(problems(...bodyStatuses, 503))
       .annotate(OpenApi.Transform, withExample([{ product_id: "tent-1", ...exampleProduct }])),
   )

@@ -109,9 +109,9 @@ export const recommendations = HttpApiGroup.make("recommendations")
       .setUrlParams(
         Schema.Struct({
           limit: Limit,
-          exclude: Schema.optional(Exclude),
+          exclude: Schema.optional(Exclude.annotations({ default: "purchased" })),
           category: Category,
-          fallback: Schema.optional(fallback),
+          fallback: Schema.optional(fallback.annotations({ default: "popular" })),
         }),
       )
       .addSuccess(Recommended)
