@@ -121,8 +121,25 @@ export const withEventTypes = (document: OpenApi.OpenAPISpec, { all }: EventType
   })
 }
 
+const text = (description: string) => ({ type: "string", description })
+/** Customary fields of metadata. Some generators leave out all fields that have no name. */
+const customary = {
+  SearchBody: ["device", "channel", "category", "session_id"],
+  ProductBody: ["device", "channel", "category", "session_id"],
+  RetractionBody: ["reason"],
+} as const
+
+const withCustomaryFields = (schemas: OpenApi.OpenAPIComponents["schemas"]) =>
+  Record.map(schemas, (schema, name) => {
+    const fields: ReadonlyArray<string> = Object.entries(customary).find(([of]) => of === name)?.[1] ?? []
+    if (!("properties" in schema) || fields.length === 0) return schema
+    const named = Object.fromEntries(fields.map((field) => [field, text("becomes metadata")]))
+    return { ...schema, properties: { ...schema.properties, ...named } }
+  })
+
 export const completeDocument = (document: OpenApi.OpenAPISpec, scopes: Scopes) => ({
   ...document,
+  components: { ...document.components, schemas: withCustomaryFields(document.components.schemas) },
   info: { ...document.info, license: { name: "MIT", identifier: "MIT" } },
   paths: Record.map(
     document.paths,

@@ -6,7 +6,7 @@ export const FieldIssue = Schema.Struct({
   /** A dotted path in the body, a path parameter or a header; empty for the whole body. */
   field: Schema.String,
   detail: Schema.String,
-})
+}).annotations({ identifier: "FieldIssue" })
 export type FieldIssue = typeof FieldIssue.Type
 
 /** The body: `application/problem+json`. */
