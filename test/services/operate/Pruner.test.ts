@@ -2,7 +2,7 @@
  * Pruning at any time leaves embeddings, audit, rebuild, exclusions, buy-again and popularity as they were, on both stacks.
  */
 import { expect } from "bun:test"
-import { Chunk, type ConfigError, Effect, Either, Layer, Runtime, Stream } from "effect"
+import { Chunk, type ConfigError, Effect, Either, Layer, Option, Runtime, Stream } from "effect"
 import fc from "fast-check"
 import type { Ports } from "../../../src/layers/Stack.ts"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
@@ -225,7 +225,13 @@ const suite = (
       // Posted again: nothing counts twice, and the next prune deletes the rows.
       const figures = yield* Effect.forEach(users, figuresOf)
       const again = [...surviving.values()].flatMap((events) => [...events.values()])
+      // Popularity counts such a row until it goes.
+      const answers = Effect.forEach(users, (user) =>
+        Effect.map(answersOf(user), ({ popularity: _, ...rest }) => rest),
+      )
+      const answered = yield* answers
       yield* act(again)
+      expect(yield* answers).toEqual(near(answered))
       expect(yield* audited).toEqual({ extra: 0, missing: 0 })
       for (const user of users) if (surviving.get(user)!.size > 0) yield* rebuilt(user)
       expect(yield* Effect.forEach(users, figuresOf)).toEqual(near(figures))
@@ -289,6 +295,28 @@ const suite = (
         expect(yield* audited).toEqual({ extra: 0, missing: 0 })
         // The erasure may still find rows.
         expect((yield* pruneTo(1_000)).kept).toEqual({ not_applied: 14 })
+      }))
+
+    it("an event that is taken back while it is pruned leaves every answer", () =>
+      Effect.gen(function* () {
+        yield* shop
+        const user = "taken-back"
+        yield* act(history(user))
+        const log = yield* InteractionLog
+        const { interaction: bought } = yield* Effect.map(
+          Stream.runHead(log.stream({ user, type: "product_purchase" })),
+          Option.getOrThrow,
+        )
+        const { again, counts } = yield* answersOf(user)
+        const key = `${bought.product_id} product_purchase`
+        const count = counts[key]!
+        yield* pruneTo(1_000)
+        yield* act([Interaction.retract(bought)])
+        const after = yield* answersOf(user)
+        expect(after.counts[key] ?? 0).toBe(count - 1)
+        const purchases = (some: typeof again) => some.reduce((sum, one) => sum + one.purchases, 0)
+        expect(purchases(after.again)).toBe(purchases(again) - 1)
+        yield* (yield* Eraser.Eraser).erase(user)
       }))
 
     it("rows that are still needed stay, and a dry run deletes nothing", () =>
