@@ -50,6 +50,8 @@ export interface UserRebuildOptions {
   readonly allowMissing?: boolean
   /** Retractions to apply with the rebuild. Those that the log has are applied in any case. */
   readonly retractions?: ReadonlyArray<Retraction>
+  /** Succeeds without effect if the user has no embedding: all events may be taken back or erased since the user was listed. */
+  readonly ifAny?: boolean
   /** What the record is to be before its vector is computed; `undefined`: it changed meanwhile. */
   readonly change?: (record: UserRecord) => UserRecord | undefined
 }
@@ -360,7 +362,7 @@ const rebuildOnce = Effect.fnUntraced(function* (
   if (loaded?.links?.alias_of !== undefined || loaded?.links?.merging_into !== undefined) return
   if (record?.embedding === undefined) {
     // A worker that asks for a rebuild may have read an older record.
-    if (options.retractions !== undefined) return
+    if (options.retractions !== undefined || options.ifAny === true) return
     return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
   }
   const now = yield* Clock.currentTimeMillis
