@@ -69,23 +69,31 @@ const interactionOf = (user: string, { hour, what }: Phase["acts"][number]) =>
         metadata: {},
       })
 
-/** Records and publishes interactions, and applies their messages. */
-const act = Effect.fnUntraced(function* (interactions: ReadonlyArray<Interaction.Interaction>) {
+/** Records and marks interactions as published. */
+const record = Effect.fnUntraced(function* (interactions: ReadonlyArray<Interaction.Interaction>) {
   const log = yield* InteractionLog
-  const updater = yield* EmbeddingUpdater.EmbeddingUpdater
   const recordedAt = Date.now()
   const facts = { idempotencyKey: null, occurredAtGiven: true, trace: null, recordedAt }
   const appended = yield* log.append(interactions.map((interaction) => ({ interaction, ...facts })))
-  const rows = appended.flatMap((one) => (one._tag === "Recorded" ? [one] : []))
+  const rows = appended.flatMap((one) => (one._tag === "Recorded" ? [{ ...one, recordedAt }] : []))
   yield* log.markPublished(rows, recordedAt)
+  return rows
+})
+
+/** Applies the messages of rows. */
+const deliver = Effect.fnUntraced(function* (rows: Effect.Effect.Success<ReturnType<typeof record>>) {
+  const updater = yield* EmbeddingUpdater.EmbeddingUpdater
   const outcomes = yield* updater.update(
-    rows.map(({ id, interaction }) => ({
+    rows.map(({ id, interaction, recordedAt }) => ({
       delivery: delivery(encodeMessage(interaction), { recordedAt, logId: id }),
       decoded: Either.right(interaction),
     })),
   )
   expect(outcomes.map(({ settlement }) => settlement._tag)).toEqual(rows.map(() => "Ack"))
 })
+
+const act = (interactions: ReadonlyArray<Interaction.Interaction>) =>
+  Effect.flatMap(record(interactions), deliver)
 
 const rowsOf = (user: string) =>
   Effect.flatMap(InteractionLog, ({ stream }) =>
@@ -486,6 +494,24 @@ const suite = (
         yield* check()
         yield* (yield* Eraser.Eraser).erase(guest)
         expect(yield* log.pruned.checkpoints([guest, customer])).toEqual([])
+      }))
+
+    it("a guest's pruned event is taken back from a customer who was erased before the merge", () =>
+      Effect.gen(function* () {
+        yield* shop
+        const [guest, customer] = ["guest-2", "customer-2"]
+        const events = history(guest)
+        yield* act([...events, event(customer, 0, 5)])
+        yield* pruneTo(1_000)
+        const [taken, ...left] = events
+        const late = yield* record([Interaction.retract(taken!)])
+        yield* (yield* Eraser.Eraser).erase(customer)
+        yield* act([event(customer, 1, 600)])
+        yield* act([Interaction.merge(customer, guest, at(700))])
+        yield* deliver(late)
+        yield* expectSum(customer, [...left, event(customer, 1, 600)])
+        expect(yield* audited).toEqual({ extra: 0, missing: 0 })
+        yield* (yield* Eraser.Eraser).erase(customer)
       }))
 
     it("a slice is not pruned if a row is gone, taken back or behind an erasure since it was read", () =>
