@@ -206,6 +206,30 @@ const lastRecorded =
       Effect.map(Arr.map(fromRow)),
     )
 
+/** How many rows of pruned events that were posted again there are. Later rows than the newest pruned event need no look. */
+const postedAgain = (log: Table, rows: Fragment, newest: number) => {
+  const { name, select, sql, withIndex } = log
+  return sql<ProductEvents>`
+    SELECT product_id, event_type, COUNT(*) AS events FROM ${withIndex("user_interactions_history")}
+    WHERE ${rows} AND occurred_at <= ${columnOfMillis(newest)} AND reference IS NULL AND EXISTS (
+      SELECT 1 FROM pruned_interactions p
+      WHERE p.user_id = ${name}.user_id AND p.id = UNHEX(SUBSTR(message_id, 1, 32)))
+    GROUP BY product_id, event_type`.unprepared.pipe(select("productEvents"))
+}
+
+/** Adds counts, or takes them away with `sign` −1. */
+const countEvents = (
+  counts: Map<string, ProductEvents>,
+  some: ReadonlyArray<ProductEvents>,
+  sign: 1 | -1,
+) => {
+  for (const { event_type, events, product_id } of some) {
+    const key = `${product_id} ${event_type}`
+    const sum = (counts.get(key)?.events ?? 0) + sign * Number(events)
+    counts.set(key, { product_id, event_type, events: sum })
+  }
+}
+
 const productEvents = (log: Table) =>
   Effect.fnUntraced(function* (
     user: string,
@@ -221,23 +245,25 @@ const productEvents = (log: Table) =>
       SELECT product_id, event_type, COUNT(*) AS events FROM ${table}
       WHERE ${ofPerson} AND ${isWanted}
       GROUP BY product_id, event_type`.unprepared.pipe(select("productEvents"))
-    const pruned = yield* sql<ProductEvents>`
-      SELECT product_id, event_type, events FROM pruned_products
+    const pruned = yield* sql<ProductEvents & { readonly newest: number }>`
+      SELECT product_id, event_type, events, newest FROM pruned_products
       WHERE ${ofPerson} AND ${isWanted}`.unprepared.pipe(select("productEvents"))
     const [retractions, events] = Arr.partition(rows, ({ event_type }) => event_type !== "retraction")
-    if (retractions.length === 0) return [...events, ...pruned]
-    const type = effectiveType(sql)
-    const retracted = yield* sql<ProductEvents>`
-      SELECT product_id, ${type} AS event_type, COUNT(*) AS events FROM ${table}
-      WHERE ${ofPerson} AND event_type = 'retraction'
-      GROUP BY product_id, ${type}`.unprepared.pipe(select("productEvents"))
-    const key = ({ event_type, product_id }: ProductEvents) => `${product_id} ${event_type}`
-    const takenBack = new Map(retracted.map((one) => [key(one), one.events]))
-    const left = events.flatMap((one) => {
-      const left = one.events - (takenBack.get(key(one)) ?? 0)
-      return left > 0 ? [{ ...one, events: left }] : []
-    })
-    return [...left, ...pruned]
+    const counts = new Map<string, ProductEvents>()
+    countEvents(counts, [...events, ...pruned], 1)
+    if (pruned.length > 0) {
+      const newest = Math.max(...pruned.map(({ newest }) => Number(newest)))
+      countEvents(counts, yield* postedAgain(log, sql`${ofPerson} AND ${isWanted}`, newest), -1)
+    }
+    if (retractions.length > 0) {
+      const type = effectiveType(sql)
+      const retracted = yield* sql<ProductEvents>`
+        SELECT product_id, ${type} AS event_type, COUNT(*) AS events FROM ${table}
+        WHERE ${ofPerson} AND event_type = 'retraction'
+        GROUP BY product_id, ${type}`.unprepared.pipe(select("productEvents"))
+      countEvents(counts, retracted, -1)
+    }
+    return [...counts.values()].filter(({ events }) => events > 0)
   })
 
 const productCounts =
