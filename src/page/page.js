@@ -68,7 +68,7 @@ const askToken = async (why) => {
 }
 byId("token").addEventListener("click", () =>
   askToken(
-    "Without API_TOKENS everything here can be read. Retrying and removing dead letters always needs a token.",
+    "Without API_TOKENS everything here works on this machine. From another machine, retrying and removing dead letters needs a token.",
   ),
 )
 

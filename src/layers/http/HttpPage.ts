@@ -1,8 +1,10 @@
-/** The page at `/`: the files of `src/page` and the chart library, kept in memory. */
+/** The page at `/`: the files of `src/page` and the chart library, kept in memory. And the page of problems. */
 import { createHash } from "node:crypto"
 import { fileURLToPath } from "node:url"
 import { HttpApiBuilder, HttpServerResponse } from "@effect/platform"
 import { Effect, Option } from "effect"
+import * as ProblemPage from "../../services/api/ProblemPage.ts"
+import * as ProblemTypes from "../../services/model/ProblemTypes.ts"
 import * as Settings from "../../services/Settings.ts"
 import { unlessMatched } from "./HttpRepresentation.ts"
 
@@ -27,7 +29,7 @@ const files = {
 
 /** Settings that the page reads. */
 const settingsPath = "/page/config.json"
-export const paths: ReadonlyArray<string> = [...Object.keys(files), settingsPath]
+export const paths: ReadonlyArray<string> = [...Object.keys(files), settingsPath, ProblemTypes.pagePath]
 
 const security = {
   "content-security-policy":
@@ -39,6 +41,8 @@ const security = {
 export const layer = HttpApiBuilder.Router.use((router) =>
   Effect.gen(function* () {
     const traces = Option.getOrNull(yield* Settings.TRACES_URL)
+    const problems = HttpServerResponse.html(ProblemPage.html())
+    yield* router.get(ProblemTypes.pagePath, HttpServerResponse.setHeaders(problems, security))
     yield* router.get(settingsPath, HttpServerResponse.json({ traces }))
     for (const [path, [file, contentType]] of Object.entries(files)) {
       const body = yield* Effect.promise(() => Bun.file(file).bytes())

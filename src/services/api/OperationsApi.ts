@@ -1,9 +1,10 @@
 /** The routes for operators. The page reads them. */
-import { HttpApiEndpoint, HttpApiGroup, HttpApiSchema } from "@effect/platform"
+import { HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
-import { RouteScopes } from "../AccessTokens.ts"
+import { Destroys, RouteScopes } from "../AccessTokens.ts"
 import { UserId } from "../model/Interaction.ts"
 import { SystemStats } from "../operate/SystemStats.ts"
+import { withExample } from "./ApiDocument.ts"
 import { Limit, user } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 import { UserProfile } from "./EmbeddingJson.ts"
@@ -57,44 +58,61 @@ export const DeadLetterSelection = Schema.Union(
 
 const letterId = HttpApiSchema.param("letterId", Schema.typeSchema(UserId))
 export const operations = HttpApiGroup.make("operations")
-  .add(HttpApiEndpoint.get("system", "/api/system").addSuccess(SystemStats))
+  .annotate(OpenApi.Description, "For operators: figures and dead letters. The page at `/` reads them.")
   .add(
-    HttpApiEndpoint.get("systemEvents", "/api/system/events").addSuccess(
-      HttpApiSchema.Text({ contentType: "text/event-stream" }).annotations({
-        description: "SystemStats as server-sent events, one every few seconds",
-      }),
-    ),
+    HttpApiEndpoint.get("system", "/api/system")
+      .annotate(OpenApi.Summary, "Read the figures of the system")
+      .addSuccess(SystemStats),
+  )
+  .add(
+    HttpApiEndpoint.get("systemEvents", "/api/system/events")
+      .annotate(OpenApi.Summary, "Follow the figures of the system")
+      .addSuccess(
+        HttpApiSchema.Text({ contentType: "text/event-stream" }).annotations({
+          description: "SystemStats as server-sent events, one every few seconds",
+        }),
+      ),
   )
   .add(
     HttpApiEndpoint.get("deadLetters", "/api/dead-letters")
+      .annotate(OpenApi.Summary, "List dead letters")
       .setUrlParams(Schema.Struct({ error: Schema.optional(Schema.String), limit: Limit }))
       .addSuccess(DeadLetters)
       .addError(problems(422, 503)),
   )
   .add(
     HttpApiEndpoint.get("deadLetterGroups", "/api/dead-letters/groups")
+      .annotate(OpenApi.Summary, "Count dead letters by error")
       .addSuccess(DeadLetterGroups)
       .addError(problems(503)),
   )
   .add(
     HttpApiEndpoint.get("deadLetter")`/api/dead-letters/${letterId}`
+      .annotate(OpenApi.Summary, "Read a dead letter in full")
       .addSuccess(DeadLettersInFull)
       .addError(problems(404, 422, 503)),
   )
   .add(
     HttpApiEndpoint.post("retryDeadLetters", "/api/dead-letters/retry")
+      .annotate(OpenApi.Summary, "Publish dead letters again")
       .setPayload(DeadLetterSelection)
       .addSuccess(Schema.Struct({ picked: Count, retried: Count }))
-      .addError(problems(...bodyStatuses, 403, 503)),
+      .addError(problems(...bodyStatuses, 503))
+      .annotate(OpenApi.Transform, withExample({ error: "unusable_vector" }))
+      .annotate(Destroys, true),
   )
   .add(
     HttpApiEndpoint.post("removeDeadLetters", "/api/dead-letters/remove")
+      .annotate(OpenApi.Summary, "Remove dead letters")
       .setPayload(DeadLetterSelection)
       .addSuccess(Schema.Struct({ removed: Count }))
-      .addError(problems(...bodyStatuses, 403, 404, 503)),
+      .addError(problems(...bodyStatuses, 404, 503))
+      .annotate(OpenApi.Transform, withExample({ ids: ["2f1c7a52-6f0e-4f1e-9b7e-0a4b8c6d9e11"] }))
+      .annotate(Destroys, true),
   )
   .add(
     HttpApiEndpoint.get("profile")`/api/user/${user}/profile`
+      .annotate(OpenApi.Summary, "Read what makes up a user")
       .addSuccess(UserProfile)
       .addError(problems(404, 422, 503)),
   )

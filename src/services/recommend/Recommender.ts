@@ -14,6 +14,7 @@ import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbedding
 import { EventVectors } from "../update/EventVectors.ts"
 import { ownerOf } from "../update/People.ts"
 import { Catalogue, type CatalogueError } from "./Catalogue.ts"
+import type { Scored } from "./CatalogueSearch.ts"
 import { readTastes } from "./EmbeddingReads.ts"
 import { Popularity } from "./Popularity.ts"
 import * as PopularProducts from "./PopularProducts.ts"
@@ -293,6 +294,12 @@ const withoutReasons = ([{ category, product_id, product_name }, popularity]: re
   return { product_id, product_name, category, ...parts, because: [], rest: 0 }
 }
 
+/** A search finds the product of two directions, which is a cosine but for rounding. */
+const withCosine = (found: Scored): Scored => {
+  const similarity = Vector.clampCosine(found.similarity)
+  return { ...found, similarity, score: found.score + (similarity - found.similarity) }
+}
+
 const recommend = Effect.fn("recommend")(function* (
   services: Services,
   ...[user, { fallback, filter = {}, ...wanted }]: Parameters<Recommender["Type"]["recommend"]>
@@ -330,7 +337,7 @@ const recommend = Effect.fn("recommend")(function* (
   )
   return {
     source: "taste" as const,
-    items: found.map(({ bonus, centred, similarity, ...product }) => {
+    items: found.map(withCosine).map(({ bonus, centred, similarity, ...product }) => {
       const { product_id } = product
       const [together, again] = terms.map(({ of }) => of.get(product_id) ?? 0) as [number, number]
       const reasons = Taste.explain(taste.right, centred(), similarity, {
@@ -384,7 +391,7 @@ const similarProducts = Effect.fn("similarProducts")(function* (
     without: new Set([product_id]),
     extra: term.of,
   })
-  return found.map(({ bonus: _, centred: __, ...product }) => ({
+  return found.map(withCosine).map(({ bonus: _, centred: __, ...product }) => ({
     ...product,
     together: term.of.get(product.product_id) ?? 0,
   }))
@@ -421,8 +428,8 @@ const search = Effect.fn("search")(function* (
   )
   const items = products.map(({ category, centred: vector, product_id, product_name }): Found => {
     const product = vector()
-    const similarity = Vector.dot(centred, product)
-    const liked = Option.map(taste, ({ direction }) => Vector.dot(direction, product))
+    const similarity = Vector.clampCosine(Vector.dot(centred, product))
+    const liked = Option.map(taste, ({ direction }) => Vector.clampCosine(Vector.dot(direction, product)))
     const score = similarity + tasteWeight * Option.getOrElse(liked, () => 0)
     return { product_id, product_name, category, score, similarity, taste: Option.getOrNull(liked) }
   })
@@ -453,7 +460,8 @@ const similarUsers = Effect.fn("similarUsers")(function* (
       const direction = toDirection(other)
       if (direction === undefined) return
       compared += 1
-      insertTopK(best, limit, { user_id: id, similarity: Vector.dot(own, direction) }, moreSimilar)
+      const similarity = Vector.clampCosine(Vector.dot(own, direction))
+      insertTopK(best, limit, { user_id: id, similarity }, moreSimilar)
     }),
   ).pipe(comparisons.withPermits(1))
   return { compared, users: best }

@@ -121,21 +121,24 @@ const logSettled = ([delivery, settlement]: Settled) =>
     MessageTraces.inMessageSpan(delivery),
   )
 
-const countSettled = (settled: ReadonlyArray<Settled>) => {
+const countSettled = (system: string, settled: ReadonlyArray<Settled>) => {
   const acks = settled.filter(([, { _tag }]) => _tag === "Ack").length
-  if (acks > 0) Telemetry.count(Telemetry.consumedMessages(settlementName.Ack), acks)
+  if (acks > 0) Telemetry.count(Telemetry.consumedMessages(system, settlementName.Ack), acks)
   for (const [, settlement] of settled) {
     if (settlement._tag === "Ack") continue
-    Telemetry.count(Telemetry.consumedMessages(settlementName[settlement._tag]))
+    Telemetry.count(Telemetry.consumedMessages(system, settlementName[settlement._tag]))
     if (settlement._tag === "Retry") Telemetry.count(Telemetry.retries(settlement.failure.error))
     if (settlement._tag === "DeadLetter") Telemetry.count(Telemetry.deadLetters(settlement.failure.error))
   }
 }
 
-const settleAll = Effect.fnUntraced(function* (consumer: Consumer, settled: ReadonlyArray<Settled>) {
+const settleAll = Effect.fnUntraced(function* (
+  { consumer, queue }: Pick<Worker, "consumer" | "queue">,
+  settled: ReadonlyArray<Settled>,
+) {
   if (settled.length === 0) return
   yield* consumer.settle(settled)
-  countSettled(settled)
+  countSettled(queue.system, settled)
   const level = yield* FiberRef.get(FiberRef.currentMinimumLogLevel)
   const logged = LogLevel.lessThanEqual(level, LogLevel.Debug)
     ? settled
@@ -144,13 +147,13 @@ const settleAll = Effect.fnUntraced(function* (consumer: Consumer, settled: Read
 })
 
 /** Poison-message candidates go to quarantine before anything else is done. */
-const quarantine = ({ consumer, queue }: Worker, deliveries: ReadonlyArray<Delivery>) => {
+const quarantine = (worker: Worker, deliveries: ReadonlyArray<Delivery>) => {
   const settled = deliveries.map((delivery): Settled => [delivery, quarantineSettlement(delivery)])
   return MessageTraces.processing(
-    queue.system,
+    worker.queue.system,
     deliveries,
     (_, index) => spanOutcome(settled[index]![1]),
-    settleAll(consumer, settled),
+    settleAll(worker, settled),
   )
 }
 
@@ -226,7 +229,7 @@ const updateAndSettle = Effect.fnUntraced(function* (
   })
   // Before anything is given back, so that it is not delivered again at once.
   yield* changeState(worker, outcomes, { now: yield* Clock.currentTimeMillis, probe })
-  yield* settleAll(worker.consumer, settled)
+  yield* settleAll(worker, settled)
   return { outcomes, settled }
 })
 type Handled = Effect.Effect.Success<ReturnType<typeof updateAndSettle>>
@@ -264,7 +267,7 @@ const handle = Effect.fnUntraced(function* (
   const handled = yield* traced(worker, decoded, batch.length === 1, probe)
 
   const duration_ms = (yield* Clock.currentTimeMillis) - started
-  Telemetry.observe(Telemetry.processDuration, duration_ms / 1000)
+  Telemetry.observe(Telemetry.processDuration(worker.queue.system), duration_ms / 1000)
   Telemetry.observe(Telemetry.batchSize, batch.length)
   const waiting = handled.settled.filter(([, settlement]) => isWaiting(settlement)).length
   const failed = handled.settled.filter(([, settlement]) => !isRoutine(settlement)).length
@@ -320,10 +323,10 @@ const pause = ({ held, loopLimit, queue, state }: Worker, { batch }: Work, tookM
     : Effect.sleep(Math.min(longestPauseMillis, pauseFactor * tookMillis))
 
 /** Gives back messages that no one has tried: they came during an outage, or wait in a slow search lane. */
-const giveBack = ({ consumer, state }: Worker, waiting: ReadonlyArray<ReceivedMessage>) => {
-  const isStoreOut = state._tag === "ProbingAll" || state._tag === "Stopping"
+const giveBack = (worker: Worker, waiting: ReadonlyArray<ReceivedMessage>) => {
+  const isStoreOut = worker.state._tag === "ProbingAll" || worker.state._tag === "Stopping"
   return settleAll(
-    consumer,
+    worker,
     waiting.map(({ delivery }) => [delivery, isStoreOut ? Return : SetAside]),
   )
 }
