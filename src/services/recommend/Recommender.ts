@@ -19,6 +19,7 @@ import { readTastes } from "./EmbeddingReads.ts"
 import { Popularity } from "./Popularity.ts"
 import * as PopularProducts from "./PopularProducts.ts"
 import type { ProductFilter } from "./ProductFilter.ts"
+import { purchasesOf } from "./Purchases.ts"
 import * as Together from "./Together.ts"
 import { insertTopK, moreSimilar } from "./TopK.ts"
 
@@ -348,45 +349,12 @@ const recommend = Effect.fn("recommend")(function* (
   }
 })
 
-/** What the user bought, with the decayed number of purchases. */
-const purchasesOf = Effect.fnUntraced(function* ({ config, log }: Services, user: UserId, now: number) {
-  const retracted = new Set<string | null>()
-  yield* Stream.runForEach(log.stream({ user, type: "retraction" }), ({ interaction }) =>
-    Effect.sync(() => retracted.add(interaction.reference)),
-  )
-  const bought = new Map<ProductId, { score: number; purchases: number; last: number }>()
-  for (const pruned of yield* log.pruned.products((yield* log.person(user)).ids)) {
-    const { decayed, event_type, events, newest, product_id } = pruned
-    if (event_type !== "product_purchase") continue
-    const { last, purchases, score } = bought.get(product_id) ?? { score: 0, purchases: 0, last: newest }
-    bought.set(product_id, {
-      score: score + decayed * decay(config.lambda, now, newest),
-      purchases: purchases + events,
-      last: Math.max(last, newest),
-    })
-  }
-  yield* Stream.runForEach(log.stream({ user, type: "product_purchase" }), ({ interaction }) =>
-    Effect.sync(() => {
-      const { message_id, occurred_at, product_id } = interaction
-      if (retracted.has(message_id)) return
-      const at = Date.parse(occurred_at)
-      const { last, purchases, score } = bought.get(product_id!) ?? { score: 0, purchases: 0, last: at }
-      bought.set(product_id!, {
-        score: score + decay(config.lambda, now, at),
-        purchases: purchases + 1,
-        last: Math.max(last, at),
-      })
-    }),
-  )
-  return bought
-})
-
 /** `again`: the decayed number of the user's purchases of a product. */
 const again = Effect.fnUntraced(function* (services: Services, user: UserId) {
   const { againWeight, lambda } = services.config
   if (againWeight === 0) return Together.noTerm
   const now = yield* Clock.currentTimeMillis
-  const bought = yield* purchasesOf(services, user, now)
+  const bought = yield* purchasesOf(services.log, user, lambda, now)
   const scores = new Map(Array.from(bought, ([product, { score }]) => [product, score]))
   return Together.scaled(scores, againWeight, ({ event_type, occurred_at, product_id }, product) =>
     event_type === "product_purchase" && product_id === product
@@ -396,8 +364,8 @@ const again = Effect.fnUntraced(function* (services: Services, user: UserId) {
 })
 
 const buyAgain = Effect.fn("buyAgain")(function* (services: Services, user: UserId, limit: number) {
-  const { catalogue } = services
-  const bought = yield* purchasesOf(services, user, yield* Clock.currentTimeMillis)
+  const { catalogue, config, log } = services
+  const bought = yield* purchasesOf(log, user, config.lambda, yield* Clock.currentTimeMillis)
   const ranked = [...bought].sort(([a, x], [b, y]) => y.score - x.score || (a < b ? -1 : 1))
   const known = yield* catalogue.describe([...bought.keys()])
   return ranked
