@@ -23,6 +23,7 @@ import {
 } from "../../services/ports/InteractionLog.ts"
 import { deadlockRetry } from "../../services/RetryPolicies.ts"
 import { databaseSpan, untraced } from "../../services/Telemetry.ts"
+import { databaseClock } from "./DatabaseClock.ts"
 import { type ExistingRow, type KeyUpdate, plan } from "./IdempotencyPlan.ts"
 import {
   columnOfMillis,
@@ -432,6 +433,18 @@ const lastRecorded =
       Effect.map(Arr.map(fromRow)),
     )
 
+const ageOfNewest =
+  ({ name, select, sql }: Table) =>
+  (rank: number) =>
+    Effect.gen(function* () {
+      // The ids of as many rows span at least this range, so it begins at the row of this rank or at a newer one.
+      const [row] = yield* sql<{ created_at: string }>`
+        SELECT created_at FROM ${name} WHERE id > (SELECT MAX(id) FROM ${name}) - ${rank}
+        ORDER BY id LIMIT 1`.pipe(select("ageOfNewest"))
+      const now = yield* Clock.currentTimeMillis
+      return row === undefined ? null : Math.max(0, now - millisOfColumn(row.created_at)) / 1_000
+    })
+
 const productEvents = (log: Table) =>
   Effect.fnUntraced(function* (
     user: string,
@@ -595,21 +608,6 @@ const beginErasure =
     )
   }
 
-/** Now, and a column of this clock as an age in ms. */
-const databaseClock = (sql: SqlClient.SqlClient) =>
-  sql.onDialectOrElse({
-    mysql: () => ({
-      now: sql.literal("UTC_TIMESTAMP(3)"),
-      ageOf: (column: string) =>
-        sql.literal(`TIMESTAMPDIFF(MICROSECOND, ${column}, UTC_TIMESTAMP(3)) DIV 1000`),
-    }),
-    orElse: () => ({
-      now: sql.literal("strftime('%Y-%m-%d %H:%M:%f', 'now')"),
-      ageOf: (column: string) =>
-        sql.literal(`CAST(ROUND((julianday('now') - julianday(${column})) * 86400000) AS INTEGER)`),
-    }),
-  })
-
 const finishErasure =
   ({ erasing, sql }: Table) =>
   (user: string, token: string, renewTo: number) =>
@@ -705,6 +703,7 @@ const make = (dialect: SqlDialect) =>
       find: find(table),
       newest: newest(reads),
       lastRecorded: lastRecorded(reads),
+      ageOfNewest: ageOfNewest(reads),
       productEvents: productEvents(reads),
       maxId: maxId(reads, "maxId"),
       productCounts: productCounts(reads),

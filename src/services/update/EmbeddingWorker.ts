@@ -32,14 +32,26 @@ import {
   type ReceivedMessage,
   receive,
 } from "./ReceivedMessage.ts"
+import { WorkerLoad } from "./WorkerLoad.ts"
 
 export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorker")<
   EmbeddingWorker,
   {
     /** Why messages wait for a dependency; none while all dependencies work. */
     readonly outage: Effect.Effect<Option.Option<string>>
+    /** What the worker holds and has done. Only its reports may ask: see {@link WorkerLoad.takeOldestGivenBack}. */
+    readonly look: Effect.Effect<Look>
   }
 >() {}
+
+interface Look {
+  readonly held: number
+  readonly acknowledged: number
+  /** `since`: Unix ms. */
+  readonly outage: { readonly reason: string; readonly since: number } | undefined
+  /** When the oldest event that is held, or was given back because of the outage, was recorded (Unix ms), or infinite. */
+  readonly oldestRecordedAt: number
+}
 
 /** The pause after a batch on a shared thread: this many times the duration of the batch, up to the longest pause. */
 const pauseFactor = 3
@@ -60,6 +72,7 @@ interface Worker {
   readonly consumer: Consumer
   readonly updater: EmbeddingUpdater["Type"]
   readonly held: HeldMessages
+  readonly load: WorkerLoad
   readonly eventTypes: EventTypes
   readonly prefetch: number
   /** The largest batch: half the prefetch, so that the other half arrives meanwhile. */
@@ -132,9 +145,13 @@ const countSettled = (settled: ReadonlyArray<Settled>) => {
   }
 }
 
-const settleAll = Effect.fnUntraced(function* (consumer: Consumer, settled: ReadonlyArray<Settled>) {
+const settleAll = Effect.fnUntraced(function* (
+  { consumer, load }: Pick<Worker, "consumer" | "load">,
+  settled: ReadonlyArray<Settled>,
+) {
   if (settled.length === 0) return
   yield* consumer.settle(settled)
+  load.settled(settled)
   countSettled(settled)
   const level = yield* FiberRef.get(FiberRef.currentMinimumLogLevel)
   const logged = LogLevel.lessThanEqual(level, LogLevel.Debug)
@@ -144,13 +161,13 @@ const settleAll = Effect.fnUntraced(function* (consumer: Consumer, settled: Read
 })
 
 /** Poison-message candidates go to quarantine before anything else is done. */
-const quarantine = ({ consumer, queue }: Worker, deliveries: ReadonlyArray<Delivery>) => {
+const quarantine = (worker: Worker, deliveries: ReadonlyArray<Delivery>) => {
   const settled = deliveries.map((delivery): Settled => [delivery, quarantineSettlement(delivery)])
   return MessageTraces.processing(
-    queue.system,
+    worker.queue.system,
     deliveries,
     (_, index) => spanOutcome(settled[index]![1]),
-    settleAll(consumer, settled),
+    settleAll(worker, settled),
   )
 }
 
@@ -226,7 +243,7 @@ const updateAndSettle = Effect.fnUntraced(function* (
   })
   // Before anything is given back, so that it is not delivered again at once.
   yield* changeState(worker, outcomes, { now: yield* Clock.currentTimeMillis, probe })
-  yield* settleAll(worker.consumer, settled)
+  yield* settleAll(worker, settled)
   return { outcomes, settled }
 })
 type Handled = Effect.Effect.Success<ReturnType<typeof updateAndSettle>>
@@ -242,7 +259,7 @@ const traced = (worker: Worker, messages: ReadonlyArray<DecodedMessage>, isAlone
     updateAndSettle(worker, messages, isAlone, probe),
   )
 
-const handle = Effect.fnUntraced(function* (
+const handleBatch = Effect.fnUntraced(function* (
   worker: Worker,
   limit: BatchLimit,
   { batch: taken, probe }: Work,
@@ -276,6 +293,15 @@ const handle = Effect.fnUntraced(function* (
     limit.most = Math.max(1, batch.length >> 1)
   else if (batch.length >= limit.most) limit.most = Math.min(worker.batchSize, 2 * limit.most)
 })
+
+const handle = (worker: Worker, limit: BatchLimit, work: Work) => {
+  const change = (by: number) =>
+    Effect.sync(() => {
+      worker.load.inBatches += by
+    })
+  const count = work.batch.length
+  return Effect.zipRight(change(count), Effect.ensuring(handleBatch(worker, limit, work), change(-count)))
+}
 
 // ---------------------------------------------------------------------------------------------------------
 // The fibers of a worker
@@ -320,10 +346,11 @@ const pause = ({ held, loopLimit, queue, state }: Worker, { batch }: Work, tookM
     : Effect.sleep(Math.min(longestPauseMillis, pauseFactor * tookMillis))
 
 /** Gives back messages that no one has tried: they came during an outage, or wait in a slow search lane. */
-const giveBack = ({ consumer, state }: Worker, waiting: ReadonlyArray<ReceivedMessage>) => {
+const giveBack = (worker: Worker, waiting: ReadonlyArray<ReceivedMessage>) => {
+  const { state } = worker
   const isStoreOut = state._tag === "ProbingAll" || state._tag === "Stopping"
   return settleAll(
-    consumer,
+    worker,
     waiting.map(({ delivery }) => [delivery, isStoreOut ? Return : SetAside]),
   )
 }
@@ -377,6 +404,16 @@ const stop = Effect.fnUntraced(function* (
   yield* Fiber.interrupt(handling)
 })
 
+const lookAt = ({ held, load, state }: Worker): Look => {
+  const outage = OutageState.outageOf(state)
+  return {
+    held: held.count + load.inBatches,
+    acknowledged: load.acknowledged,
+    outage,
+    oldestRecordedAt: Math.min(held.oldestRecordedAt, load.takeOldestGivenBack(outage !== undefined)),
+  }
+}
+
 const make = Effect.gen(function* () {
   const { batchEnabled, batchWindow, eventTypes, prefetch, workerInterval } = yield* EmbeddingConfig
   const queue = yield* InteractionQueue
@@ -388,6 +425,7 @@ const make = Effect.gen(function* () {
     consumer: yield* queue.consume(prefetch),
     updater,
     held: new HeldMessages(window, updater.needsEmbedder),
+    load: new WorkerLoad(),
     eventTypes,
     prefetch,
     batchSize,
@@ -408,7 +446,10 @@ const make = Effect.gen(function* () {
     ]),
     ([takingFiber, handlingFiber]) => stop(worker, takingFiber, handlingFiber),
   )
-  return { outage: Effect.sync(() => Option.fromNullable(OutageState.reasonOf(worker.state))) }
+  return {
+    outage: Effect.sync(() => Option.fromNullable(OutageState.reasonOf(worker.state))),
+    look: Effect.sync(() => lookAt(worker)),
+  }
 })
 
 export const layer = Layer.scoped(EmbeddingWorker, make)
