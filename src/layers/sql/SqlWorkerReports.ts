@@ -18,8 +18,13 @@ const Stored = Schema.parseJson(
     held: Schema.Number,
     acknowledged: Schema.Number,
     perSecond: Schema.Number,
-    outage: Schema.NullOr(Schema.Struct({ reason: Schema.String, seconds: Schema.Number })),
-    oldestSeconds: Schema.NullOr(Schema.Number),
+    outage: Schema.NullOr(
+      Schema.Struct({
+        reason: Schema.String,
+        seconds: Schema.Number,
+        oldestSeconds: Schema.NullOr(Schema.Number),
+      }),
+    ),
   }),
 )
 const decode = Schema.decodeUnknownOption(Stored)

@@ -11,8 +11,8 @@ export const Attention = Schema.Struct({
 })
 export type Attention = typeof Attention.Type
 
-/** A worker reports every ten seconds. */
-const recentSeconds = 30
+/** A worker reports every ten seconds. One that is silent for longer is not running. */
+export const recentSeconds = 30
 /** A message on its way is no reason to call anybody. */
 const patienceSeconds = 10
 /** An event that waits longer than this while workers run: they are too few, or something is slow. */

@@ -74,7 +74,7 @@ const take = Effect.fnUntraced(function* (
   const maxId = yield* orNull((yield* InteractionLog).maxId)
   const lapse = before === undefined ? 0 : (now - before.at) / 1_000
   const perSecond = (count: number) => (lapse > 0 ? count / lapse : null)
-  const waiting = depths && outbox ? waitingIn(depths, outbox.unpublished) : null
+  const waiting = depths && outbox ? waitingIn(depths, outbox) : null
   const idBefore = before?.maxId ?? null
   const recordedSince = maxId === null || idBefore === null ? null : Math.max(0, maxId - idBefore)
   const applied = before === undefined || reports === null ? null : acknowledgedSince(before, reports)

@@ -4,11 +4,11 @@
  */
 import { Clock, Effect, Schema } from "effect"
 import * as AppliedIds from "../model/AppliedIds.ts"
-import { InteractionLog } from "../ports/InteractionLog.ts"
+import { InteractionLog, type Outbox } from "../ports/InteractionLog.ts"
 import { type Depths, InteractionQueue } from "../ports/InteractionQueue.ts"
 import { UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import { type LastReport, WorkerReports } from "../ports/WorkerReports.ts"
-import { Attention, attentionTo } from "./Attention.ts"
+import { Attention, attentionTo, recentSeconds } from "./Attention.ts"
 
 const Count = Schema.Number
 
@@ -131,20 +131,28 @@ const sum = (numbers: ReadonlyArray<number>) => numbers.reduce((total, n) => tot
 /** Messages that wait for a retry, or in quarantine. */
 export const retryingIn = ({ quarantined, retry }: Depths): number => quarantined + sum(Object.values(retry))
 
-/** `unacked`: what consumers of all processes hold, if that is known. */
-export const waitingIn = (depths: Depths, unpublished: number, unacked = depths.main.unacked): number =>
-  unpublished + depths.main.ready + unacked + retryingIn(depths)
+/** Rows leave the outbox some time after their messages are in the queue. Those of the last seconds would count twice. */
+const markingSeconds = 2
 
-/** The age of what a worker reported, as of now. */
-const oldestOf = ({ ageSeconds, oldestSeconds }: LastReport) =>
-  oldestSeconds === null ? [] : [oldestSeconds + ageSeconds]
+/** `unacked`: what consumers of all processes hold, if that is known. */
+export const waitingIn = (depths: Depths, outbox: Outbox, unacked = depths.main.unacked): number =>
+  ((outbox.oldestUnpublishedSeconds ?? 0) < markingSeconds ? 0 : outbox.unpublished) +
+  depths.main.ready +
+  unacked +
+  retryingIn(depths)
+
+/** A worker that has died holds up nothing. */
+const isRecent = ({ ageSeconds }: LastReport) => ageSeconds <= recentSeconds
+
+/** The oldest event that a worker has given back in its outage, as of now. */
+const oldestGivenBack = ({ ageSeconds, outage }: LastReport) =>
+  outage === null || outage.oldestSeconds === null ? [] : [outage.oldestSeconds + ageSeconds]
 
 /**
  * The age of the oldest event that waits, at least. No broker tells it, so it is the greatest of three figures: the age
- * of the oldest row of the outbox; of the oldest event that a worker holds or has given back; and of the row that has as
- * many newer ones as messages wait, because the oldest of n events has at least n - 1 newer ones. It is exact while
- * messages keep their order, but for the rows that are published and not marked yet, which count twice for MARK_INTERVAL.
- * A message on a retry queue may be older, by the delays of the retry queues at most.
+ * of the oldest row of the outbox; of the oldest event that a worker has given back in an outage; and of the row that has
+ * as many newer ones as messages wait, because the oldest of n events has at least n - 1 newer ones. It is exact while
+ * messages keep their order. A message on a retry queue may be older, by the delays of the retry queues at most.
  */
 export const oldestWaiting = Effect.fnUntraced(function* (
   waiting: number,
@@ -154,7 +162,7 @@ export const oldestWaiting = Effect.fnUntraced(function* (
   if (waiting === 0) return null
   const ofRank = yield* (yield* InteractionLog).ageOfNewest(waiting)
   const ages = [outboxSeconds, ofRank].filter((age) => age !== null)
-  const oldest = Math.max(...ages, ...reports.flatMap(oldestOf))
+  const oldest = Math.max(...ages, ...reports.filter(isRecent).flatMap(oldestGivenBack))
   return Number.isFinite(oldest) ? toMillis(oldest) : null
 })
 
@@ -190,9 +198,7 @@ export const look = Effect.gen(function* () {
   )
   const { unacked, ...rates } = traffic ?? { unacked: null }
   const waiting =
-    depths === null || backlog === null
-      ? null
-      : waitingIn(depths, backlog.unpublished, unacked ?? depths.main.unacked)
+    depths === null || backlog === null ? null : waitingIn(depths, backlog, unacked ?? depths.main.unacked)
   const oldest = yield* orNull(
     oldestWaiting(
       waiting ?? backlog?.unpublished ?? 0,

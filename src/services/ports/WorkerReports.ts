@@ -2,6 +2,14 @@
 import { Context, type Effect } from "effect"
 import type { InteractionLogError } from "./InteractionLog.ts"
 
+/** Messages wait for a dependency. */
+export interface ReportedOutage {
+  readonly reason: string
+  readonly seconds: number
+  /** Since the recording of the oldest event that the worker has given back, if it has given back any. */
+  readonly oldestSeconds: number | null
+}
+
 export interface WorkerReport {
   /** Host name and process id. */
   readonly worker: string
@@ -11,10 +19,7 @@ export interface WorkerReport {
   readonly acknowledged: number
   /** Messages acknowledged per second since the report before. */
   readonly perSecond: number
-  /** Why messages wait for a dependency, and for how long. */
-  readonly outage: { readonly reason: string; readonly seconds: number } | null
-  /** Since the recording of the oldest event that the worker holds, or has given back because of an outage. */
-  readonly oldestSeconds: number | null
+  readonly outage: ReportedOutage | null
 }
 
 export interface LastReport extends WorkerReport {

@@ -39,18 +39,18 @@ export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorke
   {
     /** Why messages wait for a dependency; none while all dependencies work. */
     readonly outage: Effect.Effect<Option.Option<string>>
-    /** What the worker holds and has done. Only its reports may ask: see {@link WorkerLoad.takeOldestGivenBack}. */
+    /** What the worker holds and has done. */
     readonly look: Effect.Effect<Look>
   }
 >() {}
 
-interface Look {
+export interface Look {
   readonly held: number
   readonly acknowledged: number
-  /** `since`: Unix ms. */
-  readonly outage: { readonly reason: string; readonly since: number } | undefined
-  /** When the oldest event that is held, or was given back because of the outage, was recorded (Unix ms), or infinite. */
-  readonly oldestRecordedAt: number
+  /** Times are Unix ms. `oldestRecordedAt`: of the events that the worker has given back, if there are any. */
+  readonly outage:
+    | { readonly reason: string; readonly since: number; readonly oldestRecordedAt: number | undefined }
+    | undefined
 }
 
 /** The pause after a batch on a shared thread: this many times the duration of the batch, up to the longest pause. */
@@ -205,6 +205,7 @@ const changeState = (worker: Worker, outcomes: ReadonlyArray<Outcome>, tried: Tr
   const error = errors.at(-1)
   if (error !== undefined) {
     const isNew = OutageState.reasonOf(worker.state) === undefined
+    if (isNew) worker.load.outageBegins()
     worker.state = OutageState.afterFailure(worker.state, errors, tried)
     worker.consumer.receive(OutageState.intakeOf(worker.state, tried.now))
     return isNew
@@ -409,8 +410,11 @@ const lookAt = ({ held, load, state }: Worker): Look => {
   return {
     held: held.count + load.inBatches,
     acknowledged: load.acknowledged,
-    outage,
-    oldestRecordedAt: Math.min(held.oldestRecordedAt, load.takeOldestGivenBack(outage !== undefined)),
+    outage: outage && {
+      reason: outage.reason,
+      since: outage.since,
+      oldestRecordedAt: load.oldestGivenBack,
+    },
   }
 }
 

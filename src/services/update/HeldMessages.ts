@@ -52,15 +52,6 @@ export class HeldMessages {
     return this.size + (this.window?.size ?? 0)
   }
 
-  /** When the oldest event outside the window was recorded, Unix ms; infinite if that is not known. */
-  get oldestRecordedAt(): number {
-    const held = [...this.ready, ...this.searches.map(({ message }) => message)]
-    return held.reduce(
-      (oldest, { delivery }) => Math.min(oldest, delivery.recordedAt ?? Number.POSITIVE_INFINITY),
-      Number.POSITIVE_INFINITY,
-    )
-  }
-
   /** Messages outside the window. */
   get size(): number {
     return this.ready.length + this.searches.length

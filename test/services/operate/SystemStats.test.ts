@@ -88,7 +88,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           yield* recordSecondsAgo(15, ...waiting.flatMap((user) => searches(user, 0, 2)))
           // Imported history.
           yield* recordSecondsAgo(9_000, ...searches("imported", 0, 2, 1_770_000_000_000))
-          // A row counts twice between its publication and its mark.
+          // Old rows count twice between their publication and their mark.
           const before = yield* eventually(
             Effect.map(SystemStats.look, (stats) => (stats.waiting === 42 ? stats : undefined)),
           )
