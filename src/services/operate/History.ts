@@ -78,7 +78,7 @@ const take = Effect.fnUntraced(function* (
   const idBefore = before?.maxId ?? null
   const recordedSince = maxId === null || idBefore === null ? null : Math.max(0, maxId - idBefore)
   const applied = before === undefined || reports === null ? null : acknowledgedSince(before, reports)
-  const isBusy = recordedSince !== 0 || applied !== 0
+  const isBusy = before !== undefined && (recordedSince !== 0 || applied !== 0)
   const measured = isBusy ? yield* orNull(latency(Duration.toMillis(sampleEvery))) : null
   const sample: Sample = {
     at: Math.round(now / 1_000),
