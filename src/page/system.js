@@ -226,6 +226,7 @@ const ranges = [
 /** Seconds of live points. Older ones come from the history of the API, a sample a minute. */
 const liveSeconds = 660
 const historyEvery = 60_000
+const shortestRange = 120
 
 const figures = {
   depth: ({ failed, retrying, waiting }) => [waiting, retrying, failed],
@@ -244,13 +245,15 @@ const overTime = () => {
     const to = Date.now() / 1_000
     const first = live[0]?.at ?? Number.POSITIVE_INFINITY
     const samples = [...history.filter(({ at }) => at < first), ...live]
+    const since = samples[0]?.at
+    // A chart does not begin long before the first point.
+    const from = Math.max(to - range, Math.min(since ?? to, to - shortestRange))
     for (const [name, valuesOf] of Object.entries(figures))
       drawn[name].show(
         samples.map((sample) => ({ at: sample.at, values: valuesOf(sample) })),
-        to - range,
+        from,
         to,
       )
-    const since = samples[0]?.at
     byId("history-note").textContent =
       since === undefined || since <= to - range + 120
         ? ""

@@ -335,7 +335,7 @@ withBrowser("the page", () => {
           const { errors, page } = yield* open("/", { width: 390 })
           yield* sees(page, "#first-command", "/api/user/123/search")
           expect(yield* step(() => page.locator("#attention p").count())).toBe(0)
-          yield* look(page, "fresh")
+          yield* look(page, "fresh-390")
           const recorder = yield* InteractionLog
           const waiting = Interaction.make({
             ...{ user_id: "1", event_type: "search", search_phrase: "tent" },
@@ -351,7 +351,7 @@ withBrowser("the page", () => {
             "No worker is running: 1 event waits, the oldest for 2 min",
           )
           yield* step(() => page.locator("#first-step").waitFor({ state: "hidden" }))
-          yield* look(page, "no-worker")
+          yield* look(page, "no-worker-390")
           expect(yield* violations(page)).toEqual([])
           expect(errors).toEqual([])
         }),
