@@ -11,12 +11,10 @@ console.log(`recorded ${recorded.message_id}`)
 
 // A worker applies the search within moments. Until then the response is 404.
 for (let attempt = 0; attempt < 100; attempt++) {
-  const found = await shop.embeddings
-    .embedding({ path: { userId: "u-http" }, urlParams: {} })
-    .catch((failure) => {
-      if (failure instanceof Problem && failure.status === 404) return undefined
-      throw failure
-    })
+  const found = await shop.embeddings.embedding({ path: { userId: "u-http" } }).catch((failure) => {
+    if (failure instanceof Problem && failure.status === 404) return undefined
+    throw failure
+  })
   if (found !== undefined) {
     console.log(`event_count ${found.event_count}, last ${found.last_event_type}, in ${found.space}`)
     break
@@ -25,7 +23,7 @@ for (let attempt = 0; attempt < 100; attempt++) {
 }
 const { items, source } = await shop.recommendations.recommend({
   path: { userId: "u-http" },
-  urlParams: { limit: 3, exclude: "purchased", fallback: "popular" },
+  urlParams: { limit: 3 },
 })
 console.log(
   `${items.length} recommendations by ${source}: ${items.map(({ product_name }) => product_name).join(", ")}`,

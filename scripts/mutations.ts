@@ -251,7 +251,7 @@ export const mutations: ReadonlyArray<Mutation> = [
     scenario: "not applied yet, or applied in part",
     tests: "test/services/update/Merges.test.ts",
     without: "erasing all ids of a person",
-    file: "src/layers/sql/SqlInteractionLog.ts",
+    file: "src/layers/sql/SqlErasures.ts",
     from: "({ ids }) => begin(ids)",
     to: "() => begin(wanted)",
   },
@@ -370,7 +370,7 @@ export const mutations: ReadonlyArray<Mutation> = [
   {
     scenario: "killed and read-only under load on two APIs",
     without: "splitting a statement that is too large",
-    file: "src/layers/sql/SqlInteractionLog.ts",
+    file: "src/layers/sql/SqlAppend.ts",
     from: "table.dialect.isTooLarge(error) && entries.length > 1",
     to: "table.dialect.isTooLarge(error) && entries.length > 1_000",
   },
@@ -477,7 +477,7 @@ export const mutations: ReadonlyArray<Mutation> = [
     },
     {
       without: "publishing rows again that became visible after an erasure",
-      file: "src/layers/sql/SqlInteractionLog.ts",
+      file: "src/layers/sql/SqlErasures.ts",
       from: "if (note === undefined) return 0",
       to: "if (note !== undefined) return 0",
     },

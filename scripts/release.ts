@@ -1,8 +1,9 @@
 /**
- * `bun run release VERSION`: checks the tree, dates the changelog, raises the version, lists the package, and prints the
- * remaining commands. It never commits, tags, pushes or publishes.
+ * `bun run release VERSION`: checks the tree, dates the changelog, raises the version, writes the bill of materials, lists
+ * the package, and prints the remaining commands. It never commits, tags, pushes or publishes.
  */
 import * as Changelog from "./release/changelog.ts"
+import { toSbom } from "./release/sbom.ts"
 
 const usage = `Prepares a release; commits, tags and publishes nothing.
 
@@ -65,7 +66,12 @@ if (!skipCheck) {
   if (!checked.ok) fail(`bun run check failed\n${checked.out}\n${checked.err}`, 1)
 }
 
+const { name }: { readonly name: string } = JSON.parse(manifest)
+const sbomFile = "sbom.cdx.json"
+const sbom = toSbom(await Bun.file(`${root}bun.lock`).text(), { name, version })
+
 if (!dryRun) {
+  await Bun.write(`${root}${sbomFile}`, `${JSON.stringify(sbom, null, 2)}\n`)
   await Bun.write(changelogFile, released.changelog)
   await Bun.write(manifestFile, manifest.replace(`"version": "${current}"`, `"version": "${version}"`))
 }
@@ -85,10 +91,14 @@ for (const { path, size } of contents?.files ?? []) say(`  ${kilobytes(size).pad
 say(
   `${contents?.files.length} files, ${kilobytes(contents?.size)} packed, ${kilobytes(contents?.unpackedSize)} unpacked (without types/, which \`npm publish\` builds)\n`,
 )
+say(
+  `${sbomFile}: ${sbom.components.length} packages (CycloneDX ${sbom.specVersion}; publish it beside the release)\n`,
+)
 say(`${dryRun ? "No file was changed. These commands would remain:" : "These commands remain:"}
 
   git add CHANGELOG.md package.json
   git commit -m "Release ${version}"
   git tag -a v${version} -m "${version}"
   git push --follow-tags
+  docker build --build-arg VERSION=${version} --build-arg REVISION=$(git rev-parse HEAD) -t user-embeddings:${version} .
   npm publish`)

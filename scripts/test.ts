@@ -42,7 +42,7 @@ const { files, flags, unitOnly, isWhole, wantsCoverage } = (() => {
     flags,
     unitOnly: given.includes("--unit"),
     isWhole: words.length === 0,
-    wantsCoverage: isCi || given.includes("--coverage"),
+    wantsCoverage: given.includes("--coverage"),
   }
 })()
 

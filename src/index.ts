@@ -30,7 +30,7 @@ export {
 // 2. HTTP ---------------------------------------------------------------------------------------------------
 
 export * as HttpClient from "./layers/http/HttpClient.ts"
-export { connect, type Failure, type PromiseClient } from "./layers/http/HttpClient.ts"
+export { connect, type Failure, type PromiseClient, UnexpectedAnswer } from "./layers/http/HttpClient.ts"
 /** The definition of the HTTP API (`HttpApi` of @effect/platform). */
 export { api } from "./services/api/InteractionApi.ts"
 /** The failure of a request (RFC 9457). */

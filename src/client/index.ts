@@ -48,6 +48,8 @@ export class Problem extends Error {
     readonly detail: string,
     /** What is wrong with each field. */
     readonly errors: ReadonlyArray<FieldIssue> = [],
+    /** The kind of the problem: a URI relative to the API, such as `/problems#invalid-input`. */
+    readonly type: string = "about:blank",
   ) {
     super(`${status}: ${detail}`)
   }
@@ -69,8 +71,8 @@ const part = encodeURIComponent
 const problemOf = async (response: Response): Promise<Problem> => {
   const text = await response.text()
   try {
-    const { detail, errors }: Schemas["ProblemDocument"] = JSON.parse(text)
-    return new Problem(response.status, detail, errors)
+    const { detail, errors, type }: Schemas["ProblemDocument"] = JSON.parse(text)
+    return new Problem(response.status, detail, errors, type)
   } catch {
     return new Problem(response.status, text.slice(0, 300) || response.statusText)
   }

@@ -35,6 +35,14 @@ export const parseTokens = (list: string): Either.Either<ReadonlyArray<Token>, s
     : Either.left("has the same secret twice")
 }
 
+/**
+ * Annotates an endpoint of the API that destroys what no request brings back. Without API_TOKENS only a person on this
+ * machine may use it.
+ */
+export class Destroys extends Context.Reference<Destroys>()("user-embeddings/Destroys", {
+  defaultValue: () => false,
+}) {}
+
 /** Annotates an endpoint or a group of the API: a token needs one of these scopes. None: open without a token. */
 export class RouteScopes extends Context.Tag("user-embeddings/RouteScopes")<
   RouteScopes,

@@ -139,13 +139,17 @@ export const update = ({ eventType, messageId, trace }: Message): Outgoing => ({
   routingKey: routingKey(eventType),
 })
 
-const countSent = (messages: ReadonlyArray<Outgoing>, exit: Exit.Exit<ReadonlyArray<string>, unknown>) => {
+const countSent = (
+  system: string,
+  messages: ReadonlyArray<Outgoing>,
+  exit: Exit.Exit<ReadonlyArray<string>, unknown>,
+) => {
   const byDestination = Map.groupBy(messages.keys(), (index) => messages[index]?.destination ?? "")
   for (const [destination, indices] of byDestination) {
     const outcomes = Map.groupBy(indices, (index) =>
       Exit.isSuccess(exit) ? (exit.value[index] ?? "nacked") : "failed",
     )
-    for (const [outcome, { length }] of outcomes) count(sentMessages(destination, outcome), length)
+    for (const [outcome, { length }] of outcomes) count(sentMessages(system, destination, outcome), length)
   }
 }
 
@@ -204,7 +208,7 @@ export const publishing = <A extends string, E, R>(
 ): Effect.Effect<ReadonlyArray<A>, E, R> =>
   Effect.gen(function* () {
     const send = (traces: ReadonlyArray<TraceContext | null>) =>
-      Effect.onExit(publish(traces), (exit) => Effect.sync(() => countSent(messages, exit)))
+      Effect.onExit(publish(traces), (exit) => Effect.sync(() => countSent(system, messages, exit)))
     const sampled = messages.some(({ parent }) => parent?.sampled) || anySampled(messages)
     if (!sampled || !(yield* isTracing)) return yield* send(messages.map(({ trace }) => trace))
     const tracer = yield* Effect.tracer
@@ -217,7 +221,11 @@ export const publishing = <A extends string, E, R>(
       }),
     )
     const linked = Arr.filterMap(spans, Option.fromNullable)
-    const attributes = { [attribute.messagingSystem]: system }
+    const attributes = {
+      [attribute.messagingSystem]: system,
+      [attribute.messagingOperation]: "publish",
+      [attribute.messagingOperationType]: "send",
+    }
     const options = { kind: "producer", attributes, count: messages.length } as const
     return yield* Effect.onExit(
       linked.length < 2 ? sending : inLinkedSpan("publish", options, linked)(sending),

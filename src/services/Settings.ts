@@ -485,15 +485,37 @@ export const API_CORS_ORIGINS = optional("API_CORS_ORIGINS", origins, {
   example: "https://shop.example,https://www.shop.example",
 })
 export const OTEL_EXPORTER_OTLP_ENDPOINT = optional("OTEL_EXPORTER_OTLP_ENDPOINT", url("http:", "https:"), {
-  meaning: "OTLP/HTTP endpoint for traces and metrics; unset = none are exported",
+  meaning: "OTLP endpoint for traces and metrics; unset = none are exported",
   example: "http://127.0.0.1:4318",
 })
-const protocol = oneOf("http/json", "http/protobuf")
+const exporter = oneOf("otlp", "none")
+export const OTEL_SDK_DISABLED = withDefault("OTEL_SDK_DISABLED", boolean, {
+  meaning: "true = neither traces nor metrics are exported, whatever the other variables say",
+  fallback: "false",
+})
+export const OTEL_TRACES_EXPORTER = withDefault("OTEL_TRACES_EXPORTER", exporter, {
+  meaning: "otlp = traces are sent to the OTLP endpoint, none = they are not",
+  fallback: "otlp",
+})
+export const OTEL_METRICS_EXPORTER = withDefault("OTEL_METRICS_EXPORTER", exporter, {
+  meaning: "otlp = metrics are sent to the OTLP endpoint, none = they are not; /metrics has them in any case",
+  fallback: "otlp",
+})
+const protocol = oneOf("http/json", "http/protobuf", "grpc")
 export type OtlpProtocol = typeof protocol.Type
 export const OTEL_EXPORTER_OTLP_PROTOCOL = withDefault("OTEL_EXPORTER_OTLP_PROTOCOL", protocol, {
-  meaning: "How spans are encoded; JSON costs a third of the CPU, protobuf half of the bytes",
+  meaning:
+    "How traces and metrics are sent; JSON costs a third of the CPU, protobuf half of the bytes; grpc is for port 4317",
   example: "http/protobuf",
   fallback: "http/json",
+})
+export const OTEL_EXPORTER_OTLP_TRACES_PROTOCOL = optional("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", protocol, {
+  meaning: "The same for traces alone",
+  example: "http/protobuf",
+})
+export const OTEL_EXPORTER_OTLP_METRICS_PROTOCOL = optional("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", protocol, {
+  meaning: "The same for metrics alone",
+  example: "http/protobuf",
 })
 export const OTEL_SERVICE_NAME = optional("OTEL_SERVICE_NAME", text, {
   meaning:

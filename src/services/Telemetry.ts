@@ -1,6 +1,7 @@
 /** Attribute keys, metrics, and trace context, which is stored with rows and sent in message headers. */
 import { randomBytes } from "node:crypto"
 import {
+  Cause,
   Context,
   Data,
   DefaultServices,
@@ -18,6 +19,7 @@ import {
   Predicate,
   Tracer,
 } from "effect"
+import manifest from "../../package.json" with { type: "json" }
 
 // ---------------------------------------------------------------------------------------------------------
 // Trace context
@@ -100,13 +102,28 @@ export const isTracing: Effect.Effect<boolean> = Effect.withFiberRuntime((fiber)
 /** Runs an effect without spans, such as a check that repeats all the time. */
 export const untraced = Effect.withTracerEnabled(false)
 
-/** Runs a call to a database in a CLIENT span, if spans are exported. */
+/** Measures an effect in seconds, with the type of its failure. An interrupted one is not measured. */
+export const timed =
+  (histogramOf: (errorType: string | undefined) => Metric.Metric.Histogram<number>) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.suspend(() => {
+      const began = performance.now()
+      const measure = (exit: Exit.Exit<A, E>) => {
+        if (Exit.isInterrupted(exit)) return
+        const failure = Exit.isFailure(exit) ? errorType(Cause.squash(exit.cause)) : undefined
+        observe(histogramOf(failure), (performance.now() - began) / 1000)
+      }
+      return Effect.onExit(effect, (exit) => Effect.sync(() => measure(exit)))
+    })
+
+/** Measures a call to a database, and runs it in a CLIENT span if spans are exported. */
 export const databaseSpan =
   (system: string, operation: string, collection: string) =>
-  <A, E, R>(call: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.flatMap(isTracing, (tracing) =>
+  <A, E, R>(call: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
+    const measured = timed((failure) => databaseDurations(system, operation, collection, failure))(call)
+    return Effect.flatMap(isTracing, (tracing) =>
       tracing
-        ? Effect.withSpan(call, `${operation} ${collection}`, {
+        ? Effect.withSpan(measured, `${operation} ${collection}`, {
             kind: "client",
             captureStackTrace: false,
             attributes: {
@@ -115,8 +132,9 @@ export const databaseSpan =
               [attribute.dbCollection]: collection,
             },
           })
-        : call,
+        : measured,
     )
+  }
 
 /** The failure of a span: its kind, never its text, which may quote what users sent. */
 export class SpanFailure extends Data.Error<{ readonly type: string }> {
@@ -131,7 +149,11 @@ export const failed = (type: string): Exit.Exit<never, SpanFailure> => Exit.fail
 /** `error.type`: the tag of an error with its reason, or the name of its class. */
 export const errorType = (error: unknown): string => {
   if (error instanceof SpanFailure) return error.type
-  if (!Predicate.hasProperty(error, "_tag")) return error instanceof Error ? error.name : "unknown"
+  if (!Predicate.hasProperty(error, "_tag")) {
+    if (error instanceof Error) return error.name
+    // A failed call, with what it may come from.
+    return Predicate.hasProperty(error, "error") ? errorType(error.error) : "unknown"
+  }
   return Predicate.hasProperty(error, "reason") && typeof error.reason === "string"
     ? `${String(error._tag)}.${error.reason}`
     : String(error._tag)
@@ -147,8 +169,11 @@ export const described = (error: { readonly message: string }) => ({
 export const attribute = {
   errorType: "error.type",
   httpMethod: "http.request.method",
+  httpMethodOriginal: "http.request.method_original",
   httpRoute: "http.route",
   httpStatus: "http.response.status_code",
+  urlPath: "url.path",
+  urlScheme: "url.scheme",
   messagingSystem: "messaging.system",
   messagingOperation: "messaging.operation.name",
   messagingOperationType: "messaging.operation.type",
@@ -163,6 +188,9 @@ export const attribute = {
   genAiProvider: "gen_ai.provider.name",
   genAiModel: "gen_ai.request.model",
   genAiInputTokens: "gen_ai.usage.input_tokens",
+  genAiTokenType: "gen_ai.token.type",
+  genAiDimensions: "gen_ai.embeddings.dimension.count",
+  cpuMode: "cpu.mode",
   /** The number of the attempt, from 1. */
   attempt: "user_embeddings.attempt",
   /** `ack`, `retry`, `dead_letter`, `quarantine`, or `wait` for a dependency that is out. */
@@ -184,8 +212,8 @@ const inUnit = <Type extends MetricKeyType.MetricKeyType.Untyped>(
   key: MetricKey.MetricKey<Type>,
   unit: string | undefined,
 ) => (unit === undefined ? key : MetricKey.tagged(key, "unit", unit))
-const counter = (name: string, description: string) =>
-  MetricKey.counter(name, { description, incremental: true })
+const counter = (name: string, description: string, unit?: string) =>
+  inUnit(MetricKey.counter(name, { description, incremental: true }), unit)
 const gauge = (name: string, description: string, unit?: string) =>
   inUnit(MetricKey.gauge(name, { description }), unit)
 const histogram = (name: string, description: string, buckets: ReadonlyArray<number>, unit?: string) =>
@@ -199,11 +227,15 @@ const tagged = <Type extends MetricKeyType.MetricKeyType.Untyped>(
 ) => {
   type TaggedMetric = ReturnType<typeof Metric.fromMetricKey<Type>>
   const metrics = new Map<string, TaggedMetric>()
-  return (...values: ReadonlyArray<string>): TaggedMetric => {
+  /** A tag without a value is left out. */
+  return (...values: ReadonlyArray<string | undefined>): TaggedMetric => {
     const id = values.join("|")
     const existing = metrics.get(id)
     if (existing !== undefined) return existing
-    const labels = tags.map((tag, index) => MetricLabel.make(tag, values[index] ?? ""))
+    const labels = tags.flatMap((tag, index) => {
+      const value = values[index]
+      return value === undefined ? [] : MetricLabel.make(tag, value)
+    })
     const created = metric(MetricKey.taggedWithLabels(key, labels))
     metrics.set(id, created)
     return created
@@ -218,23 +250,54 @@ const httpDurations = tagged(
     "s",
   ),
   attribute.httpMethod,
+  attribute.urlScheme,
   attribute.httpRoute,
   attribute.httpStatus,
+  attribute.errorType,
 )
+/** TLS ends in the proxy before the API. */
+export const urlScheme = "http"
 const methods = new Set(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+export const knownMethod = (method: string): string => (methods.has(method) ? method : "_OTHER")
 /** Unknown routes and methods share a series, so that strangers can't create series without limit. */
 export const httpDuration = (method: string, route: string | undefined, status: number) =>
-  httpDurations(methods.has(method) ? method : "_OTHER", route ?? "", String(status))
+  httpDurations(
+    knownMethod(method),
+    urlScheme,
+    route,
+    String(status),
+    status < 500 ? undefined : String(status),
+  )
 
-export const sentMessages = tagged(
+const databaseDurations = tagged(
+  histogram(
+    "db.client.operation.duration",
+    "Seconds of a call to a database",
+    [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10],
+    "s",
+  ),
+  attribute.dbSystem,
+  attribute.dbOperation,
+  attribute.dbCollection,
+  attribute.errorType,
+)
+
+const sent = tagged(
   counter("messaging.client.sent.messages", "Messages published, by destination and whether confirmed"),
+  attribute.messagingSystem,
+  attribute.messagingOperation,
   attribute.messagingDestination,
   "outcome",
 )
-export const consumedMessages = tagged(
+export const sentMessages = (system: string, destination: string, outcome: string) =>
+  sent(system, "publish", destination, outcome)
+const consumed = tagged(
   counter("messaging.client.consumed.messages", "Messages settled, by settlement"),
+  attribute.messagingSystem,
+  attribute.messagingOperation,
   "outcome",
 )
+export const consumedMessages = (system: string, outcome: string) => consumed(system, "process", outcome)
 export const announcements = tagged(
   counter(
     "user_embeddings.announcements",
@@ -250,14 +313,17 @@ export const segmentCalls = tagged(
   counter("user_embeddings.segment_calls", "What became of the calls of Segment's API"),
   "outcome",
 )
-export const processDuration = metric(
+const processDurations = tagged(
   histogram(
     "messaging.process.duration",
     "Seconds in which a worker processed and settled a batch",
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30],
     "s",
   ),
+  attribute.messagingSystem,
+  attribute.messagingOperation,
 )
+export const processDuration = (system: string) => processDurations(system, "process")
 export const batchSize = metric(
   histogram(
     "user_embeddings.batch_size",
@@ -295,14 +361,30 @@ export const phrasesFrom = {
   store: phraseLookups("store"),
   embedder: phraseLookups("embedder"),
 }
-export const embeddingsDuration = metric(
+const genAi = [attribute.genAiOperation, attribute.genAiProvider, attribute.genAiModel] as const
+const genAiDurations = tagged(
   histogram(
-    "gen_ai.client.embeddings.duration",
+    "gen_ai.client.operation.duration",
     "Seconds until the embedding service answered",
     [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15],
     "s",
   ),
+  ...genAi,
+  attribute.errorType,
 )
+export const embeddingsDuration = (provider: string, model: string) => (failure: string | undefined) =>
+  genAiDurations("embeddings", provider, model, failure)
+const genAiTokens = tagged(
+  histogram(
+    "gen_ai.client.token.usage",
+    "Tokens of a request to the embedding service; their sum is what is paid for",
+    [1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144],
+  ),
+  ...genAi,
+  attribute.genAiTokenType,
+)
+export const embeddingTokens = (provider: string, model: string) =>
+  genAiTokens("embeddings", provider, model, "input")
 /** Written by other programs. They are left out. */
 export const unreadableDocuments = tagged(
   counter("user_embeddings.unreadable_documents", "Stored documents that could not be read, by collection"),
@@ -333,6 +415,14 @@ export const outboxRows = metric(
 export const outboxAge = metric(
   gauge("user_embeddings.outbox.oldest_age", "Seconds since the oldest unpublished row was recorded", "s"),
 )
+const cpuTime = tagged(counter("process.cpu.time", "CPU time of the process", "s"), attribute.cpuMode)
+export const cpuTimes = { user: cpuTime("user"), system: cpuTime("system") }
+const buildInfo = tagged(
+  gauge("user_embeddings.build_info", "1, with the versions of the program and of Bun"),
+  "version",
+  "bun",
+)
+set(buildInfo(manifest.version, Bun.version), 1)
 export const residentMemory = metric(gauge("process.memory.usage", "Resident memory of the process", "By"))
 export const eventLoopDelay = metric(
   gauge("process.eventloop.delay", "Seconds by which a timer came late", "s"),
@@ -380,10 +470,13 @@ const series = ({ metricKey, metricState }: MetricPair.MetricPair.Untyped) => {
   return undefined
 }
 
+/** Metrics of Effect's runtime about its fibers. They say nothing about this program. */
+const isForeign = ({ metricKey }: MetricPair.MetricPair.Untyped) => metricKey.name.startsWith("effect_")
+
 /** All metrics in the text format of Prometheus, each name with its description. */
 export const prometheus: Effect.Effect<string> = Effect.map(Metric.snapshot, (pairs) => {
   const families = Map.groupBy(
-    pairs.flatMap((pair) => series(pair) ?? []),
+    pairs.flatMap((pair) => (isForeign(pair) ? [] : (series(pair) ?? []))),
     ({ name }) => name,
   )
   const text = [...families]

@@ -34,6 +34,8 @@ const notRun: ReadonlyArray<readonly [RegExp, string]> = [
   [/^bun (start|run test)\b/, "CI runs it"],
   [/^git clone /, "CI begins with it"],
   [/^docker /, "it needs a Docker engine"],
+  [/^(pip|openapi-|composer) ?/, "test/deploy/Clients.test.ts makes the clients"],
+  [/backup-monday\b/, "Backup.test.ts does the same on the embedded stack"],
   [/^kubectl /, "it needs a cluster; test/deploy checks the manifests"],
   [/services (up|env)\b/, "it started the servers of this test"],
   [/^rabbitmqctl /, "LeastPrivilege.test.ts does the same over the management API"],

@@ -19,7 +19,7 @@ interface Alert {
   readonly alert: string
   readonly expr: string
   readonly labels: { readonly severity: string }
-  readonly annotations: { readonly summary: string; readonly runbook: string }
+  readonly annotations: { readonly summary: string; readonly runbook_url: string }
 }
 interface Component {
   readonly receivers?: ReadonlyArray<string>
@@ -35,7 +35,7 @@ test("each alert has an entry in the runbook, and each entry has an alert", () =
   const entries = [...read("docs/runbook.md").matchAll(/^## (\w+)$/gm)].map(([, name]) => name!)
   expect(entries.toSorted()).toEqual(alerts.map(({ alert }) => alert).toSorted())
   for (const { alert, annotations, labels } of alerts) {
-    expect(annotations.runbook).toBe(`docs/runbook.md#${alert.toLowerCase()}`)
+    expect(annotations.runbook_url).toBe(`docs/runbook.md#${alert.toLowerCase()}`)
     expect(annotations.summary).not.toBe("")
     expect(["page", "ticket"]).toContain(labels.severity)
   }
@@ -50,12 +50,15 @@ test("the dashboard asks for documented metrics alone, each panel in a place of 
   }
   const names = panels.flatMap(({ targets = [] }) =>
     targets.flatMap(
-      ({ expr }) => expr.match(/\b(user_embeddings|messaging|gen_ai|http_server|process)_\w+/g)!,
+      ({ expr }) =>
+        expr
+          .replaceAll(/ by \([^)]*\)/g, "")
+          .match(/\b(user_embeddings|messaging|gen_ai|http_server|db_client|process)_\w+/g)!,
     ),
   )
   expect(names.length).toBeGreaterThanOrEqual(20)
   const documented = read("docs/telemetry.md")
-  for (const name of names) expect(documented).toContain(`\`${name.replace(/_(bucket|count)$/, "")}`)
+  for (const name of names) expect(documented).toContain(`\`${name.replace(/_(bucket|count|sum)$/, "")}`)
   const cells = panels.flatMap(({ gridPos: { h, w, x, y } }) =>
     Array.from({ length: w * h }, (_, i) => `${x + (i % w)},${y + Math.floor(i / w)}`),
   )

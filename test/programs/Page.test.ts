@@ -359,7 +359,7 @@ withBrowser("the page", () => {
     )
   })
 
-  layerSuite("without API_TOKENS", system({}), (it) => {
+  layerSuite("without API_TOKENS, open to other machines", system({ API_HOST: "0.0.0.0" }), (it) => {
     it(
       "everything can be read, and no button is shown that could not work",
       () =>

@@ -170,6 +170,8 @@ const suite = (name: string, make: () => Promise<Stack>, words: typeof onServers
       expect(server.attributes).toEqual({
         "http.request.method": "POST",
         "http.route": "/api/user/{userId}/search",
+        "url.scheme": "http",
+        "url.path": "/api/user/REDACTED/search",
         "http.response.status_code": 201,
       })
       const messaging = {
@@ -197,6 +199,7 @@ const suite = (name: string, make: () => Promise<Stack>, words: typeof onServers
         "gen_ai.provider.name": "openai",
         "gen_ai.request.model": "text-embedding-3-small",
         "gen_ai.usage.input_tokens": 5,
+        "gen_ai.embeddings.dimension.count": 1536,
       })
       expect(named("ack user_embedding_updates").attributes).toEqual({
         "messaging.system": words.system,
@@ -366,7 +369,11 @@ const suite = (name: string, make: () => Promise<Stack>, words: typeof onServers
       const wanted = [
         ["user-embeddings-worker", "user_embeddings.event_to_embedding", "s"],
         ["user-embeddings-worker", "messaging.process.duration", "s"],
+        ["user-embeddings-worker", "gen_ai.client.token.usage", "1"],
+        ["user-embeddings-worker", "gen_ai.client.operation.duration", "s"],
+        ["user-embeddings-worker", "db.client.operation.duration", "s"],
         ["user-embeddings-api", "http.server.request.duration", "s"],
+        ["user-embeddings-api", "process.cpu.time", "s"],
         ["user-embeddings-api", "user_embeddings.outbox.unpublished", "1"],
         ["user-embeddings-api", "user_embeddings.queue.messages", "1"],
       ]

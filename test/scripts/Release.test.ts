@@ -1,7 +1,9 @@
 import { describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import { resolve } from "node:path"
+import manifest from "../../package.json" with { type: "json" }
 import * as Changelog from "../../scripts/release/changelog.ts"
+import { toSbom } from "../../scripts/release/sbom.ts"
 
 const head = "# Changelog\n\nAll notable changes.\n\n"
 const older = "## 0.1.0 — 2026-01-01\n\n### Added\n- First.\n"
@@ -59,6 +61,25 @@ describe("a release", () => {
     expect(out).toMatch(/ kB {2}src\/programs\/main\.ts\n/)
     expect(out).toMatch(/\d+ files, \d+ kB packed/)
     expect(out).toContain("git tag -a v")
+    expect(out).toMatch(/sbom\.cdx\.json: \d{3} packages/)
     expect(files.map((file) => readFileSync(file, "utf8"))).toEqual(before)
   }, 60_000)
+})
+
+test("the bill of materials lists what production installs, with versions, hashes and who needs it", () => {
+  const { components, dependencies } = toSbom(
+    readFileSync(resolve(import.meta.dir, "../../bun.lock"), "utf8"),
+    { name: manifest.name, version: "1.0.0" },
+  )
+  const purls = components.map(({ purl }) => purl)
+  for (const [name, version] of Object.entries(manifest.dependencies))
+    expect(purls).toContain(`pkg:npm/${name.replace("@", "%40")}@${version}`)
+  for (const [name, version] of Object.entries(manifest.devDependencies))
+    expect(purls).not.toContain(`pkg:npm/${name.replace("@", "%40")}@${version}`)
+  for (const { hashes } of components) expect(hashes[0]!.content).toMatch(/^[0-9a-f]{128}$/)
+  // Each reference leads to a component.
+  expect(dependencies.flatMap(({ dependsOn }) => dependsOn).filter((ref) => !purls.includes(ref))).toEqual([])
+  const [root] = dependencies
+  expect(root).toMatchObject({ ref: `pkg:npm/${manifest.name}@1.0.0` })
+  expect(root!.dependsOn).toHaveLength(Object.keys(manifest.dependencies).length)
 })

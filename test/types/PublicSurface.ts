@@ -71,5 +71,17 @@ claims<
     Not<
       Accepts<Parameters<Api["interactions"]["purchase"]>[0], { path: { userId: string }; payload: object }>
     >,
+    // What HTTP does not demand may be left out.
+    Accepts<Parameters<Api["recommendations"]["recommend"]>[0], { path: { userId: string } }>,
+    Accepts<
+      Parameters<Api["recommendations"]["recommend"]>[0],
+      { path: { userId: string }; urlParams: { limit: 3 } }
+    >,
+    Accepts<
+      Parameters<Api["recommendations"]["recommendAmong"]>[0],
+      { path: { userId: string }; payload: { filter: { brand: "Acme" } } }
+    >,
+    Accepts<Parameters<Api["operations"]["deadLetters"]>, []>,
+    Not<Accepts<Parameters<Api["recommendations"]["recommend"]>[0], { urlParams: { limit: 3 } }>>,
   ]
 >()

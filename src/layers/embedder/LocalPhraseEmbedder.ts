@@ -122,6 +122,7 @@ const make = Effect.gen(function* () {
                 [attribute.genAiOperation]: "embeddings",
                 [attribute.genAiProvider]: "local",
                 [attribute.genAiModel]: name,
+                [attribute.genAiDimensions]: dimensions,
               },
             }),
           ),

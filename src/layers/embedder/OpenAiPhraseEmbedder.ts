@@ -3,7 +3,7 @@
  * limit.
  */
 import { createHash } from "node:crypto"
-import { Config, Duration, Effect, Either, Layer, Metric, Option } from "effect"
+import { Config, Effect, Either, Layer, Option } from "effect"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import {
   harmlessText,
@@ -12,7 +12,7 @@ import {
   type TextKind,
 } from "../../services/ports/PhraseEmbedder.ts"
 import * as Settings from "../../services/Settings.ts"
-import { attribute, embeddingsDuration } from "../../services/Telemetry.ts"
+import { attribute, embeddingsDuration, embeddingTokens, observe, timed } from "../../services/Telemetry.ts"
 import { inOrder, toVector } from "./EmbeddingsResponse.ts"
 import { embedApart, type Request } from "./FaultyPhrases.ts"
 import { type CallFailure, OpenAi } from "./OpenAi.ts"
@@ -92,6 +92,9 @@ const adaptiveLimit = (most: number) =>
       )
   })
 
+/** `gen_ai.provider.name`, whatever service speaks OpenAI's protocol. */
+const provider = "openai"
+
 const make = Effect.fnUntraced(function* (options: EmbedderOptions) {
   const { phrasesPerRequest, prefixes, requestsAtOnce } = options
   const { call, model } = yield* OpenAi
@@ -101,6 +104,9 @@ const make = Effect.fnUntraced(function* (options: EmbedderOptions) {
   const sendDimensions = options.sendDimensions ?? model.startsWith("text-embedding-3-")
   const dimensionsParameter = sendDimensions ? { dimensions } : {}
 
+  const duration = embeddingsDuration(provider, model)
+  const tokenUsage = embeddingTokens(provider, model)
+
   const request: Request = (phrases, within) =>
     call(async (client, options) => {
       const { data, usage } = await client.embeddings.create(
@@ -109,8 +115,11 @@ const make = Effect.fnUntraced(function* (options: EmbedderOptions) {
       )
       return { tokens: usage?.prompt_tokens ?? 0, embeddings: inOrder(data, phrases.length) }
     }, within).pipe(
-      Metric.trackDurationWith(embeddingsDuration, Duration.toSeconds),
-      Effect.tap(({ tokens }) => Effect.annotateCurrentSpan(attribute.genAiInputTokens, tokens)),
+      timed(duration),
+      Effect.tap(({ tokens }) => {
+        if (tokens > 0) observe(tokenUsage, tokens)
+        return Effect.annotateCurrentSpan(attribute.genAiInputTokens, tokens)
+      }),
       Effect.map(({ embeddings }) =>
         embeddings.map((embedding) =>
           Either.mapLeft(
@@ -124,8 +133,9 @@ const make = Effect.fnUntraced(function* (options: EmbedderOptions) {
         captureStackTrace: false,
         attributes: {
           [attribute.genAiOperation]: "embeddings",
-          [attribute.genAiProvider]: "openai",
+          [attribute.genAiProvider]: provider,
           [attribute.genAiModel]: model,
+          [attribute.genAiDimensions]: dimensions,
         },
       }),
       limited,

@@ -7,13 +7,19 @@ import * as Settings from "../../services/Settings.ts"
 import { allowedOrigins } from "./HttpCors.ts"
 
 /** Who sent a request; `position` 0 without API_TOKENS. */
-export type Caller = Pick<Token, "position" | "scopes">
+export interface Caller extends Pick<Token, "position" | "scopes"> {
+  /** Whether the routes with `Destroys` are allowed. */
+  readonly mayDestroy: boolean
+}
 
-const anybody: Caller = { position: 0, scopes }
+export const needsToken = Problem.of(
+  "token-needed-to-destroy",
+  "this destroys data, and the API can be reached from other machines without a token: set API_TOKENS (API_TOKENS=a-long-random-secret) and start the API again, or use the command line",
+)
 
 /** The caller of the request that a fiber answers. */
 export class CurrentCaller extends Context.Reference<CurrentCaller>()("user-embeddings/CurrentCaller", {
-  defaultValue: (): Caller => ({ position: 0, scopes: [] }),
+  defaultValue: (): Caller => ({ position: 0, scopes: [], mayDestroy: false }),
 }) {}
 
 /** A token appears in logs by its place and its scopes. */
@@ -29,9 +35,7 @@ export const inLogs = (caller: Caller): Readonly<Record<string, unknown>> =>
 export const missingScope = (caller: Caller, needed: ReadonlyArray<Scope>): Problem | undefined =>
   needed.some((scope) => caller.scopes.includes(scope))
     ? undefined
-    : new Problem({
-        status: 403,
-        detail: `the token needs the scope ${needed.join(" or ")}`,
+    : Problem.of("missing-scope", `the token needs the scope ${needed.join(" or ")}`, {
         headers: { "www-authenticate": 'Bearer error="insufficient_scope"' },
       })
 
@@ -66,10 +70,7 @@ const secretOf = ({ header, url }: Asked): string => {
     : ""
 }
 
-const refuse = (status: number, detail: string, challenge?: string) =>
-  Either.left(
-    new Problem({ status, detail, ...(challenge ? { headers: { "www-authenticate": challenge } } : {}) }),
-  )
+const refuse = (...problem: Parameters<typeof Problem.of>) => Either.left(Problem.of(...problem))
 
 const loopback = /^(localhost|.+\.localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?$/i
 const isLoopback = (address: string): boolean =>
@@ -97,34 +98,43 @@ const isForeign = (
 
 const accessToken = (url: string) => new URLSearchParams(url.split("?", 2)[1]).get("access_token")
 
+/** Whether only this machine reaches an API without API_TOKENS. */
+export const listensOnLoopback = Effect.map(Settings.API_HOST, (host) =>
+  isLoopback(Option.getOrElse(host, () => "127.0.0.1")),
+)
+
 /**
  * Who sent a request, or the problem that refuses it. Without API_TOKENS every client has access, except pages of other
- * origins. A beacon of a browser has no headers of its own, so it may send the token in the URL. Logs of servers keep
+ * origins, and except to what destroys, unless the API listens on a loopback address. A beacon of a browser has no headers of its own, so it may send the token in the URL. Logs of servers keep
  * URLs, so such a token must be of no other use than recording.
  */
 export const authorisation = Effect.gen(function* () {
   const find = Option.map(yield* Settings.API_TOKENS, (list) =>
     finder(Either.getOrThrow(parseTokens(Redacted.value(list)))),
   )
-  const onLoopback = isLoopback(Option.getOrElse(yield* Settings.API_HOST, () => "127.0.0.1"))
+  const onLoopback = yield* listensOnLoopback
   const isAllowed = yield* allowedOrigins
+  const anybody: Caller = { position: 0, scopes, mayDestroy: onLoopback }
 
   return (asked: Asked): Either.Either<Caller, Problem> => {
     if (Option.isNone(find))
       return isForeign(asked, onLoopback, isAllowed)
         ? refuse(
-            403,
+            "foreign-origin",
             "without API_TOKENS this API takes no requests for other host names, or from web pages of origins that are not in API_CORS_ORIGINS",
           )
         : Either.right(anybody)
     const inUrl = asked.header("authorization") ? null : accessToken(asked.url)
     const token = find.value(inUrl ?? secretOf(asked))
-    if (token === undefined) return refuse(401, "send a valid token: Authorization: Bearer …", "Bearer")
+    if (token === undefined)
+      return refuse("unauthorized", "send a valid token: Authorization: Bearer …", {
+        headers: { "www-authenticate": "Bearer" },
+      })
     const isForBeacons = isAllowed(asked.header("origin") ?? "") && token.scopes.join() === "write"
     return inUrl === null || isForBeacons
-      ? Either.right(token)
+      ? Either.right({ ...token, mayDestroy: true })
       : refuse(
-          403,
+          "token-in-url",
           "access_token in the URL is for pages of an origin in API_CORS_ORIGINS, with a token that has the scope write and no other",
         )
   }

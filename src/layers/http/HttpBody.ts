@@ -10,12 +10,10 @@ const utf8 = new TextDecoder("utf-8", { fatal: true })
 
 /** Closes the connection, because the rest of the body is not read. */
 const tooLarge = (limit: number) =>
-  new Problem({
-    status: 413,
-    detail: `the body must be at most ${limit} bytes`,
+  Problem.of("body-too-large", `the body must be at most ${limit} bytes`, {
     headers: { connection: "close" },
   })
-const unsupported = (detail: string) => new Problem({ status: 415, detail })
+const unsupported = (detail: string) => Problem.of("unsupported-media-type", detail)
 
 const mediaTypeProblem = ({ headers }: Request, acceptsText: boolean): Problem | undefined => {
   const contentType = headers.get("content-type") ?? ""
@@ -42,7 +40,7 @@ const decoded = async (bytes: Uint8Array, encoding: string, limit: number): Prom
     return await inflate(bytes, { maxOutputLength: limit })
   } catch (error) {
     if (error instanceof RangeError) throw tooLarge(limit)
-    throw new Problem({ status: 400, detail: `the body is not ${encoding}` })
+    throw Problem.of("malformed-body", `the body is not ${encoding}`)
   }
 }
 
@@ -63,7 +61,7 @@ const readBytes = async (request: Request, limit: number): Promise<Uint8Array> =
   } catch (error) {
     throw error instanceof Problem
       ? error
-      : new Problem({ status: 400, detail: "the body could not be read to its end" })
+      : Problem.of("malformed-body", "the body could not be read to its end")
   }
 }
 
@@ -71,7 +69,7 @@ const parse = (bytes: Uint8Array): unknown => {
   try {
     return JSON.parse(utf8.decode(bytes))
   } catch {
-    throw new Problem({ status: 400, detail: "the body is not JSON in UTF-8" })
+    throw Problem.of("malformed-body", "the body is not JSON in UTF-8")
   }
 }
 

@@ -1,10 +1,11 @@
 /** A typed client of the HTTP API, derived from its definition. */
 import type { HttpClientError, HttpClientResponse } from "@effect/platform"
 import { FetchHttpClient, HttpApiClient, HttpClient, HttpClientRequest } from "@effect/platform"
-import { Cause, Effect, Exit, type ParseResult, type Redacted, Schema } from "effect"
+import { Cause, Effect, Exit, ParseResult, type Redacted, Schema } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import { decodeVectors } from "../../services/api/VectorRows.ts"
-import { Problem, ProblemDocument } from "../../services/model/Problem.ts"
+import { issues } from "../../services/model/Interaction.ts"
+import { fieldIssue, Problem, ProblemDocument, unprocessable } from "../../services/model/Problem.ts"
 import type { Read, UserVector } from "../../services/recommend/EmbeddingReads.ts"
 
 export interface Options {
@@ -21,10 +22,12 @@ const failing = (response: HttpClientResponse.HttpClientResponse) =>
   response.headers["content-type"]?.startsWith("application/problem+json")
     ? response.json.pipe(
         Effect.flatMap(decodeProblem),
-        Effect.flatMap(({ detail, errors, status }) => {
+        Effect.flatMap((document) => {
           const wait = response.headers["retry-after"]
-          const headers = wait === undefined ? {} : { headers: { "retry-after": wait } }
-          return new Problem({ status, detail, ...(errors ? { errors } : {}), ...headers })
+          return new Problem({
+            ...document,
+            ...(wait === undefined ? {} : { headers: { "retry-after": wait } }),
+          })
         }),
       )
     : Effect.succeed(response)
@@ -36,10 +39,19 @@ const httpClient = ({ token }: Options) =>
     return HttpClient.transform(authorised, (response) => Effect.flatMap(response, failing))
   })
 
+/** The server answered, but not as the API does: it has another version, or something else listens there. */
+export class UnexpectedAnswer extends Schema.TaggedError<UnexpectedAnswer>()("UnexpectedAnswer", {
+  message: Schema.String,
+}) {}
+
+const transformResponse = Effect.mapError((error: unknown) =>
+  ParseResult.isParseError(error) ? new UnexpectedAnswer({ message: error.message }) : error,
+)
+
 /** Needs an HTTP client, for example `FetchHttpClient.layer`. */
 export const make = (options: Options) =>
   Effect.flatMap(httpClient(options), (httpClient) =>
-    HttpApiClient.makeWith(api, { httpClient, baseUrl: options.url }),
+    HttpApiClient.makeWith(api, { httpClient, baseUrl: options.url, transformResponse }),
   )
 
 /** The vectors of at most 1,000 users, in their order, sent as float32; `null` for a user without one. */
@@ -57,18 +69,28 @@ export const vectors = Effect.fnUntraced(function* (
 
 type Methods = Effect.Effect.Success<ReturnType<typeof make>>
 
-export type Failure = Problem | HttpClientError.HttpClientError | ParseResult.ParseError
+export type Failure = Problem | HttpClientError.HttpClientError | UnexpectedAnswer
 
 type Answer<Method> = Method extends (...args: never) => Effect.Effect<infer A, unknown, unknown>
   ? Exclude<A, readonly [unknown, HttpClientResponse.HttpClientResponse]>
   : never
 
+/** Query parameters may be left out together, as each of them may be. */
+type Given<Request> = Request extends { readonly urlParams: infer Query }
+  ? Omit<Request, "urlParams"> & { readonly urlParams?: Query }
+  : Request
+type Arguments<Method> = Method extends (request: infer Request) => unknown
+  ? object extends Given<Request>
+    ? [request?: Given<Request>]
+    : [request: Given<Request>]
+  : []
+
 /** The methods of the client as promises. A rejection is a {@link Failure}. */
 export type PromiseClient = {
   readonly [Group in keyof Methods]: {
-    readonly [Name in keyof Methods[Group]]: Methods[Group][Name] extends (...args: infer Args) => unknown
-      ? (...args: Args) => Promise<Answer<Methods[Group][Name]>>
-      : never
+    readonly [Name in keyof Methods[Group]]: (
+      ...args: Arguments<Methods[Group][Name]>
+    ) => Promise<Answer<Methods[Group][Name]>>
   }
 } & {
   /** The vectors of at most 1,000 users, in their order, sent as float32; `null` for a user without one. */
@@ -87,8 +109,13 @@ export const settled = async <A, E>(exit: Promise<Exit.Exit<A, E>>): Promise<A> 
     },
   })
 
-const call = (method: unknown, args: ReadonlyArray<unknown>) =>
-  (method as (...args: ReadonlyArray<unknown>) => Effect.Effect<unknown, unknown>)(...args)
+/** What the API would refuse is refused in the same way, without a request. */
+const call = (method: unknown, request: object) =>
+  (method as (request: object) => Effect.Effect<unknown, unknown>)({ urlParams: {}, ...request }).pipe(
+    Effect.mapError((error) =>
+      ParseResult.isParseError(error) ? unprocessable(issues(error).map(fieldIssue)) : error,
+    ),
+  )
 
 /** `const shop = connect({ url: "http://127.0.0.1:3000" }); await shop.interactions.search({ … })`. */
 export const connect = (options: Options): PromiseClient => {
@@ -98,7 +125,7 @@ export const connect = (options: Options): PromiseClient => {
     Object.fromEntries(
       Object.entries(methods).map(([name, method]) => [
         name,
-        (...args: ReadonlyArray<unknown>) => settled(Effect.runPromiseExit(call(method, args))),
+        (request: object = {}) => settled(Effect.runPromiseExit(call(method, request))),
       ]),
     ),
   ])

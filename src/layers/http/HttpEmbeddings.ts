@@ -48,7 +48,7 @@ const fingerprint = (...values: ReadonlyArray<string | number | Uint8Array>): st
     )
     .toString(36)
 
-const noEmbedding = (detail: string) => new Problem({ status: 404, detail })
+const noEmbedding = (detail: string) => Problem.of("not-found", detail)
 
 const embeddingResponse = HttpServerResponse.schemaJson(Embedding)
 const meanResponse = HttpServerResponse.schemaJson(CatalogueMean)
@@ -110,7 +110,11 @@ const showEmbedding = Effect.fnUntraced(function* (user: string, { read = "store
 const vectorJson = ({ embedding, user_id, version }: UserVector): string =>
   `${JSON.stringify({ user_id, version }).slice(0, -1)},"embedding":[${Array.from(embedding, (x) => x.toPrecision(9)).join()}]}`
 
-const showMany = Effect.fnUntraced(function* ({ format, read, user_ids }: typeof EmbeddingsBody.Type) {
+const showMany = Effect.fnUntraced(function* ({
+  format,
+  read = "stored",
+  user_ids,
+}: typeof EmbeddingsBody.Type) {
   const { dimensions: dimension_count } = yield* EmbeddingConfig
   const { space } = yield* EventVectors
   const found = yield* toProblem(readVectors(user_ids, read))

@@ -4,7 +4,7 @@ import { Effect, Layer } from "effect"
 import { Authorisation, SegmentAuthorisation } from "../../services/api/ApiProblems.ts"
 import { api } from "../../services/api/InteractionApi.ts"
 import { unprocessable } from "../../services/model/Problem.ts"
-import { CurrentCaller, missingScope } from "./HttpAuthorisation.ts"
+import { CurrentCaller, missingScope, needsToken } from "./HttpAuthorisation.ts"
 import { embeddings } from "./HttpEmbeddings.ts"
 import { health } from "./HttpHealth.ts"
 import { interactions } from "./HttpInteractions.ts"
@@ -20,8 +20,10 @@ import { segment } from "./HttpSegment.ts"
  */
 const checkRoute = Effect.gen(function* () {
   const { route } = yield* HttpRouter.RouteContext
-  const { parameters = [], scopes = [] }: Partial<Route> = routeAt(route.method, route.path) ?? {}
-  const refused = missingScope(yield* CurrentCaller, scopes)
+  const { destroys, parameters = [], scopes = [] }: Partial<Route> = routeAt(route.method, route.path) ?? {}
+  const caller = yield* CurrentCaller
+  if (destroys && !caller.mayDestroy) return yield* needsToken
+  const refused = missingScope(caller, scopes)
   if (refused !== undefined) return yield* refused
   const unknown = Object.keys(yield* HttpServerRequest.ParsedSearchParams).filter(
     (name) => !parameters.includes(name) && !(name === "access_token" && scopes.includes("write")),

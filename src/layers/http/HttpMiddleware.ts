@@ -67,7 +67,7 @@ const unrouted = (request: HttpServerRequest.HttpServerRequest): HttpServerRespo
   const path = pathOf(request.url)
   const matching = routes.filter(({ pattern }) => pattern.test(path))
   if (matching.length === 0)
-    return problemResponse(new Problem({ status: 404, detail: `there is nothing at ${path}` }))
+    return problemResponse(Problem.of("no-such-route", `there is nothing at ${path}`))
   const route = matching.find(({ method }) => method === request.method)
   if (route !== undefined)
     return problemResponse(
@@ -82,11 +82,11 @@ const unrouted = (request: HttpServerRequest.HttpServerRequest): HttpServerRespo
   return request.method === "OPTIONS"
     ? HttpServerResponse.empty({ status: 204, headers })
     : problemResponse(
-        new Problem({
-          status: 405,
-          detail: `${request.method} is not possible here, ${methods.join(", ")} are`,
-          headers,
-        }),
+        Problem.of(
+          "method-not-allowed",
+          `${request.method} is not possible here, ${methods.join(", ")} are`,
+          { headers },
+        ),
       )
 }
 

@@ -1,15 +1,15 @@
 /** Handlers of the group `operations`, which the page reads. HttpMiddleware.ts adds the token to their log lines. */
 import { HttpApiBuilder, type HttpServerRequest, HttpServerResponse } from "@effect/platform"
-import { Duration, Effect, Option, Stream } from "effect"
+import { Duration, Effect, Stream } from "effect"
+import { defaultLimit } from "../../services/api/ApiParameters.ts"
 import { api, bodyBytes } from "../../services/api/InteractionApi.ts"
-import { DeadLetterSelection } from "../../services/api/OperationsApi.ts"
-import { Problem, unprocessable } from "../../services/model/Problem.ts"
+import { DeadLetterSelection, defaultHours } from "../../services/api/OperationsApi.ts"
+import { unprocessable } from "../../services/model/Problem.ts"
 import * as DeadLetterAdmin from "../../services/operate/DeadLetterAdmin.ts"
 import { History } from "../../services/operate/History.ts"
 import { recentEvents } from "../../services/operate/RecentEvents.ts"
 import { userInFigures } from "../../services/operate/ShowUser.ts"
 import * as SystemStats from "../../services/operate/SystemStats.ts"
-import * as Settings from "../../services/Settings.ts"
 import { decodeBody } from "./HttpBody.ts"
 import { toProblem } from "./HttpProblems.ts"
 import { Closing } from "./HttpServer.ts"
@@ -56,17 +56,7 @@ const remove = (filter: DeadLetterAdmin.DeadLetterFilter) =>
 
 const decodeSelection = decodeBody(DeadLetterSelection)
 
-/** Decodes the selection. Without API_TOKENS it is refused, because anyone could send the request. */
-const selected = Effect.fnUntraced(function* (
-  hasTokens: boolean,
-  request: HttpServerRequest.HttpServerRequest,
-) {
-  if (!hasTokens)
-    return yield* new Problem({
-      status: 403,
-      detail:
-        "this needs a token, and none is configured: set API_TOKENS and start the API again, or use `user-embeddings failed`",
-    })
+const selected = Effect.fnUntraced(function* (request: HttpServerRequest.HttpServerRequest) {
   const selection = yield* Effect.mapError(decodeSelection(request, bodyBytes), (problem) =>
     problem.status === 422
       ? unprocessable([{ field: "", detail: 'must be {"ids": […]}, {"error": "…"} or {"all": true}' }])
@@ -81,17 +71,16 @@ export const operations = HttpApiBuilder.group(api, "operations", (handlers) =>
     const closing = yield* Closing
     const stats = yield* sharedStats
     const history = yield* History
-    const hasTokens = Option.isSome(yield* Settings.API_TOKENS)
     return (
       handlers
         .handle("system", () => SystemStats.look)
         // Raw: a stream has no schema.
         .handleRaw("systemEvents", () => Effect.succeed(eventStream(stats, closing)))
-        .handle("systemHistory", ({ urlParams: { hours } }) => history.since(hours))
-        .handle("recentEvents", ({ urlParams }) =>
-          Effect.map(toProblem(recentEvents(urlParams)), (items) => ({ items })),
+        .handle("systemHistory", ({ urlParams: { hours = defaultHours } }) => history.since(hours))
+        .handle("recentEvents", ({ urlParams: { limit = defaultLimit, ...filter } }) =>
+          Effect.map(toProblem(recentEvents({ ...filter, limit })), (items) => ({ items })),
         )
-        .handle("deadLetters", ({ urlParams: { limit, ...filter } }) =>
+        .handle("deadLetters", ({ urlParams: { limit = defaultLimit, ...filter } }) =>
           toProblem(newestDeadLetters(filter, limit)),
         )
         .handle("deadLetterGroups", ({ urlParams }) =>
@@ -102,12 +91,12 @@ export const operations = HttpApiBuilder.group(api, "operations", (handlers) =>
         )
         // Raw: see decodeBody.
         .handleRaw("retryDeadLetters", ({ request }) =>
-          Effect.flatMap(selected(hasTokens, request), (filter) =>
+          Effect.flatMap(selected(request), (filter) =>
             toProblem(DeadLetterAdmin.retryDeadLetters(filter)),
           ).pipe(Effect.tap((counts) => Effect.annotateLogs(Effect.logInfo("dead_letters.retried"), counts))),
         )
         .handleRaw("removeDeadLetters", ({ request }) =>
-          Effect.flatMap(selected(hasTokens, request), (filter) => toProblem(remove(filter))).pipe(
+          Effect.flatMap(selected(request), (filter) => toProblem(remove(filter))).pipe(
             Effect.tap((counts) => Effect.annotateLogs(Effect.logInfo("dead_letters.removed"), counts)),
           ),
         )

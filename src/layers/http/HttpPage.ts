@@ -1,12 +1,15 @@
-/** The page at `/`: the files of `src/page` and the documents of `docs`, kept in memory. */
+/** The page at `/`: the files of `src/page` and the documents of `docs`, kept in memory. And the page of problems. */
 import { createHash } from "node:crypto"
 import { existsSync, readdirSync } from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { HttpApiBuilder, HttpServerResponse } from "@effect/platform"
 import { Effect, Option } from "effect"
+import * as ProblemPage from "../../services/api/ProblemPage.ts"
+import * as ProblemTypes from "../../services/model/ProblemTypes.ts"
 import * as Settings from "../../services/Settings.ts"
 import { documentPage } from "./DocumentPage.ts"
+import { listensOnLoopback } from "./HttpAuthorisation.ts"
 import { unlessMatched } from "./HttpRepresentation.ts"
 
 const own = (name: string) => fileURLToPath(new URL(`../../page/${name}`, import.meta.url))
@@ -40,6 +43,7 @@ export const paths: ReadonlyArray<string> = [
   ...Object.keys(files),
   ...documents.map(documentPath),
   settingsPath,
+  ProblemTypes.pagePath,
 ]
 
 const security = {
@@ -51,10 +55,13 @@ const security = {
 
 export const layer = HttpApiBuilder.Router.use((router) =>
   Effect.gen(function* () {
+    const problems = HttpServerResponse.html(ProblemPage.html())
+    yield* router.get(ProblemTypes.pagePath, HttpServerResponse.setHeaders(problems, security))
+    const hasTokens = Option.isSome(yield* Settings.API_TOKENS)
     const settings = {
       traces: Option.getOrNull(yield* Settings.TRACES_URL),
       /** What retrying and removing dead letters takes. */
-      actions: Option.isSome(yield* Settings.API_TOKENS) ? "token" : "never",
+      actions: hasTokens ? "token" : (yield* listensOnLoopback) ? "open" : "never",
     }
     yield* router.get(settingsPath, HttpServerResponse.json(settings))
     /** Read when it is first asked for, so that a start reads nothing. */

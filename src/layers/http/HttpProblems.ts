@@ -25,7 +25,7 @@ export const problemResponse = (problem: Problem) =>
   })
 
 const unexpected = problemResponse(
-  new Problem({ status: 500, detail: "an unexpected error occurred; the log of the server describes it" }),
+  Problem.of("unexpected", "an unexpected error occurred; the log of the server describes it"),
 )
 
 /** A failure that is not a {@link Problem} is logged. The client learns nothing of its cause. */
@@ -45,16 +45,20 @@ const whyUnavailable: Record<PortFailure["reason"], string> = {
   rejected: "refused the request",
 }
 
+export const notNow = (detail: string, mayHelpLater: boolean): Problem =>
+  mayHelpLater
+    ? Problem.of("unavailable", detail, { headers: { "retry-after": "1" } })
+    : Problem.of("operator-needed", detail)
+
 /** `what` names the unavailable data, in the plural. */
 export const serviceUnavailable = (what: string, failure?: Pick<PortFailure, "reason" | "server">) => {
   const why = failure?.server && `: ${failure.server} ${whyUnavailable[failure.reason]}`
   // Data that cannot be read stays so, until an operator has corrected it.
   const mayHelpLater = failure?.reason !== "invalid_data"
-  return new Problem({
-    status: 503,
-    detail: `${what} are not available${why ?? ""}${mayHelpLater ? "; try again later" : ""}`,
-    ...(mayHelpLater ? { headers: { "retry-after": "1" } } : {}),
-  })
+  return notNow(
+    `${what} are not available${why ?? ""}${mayHelpLater ? "; try again later" : ""}`,
+    mayHelpLater,
+  )
 }
 
 type Failure =
@@ -76,16 +80,16 @@ const problemOf = (error: Failure): Problem => {
     case "NoTaste":
     case "ProductNotFound":
     case "UserNotFound":
-      return new Problem({ status: 404, detail: error.message })
+      return Problem.of("not-found", error.message)
     case "TooManyUsers":
-      return new Problem({ status: 501, detail: error.message })
+      return Problem.of("too-many-users", error.message)
     case "DeadLettersError":
       return serviceUnavailable("dead letters", error)
     case "InteractionLogError":
       return serviceUnavailable("interactions", error)
     case "PhraseEmbedderError":
       return error.reason === "no_embedder"
-        ? new Problem({ status: 501, detail: error.detail })
+        ? Problem.of("no-embedder", error.detail)
         : serviceUnavailable("embeddings of phrases")
     case "ProductEmbeddingsError":
       return serviceUnavailable("product embeddings", error)

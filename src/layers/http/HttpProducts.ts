@@ -44,7 +44,7 @@ const show = Effect.fnUntraced(function* (product_id: string) {
   const products = yield* ProductEmbeddings
   const [product] = yield* toProblem(products.find([product_id]))
   if (product === undefined || product.deleted)
-    return yield* new Problem({ status: 404, detail: `there is no product ${product_id}` })
+    return yield* Problem.of("not-found", `there is no product ${product_id}`)
   const { attributes, available, category, product_name, space, text, updated_at } = product
   const facts = { product_id, product_name, category, available, attributes, space, text }
   return { ...facts, updated_at: new Date(updated_at).toISOString() }

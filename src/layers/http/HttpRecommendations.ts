@@ -1,6 +1,7 @@
 /** Handlers of the group `recommendations`. */
 import { HttpApiBuilder } from "@effect/platform"
 import { Effect } from "effect"
+import { defaultLimit } from "../../services/api/ApiParameters.ts"
 import { api, bodyBytes } from "../../services/api/InteractionApi.ts"
 import { CatalogueSearchBody, RecommendationBody } from "../../services/api/RecommendationApi.ts"
 import type { Reason } from "../../services/model/Taste.ts"
@@ -18,18 +19,23 @@ const explained = ({ event, share }: Reason) => {
   return { event_type, ...reference, occurred_at, share }
 }
 
+type Wanted = typeof RecommendationBody.Type
+
 /** The fields of a request as the recommender takes them. */
 const wanted = ({
   category,
   exclude_ids = [],
   filter,
-  limit,
-}: Pick<typeof CatalogueSearchBody.Type, "category" | "filter" | "limit"> & {
-  readonly exclude_ids?: ReadonlyArray<string>
-}) => ({
+  limit = defaultLimit,
+}: Pick<Wanted, "category" | "exclude_ids" | "filter" | "limit">) => ({
   limit,
   excludeIds: exclude_ids,
   filter: { categories: category === undefined ? undefined : [category].flat(), conditions: filter },
+})
+const recommendable = ({ exclude = "purchased", fallback = "popular", ...among }: Wanted) => ({
+  ...wanted(among),
+  exclude,
+  fallback,
 })
 
 /** The id that the answer names. */
@@ -49,7 +55,7 @@ export const recommendations = HttpApiBuilder.group(api, "recommendations", (han
   Effect.map(Recommender, (recommender) =>
     handlers
       .handle("recommend", ({ path: { userId }, urlParams }) =>
-        recommender.recommend(userId, { ...urlParams, ...wanted(urlParams) }).pipe(
+        recommender.recommend(userId, recommendable(urlParams)).pipe(
           toProblem,
           Effect.flatMap((found) => answer(userId, found)),
         ),
@@ -57,17 +63,17 @@ export const recommendations = HttpApiBuilder.group(api, "recommendations", (han
       .handleRaw("recommendAmong", ({ path: { userId }, request }) =>
         Effect.gen(function* () {
           const body = yield* decodeWanted(request, bodyBytes)
-          const found = yield* toProblem(recommender.recommend(userId, { ...body, ...wanted(body) }))
+          const found = yield* toProblem(recommender.recommend(userId, recommendable(body)))
           return yield* answer(userId, found)
         }),
       )
-      .handle("buyAgain", ({ path: { userId }, urlParams: { limit } }) =>
+      .handle("buyAgain", ({ path: { userId }, urlParams: { limit = defaultLimit } }) =>
         Effect.gen(function* () {
           const items = yield* toProblem(recommender.buyAgain(userId, limit))
           return { user_id: yield* ownerOf(userId), items }
         }),
       )
-      .handle("similarUsers", ({ path: { userId }, urlParams: { limit } }) =>
+      .handle("similarUsers", ({ path: { userId }, urlParams: { limit = defaultLimit } }) =>
         Effect.gen(function* () {
           const { compared, users } = yield* toProblem(recommender.similarUsers(userId, limit))
           return { user_id: yield* ownerOf(userId), compared, items: users }
@@ -81,8 +87,8 @@ export const recommendations = HttpApiBuilder.group(api, "recommendations", (han
       )
       .handleRaw("searchCatalogue", ({ request }) =>
         Effect.gen(function* () {
-          const { query, user, ...body } = yield* decodeSearch(request, bodyBytes)
-          const found = yield* toProblem(recommender.search(query, { ...body, ...wanted(body), user }))
+          const { exclude = "none", query, user, ...body } = yield* decodeSearch(request, bodyBytes)
+          const found = yield* toProblem(recommender.search(query, { ...wanted(body), exclude, user }))
           return { query, user_id: user === undefined ? null : yield* ownerOf(user), ...found }
         }),
       ),

@@ -1,7 +1,7 @@
 /** All routes of the server: what a request needs, and the name of its route in spans and metrics. */
 import { HttpApi } from "@effect/platform"
 import { Context, Option, type Schema, SchemaAST } from "effect"
-import { RouteScopes, type Scope } from "../../services/AccessTokens.ts"
+import { Destroys, RouteScopes, type Scope } from "../../services/AccessTokens.ts"
 import { api } from "../../services/api/InteractionApi.ts"
 import * as HttpPage from "./HttpPage.ts"
 
@@ -16,6 +16,7 @@ export interface Route {
   readonly scopes: ReadonlyArray<Scope>
   /** The names of its query parameters. */
   readonly parameters: ReadonlyArray<string>
+  readonly destroys: boolean
 }
 
 const routeOf = (
@@ -23,6 +24,7 @@ const routeOf = (
   path: string,
   scopes: ReadonlyArray<Scope> = [],
   parameters: ReadonlyArray<string> = [],
+  destroys = false,
 ): Route => ({
   method,
   path,
@@ -30,6 +32,7 @@ const routeOf = (
   pattern: new RegExp(`^${path.replace(/:(\w+)/g, "(?<$1>[^/]+)")}/?$`),
   scopes,
   parameters,
+  destroys,
 })
 
 const namesOf = (parameters: Schema.Schema.All): ReadonlyArray<string> =>
@@ -43,7 +46,7 @@ export const routes: ReadonlyArray<Route> = (() => {
       // Without scopes the program does not start.
       const scopes = Context.unsafeGet(mergedAnnotations, RouteScopes)
       const parameters = Option.match(urlParamsSchema, { onNone: () => [], onSome: namesOf })
-      found.push(routeOf(method, path, scopes, parameters))
+      found.push(routeOf(method, path, scopes, parameters, Context.get(mergedAnnotations, Destroys)))
     },
   })
   return found

@@ -82,7 +82,7 @@ const take = Effect.fnUntraced(function* (name: string, body: unknown) {
   // A library sends a refused batch again as it is. If each event counted, a large batch would never pass.
   const users = new Set(meanings.flatMap((meant) => (typeof meant === "object" ? [userOf(meant)] : [])))
   if (![...users].every(takeToken))
-    return yield* new Problem({ status: 429, detail: tooMany, headers: { "retry-after": "1" } })
+    return yield* Problem.of("too-many-requests", tooMany, { headers: { "retry-after": "1" } })
   const counts = new Counts()
   const submissions: Array<Submission> = []
   const refunds: Array<OrderRefund> = []

@@ -9,6 +9,10 @@ export interface ServerSpan {
   readonly end: (status: number) => number
 }
 
+/** `url.path` without ids, and without what strangers ask for. */
+const scrubbed = (route: string | undefined): string =>
+  route === undefined ? "/REDACTED" : route.replace(/\{\w+\}/g, "REDACTED")
+
 /**
  * Begins the span `{METHOD} {route}`, which continues a valid `traceparent`. It names the route instead of
  * the path, because the path contains user ids. The platform's tracer is not used: it takes any text in a
@@ -27,7 +31,9 @@ export const begin = Effect.gen(function* () {
     const parent = traceparent
       ? Telemetry.externalSpan({ traceparent, tracestate: tracestate ?? null })
       : undefined
-    const name = route === undefined ? method : `${method} ${route}`
+    const known = Telemetry.knownMethod(method)
+    const named = known === method ? method : "HTTP"
+    const name = route === undefined ? named : `${named} ${route}`
     const span =
       tracer?.span(name, Option.fromNullable(parent), Context.empty(), [], started, "server") ??
       parent ??
@@ -37,7 +43,10 @@ export const begin = Effect.gen(function* () {
       const seconds = Number(ended - started) / 1_000_000_000
       Telemetry.observe(Telemetry.httpDuration(method, route, status), seconds)
       if (span._tag === "ExternalSpan") return seconds
-      span.attribute(Telemetry.attribute.httpMethod, method)
+      span.attribute(Telemetry.attribute.httpMethod, known)
+      if (known !== method) span.attribute(Telemetry.attribute.httpMethodOriginal, method)
+      span.attribute(Telemetry.attribute.urlScheme, Telemetry.urlScheme)
+      span.attribute(Telemetry.attribute.urlPath, scrubbed(route))
       if (route !== undefined) span.attribute(Telemetry.attribute.httpRoute, route)
       span.attribute(Telemetry.attribute.httpStatus, status)
       span.end(ended, status < 500 ? Exit.void : Telemetry.failed(String(status)))

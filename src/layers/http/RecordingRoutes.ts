@@ -24,7 +24,7 @@ import * as Telemetry from "../../services/Telemetry.ts"
 import { authorisation, type Caller, missingScope } from "./HttpAuthorisation.ts"
 import { parseBody } from "./HttpBody.ts"
 import { allowedOrigins } from "./HttpCors.ts"
-import { failureResponse } from "./HttpProblems.ts"
+import { failureResponse, notNow } from "./HttpProblems.ts"
 import { DirectHandler } from "./HttpServer.ts"
 import * as HttpServerSpan from "./HttpServerSpan.ts"
 
@@ -41,11 +41,7 @@ export const unavailable = ({ reason, server = "the interaction log" }: Interact
     invalid_data: "cannot store it",
   }[reason]
   const mayHelpLater = reason !== "rejected" && reason !== "invalid_data"
-  return new Problem({
-    status: 503,
-    detail: `${server} ${detail}`,
-    ...(mayHelpLater ? { headers: { "retry-after": "1" } } : {}),
-  })
+  return notNow(`${server} ${detail}`, mayHelpLater)
 }
 
 const keyReused: FieldIssue = {
@@ -108,12 +104,12 @@ type Resolve = (
   items: ReadonlyArray<Submission.Requested>,
 ) => Promise<ReadonlyArray<Either.Either<Submitted, RetractionRequests.Refusal>>>
 
+const refusals = { 404: "not-found", 410: "pruned", 422: "invalid-input" } as const
+
 /** The problem of the retraction route. */
 const refused = ({ detail, field, status }: RetractionRequests.Refusal): Problem => {
   const issue = { field: field === "reference" ? "message_id" : field, detail }
-  return status !== 422
-    ? new Problem({ status, detail: `${issue.field}: ${detail}`, errors: [issue] })
-    : unprocessable([issue])
+  return unprocessable([issue], refusals[status])
 }
 
 /** Items that concern a person rather than record an event. A token that stands in a web page must not send them. */
@@ -217,12 +213,13 @@ class Routes {
     const decoded = decode(body, key, now)
     if (Either.isLeft(decoded)) throw unprocessable(decoded.left)
     if (!this.takeToken(RetractionRequests.userOf(decoded.right)))
-      throw new Problem({ status: 429, detail: tooMany, headers: waitBriefly })
+      throw Problem.of("too-many-requests", tooMany, { headers: waitBriefly })
     const [resolved] = await this.resolve([decoded.right])
     if (Either.isLeft(resolved!)) throw refused(resolved!.left)
     const [appended] = await this.record([resolved!.right], trace)
-    if (appended === undefined || appended._tag === "KeyReused") throw unprocessable([keyReused])
-    if (appended._tag === "Refused") throw new Problem({ status: 409, detail: appended.detail })
+    if (appended === undefined || appended._tag === "KeyReused")
+      throw unprocessable([keyReused], "idempotency-key-reused")
+    if (appended._tag === "Refused") throw Problem.of("merge-refused", appended.detail)
     return recordedResponse(appended)
   }
 

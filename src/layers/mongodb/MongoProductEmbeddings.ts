@@ -289,7 +289,7 @@ const nearest = (store: Store, vector: Float32Array, space: string, limit: numbe
               if (toProblem(document, vector.length) !== undefined) continue
               const embedding = fromStored(document.embedding)
               const norms = norm * Vector.norm(embedding)
-              const similarity = norms === 0 ? 0 : Vector.dot(vector, embedding) / norms
+              const similarity = norms === 0 ? 0 : Vector.clampCosine(Vector.dot(vector, embedding) / norms)
               insertTopK(best, limit, { product_id: document.product_id, similarity }, moreSimilar)
             }
           }),

@@ -48,7 +48,7 @@ import {
   unavailable,
 } from "./MysqlPool.ts"
 import { type MysqlUrl, parseUrl } from "./MysqlUrl.ts"
-import { interactionLog, rebuildsIndex } from "./migrations/interactionLog.ts"
+import { createsTable, interactionLog, rebuildsIndex } from "./migrations/interactionLog.ts"
 import { type SqlDialect, SqlInserts, SqlMigrator, SqlReader, SqlServerName } from "./SqlDialect.ts"
 import { migrate, pending } from "./SqlMigrations.ts"
 
@@ -347,6 +347,7 @@ export const dependency: Effect.Effect<Dependency, never, SqlClient.SqlClient> =
       ),
     ),
     missing: inspect(missingMigrations),
+    isUselessWithout: (parts) => parts.some((part) => part.startsWith(`migration ${createsTable}`)),
     impaired: inspect(
       Effect.map(refusedWrites(["INSERT"]), (findings) => findings.map(({ problem }) => problem)),
     ),

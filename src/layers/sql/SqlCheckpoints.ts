@@ -27,8 +27,8 @@ import * as Vector from "../../services/model/Vector.ts"
 import type { PrunedRows, Pruning } from "../../services/ports/PrunedRows.ts"
 import { columns, fromRow, type StoredRow, toColumn } from "./InteractionRows.ts"
 import { forUpdate } from "./SqlDialect.ts"
-import type { Table } from "./SqlInteractionLog.ts"
 import { forgetPruned, forgetRows, keepRows } from "./SqlProductTally.ts"
+import type { Table } from "./SqlTable.ts"
 
 /** Events of one transaction. */
 const eventsPerSlice = 5_000

@@ -8,7 +8,7 @@ import type { UserId } from "../../services/model/Interaction.ts"
 import { reach } from "../../services/model/Together.ts"
 import type { HistoryChange, InteractionLog, TouchedUser } from "../../services/ports/InteractionLog.ts"
 import { type Link, linksOf } from "./SqlAliases.ts"
-import type { Table } from "./SqlInteractionLog.ts"
+import type { Table } from "./SqlTable.ts"
 
 /** People whose events one statement reads: about 3 ms of SQLite, which blocks its process. */
 const peoplePerStatement = 25

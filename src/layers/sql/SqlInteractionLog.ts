@@ -1,264 +1,42 @@
-/** The interaction log as one table of a SQL database. */
-import { randomUUID } from "node:crypto"
 import * as SqlClient from "@effect/sql/SqlClient"
-import type { SqlError } from "@effect/sql/SqlError"
 import type { Fragment } from "@effect/sql/Statement"
-import { Array as Arr, Chunk, Clock, type Context, Effect, Layer, Option, Stream } from "effect"
+import { Array as Arr, Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
 import { prefix } from "../../services/model/AppliedIds.ts"
 import type { EventType } from "../../services/model/Interaction.ts"
 import {
-  type Appended,
   type Backlog,
-  type BegunErasure,
-  type FinishedErasure,
   InteractionLog,
-  InteractionLogError,
+  type InteractionLogError,
   type LogFilter,
   type LoggedInteraction,
-  type NewInteraction,
   type OrderRefund,
   type Outbox,
   type ProductCount,
   type ProductEvents,
 } from "../../services/ports/InteractionLog.ts"
-import { deadlockRetry } from "../../services/RetryPolicies.ts"
-import { databaseSpan, untraced } from "../../services/Telemetry.ts"
-import { databaseClock } from "./DatabaseClock.ts"
-import { type ExistingRow, type KeyUpdate, plan } from "./IdempotencyPlan.ts"
+import { columnOfMillis, fromRow, millisOfColumn, type StoredRow, toColumn } from "./InteractionRows.ts"
+import { allAliases } from "./SqlAliases.ts"
+import { append } from "./SqlAppend.ts"
+import { prunedRows } from "./SqlCheckpoints.ts"
+import { type SqlDialect, SqlInserts, SqlReader, SqlServerName } from "./SqlDialect.ts"
 import {
-  columnOfMillis,
-  columns,
-  fromRow,
-  insertParameters,
-  insertStatement,
-  keyOf,
-  millisOfColumn,
-  type Row,
-  type StoredRow,
-  tableName,
-  toColumn,
-} from "./InteractionRows.ts"
-import { allAliases, appendMerge, forgetLinks, personOf, withLockedPeople } from "./SqlAliases.ts"
-import { forgetCheckpoints, prunedRows } from "./SqlCheckpoints.ts"
-import { forUpdate, type SqlDialect, SqlInserts, SqlReader, SqlServerName } from "./SqlDialect.ts"
+  beginErasure,
+  erase,
+  finishErasure,
+  finishedErasures,
+  forgetErasure,
+  renewSurvivors,
+} from "./SqlErasures.ts"
 import { historyChanges, touched, usersAfter } from "./SqlHistories.ts"
-import { effectiveType, forgetRows, sign } from "./SqlProductTally.ts"
+import { effectiveType, sign } from "./SqlProductTally.ts"
+import { makeTable, person, rowsPerPage, type Table } from "./SqlTable.ts"
 
-/** Rows of one INSERT, which is one commit. Equals the largest bulk request. */
-const rowsPerInsert = 1_000
-/**
- * A prepared INSERT costs less CPU, but each number of rows needs its own statement. Hence only numbers that recur are
- * prepared. InteractionRecorder makes batches of a power of two for this.
- */
-const isPrepared = (rows: number): boolean =>
-  rows <= 16 || (rows <= 500 && (rows % 50 === 0 || Number.isInteger(Math.log2(rows))))
-/** Rows that one statement reads or changes. */
-const rowsPerPage = 500
 /** Message ids that one statement reads. */
 const idsPerPage = 2_500
 /** Message id prefixes that one statement looks up. */
 const prefixesPerStatement = 100
 /** Range of `id` that one statement of a stream over all users scans, however few rows match the filter. */
 const idRangePerStatement = 50_000
-/** Attempts of an append that conflicts with concurrent appends of the same interactions. */
-const maxAppendAttempts = 20
-
-/** Most statements meet no conflict: only one that does pays for the schedule. */
-const afterConflicts = <A>({ isConflict }: SqlDialect, run: Effect.Effect<A, SqlError>) =>
-  Effect.catchIf(run, isConflict, () => Effect.retry(run, { schedule: deadlockRetry, while: isConflict }))
-
-/** The table, with what its statements have in common. */
-const makeTable = (
-  sql: SqlClient.SqlClient,
-  dialect: SqlDialect,
-  server: string | undefined,
-  /** For INSERTs outside a transaction. */
-  runInsert: Context.Tag.Service<SqlInserts>,
-) => {
-  const portError = (operation: string) => (error: SqlError) => {
-    const reason = dialect.failureReason(error)
-    const cause =
-      reason === "not_set_up"
-        ? new Error(`the table ${tableName} is missing or old: run \`user-embeddings setup\``, {
-            cause: error.cause,
-          })
-        : error.cause
-    return new InteractionLogError({ reason, operation, cause, server })
-  }
-
-  /** One statement: with a span, and run again after a deadlock. The client's own span would repeat that span. */
-  const statement =
-    (operation: "INSERT" | "SELECT" | "UPDATE" | "DELETE") =>
-    <A>(run: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
-      afterConflicts(dialect, untraced(run)).pipe(databaseSpan(dialect.system, operation, tableName))
-
-  return {
-    sql,
-    dialect,
-    runInsert,
-    portError,
-    statement,
-    /** A SELECT of the port's `operation`. */
-    select:
-      (operation: string) =>
-      <A>(query: Effect.Effect<A, SqlError>) =>
-        Effect.mapError(statement("SELECT")(query), portError(operation)),
-    /** Statements of the port's `operation` on the notes of erasures and refunds. All of them run again after a deadlock. */
-    erasing:
-      (operation: string) =>
-      <A>(run: Effect.Effect<A, SqlError>) =>
-        run.pipe(
-          untraced,
-          Effect.retry({ schedule: deadlockRetry, while: dialect.isConflict }),
-          Effect.mapError(portError(operation)),
-        ),
-    name: sql(tableName),
-    columns: sql.literal(columns.join(", ")),
-    /** The table's name with a hint to use an index. */
-    withIndex: (index: "PRIMARY" | `user_interactions_${"outbox" | "history" | "products"}`) =>
-      sql.literal(`${tableName} ${dialect.forceIndex(index)}`),
-  }
-}
-export type Table = ReturnType<typeof makeTable>
-
-/** Inserts rows, and answers their ids by message id. */
-const insert = ({ dialect, runInsert, sql, statement }: Table, rows: ReadonlyArray<Row>) => {
-  if (rows.length === 0) return Effect.succeed(new Map<string, number>())
-  const [text, values, recurs] = [
-    insertStatement(rows.length),
-    insertParameters(rows),
-    isPrepared(rows.length),
-  ]
-  const inserted =
-    runInsert === undefined
-      ? statement("INSERT")(dialect.runInsert(sql.unsafe<object>(text, values), recurs))
-      : afterConflicts(dialect, runInsert({ sql: text, values, recurs })).pipe(
-          databaseSpan(dialect.system, "INSERT", tableName),
-        )
-  return Effect.map(inserted, (answer) => {
-    const ids = dialect.insertedIds(answer, rows.length)
-    return new Map(rows.map(({ message_id }, index) => [message_id, ids[index]!]))
-  })
-}
-
-const updateKey = ({ name, sql, statement }: Table, { idempotency_key, message_id }: KeyUpdate) =>
-  statement("UPDATE")(
-    sql`UPDATE ${name} SET idempotency_key = ${idempotency_key}
-      WHERE message_id = ${message_id} AND idempotency_key IS NULL`,
-  )
-
-/** The rows with a message id or a key of these entries. */
-const existingRows = Effect.fnUntraced(function* (
-  { columns, name, sql, statement }: Table,
-  entries: ReadonlyArray<NewInteraction>,
-) {
-  const conditions = Arr.chunksOf(entries, rowsPerPage).flatMap((page) => {
-    const ids = sql.in(
-      "message_id",
-      page.map(({ interaction }) => interaction.message_id),
-    )
-    const keys = page.flatMap((entry) => {
-      const key = keyOf(entry)
-      return key === null ? [] : sql`(user_id = ${entry.interaction.user_id} AND idempotency_key = ${key})`
-    })
-    return keys.length === 0 ? [ids] : [ids, sql.or(keys)]
-  })
-  const rows = yield* Effect.forEach(conditions, (condition) =>
-    statement("SELECT")(sql<StoredRow>`SELECT ${columns} FROM ${name} WHERE ${condition}`.unprepared),
-  )
-  return rows
-    .flat()
-    .map((row): ExistingRow => ({ ...fromRow(row), row: undefined, key: row.idempotency_key }))
-})
-
-const halves = <A>(all: ReadonlyArray<A>) => Arr.chunksOf(all, Math.ceil(all.length / 2))
-
-/**
- * An optimistic insert. On a duplicate key, it reads the existing rows, plans again and inserts again. An interaction
- * counts as recorded only by the INSERT that succeeds.
- */
-const appendBatch = (
-  table: Table,
-  entries: ReadonlyArray<NewInteraction>,
-  existing: ReadonlyArray<ExistingRow> = [],
-  attempt = 1,
-): Effect.Effect<ReadonlyArray<Appended>, SqlError> => {
-  const again = Effect.flatMap(existingRows(table, entries), (rows) =>
-    appendBatch(table, entries, rows, attempt + 1),
-  )
-  const { answers, inserts, keysToRead, keyUpdates } = plan(entries, existing)
-  if (keysToRead && attempt === 1) return again
-  const inserted = insert(table, inserts)
-  const written =
-    keyUpdates.length === 0
-      ? inserted
-      : Effect.zipRight(
-          Effect.forEach(keyUpdates, (update) => updateKey(table, update), { discard: true }),
-          inserted,
-        )
-  return written.pipe(
-    Effect.map((ids) =>
-      answers.map(
-        ({ _tag, interaction }): Appended =>
-          _tag === "Recorded"
-            ? { _tag, interaction, id: ids.get(interaction.message_id)! }
-            : { _tag, interaction },
-      ),
-    ),
-    Effect.catchIf(
-      (error) => table.dialect.isDuplicateKey(error) && attempt < maxAppendAttempts,
-      () => again,
-    ),
-    // The server had closed an idle connection, or has failed over.
-    Effect.catchIf(
-      (error) => table.dialect.isConnectionLost(error) && attempt === 1,
-      () => again,
-    ),
-    Effect.catchIf(
-      (error) => table.dialect.isTooLarge(error) && entries.length > 1,
-      () =>
-        Effect.map(
-          Effect.forEach(halves(entries), (half) => appendBatch(table, half)),
-          Arr.flatten,
-        ),
-    ),
-  )
-}
-
-const isMerge = ({ interaction }: NewInteraction): boolean => interaction.event_type === "merge"
-
-/** A merge is a transaction of its own, which may wait for others of the same people. */
-const appendOneMerge = (table: Table, entry: NewInteraction) => {
-  // A deadlock ends the transaction, so its statements can't run again one by one.
-  const inTransaction: Table = { ...table, runInsert: undefined, statement: () => (run) => run }
-  const merge = appendMerge(
-    table.sql,
-    entry,
-    (id) =>
-      Effect.map(
-        table.sql<StoredRow>`SELECT ${table.columns} FROM ${table.name} WHERE message_id = ${id}`.unprepared,
-        ([row]) => row && fromRow(row).interaction,
-      ),
-    (one) => Effect.map(appendBatch(inTransaction, [one]), ([answer]) => answer!),
-  )
-  return table
-    .statement("INSERT")(merge)
-    .pipe(Effect.retry({ times: 1, while: table.dialect.isConnectionLost }), Effect.map(Arr.of))
-}
-
-const appendAll = (table: Table, entries: ReadonlyArray<NewInteraction>) =>
-  Effect.forEach(
-    Arr.chop(entries, (rest: Arr.NonEmptyReadonlyArray<NewInteraction>) =>
-      isMerge(rest[0]) ? Arr.splitAt(rest, 1) : Arr.span(rest, (one) => !isMerge(one)),
-    ).flatMap((run) => Arr.chunksOf(run, rowsPerInsert)),
-    (batch) => (isMerge(batch[0]) ? appendOneMerge(table, batch[0]) : appendBatch(table, batch)),
-  ).pipe(Effect.map(Arr.flatten))
-
-const append = (table: Table) => (entries: ReadonlyArray<NewInteraction>) => {
-  const isOneBatch = entries.length <= rowsPerInsert && !entries.some(isMerge)
-  const appended = isOneBatch ? appendBatch(table, entries) : appendAll(table, entries)
-  return Effect.mapError(appended, table.portError("append"))
-}
 
 const unpublished =
   ({ columns, select, sql, withIndex }: Table) =>
@@ -304,11 +82,6 @@ const streamPage = ({ columns, name, select, sql }: Table, condition: Fragment, 
   sql<StoredRow>`
     SELECT ${columns} FROM ${name} WHERE ${condition}
     ORDER BY ${sql.literal(order)} LIMIT ${rowsPerPage}`.unprepared.pipe(select("stream"))
-
-const person =
-  ({ select, sql }: Table) =>
-  (user: string) =>
-    select("person")(personOf(sql, user))
 
 const streamOfUsers = (table: Table, users: ReadonlyArray<string>, conditions: ReadonlyArray<Fragment>) =>
   Stream.paginateChunkEffect({ occurred_at: "", id: 0 }, (position: Omit<Position, "user_id">) => {
@@ -444,6 +217,29 @@ const ageOfNewest =
       const now = yield* Clock.currentTimeMillis
       return row === undefined ? null : Math.max(0, now - millisOfColumn(row.created_at)) / 1_000
     })
+/** How many rows of pruned events that were posted again there are. Later rows than the newest pruned event need no look. */
+const postedAgain = (log: Table, rows: Fragment, newest: number) => {
+  const { name, select, sql, withIndex } = log
+  return sql<ProductEvents>`
+    SELECT product_id, event_type, COUNT(*) AS events FROM ${withIndex("user_interactions_history")}
+    WHERE ${rows} AND occurred_at <= ${columnOfMillis(newest)} AND reference IS NULL AND EXISTS (
+      SELECT 1 FROM pruned_interactions p
+      WHERE p.user_id = ${name}.user_id AND p.id = UNHEX(SUBSTR(message_id, 1, 32)))
+    GROUP BY product_id, event_type`.unprepared.pipe(select("productEvents"))
+}
+
+/** Adds counts, or takes them away with `sign` −1. */
+const countEvents = (
+  counts: Map<string, ProductEvents>,
+  some: ReadonlyArray<ProductEvents>,
+  sign: 1 | -1,
+) => {
+  for (const { event_type, events, product_id } of some) {
+    const key = `${product_id} ${event_type}`
+    const sum = (counts.get(key)?.events ?? 0) + sign * Number(events)
+    counts.set(key, { product_id, event_type, events: sum })
+  }
+}
 
 const productEvents = (log: Table) =>
   Effect.fnUntraced(function* (
@@ -460,23 +256,25 @@ const productEvents = (log: Table) =>
       SELECT product_id, event_type, COUNT(*) AS events FROM ${table}
       WHERE ${ofPerson} AND ${isWanted}
       GROUP BY product_id, event_type`.unprepared.pipe(select("productEvents"))
-    const pruned = yield* sql<ProductEvents>`
-      SELECT product_id, event_type, events FROM pruned_products
+    const pruned = yield* sql<ProductEvents & { readonly newest: number }>`
+      SELECT product_id, event_type, events, newest FROM pruned_products
       WHERE ${ofPerson} AND ${isWanted}`.unprepared.pipe(select("productEvents"))
     const [retractions, events] = Arr.partition(rows, ({ event_type }) => event_type !== "retraction")
-    if (retractions.length === 0) return [...events, ...pruned]
-    const type = effectiveType(sql)
-    const retracted = yield* sql<ProductEvents>`
-      SELECT product_id, ${type} AS event_type, COUNT(*) AS events FROM ${table}
-      WHERE ${ofPerson} AND event_type = 'retraction'
-      GROUP BY product_id, ${type}`.unprepared.pipe(select("productEvents"))
-    const key = ({ event_type, product_id }: ProductEvents) => `${product_id} ${event_type}`
-    const takenBack = new Map(retracted.map((one) => [key(one), one.events]))
-    const left = events.flatMap((one) => {
-      const left = one.events - (takenBack.get(key(one)) ?? 0)
-      return left > 0 ? [{ ...one, events: left }] : []
-    })
-    return [...left, ...pruned]
+    const counts = new Map<string, ProductEvents>()
+    countEvents(counts, [...events, ...pruned], 1)
+    if (pruned.length > 0) {
+      const newest = Math.max(...pruned.map(({ newest }) => Number(newest)))
+      countEvents(counts, yield* postedAgain(log, sql`${ofPerson} AND ${isWanted}`, newest), -1)
+    }
+    if (retractions.length > 0) {
+      const type = effectiveType(sql)
+      const retracted = yield* sql<ProductEvents>`
+        SELECT product_id, ${type} AS event_type, COUNT(*) AS events FROM ${table}
+        WHERE ${ofPerson} AND event_type = 'retraction'
+        GROUP BY product_id, ${type}`.unprepared.pipe(select("productEvents"))
+      countEvents(counts, retracted, -1)
+    }
+    return [...counts.values()].filter(({ events }) => events > 0)
   })
 
 const productCounts =
@@ -547,132 +345,6 @@ const backlog = (table: Table): Effect.Effect<Backlog, InteractionLogError> =>
     outbox(table),
     ([row], waiting) => ({ total: row?.total ?? 0, ...waiting }),
   )
-
-/** Deletes page by page: one statement for all rows would hold locks for long and might exceed its deadline. */
-const erase =
-  ({ dialect, name, portError, sql, statement }: Table) =>
-  (user: string, upTo: number) =>
-    Effect.gen(function* () {
-      yield* statement("DELETE")(sql`DELETE FROM order_refunds WHERE user_id = ${user}`)
-      let erased = 0
-      while (true) {
-        const rows = yield* statement("SELECT")(
-          sql<{ id: number }>`
-            SELECT id FROM ${name} WHERE user_id = ${user} AND id <= ${upTo} LIMIT ${rowsPerPage}`,
-        )
-        if (rows.length === 0) break
-        const ids = rows.map(({ id }) => id)
-        const forget = Effect.zipRight(forgetRows(sql, ids), forgetLinks(sql, user, ids))
-        const removed = sql.withTransaction(
-          Effect.zipRight(forget, sql`DELETE FROM ${name} WHERE ${sql.in("id", ids)}`.raw),
-        )
-        erased += dialect.affectedRows(yield* statement("DELETE")(removed))
-        if (rows.length < rowsPerPage) break
-      }
-      // After the rows: a prune that runs meanwhile keeps their sums.
-      yield* statement("DELETE")(forgetCheckpoints(sql, user))
-      return erased
-    }).pipe(Effect.mapError(portError("erase")))
-
-/** Ids of erasures that have not finished: if one failed half-way, the links between them may be gone. */
-const unfinishedWith = (sql: SqlClient.SqlClient, users: ReadonlyArray<string>) =>
-  sql<{ user_id: string }>`
-    SELECT other.user_id FROM user_erasures e JOIN user_erasures other ON other.token = e.token
-    WHERE ${sql.in("e.user_id", users)} AND e.renew_to IS NULL AND other.renew_to IS NULL`.unprepared
-
-const beginErasure =
-  ({ erasing, name, sql }: Table) =>
-  (wanted: ReadonlyArray<string>) => {
-    const token = randomUUID()
-    const onConflict = sql.onDialectOrElse({
-      mysql: () => sql.literal("ON DUPLICATE KEY UPDATE token = VALUES(token), renew_to = NULL"),
-      orElse: () =>
-        sql.literal("ON CONFLICT (user_id) DO UPDATE SET token = excluded.token, renew_to = NULL"),
-    })
-    const begin = (users: ReadonlyArray<string>): Effect.Effect<BegunErasure, SqlError> =>
-      Effect.gen(function* () {
-        const notes = users.map((user_id) => ({ user_id, token }))
-        yield* sql`INSERT INTO user_erasures ${sql.insert(notes)} ${onConflict}`.unprepared
-        const [row] = yield* sql<{ id: number | null }>`SELECT MAX(id) AS id FROM ${name}`
-        return { token, users, upTo: row?.id ?? 0 }
-      })
-    return unfinishedWith(sql, wanted).pipe(
-      Effect.flatMap((unfinished) =>
-        withLockedPeople(
-          sql,
-          [...new Set([...wanted, ...unfinished.map(({ user_id }) => user_id)])],
-          ({ ids }) => begin(ids),
-        ),
-      ),
-      erasing("beginErasure"),
-    )
-  }
-
-const finishErasure =
-  ({ erasing, sql }: Table) =>
-  (user: string, token: string, renewTo: number) =>
-    sql`UPDATE user_erasures SET renew_to = ${renewTo}, finished_at = ${databaseClock(sql).now}
-      WHERE user_id = ${user} AND token = ${token}`.pipe(erasing("finishErasure"), Effect.asVoid)
-
-/**
- * Inserts a page of the rows again, in place of the old ones. An erasure that begins meanwhile waits for the lock on the
- * note, so it finds either the old rows or the new ones.
- */
-const renewPage = ({ columns, dialect, name, sql }: Table, user: string) =>
-  sql.withTransaction(
-    Effect.gen(function* () {
-      const [note] = yield* sql<{ renew_to: number }>`
-        SELECT renew_to FROM user_erasures WHERE user_id = ${user} AND renew_to IS NOT NULL ${forUpdate(sql)}`
-      if (note === undefined) return 0
-      const rows = yield* sql<StoredRow>`
-        SELECT ${columns} FROM ${name} WHERE user_id = ${user} AND id <= ${note.renew_to}
-        ORDER BY id LIMIT ${rowsPerPage}`.unprepared
-      if (rows.length === 0) return 0
-      const ids = rows.map(({ id }) => id)
-      // The counts of products would count the rows twice.
-      yield* forgetRows(sql, ids)
-      yield* sql`DELETE FROM ${name} WHERE ${sql.in("id", ids)}`.unprepared
-      yield* dialect.runInsert(
-        sql.unsafe<object>(insertStatement(rows.length), insertParameters(rows)),
-        false,
-      )
-      return rows.length
-    }),
-  )
-
-const renewSurvivors = (table: Table) =>
-  Effect.fnUntraced(function* (user: string) {
-    let renewed = 0
-    while (true) {
-      const rows = yield* table.erasing("renewSurvivors")(renewPage(table, user))
-      renewed += rows
-      if (rows < rowsPerPage) return renewed
-    }
-  })
-
-const finishedErasures = ({ erasing, name, sql }: Table) =>
-  sql<{ user_id: string; token: string; age: number; survivors: number }>`
-    SELECT user_id, token, ${databaseClock(sql).ageOf("finished_at")} AS age,
-      EXISTS (SELECT 1 FROM ${name} i WHERE i.user_id = e.user_id AND i.id <= e.renew_to) AS survivors
-    FROM user_erasures e WHERE renew_to IS NOT NULL`.pipe(
-    erasing("finishedErasures"),
-    Effect.map(
-      Arr.map(({ age, survivors, token, user_id }) => ({
-        user_id,
-        token,
-        ageMillis: Number(age),
-        hasSurvivors: survivors === 1,
-      })),
-    ),
-  )
-
-const forgetErasure =
-  ({ erasing, sql }: Table) =>
-  ({ token, user_id }: FinishedErasure) =>
-    sql`DELETE FROM user_erasures WHERE user_id = ${user_id} AND token = ${token}`.pipe(
-      erasing("forgetErasure"),
-      Effect.asVoid,
-    )
 
 const withLeaderLock =
   ({ dialect, portError, sql }: Table) =>

@@ -8,16 +8,27 @@ const nameOf = (command: string | undefined): string =>
     ? `user-embeddings-${command}`
     : "user-embeddings"
 
+const protocolOf = (exporter: "otlp" | "none", protocol: Settings.OtlpProtocol) =>
+  exporter === "none" ? undefined : protocol
+
 /** `command`: the command of the command line that runs. */
 export const layerConfig = (command: string | undefined) =>
   Layer.unwrapEffect(
     Effect.gen(function* () {
       const endpoint = yield* Settings.OTEL_EXPORTER_OTLP_ENDPOINT
-      if (Option.isNone(endpoint)) return Layer.empty
+      if (Option.isNone(endpoint) || (yield* Settings.OTEL_SDK_DISABLED)) return Layer.empty
+      const protocol = yield* Settings.OTEL_EXPORTER_OTLP_PROTOCOL
       const { layer } = yield* Effect.promise(() => import("./OpenTelemetrySdk.ts"))
       return layer({
         serviceName: Option.getOrElse(yield* Settings.OTEL_SERVICE_NAME, () => nameOf(command)),
-        protocol: yield* Settings.OTEL_EXPORTER_OTLP_PROTOCOL,
+        traces: protocolOf(
+          yield* Settings.OTEL_TRACES_EXPORTER,
+          Option.getOrElse(yield* Settings.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, () => protocol),
+        ),
+        metrics: protocolOf(
+          yield* Settings.OTEL_METRICS_EXPORTER,
+          Option.getOrElse(yield* Settings.OTEL_EXPORTER_OTLP_METRICS_PROTOCOL, () => protocol),
+        ),
         sampler: yield* Settings.OTEL_TRACES_SAMPLER,
         share: Option.getOrElse(yield* Settings.OTEL_TRACES_SAMPLER_ARG, () => 1),
         maxQueueSize: yield* Settings.OTEL_BSP_MAX_QUEUE_SIZE,

@@ -5,7 +5,6 @@
 import * as Metrics from "@effect/opentelemetry/Metrics"
 import { Resource } from "@effect/opentelemetry/Resource"
 import { context, trace } from "@opentelemetry/api"
-import { OTLPMetricExporter } from "@opentelemetry/exporter-metrics-otlp-http"
 import {
   defaultResource,
   detectResources,
@@ -24,17 +23,27 @@ import { make, samplerOf } from "./OpenTelemetryTracer.ts"
 /** For the last export of a process that stops. */
 const shutdownTimeout = Duration.seconds(3)
 
-const exporterOf = async (protocol: OtlpProtocol) => {
-  const { OTLPTraceExporter } =
-    protocol === "http/json"
-      ? await import("@opentelemetry/exporter-trace-otlp-http")
-      : await import("@opentelemetry/exporter-trace-otlp-proto")
-  return new OTLPTraceExporter()
-}
+/** Only the packages of the protocol are loaded. The exporters read the other variables of OpenTelemetry themselves. */
+const exporters = {
+  "http/json": {
+    traces: () => import("@opentelemetry/exporter-trace-otlp-http"),
+    metrics: () => import("@opentelemetry/exporter-metrics-otlp-http"),
+  },
+  "http/protobuf": {
+    traces: () => import("@opentelemetry/exporter-trace-otlp-proto"),
+    metrics: () => import("@opentelemetry/exporter-metrics-otlp-proto"),
+  },
+  grpc: {
+    traces: () => import("@opentelemetry/exporter-trace-otlp-grpc"),
+    metrics: () => import("@opentelemetry/exporter-metrics-otlp-grpc"),
+  },
+} as const satisfies Readonly<Record<OtlpProtocol, unknown>>
 
 export interface Options {
   readonly serviceName: string
-  readonly protocol: OtlpProtocol
+  /** How traces are sent; `undefined`: they are not. */
+  readonly traces: OtlpProtocol | undefined
+  readonly metrics: OtlpProtocol | undefined
   readonly sampler: TracesSampler
   /** Share of traces that are sampled, from 0 to 1. */
   readonly share: number
@@ -43,13 +52,13 @@ export interface Options {
   readonly metricInterval: Duration.Duration
 }
 
-/** Exporter and processor read the other variables of OpenTelemetry themselves. */
-const tracing = ({ maxExportBatchSize, maxQueueSize, protocol, sampler, share }: Options) =>
+/** The processor reads the other variables of OpenTelemetry itself. */
+const tracing = (protocol: OtlpProtocol, { maxExportBatchSize, maxQueueSize, sampler, share }: Options) =>
   Layer.unwrapScoped(
     Effect.gen(function* () {
       const resource = yield* Resource
-      const exporter = yield* Effect.promise(() => exporterOf(protocol))
-      const processor = new BatchSpanProcessor(exporter, { maxQueueSize, maxExportBatchSize })
+      const { OTLPTraceExporter } = yield* Effect.promise(() => exporters[protocol].traces())
+      const processor = new BatchSpanProcessor(new OTLPTraceExporter(), { maxQueueSize, maxExportBatchSize })
       yield* Effect.acquireRelease(
         Effect.sync(() => {
           const sdk = new NodeSDK({
@@ -76,16 +85,22 @@ const tracing = ({ maxExportBatchSize, maxQueueSize, protocol, sampler, share }:
     }),
   )
 
-const metrics = ({ metricInterval }: Options) => {
+const metrics = (protocol: OtlpProtocol, { metricInterval }: Options) => {
   const interval = Duration.toMillis(metricInterval)
-  return Metrics.layer(
-    () =>
-      new PeriodicExportingMetricReader({
-        exporter: new OTLPMetricExporter(),
-        exportIntervalMillis: interval,
-        exportTimeoutMillis: Math.min(interval, 10_000),
-      }),
-    { shutdownTimeout },
+  return Layer.unwrapEffect(
+    Effect.map(
+      Effect.promise(() => exporters[protocol].metrics()),
+      ({ OTLPMetricExporter }) =>
+        Metrics.layer(
+          () =>
+            new PeriodicExportingMetricReader({
+              exporter: new OTLPMetricExporter(),
+              exportIntervalMillis: interval,
+              exportTimeoutMillis: Math.min(interval, 10_000),
+            }),
+          { shutdownTimeout },
+        ),
+    ),
   )
 }
 
@@ -96,6 +111,7 @@ const resource = ({ serviceName }: Options) =>
     .merge(resourceFromAttributes({ "service.name": serviceName, "service.version": manifest.version }))
 
 export const layer = (options: Options) =>
-  Layer.merge(tracing(options), metrics(options)).pipe(
-    Layer.provide(Layer.sync(Resource, () => resource(options))),
-  )
+  Layer.merge(
+    options.traces === undefined ? Layer.empty : tracing(options.traces, options),
+    options.metrics === undefined ? Layer.empty : metrics(options.metrics, options),
+  ).pipe(Layer.provide(Layer.sync(Resource, () => resource(options))))

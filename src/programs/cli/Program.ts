@@ -4,6 +4,7 @@ import type { BunContext } from "@effect/platform-bun"
 import { Console, Effect } from "effect"
 import manifest from "../../../package.json" with { type: "json" }
 import { audit } from "./Audit.ts"
+import { backup } from "./Backup.ts"
 import { config } from "./Config.ts"
 import { evaluate } from "./Evaluate.ts"
 import { exports } from "./Export.ts"
@@ -61,6 +62,7 @@ export const program = Command.make("user-embeddings").pipe(
     rebuild,
     audit,
     prune,
+    backup,
     sink,
     generate,
     trace,

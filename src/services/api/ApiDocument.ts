@@ -3,9 +3,15 @@ import type { OpenApi } from "@effect/platform"
 import { Record } from "effect"
 import type { Scope } from "../AccessTokens.ts"
 import { type EventTypes, namePattern } from "../model/EventTypes.ts"
+import { described } from "../model/ProblemTypes.ts"
 
 /** Annotations `OpenApi.Transform` of an endpoint. */
 type Transform = OpenApi.Transform["Type"]
+/** One after the other. */
+export const inTurn =
+  (...transforms: ReadonlyArray<Transform>): Transform =>
+  (operation) =>
+    transforms.reduce((changed, transform) => transform(changed), operation)
 
 const idempotencyKey = {
   name: "Idempotency-Key",
@@ -81,6 +87,12 @@ const retryAfter = {
 /** The scopes of each endpoint by its `operationId`. A token needs one of them. */
 type Scopes = ReadonlyMap<string, ReadonlyArray<Scope>>
 
+/** Any request may meet a defect. */
+const unexpected = {
+  description: described(500),
+  content: { "application/problem+json": { schema: { $ref: "#/components/schemas/ProblemDocument" } } },
+}
+
 const complete = (operation: OpenApi.OpenAPISpecOperation, scopes: Scopes) => ({
   ...operation,
   // `{}`: without API_TOKENS no token is needed.
@@ -88,7 +100,7 @@ const complete = (operation: OpenApi.OpenAPISpecOperation, scopes: Scopes) => ({
     ...(scopes.get(operation.operationId) ?? []).map((scope) => Record.map(scheme, () => [scope])),
     {},
   ]),
-  responses: Record.map(operation.responses, (response, status) =>
+  responses: Record.map({ ...operation.responses, 500: unexpected }, (response, status) =>
     ((status === "429" || status === "503") && "application/problem+json" in (response.content ?? {})) ||
     (status === "207" && operation.operationId === "interactions.bulk")
       ? { ...response, headers: retryAfter }
@@ -109,8 +121,26 @@ export const withEventTypes = (document: OpenApi.OpenAPISpec, { all }: EventType
   })
 }
 
+const text = (description: string) => ({ type: "string", description })
+/** Customary fields of metadata. Some generators leave out all fields that have no name. */
+const customary = {
+  SearchBody: ["device", "channel", "category", "session_id"],
+  ProductBody: ["device", "channel", "category", "session_id"],
+  RetractionBody: ["reason"],
+} as const
+
+const withCustomaryFields = (schemas: OpenApi.OpenAPIComponents["schemas"]) =>
+  Record.map(schemas, (schema, name) => {
+    const fields: ReadonlyArray<string> = Object.entries(customary).find(([of]) => of === name)?.[1] ?? []
+    if (!("properties" in schema) || fields.length === 0) return schema
+    const named = Object.fromEntries(fields.map((field) => [field, text("becomes metadata")]))
+    return { ...schema, properties: { ...schema.properties, ...named } }
+  })
+
 export const completeDocument = (document: OpenApi.OpenAPISpec, scopes: Scopes) => ({
   ...document,
+  components: { ...document.components, schemas: withCustomaryFields(document.components.schemas) },
+  info: { ...document.info, license: { name: "MIT", identifier: "MIT" } },
   paths: Record.map(
     document.paths,
     (operations: Record.ReadonlyRecord<string, OpenApi.OpenAPISpecOperation>) =>

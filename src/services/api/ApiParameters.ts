@@ -1,6 +1,6 @@
-/** Parameters of routes in several groups. */
+/** Parameters and answers of routes in several groups. */
 import { HttpApiSchema } from "@effect/platform"
-import { Schema } from "effect"
+import { Option, Schema, SchemaAST } from "effect"
 import { ProductId, UserId } from "../model/Interaction.ts"
 
 export const user = HttpApiSchema.param("userId", Schema.typeSchema(UserId))
@@ -11,12 +11,16 @@ export const wellFormed = Schema.String.pipe(
 )
 export const refused = (rule: string) => ({ message: () => ({ message: rule, override: true }) })
 export const limitRule = "must be an integer from 1 to 100"
-export const Limit = Schema.optionalWith(
+/** Handlers apply the defaults of parameters: a default of the schema would make them mandatory in the typed client. */
+export const defaultLimit = 10
+export const Limit = Schema.optional(
   Schema.String.pipe(
-    Schema.pattern(/^([1-9][0-9]?|100)$/, refused(limitRule)),
+    Schema.pattern(/^([1-9][0-9]?|100)$/, {
+      ...refused(limitRule),
+      jsonSchema: { type: "integer", minimum: 1, maximum: 100, default: defaultLimit },
+    }),
     Schema.compose(Schema.NumberFromString),
   ),
-  { default: () => 10 },
 )
 export const categoryName = wellFormed.pipe(
   Schema.filter((text) => (text.length > 0 && text.length <= 255) || "must be 1 to 255 characters"),
@@ -24,3 +28,10 @@ export const categoryName = wellFormed.pipe(
 export const Category = Schema.optional(categoryName)
 export const choice = <const Values extends readonly [string, ...Array<string>]>(...values: Values) =>
   Schema.Literal(...values).annotations(refused(`must be one of ${values.join(", ")}`))
+
+/** The schema as answer with a status. Any annotation drops the name under which OpenAPI knows the schema. */
+export const withStatus = <A, I, R>(status: number, description: string, schema: Schema.Schema<A, I, R>) =>
+  schema.annotations({
+    ...HttpApiSchema.annotations({ status, description }),
+    identifier: Option.getOrThrow(SchemaAST.getIdentifierAnnotation(schema.ast)),
+  })

@@ -2,12 +2,13 @@
 import { HttpApiMiddleware, HttpApiSchema, HttpApiSecurity, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
 import { Problem, ProblemDocument } from "../model/Problem.ts"
+import { described } from "../model/ProblemTypes.ts"
 
 /** OpenAPI names the schema of a transformation after its type side. */
 const problemType = Schema.typeSchema(Problem).annotations({ identifier: "ProblemDocument" })
 const ProblemResponse = Schema.transform(ProblemDocument, problemType, {
   strict: true,
-  decode: ({ detail, errors, status }) => new Problem({ status, detail, ...(errors ? { errors } : {}) }),
+  decode: (document) => new Problem(document),
   encode: ({ document }) => document,
 }).pipe(HttpApiSchema.withEncoding({ kind: "Json", contentType: "application/problem+json" }))
 
@@ -15,9 +16,7 @@ const ProblemResponse = Schema.transform(ProblemDocument, problemType, {
 export const problems = (...statuses: ReadonlyArray<number>) =>
   Schema.Union(
     ...statuses.map((status) =>
-      ProblemResponse.annotations(
-        HttpApiSchema.annotations({ status, description: "What is wrong, as RFC 9457 problem document" }),
-      ),
+      ProblemResponse.annotations(HttpApiSchema.annotations({ status, description: described(status) })),
     ),
   )
 

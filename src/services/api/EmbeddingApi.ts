@@ -1,10 +1,10 @@
 /** The routes of embeddings: reading, erasing, and the vectors of products. */
 import { HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
-import { RouteScopes } from "../AccessTokens.ts"
+import { Destroys, RouteScopes } from "../AccessTokens.ts"
 import { UserId } from "../model/Interaction.ts"
 import { Read } from "../recommend/EmbeddingReads.ts"
-import { withExample, withFloat32 } from "./ApiDocument.ts"
+import { inTurn, withExample, withFloat32 } from "./ApiDocument.ts"
 import { choice, product, user } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 import { Embedding } from "./EmbeddingJson.ts"
@@ -38,8 +38,8 @@ export const EmbeddingsBody = Schema.Struct({
       jsonSchema: { minItems: 1, maxItems: mostUsers },
     }),
   ),
-  read: Schema.optionalWith(read, { default: () => "stored", nullable: true }),
-  format: Schema.optionalWith(choice("json", "float32"), { default: () => "json", nullable: true }),
+  read: Schema.optionalWith(read, { nullable: true }),
+  format: Schema.optionalWith(choice("json", "float32"), { nullable: true }),
 }).annotations({ identifier: "EmbeddingsBody" })
 
 const UserVector = Schema.Struct({
@@ -73,18 +73,22 @@ export const CatalogueMean = Schema.Struct({
 }).annotations({ identifier: "CatalogueMean" })
 
 export const embeddings = HttpApiGroup.make("embeddings")
+  .annotate(OpenApi.Description, "Vectors of users and products, and erasing users.")
   .add(
     HttpApiEndpoint.del("eraseUser")`/api/user/${user}`
+      .annotate(OpenApi.Summary, "Erase a user")
       .addSuccess(HttpApiSchema.NoContent)
       .addError(problems(422, 503))
       .annotate(
         OpenApi.Description,
         "Erases the user from the log, the embeddings and the dead letters. Queued interactions of the user are ignored. Safe to repeat.",
       )
+      .annotate(Destroys, true)
       .annotate(RouteScopes, ["operate"]),
   )
   .add(
     HttpApiEndpoint.get("embedding")`/api/user/${user}/embedding`
+      .annotate(OpenApi.Summary, "Read a user's embedding or taste")
       .setUrlParams(Schema.Struct({ read: Schema.optional(read), vector: Schema.optional(trueOrFalse) }))
       .addSuccess(Embedding)
       .addError(problems(404, 422, 503))
@@ -100,6 +104,7 @@ export const embeddings = HttpApiGroup.make("embeddings")
   )
   .add(
     HttpApiEndpoint.post("many", "/api/embeddings")
+      .annotate(OpenApi.Summary, "Read the vectors of many users")
       .setPayload(EmbeddingsBody)
       .addSuccess(Embeddings)
       .addError(problems(...bodyStatuses, 503))
@@ -107,17 +112,18 @@ export const embeddings = HttpApiGroup.make("embeddings")
         OpenApi.Description,
         "The vectors of up to 1,000 users, in the order of user_ids. format=float32: a line of JSON (read, space, dimension_count, and user_ids and versions of the users found), padded with spaces to a multiple of 4 bytes, then one row of little-endian float32 for each of them.",
       )
-      .annotate(OpenApi.Transform, (operation) =>
-        withExample({ user_ids: ["u-1", "u-2"], read: "taste", format: "float32" })(
-          withFloat32({ etag: false, version: false, description: "the line of JSON, then the rows" })(
-            operation,
-          ),
+      .annotate(
+        OpenApi.Transform,
+        inTurn(
+          withExample({ user_ids: ["u-1", "u-2"], read: "taste", format: "float32" }),
+          withFloat32({ etag: false, version: false, description: "the line of JSON, then the rows" }),
         ),
       )
       .annotate(RouteScopes, ["read"]),
   )
   .add(
     HttpApiEndpoint.get("catalogueMean", "/api/catalogue/mean")
+      .annotate(OpenApi.Summary, "Read the mean of all product vectors")
       .addSuccess(CatalogueMean)
       .addError(problems(422, 503))
       .annotate(
@@ -132,10 +138,12 @@ export const embeddings = HttpApiGroup.make("embeddings")
   )
   .add(
     HttpApiEndpoint.put("putProduct")`/api/product/${product}/embedding`
+      .annotate(OpenApi.Summary, "Set the vector of a product")
       .setPayload(ProductEmbeddingBody)
       .addSuccess(ProductCreated, { status: 201 })
       .addSuccess(ProductReplaced, { status: 200 })
       .addError(problems(...bodyStatuses, 503))
+      .annotate(OpenApi.Transform, withExample({ text: "A light tent for two", product_name: "Tent" }))
       .annotate(RouteScopes, ["catalogue"]),
   )
   .middleware(Authorisation)

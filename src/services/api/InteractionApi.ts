@@ -7,7 +7,8 @@ import { EventType, idPattern, MessageId } from "../model/Interaction.ts"
 import { FieldIssue } from "../model/Problem.ts"
 import { Ready, Unavailable } from "../operate/Health.ts"
 import { BulkItem, MergeBody, ProductBody, RetractionBody, SearchBody } from "../record/Submission.ts"
-import { completeDocument, withIdempotencyKey, withOptionalBody } from "./ApiDocument.ts"
+import { completeDocument, inTurn, withExample, withIdempotencyKey, withOptionalBody } from "./ApiDocument.ts"
+import { withStatus } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 import { embeddings } from "./EmbeddingApi.ts"
 import { operations } from "./OperationsApi.ts"
@@ -61,45 +62,84 @@ const productEvent = <
 ) =>
   endpoint
     .setPayload(ProductBody)
-    .addSuccess(Recorded, { status: 201 })
-    .addSuccess(Recorded, { status: 200 })
+    .addSuccess(withStatus(201, "Recorded", Recorded))
+    .addSuccess(withStatus(200, "Recorded before; nothing changed", Recorded))
     .addError(problems(429))
-    .annotate(OpenApi.Transform, (operation) => withIdempotencyKey(withOptionalBody(operation)))
+    .annotate(
+      OpenApi.Transform,
+      inTurn(withIdempotencyKey, withOptionalBody, withExample({ price: 79, channel: "app" })),
+    )
 
 const interactions = HttpApiGroup.make("interactions")
+  .annotate(
+    OpenApi.Description,
+    "What users do. An answer comes when the event is durable; a worker applies it within seconds.",
+  )
   .add(
     HttpApiEndpoint.post("search")`/api/user/${undecodedUser}/search`
+      .annotate(OpenApi.Summary, "Record a search")
       .setPayload(SearchBody)
-      .addSuccess(Recorded, { status: 201 })
-      .addSuccess(Recorded, { status: 200 })
+      .addSuccess(withStatus(201, "Recorded", Recorded))
+      .addSuccess(withStatus(200, "Recorded before; nothing changed", Recorded))
       .addError(problems(429))
-      .annotate(OpenApi.Transform, withIdempotencyKey),
-  )
-  .add(
-    productEvent(HttpApiEndpoint.post("view")`/api/user/${undecodedUser}/product/${undecodedProduct}/view`),
-  )
-  .add(
-    productEvent(HttpApiEndpoint.post("click")`/api/user/${undecodedUser}/product/${undecodedProduct}/click`),
+      .annotate(
+        OpenApi.Transform,
+        inTurn(withIdempotencyKey, withExample({ query: "wireless headphones", device: "phone" })),
+      ),
   )
   .add(
     productEvent(
-      HttpApiEndpoint.post("purchase")`/api/user/${undecodedUser}/product/${undecodedProduct}/purchase`,
+      HttpApiEndpoint.post("view")`/api/user/${undecodedUser}/product/${undecodedProduct}/view`.annotate(
+        OpenApi.Summary,
+        "Record a view of a product",
+      ),
+    ),
+  )
+  .add(
+    productEvent(
+      HttpApiEndpoint.post("click")`/api/user/${undecodedUser}/product/${undecodedProduct}/click`.annotate(
+        OpenApi.Summary,
+        "Record a click on a product",
+      ),
+    ),
+  )
+  .add(
+    productEvent(
+      HttpApiEndpoint.post(
+        "purchase",
+      )`/api/user/${undecodedUser}/product/${undecodedProduct}/purchase`.annotate(
+        OpenApi.Summary,
+        "Record a purchase of a product",
+      ),
     ),
   )
   .add(
     productEvent(
       HttpApiEndpoint.post(
         "product",
-      )`/api/user/${undecodedUser}/product/${undecodedProduct}/${undecodedType}`,
+      )`/api/user/${undecodedUser}/product/${undecodedProduct}/${undecodedType}`.annotate(
+        OpenApi.Summary,
+        "Record an event of a type of your own",
+      ),
     ).annotate(OpenApi.Description, "Records an event of a type that EVENT_WEIGHTS adds."),
   )
   .add(
     HttpApiEndpoint.post("retract")`/api/user/${undecodedUser}/retractions`
+      .annotate(OpenApi.Summary, "Take an event back")
       .setPayload(RetractionBody)
-      .addSuccess(Recorded, { status: 201 })
-      .addSuccess(Recorded, { status: 200 })
+      .addSuccess(withStatus(201, "Recorded", Recorded))
+      .addSuccess(withStatus(200, "Recorded before; nothing changed", Recorded))
       .addError(problems(404, 410, 429))
-      .annotate(OpenApi.Transform, withIdempotencyKey)
+      .annotate(
+        OpenApi.Transform,
+        inTurn(
+          withIdempotencyKey,
+          withExample({
+            message_id: "0e9e47f25f104f99fec6a93759cce98711e0abd4add39cc47d17201048ad1db4",
+            reason: "refund",
+          }),
+        ),
+      )
       .annotate(
         OpenApi.Description,
         "Takes an interaction of the user back, by its message_id: the embedding becomes as if it had never happened.",
@@ -108,11 +148,12 @@ const interactions = HttpApiGroup.make("interactions")
   )
   .add(
     HttpApiEndpoint.post("merge")`/api/user/${undecodedUser}/merge`
+      .annotate(OpenApi.Summary, "Make a guest and a user one person")
       .setPayload(MergeBody)
-      .addSuccess(Recorded, { status: 201 })
-      .addSuccess(Recorded, { status: 200 })
+      .addSuccess(withStatus(201, "Recorded", Recorded))
+      .addSuccess(withStatus(200, "Recorded before; nothing changed", Recorded))
       .addError(problems(409, 429))
-      .annotate(OpenApi.Transform, withIdempotencyKey)
+      .annotate(OpenApi.Transform, inTurn(withIdempotencyKey, withExample({ from: "guest-7" })))
       .annotate(
         OpenApi.Description,
         "Makes the id `from` an alias of the user: one person from now on. It can't be undone. 409: it would close a circle, or `from` is an alias of somebody else.",
@@ -121,25 +162,53 @@ const interactions = HttpApiGroup.make("interactions")
   )
   .add(
     HttpApiEndpoint.post("bulk", "/api/interactions")
+      .annotate(OpenApi.Summary, "Record up to 1,000 events")
       .setPayload(Schema.Array(BulkItem).pipe(Schema.minItems(1), Schema.maxItems(bulkItems)))
-      .addSuccess(BulkReport, { status: 200 })
-      .addSuccess(BulkReport, { status: 207 }),
+      .addSuccess(withStatus(200, "Every item is recorded, now or before", BulkReport))
+      .addSuccess(withStatus(207, "Some items are rejected", BulkReport))
+      .annotate(
+        OpenApi.Transform,
+        withExample([
+          {
+            user_id: "u-1",
+            event_type: "search",
+            search_phrase: "tent",
+            occurred_at: "2026-02-10T12:34:56Z",
+          },
+          {
+            user_id: "u-1",
+            event_type: "product_purchase",
+            product_id: "tent-1",
+            idempotency_key: "order-1",
+          },
+        ]),
+      ),
   )
   .addError(problems(...bodyStatuses, 503))
   .middleware(Authorisation)
   .annotate(RouteScopes, ["write"])
 
 const health = HttpApiGroup.make("health")
-  .add(HttpApiEndpoint.get("livez", "/livez").addSuccess(Schema.Struct({ status: Schema.Literal("ok") })))
+  .annotate(OpenApi.Description, "Probes and metrics of this process.")
+  .add(
+    HttpApiEndpoint.get("livez", "/livez")
+      .annotate(OpenApi.Summary, "Ask whether the process runs")
+      .setUrlParams(Schema.Struct({ verbose: Schema.optional(Schema.String) }))
+      .addSuccess(Schema.Struct({ status: Schema.Literal("ok") }))
+      // Only with `verbose`, as for /readyz.
+      .addError(problems(401, 403)),
+  )
   .add(
     HttpApiEndpoint.get("readyz", "/readyz")
+      .annotate(OpenApi.Summary, "Ask whether requests can be answered")
       .setUrlParams(Schema.Struct({ verbose: Schema.optional(Schema.String) }))
       .addSuccess(Ready)
       .addSuccess(Unavailable, { status: 503 })
-      .addError(problems(401)),
+      .addError(problems(401, 403)),
   )
   .add(
     HttpApiEndpoint.get("metrics", "/metrics")
+      .annotate(OpenApi.Summary, "Read metrics")
       .addSuccess(
         HttpApiSchema.Text().annotations({ description: "Metrics in the text format of Prometheus" }),
       )
@@ -162,6 +231,7 @@ export const api = withoutDecodeError
   .annotate(OpenApi.Title, "user-embeddings")
   .annotate(OpenApi.Description, "Keeps a vector of every user's taste up to date from what they do.")
   .annotate(OpenApi.Version, "1.0")
+  .annotate(OpenApi.Servers, [{ url: "/", description: "The API that serves this document" }])
   .annotate(OpenApi.Transform, (document) =>
     completeDocument(document as OpenApi.OpenAPISpec, scopesByOperation()),
   )

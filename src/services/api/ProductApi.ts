@@ -1,11 +1,12 @@
 /** The routes of products. */
 import { HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
-import { RouteScopes } from "../AccessTokens.ts"
+import { Destroys, RouteScopes } from "../AccessTokens.ts"
 import { ProductId } from "../model/Interaction.ts"
 import { FieldIssue } from "../model/Problem.ts"
 import { Attributes, StoredAttributes } from "../model/Product.ts"
-import { product, wellFormed } from "./ApiParameters.ts"
+import { withExample } from "./ApiDocument.ts"
+import { product, wellFormed, withStatus } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 
 export const productsBodyBytes = 32 * 1024 * 1024
@@ -74,13 +75,23 @@ export const ProductsReport = Schema.Struct({
   results: Schema.Array(Result),
 }).annotations({ identifier: "ProductsReport" })
 
+const exampleProduct = {
+  product_name: "Tent",
+  category: "outdoor",
+  text: "A light tent for two",
+  attributes: { price: 199, colours: ["green", "grey"] },
+}
+
 export const products = HttpApiGroup.make("products")
+  .annotate(OpenApi.Description, "The catalogue.")
   .add(
     HttpApiEndpoint.put("change")`/api/product/${product}`
+      .annotate(OpenApi.Summary, "Create or change a product")
       .setPayload(ProductChangeBody)
       .addSuccess(Created, { status: 201 })
       .addSuccess(Changed, { status: 200 })
       .addError(problems(...bodyStatuses, 503))
+      .annotate(OpenApi.Transform, withExample(exampleProduct))
       .annotate(
         OpenApi.Description,
         "Creates the product, or changes the fields that are given. Attributes are replaced as a whole. Without vector and text, a new product is embedded by its name and category; an existing one keeps its vector.",
@@ -88,25 +99,30 @@ export const products = HttpApiGroup.make("products")
   )
   .add(
     HttpApiEndpoint.get("get")`/api/product/${product}`
+      .annotate(OpenApi.Summary, "Read a product")
       .addSuccess(ProductDocument)
       .addError(problems(404, 422, 503))
       .annotate(RouteScopes, ["read", "catalogue"]),
   )
   .add(
     HttpApiEndpoint.del("remove")`/api/product/${product}`
+      .annotate(OpenApi.Summary, "Remove a product")
       .addSuccess(HttpApiSchema.NoContent)
       .addError(problems(422, 503))
       .annotate(
         OpenApi.Description,
         "The product is never recommended again. Its events still count, also late ones. Safe to repeat.",
-      ),
+      )
+      .annotate(Destroys, true),
   )
   .add(
     HttpApiEndpoint.post("changeMany", "/api/products")
+      .annotate(OpenApi.Summary, "Create or change up to 1,000 products")
       .setPayload(Schema.Array(ProductItem).pipe(Schema.minItems(1), Schema.maxItems(mostProducts)))
-      .addSuccess(ProductsReport, { status: 200 })
-      .addSuccess(ProductsReport, { status: 207 })
-      .addError(problems(...bodyStatuses, 503)),
+      .addSuccess(withStatus(200, "Every product is stored", ProductsReport))
+      .addSuccess(withStatus(207, "Some products are rejected", ProductsReport))
+      .addError(problems(...bodyStatuses, 503))
+      .annotate(OpenApi.Transform, withExample([{ product_id: "tent-1", ...exampleProduct }])),
   )
   .middleware(Authorisation)
   .annotate(RouteScopes, ["catalogue"])

@@ -11,7 +11,7 @@ import {
   SimilarProduct,
   SimilarUser,
 } from "../recommend/Recommender.ts"
-import { withOptionalBody } from "./ApiDocument.ts"
+import { inTurn, withExample, withOptionalBody } from "./ApiDocument.ts"
 import { Category, categoryName, choice, Limit, limitRule, product, refused, user } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 
@@ -60,14 +60,13 @@ const oneCategoryOrMore = Schema.Union(
 /** Which products to find, in the body of a request. */
 const wanted = {
   limit: Schema.optionalWith(Schema.Int.pipe(Schema.between(1, 100)).annotations(refused(limitRule)), {
-    default: () => 10,
     nullable: true,
   }),
   exclude_ids: Schema.optionalWith(
     Schema.Array(ProductId).pipe(
       Schema.maxItems(1_000, { message: () => "must be at most 1000 product ids" }),
     ),
-    { default: () => [], nullable: true },
+    { nullable: true },
   ),
   category: Schema.optionalWith(oneCategoryOrMore, { nullable: true }),
   filter: Schema.optionalWith(Conditions, { nullable: true }),
@@ -76,20 +75,22 @@ const Exclude = choice("purchased", "seen", "none")
 const fallback = choice("popular", "none")
 export const RecommendationBody = Schema.Struct({
   ...wanted,
-  exclude: Schema.optionalWith(Exclude, { default: () => "purchased", nullable: true }),
-  fallback: Schema.optionalWith(fallback, { default: () => "popular", nullable: true }),
+  exclude: Schema.optionalWith(Exclude, { nullable: true }),
+  fallback: Schema.optionalWith(fallback, { nullable: true }),
 }).annotations({ identifier: "RecommendationBody" })
 /** Finds products by a phrase. Nothing is recorded. */
 export const CatalogueSearchBody = Schema.Struct({
   query: SearchPhrase,
   user: Schema.optionalWith(UserId, { nullable: true }),
   ...wanted,
-  exclude: Schema.optionalWith(Exclude, { default: () => "none", nullable: true }),
+  exclude: Schema.optionalWith(Exclude, { nullable: true }),
 })
   .pipe(
     Schema.filter(
       ({ exclude, user }) =>
-        exclude === "none" || user !== undefined || { path: ["exclude"], message: "needs a user" },
+        exclude === undefined ||
+        exclude === "none" ||
+        user !== undefined || { path: ["exclude"], message: "needs a user" },
     ),
   )
   .annotations({ identifier: "CatalogueSearchBody" })
@@ -101,14 +102,16 @@ const FoundProducts = Schema.Struct({
 }).annotations({ identifier: "FoundProducts" })
 
 export const recommendations = HttpApiGroup.make("recommendations")
+  .annotate(OpenApi.Description, "What is made of vectors. Nothing is recorded.")
   .add(
     HttpApiEndpoint.get("recommend")`/api/user/${user}/recommendations`
+      .annotate(OpenApi.Summary, "Recommend products to a user")
       .setUrlParams(
         Schema.Struct({
           limit: Limit,
-          exclude: Schema.optionalWith(Exclude, { default: () => "purchased" as const }),
+          exclude: Schema.optional(Exclude.annotations({ default: "purchased" })),
           category: Category,
-          fallback: Schema.optionalWith(fallback, { default: () => "popular" as const }),
+          fallback: Schema.optional(fallback.annotations({ default: "popular" })),
         }),
       )
       .addSuccess(Recommended)
@@ -116,35 +119,47 @@ export const recommendations = HttpApiGroup.make("recommendations")
   )
   .add(
     HttpApiEndpoint.post("recommendAmong")`/api/user/${user}/recommendations`
+      .annotate(OpenApi.Summary, "Recommend products that a filter admits")
       .setPayload(RecommendationBody)
       .addSuccess(Recommended)
       .addError(problems(...bodyStatuses, 404, 503))
-      .annotate(OpenApi.Transform, withOptionalBody)
+      .annotate(
+        OpenApi.Transform,
+        inTurn(
+          withOptionalBody,
+          withExample({ limit: 3, filter: { price: { lte: 50 }, brand: ["Acme", "Apex"] } }),
+        ),
+      )
       .annotate(OpenApi.Description, "Recommendations among the products that a filter admits."),
   )
   .add(
     HttpApiEndpoint.get("buyAgain")`/api/user/${user}/buy-again`
+      .annotate(OpenApi.Summary, "List what a user buys again")
       .setUrlParams(Schema.Struct({ limit: Limit }))
       .addSuccess(BuyAgain)
       .addError(problems(422, 503)),
   )
   .add(
     HttpApiEndpoint.get("similarUsers")`/api/user/${user}/similar`
+      .annotate(OpenApi.Summary, "Find users with a similar taste")
       .setUrlParams(Schema.Struct({ limit: Limit }))
       .addSuccess(SimilarUsers)
       .addError(problems(404, 422, 501, 503)),
   )
   .add(
     HttpApiEndpoint.get("similarProducts")`/api/product/${product}/similar`
+      .annotate(OpenApi.Summary, "Find similar products")
       .setUrlParams(Schema.Struct({ limit: Limit, category: Category }))
       .addSuccess(SimilarProducts)
       .addError(problems(404, 422, 503)),
   )
   .add(
     HttpApiEndpoint.post("searchCatalogue", "/api/search")
+      .annotate(OpenApi.Summary, "Search products by a phrase and a user's taste")
       .setPayload(CatalogueSearchBody)
       .addSuccess(FoundProducts)
-      .addError(problems(...bodyStatuses, 501, 503)),
+      .addError(problems(...bodyStatuses, 501, 503))
+      .annotate(OpenApi.Transform, withExample({ query: "tent", user: "u-1", limit: 5 })),
   )
   .middleware(Authorisation)
   // The page shows recommendations, too.

@@ -32,8 +32,10 @@ export const SegmentReport = Schema.Struct({
 }).annotations({ identifier: "SegmentReport" })
 
 export const segment = HttpApiGroup.make("segment")
+  .annotate(OpenApi.Description, "Segment's tracking API, which RudderStack speaks too.")
   .add(
     HttpApiEndpoint.post("segment")`/v1/${call}`
+      .annotate(OpenApi.Summary, "Take calls of Segment's libraries")
       .setPayload(Body)
       .addSuccess(SegmentReport)
       .addError(problems(...bodyStatuses, 429, 503))

@@ -1,47 +1,46 @@
 /** RFC 9457: what is wrong with a request. */
 import { Schema } from "effect"
+import { type ProblemType, problemTypes, uriOf, uris } from "./ProblemTypes.ts"
 
 export const FieldIssue = Schema.Struct({
   /** A dotted path in the body, a path parameter or a header; empty for the whole body. */
   field: Schema.String,
   detail: Schema.String,
-})
+}).annotations({ identifier: "FieldIssue" })
 export type FieldIssue = typeof FieldIssue.Type
-
-const titles = {
-  400: "Bad Request",
-  401: "Unauthorized",
-  403: "Forbidden",
-  404: "Not Found",
-  405: "Method Not Allowed",
-  413: "Content Too Large",
-  415: "Unsupported Media Type",
-  422: "Unprocessable Content",
-  429: "Too Many Requests",
-  500: "Internal Server Error",
-  501: "Not Implemented",
-  503: "Service Unavailable",
-} as const
 
 /** The body: `application/problem+json`. */
 export const ProblemDocument = Schema.Struct({
-  type: Schema.Literal("about:blank"),
+  type: Schema.String.annotations({
+    jsonSchema: {
+      type: "string",
+      format: "uri-reference",
+      description: `The kind of the problem, as a URI relative to the address of the API: ${uris.join(", ")}`,
+    },
+  }),
   title: Schema.String,
   status: Schema.Number,
   detail: Schema.String,
   errors: Schema.optional(Schema.Array(FieldIssue)),
 }).annotations({ identifier: "ProblemDocument" })
 
+interface More {
+  readonly errors?: ReadonlyArray<FieldIssue>
+  readonly headers?: Readonly<Record<string, string>>
+}
+
 export class Problem extends Schema.TaggedError<Problem>()("Problem", {
-  status: Schema.Number,
-  detail: Schema.String,
-  errors: Schema.optional(Schema.Array(FieldIssue)),
+  ...ProblemDocument.fields,
   headers: Schema.optional(Schema.Record({ key: Schema.String, value: Schema.String })),
 }) {
+  static of(type: ProblemType, detail: string, more: More = {}): Problem {
+    const { status, title } = problemTypes[type]
+    return new Problem({ type: uriOf(type), title, status, detail, ...more })
+  }
+
   get document(): typeof ProblemDocument.Type {
-    const { detail, errors, status } = this
-    const title = Object.entries(titles).find(([code]) => Number(code) === status)?.[1] ?? "Error"
-    return { type: "about:blank", title, status, detail, ...(errors ? { errors } : {}) }
+    const { detail, errors, status, title, type } = this
+    return { type, title, status, detail, ...(errors ? { errors } : {}) }
   }
 }
 
@@ -77,9 +76,10 @@ export const fieldIssue = ({ field, problem }: { readonly field: string; readonl
 }
 
 /** 422, naming every wrong field. */
-export const unprocessable = (errors: ReadonlyArray<FieldIssue>): Problem =>
-  new Problem({
-    status: 422,
-    detail: errors.map(({ detail, field }) => (field === "" ? detail : `${field}: ${detail}`)).join("; "),
-    errors,
-  })
+export const unprocessable = (
+  errors: ReadonlyArray<FieldIssue>,
+  type: ProblemType = "invalid-input",
+): Problem => {
+  const words = errors.map(({ detail, field }) => (field === "" ? detail : `${field}: ${detail}`))
+  return Problem.of(type, words.join("; "), { errors })
+}

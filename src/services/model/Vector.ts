@@ -24,10 +24,13 @@ export const dot = (a: Float32Array, b: Float32Array): number => {
   return sum
 }
 
+/** A computed cosine within -1 and 1: rounded numbers may give a little more. */
+export const clampCosine = (computed: number): number => Math.max(-1, Math.min(1, computed))
+
 /** Cosine of the angle between two vectors, 0 when one of them is zero. */
 export const cosine = (a: Float32Array, b: Float32Array): number => {
   const lengths = norm(a) * norm(b)
-  return lengths === 0 ? 0 : dot(a, b) / lengths
+  return lengths === 0 ? 0 : clampCosine(dot(a, b) / lengths)
 }
 
 /** `into[i] += factor · v[i]`, in place. */

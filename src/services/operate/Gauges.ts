@@ -49,9 +49,20 @@ export const lookAtOutbox = Effect.gen(function* () {
 })
 export const outbox = polling(lookAtOutbox, serverInterval)
 
-/** Memory, and the longest delay of the event loop in the last interval. */
+const micros = 1_000_000
+let counted = { user: 0, system: 0 }
+/** Adds what the process has used since the last time. */
+const countCpu = () => {
+  const used = process.cpuUsage()
+  for (const mode of ["user", "system"] as const)
+    Telemetry.count(Telemetry.cpuTimes[mode], (used[mode] - counted[mode]) / micros)
+  counted = used
+}
+
+/** Memory, CPU, and the longest delay of the event loop in the last interval. */
 export const ownProcess = polling(
   Effect.gen(function* () {
+    countCpu()
     let worst = 0
     for (let left = Duration.toMillis(interval); left > 0; left -= Duration.toMillis(tick)) {
       const before = yield* Clock.currentTimeMillis

@@ -35,15 +35,20 @@ const problemsEvery = 3
 /** A probe that comes before the first look has ended waits this long for it. */
 const firstLookTimeout = Duration.millis(50)
 
-/** What is missing, else what the dependency refuses to do. */
-const problemsOf = ({ impaired, missing }: Dependency) =>
-  Effect.flatMap(missing, (parts) =>
-    parts.length > 0
-      ? Effect.succeed([`missing ${parts.join(", ")}: run user-embeddings setup`])
-      : (impaired ?? Effect.succeed([])),
-  )
-
 const down = (detail: string): DependencyHealth => ({ status: "down", detail })
+const degraded = (detail: string): DependencyHealth => ({ status: "degraded", detail })
+const up: DependencyHealth = { status: "up" }
+
+/** By what is missing, else by what the dependency refuses to do. */
+const stateOf = Effect.fnUntraced(function* ({ impaired, isUselessWithout, missing }: Dependency) {
+  const parts = yield* missing
+  if (parts.length > 0) {
+    const detail = `missing ${parts.join(", ")}: run user-embeddings setup`
+    return isUselessWithout?.(parts) === true ? down(detail) : degraded(detail)
+  }
+  const refused = yield* impaired ?? Effect.succeed([])
+  return refused.length > 0 ? degraded(refused.join("; ")) : up
+})
 
 /** The state of one dependency, from a look at it that is repeated in the background. */
 class Watched {
@@ -51,18 +56,17 @@ class Watched {
   /** Opens after the first look. */
   readonly looked = Effect.unsafeMakeLatch(false)
   private looks = 0
-  private problems: ReadonlyArray<string> = []
+  /** While the dependency answers. */
+  private answering = up
 
   constructor(private readonly dependency: Dependency) {}
 
   private readonly ask = Effect.gen(this, function* () {
     const [latency, version] = yield* Effect.timed(this.dependency.ping)
-    if (this.problems.length > 0 || this.looks % problemsEvery === 0)
-      this.problems = yield* problemsOf(this.dependency)
+    if (this.answering !== up || this.looks % problemsEvery === 0)
+      this.answering = yield* stateOf(this.dependency)
     this.looks += 1
-    const state: DependencyHealth =
-      this.problems.length === 0 ? { status: "up" } : { status: "degraded", detail: this.problems.join("; ") }
-    return { ...state, version, latency_ms: Math.round(Duration.toMillis(latency) * 10) / 10 }
+    return { ...this.answering, version, latency_ms: Math.round(Duration.toMillis(latency) * 10) / 10 }
   }).pipe(Effect.catchAll(({ detail }) => Effect.succeed(down(detail))))
 
   /** Asks once. The answer counts when it comes, however late, so that no second question is asked meanwhile. */

@@ -85,7 +85,7 @@ const rebuild = Effect.fn("Rebuilder.rebuild")(function* (services: Services, op
   let failed = 0
   let after = options.after ?? null
   const rebuildOne = (user_id: UserId) =>
-    rebuildUser(services, user_id, { allowMissing }, patiently).pipe(
+    rebuildUser(services, user_id, { allowMissing, ifAny: user === undefined }, patiently).pipe(
       Effect.matchEffect({
         onSuccess: () => Effect.suspend(() => progress(++rebuilt)),
         onFailure: (error) => {

@@ -30,6 +30,8 @@ export interface Dependency {
   readonly lookEvery?: Duration.Duration
   /** Descriptions of the parts that `setup` would create. Changes nothing. */
   readonly missing: Effect.Effect<ReadonlyArray<string>, DependencyDown>
+  /** Whether it cannot be used at all while these parts are missing. By default it can. */
+  readonly isUselessWithout?: (missing: ReadonlyArray<string>) => boolean
   /** What it refuses to do although it answers, for /readyz. Changes nothing. */
   readonly impaired?: Effect.Effect<ReadonlyArray<string>, DependencyDown>
   /**

@@ -215,7 +215,7 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     readonly ageOfNewest: (rank: number) => Effect.Effect<number | null, InteractionLogError>
     /**
      * How many events of each type the user has with each of the products `among`, without those that are taken back; only
-     * events of `types`, if they are given. Pruned events count in entries of their own.
+     * events of `types`, if they are given. Pruned events count, once if they are posted again.
      */
     readonly productEvents: (
       user: UserId,

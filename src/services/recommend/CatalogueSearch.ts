@@ -13,6 +13,7 @@ import { type ProductEmbeddings, ProductEmbeddingsError } from "../ports/Product
 import { makeEstimate } from "./CatalogueEstimates.ts"
 import type { ProductRows } from "./CatalogueRows.ts"
 import { matcher, type ProductFilter } from "./ProductFilter.ts"
+import { makeRememberedMatches } from "./RememberedMatches.ts"
 import { insertTopK } from "./TopK.ts"
 
 /** Candidates requested from the store's index per product of the answer. */
@@ -52,18 +53,11 @@ const ahead = (a: Ranked<unknown>, b: Ranked<unknown>): boolean =>
 /** The best products so far. A source is where the vector of a product comes from. */
 class Ranking<Source> {
   readonly best: Array<Ranked<Source>> = []
-  private readonly matches: (product: Product) => boolean
 
   constructor(
     private readonly search: Search,
     private readonly similarityOf: (source: Source) => number,
-  ) {
-    this.matches = matcher(search.filter ?? {})
-  }
-
-  isWanted(product: Product): boolean {
-    return this.matches(product) && this.search.without?.has(product.product_id) !== true
-  }
+  ) {}
 
   /** Whether the first places are taken by greater scores. */
   isTooLow(score: number, places = this.search.limit): boolean {
@@ -91,18 +85,6 @@ const firstPlaces = 10
 
 /** With a smaller share of products that match, it is faster to compare all of them than to estimate all others too. */
 const smallShare = 0.02
-const sampled = 500
-
-/** Whether few products match, by a sample of them. */
-const isSelective = (ranking: Ranking<number>, products: ReadonlyArray<Product | undefined>) => {
-  const step = Math.ceil(products.length / sampled)
-  let [all, wanted] = [0, 0]
-  for (let row = 0; row < products.length; row += step, all++) {
-    const product = products[row]
-    if (product !== undefined && ranking.isWanted(product)) wanted++
-  }
-  return wanted < smallShare * all
-}
 
 /** Work between two turns of the event loop: about 1 ms. A visit of a product is 1. */
 const workPerTurn = 8_192
@@ -111,26 +93,30 @@ const comparison = 16
 /** Searches the memory, one search at a time. */
 export const makeScan = (rows: ProductRows, scans: Effect.Semaphore) => {
   const estimate = makeEstimate(rows)
+  const matchesOf = makeRememberedMatches()
   const search = Effect.fnUntraced(function* (direction: Float32Array, search: Search) {
     // The mean may move during the search, which keeps to the one that it began with.
     const { codes, lengths, mean, products } = rows
     const onMean = Vector.dot(direction, mean)
+    const { extra = new Map<ProductId, number>(), filter = {}, limit, without } = search
+    const matches = yield* matchesOf(filter, products)
     const ranking = new Ranking(search, (row: number) => {
       const length = lengths[row] ?? 0
       return length < noDirection ? 0 : (rows.dot(direction, row) - onMean) / length
     })
     const estimates =
-      codes === undefined || isSelective(ranking, products)
+      codes === undefined || matches.count < smallShare * products.length
         ? undefined
         : yield* estimate(codes, direction, search.bonus)
-    const { extra = new Map<ProductId, number>(), limit } = search
+    const isWanted = (row: number, { product_id }: Product) =>
+      matches.of[row] === 1 && without?.has(product_id) !== true
     /** Answers whether the product had to be compared. */
     const offer = (row: number, product: Product) =>
       ranking.offer(product, row, estimates?.similarities[row] ?? Number.POSITIVE_INFINITY)
     for (const id of extra.keys()) {
       const row = rows.rowOf.get(id)
       const product = row === undefined ? undefined : products[row]
-      if (row !== undefined && product !== undefined && ranking.isWanted(product)) offer(row, product)
+      if (row !== undefined && product !== undefined && isWanted(row, product)) offer(row, product)
     }
     let compared = 0
     const count = estimates?.order.length ?? products.length
@@ -142,8 +128,10 @@ export const makeScan = (rows: ProductRows, scans: Effect.Semaphore) => {
         const places = compared < enoughCompared ? limit : Math.min(limit, firstPlaces)
         if (estimates !== undefined && ranking.isTooLow(estimates.scores[row]! + estimates.tolerance, places))
           return count
+        // Before the product, which is hardly ever in the processor's cache.
+        if (matches.of[row] !== 1) continue
         const product = products[row]
-        if (product === undefined || !ranking.isWanted(product) || extra.has(product.product_id)) continue
+        if (product === undefined || !isWanted(row, product) || extra.has(product.product_id)) continue
         if (!offer(row, product)) continue
         compared += 1
         work += comparison
@@ -170,7 +158,7 @@ export const searchIndex = Effect.fnUntraced(function* (
   direction: Float32Array,
   search: Search,
 ) {
-  const { extra = new Map<ProductId, number>(), filter = {}, limit } = search
+  const { extra = new Map<ProductId, number>(), filter = {}, limit, without } = search
   const wanted = { space: rows.space, limit: candidatesEach * limit, categories: filter.categories }
   const near = yield* Effect.mapError(products.indexed(direction, wanted), (error) =>
     error._tag === "NoVectorIndex"
@@ -179,12 +167,14 @@ export const searchIndex = Effect.fnUntraced(function* (
   )
   const isNear = new Set(near.map(({ product_id }) => product_id))
   const others = yield* products.find([...extra.keys()].filter((id) => !isNear.has(id)))
+  const matches = matcher(filter)
   const ranking = new Ranking(search, (centred: Float32Array) => Vector.dot(direction, centred))
   for (const { embedding, space, ...product } of [...near, ...others])
     if (
       space === rows.space &&
       Vector.problem(embedding, rows.dimensions) === undefined &&
-      ranking.isWanted(product)
+      matches(product) &&
+      without?.has(product.product_id) !== true
     )
       ranking.offer(product, rows.centre(Vector.normalise(embedding)), Number.POSITIVE_INFINITY)
   return ranking.best.map(({ source, ...scored }): Scored => ({ ...scored, centred: () => source }))

@@ -33,7 +33,13 @@ const productsAtOnce = 50
 /** Events whose pairs a rebuild holds in memory: about 200 MB. A longer log is read several times. */
 const eventsInMemory = 250_000
 const usersPerPage = 500
-const interval = Duration.seconds(5)
+/** A user who is active all the time has the history read, and a product its pairs written, once in this time. */
+const interval = Duration.seconds(30)
+/**
+ * After a slice of a longer backlog, the pause is so many times as long as the slice took: counting a large import takes
+ * no more than a quarter of the servers' time from recording and recommending.
+ */
+const restPerWork = 3
 /** How long a rebuild waits until rows are settled, or for another process that counts. */
 const patience = Schedule.spaced("1 second").pipe(Schedule.upTo("2 minutes"))
 
@@ -170,7 +176,12 @@ const walk = Effect.fnUntraced(function* (services: Services, settled: number) {
   let at = yield* finishBegun(services, yield* stored.progress)
   while (at !== undefined && at.countedUpTo < settled) {
     const begun: PairProgress = { ...at, begunUpTo: Math.min(settled, at.countedUpTo + rowsPerSlice) }
-    at = (yield* stored.advance(at, begun)) ? yield* countSlice(services, begun) : undefined
+    if (!(yield* stored.advance(at, begun))) return
+    const [took, counted]: readonly [Duration.Duration, PairProgress | undefined] = yield* Effect.timed(
+      countSlice(services, begun),
+    )
+    at = counted
+    if (begun.begunUpTo < settled) yield* Effect.sleep(Duration.times(took, restPerWork))
   }
 })
 

@@ -14,10 +14,12 @@ import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbedding
 import { EventVectors } from "../update/EventVectors.ts"
 import { ownerOf } from "../update/People.ts"
 import { Catalogue, type CatalogueError } from "./Catalogue.ts"
+import type { Scored } from "./CatalogueSearch.ts"
 import { readTastes } from "./EmbeddingReads.ts"
 import { Popularity } from "./Popularity.ts"
 import * as PopularProducts from "./PopularProducts.ts"
 import type { ProductFilter } from "./ProductFilter.ts"
+import { purchasesOf } from "./Purchases.ts"
 import * as Together from "./Together.ts"
 import { insertTopK, moreSimilar } from "./TopK.ts"
 
@@ -292,6 +294,12 @@ const withoutReasons = ([{ category, product_id, product_name }, popularity]: re
   return { product_id, product_name, category, ...parts, because: [], rest: 0 }
 }
 
+/** A search finds the product of two directions, which is a cosine but for rounding. */
+const withCosine = (found: Scored): Scored => {
+  const similarity = Vector.clampCosine(found.similarity)
+  return { ...found, similarity, score: found.score + (similarity - found.similarity) }
+}
+
 const recommend = Effect.fn("recommend")(function* (
   services: Services,
   ...[user, { fallback, filter = {}, ...wanted }]: Parameters<Recommender["Type"]["recommend"]>
@@ -329,7 +337,7 @@ const recommend = Effect.fn("recommend")(function* (
   )
   return {
     source: "taste" as const,
-    items: found.map(({ bonus, centred, similarity, ...product }) => {
+    items: found.map(withCosine).map(({ bonus, centred, similarity, ...product }) => {
       const { product_id } = product
       const [together, again] = terms.map(({ of }) => of.get(product_id) ?? 0) as [number, number]
       const reasons = Taste.explain(taste.right, centred(), similarity, {
@@ -341,45 +349,12 @@ const recommend = Effect.fn("recommend")(function* (
   }
 })
 
-/** What the user bought, with the decayed number of purchases. */
-const purchasesOf = Effect.fnUntraced(function* ({ config, log }: Services, user: UserId, now: number) {
-  const retracted = new Set<string | null>()
-  yield* Stream.runForEach(log.stream({ user, type: "retraction" }), ({ interaction }) =>
-    Effect.sync(() => retracted.add(interaction.reference)),
-  )
-  const bought = new Map<ProductId, { score: number; purchases: number; last: number }>()
-  for (const pruned of yield* log.pruned.products((yield* log.person(user)).ids)) {
-    const { decayed, event_type, events, newest, product_id } = pruned
-    if (event_type !== "product_purchase") continue
-    const { last, purchases, score } = bought.get(product_id) ?? { score: 0, purchases: 0, last: newest }
-    bought.set(product_id, {
-      score: score + decayed * decay(config.lambda, now, newest),
-      purchases: purchases + events,
-      last: Math.max(last, newest),
-    })
-  }
-  yield* Stream.runForEach(log.stream({ user, type: "product_purchase" }), ({ interaction }) =>
-    Effect.sync(() => {
-      const { message_id, occurred_at, product_id } = interaction
-      if (retracted.has(message_id)) return
-      const at = Date.parse(occurred_at)
-      const { last, purchases, score } = bought.get(product_id!) ?? { score: 0, purchases: 0, last: at }
-      bought.set(product_id!, {
-        score: score + decay(config.lambda, now, at),
-        purchases: purchases + 1,
-        last: Math.max(last, at),
-      })
-    }),
-  )
-  return bought
-})
-
 /** `again`: the decayed number of the user's purchases of a product. */
 const again = Effect.fnUntraced(function* (services: Services, user: UserId) {
   const { againWeight, lambda } = services.config
   if (againWeight === 0) return Together.noTerm
   const now = yield* Clock.currentTimeMillis
-  const bought = yield* purchasesOf(services, user, now)
+  const bought = yield* purchasesOf(services.log, user, lambda, now)
   const scores = new Map(Array.from(bought, ([product, { score }]) => [product, score]))
   return Together.scaled(scores, againWeight, ({ event_type, occurred_at, product_id }, product) =>
     event_type === "product_purchase" && product_id === product
@@ -389,8 +364,8 @@ const again = Effect.fnUntraced(function* (services: Services, user: UserId) {
 })
 
 const buyAgain = Effect.fn("buyAgain")(function* (services: Services, user: UserId, limit: number) {
-  const { catalogue } = services
-  const bought = yield* purchasesOf(services, user, yield* Clock.currentTimeMillis)
+  const { catalogue, config, log } = services
+  const bought = yield* purchasesOf(log, user, config.lambda, yield* Clock.currentTimeMillis)
   const ranked = [...bought].sort(([a, x], [b, y]) => y.score - x.score || (a < b ? -1 : 1))
   const known = yield* catalogue.describe([...bought.keys()])
   return ranked
@@ -416,7 +391,7 @@ const similarProducts = Effect.fn("similarProducts")(function* (
     without: new Set([product_id]),
     extra: term.of,
   })
-  return found.map(({ bonus: _, centred: __, ...product }) => ({
+  return found.map(withCosine).map(({ bonus: _, centred: __, ...product }) => ({
     ...product,
     together: term.of.get(product.product_id) ?? 0,
   }))
@@ -453,8 +428,8 @@ const search = Effect.fn("search")(function* (
   )
   const items = products.map(({ category, centred: vector, product_id, product_name }): Found => {
     const product = vector()
-    const similarity = Vector.dot(centred, product)
-    const liked = Option.map(taste, ({ direction }) => Vector.dot(direction, product))
+    const similarity = Vector.clampCosine(Vector.dot(centred, product))
+    const liked = Option.map(taste, ({ direction }) => Vector.clampCosine(Vector.dot(direction, product)))
     const score = similarity + tasteWeight * Option.getOrElse(liked, () => 0)
     return { product_id, product_name, category, score, similarity, taste: Option.getOrNull(liked) }
   })
@@ -485,7 +460,8 @@ const similarUsers = Effect.fn("similarUsers")(function* (
       const direction = toDirection(other)
       if (direction === undefined) return
       compared += 1
-      insertTopK(best, limit, { user_id: id, similarity: Vector.dot(own, direction) }, moreSimilar)
+      const similarity = Vector.clampCosine(Vector.dot(own, direction))
+      insertTopK(best, limit, { user_id: id, similarity }, moreSimilar)
     }),
   ).pipe(comparisons.withPermits(1))
   return { compared, users: best }

@@ -134,25 +134,25 @@ const logSettled = ([delivery, settlement]: Settled) =>
     MessageTraces.inMessageSpan(delivery),
   )
 
-const countSettled = (settled: ReadonlyArray<Settled>) => {
+const countSettled = (system: string, settled: ReadonlyArray<Settled>) => {
   const acks = settled.filter(([, { _tag }]) => _tag === "Ack").length
-  if (acks > 0) Telemetry.count(Telemetry.consumedMessages(settlementName.Ack), acks)
+  if (acks > 0) Telemetry.count(Telemetry.consumedMessages(system, settlementName.Ack), acks)
   for (const [, settlement] of settled) {
     if (settlement._tag === "Ack") continue
-    Telemetry.count(Telemetry.consumedMessages(settlementName[settlement._tag]))
+    Telemetry.count(Telemetry.consumedMessages(system, settlementName[settlement._tag]))
     if (settlement._tag === "Retry") Telemetry.count(Telemetry.retries(settlement.failure.error))
     if (settlement._tag === "DeadLetter") Telemetry.count(Telemetry.deadLetters(settlement.failure.error))
   }
 }
 
 const settleAll = Effect.fnUntraced(function* (
-  { consumer, load }: Pick<Worker, "consumer" | "load">,
+  { consumer, load, queue }: Pick<Worker, "consumer" | "load" | "queue">,
   settled: ReadonlyArray<Settled>,
 ) {
   if (settled.length === 0) return
   yield* consumer.settle(settled)
   load.settled(settled)
-  countSettled(settled)
+  countSettled(queue.system, settled)
   const level = yield* FiberRef.get(FiberRef.currentMinimumLogLevel)
   const logged = LogLevel.lessThanEqual(level, LogLevel.Debug)
     ? settled
@@ -282,7 +282,7 @@ const handleBatch = Effect.fnUntraced(function* (
   const handled = yield* traced(worker, decoded, batch.length === 1, probe)
 
   const duration_ms = (yield* Clock.currentTimeMillis) - started
-  Telemetry.observe(Telemetry.processDuration, duration_ms / 1000)
+  Telemetry.observe(Telemetry.processDuration(worker.queue.system), duration_ms / 1000)
   Telemetry.observe(Telemetry.batchSize, batch.length)
   const waiting = handled.settled.filter(([, settlement]) => isWaiting(settlement)).length
   const failed = handled.settled.filter(([, settlement]) => !isRoutine(settlement)).length
@@ -348,8 +348,7 @@ const pause = ({ held, loopLimit, queue, state }: Worker, { batch }: Work, tookM
 
 /** Gives back messages that no one has tried: they came during an outage, or wait in a slow search lane. */
 const giveBack = (worker: Worker, waiting: ReadonlyArray<ReceivedMessage>) => {
-  const { state } = worker
-  const isStoreOut = state._tag === "ProbingAll" || state._tag === "Stopping"
+  const isStoreOut = worker.state._tag === "ProbingAll" || worker.state._tag === "Stopping"
   return settleAll(
     worker,
     waiting.map(({ delivery }) => [delivery, isStoreOut ? Return : SetAside]),

@@ -6,7 +6,7 @@
 import { Array as Arr, Chunk, Clock, Effect, Either, Exit, Schema, Stream } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
-import { isErased } from "../model/Erasure.ts"
+import { type Erasure, isErased } from "../model/Erasure.ts"
 import { counterOf } from "../model/EventTypes.ts"
 import { addCounters, asOf, type Event, type FoldSettings, fold, withRecent } from "../model/Fold.ts"
 import {
@@ -19,7 +19,12 @@ import {
 import type { UserEmbedding } from "../model/UserEmbedding.ts"
 import { InteractionLog, type LogRow } from "../ports/InteractionLog.ts"
 import { postedUnder } from "../ports/PrunedRows.ts"
-import { LockConflict, UserEmbeddings, type UserRecord } from "../ports/UserEmbeddings.ts"
+import {
+  LockConflict,
+  UserEmbeddings,
+  type UserEmbeddingsError,
+  type UserRecord,
+} from "../ports/UserEmbeddings.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as AppliedInteractions from "./AppliedInteractions.ts"
 import { EventVectors } from "./EventVectors.ts"
@@ -50,6 +55,8 @@ export interface UserRebuildOptions {
   readonly allowMissing?: boolean
   /** Retractions to apply with the rebuild. Those that the log has are applied in any case. */
   readonly retractions?: ReadonlyArray<Retraction>
+  /** Succeeds without effect if the user has no embedding: all events may be taken back or erased since the user was listed. */
+  readonly ifAny?: boolean
   /** What the record is to be before its vector is computed; `undefined`: it changed meanwhile. */
   readonly change?: (record: UserRecord) => UserRecord | undefined
 }
@@ -120,14 +127,23 @@ const findEvents = Effect.fnUntraced(function* (
   return { events, notFolded }
 })
 
+/** The erasures of the record's ids: that of the id under which a row was posted decides on the row. */
+const erasuresOf = (users: UserEmbeddings["Type"], record: UserRecord) => {
+  const aliases = (record.links?.aliases ?? []).map(({ user_id }) => user_id)
+  const found: Effect.Effect<ReadonlyMap<UserId, Erasure>, UserEmbeddingsError> = aliases.length === 0
+    ? Effect.succeed(new Map())
+    : users.load(aliases)
+  return Effect.map(found, (records) => new Map<UserId, Erasure>([...records, [record.user_id, record]]))
+}
+
 /** Of a page of the log: the applied rows, and the retractions that are not applied yet although their events are. */
 const readPage = Effect.fnUntraced(function* (
   users: UserEmbeddings["Type"],
-  record: UserRecord,
+  user_id: UserId,
   state: AppliedInteractions.AppliedState,
+  erasures: ReadonlyMap<UserId, Erasure>,
   rows: ReadonlyArray<LogRow>,
 ) {
-  const { user_id } = record
   const wanted = rows.flatMap(({ interaction: { message_id, reference } }) =>
     reference === null ? [message_id] : [message_id, reference],
   )
@@ -139,14 +155,16 @@ const readPage = Effect.fnUntraced(function* (
   const isApplied = (id: string) => ids.has(AppliedIds.prefix(id))
   const applied: Array<Interaction> = []
   const retractions: Array<Retraction> = []
-  for (const { id: logId, interaction, recordedAt } of rows)
+  for (const { id: logId, interaction, recordedAt } of rows) {
+    const erasure = erasures.get(interaction.user_id)
     if (isApplied(interaction.message_id)) applied.push(interaction)
     else if (
       isRetraction(interaction) &&
       isApplied(interaction.reference) &&
-      !isErased(record, { logId, recordedAt })
+      !(erasure !== undefined && isErased(erasure, { logId, recordedAt }))
     )
       retractions.push(interaction)
+  }
   return { applied, retractions }
 })
 
@@ -240,6 +258,7 @@ const compute = Effect.fnUntraced(function* (
   const { log, users, vectors } = services
   const settings = settingsOf(services)
   const state = AppliedInteractions.appliedState(record)
+  const erasures = yield* erasuresOf(users, record)
   const notFolded: Array<Interaction> = []
   const pruned = yield* loadPruned(log, record, settings, allowMissing, now)
   let embedding = pruned.sum
@@ -274,7 +293,7 @@ const compute = Effect.fnUntraced(function* (
     Stream.runForEach((chunk) =>
       Effect.gen(function* () {
         const { rows, takesBack } = yield* pruned.withoutPruned(Chunk.toReadonlyArray(chunk))
-        const read = yield* readPage(users, record, state, rows)
+        const read = yield* readPage(users, user_id, state, erasures, rows)
         inLog += read.applied.length
         const ids = read.applied.map(({ message_id }) => AppliedIds.prefix(message_id))
         overflow.push(...ids.filter((id) => !state.onRecord.has(id)))
@@ -360,7 +379,7 @@ const rebuildOnce = Effect.fnUntraced(function* (
   if (loaded?.links?.alias_of !== undefined || loaded?.links?.merging_into !== undefined) return
   if (record?.embedding === undefined) {
     // A worker that asks for a rebuild may have read an older record.
-    if (options.retractions !== undefined) return
+    if (options.retractions !== undefined || options.ifAny === true) return
     return yield* new CannotRebuild({ user_id, detail: "has no embedding" })
   }
   const now = yield* Clock.currentTimeMillis

@@ -3,6 +3,7 @@ import { expect } from "bun:test"
 import { connect } from "node:net"
 import { HttpServer } from "@effect/platform"
 import { Deferred, Effect, Exit, Fiber, Layer, Schedule, Scope } from "effect"
+import manifest from "../../../package.json" with { type: "json" }
 import * as Api from "../../../src/programs/Api.ts"
 import * as Worker from "../../../src/programs/Worker.ts"
 import { InteractionLog, InteractionLogError } from "../../../src/services/ports/InteractionLog.ts"
@@ -156,7 +157,7 @@ layerSuite("HTTP API", api(), (it) => {
           status,
           "application/problem+json",
         ])
-        expect(answer.body).toMatchObject({ type: "about:blank", status })
+        expect(answer.body).toMatchObject({ type: expect.stringMatching(/^\/problems#[a-z-]+$/), status })
         if (field !== undefined) {
           const errors = answer.body.errors as ReadonlyArray<{ readonly field: string }>
           expect(errors.map((error) => error.field)).toContain(field)
@@ -218,11 +219,18 @@ layerSuite("HTTP API", api(), (it) => {
       const { headers, text } = yield* call("GET", "/metrics")
       expect(headers.get("content-type")).toStartWith("text/plain; version=0.0.4")
       const families = parsePrometheus(text)
-      const ours = [...families].filter(([name]) => /^(user_embeddings|messaging|http|process)_/.test(name))
+      // Nothing but metrics of this program: those of Effect's runtime are left out.
+      const ours = [...families].filter(([name]) => !name.startsWith("test_"))
       expect(ours.length).toBeGreaterThan(5)
       expect(ours.filter(([, { help }]) => help === undefined)).toEqual([])
+      const named = /^(user_embeddings|messaging|http|process|db_client|gen_ai)_/
+      expect(ours.filter(([name]) => !named.test(name)).map(([name]) => name)).toEqual([])
+      expect(text).toContain(
+        `user_embeddings_build_info{bun="${Bun.version}",version="${manifest.version}"} 1`,
+      )
+      expect(families.get("process_cpu_time_seconds_total")?.type).toBe("counter")
       const requests = families.get("http_server_request_duration_seconds")?.samples
-      const series = `http_server_request_duration_seconds_count{http_request_method="POST",http_response_status_code="201",http_route="/api/user/{userId}/search"}`
+      const series = `http_server_request_duration_seconds_count{http_request_method="POST",http_response_status_code="201",http_route="/api/user/{userId}/search",url_scheme="http"}`
       expect(requests?.get(series)).toBeGreaterThan(0)
       expect(text).not.toContain("counted-user")
       expect(text).not.toContain("/api/nothing")
@@ -405,6 +413,7 @@ layerSuite("HTTP API", api(), (it) => {
         "401",
         "403",
         "422",
+        "500",
         "503",
       ])
     }))

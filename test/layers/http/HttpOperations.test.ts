@@ -1,7 +1,8 @@
 /** The routes of the page, on a listening server and the embedded stack. */
-import { describe, expect } from "bun:test"
+import { describe, expect, test } from "bun:test"
 import { HttpServer } from "@effect/platform"
 import { Context, Duration, Effect, Exit, Layer, Scope } from "effect"
+import { type Route, routes } from "../../../src/layers/http/HttpRoutes.ts"
 import * as Api from "../../../src/programs/Api.ts"
 import { effectTest, layerSuite } from "../../support/effect.ts"
 import { eventually } from "../../support/pipeline.ts"
@@ -51,6 +52,14 @@ layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
       const document = yield* call("/page/docs/runbook.md")
       expect(document.text).toContain('<h2 id="noconsumers">NoConsumers</h2>')
       expect(document.headers.get("content-security-policy")).toContain("default-src 'none'")
+      const problems = yield* call("/problems")
+      expect([problems.status, problems.headers.get("content-type")]).toEqual([
+        200,
+        expect.stringContaining("text/html"),
+      ])
+      // The type of a problem leads to its section.
+      const { type } = JSON.parse((yield* call("/api/system")).text)
+      expect(problems.text).toContain(`<section id="${type.replace("/problems#", "")}">`)
     }))
 
   it("the history begins with the API, a sample a minute", () =>
@@ -154,15 +163,41 @@ layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
 })
 
 describe("operations over HTTP", () => {
-  effectTest("without API_TOKENS no dead letter is retried or removed", () =>
-    Effect.gen(function* () {
-      const answer = yield* act("remove", '{"all": true}')
-      expect([answer.status, JSON.parse(answer.text).detail]).toEqual([
-        403,
-        expect.stringContaining("API_TOKENS"),
-      ])
-    }).pipe(Effect.provide(api())),
-  )
+  const destroying = [
+    ["DELETE", "/api/user/u-1", undefined, 204],
+    ["DELETE", "/api/product/p-1", undefined, 204],
+    ["POST", "/api/dead-letters/retry", '{"all": true}', 200],
+    ["POST", "/api/dead-letters/remove", '{"all": true}', 200],
+  ] as const
+  const headers = { "content-type": "application/json" }
+  for (const [host, who, isAllowed] of [
+    ["127.0.0.1", "a person on this machine", true],
+    ["0.0.0.0", "nobody", false],
+  ] as const)
+    effectTest(`without API_TOKENS ${who} may destroy data on an API that listens on ${host}`, () =>
+      Effect.gen(function* () {
+        for (const [method, path, body, status] of destroying) {
+          const answer = yield* call(path, { method, headers, ...(body === undefined ? {} : { body }) })
+          expect([path, answer.status]).toEqual([path, isAllowed ? status : 403])
+          if (!isAllowed) expect(JSON.parse(answer.text).detail).toContain("set API_TOKENS")
+        }
+        // Everything else is open.
+        const view = "/api/user/u-1/product/p-1/view"
+        expect((yield* call(view, { method: "POST", body: "{}", headers })).status).toBe(201)
+        expect((yield* call("/api/dead-letters", {})).status).toBe(200)
+      }).pipe(Effect.provide(api({ API_HOST: host }))),
+    )
+
+  test("every route that removes something is one of them", () => {
+    const byName = ({ destroys, method, path }: Route) =>
+      destroys || method === "DELETE" || /\/(retry|remove)$/.test(path)
+    expect(routes.filter(byName).map(({ destroys, method, path }) => [method, path, destroys])).toEqual([
+      ["DELETE", "/api/user/:userId", true],
+      ["DELETE", "/api/product/:productId", true],
+      ["POST", "/api/dead-letters/retry", true],
+      ["POST", "/api/dead-letters/remove", true],
+    ])
+  })
 
   effectTest(
     "without API_TOKENS no web page of another origin can act, and none reads by DNS rebinding",

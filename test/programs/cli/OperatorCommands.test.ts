@@ -43,6 +43,7 @@ layerSuite("operator's commands", recording(embedded()), (it) => {
             ["replay"],
             ["rebuild", "--all", "--user", "u"],
             ["user", "erase", "u"],
+            ["backup"],
           ],
           (args) =>
             Effect.map(run(...args), ({ code, err, out }) => ({ args, code, hasError: err + out !== "" })),

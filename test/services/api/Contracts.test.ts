@@ -12,8 +12,11 @@ import { Effect, Either } from "effect"
 import { documents, headerSchemas, text } from "../../../scripts/contracts/documents.ts"
 import { firstLine, types } from "../../../scripts/contracts/types.ts"
 import { toLine } from "../../../src/layers/files/EmbeddingFile.ts"
+import * as ProblemPage from "../../../src/services/api/ProblemPage.ts"
 import { defaults } from "../../../src/services/model/EventTypes.ts"
 import * as Fold from "../../../src/services/model/Fold.ts"
+import { Problem } from "../../../src/services/model/Problem.ts"
+import { type ProblemType, problemTypes } from "../../../src/services/model/ProblemTypes.ts"
 import * as UpdateMessage from "../../../src/services/model/UpdateMessage.ts"
 import { InteractionQueue, queue } from "../../../src/services/ports/InteractionQueue.ts"
 import corpus from "../../corpus/update-messages-1.0.json" with { type: "json" }
@@ -37,6 +40,27 @@ describe("the committed contracts", () => {
 
   test("openapi.d.ts is made from openapi.json as it is", async () => {
     expect(await Bun.file(types).text()).toStartWith(firstLine())
+  })
+
+  test("docs/problems.md and the page /problems have a section for each problem, and OpenAPI names it", async () => {
+    const written = await Bun.file(new URL("../problems.md", folder)).text()
+    expect(written).toBe(ProblemPage.markdown())
+    const served = ProblemPage.html()
+    const openapi = JSON.stringify(documents["openapi.json"])
+    for (const [type, { status, title }] of Object.entries(problemTypes)) {
+      expect(written).toContain(`\n## ${type}\n\n**${status}: ${title}.**`)
+      expect(served).toContain(`<section id="${type}">`)
+      expect(Problem.of(type as ProblemType, "").document).toMatchObject({
+        type: `/problems#${type}`,
+        status,
+      })
+      expect(openapi).toContain(`/problems#${type}`)
+    }
+    // A problem is made by Problem.of alone, which knows no others.
+    const sources = new Bun.Glob("src/{layers,services,programs}/**/*.ts").scan(".")
+    for await (const path of sources)
+      for (const [made] of (await Bun.file(path).text()).matchAll(/new Problem\([\s\S]{30}/g))
+        expect([path, made]).toEqual([path, expect.stringMatching(/type: uriOf|document/)])
   })
 
   test("OpenAPI: valid", async () => {

@@ -94,3 +94,18 @@ effectTest(
       })
     }),
 )
+
+effectTest("a database without its tables is down: an API that cannot record is not ready", () =>
+  Effect.gen(function* () {
+    const mysql = (missing: ReadonlyArray<string>) => ({
+      ...dependency("mysql", Effect.succeed("9.7"), missing),
+      isUselessWithout: (parts: ReadonlyArray<string>) => parts.includes("the table"),
+    })
+    const withoutTable = yield* yield* make(mysql(["the table", "an index"]))
+    expect(withoutTable.status).toBe("unavailable")
+    expect(withoutTable.dependencies.mysql?.detail).toBe(
+      "missing the table, an index: run user-embeddings setup",
+    )
+    expect((yield* yield* make(mysql(["an index"]))).status).toBe("degraded")
+  }),
+)

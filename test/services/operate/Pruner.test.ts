@@ -2,7 +2,7 @@
  * Pruning at any time leaves embeddings, audit, rebuild, exclusions, buy-again and popularity as they were, on both stacks.
  */
 import { expect } from "bun:test"
-import { Chunk, type ConfigError, Effect, Either, Layer, Runtime, Stream } from "effect"
+import { Chunk, type ConfigError, Effect, Either, Layer, Option, Runtime, Stream } from "effect"
 import fc from "fast-check"
 import type { Ports } from "../../../src/layers/Stack.ts"
 import * as EmbeddingConfig from "../../../src/services/EmbeddingConfig.ts"
@@ -69,23 +69,31 @@ const interactionOf = (user: string, { hour, what }: Phase["acts"][number]) =>
         metadata: {},
       })
 
-/** Records and publishes interactions, and applies their messages. */
-const act = Effect.fnUntraced(function* (interactions: ReadonlyArray<Interaction.Interaction>) {
+/** Records and marks interactions as published. */
+const record = Effect.fnUntraced(function* (interactions: ReadonlyArray<Interaction.Interaction>) {
   const log = yield* InteractionLog
-  const updater = yield* EmbeddingUpdater.EmbeddingUpdater
   const recordedAt = Date.now()
   const facts = { idempotencyKey: null, occurredAtGiven: true, trace: null, recordedAt }
   const appended = yield* log.append(interactions.map((interaction) => ({ interaction, ...facts })))
-  const rows = appended.flatMap((one) => (one._tag === "Recorded" ? [one] : []))
+  const rows = appended.flatMap((one) => (one._tag === "Recorded" ? [{ ...one, recordedAt }] : []))
   yield* log.markPublished(rows, recordedAt)
+  return rows
+})
+
+/** Applies the messages of rows. */
+const deliver = Effect.fnUntraced(function* (rows: Effect.Effect.Success<ReturnType<typeof record>>) {
+  const updater = yield* EmbeddingUpdater.EmbeddingUpdater
   const outcomes = yield* updater.update(
-    rows.map(({ id, interaction }) => ({
+    rows.map(({ id, interaction, recordedAt }) => ({
       delivery: delivery(encodeMessage(interaction), { recordedAt, logId: id }),
       decoded: Either.right(interaction),
     })),
   )
   expect(outcomes.map(({ settlement }) => settlement._tag)).toEqual(rows.map(() => "Ack"))
 })
+
+const act = (interactions: ReadonlyArray<Interaction.Interaction>) =>
+  Effect.flatMap(record(interactions), deliver)
 
 const rowsOf = (user: string) =>
   Effect.flatMap(InteractionLog, ({ stream }) =>
@@ -225,7 +233,13 @@ const suite = (
       // Posted again: nothing counts twice, and the next prune deletes the rows.
       const figures = yield* Effect.forEach(users, figuresOf)
       const again = [...surviving.values()].flatMap((events) => [...events.values()])
+      // Popularity counts such a row until it goes.
+      const answers = Effect.forEach(users, (user) =>
+        Effect.map(answersOf(user), ({ popularity: _, ...rest }) => rest),
+      )
+      const answered = yield* answers
       yield* act(again)
+      expect(yield* answers).toEqual(near(answered))
       expect(yield* audited).toEqual({ extra: 0, missing: 0 })
       for (const user of users) if (surviving.get(user)!.size > 0) yield* rebuilt(user)
       expect(yield* Effect.forEach(users, figuresOf)).toEqual(near(figures))
@@ -289,6 +303,28 @@ const suite = (
         expect(yield* audited).toEqual({ extra: 0, missing: 0 })
         // The erasure may still find rows.
         expect((yield* pruneTo(1_000)).kept).toEqual({ not_applied: 14 })
+      }))
+
+    it("an event that is taken back while it is pruned leaves every answer", () =>
+      Effect.gen(function* () {
+        yield* shop
+        const user = "taken-back"
+        yield* act(history(user))
+        const log = yield* InteractionLog
+        const { interaction: bought } = yield* Effect.map(
+          Stream.runHead(log.stream({ user, type: "product_purchase" })),
+          Option.getOrThrow,
+        )
+        const { again, counts } = yield* answersOf(user)
+        const key = `${bought.product_id} product_purchase`
+        const count = counts[key]!
+        yield* pruneTo(1_000)
+        yield* act([Interaction.retract(bought)])
+        const after = yield* answersOf(user)
+        expect(after.counts[key] ?? 0).toBe(count - 1)
+        const purchases = (some: typeof again) => some.reduce((sum, one) => sum + one.purchases, 0)
+        expect(purchases(after.again)).toBe(purchases(again) - 1)
+        yield* (yield* Eraser.Eraser).erase(user)
       }))
 
     it("rows that are still needed stay, and a dry run deletes nothing", () =>
@@ -458,6 +494,24 @@ const suite = (
         yield* check()
         yield* (yield* Eraser.Eraser).erase(guest)
         expect(yield* log.pruned.checkpoints([guest, customer])).toEqual([])
+      }))
+
+    it("a guest's pruned event is taken back from a customer who was erased before the merge", () =>
+      Effect.gen(function* () {
+        yield* shop
+        const [guest, customer] = ["guest-2", "customer-2"]
+        const events = history(guest)
+        yield* act([...events, event(customer, 0, 5)])
+        yield* pruneTo(1_000)
+        const [taken, ...left] = events
+        const late = yield* record([Interaction.retract(taken!)])
+        yield* (yield* Eraser.Eraser).erase(customer)
+        yield* act([event(customer, 1, 600)])
+        yield* act([Interaction.merge(customer, guest, at(700))])
+        yield* deliver(late)
+        yield* expectSum(customer, [...left, event(customer, 1, 600)])
+        expect(yield* audited).toEqual({ extra: 0, missing: 0 })
+        yield* (yield* Eraser.Eraser).erase(customer)
       }))
 
     it("a slice is not pruned if a row is gone, taken back or behind an erasure since it was read", () =>

@@ -392,6 +392,20 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           expect(failures).toEqual([{ user_id: "nobody", reason: "user nobody: has no embedding" }])
         }))
 
+      it("of all users passes over one who lost the embedding after being listed", () =>
+        Effect.gen(function* () {
+          const users = yield* UserEmbeddings
+          const listing = Layer.succeed(UserEmbeddings, {
+            ...users,
+            usersAfter: () => Effect.succeed(["nobody"]),
+          })
+          const report = yield* Effect.flatMap(Rebuilder, (rebuilder) => rebuilder.rebuild({})).pipe(
+            Effect.provide(rebuilder.pipe(Layer.provide(listing))),
+            Effect.provide(yield* Effect.context<Ports | EventVectors>()),
+          )
+          expect(report).toMatchObject({ failed: 0, failures: [] })
+        }))
+
       it(
         "repeated rebuilds beside workers lose nothing and count nothing twice",
         () =>

@@ -119,3 +119,26 @@ effectTest(
     })
   },
 )
+
+effectTest("a similarity is a cosine: what rounding adds above 1 is left out, also of the score", () => {
+  const centred = () => new Float32Array(1)
+  const found = { ...product("a", "odd"), similarity: 1.0000000065, score: 1.0000000065, bonus: 0, centred }
+  const catalogue = Layer.mock(Catalogue, {
+    space: "test",
+    centred: () => Effect.succeed(new Float32Array(1)),
+    search: () => Effect.succeed([found]),
+  })
+  const ports = Layer.mergeAll(
+    catalogue,
+    Layer.mock(Popularity, {}),
+    Layer.mock(InteractionLog, { pruned: {} as InteractionLog["Type"]["pruned"] }),
+    Layer.mock(UserEmbeddings, {}),
+    Layer.mock(EventVectors, { space: "test", remembers: () => false }),
+    Layer.mock(ProductPairs, { load: () => Effect.succeed(new Map()) }),
+    EmbeddingConfig.layer({}),
+  )
+  return Effect.gen(function* () {
+    const { similarProducts } = yield* Recommender
+    expect(yield* similarProducts("b", { limit: 1 })).toMatchObject([{ similarity: 1, score: 1 }])
+  }).pipe(Effect.provide(Layer.provide(recommender, ports)))
+})

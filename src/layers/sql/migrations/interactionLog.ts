@@ -320,6 +320,9 @@ const workerReports = Effect.gen(function* () {
   })
 })
 
+/** Nothing can be recorded before it. */
+export const createsTable = "0001_user_interactions"
+
 /** Migrations that take as long as the table is large. */
 export const rebuildsIndex: ReadonlySet<string> = new Set([
   "0003_history_covers_products",
@@ -329,7 +332,7 @@ export const rebuildsIndex: ReadonlySet<string> = new Set([
 export const interactionLog: Migrations = {
   table: "migrations_interaction_log",
   steps: {
-    "0001_user_interactions": userInteractions,
+    [createsTable]: userInteractions,
     "0002_user_erasures": userErasures,
     "0003_history_covers_products": historyCoversProducts,
     "0004_product_tally": productTally,

@@ -58,6 +58,7 @@ export const examples: Readonly<Record<string, ReadonlyArray<string>>> = {
   rebuild: ["rebuild --user 123", "rebuild --all", "rebuild --all --after 123"],
   audit: ["audit", "audit --user 123 --details"],
   prune: ["prune --before 2025-11-01 --dry-run", "prune --before 2025-11-01 --yes --json"],
+  backup: ["backup --to backups/monday", "backup --to /mnt/backup --json"],
   sink: [
     "sink --to postgres://user@db.example:5432/shop",
     "sink --to postgres://user@db.example:5432/shop --check",
