@@ -66,7 +66,17 @@ const blocks = (markdown: string): string =>
     .map(block)
     .join("\n")
 
-export const documentPage = (name: string, markdown: string): string => {
+/** A link to a document that this server does not have is only text: a package has few of them. */
+const withoutDeadLinks = (html: string, isServed: (name: string) => boolean): string =>
+  html.replace(/<a href="([\w-]+\.md)(?:#[^"]*)?">(.*?)<\/a>/g, (all, name, text) =>
+    isServed(name) ? all : text,
+  )
+
+export const documentPage = (
+  name: string,
+  markdown: string,
+  isServed: (name: string) => boolean = () => true,
+): string => {
   const body = markdown
     .split(/^```\w*\n([\s\S]*?)^```$/m)
     .map((part, index) =>
@@ -86,7 +96,7 @@ export const documentPage = (name: string, markdown: string): string => {
   <body>
     <header><a href="/">← the page</a> <span class="quiet">docs/${escaped(name)}</span></header>
     <main class="card document">
-${body}
+${withoutDeadLinks(body, isServed)}
     </main>
   </body>
 </html>

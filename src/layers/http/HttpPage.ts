@@ -35,6 +35,7 @@ const documentsFolder = fileURLToPath(new URL("../../../docs", import.meta.url))
 const documents = existsSync(documentsFolder)
   ? readdirSync(documentsFolder).filter((name) => name.endsWith(".md"))
   : []
+const isServed = (name: string) => documents.includes(name)
 const documentPath = (name: string) => `/page/docs/${name}` as const
 
 /** Settings that the page reads. */
@@ -86,7 +87,7 @@ export const layer = HttpApiBuilder.Router.use((router) =>
       yield* serve(path as keyof typeof files, contentType, () => Bun.file(file).bytes())
     for (const name of documents)
       yield* serve(documentPath(name), html, async () =>
-        Buffer.from(documentPage(name, await Bun.file(join(documentsFolder, name)).text())),
+        Buffer.from(documentPage(name, await Bun.file(join(documentsFolder, name)).text(), isServed)),
       )
   }),
 )

@@ -130,7 +130,8 @@ const make = Effect.gen(function* () {
     Effect.forEach(looked, (latch) => latch.await, { discard: true }),
     firstLooksTimeout,
   )
-  yield* Effect.zipRight(firstLooks, sampling).pipe(
+  // A start has more urgent things to do.
+  yield* Effect.zipRight(firstLooks, Effect.delay(sampling, "1 second")).pipe(
     Effect.zipRight(Effect.forever(Effect.zipRight(Effect.sleep(sampleEvery), sampling))),
     Telemetry.untraced,
     Effect.forkScoped,

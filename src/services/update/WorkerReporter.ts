@@ -6,6 +6,8 @@ import { EmbeddingWorker, type Look } from "./EmbeddingWorker.ts"
 
 /** One small write: a system at rest must cost next to nothing. */
 export const reportEvery = Duration.seconds(10)
+/** A start has more urgent things to do. */
+const firstReportAfter = Duration.seconds(1)
 /** A worker that stops does not wait longer for the database. */
 const forgetDeadline = Duration.seconds(2)
 
@@ -45,6 +47,7 @@ export const reporting = (worker: string) =>
       )
       yield* Effect.ignore(report).pipe(
         Effect.repeat(Schedule.spaced(reportEvery)),
+        Effect.delay(firstReportAfter),
         Telemetry.untraced,
         Effect.forkScoped,
       )

@@ -113,4 +113,5 @@ test("a document becomes a page: headings with anchors, tables, lists, code, and
     '<pre tabindex="0">a &lt; b\n\nc</pre>',
   ])
     expect(page).toContain(part)
+  expect(documentPage("a.md", "[b](b.md#c)", () => false)).toContain("<p>b</p>")
 })

@@ -108,7 +108,9 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           // What was applied before says nothing about now.
           yield* Effect.sleep("5 millis")
           expect((yield* SystemStats.latency(1)).waited).toBeNull()
-          const { attention, workers } = yield* SystemStats.look
+          const { attention, workers } = yield* eventually(
+            Effect.map(SystemStats.look, (stats) => (stats.workers?.length === 1 ? stats : undefined)),
+          )
           expect(workers).toEqual([
             {
               worker: workerName,
