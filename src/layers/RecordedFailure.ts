@@ -8,11 +8,12 @@ export interface RecordedFailure {
   readonly message: string
   readonly firstFailedAt: string
   readonly lastFailedAt: string
-  /** Host name and process id. */
+  /** {@link workerName} */
   readonly worker: string
 }
 
-const worker = `${hostname()}:${process.pid}`
+/** Host name and process id. */
+export const workerName = `${hostname()}:${process.pid}`
 const longestMessageBytes = 1024
 
 /** Cuts before a character that does not fit. */
@@ -26,5 +27,11 @@ export const recorded = (
   now: number,
 ): RecordedFailure => {
   const at = new Date(now).toISOString()
-  return { error, message: truncated(message), firstFailedAt: firstFailedAt ?? at, lastFailedAt: at, worker }
+  return {
+    error,
+    message: truncated(message),
+    firstFailedAt: firstFailedAt ?? at,
+    lastFailedAt: at,
+    worker: workerName,
+  }
 }

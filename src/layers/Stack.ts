@@ -12,6 +12,7 @@ import type { ProductEmbeddings } from "../services/ports/ProductEmbeddings.ts"
 import type { ProductPairs } from "../services/ports/ProductPairs.ts"
 import type { ProductTally } from "../services/ports/ProductTally.ts"
 import type { UserEmbeddings } from "../services/ports/UserEmbeddings.ts"
+import type { WorkerReports } from "../services/ports/WorkerReports.ts"
 import * as Settings from "../services/Settings.ts"
 import * as Embedder from "./embedder/Embedder.ts"
 
@@ -19,6 +20,7 @@ import * as Embedder from "./embedder/Embedder.ts"
 export type Ports =
   | InteractionLog
   | ProductTally
+  | WorkerReports
   | InteractionQueue
   | DeadLetters
   | UserEmbeddings
@@ -65,7 +67,7 @@ export const layer = on(Embedder.layerConfig)
 
 /** For `setup` and `doctor`: building this layer changes nothing on the servers. */
 export const forSetup: Layer.Layer<
-  Exclude<Ports, EmbeddingFeed | InteractionLog | InteractionQueue | ProductTally>,
+  Exclude<Ports, EmbeddingFeed | InteractionLog | InteractionQueue | ProductTally | WorkerReports>,
   ConfigError.ConfigError | DependencyDown
 > = Layer.unwrapEffect(Effect.map(chosen, ({ forSetup }) => forSetup)).pipe(
   Layer.provideMerge(EmbeddingConfig.layerConfig),

@@ -4,6 +4,7 @@ import { Dependencies } from "../services/ports/Dependencies.ts"
 import * as Embedder from "./embedder/Embedder.ts"
 import * as SqlInteractionLog from "./sql/SqlInteractionLog.ts"
 import * as SqlProductTally from "./sql/SqlProductTally.ts"
+import * as SqlWorkerReports from "./sql/SqlWorkerReports.ts"
 import * as Sqlite from "./sqlite/Sqlite.ts"
 import * as SqliteDeadLetters from "./sqlite/SqliteDeadLetters.ts"
 import * as SqliteEmbeddingFeed from "./sqlite/SqliteEmbeddingFeed.ts"
@@ -13,7 +14,11 @@ import * as SqliteProductEmbeddings from "./sqlite/SqliteProductEmbeddings.ts"
 import * as SqliteProductPairs from "./sqlite/SqliteProductPairs.ts"
 import * as SqliteUserEmbeddings from "./sqlite/SqliteUserEmbeddings.ts"
 
-const log = Layer.merge(SqlInteractionLog.layer(Sqlite.dialect), SqlProductTally.layer(Sqlite.dialect))
+const log = Layer.mergeAll(
+  SqlInteractionLog.layer(Sqlite.dialect),
+  SqlProductTally.layer(Sqlite.dialect),
+  SqlWorkerReports.layer(Sqlite.dialect),
+)
 const queue = Layer.merge(SqliteInteractionQueue.layer, SqliteDeadLetters.layer)
 const embeddings = Layer.mergeAll(
   SqliteUserEmbeddings.layer,

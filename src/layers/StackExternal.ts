@@ -16,8 +16,13 @@ import * as RabbitInteractionQueue from "./rabbitmq/RabbitInteractionQueue.ts"
 import * as Mysql from "./sql/Mysql.ts"
 import * as SqlInteractionLog from "./sql/SqlInteractionLog.ts"
 import * as SqlProductTally from "./sql/SqlProductTally.ts"
+import * as SqlWorkerReports from "./sql/SqlWorkerReports.ts"
 
-const log = Layer.merge(SqlInteractionLog.layer(Mysql.dialect), SqlProductTally.layer(Mysql.dialect))
+const log = Layer.mergeAll(
+  SqlInteractionLog.layer(Mysql.dialect),
+  SqlProductTally.layer(Mysql.dialect),
+  SqlWorkerReports.layer(Mysql.dialect),
+)
 const queue = Layer.merge(RabbitInteractionQueue.layer, RabbitDeadLetters.layer)
 const products = Layer.mergeAll(
   MongoProductEmbeddings.layerConfig,

@@ -1,12 +1,20 @@
-/** Dead letters by error and one by one, with buttons to show, retry and remove them. */
+/** Dead letters by error and one by one, with a search, and with buttons where they can work. */
 import { get, post } from "./api.js"
-import { ask, byId, count, h, notify, time } from "./dom.js"
+import { ask, byId, count, documentLink, explained, h, notify, searched, time } from "./dom.js"
 
 /** Errors of messages that this system did not record. They are the same at every attempt. */
 const foreign = new Set(["message_id_mismatch", "not_json", "schema_violation", "too_large"])
 
+/** Errors that no retry can solve: also merges that contradict earlier ones. */
+const hopeless = new Set([...foreign, "alias_circle", "alias_taken"])
+
 const shownPerGroup = 20
 let open = null
+/** What is searched for: user, product, error. */
+let wanted = new URLSearchParams()
+/** Whether buttons can work, and whether a token would make them work. */
+let mayAct = false
+let wantsToken = true
 
 /** Further loads of the list: a retried message may become a dead letter again. */
 let reloads = 0
@@ -31,6 +39,19 @@ export const counted = (failed) => {
   refresh()
 }
 
+/** Shows buttons only where they can work. */
+export const allow = (allowed, tokensExist = wantsToken) => {
+  mayAct = allowed
+  wantsToken = tokensExist
+  if (lastCount !== undefined) refresh()
+}
+
+byId("dead-letters-form").addEventListener("submit", (event) => {
+  event.preventDefault()
+  wanted = new URLSearchParams(searched(event.target))
+  refresh()
+})
+
 const act = async (path, picked, done) => {
   try {
     notify(done(await post(path, picked)))
@@ -51,14 +72,15 @@ const remove = async (picked, what, error) => {
         {},
         `${what} will be deleted. ${
           foreign.has(error)
-            ? "This system did not record what is in it: it is lost."
-            : "What it records stays in the log, and a replay can still apply it."
-        }`,
+            ? "The log has no event for it: its body is lost for good."
+            : "An event that this system recorded stays in the log, and a replay can still apply it. A message that another program published is lost for good."
+        } `,
+        documentLink("operations.md#replay", "Replay"),
       ),
     ],
     [
       { label: "Keep", value: "", kind: "" },
-      { label: "Remove", value: "yes", kind: "danger" },
+      { label: "Remove", value: "yes", kind: "" },
     ],
   )
   if (answer === "yes")
@@ -112,11 +134,12 @@ const showOne = async (id) => {
   }
 }
 
-const button = (label, name, onclick, kind = "") =>
-  h("button", { type: "button", class: `small ${kind}`, "aria-label": name, onclick }, label)
+const button = (label, name, onclick) =>
+  h("button", { type: "button", class: "small", "aria-label": name, onclick }, label)
 
 const deadLetterRow = (deadLetter) => {
-  const { attempts, error, event_type, id, last_failed_at, message, message_id, user_id } = deadLetter
+  const { attempts, error, event_type, id, last_failed_at, message, message_id, product_id, user_id } =
+    deadLetter
   const key = id ?? message_id
   const picked = { ids: [key] }
   return h(
@@ -125,7 +148,13 @@ const deadLetterRow = (deadLetter) => {
     h(
       "td",
       { class: "what" },
-      h("span", {}, user_id === null ? "unreadable" : `${event_type ?? "event"} of user ${user_id}`),
+      h(
+        "span",
+        {},
+        user_id === null ? "unreadable" : `${event_type ?? "event"} of user `,
+        user_id !== null && h("a", { href: `#user=${encodeURIComponent(user_id)}` }, user_id),
+        product_id !== null && `, product ${product_id}`,
+      ),
       h(
         "small",
         {},
@@ -144,14 +173,13 @@ const deadLetterRow = (deadLetter) => {
       "td",
       { class: "actions" },
       key && button("Show", `Show the dead letter ${key}`, () => showOne(key)),
-      key && !foreign.has(error) && button("Retry", `Retry the dead letter ${key}`, () => retry(picked)),
-      key &&
-        button(
-          "Remove",
-          `Remove the dead letter ${key}`,
-          () => remove(picked, "This dead letter", error),
-          "danger",
-        ),
+      mayAct &&
+        key &&
+        !hopeless.has(error) &&
+        button("Retry", `Retry the dead letter ${key}`, () => retry(picked)),
+      mayAct &&
+        key &&
+        button("Remove", `Remove the dead letter ${key}`, () => remove(picked, "This dead letter", error)),
     ),
   )
 }
@@ -160,6 +188,9 @@ const groupRows = (group, items) => {
   const { count: n, error, example, last_failed_at } = group
   const picked = { error }
   const isOpen = open === error
+  // A button for all of a group acts on all of them, not only on those that the search shows.
+  const isNarrowed = wanted.has("user") || wanted.has("product")
+  const actsOnAll = mayAct && error !== null && !isNarrowed
   const toggle = () => {
     open = isOpen ? null : error
     refresh()
@@ -179,19 +210,27 @@ const groupRows = (group, items) => {
           error ?? "unknown",
         ),
         h("small", {}, reason(example.message, error)),
+        hopeless.has(error) &&
+          h(
+            "small",
+            {},
+            explained(
+              "no retry",
+              "The message fails the same way at every attempt: correct the program that sent it.",
+            ),
+          ),
       ),
       h("td", { class: "number" }, h("b", {}, count(n))),
       h("td", { class: "when" }, time(last_failed_at)),
       h(
         "td",
         { class: "actions" },
-        error && !foreign.has(error) && button("Retry all", `Retry all of ${error}`, () => retry(picked)),
-        error &&
-          button(
-            "Remove all",
-            `Remove all of ${error}`,
-            () => remove(picked, `${count(n)} dead letter${n === 1 ? "" : "s"} of ${error}`, error),
-            "danger",
+        actsOnAll &&
+          !hopeless.has(error) &&
+          button("Retry all", `Retry all of ${error}`, () => retry(picked)),
+        actsOnAll &&
+          button("Remove all", `Remove all of ${error}`, () =>
+            remove(picked, `${count(n)} dead letter${n === 1 ? "" : "s"} of ${error}`, error),
           ),
       ),
     ),
@@ -220,19 +259,43 @@ const put = (place, ...children) => {
     [...place.querySelectorAll("button")].find((button) => name(button) === focused)?.focus()
 }
 
+/** Why there are no buttons. */
+const actionsNote = () => {
+  if (mayAct) return []
+  return wantsToken
+    ? ["To retry or remove, give a token with the button Token. "]
+    : [
+        "To retry or remove here, set ",
+        h("code", {}, "API_TOKENS"),
+        " and start the API again; or use ",
+        h("code", {}, "user-embeddings failed"),
+        ". ",
+      ]
+}
+
 const show = async () => {
   const place = byId("dead-letters")
   try {
-    const { groups } = await get("/api/dead-letters/groups")
-    foreignCount = groups.reduce((sum, { count: n, error }) => sum + (foreign.has(error) ? n : 0), 0)
+    const { groups } = await get(`/api/dead-letters/groups?${wanted}`)
+    if (wanted.size === 0)
+      foreignCount = groups.reduce((sum, { count: n, error }) => sum + (foreign.has(error) ? n : 0), 0)
     const total = groups.reduce((sum, { count: n }) => sum + n, 0)
     byId("dead-letters-count").textContent = total === 0 ? "" : count(total)
     if (groups.length === 0)
-      return put(place, h("p", { class: "quiet" }, "None: every message was applied or is in flight."))
-    const items =
-      open === null
-        ? []
-        : (await get(`/api/dead-letters?limit=${shownPerGroup}&error=${encodeURIComponent(open)}`)).items
+      return put(
+        place,
+        h(
+          "p",
+          { class: "quiet" },
+          wanted.size === 0
+            ? "None: every message was applied or is in flight."
+            : "No dead letter matches the search.",
+        ),
+      )
+    const isOpen = groups.some(({ error }) => error === open)
+    const ofOpen = new URLSearchParams([...wanted.entries(), ["limit", shownPerGroup]])
+    if (isOpen) ofOpen.set("error", open)
+    const items = isOpen ? (await get(`/api/dead-letters?${ofOpen}`)).items : []
     put(
       place,
       h(
@@ -251,6 +314,12 @@ const show = async () => {
           ),
         ),
         ...groups.map((group) => groupRows(group, group.error === open ? items : [])),
+      ),
+      h(
+        "p",
+        { class: "quiet note" },
+        ...actionsNote(),
+        documentLink("runbook.md#deadlettersgrowing", "What each error means"),
       ),
     )
   } catch (error) {

@@ -13,6 +13,16 @@ export const h = (tag, properties = {}, ...children) => {
   return element
 }
 
+/** A word with its meaning: on hover, and for a screen reader. */
+export const explained = (word, meaning) => h("abbr", { title: meaning }, word)
+
+/** The fields of a form that are filled in, with their values. */
+export const searched = (form) =>
+  [...new FormData(form)].map(([name, value]) => [name, value.trim()]).filter(([, value]) => value !== "")
+
+/** `docs/` as this API serves it. */
+export const documentLink = (reference, text) => h("a", { href: `/page/docs/${reference}` }, text)
+
 const namespace = "http://www.w3.org/2000/svg"
 export const svg = (tag, attributes = {}, ...children) => {
   const element = document.createElementNS(namespace, tag)
@@ -36,7 +46,7 @@ export const seconds = (s) =>
     : s < 1
       ? `${Math.round(s * 1000)} ms`
       : s < 100
-        ? `${s.toFixed(1)} s`
+        ? `${Number(s.toFixed(s < 10 ? 1 : 0))} s`
         : ago(s)
 
 /** `3 min`, for a number of seconds. */

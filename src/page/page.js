@@ -1,14 +1,35 @@
 /** Starts the parts of the page; handles theme, token, keyboard and address. */
 import { follow, readiness, setToken, token } from "./api.js"
 import * as deadLetters from "./deadLetters.js"
-import { ask, byId, h, notify } from "./dom.js"
+import { ask, byId, documentLink, h, notify } from "./dom.js"
+import "./events.js"
 import { system } from "./system.js"
 import * as user from "./user.js"
 
-const { traces } = await (await fetch("/page/config.json")).json()
+const { actions, traces } = await (await fetch("/page/config.json")).json()
 if (traces !== null)
   byId("traces").replaceWith(h("a", { href: traces, target: "_blank", rel: "noreferrer" }, "Traces"))
 else byId("traces").remove()
+
+const zone = Intl.DateTimeFormat("en-GB", { timeZoneName: "shortOffset" })
+  .formatToParts()
+  .find(({ type }) => type === "timeZoneName").value
+byId("time-zone").textContent =
+  `Times are local: ${Intl.DateTimeFormat().resolvedOptions().timeZone} (${zone})`
+
+const firstCommand = [
+  `curl -X POST ${location.origin}/api/user/123/search`,
+  ...(actions === "token" ? ['-H "authorization: Bearer $TOKEN"'] : []),
+  "-H 'content-type: application/json'",
+  `-d '{"query":"wireless headphones"}'`,
+]
+byId("first-command").textContent = firstCommand.join(" \\\n  ")
+byId("copy-command").addEventListener("click", async () => {
+  await navigator.clipboard.writeText(firstCommand.join(" "))
+  notify("Copied")
+})
+// Clipboards need HTTPS or localhost.
+byId("copy-command").hidden = navigator.clipboard === undefined
 
 // The theme of the operating system, until the user chooses one.
 const themes = ["auto", "light", "dark"]
@@ -42,6 +63,7 @@ const start = () => {
       deadLetters.counted(stats.queues?.failed)
     },
     (state, why) => {
+      if (state === "live") parts.loadHistory()
       connection.textContent = { live: "live", lost: "reconnecting…", refused: "token needed" }[state]
       connection.className = `connection ${state}`
       if (state === "refused") askToken(why)
@@ -62,20 +84,35 @@ const askToken = async (why) => {
   if (answer !== "yes") return
   setToken(input.value.trim())
   notify("The token is kept until this tab is closed")
+  deadLetters.allow(mayAct())
   start()
-  deadLetters.refresh()
   showUser()
 }
 byId("token").addEventListener("click", () =>
-  askToken(
-    "Without API_TOKENS everything here works on this machine. From another machine, retrying and removing dead letters needs a token.",
-  ),
+  askToken("A token is needed to read the figures, and to retry or remove dead letters."),
 )
+// Without API_TOKENS a token is of no use.
+byId("token").hidden = actions !== "token"
+
+/** Whether dead letters can be retried and removed. */
+const mayAct = () => actions === "open" || (actions === "token" && token() !== "")
+deadLetters.allow(mayAct(), actions === "token")
 
 /** Replaces the text only when it changes, so that a screen reader reads it once. */
-const showTrouble = (texts) => {
-  if (byId("trouble").textContent === texts.join("")) return
-  byId("trouble").replaceChildren(...texts.map((text) => h("p", {}, text)))
+const showTrouble = (troubles) => {
+  const all = troubles.map(({ text }) => text).join("\n")
+  if (byId("trouble").dataset.all === all) return
+  byId("trouble").dataset.all = all
+  byId("trouble").replaceChildren(
+    ...troubles.map(({ level, text }) =>
+      h(
+        "p",
+        { class: level },
+        h("span", {}, text),
+        documentLink("troubleshooting.md#troubleshooting-by-symptom", "What to do"),
+      ),
+    ),
+  )
 }
 const brief = (text) => (text.length > 200 ? `${text.slice(0, 199)}…` : text)
 
@@ -85,7 +122,10 @@ const showDependencies = async () => {
     showTrouble(
       Object.entries(dependencies)
         .filter(([, { status }]) => status !== "up")
-        .map(([name, { detail, status }]) => brief(`${name} is ${status}${detail ? `: ${detail}` : ""}`)),
+        .map(([name, { detail, status }]) => ({
+          level: status === "down" ? "critical" : "warning",
+          text: brief(`${name} is ${status}${detail ? `: ${detail}` : ""}`),
+        })),
     )
     byId("dependencies").replaceChildren(
       ...Object.entries(dependencies).map(([name, { detail, status }]) =>
@@ -99,7 +139,9 @@ const showDependencies = async () => {
       ),
     )
   } catch {
-    showTrouble(["The API does not answer. This page shows the last figures it received."])
+    showTrouble([
+      { level: "critical", text: "The API does not answer. This page shows the last figures it received." },
+    ])
     byId("dependencies").replaceChildren(
       h("li", { class: "down" }, h("i", { class: "lamp" }), "API", h("span", { class: "hidden" }, " down")),
     )

@@ -1,32 +1,41 @@
 /** One user: figures of the vector, its events and their decay, recommended products, similar users. */
 import { get } from "./api.js"
-import { byId, count, h, percent, since, svg, time } from "./dom.js"
+import { byId, count, documentLink, explained, h, percent, since, svg, time } from "./dom.js"
 
 /** The word of an event type: `product_view` is "view", a type of the shop's own is its name. */
 const kindOf = (type) => type.replace(/^product_/, "")
-const chip = (type) => h("span", { class: `chip ${kindOf(type)}` }, kindOf(type))
-const bar = (share, kind) =>
-  h(
-    "span",
-    { class: "track" },
-    h("i", { class: `fill ${kind}`, width: `${Math.max(0, Math.min(1, share)) * 100}%` }),
-  )
-const fact = (name, value, title) => h("div", { title }, h("dt", {}, name), h("dd", {}, value))
+const chip = (type) => h("span", { class: "chip" }, kindOf(type))
+const bar = (share) =>
+  h("span", { class: "track" }, h("i", { class: "fill", width: `${Math.max(0, Math.min(1, share)) * 100}%` }))
+const fact = (name, value, meaning) =>
+  h("div", {}, h("dt", {}, explained(name, meaning)), h("dd", { title: value }, value))
 const small = (n) => (n === 0 ? "0" : Number(n.toPrecision(4)).toString())
 
 const facts = (profile) =>
   h(
     "dl",
     { class: "facts card" },
-    fact("Events", count(profile.event_count)),
-    fact("Last event", since(profile.last_updated), profile.last_updated),
-    fact("Known for", since(profile.created_at).replace(" ago", ""), profile.created_at),
-    fact("Norm", profile.norm.toFixed(6), "length of the stored vector; always 1"),
-    fact("Mass", small(profile.mass), "length of the decayed sum behind the vector"),
-    fact("Weight", small(profile.total_weight), "decayed weight of all events"),
-    fact("History", profile.history),
-    fact("Version", count(profile.version)),
-    fact("Space", `${profile.space}`, `${profile.dimension_count} dimensions`),
+    fact("Events", count(profile.event_count), "Applied events that are not taken back."),
+    fact(
+      "Last event",
+      since(profile.last_updated),
+      `The newest applied event occurred at ${profile.last_updated}.`,
+    ),
+    fact("Known for", since(profile.created_at).replace(" ago", ""), `Since ${profile.created_at}.`),
+    fact("Norm", profile.norm.toFixed(6), "Length of the stored vector: always 1."),
+    fact(
+      "Mass",
+      small(profile.mass),
+      "Length of the decayed sum behind the vector, before it was made unit length.",
+    ),
+    fact("Weight", small(profile.total_weight), "Decayed weight of all events together."),
+    fact(
+      "History",
+      profile.history,
+      "Cumulative: every event counts, less with its age. Recency: the newest event counts most.",
+    ),
+    fact("Version", count(profile.version), "Writes of this user's record."),
+    fact("Space", profile.space, `The embedding model. Vectors have ${profile.dimension_count} dimensions.`),
   )
 
 /** The remaining weight of an event over days, with the events of the user on the curve. */
@@ -68,11 +77,10 @@ const decayCurve = ({ events, last_updated, metadata }) => {
       ...within.map(({ event_type, occurred_at, reference, share }) => {
         const age = days(occurred_at)
         const title = svg("title")
-        title.textContent = `${kindOf(event_type)} ${reference}: ${percent(share)}`
+        title.textContent = `${kindOf(event_type)} ${reference}: ${percent(share)} of the weight`
         return svg(
           "circle",
           {
-            class: kindOf(event_type),
             cx: x(age),
             cy: y(kept(age)),
             r: 3 + 9 * Math.sqrt(Math.max(0, share)),
@@ -84,17 +92,23 @@ const decayCurve = ({ events, last_updated, metadata }) => {
   )
 }
 
-const shareOf = (share, most, kind) =>
+const shareOf = (share, most) =>
   share === null
     ? h(
         "td",
         {
           class: "share quiet",
-          title: "not applied: the event is in flight, or its product has no embedding",
         },
-        "not counted",
+        explained("not counted", "Not applied: the event is in flight, or its product has no embedding."),
       )
-    : h("td", { class: "share" }, bar(most === 0 ? 0 : share / most, kind), h("b", {}, percent(share)))
+    : h("td", { class: "share" }, bar(most === 0 ? 0 : share / most), h("b", {}, percent(share)))
+
+/** Shows the rows that have the text in any column. */
+const filterRows = (input) => {
+  const text = input.value.trim().toLowerCase()
+  for (const row of input.closest(".events").querySelectorAll("tbody tr"))
+    row.hidden = !`${row.textContent} ${row.dataset.reference}`.toLowerCase().includes(text)
+}
 
 const eventsTable = ({ event_count, events }, traces) => {
   const most = Math.max(0, ...events.map(({ share }) => share ?? 0))
@@ -113,13 +127,34 @@ const eventsTable = ({ event_count, events }, traces) => {
           : count(events.length),
       ),
     ),
+    h("input", {
+      type: "search",
+      class: "narrow",
+      placeholder: "product, phrase or type",
+      "aria-label": "Filter these events by product, phrase or type",
+      oninput: ({ target }) => filterRows(target),
+    }),
     h(
       "table",
       {},
       h(
         "thead",
         {},
-        h("tr", {}, ...["Event", "What", "Share", "When"].map((name) => h("th", { scope: "col" }, name))),
+        h(
+          "tr",
+          {},
+          h("th", { scope: "col" }, "Event"),
+          h("th", { scope: "col" }, "What"),
+          h(
+            "th",
+            { scope: "col" },
+            explained(
+              "Share of weight",
+              "The decayed weight of the event, as a part of the weight of all events behind the stored vector. The shares of a score, beside recommended products, are others.",
+            ),
+          ),
+          h("th", { scope: "col" }, "When"),
+        ),
       ),
       h(
         "tbody",
@@ -127,7 +162,7 @@ const eventsTable = ({ event_count, events }, traces) => {
         ...events.map(({ event_type, occurred_at, product_name, reference, share, trace_id }) =>
           h(
             "tr",
-            {},
+            { "data-reference": reference },
             h("td", {}, chip(event_type)),
             h(
               "td",
@@ -138,7 +173,7 @@ const eventsTable = ({ event_count, events }, traces) => {
                 product_name ?? reference,
               ),
             ),
-            shareOf(share, most, kindOf(event_type)),
+            shareOf(share, most),
             h(
               "td",
               { class: "when" },
@@ -173,25 +208,37 @@ const reasons = ({ because, rest }, names) =>
         h(
           "li",
           {},
-          h("i", { class: `dot ${kindOf(event_type)}` }),
-          `${search_phrase ? `“${search_phrase}”` : (names.get(product_id) ?? product_id)} `,
+          `${kindOf(event_type)} ${search_phrase ? `“${search_phrase}”` : (names.get(product_id) ?? product_id)} `,
           h("b", {}, percent(share)),
         ),
       ),
-    rest > 0.005 && h("li", {}, h("i", { class: "dot muted" }), "older ", h("b", {}, percent(rest))),
+    rest > 0.005 && h("li", {}, "older ", h("b", {}, percent(rest))),
   )
 
 const scoreParts = ["similarity", "popularity", "together", "again"]
 
-const nearest = ({ items, source }, names, mostScore = Math.max(1.25, ...items.map(({ score }) => score))) =>
+const scoreMeaning =
+  "Score = similarity + popularity + together + again. Similarity is the cosine of the user's taste and the product, both centred; `user show` names the products nearest to the stored vector instead. The percentages below a product are the shares of its score that the user's events give."
+
+const recommended = (
+  { items, source },
+  names,
+  mostScore = Math.max(1.25, ...items.map(({ score }) => score)),
+) =>
   h(
     "div",
     { class: "card" },
     h(
       "h3",
       {},
-      source === "taste" ? "Nearest products " : "Popular products ",
-      h("span", { class: "count" }, source === "taste" ? "taste + what people do" : "no taste yet"),
+      source === "taste" ? "Recommended products " : "Popular products ",
+      h(
+        "span",
+        { class: "count" },
+        source === "taste" ? explained("by score", scoreMeaning) : "no taste yet",
+        " ",
+        documentLink("concepts.md#why-a-product-is-recommended", "explained"),
+      ),
     ),
     items.length === 0
       ? h("p", { class: "quiet" }, "None yet.")
@@ -218,11 +265,11 @@ const nearest = ({ items, source }, names, mostScore = Math.max(1.25, ...items.m
                   "span",
                   { class: "track" },
                   h("i", {
-                    class: "fill accent",
+                    class: "fill",
                     width: `${(Math.max(0, item.similarity) / mostScore) * 100}%`,
                   }),
                   h("i", {
-                    class: "fill amber",
+                    class: "fill light",
                     width: `${((item.popularity + item.together + item.again) / mostScore) * 100}%`,
                   }),
                 ),
@@ -242,7 +289,15 @@ const similarUsers = (similar, inspect) =>
       "h3",
       {},
       "Similar users ",
-      h("span", { class: "count" }, similar.compared === undefined ? "" : `of ${count(similar.compared)}`),
+      h(
+        "span",
+        { class: "count" },
+        similar.compared === undefined ? "" : `of ${count(similar.compared)}, `,
+        explained(
+          "by cosine",
+          "Cosine of the long memories of the two users: of all their events, without the newest ones' extra weight.",
+        ),
+      ),
     ),
     similar.items.length === 0
       ? h("p", { class: "quiet" }, similar.detail ?? "There are no other users yet.")
@@ -254,7 +309,7 @@ const similarUsers = (similar, inspect) =>
               "li",
               {},
               h("button", { type: "button", class: "link", onclick: () => inspect(user_id) }, user_id),
-              bar(similarity, "accent"),
+              bar(similarity),
               h("b", {}, similarity.toFixed(2)),
             ),
           ),
@@ -291,7 +346,7 @@ export const show = async (user, traces) => {
         "div",
         { class: "columns" },
         h("div", {}, eventsTable(profile, traces), decayCurve(profile), similarUsers(similar, inspect)),
-        h("div", {}, nearest(products, names)),
+        h("div", {}, recommended(products, names)),
       ),
     )
   } catch (error) {

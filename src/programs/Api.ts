@@ -19,6 +19,7 @@ import { EmbeddingConfig } from "../services/EmbeddingConfig.ts"
 import * as Eraser from "../services/operate/Eraser.ts"
 import * as ErasureSweep from "../services/operate/ErasureSweep.ts"
 import * as Gauges from "../services/operate/Gauges.ts"
+import * as History from "../services/operate/History.ts"
 import * as Catalogue from "../services/recommend/Catalogue.ts"
 import * as PairCounter from "../services/recommend/PairCounter.ts"
 import * as Popularity from "../services/recommend/Popularity.ts"
@@ -42,7 +43,6 @@ const steps = Layer.mergeAll(
   erasing,
   PairCounter.counting,
 ).pipe(Layer.provide(OutboxRelay.layer))
-const gauges = Layer.mergeAll(Gauges.queues, Gauges.outbox, Gauges.ownProcess)
 
 const server = Layer.unwrapEffect(
   Effect.gen(function* () {
@@ -93,7 +93,8 @@ export const layer = serving.pipe(
   Layer.provide(HttpHandlers.layer),
   Layer.provide(RecordingRoutes.layer),
   Layer.provide(steps),
+  Layer.provide(History.layer),
   Layer.provide(HttpServer.layerContext),
   Layer.provideMerge(server),
-  Layer.merge(gauges),
+  Layer.merge(Gauges.ownProcess),
 )

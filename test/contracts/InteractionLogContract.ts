@@ -613,6 +613,25 @@ export const suite = <E>(
         )
       }))
 
+    it("the age of the oldest of the newest rows is known for any number of them", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        for (const seconds of [30, 20, 10])
+          yield* append(
+            view(newUser(), "p", { occurred_at: at(seconds), recordedAt: Date.now() - 1_000 * seconds }),
+          )
+        for (const [rank, seconds] of [
+          [1, 10],
+          [3, 30],
+        ] as const) {
+          const age = yield* log.ageOfNewest(rank)
+          expect(age).toBeGreaterThanOrEqual(seconds)
+          expect(age).toBeLessThan(seconds + 10)
+        }
+        // More than there are rows: the first row.
+        expect(yield* log.ageOfNewest(1e9)).toBeGreaterThanOrEqual(30)
+      }))
+
     it("a merge makes two ids one person, once, and is refused where it contradicts earlier ones", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog

@@ -9,10 +9,13 @@ import { BunContext } from "@effect/platform-bun"
 import axe from "axe-core"
 import { Context, Effect, Layer } from "effect"
 import type { Browser, Page } from "playwright-core"
+import { workerName } from "../../src/layers/RecordedFailure.ts"
 import * as Api from "../../src/programs/Api.ts"
 import { importProducts } from "../../src/programs/tasks/ImportProducts.ts"
 import * as Worker from "../../src/programs/Worker.ts"
+import * as Interaction from "../../src/services/model/Interaction.ts"
 import { DeadLetters } from "../../src/services/ports/DeadLetters.ts"
+import { InteractionLog } from "../../src/services/ports/InteractionLog.ts"
 import { InteractionQueue, type Message } from "../../src/services/ports/InteractionQueue.ts"
 import { ProductEmbeddings } from "../../src/services/ports/ProductEmbeddings.ts"
 import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
@@ -39,6 +42,10 @@ const system = (extra: Readonly<Record<string, string>>) =>
     Layer.provideMerge(BunContext.layer),
     Layer.provideMerge(embedded({ API_PORT: "0", WORKER_PORT: "0", RATE_LIMIT_PER_USER: "0", ...extra })),
   )
+
+const withoutWorker = Layer.merge(Api.layer, chromium).pipe(
+  Layer.provideMerge(embedded({ API_PORT: "0", RATE_LIMIT_PER_USER: "0" })),
+)
 
 const address = Effect.map(HttpServer.HttpServer, ({ address }) =>
   address._tag === "TcpAddress" ? `http://127.0.0.1:${address.port}` : "",
@@ -92,6 +99,12 @@ const violations = (page: Page) =>
       ({ help, id, nodes }) => `${id}: ${help}: ${nodes.map(({ html }) => html).join(" ")}`,
     )
   })
+
+/** A screenshot for eyes, if somebody wants to look. */
+const look = (page: Page, name: string) =>
+  step(() =>
+    page.screenshot({ path: join(screenshots, `${name}.png`), fullPage: true, animations: "disabled" }),
+  )
 
 const post = (items: ReadonlyArray<object>) =>
   Effect.flatMap(address, (base) =>
@@ -202,9 +215,19 @@ withBrowser("the page", () => {
             yield* post([product("123", "product_view", "unknown", 0)])
             yield* sees(page, "#dependencies li.up", "sqlite")
             yield* sees(page, "#depth .legend", /waiting 0/)
-            expect(yield* step(() => page.locator("#lag [role=img]").getAttribute("aria-label"))).toMatch(
-              /p50 \d/,
-            )
+            yield* sees(page, "#lag .legend", /p50 \d/)
+            yield* sees(page, "#workers tbody tr", workerName)
+            yield* step(() => page.getByRole("button", { name: "24 h" }).click())
+            yield* sees(page, "#history-note", "history begins with the API")
+            yield* sees(page, "#updated", /^updated \d\d:\d\d:\d\d$/)
+            yield* sees(page, "#time-zone", "Times are local")
+            // The two dead letters of the log want a decision; nothing else does.
+            expect(yield* step(() => page.locator("#attention p").allTextContents())).toEqual([
+              "3 dead letters wait for a decision: retry or removeWhat to do",
+            ])
+            yield* step(() => page.locator("#events-form").getByLabel("Product").fill("110"))
+            yield* step(() => page.locator("#events-form").getByRole("button").click())
+            yield* sees(page, "#events tbody tr", /product_view 110.*applied/)
             const base = yield* address
             expect(urls.filter((url) => !url.startsWith(base))).toEqual([])
             // The browser logs the 401 and 403 that made the page ask for a token.
@@ -234,6 +257,15 @@ withBrowser("the page", () => {
             yield* sees(page, "#dialog pre", '"product_id": "broken"')
             yield* step(() => page.getByRole("button", { name: "Close" }).click())
 
+            yield* step(() => page.locator("#dead-letters-form").getByLabel("User").fill("anna"))
+            yield* step(() => page.keyboard.press("Enter"))
+            yield* sees(page, "#dead-letters-title", /1$/)
+            // It would act on all of the group.
+            expect(yield* step(() => page.getByRole("button", { name: "Remove all of" }).count())).toBe(0)
+            yield* step(() => page.locator("#dead-letters-form").getByLabel("User").fill(""))
+            yield* step(() => page.keyboard.press("Enter"))
+            yield* sees(page, "#dead-letters-title", /3$/)
+
             // Its retry can never succeed, and no replay has it.
             const retry = (error: string) => page.getByRole("button", { name: `Retry all of ${error}` })
             expect(yield* step(() => retry("not_json").count())).toBe(0)
@@ -241,7 +273,7 @@ withBrowser("the page", () => {
             yield* sees(
               page,
               "#dialog",
-              "1 dead letter of not_json will be deleted. This system did not record",
+              "1 dead letter of not_json will be deleted. The log has no event for it",
             )
             yield* step(() => page.getByRole("button", { name: "Keep" }).click())
             yield* step(() => retry("unusable_vector").click())
@@ -295,18 +327,52 @@ withBrowser("the page", () => {
     },
   )
 
+  layerSuite("without a worker", withoutWorker, (it) => {
+    it(
+      "a fresh system shows the first step, and events that wait without a worker a red banner",
+      () =>
+        Effect.gen(function* () {
+          const { errors, page } = yield* open("/", { width: 390 })
+          yield* sees(page, "#first-command", "/api/user/123/search")
+          expect(yield* step(() => page.locator("#attention p").count())).toBe(0)
+          yield* look(page, "fresh-390")
+          const recorder = yield* InteractionLog
+          const waiting = Interaction.make({
+            ...{ user_id: "1", event_type: "search", search_phrase: "tent" },
+            ...{ occurred_at: daysAgo(0), metadata: {} },
+          })
+          const recordedAt = Date.now() - 125_000
+          yield* recorder.append([
+            { interaction: waiting, idempotencyKey: null, occurredAtGiven: true, trace: null, recordedAt },
+          ])
+          yield* sees(
+            page,
+            "#attention .critical",
+            "No worker is running: 1 event waits, the oldest for 2 min",
+          )
+          yield* step(() => page.locator("#first-step").waitFor({ state: "hidden" }))
+          yield* look(page, "no-worker-390")
+          expect(yield* violations(page)).toEqual([])
+          expect(errors).toEqual([])
+        }),
+      30_000,
+    )
+  })
+
   layerSuite("without API_TOKENS, open to other machines", system({ API_HOST: "0.0.0.0" }), (it) => {
     it(
-      "everything can be read, but no dead letter is retried",
+      "everything can be read, and no button is shown that could not work",
       () =>
         Effect.gen(function* () {
           yield* prepare
           const { errors, page } = yield* open()
           yield* sees(page, "#dead-letters .group", "unusable_vector")
-          yield* step(() => page.getByRole("button", { name: "Retry all of unusable_vector" }).click())
-          yield* sees(page, "#notices", "set API_TOKENS")
-          expect(yield* deadLetterCount).toBe(3)
-          expect(errors.filter((text) => !text.includes("403"))).toEqual([])
+          yield* sees(page, "#dead-letters .note", "set API_TOKENS")
+          expect(yield* step(() => page.getByRole("button", { name: /^(Retry|Remove)/ }).count())).toBe(0)
+          expect(yield* step(() => page.locator("#token").isHidden())).toBe(true)
+          yield* step(() => page.locator("#attention a").click())
+          yield* sees(page, "h2:target", "Dead letters")
+          expect(errors).toEqual([])
         }),
       30_000,
     )

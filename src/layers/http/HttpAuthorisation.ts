@@ -98,6 +98,11 @@ const isForeign = (
 
 const accessToken = (url: string) => new URLSearchParams(url.split("?", 2)[1]).get("access_token")
 
+/** Whether only this machine reaches an API without API_TOKENS. */
+export const listensOnLoopback = Effect.map(Settings.API_HOST, (host) =>
+  isLoopback(Option.getOrElse(host, () => "127.0.0.1")),
+)
+
 /**
  * Who sent a request, or the problem that refuses it. Without API_TOKENS every client has access, except pages of other
  * origins, and except to what destroys, unless the API listens on a loopback address. A beacon of a browser has no headers of its own, so it may send the token in the URL. Logs of servers keep
@@ -107,7 +112,7 @@ export const authorisation = Effect.gen(function* () {
   const find = Option.map(yield* Settings.API_TOKENS, (list) =>
     finder(Either.getOrThrow(parseTokens(Redacted.value(list)))),
   )
-  const onLoopback = isLoopback(Option.getOrElse(yield* Settings.API_HOST, () => "127.0.0.1"))
+  const onLoopback = yield* listensOnLoopback
   const isAllowed = yield* allowedOrigins
   const anybody: Caller = { position: 0, scopes, mayDestroy: onLoopback }
 

@@ -3,9 +3,11 @@ import { HttpApiBuilder, type HttpServerRequest, HttpServerResponse } from "@eff
 import { Duration, Effect, Stream } from "effect"
 import { defaultLimit } from "../../services/api/ApiParameters.ts"
 import { api, bodyBytes } from "../../services/api/InteractionApi.ts"
-import { DeadLetterSelection } from "../../services/api/OperationsApi.ts"
+import { DeadLetterSelection, defaultHours } from "../../services/api/OperationsApi.ts"
 import { unprocessable } from "../../services/model/Problem.ts"
 import * as DeadLetterAdmin from "../../services/operate/DeadLetterAdmin.ts"
+import { History } from "../../services/operate/History.ts"
+import { recentEvents } from "../../services/operate/RecentEvents.ts"
 import { userInFigures } from "../../services/operate/ShowUser.ts"
 import * as SystemStats from "../../services/operate/SystemStats.ts"
 import { decodeBody } from "./HttpBody.ts"
@@ -40,8 +42,8 @@ const eventStream = (stats: Stream.Stream<SystemStats.SystemStats>, closing: Eff
     { contentType: "text/event-stream", headers: { "cache-control": "no-store" } },
   )
 
-const newestDeadLetters = (error: string | undefined, limit: number) =>
-  Effect.map(DeadLetterAdmin.listDeadLetters({ error }), (all) => ({
+const newestDeadLetters = (filter: DeadLetterAdmin.DeadLetterFilter, limit: number) =>
+  Effect.map(DeadLetterAdmin.listDeadLetters(filter), (all) => ({
     total: all.length,
     items: all.slice(-limit).toReversed(),
   }))
@@ -68,16 +70,21 @@ export const operations = HttpApiBuilder.group(api, "operations", (handlers) =>
   Effect.gen(function* () {
     const closing = yield* Closing
     const stats = yield* sharedStats
+    const history = yield* History
     return (
       handlers
         .handle("system", () => SystemStats.look)
         // Raw: a stream has no schema.
         .handleRaw("systemEvents", () => Effect.succeed(eventStream(stats, closing)))
-        .handle("deadLetters", ({ urlParams: { error, limit = defaultLimit } }) =>
-          toProblem(newestDeadLetters(error, limit)),
+        .handle("systemHistory", ({ urlParams: { hours = defaultHours } }) => history.since(hours))
+        .handle("recentEvents", ({ urlParams: { limit = defaultLimit, ...filter } }) =>
+          Effect.map(toProblem(recentEvents({ ...filter, limit })), (items) => ({ items })),
         )
-        .handle("deadLetterGroups", () =>
-          Effect.map(toProblem(DeadLetterAdmin.groupDeadLetters({})), (groups) => ({ groups })),
+        .handle("deadLetters", ({ urlParams: { limit = defaultLimit, ...filter } }) =>
+          toProblem(newestDeadLetters(filter, limit)),
+        )
+        .handle("deadLetterGroups", ({ urlParams }) =>
+          Effect.map(toProblem(DeadLetterAdmin.groupDeadLetters(urlParams)), (groups) => ({ groups })),
         )
         .handle("deadLetter", ({ path }) =>
           Effect.map(toProblem(DeadLetterAdmin.showDeadLetter(path.letterId)), (items) => ({ items })),

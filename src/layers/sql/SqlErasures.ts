@@ -4,6 +4,7 @@ import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import { Array as Arr, Effect } from "effect"
 import type { BegunErasure, FinishedErasure } from "../../services/ports/InteractionLog.ts"
+import { databaseClock } from "./DatabaseClock.ts"
 import { insertParameters, insertStatement, type StoredRow } from "./InteractionRows.ts"
 import { forgetLinks, withLockedPeople } from "./SqlAliases.ts"
 import { forgetCheckpoints } from "./SqlCheckpoints.ts"
@@ -70,21 +71,6 @@ export const beginErasure =
       erasing("beginErasure"),
     )
   }
-
-/** Now, and a column of this clock as an age in ms. */
-const databaseClock = (sql: SqlClient.SqlClient) =>
-  sql.onDialectOrElse({
-    mysql: () => ({
-      now: sql.literal("UTC_TIMESTAMP(3)"),
-      ageOf: (column: string) =>
-        sql.literal(`TIMESTAMPDIFF(MICROSECOND, ${column}, UTC_TIMESTAMP(3)) DIV 1000`),
-    }),
-    orElse: () => ({
-      now: sql.literal("strftime('%Y-%m-%d %H:%M:%f', 'now')"),
-      ageOf: (column: string) =>
-        sql.literal(`CAST(ROUND((julianday('now') - julianday(${column})) * 86400000) AS INTEGER)`),
-    }),
-  })
 
 export const finishErasure =
   ({ erasing, sql }: Table) =>

@@ -206,6 +206,17 @@ const lastRecorded =
       Effect.map(Arr.map(fromRow)),
     )
 
+const ageOfNewest =
+  ({ name, select, sql }: Table) =>
+  (rank: number) =>
+    Effect.gen(function* () {
+      // The ids of as many rows span at least this range, so it begins at the row of this rank or at a newer one.
+      const [row] = yield* sql<{ created_at: string }>`
+        SELECT created_at FROM ${name} WHERE id > (SELECT MAX(id) FROM ${name}) - ${rank}
+        ORDER BY id LIMIT 1`.pipe(select("ageOfNewest"))
+      const now = yield* Clock.currentTimeMillis
+      return row === undefined ? null : Math.max(0, now - millisOfColumn(row.created_at)) / 1_000
+    })
 /** How many rows of pruned events that were posted again there are. Later rows than the newest pruned event need no look. */
 const postedAgain = (log: Table, rows: Fragment, newest: number) => {
   const { name, select, sql, withIndex } = log
@@ -364,6 +375,7 @@ const make = (dialect: SqlDialect) =>
       find: find(table),
       newest: newest(reads),
       lastRecorded: lastRecorded(reads),
+      ageOfNewest: ageOfNewest(reads),
       productEvents: productEvents(reads),
       maxId: maxId(reads, "maxId"),
       productCounts: productCounts(reads),

@@ -5,15 +5,12 @@
  * A decayed count is stored as Σ exp(λ · (day − since_day)), which needs no change when time passes.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
-import type { SqlError } from "@effect/sql/SqlError"
 import { Array as Arr, Effect, Layer } from "effect"
 import type { EventType } from "../../services/model/Interaction.ts"
-import { InteractionLogError } from "../../services/ports/InteractionLog.ts"
 import { ProductTally, type ProductTotal, type TallyState } from "../../services/ports/ProductTally.ts"
-import { deadlockRetry } from "../../services/RetryPolicies.ts"
-import { untraced } from "../../services/Telemetry.ts"
 import { tableName } from "./InteractionRows.ts"
-import { type SqlDialect, SqlReader, SqlServerName } from "./SqlDialect.ts"
+import { type SqlDialect, SqlReader } from "./SqlDialect.ts"
+import { statementsOf } from "./SqlStatements.ts"
 
 /** Rows of the log that one transaction counts, and products that one statement reads or writes. */
 const rowsPerAdvance = 50_000
@@ -259,23 +256,7 @@ const totals = Effect.fnUntraced(function* (
 const make = (dialect: SqlDialect) =>
   Effect.gen(function* () {
     const sql = (yield* SqlReader) ?? (yield* SqlClient.SqlClient)
-    const server = yield* SqlServerName
-    const run =
-      (operation: string) =>
-      <A>(statements: Effect.Effect<A, SqlError>) =>
-        statements.pipe(
-          untraced,
-          Effect.retry({ schedule: deadlockRetry, while: dialect.isConflict }),
-          Effect.mapError(
-            (error) =>
-              new InteractionLogError({
-                reason: dialect.failureReason(error),
-                operation,
-                cause: error.cause,
-                server,
-              }),
-          ),
-        )
+    const run = yield* statementsOf(dialect)
     return ProductTally.of({
       state: Effect.map(readState(sql), toState).pipe(run("tally")),
       settled: settled(sql).pipe(run("settle")),

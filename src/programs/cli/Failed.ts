@@ -20,6 +20,7 @@ const filters = {
   error: maybe(Options.text("error"), "Only dead letters with this error"),
   type: maybe(Options.text("type"), "Only events of this type"),
   user: maybe(Options.text("user"), "Only events of this user"),
+  product: maybe(Options.text("product"), "Only events of this product"),
   since: instant("since", "Only dead letters that failed last at or after this time"),
 }
 type Filters = { readonly [Name in keyof typeof filters]: Option.Option<string> }

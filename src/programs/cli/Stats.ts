@@ -2,10 +2,11 @@
 import { Effect } from "effect"
 import { write } from "../../layers/files/StandardOutput.ts"
 import * as Stack from "../../layers/Stack.ts"
+import { inWords } from "../../services/operate/Attention.ts"
 import * as SystemStats from "../../services/operate/SystemStats.ts"
 import { quarantineQueue, queue, retryQueue } from "../../services/ports/InteractionQueue.ts"
 import { CommandFailed } from "../tasks/ProvisionServers.ts"
-import { json, print, table } from "./support/Output.ts"
+import { json, print, red, table, yellow } from "./support/Output.ts"
 import { waiting } from "./support/Progress.ts"
 import { command, flag } from "./support/Usage.ts"
 
@@ -15,10 +16,26 @@ const count = (n: number | null | undefined) => n?.toLocaleString("en-US") ?? "-
 const seconds = (s: number | null | undefined) => (s === null || s === undefined ? "-" : `${s.toFixed(3)} s`)
 const rate = (perSecond: number | undefined) => (perSecond === undefined ? "-" : `${perSecond.toFixed(1)}/s`)
 
+const age = (s: number | null) => (s === null ? "-" : inWords(s))
+
+const paint = { critical: red, warning: yellow } as const
+const workerRow = ({ held, outage, per_second, seen_s, worker }: typeof SystemStats.WorkerFigures.Type) => [
+  worker,
+  count(held),
+  rate(per_second),
+  `${inWords(seen_s)} ago`,
+  outage === null ? "" : `for ${inWords(outage.for_s)}: ${outage.reason}`,
+]
+
 const inTables = (stats: SystemStats.SystemStats) => {
-  const { event_to_embedding_s: waited, log, queues, rates, unavailable, users } = stats
+  const { attention, event_to_embedding_s: waited, log, queues, rates, unavailable, users, workers } = stats
   const main = queues?.user_embedding_updates
   return [
+    ...attention.map(({ document, level, text }) => paint[level](`${text} (docs/${document})`)),
+    table(
+      ["WAITING", "OLDEST WAITING", "NEWEST APPLIED"],
+      [[count(stats.waiting), age(stats.oldest_waiting_s), age(stats.newest_applied_s)]],
+    ),
     table(
       ["QUEUE", "READY", "UNACKED", "CONSUMERS", "PUBLISH", "DELIVER", "ACK"],
       [
@@ -36,9 +53,12 @@ const inTables = (stats: SystemStats.SystemStats) => {
       ["LOG", "UNPUBLISHED", "OLDEST UNPUBLISHED", "USERS"],
       [[count(log?.total), count(log?.unpublished), seconds(log?.oldest_unpublished_s), count(users)]],
     ),
+    ...(workers === null || workers.length === 0
+      ? []
+      : [table(["WORKER", "HOLDS", "RATE", "SEEN", "OUTAGE"], workers.map(workerRow))]),
     table(
       ["EVENT TO EMBEDDING", "P50", "P95", "P99"],
-      [["newest events", seconds(waited?.p50), seconds(waited?.p95), seconds(waited?.p99)]],
+      [["live events, last 5 min", seconds(waited?.p50), seconds(waited?.p95), seconds(waited?.p99)]],
     ),
     ...unavailable.map((why) => `not available: ${why}`),
   ].join("\n\n")
@@ -46,7 +66,7 @@ const inTables = (stats: SystemStats.SystemStats) => {
 
 export const stats = command(
   "stats",
-  "Shows queue depths, consumers, rates, the outbox, the number of users, and how long events take to reach an embedding",
+  "Shows what waits and since when, queue depths, workers, rates, the outbox, the number of users, and how long events take to reach an embedding",
   { watch: flag("watch", "Refresh every 2 seconds until Ctrl-C"), json },
   ({ json, watch }) =>
     Effect.gen(function* () {

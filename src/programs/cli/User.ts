@@ -30,7 +30,7 @@ const userShow = command(
               Object.entries({ ...facts, ...metadata }).map(([field, value]) => [field, String(value)]),
             ),
             table(
-              ["OCCURRED AT", "EVENT", "WHAT", "SHARE"],
+              ["OCCURRED AT", "EVENT", "WHAT", "SHARE OF WEIGHT"],
               events.map((event) => [
                 event.occurred_at,
                 event.event_type,
@@ -39,12 +39,12 @@ const userShow = command(
               ]),
             ),
             table(
-              ["NEAREST PRODUCT", "NAME", "CATEGORY", "COSINE"],
-              nearest_products.map(({ category, product_id, product_name, similarity }) => [
+              ["NEAREST TO THE STORED VECTOR", "NAME", "CATEGORY", "COSINE"],
+              nearest_products.map(({ category, cosine, product_id, product_name }) => [
                 product_id,
                 product_name ?? "",
                 category ?? "",
-                similarity.toFixed(3),
+                cosine.toFixed(3),
               ]),
             ),
           ].join("\n\n"),

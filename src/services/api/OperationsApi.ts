@@ -3,9 +3,11 @@ import { HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/p
 import { Schema } from "effect"
 import { Destroys, RouteScopes } from "../AccessTokens.ts"
 import { UserId } from "../model/Interaction.ts"
+import { HistoryFigures } from "../operate/History.ts"
+import { RecentEvent } from "../operate/RecentEvents.ts"
 import { SystemStats } from "../operate/SystemStats.ts"
 import { withExample } from "./ApiDocument.ts"
-import { Limit, user } from "./ApiParameters.ts"
+import { Limit, refused, user } from "./ApiParameters.ts"
 import { Authorisation, bodyStatuses, problems } from "./ApiProblems.ts"
 import { UserProfile } from "./EmbeddingJson.ts"
 
@@ -16,6 +18,7 @@ const deadLetter = {
   message_id: OrNull(Schema.String),
   user_id: OrNull(Schema.String),
   event_type: OrNull(Schema.String),
+  product_id: OrNull(Schema.String),
   error: OrNull(Schema.String),
   message: OrNull(Schema.String),
   attempts: Count,
@@ -56,6 +59,23 @@ export const DeadLetterSelection = Schema.Union(
   Schema.Struct({ all: Schema.Literal(true) }),
 ).annotations({ identifier: "DeadLetterSelection" })
 
+/** Which dead letters; each that is left out admits all. */
+const filters = {
+  error: Schema.optional(Schema.String),
+  user: Schema.optional(Schema.String),
+  product: Schema.optional(Schema.String),
+}
+export const defaultHours = 24
+const Hours = Schema.optional(
+  Schema.String.pipe(
+    Schema.pattern(/^([1-9]|1[0-9]|2[0-4])$/, {
+      ...refused("must be an integer from 1 to 24"),
+      jsonSchema: { type: "integer", minimum: 1, maximum: 24, default: defaultHours },
+    }),
+    Schema.compose(Schema.NumberFromString),
+  ),
+)
+
 const letterId = HttpApiSchema.param("letterId", Schema.typeSchema(UserId))
 export const operations = HttpApiGroup.make("operations")
   .annotate(OpenApi.Description, "For operators: figures and dead letters. The page at `/` reads them.")
@@ -74,17 +94,49 @@ export const operations = HttpApiGroup.make("operations")
       ),
   )
   .add(
+    HttpApiEndpoint.get("systemHistory", "/api/system/history")
+      .annotate(OpenApi.Summary, "Read the figures of the last hours")
+      .setUrlParams(Schema.Struct({ hours: Hours }))
+      .addSuccess(HistoryFigures)
+      .addError(problems(422))
+      .annotate(
+        OpenApi.Description,
+        "One sample a minute of the last hours, from the memory of this API: it begins anew with the process.",
+      ),
+  )
+  .add(
+    HttpApiEndpoint.get("recentEvents", "/api/events")
+      .annotate(OpenApi.Summary, "Search the events recorded last")
+      .setUrlParams(
+        Schema.Struct({
+          user: Schema.optional(Schema.String),
+          product: Schema.optional(Schema.String),
+          type: Schema.optional(Schema.String),
+          limit: Limit,
+        }),
+      )
+      .addSuccess(
+        Schema.Struct({ items: Schema.Array(RecentEvent) }).annotations({ identifier: "RecentEvents" }),
+      )
+      .addError(problems(422, 503))
+      .annotate(
+        OpenApi.Description,
+        "Those of the 1,000 events recorded last that match, newest first, and whether they are applied.",
+      ),
+  )
+  .add(
     HttpApiEndpoint.get("deadLetters", "/api/dead-letters")
       .annotate(OpenApi.Summary, "List dead letters")
-      .setUrlParams(Schema.Struct({ error: Schema.optional(Schema.String), limit: Limit }))
+      .setUrlParams(Schema.Struct({ ...filters, limit: Limit }))
       .addSuccess(DeadLetters)
       .addError(problems(422, 503)),
   )
   .add(
     HttpApiEndpoint.get("deadLetterGroups", "/api/dead-letters/groups")
       .annotate(OpenApi.Summary, "Count dead letters by error")
+      .setUrlParams(Schema.Struct(filters))
       .addSuccess(DeadLetterGroups)
-      .addError(problems(503)),
+      .addError(problems(422, 503)),
   )
   .add(
     HttpApiEndpoint.get("deadLetter")`/api/dead-letters/${letterId}`

@@ -7,6 +7,7 @@ export interface DeadLetterFilter {
   readonly error?: string | undefined
   readonly type?: string | undefined
   readonly user?: string | undefined
+  readonly product?: string | undefined
   /** Canonical timestamp of the last failure, inclusive. */
   readonly since?: string | undefined
   /** `x-dead-letter-id` or `message_id`. */
@@ -17,12 +18,13 @@ const orNull = (text: string) => (text === "" ? null : text)
 
 /** A dead letter as listed; `null` where the message or its headers can't be read. */
 export const summary = (deadLetter: DeadLetter) => {
-  const { event_type, message_id, user_id } = content(deadLetter)
+  const { event_type, message_id, product_id, user_id } = content(deadLetter)
   return {
     id: orNull(deadLetter.id),
     message_id,
     user_id,
     event_type,
+    product_id,
     error: orNull(deadLetter.error),
     message: orNull(deadLetter.message),
     attempts: deadLetter.attempts,
@@ -33,16 +35,17 @@ export const summary = (deadLetter: DeadLetter) => {
 export type Summary = ReturnType<typeof summary>
 
 export const matching =
-  ({ error, ids, since, type, user }: DeadLetterFilter) =>
+  ({ error, ids, product, since, type, user }: DeadLetterFilter) =>
   (deadLetter: DeadLetter): boolean => {
     if (error !== undefined && deadLetter.error !== error) return false
     if (since !== undefined && !(deadLetter.lastFailedAt >= since)) return false
-    if (ids === undefined && type === undefined && user === undefined) return true
-    const { event_type, message_id, user_id } = content(deadLetter)
+    if ([ids, product, type, user].every((wanted) => wanted === undefined)) return true
+    const { event_type, message_id, product_id, user_id } = content(deadLetter)
     return (
       (ids === undefined || ids.has(deadLetter.id) || (message_id !== null && ids.has(message_id))) &&
       (type === undefined || event_type === type) &&
-      (user === undefined || user_id === user)
+      (user === undefined || user_id === user) &&
+      (product === undefined || product_id === product)
     )
   }
 

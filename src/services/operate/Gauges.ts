@@ -13,11 +13,11 @@ import {
 } from "../ports/InteractionQueue.ts"
 import * as Telemetry from "../Telemetry.ts"
 
-const serverInterval = Duration.seconds(10)
+export const serverInterval = Duration.seconds(10)
 const interval = Duration.seconds(5)
 const tick = Duration.seconds(1)
 
-const polling = <E, R>(update: Effect.Effect<unknown, E, R>, every: Duration.Duration) =>
+export const polling = <E, R>(update: Effect.Effect<unknown, E, R>, every: Duration.Duration) =>
   Effect.ignore(update).pipe(
     Effect.repeat(Schedule.spaced(every)),
     Telemetry.untraced,
@@ -25,28 +25,29 @@ const polling = <E, R>(update: Effect.Effect<unknown, E, R>, every: Duration.Dur
     Layer.scopedDiscard,
   )
 
-export const queues = polling(
-  Effect.gen(function* () {
-    const { failed, main, quarantined, retry } = yield* (yield* InteractionQueue).depths
-    yield* Metric.set(Telemetry.queueDepth(queue), main.ready)
-    yield* Metric.set(Telemetry.queueConsumers, main.consumers)
-    yield* Metric.set(Telemetry.queueDepth(quarantineQueue), quarantined)
-    yield* Metric.set(Telemetry.queueDepth(failedQueue), failed)
-    for (const [delay, waiting] of Object.entries(retry))
-      yield* Metric.set(Telemetry.queueDepth(retryQueue(Number(delay))), waiting)
-    if (main.ready === 0) yield* Metric.set(Telemetry.queueAge, 0)
-  }),
-  serverInterval,
-)
+/** Reads the depths of the queues and sets their gauges. */
+export const lookAtQueues = Effect.gen(function* () {
+  const depths = yield* (yield* InteractionQueue).depths
+  const { failed, main, quarantined, retry } = depths
+  yield* Metric.set(Telemetry.queueDepth(queue), main.ready)
+  yield* Metric.set(Telemetry.queueConsumers, main.consumers)
+  yield* Metric.set(Telemetry.queueDepth(quarantineQueue), quarantined)
+  yield* Metric.set(Telemetry.queueDepth(failedQueue), failed)
+  for (const [delay, waiting] of Object.entries(retry))
+    yield* Metric.set(Telemetry.queueDepth(retryQueue(Number(delay))), waiting)
+  if (main.ready === 0) yield* Metric.set(Telemetry.queueAge, 0)
+  return depths
+})
+export const queues = polling(lookAtQueues, serverInterval)
 
-export const outbox = polling(
-  Effect.gen(function* () {
-    const { oldestUnpublishedSeconds, unpublished } = yield* (yield* InteractionLog).outbox
-    yield* Metric.set(Telemetry.outboxRows, unpublished)
-    yield* Metric.set(Telemetry.outboxAge, oldestUnpublishedSeconds ?? 0)
-  }),
-  serverInterval,
-)
+/** Reads the state of the outbox and sets its gauges. */
+export const lookAtOutbox = Effect.gen(function* () {
+  const outbox = yield* (yield* InteractionLog).outbox
+  yield* Metric.set(Telemetry.outboxRows, outbox.unpublished)
+  yield* Metric.set(Telemetry.outboxAge, outbox.oldestUnpublishedSeconds ?? 0)
+  return outbox
+})
+export const outbox = polling(lookAtOutbox, serverInterval)
 
 const micros = 1_000_000
 let counted = { user: 0, system: 0 }

@@ -97,13 +97,17 @@ export const userInFigures = Effect.fn("userInFigures")(function* (user_id: User
   }
 })
 
-/** The same, with the products nearest to the stored vector. */
+/**
+ * The same, with the products nearest to the stored vector. Their `cosine` is of the stored vectors as they are; the
+ * `similarity` of a recommendation is of taste and product, both centred.
+ */
 export const showUser = Effect.fn("showUser")(function* (user_id: UserId) {
   const figures = yield* userInFigures(user_id)
   const [users, products] = yield* Effect.all([UserEmbeddings, ProductEmbeddings])
   const vector = (yield* ownerOf(users, user_id)).record?.embedding
   if (vector === undefined) return yield* new UserNotFound({ user_id, known: true })
   const { space } = figures
-  const nearest_products = yield* products.nearest(vector.embedding, { space, limit: neighboursShown })
+  const nearest = yield* products.nearest(vector.embedding, { space, limit: neighboursShown })
+  const nearest_products = nearest.map(({ similarity, ...product }) => ({ ...product, cosine: similarity }))
   return { ...figures, nearest_products }
 })

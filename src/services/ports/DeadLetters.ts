@@ -31,6 +31,7 @@ export interface Content {
   readonly message_id: string | null
   readonly user_id: string | null
   readonly event_type: string | null
+  readonly product_id: string | null
 }
 
 const textOf = (value: unknown): string | null =>
@@ -45,11 +46,12 @@ const parse = (body: Uint8Array): Readonly<Record<string, unknown>> => {
 }
 
 export const content = ({ body, messageId }: Pick<DeadLetter, "body" | "messageId">): Content => {
-  const { event_type, message_id, user_id } = parse(body)
+  const { event_type, message_id, product_id, user_id } = parse(body)
   return {
     message_id: messageId ?? textOf(message_id),
     user_id: textOf(user_id),
     event_type: textOf(event_type),
+    product_id: textOf(product_id),
   }
 }
 

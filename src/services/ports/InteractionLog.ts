@@ -209,6 +209,11 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       limit: number,
     ) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
     /**
+     * Seconds since the recording of the `rank`-th newest row, or of a newer one where ids are missing. `null` if the log is
+     * empty. Fast for any rank.
+     */
+    readonly ageOfNewest: (rank: number) => Effect.Effect<number | null, InteractionLogError>
+    /**
      * How many events of each type the user has with each of the products `among`, without those that are taken back; only
      * events of `types`, if they are given. Pruned events count, once if they are posted again.
      */

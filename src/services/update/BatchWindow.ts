@@ -28,6 +28,11 @@ export class BatchWindow {
     return taken
   }
 
+  /** Messages in open windows. */
+  get size(): number {
+    return this.waiting.values().reduce((sum, { messages }) => sum + messages.length, 0)
+  }
+
   /** When the next window closes (Unix ms). */
   get closes(): number | undefined {
     const [first] = this.waiting.values()

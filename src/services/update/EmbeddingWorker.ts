@@ -32,14 +32,26 @@ import {
   type ReceivedMessage,
   receive,
 } from "./ReceivedMessage.ts"
+import { WorkerLoad } from "./WorkerLoad.ts"
 
 export class EmbeddingWorker extends Context.Tag("user-embeddings/EmbeddingWorker")<
   EmbeddingWorker,
   {
     /** Why messages wait for a dependency; none while all dependencies work. */
     readonly outage: Effect.Effect<Option.Option<string>>
+    /** What the worker holds and has done. */
+    readonly look: Effect.Effect<Look>
   }
 >() {}
+
+export interface Look {
+  readonly held: number
+  readonly acknowledged: number
+  /** Times are Unix ms. `oldestRecordedAt`: of the events that the worker has given back, if there are any. */
+  readonly outage:
+    | { readonly reason: string; readonly since: number; readonly oldestRecordedAt: number | undefined }
+    | undefined
+}
 
 /** The pause after a batch on a shared thread: this many times the duration of the batch, up to the longest pause. */
 const pauseFactor = 3
@@ -60,6 +72,7 @@ interface Worker {
   readonly consumer: Consumer
   readonly updater: EmbeddingUpdater["Type"]
   readonly held: HeldMessages
+  readonly load: WorkerLoad
   readonly eventTypes: EventTypes
   readonly prefetch: number
   /** The largest batch: half the prefetch, so that the other half arrives meanwhile. */
@@ -133,11 +146,12 @@ const countSettled = (system: string, settled: ReadonlyArray<Settled>) => {
 }
 
 const settleAll = Effect.fnUntraced(function* (
-  { consumer, queue }: Pick<Worker, "consumer" | "queue">,
+  { consumer, load, queue }: Pick<Worker, "consumer" | "load" | "queue">,
   settled: ReadonlyArray<Settled>,
 ) {
   if (settled.length === 0) return
   yield* consumer.settle(settled)
+  load.settled(settled)
   countSettled(queue.system, settled)
   const level = yield* FiberRef.get(FiberRef.currentMinimumLogLevel)
   const logged = LogLevel.lessThanEqual(level, LogLevel.Debug)
@@ -191,6 +205,7 @@ const changeState = (worker: Worker, outcomes: ReadonlyArray<Outcome>, tried: Tr
   const error = errors.at(-1)
   if (error !== undefined) {
     const isNew = OutageState.reasonOf(worker.state) === undefined
+    if (isNew) worker.load.outageBegins()
     worker.state = OutageState.afterFailure(worker.state, errors, tried)
     worker.consumer.receive(OutageState.intakeOf(worker.state, tried.now))
     return isNew
@@ -245,7 +260,7 @@ const traced = (worker: Worker, messages: ReadonlyArray<DecodedMessage>, isAlone
     updateAndSettle(worker, messages, isAlone, probe),
   )
 
-const handle = Effect.fnUntraced(function* (
+const handleBatch = Effect.fnUntraced(function* (
   worker: Worker,
   limit: BatchLimit,
   { batch: taken, probe }: Work,
@@ -279,6 +294,15 @@ const handle = Effect.fnUntraced(function* (
     limit.most = Math.max(1, batch.length >> 1)
   else if (batch.length >= limit.most) limit.most = Math.min(worker.batchSize, 2 * limit.most)
 })
+
+const handle = (worker: Worker, limit: BatchLimit, work: Work) => {
+  const change = (by: number) =>
+    Effect.sync(() => {
+      worker.load.inBatches += by
+    })
+  const count = work.batch.length
+  return Effect.zipRight(change(count), Effect.ensuring(handleBatch(worker, limit, work), change(-count)))
+}
 
 // ---------------------------------------------------------------------------------------------------------
 // The fibers of a worker
@@ -380,6 +404,19 @@ const stop = Effect.fnUntraced(function* (
   yield* Fiber.interrupt(handling)
 })
 
+const lookAt = ({ held, load, state }: Worker): Look => {
+  const outage = OutageState.outageOf(state)
+  return {
+    held: held.count + load.inBatches,
+    acknowledged: load.acknowledged,
+    outage: outage && {
+      reason: outage.reason,
+      since: outage.since,
+      oldestRecordedAt: load.oldestGivenBack,
+    },
+  }
+}
+
 const make = Effect.gen(function* () {
   const { batchEnabled, batchWindow, eventTypes, prefetch, workerInterval } = yield* EmbeddingConfig
   const queue = yield* InteractionQueue
@@ -391,6 +428,7 @@ const make = Effect.gen(function* () {
     consumer: yield* queue.consume(prefetch),
     updater,
     held: new HeldMessages(window, updater.needsEmbedder),
+    load: new WorkerLoad(),
     eventTypes,
     prefetch,
     batchSize,
@@ -411,7 +449,10 @@ const make = Effect.gen(function* () {
     ]),
     ([takingFiber, handlingFiber]) => stop(worker, takingFiber, handlingFiber),
   )
-  return { outage: Effect.sync(() => Option.fromNullable(OutageState.reasonOf(worker.state))) }
+  return {
+    outage: Effect.sync(() => Option.fromNullable(OutageState.reasonOf(worker.state))),
+    look: Effect.sync(() => lookAt(worker)),
+  }
 })
 
 export const layer = Layer.scoped(EmbeddingWorker, make)

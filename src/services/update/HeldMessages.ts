@@ -47,6 +47,11 @@ export class HeldMessages {
     private readonly needsEmbedder: (interaction: Interaction) => boolean,
   ) {}
 
+  /** All messages, those in the window among them. */
+  get count(): number {
+    return this.size + (this.window?.size ?? 0)
+  }
+
   /** Messages outside the window. */
   get size(): number {
     return this.ready.length + this.searches.length

@@ -11,6 +11,8 @@ import * as RetryPolicies from "../RetryPolicies.ts"
 
 interface Outage {
   readonly reason: string
+  /** When it began, Unix ms. */
+  readonly since: number
   readonly failedProbes: number
   /** Unix ms. */
   readonly nextProbe: number
@@ -34,6 +36,9 @@ export const working: OutageState = { _tag: "Working" }
 /** Why messages can't be handled; `undefined` without an outage. */
 export const reasonOf = (state: OutageState): string | undefined =>
   state._tag === "Working" ? undefined : state.reason
+
+/** The outage, while its dependency is probed. */
+export const outageOf = (state: OutageState): Outage | undefined => ("since" in state ? state : undefined)
 
 /** Whether a probe is due. */
 export const isProbeDue = (state: OutageState, now: number): boolean =>
@@ -72,6 +77,7 @@ export const afterFailure = (
   return {
     _tag: onlySearches ? "ProbingSearches" : "ProbingAll",
     reason,
+    since: "since" in state ? state.since : now,
     failedProbes,
     nextProbe: now + Duration.toMillis(RetryPolicies.probeDelay(failedProbes)),
   }

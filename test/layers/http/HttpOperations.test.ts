@@ -5,6 +5,7 @@ import { Context, Duration, Effect, Exit, Layer, Scope } from "effect"
 import { type Route, routes } from "../../../src/layers/http/HttpRoutes.ts"
 import * as Api from "../../../src/programs/Api.ts"
 import { effectTest, layerSuite } from "../../support/effect.ts"
+import { eventually } from "../../support/pipeline.ts"
 import { embedded } from "../../support/stacks.ts"
 
 const api = (extra: Readonly<Record<string, string>> = {}) =>
@@ -38,9 +39,19 @@ layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
       expect((yield* call("/", { headers: { "if-none-match": etag } })).status).toBe(304)
       for (const [, path] of page.text.matchAll(/(?:src|href)="(\/page\/[^"]+)"/g))
         expect((yield* call(path!)).status).toBe(200)
-      for (const path of ["/api/system", "/api/system/events", "/api/dead-letters", "/api/user/1/profile"])
+      for (const path of [
+        "/api/system",
+        "/api/system/events",
+        "/api/system/history",
+        "/api/events",
+        "/api/dead-letters",
+        "/api/user/1/profile",
+      ])
         expect((yield* call(path)).status).toBe(401)
       expect((yield* call("/page/other.js")).status).toBe(401)
+      const document = yield* call("/page/docs/runbook.md")
+      expect(document.text).toContain('<h2 id="noconsumers">NoConsumers</h2>')
+      expect(document.headers.get("content-security-policy")).toContain("default-src 'none'")
       const problems = yield* call("/problems")
       expect([problems.status, problems.headers.get("content-type")]).toEqual([
         200,
@@ -49,6 +60,31 @@ layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
       // The type of a problem leads to its section.
       const { type } = JSON.parse((yield* call("/api/system")).text)
       expect(problems.text).toContain(`<section id="${type.replace("/problems#", "")}">`)
+    }))
+
+  it("the history begins with the API, a sample a minute", () =>
+    Effect.gen(function* () {
+      const headers = { authorization: "Bearer t" }
+      const { samples } = yield* eventually(
+        Effect.map(call("/api/system/history?hours=1", { headers }), ({ text }) => {
+          const history = JSON.parse(text)
+          return history.samples.length > 0 ? history : undefined
+        }),
+      )
+      expect(samples).toEqual([
+        {
+          at: expect.any(Number),
+          waiting: 0,
+          oldest_waiting_s: 0,
+          retrying: 0,
+          failed: 0,
+          recorded: null,
+          applied: null,
+          p50: null,
+          p95: null,
+        },
+      ])
+      expect((yield* call("/api/system/history?hours=25", { headers })).status).toBe(422)
     }))
 
   it(
@@ -99,6 +135,30 @@ layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
       expect((yield* act("remove", '{"ids": ["none"]}')).status).toBe(404)
       expect((yield* act("remove", '{"all": true}')).text).toBe('{"removed":0}')
       expect((yield* act("retry", '{"error": "not_json"}')).text).toBe('{"picked":0,"retried":0}')
+    }))
+
+  it("the events recorded last are found by user, product and type", () =>
+    Effect.gen(function* () {
+      const headers = { authorization: "Bearer t" }
+      yield* call("/api/user/u-1/product/p-1/view", { method: "POST", headers })
+      yield* call("/api/user/u-2/product/p-1/click", { method: "POST", headers })
+      const found = (query: string) =>
+        Effect.map(call(`/api/events?${query}`, { headers }), ({ text }) =>
+          JSON.parse(text).items.map((item: { user_id: string; reference: string; applied: boolean }) => [
+            item.user_id,
+            item.reference,
+            item.applied,
+          ]),
+        )
+      const [first, second] = [
+        ["u-1", "p-1", false],
+        ["u-2", "p-1", false],
+      ]
+      expect(yield* found("product=p-1")).toEqual([second, first])
+      expect(yield* found("product=p-1&limit=1")).toEqual([second])
+      expect(yield* found("user=u-1")).toEqual([first])
+      expect(yield* found("type=product_click")).toEqual([second])
+      expect(yield* found("user=u-1&type=product_click")).toEqual([])
     }))
 })
 

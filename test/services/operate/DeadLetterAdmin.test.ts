@@ -68,6 +68,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
           "message_id",
           "user_id",
           "event_type",
+          "product_id",
           "error",
           "message",
           "attempts",
@@ -120,6 +121,7 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
         expect(yield* found({ error: "first" })).toEqual([a.message_id, b.message_id])
         expect(yield* found({ type: "product_click" })).toEqual([b.message_id])
         expect(yield* found({ user: "filter-1", type: "search" })).toEqual([a.message_id])
+        expect(yield* found({ product: "p" })).toEqual([b.message_id])
         expect(yield* found({ since: between })).toEqual([c.message_id])
         const [, second] = yield* listDeadLetters({ error: "first" })
         expect(yield* groupDeadLetters({})).toEqual([

@@ -215,7 +215,7 @@ test("in an outage a backlog waits, is probed by one message, and is finished wh
     layer,
     Effect.gen(function* () {
       const worker = yield* EmbeddingWorker.EmbeddingWorker
-      yield* arrive(...["a", "b", "c", "d"].map((user) => search(user)))
+      yield* arrive(...["a", "b", "c", "d"].map((user, recordedAt) => search(user, { recordedAt })))
       yield* until(() => state.batches.length === 2)
       expect(state.batches.map(({ length }) => length)).toEqual([4, 1])
       // Nothing is held between the probes.
@@ -224,12 +224,18 @@ test("in an outage a backlog waits, is probed by one message, and is finished wh
       expect(state.queues.main.length).toBe(4)
       expect(state.settled).toEqual([])
       expect(Option.isSome(yield* worker.outage)).toBe(true)
+      expect(yield* worker.look).toMatchObject({
+        held: 0,
+        acknowledged: 0,
+        outage: { since: 0, oldestRecordedAt: 0 },
+      })
       yield* until(() => state.batches.length === 8)
       expect(state.batches.slice(1).map(({ length }) => length)).toEqual([1, 1, 1, 1, 1, 1, 1])
       expect(yield* Clock.currentTimeMillis).toBe(1_000 * (1 + 2 + 4 + 8 + 10 + 10 + 10))
       state.outcomeOf = () => acked
       yield* until(() => state.settled.length === 4)
       expect(Option.isNone(yield* worker.outage)).toBe(true)
+      expect(yield* worker.look).toEqual({ held: 0, acknowledged: 4, outage: undefined })
     }),
   )
   expect(new Set(state.settled.map(([, { _tag }]) => _tag))).toEqual(new Set(["Ack"]))

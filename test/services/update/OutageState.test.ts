@@ -11,7 +11,7 @@ const now = 10_000
 const noProbe = { now, probe: false }
 
 test("a failure of the store makes all messages wait, and a failure of the embedder only searches", () => {
-  const probing = { failedProbes: 0, nextProbe: now + 1_000 }
+  const probing = { since: now, failedProbes: 0, nextProbe: now + 1_000 }
   const waitForStore = { _tag: "ProbingAll", reason: store.message, ...probing } as const
   const waitForEmbedder = { _tag: "ProbingSearches", reason: embedder.message, ...probing } as const
   expect(afterFailure(working, [store], noProbe)).toEqual(waitForStore)
@@ -25,8 +25,8 @@ test("a failure of the store makes all messages wait, and a failure of the embed
 test("each failed probe delays the next one, and a batch that began before the outage does not", () => {
   let state = afterFailure(working, [store], noProbe)
   for (const seconds of [2, 4, 8, 10, 10]) {
-    state = afterFailure(state, [store], { now, probe: true })
-    expect(state).toMatchObject({ _tag: "ProbingAll", nextProbe: now + 1_000 * seconds })
+    state = afterFailure(state, [store], { now: now + 1, probe: true })
+    expect(state).toMatchObject({ _tag: "ProbingAll", since: now, nextProbe: now + 1 + 1_000 * seconds })
   }
   expect(afterFailure(state, [store], noProbe)).toEqual(state)
   expect(afterFailure(state, [embedder], noProbe)).toEqual(state)

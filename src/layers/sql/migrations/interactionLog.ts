@@ -304,6 +304,22 @@ const productsOfUsers = Effect.gen(function* () {
   })
 })
 
+/** The last report of each worker. `report` is JSON, so that a new figure needs no migration. */
+const workerReports = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  yield* sql.onDialectOrElse({
+    mysql: () => sql`
+      CREATE TABLE IF NOT EXISTS worker_reports (
+        worker VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL PRIMARY KEY,
+        reported_at DATETIME(3) NOT NULL,
+        report TEXT CHARACTER SET utf8mb4 NOT NULL
+      ) ENGINE = InnoDB`,
+    orElse: () => sql`
+      CREATE TABLE IF NOT EXISTS worker_reports (
+        worker TEXT NOT NULL PRIMARY KEY, reported_at TEXT NOT NULL, report TEXT NOT NULL)`,
+  })
+})
+
 /** Nothing can be recorded before it. */
 export const createsTable = "0001_user_interactions"
 
@@ -325,5 +341,6 @@ export const interactionLog: Migrations = {
     "0007_order_refunds": orderRefunds,
     "0008_pruned": pruned,
     "0009_products_of_users": productsOfUsers,
+    "0010_worker_reports": workerReports,
   },
 }
