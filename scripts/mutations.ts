@@ -381,8 +381,8 @@ export const mutations: ReadonlyArray<Mutation> = [
     scenario: "MongoDB is out: the backlog is given back",
     without: "giving back what waits",
     file: worker,
-    from: "yield* settleAll(worker.consumer, settled)\n  return",
-    to: "yield* settleAll(worker.consumer, settled.filter(([, one]) => !isWaiting(one)))\n  return",
+    from: "yield* settleAll(worker, settled)\n  return",
+    to: "yield* settleAll(worker, settled.filter(([, one]) => !isWaiting(one)))\n  return",
   },
   {
     scenario: "MongoDB is out: the backlog is given back",

@@ -15,8 +15,9 @@ const names = "user_events|user_embedding_(updates.*|partitions)|user_embeddings
 const [runPassword, setupPassword] = [variable("RUN_PASSWORD"), variable("SETUP_PASSWORD")]
 
 const mysql = async () => {
-  const { hostname: host } = new URL(variable("MYSQL_URL"))
-  const admin = await createConnection({ host, user: "root", password: variable("MYSQL_ROOT_PASSWORD") })
+  const { hostname: host, port, username: user } = new URL(variable("MYSQL_URL"))
+  const password = variable("MYSQL_ROOT_PASSWORD")
+  const admin = await createConnection({ host, port: Number(port), user, password })
   const create = async (user: string, password: string, rights: string) => {
     await admin.query("CREATE USER IF NOT EXISTS ?@'%'", [user])
     await admin.query("ALTER USER ?@'%' IDENTIFIED BY ?", [user, password])

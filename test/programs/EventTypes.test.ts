@@ -8,6 +8,7 @@ import * as Vector from "../../src/services/model/Vector.ts"
 import * as Auditor from "../../src/services/operate/Auditor.ts"
 import * as Replayer from "../../src/services/operate/Replayer.ts"
 import { DeadLetters } from "../../src/services/ports/DeadLetters.ts"
+import { InteractionLog } from "../../src/services/ports/InteractionLog.ts"
 import { InteractionQueue } from "../../src/services/ports/InteractionQueue.ts"
 import { apiAndWorker, call } from "../support/api.ts"
 import { layerSuite } from "../support/effect.ts"
@@ -157,6 +158,21 @@ const suite = (name: string, stack: typeof embedded) =>
         const minus = yield* shares("minus")
         expect(minus.product_view).toBeCloseTo(3 / 7, 6)
         expect(minus.dislike).toBeCloseTo(-4 / 7, 6)
+      }))
+
+    it("the profile shows a row of another program as it is", () =>
+      Effect.gen(function* () {
+        const interaction = Interaction.make({
+          user_id: "minus",
+          event_type: "VIEW",
+          product_id: "tent",
+          occurred_at: "2026-03-02T10:00:00.000Z",
+          metadata: {},
+        })
+        const facts = { idempotencyKey: null, occurredAtGiven: true, trace: null, recordedAt: Date.now() }
+        yield* (yield* InteractionLog).append([{ interaction, ...facts }])
+        const { json, status } = yield* call("GET", "/api/user/minus/profile")
+        expect([status, json.events[0].event_type, json.events[0].share]).toEqual([200, "VIEW", null])
       }))
   })
 

@@ -44,12 +44,13 @@ export const UserProfile = Schema.Struct({
   metadata,
   norm: Schema.Number,
   events: Schema.Array(
+    // As they stand in the log, where another program may have written something else.
     Schema.Struct({
-      event_type: EventType,
+      event_type: Schema.String,
       reference: Schema.NullOr(Schema.String),
       product_name: Schema.NullOr(Schema.String),
       occurred_at: Schema.String,
-      message_id: MessageId,
+      message_id: Schema.String,
       share: Schema.NullOr(Schema.Number).annotations({
         description:
           "w / Σ |w| with w = weight · exp(−λ · days before last_updated), negative if the event moves the vector away; null: not applied, because the event is in flight or its product has no embedding",

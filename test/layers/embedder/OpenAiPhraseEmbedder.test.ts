@@ -450,6 +450,7 @@ effectTest("a request has a client span by the semantic conventions, without the
       "gen_ai.provider.name": "openai",
       "gen_ai.request.model": model,
       "gen_ai.usage.input_tokens": 4,
+      "gen_ai.embeddings.dimension.count": dimensions,
     })
   }),
 )
