@@ -143,8 +143,8 @@ const index = ({ query, target: { dimensions, table } }: Session) =>
     return undefined
   })
 
-/** One statement, so that it is one transaction in one round trip. */
-const apply = ({ query, target: { table } }: Session, { removals, rows }: SinkChanges) => {
+/** One statement, so that it is one transaction. */
+const upsert = ({ query, target: { table } }: Session, { removals, rows }: SinkChanges) => {
   const target = quoted(table)
   const removed = removalsOf(table)
   return query(
@@ -182,6 +182,23 @@ const apply = ({ query, target: { table } }: Session, { removals, rows }: SinkCh
     ],
   )
 }
+
+/**
+ * After an outage most changes of the feed are older than what the fill has written. Versions never fall, so they are left
+ * out before their vectors are sent, which is most of the work.
+ */
+const apply = (session: Session, { removals, rows }: SinkChanges) =>
+  Effect.gen(function* () {
+    const stale = yield* session.query<{ user_id: UserId }>(
+      "select",
+      `SELECT user_id FROM unnest($1::text[], $2::bigint[]) AS new (user_id, version)
+         JOIN ${quoted(session.target.table)} AS old USING (user_id) WHERE old.version >= new.version`,
+      [rows.map(({ user_id }) => user_id), rows.map(({ version }) => version)],
+    )
+    const old = new Set(stale.map(({ user_id }) => user_id))
+    const newer = rows.filter(({ user_id }) => !old.has(user_id))
+    if (newer.length + removals.length > 0) yield* upsert(session, { removals, rows: newer })
+  })
 
 const versions = ({ query, target: { table } }: Session) =>
   Stream.paginateEffect("", (after) =>
@@ -253,7 +270,7 @@ const connect = (target: SinkTarget) =>
     return {
       prepare: prepare(session),
       index: index(session),
-      apply: (changes) => Effect.asVoid(apply(session, changes)),
+      apply: (changes) => apply(session, changes),
       forget: (users) =>
         Effect.asVoid(
           query("delete", `DELETE FROM ${quoted(target.table)} WHERE user_id = ANY ($1)`, [users]),

@@ -69,6 +69,14 @@ withServers(["postgres"], "the sink in PostgreSQL", () => {
       expect(Either.getOrThrow(answer)).toContain("at most 4000 dimensions, and these are 4001")
       expect(await indexOf("d4001")).toBeUndefined()
     })
+    test("that are not newer than the row are not sent", async () => {
+      const of = (dimensions: number) => ({ rows: [row(dimensions)], removals: [] })
+      const answer = await using(sink("stale", 4), ({ apply, prepare }) =>
+        Effect.zipRight(Effect.zipRight(prepare, apply(of(4))), apply(of(5))),
+      )
+      // PostgreSQL would refuse a vector of 5 dimensions.
+      expect(answer).toEqual(Either.right(undefined))
+    })
     test("of another dimension than those of the table are refused before anything is written", async () => {
       await using(sink("other", 4), ({ prepare }) => prepare)
       const answer = await using(sink("other", 5), ({ prepare }) => prepare)

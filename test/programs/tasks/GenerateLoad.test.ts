@@ -4,7 +4,7 @@ import { HttpServer } from "@effect/platform"
 import { BunContext } from "@effect/platform-bun"
 import { Effect, Layer, Option } from "effect"
 import * as Api from "../../../src/programs/Api.ts"
-import { generateLoad, type LoadOptions, toReport } from "../../../src/programs/tasks/GenerateLoad.ts"
+import { generateLoad, type LoadOptions, slices, toReport } from "../../../src/programs/tasks/GenerateLoad.ts"
 import * as Worker from "../../../src/programs/Worker.ts"
 import * as Auditor from "../../../src/services/operate/Auditor.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
@@ -156,4 +156,13 @@ test("passes when all are accepted, 95 % within 30 s, depth below 5,000, nothing
     { audit: { ...audit, extra: 1 } },
   ])
     expect(toReport({ ...run, ...change }).pass).toBe(false)
+})
+
+test("slices cover all events in order, and 200,000 of them are made at once", () => {
+  expect([...slices([1, 2, 3, 4, 5], 2)]).toEqual([[1, 2], [3, 4], [5]])
+  const events = Array.from({ length: 200_000 }, (_, index) => index)
+  const before = performance.now()
+  expect([...slices(events, 1)].length).toBe(events.length)
+  // Arr.chunksOf takes a minute.
+  expect(performance.now() - before).toBeLessThan(5_000)
 })
