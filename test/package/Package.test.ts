@@ -104,9 +104,17 @@ const suite = () => {
   })
 
   test("the installed program serves the API", async () => {
-    const answer = await fetch(`${url}/readyz`)
+    const ready = () => fetch(`${url}/readyz`)
+    let answer = await ready()
+    // It listens before it has looked at the database for the first time.
+    for (
+      const began = Date.now();
+      answer.status !== 200 && Date.now() - began < 10_000;
+      answer = await ready()
+    )
+      await Bun.sleep(100)
     expect([answer.status, await answer.json()]).toMatchObject([200, { status: "ok" }])
-  })
+  }, 20_000)
 
   test("the example with promises", async () => {
     const output = await runs(shop, [bun, "promises.ts"])
