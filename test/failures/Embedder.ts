@@ -47,6 +47,7 @@ failures("the embedding service", "programs", (scenario) => {
       for (const phrase of [...wrong, ...zero, ...good]) expect(callsFor(openAi, phrase)).toBe(1)
       await system.proof({ dead: 6 })
     },
+    heavy(scenario),
   )
 
   withService(
@@ -92,6 +93,7 @@ failures("the embedding service", "programs", (scenario) => {
       await system.proof()
       for (const phrase of wanted) expect(callsFor(openAi, phrase)).toBe(1)
     },
+    heavy(scenario),
   )
 
   const outages: ReadonlyArray<readonly [string, Fault]> = [

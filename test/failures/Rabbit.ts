@@ -6,7 +6,7 @@ import * as cluster from "../support/cluster.ts"
 import { virtualHostIn } from "../support/servers.ts"
 import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
-import { type Answers, consuming, failures, inForm, long, type System } from "./System.ts"
+import { type Answers, consuming, failures, heavy, inForm, long, type System } from "./System.ts"
 
 const allCreated = ({ statuses, times }: Answers) => expect(statuses).toEqual(new Map([[201, times.length]]))
 
@@ -29,7 +29,7 @@ failures("RabbitMQ", "servers", (scenario) => {
     await system.proof()
   })
 
-  scenario("out of memory", async (system) => {
+  heavy(scenario)("out of memory", async (system) => {
     const watermark = (share: number) =>
       sacrificial.exec("rabbitmq", "rabbitmqctl", "-q", "set_vm_memory_high_watermark", String(share))
     await system.api()

@@ -4,7 +4,7 @@ import { happenings } from "./Shop.ts"
 import { consuming, failures, heavy, inForm, repetitions } from "./System.ts"
 
 failures("workers killed", "programs", (scenario) => {
-  scenario("at random points", async (system) => {
+  heavy(scenario)("at random points", async (system) => {
     const [count, users, each] = inForm([2, 40, 80], [4, 200, 100])
     const kills = 2 * repetitions(4, 25)
     await system.api()
