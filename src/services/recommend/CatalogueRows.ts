@@ -23,6 +23,8 @@ const meanMovesAt = 0.01
 const meanMovesAfter = Duration.minutes(1)
 /** Rows are encoded again when the mean has moved so far, by the square of its distance over that of the rows. */
 const codesMoveAt = 0.1
+/** Changed rows that are remembered. */
+const mostChangedRows = 50_000
 
 /** How much a catalogue holds. */
 export interface Bounds {
@@ -50,6 +52,9 @@ export class ProductRows {
   /** By row; `undefined` where a product was removed. */
   readonly products: Array<Product | undefined> = []
   readonly rowOf = new Map<ProductId, number>()
+  /** Rows whose product changed, in this order. When there are many, they are forgotten and an epoch begins. */
+  readonly changedRows: Array<number> = []
+  changeEpoch = 0
   /** Products of the space that are left out, and what is wrong with their vectors. */
   readonly unusable = new Map<ProductId, string>()
   /** When each product was written last, by the clock of its writer. */
@@ -168,6 +173,7 @@ export class ProductRows {
     this.products[row] = { product_id, product_name, category, available, attributes }
     this.countAttributes(this.products[row], 1)
     this.rowOf.set(product_id, row)
+    this.noteChange(row)
   }
 
   remove(id: ProductId, now: number): void {
@@ -178,6 +184,7 @@ export class ProductRows {
     this.countAttributes(this.products[row], -1)
     this.products[row] = undefined
     this.free.push(row)
+    this.noteChange(row)
     this.countChange(now)
   }
 
@@ -206,7 +213,8 @@ export class ProductRows {
 
   /** Removes all products and keeps μ. */
   clear(): void {
-    for (const list of [this.blocks, this.products, this.free]) list.length = 0
+    for (const list of [this.blocks, this.products, this.free, this.changedRows]) list.length = 0
+    this.changeEpoch += 1
     for (const map of [this.rowOf, this.stamps, this.unusable, this.attributes]) map.clear()
     this.sum.fill(0)
     this.lengths = []
@@ -282,6 +290,14 @@ export class ProductRows {
       if (count === 0) this.attributes.delete(name)
       else this.attributes.set(name, count)
     }
+  }
+
+  private noteChange(row: number): void {
+    if (this.changedRows.length >= mostChangedRows) {
+      this.changedRows.length = 0
+      this.changeEpoch += 1
+    }
+    this.changedRows.push(row)
   }
 
   private countChange(now: number): void {

@@ -93,13 +93,13 @@ const comparison = 16
 /** Searches the memory, one search at a time. */
 export const makeScan = (rows: ProductRows, scans: Effect.Semaphore) => {
   const estimate = makeEstimate(rows)
-  const matchesOf = makeRememberedMatches()
+  const matchesOf = makeRememberedMatches(rows)
   const search = Effect.fnUntraced(function* (direction: Float32Array, search: Search) {
     // The mean may move during the search, which keeps to the one that it began with.
     const { codes, lengths, mean, products } = rows
     const onMean = Vector.dot(direction, mean)
     const { extra = new Map<ProductId, number>(), filter = {}, limit, without } = search
-    const matches = yield* matchesOf(filter, products)
+    const matches = yield* matchesOf(filter)
     const ranking = new Ranking(search, (row: number) => {
       const length = lengths[row] ?? 0
       return length < noDirection ? 0 : (rows.dot(direction, row) - onMean) / length

@@ -4,11 +4,11 @@
  */
 import { Effect } from "effect"
 import { yieldToEventLoop } from "../EventLoop.ts"
-import type { Product } from "../model/Product.ts"
+import type { ProductRows } from "./CatalogueRows.ts"
 import { matcher, type ProductFilter } from "./ProductFilter.ts"
 
-/** Products remembered for all filters together: 9 bytes each. */
-const mostRemembered = 1 << 21
+/** Bytes for all filters together: one for each product. */
+const mostRemembered = 1 << 24
 /** Products to which a filter is applied before other fibers run: up to 2 ms. */
 const appliedAtOnce = 4_096
 
@@ -20,51 +20,56 @@ export interface Matches {
 
 class Remembered implements Matches {
   count = 0
-  readonly of: Uint8Array
-  private readonly asked: Array<Product | undefined>
-  private readonly matches: (product: Product) => boolean
+  of = new Uint8Array(0)
+  private epoch = -1
+  /** Changes that are taken over. */
+  private taken = 0
+  private readonly matches: ReturnType<typeof matcher>
 
-  constructor(filter: ProductFilter, rows: number) {
+  constructor(
+    private readonly rows: ProductRows,
+    filter: ProductFilter,
+  ) {
     this.matches = matcher(filter)
-    this.of = new Uint8Array(rows)
-    this.asked = new Array<Product | undefined>(rows).fill(undefined)
   }
 
-  /** Brings rows up to date, and answers where to go on. A product that changes becomes another object. */
-  update(products: ReadonlyArray<Product | undefined>, from: number): number {
-    let [row, applied] = [from, 0]
-    for (; row < products.length && applied < appliedAtOnce; row++) {
-      const product = products[row]
-      if (this.asked[row] === product) continue
-      applied++
-      const answer = product !== undefined && this.matches(product) ? 1 : 0
-      this.count += answer - this.of[row]!
-      this.of[row] = answer
-      this.asked[row] = product
+  private apply(row: number): void {
+    const product = this.rows.products[row]
+    const answer = product !== undefined && this.matches(product) ? 1 : 0
+    this.count += answer - this.of[row]!
+    this.of[row] = answer
+  }
+
+  /** Takes over what has changed; yields now and then, for a caller to let other fibers run. */
+  *update(): Generator<void> {
+    const { rows } = this
+    while (this.epoch !== rows.changeEpoch || this.of.length < rows.products.length) {
+      this.of = new Uint8Array(Math.ceil(1.1 * rows.products.length))
+      this.count = 0
+      this.epoch = rows.changeEpoch
+      this.taken = rows.changedRows.length
+      for (let row = 0; row < rows.products.length && row < this.of.length; row++) {
+        this.apply(row)
+        if (row % appliedAtOnce === appliedAtOnce - 1) yield
+      }
     }
-    return row
+    for (; this.taken < rows.changedRows.length; this.taken++) this.apply(rows.changedRows[this.taken]!)
   }
 }
 
-/** Answers with the matches among the products; the filter that was not used for longest is forgotten. */
-export const makeRememberedMatches = () => {
+/** Answers with the products that match; the filter that was not used for longest is forgotten. */
+export const makeRememberedMatches = (rows: ProductRows) => {
   const known = new Map<string, Remembered>()
-  return Effect.fnUntraced(function* (
-    { categories, conditions }: ProductFilter,
-    products: ReadonlyArray<Product | undefined>,
-  ): Effect.fn.Return<Matches> {
+  return Effect.fnUntraced(function* ({ categories, conditions }: ProductFilter): Effect.fn.Return<Matches> {
     const key = JSON.stringify([categories, conditions])
-    let current = known.get(key)
-    if (current === undefined || current.of.length < products.length)
-      current = new Remembered({ categories, conditions }, Math.ceil(1.1 * products.length))
+    const current = known.get(key) ?? new Remembered(rows, { categories, conditions })
     known.delete(key)
     known.set(key, current)
     for (const oldest of known.keys()) {
-      if (known.size === 1 || known.size * products.length <= mostRemembered) break
+      if (known.size === 1 || known.size * rows.products.length <= mostRemembered) break
       known.delete(oldest)
     }
-    let row = current.update(products, 0)
-    for (; row < products.length; row = current.update(products, row)) yield* yieldToEventLoop
+    for (const _ of current.update()) yield* yieldToEventLoop
     return current
   })
 }
