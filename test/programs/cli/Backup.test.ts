@@ -8,6 +8,7 @@ import { backup } from "../../../src/layers/sqlite/SqliteBackup.ts"
 import * as Auditor from "../../../src/services/operate/Auditor.ts"
 import * as Settings from "../../../src/services/Settings.ts"
 import { bundledProgram } from "../../support/bundledProgram.ts"
+import { childProcess } from "../../support/childProcess.ts"
 import { effectTest } from "../../support/effect.ts"
 import { drained, pipeline, record, recording as recordingOn, search } from "../../support/pipeline.ts"
 import { embedded } from "../../support/stacks.ts"
@@ -15,20 +16,8 @@ import { embedded } from "../../support/stacks.ts"
 const main = await bundledProgram("src/programs/main.ts")
 const at = (second: number) => new Date(Date.UTC(2026, 0, 1, 0, 0, second)).toISOString()
 
-const run = async (folder: string, ...args: ReadonlyArray<string>) => {
-  const child = Bun.spawn([process.execPath, main, "backup", ...args], {
-    env: { PATH: process.env.PATH ?? "", DATA_DIR: folder, LOG_LEVEL: "error" },
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "pipe",
-  })
-  const [code, out, err] = await Promise.all([
-    child.exited,
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-  ])
-  return { code, out, err }
-}
+const run = (folder: string, ...args: ReadonlyArray<string>) =>
+  childProcess([process.execPath, main, "backup", ...args], { DATA_DIR: folder, LOG_LEVEL: "error" })
 
 effectTest(
   "a copy that was made while events were recorded starts, and every event in it counts once",

@@ -5,6 +5,7 @@ import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
 import { InteractionQueue } from "../../../src/services/ports/InteractionQueue.ts"
 import * as Settings from "../../../src/services/Settings.ts"
 import { bundledProgram } from "../../support/bundledProgram.ts"
+import { childProcess } from "../../support/childProcess.ts"
 import { layerSuite } from "../../support/effect.ts"
 import { embeddingOf, message, record, recording, search, workedOff } from "../../support/pipeline.ts"
 import { embedded } from "../../support/stacks.ts"
@@ -15,20 +16,7 @@ const at = (second: number) => new Date(Date.UTC(2026, 0, 1, 0, 0, second)).toIS
 /** Runs the program in the data folder of the suite, without a terminal. */
 const run = (...args: ReadonlyArray<string>) =>
   Effect.flatMap(Settings.DATA_DIR, (folder) =>
-    Effect.promise(async () => {
-      const child = Bun.spawn(["bun", main, ...args], {
-        env: { PATH: process.env.PATH ?? "", DATA_DIR: folder, LOG_LEVEL: "error" },
-        stdin: "ignore",
-        stdout: "pipe",
-        stderr: "pipe",
-      })
-      const [code, out, err] = await Promise.all([
-        child.exited,
-        new Response(child.stdout).text(),
-        new Response(child.stderr).text(),
-      ])
-      return { code, out, err }
-    }),
+    Effect.promise(() => childProcess(["bun", main, ...args], { DATA_DIR: folder, LOG_LEVEL: "error" })),
   )
 
 layerSuite("operator's commands", recording(embedded()), (it) => {

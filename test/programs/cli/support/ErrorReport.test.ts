@@ -6,6 +6,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { Effect } from "effect"
 import { bundledProgram } from "../../../support/bundledProgram.ts"
+import { childProcess } from "../../../support/childProcess.ts"
 
 const main = await bundledProgram("src/programs/main.ts")
 const folder = mkdtempSync(join(tmpdir(), "error-report-"))
@@ -17,20 +18,8 @@ const nowhere = {
   MONGODB_URL: "mongodb://127.0.0.1:1",
 }
 
-const run = async (line: string, env: Readonly<Record<string, string>>) => {
-  const child = Bun.spawn([process.execPath, main, ...line.split(" ")], {
-    env: { PATH: process.env.PATH, LOG_LEVEL: "error", ...env },
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "pipe",
-  })
-  const [code, out, err] = await Promise.all([
-    child.exited,
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-  ])
-  return { code, out, err }
-}
+const run = (line: string, env: Readonly<Record<string, string>>) =>
+  childProcess([process.execPath, main, ...line.split(" ")], { LOG_LEVEL: "error", ...env })
 
 /** Four processes at a time: with more, each would come near its time-out on a small machine. */
 const processes = Effect.unsafeMakeSemaphore(4)

@@ -9,6 +9,7 @@ import { program } from "../../../../src/programs/cli/Program.ts"
 import { examples } from "../../../../src/programs/cli/support/Examples.ts"
 import * as Help from "../../../../src/programs/cli/support/Help.ts"
 import { bundledProgram } from "../../../support/bundledProgram.ts"
+import { childProcess } from "../../../support/childProcess.ts"
 
 const config = CliConfig.make({ showBuiltIns: false })
 const root = program.descriptor
@@ -17,20 +18,6 @@ const run = <A, E>(effect: Effect.Effect<A, E, BunContext.BunContext>) =>
 const helpOf = (...path: ReadonlyArray<string>) => run(Help.render(root, path, config))
 
 const main = await bundledProgram("src/programs/main.ts")
-const spawn = async (command: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) => {
-  const child = Bun.spawn([...command], {
-    env: { PATH: process.env.PATH, ...env },
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "pipe",
-  })
-  const [code, out, err] = await Promise.all([
-    child.exited,
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-  ])
-  return { code, out, err }
-}
 
 describe("--help", () => {
   test("has examples for every command, and for nothing else", async () => {
@@ -93,7 +80,7 @@ describe("--help", () => {
   })
 
   test("has no colours without a terminal", async () => {
-    const { code, err, out } = await spawn([process.execPath, main, "failed", "retry", "--help"])
+    const { code, err, out } = await childProcess([process.execPath, main, "failed", "retry", "--help"])
     expect({ code, err }).toEqual({ code: 0, err: "" })
     expect(out).toBe(Bun.stripANSI(out))
     expect(out).toContain("user-embeddings failed retry")
@@ -103,7 +90,8 @@ describe("--help", () => {
     "has colours on a terminal, unless NO_COLOR is set",
     async () => {
       const onTerminal = async (command: string, env: Readonly<Record<string, string>>) =>
-        (await spawn(["script", "-qec", `${process.execPath} ${main} ${command}`, "/dev/null"], env)).out
+        (await childProcess(["script", "-qec", `${process.execPath} ${main} ${command}`, "/dev/null"], env))
+          .out
       const [painted, plain, failure] = await Promise.all([
         onTerminal("stats --help", {}),
         onTerminal("stats --help", { NO_COLOR: "1" }),
@@ -125,7 +113,7 @@ test("bash completes commands, commands of a group, and options", async () => {
     const line = `${script}
 COMP_WORDS=(${words.map((word) => `"${word}"`).join(" ")}); COMP_CWORD=${words.length - 1}
 _user-embeddings_bash_completions user-embeddings; printf '%s\\n' "\${COMPREPLY[@]}"`
-    return (await spawn(["bash", "-c", line])).out.trim().split("\n")
+    return (await childProcess(["bash", "-c", line])).out.trim().split("\n")
   }
   const [command, commandsOfGroup, option] = await Promise.all([
     complete("user-embeddings", "im"),
