@@ -172,7 +172,7 @@ const suite = () => {
         'import { open } from "user-embeddings"\nexport const shop = open({ stack: "embeded" })\n',
       )
       const tsc = join(root, "node_modules/.bin/tsc")
-      const { stdout } = await run(shop, [tsc, "--project", config])
+      const { stdout } = await run(shop, [tsc, "--project", config, "--checkers", "1"])
       expect(stdout.trim().split("\n")).toEqual([
         expect.stringMatching(/^wrong\.ts\(2,\d+\): error TS\d+: .*embeded/),
       ])

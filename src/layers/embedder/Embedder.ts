@@ -6,8 +6,6 @@ import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
 import * as Settings from "../../services/Settings.ts"
 import * as LocalPhraseEmbedder from "./LocalPhraseEmbedder.ts"
 import * as NoPhraseEmbedder from "./NoPhraseEmbedder.ts"
-import * as OpenAi from "./OpenAi.ts"
-import * as OpenAiPhraseEmbedder from "./OpenAiPhraseEmbedder.ts"
 
 /** The embedder as a dependency of `doctor`, `setup` and the health checks. */
 export class EmbedderDependency extends Context.Tag("user-embeddings/EmbedderDependency")<
@@ -31,9 +29,16 @@ export const of = (embedder: PhraseEmbedder["Type"]): Layer.Layer<Embedder> =>
     }),
   )
 
-const openAi = Layer.effect(EmbedderDependency, OpenAi.dependency).pipe(
-  Layer.provideMerge(OpenAiPhraseEmbedder.layerConfig),
-  Layer.provide(OpenAi.layerConfig),
+/** The client of OpenAI is loaded only if it is used: it takes a tenth of the time of a start. */
+const openAi = Layer.unwrapEffect(
+  Effect.promise(async () => {
+    const OpenAi = await import("./OpenAi.ts")
+    const { layerConfig } = await import("./OpenAiPhraseEmbedder.ts")
+    return Layer.effect(EmbedderDependency, OpenAi.dependency).pipe(
+      Layer.provideMerge(layerConfig),
+      Layer.provide(OpenAi.layerConfig),
+    )
+  }),
 )
 const local = Layer.merge(
   LocalPhraseEmbedder.layer,

@@ -5,7 +5,7 @@ import * as Stack from "../../layers/Stack.ts"
 import { parseTokens } from "../../services/AccessTokens.ts"
 import * as Auditor from "../../services/operate/Auditor.ts"
 import * as Settings from "../../services/Settings.ts"
-import { generateLoad, type LoadReport, limits, type Progress } from "../tasks/GenerateLoad.ts"
+import type { LoadReport, limits, Progress } from "../tasks/GenerateLoad.ts"
 import { CommandFailed } from "../tasks/ProvisionServers.ts"
 import { json, print } from "./support/Output.ts"
 import { sayingWhere } from "./support/Progress.ts"
@@ -36,7 +36,9 @@ const drawing = (progress: Progress) =>
 const stopped = ({ accepted, embedded, total }: Progress) =>
   `stopped after ${count(accepted)} of ${count(total)} events were accepted and ${count(embedded)} embedded; with the same --seed and --start it goes on`
 
-const toText = ({ audit, event_to_embedding_s: waited, ...report }: LoadReport) =>
+type Limits = typeof limits
+
+const toText = ({ audit, event_to_embedding_s: waited, ...report }: LoadReport, limits: Limits) =>
   [
     `${count(report.sent)} sent, ${count(report.accepted)} accepted in ${report.seconds.toFixed(1)} s (${report.accepted_per_s}/s)` +
       (report.duplicates > 0 ? `, ${count(report.duplicates)} recorded before` : ""),
@@ -89,6 +91,8 @@ export const generate = command(
   },
   ({ json, token, url, ...options }) =>
     Effect.gen(function* () {
+      // The definition of the API takes a quarter of the time of a start, so only this command loads it.
+      const { generateLoad, limits } = yield* Effect.promise(() => import("../tasks/GenerateLoad.ts"))
       const port = yield* Settings.API_PORT
       const known = Option.flatMap(yield* Settings.API_TOKENS, (list) =>
         Option.fromNullable(
@@ -109,7 +113,7 @@ export const generate = command(
         progress: show,
       }).pipe(Effect.ensuring(terminal ? Console.error("") : Effect.void))
       const report = yield* sayingWhere(running, () => stopped(reached))
-      yield* print(json, report, toText)
+      yield* print(json, report, (report) => toText(report, limits))
       if (!report.pass) return yield* new CommandFailed({ message: "the run did not keep within the limits" })
     }).pipe(Effect.provide(Layer.provideMerge(Auditor.layer, Stack.layer))),
 )

@@ -7,7 +7,6 @@ import * as Gauges from "../../services/operate/Gauges.ts"
 import { unknownVariables } from "../../services/UnknownVariables.ts"
 import * as Relay from "../Relay.ts"
 import * as Worker from "../Worker.ts"
-import * as WorkerHealth from "../WorkerHealth.ts"
 import { command } from "./support/Usage.ts"
 
 const namingUnknown = Effect.suspend(() => {
@@ -47,7 +46,10 @@ export const api = serve(
 export const worker = serve(
   "worker",
   "Runs a worker, which folds events into user embeddings; run several to handle more load",
-  WorkerHealth.layer.pipe(Layer.provideMerge(Worker.layer), Layer.provide(Worker.lowerPriority)),
+  loaded(() => import("../WorkerHealth.ts")).pipe(
+    Layer.provideMerge(Worker.layer),
+    Layer.provide(Worker.lowerPriority),
+  ),
 )
 export const relay = serve(
   "relay",

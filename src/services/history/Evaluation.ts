@@ -286,10 +286,12 @@ const plainMean = ({ weights }: Pick<Setting, "weights">): Setting => ({
   again: 0,
 })
 
-/** Values over the greatest one. */
-const overGreatest = (scores: ReadonlyMap<number, number>) => {
+/** Values over the greatest one, for all products. */
+const overGreatest = (scores: ReadonlyMap<number, number>, products: number) => {
   const most = scores.values().reduce((a, b) => Math.max(a, b), 0)
-  return (product: number) => (most > 0 ? (scores.get(product) ?? 0) / most : 0)
+  const shares = new Float64Array(products)
+  for (const [product, score] of scores) if (most > 0) shares[product] = score / most
+  return shares
 }
 
 /** As a recommendation computes it, from the pairs so far. */
@@ -335,8 +337,8 @@ const rankTarget = (
       ? rank(popularity)
       : rank((product) => scores[product]! + weight * popularity(product) + (added?.(product) ?? 0))
   const bought = purchaseScores(past, indexOf, lambda, now)
-  const together = overGreatest(togetherScores(past, pairs, indexOf, counts))
-  const again = overGreatest(bought)
+  const together = overGreatest(togetherScores(past, pairs, indexOf, counts), vectors.length)
+  const again = overGreatest(bought, vectors.length)
 
   const events = past.flatMap((interaction): ReadonlyArray<Event> => {
     const vector = vectorOf(interaction)
@@ -357,7 +359,7 @@ const rankTarget = (
       byVector(
         taste.of(setting),
         setting.popularity,
-        (product) => setting.together * together(product) + setting.again * again(product),
+        (product) => setting.together * together[product]! + setting.again * again[product]!,
       ),
     ),
   ]
@@ -425,28 +427,36 @@ export const estimate = (
   rankings: ReadonlyArray<Ranking>,
   value: (ranks: ReadonlyArray<number>) => number,
 ): Estimate => {
-  const sums = new Map<UserId, readonly [number, number]>()
+  const totals = new Map<UserId, { sum: number; count: number }>()
   for (const { ranks, user } of rankings) {
-    const [sum, count] = sums.get(user) ?? [0, 0]
-    sums.set(user, [sum + value(ranks), count + 1])
+    const total = totals.get(user) ?? { sum: 0, count: 0 }
+    totals.set(user, total)
+    total.sum += value(ranks)
+    total.count += 1
   }
-  const users = [...sums.values()]
-  const mean = (pick: (index: number) => number) => {
+  const users = totals.size
+  const sums = Float64Array.from(totals.values(), ({ sum }) => sum)
+  const counts = Float64Array.from(totals.values(), ({ count }) => count)
+  const meanOf = (drawn: Uint32Array) => {
     let sum = 0
     let count = 0
-    for (let index = 0; index < users.length; index++) {
-      const [a, b] = users[pick(index)]!
-      sum += a
-      count += b
+    for (let place = 0; place < users; place++) {
+      sum += sums[drawn[place]!]!
+      count += counts[drawn[place]!]!
     }
     return count === 0 ? 0 : sum / count
   }
   const random = randomOf(2)
-  const means = Array.from({ length: resamples }, () => mean(() => Math.floor(random() * users.length))).sort(
-    (a, b) => a - b,
-  )
+  const drawn = Uint32Array.from({ length: users }, (_, index) => index)
+  const mean = meanOf(drawn)
+  const means = new Float64Array(resamples)
+  for (let sample = 0; sample < resamples; sample++) {
+    for (let place = 0; place < users; place++) drawn[place] = random() * users
+    means[sample] = meanOf(drawn)
+  }
+  means.sort()
   const at = (share: number) => means[Math.floor(share * (resamples - 1))] ?? 0
-  return { mean: mean((index) => index), low: at(0.025), high: at(0.975) }
+  return { mean, low: at(0.025), high: at(0.975) }
 }
 
 export interface Comparison {
