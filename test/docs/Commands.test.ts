@@ -1,15 +1,30 @@
 /**
  * Runs every command in the `sh` blocks of the README and of docs/, file by file, on a system with real servers that
  * has interactions, products and a dead letter. The test replaces the addresses and ports in the commands by its own. A
- * command that several documents show runs once.
+ * command that several documents show runs once. The whole test command runs each command of the program once, and only
+ * parses the lines that show it with other options.
  */
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { type ChildProcess, spawn } from "node:child_process"
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs"
 import { createServer } from "node:net"
 import { tmpdir } from "node:os"
 import { join, resolve } from "node:path"
+import { CliConfig } from "@effect/cli"
+import { BunContext } from "@effect/platform-bun"
+import { Effect } from "effect"
 import manifest from "../../package.json" with { type: "json" }
+import { program as commandLine } from "../../src/programs/cli/Program.ts"
+import * as CommandLine from "../../src/programs/cli/support/CommandLine.ts"
 import { bundledProgram } from "../support/bundledProgram.ts"
 import {
   connectAmqp,
@@ -73,6 +88,8 @@ const until = async (what: string, holds: () => Promise<boolean>) => {
 
 withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", () => {
   const folder = mkdtempSync(join(tmpdir(), "documents-"))
+  /** The words of the commands to parse, one command a line. */
+  const parsed = join(folder, "parsed")
   const undo: Array<() => Promise<unknown>> = []
   let environment: NodeJS.ProcessEnv = {}
   const system: Array<ChildProcess> = []
@@ -123,11 +140,15 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
       script === `bun src/programs/main.ts ${name}` ? [name] : [],
     )
     const bun = process.execPath
+    const isProgram = names.map((name) => `"run ${name}"`).join("|")
+    const bunThat = (does: string) =>
+      `#!/bin/sh\ncase "$1 $2" in ${isProgram}) shift; ${does};; esac\nexec ${bun} "$@"\n`
     program("user-embeddings", `#!/bin/sh\nexec ${bun} ${main} "$@"\n`)
-    program(
-      "bun",
-      `#!/bin/sh\ncase "$1 $2" in ${names.map((name) => `"run ${name}"`).join("|")}) shift; exec ${bun} ${main} "$@";; esac\nexec ${bun} "$@"\n`,
-    )
+    program("bun", bunThat(`exec ${bun} ${main} "$@"`))
+    const note = `printf '%s\\0' "$@" >> "${parsed}"; echo >> "${parsed}"; exit`
+    mkdirSync(join(folder, "bin/parsing"))
+    program("parsing/user-embeddings", `#!/bin/sh\n${note}\n`)
+    program("parsing/bun", bunThat(note))
     const { hostname, password, pathname, port, username } = new URL(mysql.url)
     program(
       "mysql",
@@ -182,21 +203,47 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
     return here
   }
 
-  const seen = new Set<string>()
-  const isNew = (line: string) => {
-    const command = line.replace(/\s+# .*/, "")
+  const isNewTo = (seen: Set<string>, key: string) => {
     const size = seen.size
-    return seen.add(command).size > size
+    return seen.add(key).size > size
   }
-  const isRun = (line: string) => !notRun.some(([pattern]) => pattern.test(line)) && isNew(line)
+  const lines = new Set<string>()
+  const isRun = (line: string) =>
+    !notRun.some(([pattern]) => pattern.test(line)) && isNewTo(lines, line.replace(/\s+# .*/, ""))
+  /** The name of a command, such as `failed list`. Imports run, because later commands use what they store. */
+  const kind = /(?:bun run|user-embeddings) ((?!import|products import)[a-z]+(?: [a-z]+\b(?!\/))?)/
+  const kinds = new Set<string>()
+  const isParsed = (line: string) => {
+    const name = kind.exec(line)?.[1]
+    return process.env.FAILURES === "brief" && name !== undefined && !isNewTo(kinds, name)
+  }
+  const parse = async () => {
+    const commands = existsSync(parsed) ? readFileSync(parsed, "utf8").trim().split("\n") : []
+    for (const command of commands)
+      await Effect.runPromise(
+        CommandLine.read(
+          commandLine.descriptor,
+          command.split("\0").slice(0, -1),
+          CliConfig.defaultConfig,
+        ).pipe(Effect.provide(BunContext.layer)),
+      )
+  }
   for (const file of files)
     for (const [index, block] of blocksOf(file).entries()) {
-      const lines = linesOf(block).filter(isRun)
-      if (lines.length > 0)
+      const commands = linesOf(block)
+        .filter(isRun)
+        .map((line) => ({ line, isParsed: isParsed(line) }))
+      if (commands.length > 0)
         test(`${file}, block ${index + 1}`, async () => {
-          const script = lines.map(adapted).join("\n")
+          rmSync(parsed, { force: true })
+          const script = commands
+            .map(({ isParsed, line }) =>
+              isParsed ? `(PATH="${folder}/bin/parsing:$PATH"\n${adapted(line)}\n)` : adapted(line),
+            )
+            .join("\n")
           const { code, err, out } = await run(`cd ${root}\n${script}`)
           if (code !== 0) throw new Error(`${script}\nended with ${code}:\n${out}\n${err}`)
+          await parse()
         }, 60_000)
     }
 })

@@ -72,6 +72,7 @@ failures("the embedding service", "programs", (scenario) => {
       expect(worker.count("outage.began")).toBe(0)
       await system.proof()
     },
+    heavy(scenario),
   )
 
   withService(

@@ -4,7 +4,7 @@ import * as Interaction from "../../src/services/model/Interaction.ts"
 import { openAiStandIn } from "../support/openAiStandIn.ts"
 import { type Program, until } from "./Program.ts"
 import { happenings, searches } from "./Shop.ts"
-import { consuming, failures, inForm, long } from "./System.ts"
+import { consuming, failures, heavy, inForm, long } from "./System.ts"
 
 /** Ten kinds of bad bodies. The number makes each body unique. */
 const kinds: ReadonlyArray<(n: number) => string | Uint8Array> = [
@@ -34,7 +34,7 @@ const signed = (change: object) => {
 }
 
 failures("poison", "programs", (scenario) => {
-  scenario("ten kinds among good messages", async (system) => {
+  heavy(scenario)("ten kinds among good messages", async (system) => {
     const each = inForm(20, 200)
     await system.api()
     await Promise.all(system.workers(2).map(consuming))
