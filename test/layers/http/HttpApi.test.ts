@@ -1,5 +1,5 @@
 /** The HTTP API on a listening server and the embedded stack. */
-import { expect } from "bun:test"
+import { expect, spyOn } from "bun:test"
 import { connect } from "node:net"
 import { HttpServer } from "@effect/platform"
 import { Deferred, Effect, Exit, Fiber, Layer, Schedule, Scope } from "effect"
@@ -563,6 +563,15 @@ effectTest("a closing server finishes open requests and refuses new connections"
     expect((yield* Fiber.join(open)).status).toBe(404)
     yield* Fiber.join(closed)
     yield* Fiber.interrupt(idle)
+  }),
+)
+
+effectTest("the server closes an idle connection after API_IDLE_TIMEOUT", () =>
+  Effect.gen(function* () {
+    const serve = spyOn(Bun, "serve")
+    yield* Effect.addFinalizer(() => Effect.sync(() => serve.mockRestore()))
+    yield* Layer.build(Layer.provide(Api.layer, embedded({ API_PORT: "0", API_IDLE_TIMEOUT: "42" })))
+    expect(serve.mock.calls.map(([options]) => Reflect.get(options, "idleTimeout"))).toEqual([42])
   }),
 )
 
