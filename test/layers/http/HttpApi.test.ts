@@ -477,18 +477,26 @@ const failing = (reason: InteractionLogError["reason"]) =>
     })),
   )
 
-for (const reason of ["unavailable", "timeout"] as const)
+for (const [reason, retryAfter] of [
+  ["unavailable", "1"],
+  ["timeout", "1"],
+  // It stays so until an operator has corrected it.
+  ["rejected", null],
+] as const)
   layerSuite(
     `HTTP API, interaction log ${reason}`,
     Api.layer.pipe(Layer.provide(failing(reason)), Layer.provideMerge(embedded({ API_PORT: "0" }))),
     (it) => {
-      it("the response is 503 with Retry-After, without the cause", () =>
+      it("the response is 503, without the cause, and with Retry-After where that may help", () =>
         Effect.gen(function* () {
           for (const answer of [
             yield* post(search, { query: "a" }),
             yield* post(bulk, [{ user_id: "u", event_type: "product_view", product_id: "p" }]),
           ]) {
-            expect([answer.status, answer.headers.get("retry-after")]).toEqual([503, "1"])
+            expect([answer.status, answer.headers.get("retry-after")]).toEqual([503, retryAfter])
+            expect(answer.body.type).toBe(
+              `/problems#${retryAfter === null ? "operator-needed" : "unavailable"}`,
+            )
             expect(JSON.stringify(answer.body)).not.toContain("a secret")
           }
         }))
