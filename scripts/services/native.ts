@@ -137,7 +137,7 @@ export const nativeBackend: Backend = {
   resume: async (instance) => send("SIGCONT", ...members(instance)),
   exec: (service, instance, [name = "", ...args]) => {
     const folder = dataFolder(instance.name)
-    const path = findProgram(`/usr/lib/rabbitmq/bin/${name}`, name) ?? name
+    const path = findProgram(`${service.native.programs}/${name}`, name) ?? name
     return run([path, ...args], { cwd: folder, env: service.native.env?.(folder, portsOf(instance)) ?? {} })
   },
   remove: async (instance) => {

@@ -24,6 +24,9 @@ const download = (signal: AbortSignal) =>
 
 const libraries = { LD_LIBRARY_PATH: join(downloaded, "libs") }
 
+/** `services exec postgres psql` connects without arguments. */
+const clientVariables = { PGUSER: "ue", PGDATABASE: "postgres" }
+
 /** PostgreSQL refuses to run as root. In a user namespace of its own the server is another user, and keeps its files. */
 const asNobody = () => (process.getuid?.() === 0 ? [program("unshare"), "--user", "--map-user=1000"] : [])
 
@@ -53,7 +56,7 @@ export const postgres: Service = {
     }),
   docker: {
     compose: "pgvector",
-    env: { POSTGRES_USER: "ue", POSTGRES_PASSWORD: "ue", POSTGRES_DB: "postgres" },
+    env: { POSTGRES_USER: "ue", POSTGRES_PASSWORD: "ue", POSTGRES_DB: "postgres", ...clientVariables },
   },
   native: {
     install: async (signal) => {
@@ -75,6 +78,12 @@ export const postgres: Service = {
       ...["-D", `${folder}/data`, "-p", String(portsOf(node).postgres)],
       ...["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="],
     ],
-    env: () => libraries,
+    env: (_, ports) => ({
+      ...libraries,
+      ...clientVariables,
+      PGHOST: "127.0.0.1",
+      PGPORT: String(ports.postgres),
+    }),
+    programs: join(downloaded, "bin"),
   },
 }

@@ -96,6 +96,7 @@ export const rabbitmq: Service = {
     },
     // Runs epmd in the server's process group. RabbitMQ would start it as a daemon that never ends.
     command: () => ["sh", "-c", `"$0" & exec "$1"`, program("epmd"), program(...serverScripts)],
+    programs: "/usr/lib/rabbitmq/bin",
     env: (folder, ports) => ({
       HOME: folder,
       ERL_EPMD_PORT: String(ports.epmd),

@@ -63,6 +63,8 @@ export interface Service {
     readonly prepare: (folder: string, ports: Ports) => Promise<void>
     readonly command: (folder: string, node: Node) => readonly string[]
     readonly env?: (folder: string, ports: Ports) => Readonly<Record<string, string>>
+    /** The folder of its client programs, if it need not be on the PATH. */
+    readonly programs?: string
     /** False for a service that has native single servers only. */
     readonly clusters?: boolean
   }

@@ -25,6 +25,8 @@ export type ProductsReport = Json<"products.changeMany", 200>
 export type Product = Schemas["Product"]
 export type UserEmbedding = Schemas["UserEmbedding"]
 export type Recommendations = Schemas["Recommendations"]
+/** Why one of many items is rejected. */
+export type ItemProblem = Schemas["ItemProblem"]
 export type FieldIssue = NonNullable<Schemas["ProblemDocument"]["errors"]>[number]
 
 export interface Options {
@@ -160,11 +162,14 @@ export const createClient = (options: Options) => {
       record(`${user(userId)}/retractions`, body, key),
     /** Makes the id `from` an alias of the user, as after a login. */
     merge: (userId: string, from: string, key?: string) => record(`${user(userId)}/merge`, { from }, key),
-    /** Any number of interactions. One without a time gets the present one, so that a repetition counts once. */
+    /**
+     * Any number of interactions. One without a time gets the present one, so that a repetition counts once. A
+     * retraction has the time of what it takes back.
+     */
     record: (items: ReadonlyArray<BulkItem>): Promise<BulkReport> => {
       const occurred_at = new Date().toISOString()
       return inParts(
-        items.map((item) => ({ occurred_at, ...item })),
+        items.map((item) => (item.event_type === "retraction" ? item : { occurred_at, ...item })),
         (some) => json<BulkReport>("POST", "/api/interactions", { body: some }),
       )
     },

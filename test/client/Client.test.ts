@@ -111,6 +111,14 @@ describe("the client", () => {
     expect(items[0]).not.toHaveProperty("occurred_at")
   })
 
+  test("sends a retraction without a time, because it has that of what it takes back", async () => {
+    const results = [{ index: 0, status: 201 }]
+    const { client, seen } = clientOf(() => Response.json({ accepted: 1, results }))
+    const taken = { user_id: "u", event_type: "retraction" as const, reference: "a".repeat(64) }
+    await client.record([taken])
+    expect(seen[0]!.body).toEqual([taken])
+  })
+
   test("reads a vector as float32", async () => {
     const { client, seen } = clientOf(() => new Response(Float32Array.of(0.6, -0.8)))
     expect(await client.vector("u")).toEqual(Float32Array.of(0.6, -0.8))

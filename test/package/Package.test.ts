@@ -64,8 +64,8 @@ test("the package holds only the program, sources, types, documents, samples and
       "types",
     ].toSorted(),
   )
-  for (const made of ["types/src/index.d.ts", "types/src/client/index.d.ts", "types/client.js"])
-    expect(files).toContain(made)
+  const client = ["client.js", "client.d.ts", "src/client/index.d.ts", "docs/contracts/openapi.d.ts"]
+  for (const made of ["src/index.d.ts", ...client]) expect(files).toContain(`types/${made}`)
   expect(files.filter((name) => /\.(test|env)|tsbuildinfo|\.sqlite/.test(name))).toEqual([])
   expect(statSync(tarball).size).toBeLessThan(700_000)
 })

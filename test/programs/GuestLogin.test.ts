@@ -133,7 +133,7 @@ const suite = (name: string, stack: typeof embedded) =>
           retraction("guest-23", fifth),
         ])
         const statuses = answer.json.results.map(({ status }: { status: number }) => status)
-        expect(statuses).toEqual([201, 201, 422, 422, 422, 201, 201, 201])
+        expect(statuses).toEqual([201, 201, 409, 404, 404, 201, 201, 201])
         yield* drained
         expect((yield* get("/api/user/guest-25/embedding")).status).toBe(404)
         expect((yield* get("/api/user/guest-24/embedding")).json.event_count).toBe(1)
@@ -209,8 +209,11 @@ const suite = (name: string, stack: typeof embedded) =>
         ])
         expect(bulk).toMatchObject({ status: 207, json: { accepted: 1, duplicates: 1, rejected: 2 } })
         expect(bulk.json.results.map(({ status }: { status: number }) => status)).toEqual([
-          201, 200, 422, 422,
+          201, 200, 409, 422,
         ])
+        const types = bulk.json.results.map(({ error }: { error?: { type: string } }) => error?.type)
+        expect(types.slice(2)).toEqual([taken.json.type, "/problems#invalid-input"])
+        expect(taken.json.type).toBe("/problems#merge-refused")
         yield* drained
         yield* consistent
       }))

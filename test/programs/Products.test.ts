@@ -317,6 +317,9 @@ const suite = (
               "category: must be a string; available: must be true or false; attributes: must be a JSON object",
             ],
           ] as never)
+          const alone = yield* call("PUT", "/api/product/m-4", { vector: [1, 2] })
+          expect(body.results[4]?.error).toMatchObject({ type: "/problems#invalid-input" })
+          expect(alone.body).toMatchObject({ ...body.results[4]?.error, status: 422 } as never)
           expect((yield* call("GET", "/api/product/m-1")).body).toMatchObject({
             product_name: "Lamp",
             available: false,

@@ -105,7 +105,11 @@ const suite = (name: string, stack: typeof embedded) =>
         expect(refused.json.detail).toContain("pruned")
         expect((yield* post("/api/user/u-9/retractions", { message_id: old })).status).toBe(404)
         const item = { user_id: "u-8", event_type: "retraction", reference: old }
-        expect((yield* post("/api/interactions", [item])).json.results[0].status).toBe(422)
+        expect((yield* post("/api/interactions", [item])).json.results[0]).toMatchObject({
+          status: 410,
+          error: { type: refused.json.type, errors: [{ field: "reference" }] },
+        })
+        expect(refused.json.type).toBe("/problems#pruned")
         const again = yield* call("GET", "/api/user/u-8/buy-again")
         expect(again.json.items).toHaveLength(2)
         expect((yield* post("/api/user/u-8/retractions", { message_id: recent })).status).toBe(201)
@@ -131,8 +135,8 @@ const suite = (name: string, stack: typeof embedded) =>
         ])
         expect(answer.json).toMatchObject({ accepted: 3, duplicates: 1, rejected: 1 })
         expect(answer.json.results[2]).toMatchObject({
-          status: 422,
-          error: { detail: "reference: is no interaction of this user" },
+          status: 404,
+          error: { type: "/problems#not-found", detail: "reference: is no interaction of this user" },
         })
         yield* drained
         for (const user of ["u-5", "u-6"]) expect(yield* embeddingOf(user)).toBeUndefined()

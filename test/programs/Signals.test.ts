@@ -1,4 +1,4 @@
-/** SIGHUP, which a closed terminal sends, stops a program as SIGTERM does. */
+/** SIGHUP, which a closed terminal sends, stops a program as SIGTERM does. The program names misspelt variables. */
 import { expect, test } from "bun:test"
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -7,11 +7,11 @@ import { bundledProgram } from "../support/bundledProgram.ts"
 
 const main = await bundledProgram("src/programs/main.ts")
 
-test("SIGHUP stops a program in order", async () => {
+test("SIGHUP stops a program in order, and a misspelt variable is named at the start", async () => {
   const folder = mkdtempSync(join(tmpdir(), "user-embeddings-"))
   const { HOME = "", PATH = "" } = process.env
   const child = Bun.spawn([process.execPath, main, "up"], {
-    env: { HOME, PATH, DATA_DIR: folder, API_PORT: "0", LOG_FORMAT: "json" },
+    env: { HOME, PATH, DATA_DIR: folder, API_PORT: "0", LOG_FORMAT: "json", WORKER_PREFECTH: "9" },
     stdin: "ignore",
     stdout: "ignore",
     stderr: "pipe",
@@ -27,4 +27,6 @@ test("SIGHUP stops a program in order", async () => {
   await child.exited
   rmSync(folder, { recursive: true, force: true })
   expect([child.exitCode, child.signalCode]).toEqual([0, null])
+  const [unknown] = log.split("\n").filter((line) => line.includes('"config.unknown"'))
+  expect(JSON.parse(unknown ?? "{}")).toMatchObject({ variables: "WORKER_PREFECTH (WORKER_PREFETCH?)" })
 }, 30_000)

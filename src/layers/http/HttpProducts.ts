@@ -72,10 +72,11 @@ const toInput = (item: unknown): Either.Either<ProductInput, ReadonlyArray<Field
 
 type Result = (typeof ProductsReport.Type)["results"][number]
 
-const rejection = (index: number, { detail, errors, status }: Problem): Result => ({
+/** The contract lists the statuses of all problems that an item can have. */
+const rejection = (index: number, problem: Problem): Result => ({
   index,
-  status: status === 503 ? 503 : 422,
-  error: { detail, ...(errors ? { errors } : {}) },
+  status: problem.status as Result["status"],
+  error: problem.ofItem,
 })
 
 /** Decodes a thousand vectors in about a second: other requests get a turn after each. */

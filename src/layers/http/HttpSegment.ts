@@ -4,7 +4,7 @@ import { Clock, Effect, Either, Predicate } from "effect"
 import { api } from "../../services/api/InteractionApi.ts"
 import { segmentBodyBytes } from "../../services/api/SegmentApi.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
-import { Problem, unprocessable } from "../../services/model/Problem.ts"
+import { type Problem, unprocessable } from "../../services/model/Problem.ts"
 import type { Appended, OrderRefund } from "../../services/ports/InteractionLog.ts"
 import type { Submission } from "../../services/record/InteractionRecorder.ts"
 import * as OrderRefunds from "../../services/record/OrderRefunds.ts"
@@ -81,8 +81,7 @@ const take = Effect.fnUntraced(function* (name: string, body: unknown) {
   if (refused !== undefined && name !== "batch" && meanings.some(needsPerson)) return yield* refused
   // A library sends a refused batch again as it is. If each event counted, a large batch would never pass.
   const users = new Set(meanings.flatMap((meant) => (typeof meant === "object" ? [userOf(meant)] : [])))
-  if (![...users].every(takeToken))
-    return yield* Problem.of("too-many-requests", tooMany, { headers: { "retry-after": "1" } })
+  if (![...users].every(takeToken)) return yield* tooMany()
   const counts = new Counts()
   const submissions: Array<Submission> = []
   const refunds: Array<OrderRefund> = []

@@ -44,11 +44,15 @@ export const unavailable = ({ reason, server = "the interaction log" }: Interact
   return notNow(`${server} ${detail}`, mayHelpLater)
 }
 
-const keyReused: FieldIssue = {
-  field: "Idempotency-Key",
-  detail: "was used before for another interaction of this user",
-}
-export const tooMany = "too many interactions of this user"
+/** `field` is the name of the key in the request. */
+const keyReused = (field: string): Problem =>
+  unprocessable(
+    [{ field, detail: "was used before for another interaction of this user" }],
+    "idempotency-key-reused",
+  )
+const waitBriefly = { "retry-after": "1" }
+export const tooMany = (): Problem =>
+  Problem.of("too-many-requests", "too many interactions of this user", { headers: waitBriefly })
 /** How long items of a bulk request may be decoded before other requests get a turn. */
 const turnMillis = 10
 /** Beyond this number of issues in a bulk request, each further item names only its first issue. */
@@ -71,12 +75,22 @@ const recordedResponse = ({ _tag, interaction }: Appended): Response =>
 
 type Result = (typeof BulkReport.Type)["results"][number]
 
+/** The contract lists the statuses of all problems that an item can have. */
+const rejection = (index: number, problem: Problem): Result => ({
+  index,
+  status: problem.status as Result["status"],
+  error: problem.ofItem,
+})
+
 const resultOf = (index: number, appended: Appended): Result => {
   switch (appended._tag) {
     case "KeyReused":
-      return { index, status: 422, error: { detail: `idempotency_key: ${keyReused.detail}` } }
+      return rejection(index, keyReused("idempotency_key"))
     case "Refused":
-      return { index, status: 422, error: { detail: `reference: ${appended.detail}` } }
+      return rejection(
+        index,
+        unprocessable([{ field: "reference", detail: appended.detail }], "merge-refused"),
+      )
     default: {
       const { _tag, interaction } = appended
       const status = _tag === "Recorded" ? 201 : 200
@@ -85,17 +99,11 @@ const resultOf = (index: number, appended: Appended): Result => {
   }
 }
 
-const waitBriefly = { "retry-after": "1" }
-
 const bulkResponse = (results: ReadonlyArray<Result>): Response => {
   const count = (status: number) => results.filter((result) => result.status === status).length
-  const rejected = count(403) + count(422) + count(429)
-  const report: typeof BulkReport.Type = {
-    accepted: count(201),
-    duplicates: count(200),
-    rejected,
-    results,
-  }
+  const [accepted, duplicates] = [count(201), count(200)]
+  const rejected = results.length - accepted - duplicates
+  const report: typeof BulkReport.Type = { accepted, duplicates, rejected, results }
   return json(report, rejected === 0 ? 200 : 207, count(429) > 0 ? waitBriefly : {})
 }
 
@@ -106,9 +114,12 @@ type Resolve = (
 
 const refusals = { 404: "not-found", 410: "pruned", 422: "invalid-input" } as const
 
-/** The problem of the retraction route. */
-const refused = ({ detail, field, status }: RetractionRequests.Refusal): Problem => {
-  const issue = { field: field === "reference" ? "message_id" : field, detail }
+/** `referenceField` is the name of `reference` in the request. */
+const refused = (
+  { detail, field, status }: RetractionRequests.Refusal,
+  referenceField = "reference",
+): Problem => {
+  const issue = { field: field === "reference" ? referenceField : field, detail }
   return unprocessable([issue], refusals[status])
 }
 
@@ -154,7 +165,7 @@ class Routes {
     if (!Array.isArray(body) || body.length === 0 || body.length > bulkItems)
       throw unprocessable([{ field: "", detail: `must be a JSON array of 1 to ${bulkItems} interactions` }])
     const now = this.clock.unsafeCurrentTimeMillis()
-    const noPerson = missingScope(caller, ["person"])?.detail
+    const noPerson = missingScope(caller, ["person"])
     const results: Array<Result> = []
     const items: Array<Submission.Requested> = []
     const indexOfItem: Array<number> = []
@@ -166,20 +177,18 @@ class Routes {
         turnBegan = performance.now()
       }
       if (noPerson !== undefined && isCorrection(item)) {
-        results[index] = { index, status: 403, error: { detail: noPerson } }
+        results[index] = rejection(index, noPerson)
         continue
       }
       const decoded = Submission.ofBulkItem(item, now, this.eventTypes)
       if (Either.isLeft(decoded)) {
-        const { detail, errors } = unprocessable(
-          issues < maxBulkIssues ? decoded.left : decoded.left.slice(0, 1),
-        )
+        const named = issues < maxBulkIssues ? decoded.left : decoded.left.slice(0, 1)
         issues += decoded.left.length
-        results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
+        results[index] = rejection(index, unprocessable(named))
       } else if (this.takeToken(RetractionRequests.userOf(decoded.right))) {
         items.push(decoded.right)
         indexOfItem.push(index)
-      } else results[index] = { index, status: 429, error: { detail: tooMany } }
+      } else results[index] = rejection(index, tooMany())
     }
     const accepted: Array<Submitted> = []
     const indices: Array<number> = []
@@ -188,10 +197,7 @@ class Routes {
       if (Either.isRight(resolved)) {
         accepted.push(resolved.right)
         indices.push(index)
-      } else {
-        const { detail, errors } = unprocessable([resolved.left])
-        results[index] = { index, status: 422, error: { detail, ...(errors ? { errors } : {}) } }
-      }
+      } else results[index] = rejection(index, refused(resolved.left))
     }
     const appended = accepted.length === 0 ? [] : await this.record(accepted, trace)
     for (const [i, index] of indices.entries()) results[index] = resultOf(index, appended[i]!)
@@ -212,13 +218,11 @@ class Routes {
     const now = this.clock.unsafeCurrentTimeMillis()
     const decoded = decode(body, key, now)
     if (Either.isLeft(decoded)) throw unprocessable(decoded.left)
-    if (!this.takeToken(RetractionRequests.userOf(decoded.right)))
-      throw Problem.of("too-many-requests", tooMany, { headers: waitBriefly })
+    if (!this.takeToken(RetractionRequests.userOf(decoded.right))) throw tooMany()
     const [resolved] = await this.resolve([decoded.right])
-    if (Either.isLeft(resolved!)) throw refused(resolved!.left)
+    if (Either.isLeft(resolved!)) throw refused(resolved!.left, "message_id")
     const [appended] = await this.record([resolved!.right], trace)
-    if (appended === undefined || appended._tag === "KeyReused")
-      throw unprocessable([keyReused], "idempotency-key-reused")
+    if (appended === undefined || appended._tag === "KeyReused") throw keyReused("Idempotency-Key")
     if (appended._tag === "Refused") throw Problem.of("merge-refused", appended.detail)
     return recordedResponse(appended)
   }

@@ -4,7 +4,7 @@ import { Context, Schema } from "effect"
 import { RouteScopes, type Scope } from "../AccessTokens.ts"
 import { namePattern } from "../model/EventTypes.ts"
 import { EventType, idPattern, MessageId } from "../model/Interaction.ts"
-import { FieldIssue } from "../model/Problem.ts"
+import { ItemProblem } from "../model/Problem.ts"
 import { Ready, Unavailable } from "../operate/Health.ts"
 import { BulkItem, MergeBody, ProductBody, RetractionBody, SearchBody } from "../record/Submission.ts"
 import { completeDocument, inTurn, withExample, withIdempotencyKey, withOptionalBody } from "./ApiDocument.ts"
@@ -31,14 +31,15 @@ const Recorded = Schema.Struct({
   duplicate: Schema.Boolean,
 }).annotations({ identifier: "Recorded" })
 
+/** Status and problem of a rejected item are those that the route of a single interaction answers with. */
+const rejections = [403, 404, 409, 410, 422, 429] as const
+
 const BulkResult = Schema.Struct({
   index: Schema.Number,
-  status: Schema.Literal(201, 200, 403, 422, 429),
+  status: Schema.Literal(201, 200, ...rejections),
   message_id: Schema.optional(MessageId),
   duplicate: Schema.optional(Schema.Boolean),
-  error: Schema.optional(
-    Schema.Struct({ detail: Schema.String, errors: Schema.optional(Schema.Array(FieldIssue)) }),
-  ),
+  error: Schema.optional(ItemProblem),
 })
 export const BulkReport = Schema.Struct({
   accepted: Schema.Number,

@@ -4,7 +4,7 @@ import { pagePath, problemTypes } from "../model/ProblemTypes.ts"
 const all = Object.entries(problemTypes)
 
 const intro =
-  "An answer that is no success is a problem document (RFC 9457, `application/problem+json`): `type`, `title`, `status`, `detail`, and `errors` by field where fields are wrong. Programs decide by `type` and `status`; `detail` is for people and may change."
+  "An answer that is no success is a problem document (RFC 9457, `application/problem+json`): `type`, `title`, `status`, `detail`, and `errors` by field where fields are wrong. Programs decide by `type` and `status`; `detail` is for people and may change. A rejected item of a request with many items (207) has `type`, `detail` and `errors` in its `error`: the problem that the item would have met alone, and its `status`."
 
 /** docs/problems.md */
 export const markdown = (): string => `# Problems

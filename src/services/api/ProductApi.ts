@@ -3,7 +3,7 @@ import { HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/p
 import { Schema } from "effect"
 import { Destroys, RouteScopes } from "../AccessTokens.ts"
 import { ProductId } from "../model/Interaction.ts"
-import { FieldIssue } from "../model/Problem.ts"
+import { ItemProblem } from "../model/Problem.ts"
 import { Attributes, StoredAttributes } from "../model/Product.ts"
 import { withExample } from "./ApiDocument.ts"
 import { product, wellFormed, withStatus } from "./ApiParameters.ts"
@@ -64,9 +64,7 @@ const Result = Schema.Struct({
   index: Schema.Number,
   status: Schema.Literal(201, 200, 422, 503),
   product_id: Schema.optional(Schema.String),
-  error: Schema.optional(
-    Schema.Struct({ detail: Schema.String, errors: Schema.optional(Schema.Array(FieldIssue)) }),
-  ),
+  error: Schema.optional(ItemProblem),
 })
 export const ProductsReport = Schema.Struct({
   created: Schema.Number,

@@ -9,20 +9,29 @@ export const FieldIssue = Schema.Struct({
 }).annotations({ identifier: "FieldIssue" })
 export type FieldIssue = typeof FieldIssue.Type
 
+const type = Schema.String.annotations({
+  jsonSchema: {
+    type: "string",
+    format: "uri-reference",
+    description: `The kind of the problem, as a URI relative to the address of the API: ${uris.join(", ")}`,
+  },
+})
+
 /** The body: `application/problem+json`. */
 export const ProblemDocument = Schema.Struct({
-  type: Schema.String.annotations({
-    jsonSchema: {
-      type: "string",
-      format: "uri-reference",
-      description: `The kind of the problem, as a URI relative to the address of the API: ${uris.join(", ")}`,
-    },
-  }),
+  type,
   title: Schema.String,
   status: Schema.Number,
   detail: Schema.String,
   errors: Schema.optional(Schema.Array(FieldIssue)),
 }).annotations({ identifier: "ProblemDocument" })
+
+/** Why an item of a request with many items is rejected. Its status is in the result of the item. */
+export const ItemProblem = Schema.Struct({
+  type,
+  detail: Schema.String,
+  errors: Schema.optional(Schema.Array(FieldIssue)),
+}).annotations({ identifier: "ItemProblem" })
 
 interface More {
   readonly errors?: ReadonlyArray<FieldIssue>
@@ -41,6 +50,11 @@ export class Problem extends Schema.TaggedError<Problem>()("Problem", {
   get document(): typeof ProblemDocument.Type {
     const { detail, errors, status, title, type } = this
     return { type, title, status, detail, ...(errors ? { errors } : {}) }
+  }
+
+  get ofItem(): typeof ItemProblem.Type {
+    const { detail, errors, type } = this
+    return { type, detail, ...(errors ? { errors } : {}) }
   }
 }
 

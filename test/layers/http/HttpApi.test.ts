@@ -1,11 +1,12 @@
 /** The HTTP API on a listening server and the embedded stack. */
-import { expect } from "bun:test"
+import { expect, spyOn } from "bun:test"
 import { connect } from "node:net"
 import { HttpServer } from "@effect/platform"
 import { Deferred, Effect, Exit, Fiber, Layer, Schedule, Scope } from "effect"
 import manifest from "../../../package.json" with { type: "json" }
 import * as Api from "../../../src/programs/Api.ts"
 import * as Worker from "../../../src/programs/Worker.ts"
+import type { ItemProblem } from "../../../src/services/model/Problem.ts"
 import { InteractionLog, InteractionLogError } from "../../../src/services/ports/InteractionLog.ts"
 import { UserEmbeddings, type UserRecord } from "../../../src/services/ports/UserEmbeddings.ts"
 import { effectTest, layerSuite } from "../../support/effect.ts"
@@ -317,11 +318,26 @@ layerSuite("HTTP API", api(), (it) => {
           idempotency_key: "b-1",
           metadata: { a: 1 },
         },
+        { ...good, idempotency_key: "b-1" },
       ])
       expect(answer.status).toBe(207)
-      expect(answer.body).toMatchObject({ accepted: 2, duplicates: 1, rejected: 2 })
-      const results = answer.body.results as ReadonlyArray<{ readonly status: number }>
-      expect(results.map(({ status }) => status)).toEqual([201, 200, 422, 422, 201])
+      expect(answer.body).toMatchObject({ accepted: 2, duplicates: 1, rejected: 3 })
+      const results = answer.body.results as ReadonlyArray<{
+        readonly status: number
+        readonly error?: typeof ItemProblem.Type
+      }>
+      expect(results.map(({ status }) => status)).toEqual([201, 200, 422, 422, 201, 422])
+      const types = results.map(({ error }) => error?.type)
+      const alone = [
+        yield* post("/api/user/9/search", { occurred_at: at }),
+        yield* post("/api/user/9/product/456/view", {}, { "idempotency-key": "b-1" }),
+      ]
+      const [invalid, reused] = alone.map(({ body }) => body.type as string)
+      expect(types).toEqual([undefined, undefined, invalid, invalid, undefined, reused])
+      expect([invalid, reused]).toEqual(["/problems#invalid-input", "/problems#idempotency-key-reused"])
+      expect(results[5]?.error?.errors).toEqual([
+        { field: "idempotency_key", detail: "was used before for another interaction of this user" },
+      ])
       expect((yield* post(bulk, [good])).status).toBe(200)
     }))
 
@@ -461,18 +477,26 @@ const failing = (reason: InteractionLogError["reason"]) =>
     })),
   )
 
-for (const reason of ["unavailable", "timeout"] as const)
+for (const [reason, retryAfter] of [
+  ["unavailable", "1"],
+  ["timeout", "1"],
+  // It stays so until an operator has corrected it.
+  ["rejected", null],
+] as const)
   layerSuite(
     `HTTP API, interaction log ${reason}`,
     Api.layer.pipe(Layer.provide(failing(reason)), Layer.provideMerge(embedded({ API_PORT: "0" }))),
     (it) => {
-      it("the response is 503 with Retry-After, without the cause", () =>
+      it("the response is 503, without the cause, and with Retry-After where that may help", () =>
         Effect.gen(function* () {
           for (const answer of [
             yield* post(search, { query: "a" }),
             yield* post(bulk, [{ user_id: "u", event_type: "product_view", product_id: "p" }]),
           ]) {
-            expect([answer.status, answer.headers.get("retry-after")]).toEqual([503, "1"])
+            expect([answer.status, answer.headers.get("retry-after")]).toEqual([503, retryAfter])
+            expect(answer.body.type).toBe(
+              `/problems#${retryAfter === null ? "operator-needed" : "unavailable"}`,
+            )
             expect(JSON.stringify(answer.body)).not.toContain("a secret")
           }
         }))
@@ -550,6 +574,15 @@ effectTest("a closing server finishes open requests and refuses new connections"
   }),
 )
 
+effectTest("the server closes an idle connection after API_IDLE_TIMEOUT", () =>
+  Effect.gen(function* () {
+    const serve = spyOn(Bun, "serve")
+    yield* Effect.addFinalizer(() => Effect.sync(() => serve.mockRestore()))
+    yield* Layer.build(Layer.provide(Api.layer, embedded({ API_PORT: "0", API_IDLE_TIMEOUT: "42" })))
+    expect(serve.mock.calls.map(([options]) => Reflect.get(options, "idleTimeout"))).toEqual([42])
+  }),
+)
+
 layerSuite(
   "HTTP API with tokens and a rate limit",
   api({ API_TOKENS: "one, two", RATE_LIMIT_PER_USER: "3", API_HOST: "127.0.0.1" }),
@@ -579,6 +612,9 @@ layerSuite(
         expect([answer.status, answer.body.accepted]).toEqual([207, 3])
         expect(answer.headers.get("retry-after")).toBe("1")
         const refused = yield* post("/api/user/fast/search", { query: "more" }, token)
+        const { detail, type } = refused.body
+        expect(answer.body.results).toMatchObject([{}, {}, {}, { error: { type, detail } }, { status: 429 }])
+        expect(type).toBe("/problems#too-many-requests")
         expect([refused.status, refused.headers.get("retry-after")]).toEqual([429, "1"])
         expect((yield* post("/api/user/slow/search", { query: "more" }, token)).status).toBe(201)
       }))

@@ -276,7 +276,7 @@ layerSuite(
         const refused = yield* bulk("write-secret", items)
         expect([refused.status, refused.body.results]).toMatchObject([
           207,
-          [{ status: 403 }, { status: 403 }, { status: 201 }],
+          [{ status: 403 }, { status: 403, error: { type: "/problems#missing-scope" } }, { status: 201 }],
         ])
         const taken = yield* bulk("reed=all==", items.slice(0, 1))
         expect(taken.body).toMatchObject({ accepted: 1 })

@@ -12,7 +12,7 @@ import { createServer } from "mysql2"
 import { createConnection, type RowDataPacket } from "mysql2/promise"
 import * as Mysql from "../../../src/layers/sql/Mysql.ts"
 import { interactionLog } from "../../../src/layers/sql/migrations/interactionLog.ts"
-import { SqlReader } from "../../../src/layers/sql/SqlDialect.ts"
+import { SqlInserts, SqlReader } from "../../../src/layers/sql/SqlDialect.ts"
 import * as SqlInteractionLog from "../../../src/layers/sql/SqlInteractionLog.ts"
 import { migrate } from "../../../src/layers/sql/SqlMigrations.ts"
 import * as Sqlite from "../../../src/layers/sqlite/Sqlite.ts"
@@ -144,6 +144,44 @@ effectTest(
     }),
   60_000,
 )
+
+effectTest("what is larger than a packet of the server is recorded in parts, and a single row fails", () =>
+  Effect.gen(function* () {
+    const context = yield* Layer.build(Sqlite.layer({ directory: yield* temporaryFolder }))
+    yield* Effect.flatMap(Effect.provide(Sqlite.dependency, context), ({ setup }) => setup)
+    const insert = Context.get(context, SqlInserts)!
+    const tooLarge = Effect.fail(new SqlError({ cause: { errno: 1153, sqlState: "08S01" } }))
+    let mostRows = 3
+    const sizes: Array<number> = []
+    const limited = Context.add(context, SqlInserts, (one) => {
+      const rows = one.sql.split("(").length - 2
+      sizes.push(rows)
+      return rows > mostRows ? tooLarge : insert(one)
+    })
+    const dialect = { ...Sqlite.dialect, isTooLarge: Mysql.dialect.isTooLarge }
+    const log = yield* open(
+      SqlInteractionLog.layer(dialect).pipe(Layer.provide(Layer.succeedContext(limited))),
+    )
+    const entries = Array.from({ length: 10 }, (_, index) => view("u", `p-${index}`))
+    const answers = yield* log.append([...entries, entries[0]!])
+    expect(answers.map(({ _tag }) => _tag)).toEqual([...Array(10).fill("Recorded"), "Duplicate"])
+    expect((yield* log.backlog).total).toBe(10)
+    // The last two are a duplicate and its neighbour, then the neighbour alone.
+    expect(sizes).toEqual([10, 6, 3, 3, 5, 3, 2, 1])
+    mostRows = 0
+    yield* Effect.flip(log.append([view("u", "p")]))
+    expect(sizes).toHaveLength(9)
+  }),
+)
+
+test("statements use no function that newer servers lack", async () => {
+  const sources = new Bun.Glob("src/layers/{sql,sqlite}/**/*.ts").scan(".")
+  for await (const path of sources) {
+    const code = (await Bun.file(path).text()).replaceAll(/\/\/.*/g, "")
+    // MySQL 9.7 has neither.
+    expect([path, code.match(/\b(SHA1?|MD5)\(/i)?.[0]]).toEqual([path, undefined])
+  }
+})
 
 describe("the SQLite file", () => {
   effectTest("keeps its rows when it is closed and opened again", () =>
