@@ -40,6 +40,7 @@ const system = Layer.mergeAll(Api.layer.pipe(Layer.provide(looking)), Worker.lay
       API_PORT: "0",
       WORKER_PORT: "0",
       API_HOST: "127.0.0.1",
+      API_CORS_ORIGINS: "https://shop.example",
       API_TOKENS: "write=browser,write+person=server,read=reader",
       EVENT_WEIGHTS: "add_to_cart:0.8",
     }),
@@ -473,6 +474,21 @@ layerSuite("Segment's API", system, (it) => {
       const large = { batch: [], padding: "x".repeat(500 * 1024) }
       expect((yield* post("batch", gzipSync(JSON.stringify(large)), zipped)).status).toBe(413)
       expect((yield* post("batch", large)).status).toBe(413)
+    }))
+
+  it("JSON may be sent as a form or as text, as RudderStack's library does, but not by a page of another origin", () =>
+    Effect.gen(function* () {
+      const send = (type: string, origin: Record<string, string> = {}) => {
+        const zipped = gzipSync(JSON.stringify({ batch: [viewed({ userId: "u-3", messageId: "m-3" })] }))
+        const headers = { ...basic("browser"), "content-type": type, "content-encoding": "gzip", ...origin }
+        return Effect.map(post("batch", zipped, headers), ({ status }) => status)
+      }
+      for (const type of ["application/x-www-form-urlencoded", "text/plain"]) {
+        expect([type, yield* send(type)]).toEqual([type, 200])
+        expect([type, yield* send(type, { origin: "https://shop.example" })]).toEqual([type, 200])
+        expect([type, yield* send(type, { origin: "https://other.example" })]).toEqual([type, 415])
+      }
+      expect(yield* send("multipart/form-data")).toBe(415)
     }))
 
   it("Basic is for Segment's API alone", () =>

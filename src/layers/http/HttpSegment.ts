@@ -12,6 +12,7 @@ import * as SegmentCalls from "../../services/record/SegmentCalls.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import { CurrentCaller, missingScope } from "./HttpAuthorisation.ts"
 import { onWebRequest, parseBody } from "./HttpBody.ts"
+import { allowedOrigins } from "./HttpCors.ts"
 import { RecordingRoutes, tooMany, unavailable } from "./RecordingRoutes.ts"
 
 /** The calls of a body. Those of a batch have their type with them. */
@@ -105,12 +106,23 @@ const take = Effect.fnUntraced(function* (name: string, body: unknown) {
   return counts.report
 })
 
+/**
+ * Some libraries name no JSON: RudderStack's for Node sends compressed batches as a form. A page can send such a request
+ * without a preflight, so its origin must be allowed. Other programs send no origin.
+ */
+const typesOf = ({ headers }: Request, isAllowed: (origin: string) => boolean): ReadonlyArray<string> => {
+  const origin = headers.get("origin")
+  return origin === null || isAllowed(origin) ? ["text/plain", "application/x-www-form-urlencoded"] : []
+}
+
 // Raw: see decodeBody.
 export const segment = HttpApiBuilder.group(api, "segment", (handlers) =>
-  handlers.handleRaw("segment", ({ path, request }) =>
-    Effect.flatMap(
-      onWebRequest(request, (web) => parseBody(web, segmentBodyBytes)),
-      (body) => Effect.catchTag(take(path.call, body), "InteractionLogError", unavailable),
+  Effect.map(allowedOrigins, (isAllowed) =>
+    handlers.handleRaw("segment", ({ path, request }) =>
+      Effect.flatMap(
+        onWebRequest(request, (web) => parseBody(web, segmentBodyBytes, typesOf(web, isAllowed))),
+        (body) => Effect.catchTag(take(path.call, body), "InteractionLogError", unavailable),
+      ),
     ),
   ),
 )
