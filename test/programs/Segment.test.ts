@@ -330,7 +330,7 @@ layerSuite("Segment's API", system, (it) => {
       expect((yield* post("track", part, server)).body).toMatchObject({ recorded: 1, waiting: 0 })
       expect(yield* refunded("r-1")).toEqual(["2"])
       expect((yield* post("track", part, server)).body).toMatchObject({ recorded: 0, duplicates: 1 })
-      const all = refund({ userId: "r-1", messageId: "f-2" })
+      const all = { ...refund({ userId: "r-1", messageId: "f-2" }), event: "Order Cancelled" }
       expect((yield* post("track", all, server)).body).toMatchObject({ recorded: 2, duplicates: 1 })
       expect(yield* refunded("r-1")).toEqual(["1", "2", "3"])
     }))

@@ -28,6 +28,9 @@ const productEvents: ReadonlyMap<unknown, string> = new Map([
   ["Product Added", "add_to_cart"],
 ])
 
+/** Events that take an order back, or some of its products. */
+const takingBack: ReadonlySet<unknown> = new Set(["Order Refunded", "Order Cancelled"])
+
 const objectOf = (value: unknown): Json => (Predicate.isRecord(value) ? value : {})
 const isFact = (value: unknown): value is string | number | boolean =>
   typeof value === "string" ? value.isWellFormed() : typeof value === "boolean" || Number.isFinite(value)
@@ -105,7 +108,7 @@ export const meaningOf = (call: unknown, now: number, types: EventTypes): Readon
   if (type !== "track") return ["no_meaning"]
   const { products } = objectOf(properties)
   if (Array.isArray(products) && products.length > maxProducts) return ["invalid"]
-  if (event === "Order Refunded") return [refundOf(user_id, objectOf(properties))]
+  if (takingBack.has(event)) return [refundOf(user_id, objectOf(properties))]
   const items = itemsOf(event, objectOf(properties), types)
   if (items.length === 0) return ["no_meaning"]
   const given = typeof timestamp === "string" ? canonicalTimestamp(timestamp) : undefined
