@@ -8,6 +8,7 @@ import {
   InteractionLog,
   type LogFilter,
   type NewInteraction,
+  type OrderRefund,
   type ProductEvents,
 } from "../../src/services/ports/InteractionLog.ts"
 import { layerSuite } from "../support/effect.ts"
@@ -925,18 +926,28 @@ export const suite = <E>(
       Effect.gen(function* () {
         const log = yield* InteractionLog
         const [user, guest] = [newUser(), newUser()]
-        const noted = Effect.map(log.refundOf(user, "Ä-1"), (refund) => refund?.products.toSorted())
+        const byOrder = (a: OrderRefund, b: OrderRefund) => (a.order_id < b.order_id ? -1 : 1)
+        const all = Effect.map(log.refundsOf([user]), (refunds) => refunds.toSorted(byOrder))
+        const noted = Effect.map(all, (refunds) =>
+          refunds.find(({ order_id }) => order_id === "Ä-1")?.products.toSorted(),
+        )
         expect(yield* noted).toBeUndefined()
         yield* log.noteRefund({ user_id: user, order_id: "Ä-1", products: ["2", "1"] })
         yield* log.noteRefund({ user_id: user, order_id: "Ä-1", products: ["2", "3"] })
         for (const order_id of ["ä-1", "Ä-2"])
           yield* log.noteRefund({ user_id: user, order_id, products: ["9"] })
         expect(yield* noted).toEqual(["1", "2", "3"])
+        expect(yield* log.refundsOf([])).toEqual([])
+        expect((yield* all).map(({ order_id, user_id }) => [user_id, order_id])).toEqual([
+          [user, "Ä-1"],
+          [user, "Ä-2"],
+          [user, "ä-1"],
+        ])
         yield* log.noteRefund({ user_id: guest, order_id: "Ä-1", products: [] })
         expect(yield* noted).toEqual(["1", "2", "3"])
         yield* append(entry(Interaction.merge(user, guest, at(0)), {}))
         expect(yield* noted).toEqual([])
-        expect(yield* log.refundOf(guest, "Ä-1")).toMatchObject({ order_id: "Ä-1", products: [] })
+        expect((yield* log.refundsOf([guest, user])).toSorted(byOrder)).toEqual(yield* all)
         yield* log.erase(guest, 0)
         expect(yield* noted).toEqual(["1", "2", "3"])
         yield* log.erase(user, 0)
@@ -944,6 +955,39 @@ export const suite = <E>(
         const many = Array.from({ length: 2_500 }, (_, index) => String(index))
         yield* log.noteRefund({ user_id: user, order_id: "Ä-1", products: many })
         expect((yield* noted)?.length).toBe(2_500)
+      }))
+
+    it("the pruned purchases of an order are found under every id of the person, until one is erased", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [user, guest] = [newUser(), newUser()]
+        const buy = (product_id: string, order_id: string | number) =>
+          Interaction.make({
+            user_id: guest,
+            event_type: "product_purchase",
+            product_id,
+            occurred_at: at(0),
+            metadata: { order_id },
+          })
+        const [kept, taken, other] = [buy("1", "Ä-1"), buy("2", "Ä-1"), buy("1", 2)]
+        const interactions = [kept, taken, other, Interaction.retract(taken)]
+        yield* append(...interactions.map((one) => entry(one, {})))
+        const ids = Array.from(yield* Stream.runCollect(log.stream({ user: guest })), ({ id }) => id)
+        const settings = { lambda: 0, weights: {}, history: "cumulative", space: "none" } as const
+        const pruning = { parts: [{ user_id: guest, interactions, events: [] }], ids, again: [], settings }
+        expect(yield* log.pruned.purchases(guest, ["Ä-1"])).toEqual([])
+        expect(yield* log.pruned.prune(pruning)).toBe(true)
+        yield* append(entry(Interaction.merge(user, guest, at(1)), {}))
+        for (const id of [user, guest]) {
+          const found = yield* log.pruned.purchases(id, ["Ä-1", "ä-1", "3"])
+          expect(found.toSorted((a, b) => (a.product_id < b.product_id ? -1 : 1))).toEqual([
+            { order_id: "Ä-1", product_id: "1", taken_back: false },
+            { order_id: "Ä-1", product_id: "2", taken_back: true },
+          ])
+        }
+        expect(yield* log.pruned.purchases(user, ["2"])).toHaveLength(1)
+        yield* log.erase(guest, yield* log.maxId)
+        expect(yield* log.pruned.purchases(guest, ["Ä-1"])).toEqual([])
       }))
 
     it("interactions are counted per product and day between two row ids", () =>

@@ -15,7 +15,7 @@ import { embedded } from "../support/stacks.ts"
 const root = resolve(import.meta.dir, "../..")
 const document = readFileSync(join(root, "docs/sources.md"), "utf8")
 const snippets = [...document.matchAll(/^```js\n(.*?)^```/gms)].map(([, code = ""]) => code)
-const [beacon = "", fetched = "", segment = ""] = snippets
+const [beacon = "", fetched = "", guest = "", login = "", segment = ""] = snippets
 
 /** A shop: an empty page, from an origin of its own. */
 const shop = Bun.serve({
@@ -30,7 +30,7 @@ const system = Api.layer.pipe(
       API_PORT: "0",
       API_HOST: "127.0.0.1",
       API_CORS_ORIGINS: shop.url.origin,
-      API_TOKENS: "write=public-token,write+person=write-key-of-segment,all",
+      API_TOKENS: "write=public-token,write+person=write-key-of-segment,secret-of-your-servers",
     }),
   ),
 )
@@ -72,7 +72,7 @@ withBrowser("a page of another origin", () =>
       "by beacons and by fetch, as docs/sources.md shows",
       () =>
         Effect.gen(function* () {
-          expect(snippets.length).toBe(3)
+          expect(snippets.length).toBe(5)
           expect(beacon.trim().split("\n").length).toBe(5)
           const page = yield* open("127.0.0.1")
           yield* evaluate(page, yield* adapted(beacon))
@@ -86,6 +86,19 @@ withBrowser("a page of another origin", () =>
         }),
       30_000,
     )
+
+    it("a guest keeps an id, until the page forgets it", () =>
+      Effect.gen(function* () {
+        const page = yield* open("127.0.0.1")
+        const user = evaluate(page, `${guest}; return user`)
+        const first = yield* user
+        expect(first).toMatch(/^guest-[0-9a-f-]{36}$/)
+        expect(yield* user).toBe(first)
+        yield* evaluate(page, "delete localStorage.guest")
+        expect(yield* user).not.toBe(first)
+        yield* evaluate(page, "document.body.dataset.customer = 'anna'")
+        expect(yield* user).toBe("anna")
+      }))
 
     it(
       "but not from an origin that is not allowed, and reads nothing with its token",
@@ -104,6 +117,18 @@ withBrowser("a page of another origin", () =>
       30_000,
     )
   }),
+)
+
+layerSuite("a shop's server", system, (it) =>
+  it("merges a guest at a login, as docs/sources.md shows", () =>
+    Effect.gen(function* () {
+      const run = new Function(`${yield* adapted(login)}; return login("124", "guest-9")`)
+      const merged = Effect.map(
+        Effect.promise(() => run() as Promise<Response>),
+        ({ status }) => status,
+      )
+      expect([yield* merged, yield* merged]).toEqual([201, 200])
+    })),
 )
 
 layerSuite("Segment's library", system, (it) =>

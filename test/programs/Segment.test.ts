@@ -6,12 +6,13 @@ import { Analytics, type HTTPFetchFn } from "@segment/analytics-node"
 import { Chunk, Effect, Layer, Stream } from "effect"
 import * as Api from "../../src/programs/Api.ts"
 import * as Worker from "../../src/programs/Worker.ts"
+import * as Pruner from "../../src/services/operate/Pruner.ts"
 import { InteractionLog, type LogFilter } from "../../src/services/ports/InteractionLog.ts"
 import { UserEmbeddings } from "../../src/services/ports/UserEmbeddings.ts"
 import * as Telemetry from "../../src/services/Telemetry.ts"
 import { layer as eventVectors } from "../../src/services/update/EventVectors.ts"
 import { layerSuite } from "../support/effect.ts"
-import { eventually, storeProduct } from "../support/pipeline.ts"
+import { drained, eventually, storeProduct } from "../support/pipeline.ts"
 import { embedded } from "../support/stacks.ts"
 
 /** Runs once, after purchases of an order were looked for. */
@@ -32,13 +33,14 @@ const looking = Layer.effect(
   })),
 )
 
-const system = Layer.merge(Api.layer.pipe(Layer.provide(looking)), Worker.layer).pipe(
+const system = Layer.mergeAll(Api.layer.pipe(Layer.provide(looking)), Worker.layer, Pruner.layer).pipe(
   Layer.provideMerge(eventVectors),
   Layer.provideMerge(
     embedded({
       API_PORT: "0",
       WORKER_PORT: "0",
       API_HOST: "127.0.0.1",
+      API_CORS_ORIGINS: "https://shop.example",
       API_TOKENS: "write=browser,write+person=server,read=reader",
       EVENT_WEIGHTS: "add_to_cart:0.8",
     }),
@@ -72,14 +74,18 @@ const subjects = (user: string) =>
     rows.map(({ event_type, product_id, search_phrase }) => `${event_type} ${product_id ?? search_phrase}`),
   )
 
-/** Makes calls of the library. Succeeds with the answers of the API; fails if the library reports an error. */
-const withLibrary = (make: (analytics: Analytics) => void) =>
+/**
+ * Makes calls of the library. Succeeds with the answers of the API; fails if the library reports an error. The first answer may
+ * get lost.
+ */
+const withLibrary = (make: (analytics: Analytics) => void, losesFirst = false) =>
   Effect.flatMap(address, (host) =>
     Effect.promise(async () => {
       const answers: Array<unknown> = []
       const httpClient: HTTPFetchFn = async (url, options) => {
         const response = await fetch(url, options as RequestInit)
         answers.push(await response.clone().json())
+        if (losesFirst && answers.length === 1) throw new Error("the connection is lost")
         return response
       }
       const errors: Array<unknown> = []
@@ -174,6 +180,26 @@ layerSuite("Segment's API", system, (it) => {
       })
       expect(sum(yield* withLibrary(tour))).toEqual({ recorded: 0, duplicates: 6 })
       expect(yield* rowsOf("tour")).toEqual(rows)
+    }))
+
+  it("a batch that the library sends again, because the answer was lost, counts once", () =>
+    Effect.gen(function* () {
+      const calls = (analytics: Analytics) => {
+        for (const minute of [1, 2, 3])
+          analytics.track({
+            anonymousId: "again",
+            timestamp: at(minute),
+            event: "Product Viewed",
+            properties: { product_id: "101" },
+          })
+        analytics.identify({ userId: "twice", anonymousId: "again" })
+      }
+      const answers = yield* withLibrary(calls, true)
+      expect(answers.map(({ duplicates, recorded }) => [recorded, duplicates])).toEqual([
+        [4, 0],
+        [0, 4],
+      ])
+      expect(yield* subjects("twice")).toHaveLength(4)
     }))
 
   it("a guest's tour, order, refund and login give the embedding of what is left", () =>
@@ -328,7 +354,7 @@ layerSuite("Segment's API", system, (it) => {
       expect((yield* post("track", part, server)).body).toMatchObject({ recorded: 1, waiting: 0 })
       expect(yield* refunded("r-1")).toEqual(["2"])
       expect((yield* post("track", part, server)).body).toMatchObject({ recorded: 0, duplicates: 1 })
-      const all = refund({ userId: "r-1", messageId: "f-2" })
+      const all = { ...refund({ userId: "r-1", messageId: "f-2" }), event: "Order Cancelled" }
       expect((yield* post("track", all, server)).body).toMatchObject({ recorded: 2, duplicates: 1 })
       expect(yield* refunded("r-1")).toEqual(["1", "2", "3"])
     }))
@@ -341,14 +367,16 @@ layerSuite("Segment's API", system, (it) => {
           waiting: 1,
         })
       expect((yield* post("track", order({ userId: "r-2", messageId: "o" }), server)).body).toMatchObject({
-        recorded: 3,
+        recorded: 2,
       })
+      yield* drained
       expect(yield* refunded("r-2")).toEqual(["2"])
       const log = yield* InteractionLog
       yield* log.erase("r-3", yield* log.maxId)
       expect((yield* post("track", order({ userId: "r-3", messageId: "o" }), server)).body).toMatchObject({
         recorded: 2,
       })
+      yield* drained
       expect(yield* refunded("r-3")).toEqual([])
     }))
 
@@ -360,7 +388,51 @@ layerSuite("Segment's API", system, (it) => {
         yield* Effect.context<HttpServer.HttpServer>(),
       )
       yield* post("track", refund({ ...who, messageId: "f" }), server)
+      yield* drained
       expect(yield* refunded("r-4")).toEqual(["1", "2"])
+    }))
+
+  it("a refund finds the order of a guest who becomes the customer later, also while it looks for purchases", () =>
+    Effect.gen(function* () {
+      const login = (number: number) =>
+        Effect.provide(
+          post("identify", { userId: `r-${number}`, anonymousId: `shy-${number}` }, server),
+          context,
+        )
+      const context = yield* Effect.context<HttpServer.HttpServer>()
+      for (const number of [5, 6])
+        yield* post("track", order({ anonymousId: `shy-${number}`, messageId: `o-${number}` }), server)
+      yield* drained
+      expect((yield* post("track", refund({ userId: "r-5" }), server)).body).toMatchObject({ waiting: 1 })
+      yield* login(5)
+      yield* drained
+      meanwhile = login(6)
+      expect((yield* post("track", refund({ userId: "r-6" }), server)).body).toMatchObject({ waiting: 1 })
+      yield* drained
+      for (const user of ["r-5", "r-6"]) expect(yield* refunded(user)).toEqual(["1", "2"])
+    }))
+
+  it("a refund of a pruned purchase is answered as such, and one that was taken back before is a duplicate", () =>
+    Effect.gen(function* () {
+      const timestamp = "2025-01-01T00:00:00Z"
+      for (const id of ["1", "2"]) yield* storeProduct(id, `a book, volume ${id}`)
+      yield* post("track", order({ anonymousId: "shy-7", messageId: "o-7", timestamp }), server)
+      yield* post("track", refund({ anonymousId: "shy-7" }, ["2"]), server)
+      yield* post("identify", { userId: "r-7", anonymousId: "shy-7" }, server)
+      yield* drained
+      const { prune } = yield* Pruner.Pruner
+      expect(yield* prune({ before: "2025-02-01T00:00:00.000Z" })).toMatchObject({ events: 2 })
+      const answer = (products?: ReadonlyArray<string>) =>
+        Effect.map(post("track", refund({ userId: "r-7" }, products), server), ({ body }) => body)
+      const none = { success: true, recorded: 0, duplicates: 0, waiting: 0, ignored: {} }
+      expect(yield* answer()).toEqual({ ...none, duplicates: 1, ignored: { pruned: 1 } })
+      expect(yield* answer(["1"])).toEqual({ ...none, ignored: { pruned: 1 } })
+      expect(yield* answer(["2"])).toEqual({ ...none, duplicates: 1 })
+      expect(yield* answer(["3"])).toEqual({ ...none, waiting: 1 })
+      expect(yield* refunded("r-7")).toEqual([])
+      const log = yield* InteractionLog
+      yield* log.erase("shy-7", yield* log.maxId)
+      expect(yield* log.pruned.purchases("shy-7", ["77"])).toEqual([])
     }))
 
   const owner = (user: string) =>
@@ -426,6 +498,21 @@ layerSuite("Segment's API", system, (it) => {
       const large = { batch: [], padding: "x".repeat(500 * 1024) }
       expect((yield* post("batch", gzipSync(JSON.stringify(large)), zipped)).status).toBe(413)
       expect((yield* post("batch", large)).status).toBe(413)
+    }))
+
+  it("JSON may be sent as a form or as text, as RudderStack's library does, but not by a page of another origin", () =>
+    Effect.gen(function* () {
+      const send = (type: string, origin: Record<string, string> = {}) => {
+        const zipped = gzipSync(JSON.stringify({ batch: [viewed({ userId: "u-3", messageId: "m-3" })] }))
+        const headers = { ...basic("browser"), "content-type": type, "content-encoding": "gzip", ...origin }
+        return Effect.map(post("batch", zipped, headers), ({ status }) => status)
+      }
+      for (const type of ["application/x-www-form-urlencoded", "text/plain"]) {
+        expect([type, yield* send(type)]).toEqual([type, 200])
+        expect([type, yield* send(type, { origin: "https://shop.example" })]).toEqual([type, 200])
+        expect([type, yield* send(type, { origin: "https://other.example" })]).toEqual([type, 415])
+      }
+      expect(yield* send("multipart/form-data")).toBe(415)
     }))
 
   it("Basic is for Segment's API alone", () =>

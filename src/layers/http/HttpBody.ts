@@ -15,12 +15,11 @@ const tooLarge = (limit: number) =>
   })
 const unsupported = (detail: string) => Problem.of("unsupported-media-type", detail)
 
-const mediaTypeProblem = ({ headers }: Request, acceptsText: boolean): Problem | undefined => {
+const mediaTypeProblem = ({ headers }: Request, others: ReadonlyArray<string>): Problem | undefined => {
   const contentType = headers.get("content-type") ?? ""
   if (contentType !== "application/json") {
     const [type = "", ...parameters] = contentType.toLowerCase().split(";")
-    const isAccepted = acceptsText && type.trim() === "text/plain"
-    if (!isAccepted && !/^application\/([\w.-]+\+)?json$/.test(type.trim()))
+    if (!others.includes(type.trim()) && !/^application\/([\w.-]+\+)?json$/.test(type.trim()))
       return unsupported("the body must be sent as content-type application/json")
     const charset = parameters.map((text) => text.trim()).find((text) => text.startsWith("charset="))
     if (charset !== undefined && !/^charset="?utf-?8"?$/.test(charset))
@@ -74,15 +73,19 @@ const parse = (bytes: Uint8Array): unknown => {
 }
 
 /**
- * The parsed body; `undefined` without one. Rejects with a {@link Problem}. `acceptsText`: also JSON that is sent as
- * text/plain, as browsers send beacons.
+ * The parsed body; `undefined` without one. Rejects with a {@link Problem}. `others`: further content types as which JSON
+ * may be sent.
  */
-export const parseBody = async (request: Request, limit: number, acceptsText = false): Promise<unknown> => {
+export const parseBody = async (
+  request: Request,
+  limit: number,
+  others: ReadonlyArray<string> = [],
+): Promise<unknown> => {
   const { headers } = request
   if (!headers.has("content-length") && !headers.has("transfer-encoding")) return undefined
   const bytes = await readBytes(request, limit)
   if (bytes.byteLength === 0) return undefined
-  const problem = mediaTypeProblem(request, acceptsText)
+  const problem = mediaTypeProblem(request, others)
   if (problem !== undefined) throw problem
   return parse(await decoded(bytes, headers.get("content-encoding")?.toLowerCase() ?? "identity", limit))
 }

@@ -6,12 +6,13 @@ import { segmentBodyBytes } from "../../services/api/SegmentApi.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import { type Problem, unprocessable } from "../../services/model/Problem.ts"
 import type { Appended, OrderRefund } from "../../services/ports/InteractionLog.ts"
-import type { Submission } from "../../services/record/InteractionRecorder.ts"
+import { recordAll, type Submission } from "../../services/record/InteractionRecorder.ts"
 import * as OrderRefunds from "../../services/record/OrderRefunds.ts"
 import * as SegmentCalls from "../../services/record/SegmentCalls.ts"
 import * as Telemetry from "../../services/Telemetry.ts"
 import { CurrentCaller, missingScope } from "./HttpAuthorisation.ts"
 import { onWebRequest, parseBody } from "./HttpBody.ts"
+import { allowedOrigins } from "./HttpCors.ts"
 import { RecordingRoutes, tooMany, unavailable } from "./RecordingRoutes.ts"
 
 /** The calls of a body. Those of a batch have their type with them. */
@@ -45,17 +46,13 @@ class Counts {
     for (const { _tag } of appended) this.count(answers[_tag])
   }
 
-  /** The answers of one refund. */
-  countRefund(retractions: ReadonlyArray<Appended>): void {
-    if (retractions.length === 0) this.count("waiting")
-    this.countAppended(retractions)
-  }
-
-  count(outcome: "recorded" | "duplicates" | "waiting" | SegmentCalls.Ignored): void {
-    Telemetry.count(Telemetry.segmentCalls(outcome))
+  count(outcome: "recorded" | "duplicates" | "waiting" | SegmentCalls.Ignored, times = 1): void {
+    if (times === 0) return
+    Telemetry.count(Telemetry.segmentCalls(outcome), times)
     const { ignored } = this.report
-    if (outcome === "recorded" || outcome === "duplicates" || outcome === "waiting") this.report[outcome]++
-    else ignored[outcome] = (ignored[outcome] ?? 0) + 1
+    if (outcome === "recorded" || outcome === "duplicates" || outcome === "waiting")
+      this.report[outcome] += times
+    else ignored[outcome] = (ignored[outcome] ?? 0) + times
   }
 }
 
@@ -71,6 +68,19 @@ const meaningsOf = Effect.fnUntraced(function* (calls: ReadonlyArray<unknown>) {
   return (yield* Effect.forEach(calls, (call) =>
     Effect.sync(() => SegmentCalls.meaningOf(call, now, eventTypes)),
   )).flat()
+})
+
+/** Takes the purchases of an order back, now or when they arrive. */
+const refund = Effect.fnUntraced(function* (counts: Counts, one: OrderRefund) {
+  const { pruned, prunedRefunds, retractions } = yield* OrderRefunds.refund(one)
+  counts.countAppended(
+    yield* recordAll(
+      retractions.map((interaction) => ({ interaction, idempotencyKey: null, occurredAtGiven: true })),
+    ),
+  )
+  counts.count("pruned", pruned)
+  counts.count("duplicates", prunedRefunds)
+  if (retractions.length + pruned + prunedRefunds === 0) counts.count("waiting")
 })
 
 const take = Effect.fnUntraced(function* (name: string, body: unknown) {
@@ -90,18 +100,28 @@ const take = Effect.fnUntraced(function* (name: string, body: unknown) {
     else if (refused !== undefined && needsPerson(meant)) counts.count("missing_scope")
     else if (SegmentCalls.isRefund(meant)) refunds.push(meant)
     else submissions.push(meant)
-  counts.countAppended(yield* OrderRefunds.recordAll(submissions))
-  for (const retractions of yield* OrderRefunds.refundOrders(submissions)) counts.countRefund(retractions)
-  for (const one of refunds) counts.countRefund(yield* OrderRefunds.refund(one))
+  counts.countAppended(yield* recordAll(submissions))
+  for (const one of refunds) yield* refund(counts, one)
   return counts.report
 })
 
+/**
+ * Some libraries name no JSON: RudderStack's for Node sends compressed batches as a form. A page can send such a request
+ * without a preflight, so its origin must be allowed. Other programs send no origin.
+ */
+const typesOf = ({ headers }: Request, isAllowed: (origin: string) => boolean): ReadonlyArray<string> => {
+  const origin = headers.get("origin")
+  return origin === null || isAllowed(origin) ? ["text/plain", "application/x-www-form-urlencoded"] : []
+}
+
 // Raw: see decodeBody.
 export const segment = HttpApiBuilder.group(api, "segment", (handlers) =>
-  handlers.handleRaw("segment", ({ path, request }) =>
-    Effect.flatMap(
-      onWebRequest(request, (web) => parseBody(web, segmentBodyBytes)),
-      (body) => Effect.catchTag(take(path.call, body), "InteractionLogError", unavailable),
+  Effect.map(allowedOrigins, (isAllowed) =>
+    handlers.handleRaw("segment", ({ path, request }) =>
+      Effect.flatMap(
+        onWebRequest(request, (web) => parseBody(web, segmentBodyBytes, typesOf(web, isAllowed))),
+        (body) => Effect.catchTag(take(path.call, body), "InteractionLogError", unavailable),
+      ),
     ),
   ),
 )

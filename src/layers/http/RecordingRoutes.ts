@@ -229,7 +229,8 @@ class Routes {
 
   /** Browsers send a beacon as text/plain without a preflight: only allowed origins may do so. */
   private bodyOf(request: Request, limit: number): Promise<unknown> {
-    return parseBody(request, limit, this.isAllowedOrigin(request.headers.get("origin") ?? ""))
+    const isAllowed = this.isAllowedOrigin(request.headers.get("origin") ?? "")
+    return parseBody(request, limit, isAllowed ? ["text/plain"] : [])
   }
 
   private record(submissions: ReadonlyArray<Submitted>, trace: Trace) {

@@ -49,10 +49,13 @@ const pathOf = (links: ReadonlyMap<UserId, Link>, id: UserId): ReadonlyArray<Use
   return [...path]
 }
 
+/** The id that an id leads to in the end. */
+export const ownerIn = (links: ReadonlyMap<UserId, Link>, id: UserId): UserId => pathOf(links, id).at(-1)!
+
 /** The person with this id: the id that is no alias, and all ids, an alias before what it leads to. */
 export const personOf = (sql: SqlClient.SqlClient, user: UserId) =>
   Effect.map(linksOf(sql, [user]), ({ ids, links }) => ({
-    user_id: pathOf(links, user).at(-1)!,
+    user_id: ownerIn(links, user),
     ids: inOrder(links, ids),
   }))
 
@@ -63,7 +66,7 @@ const inOrder = (links: ReadonlyMap<UserId, Link>, ids: ReadonlyArray<UserId>) =
 export const allAliases = (sql: SqlClient.SqlClient) =>
   Effect.map(sql<Link>`SELECT alias, user_id, message_id FROM user_aliases`.unprepared, (rows) => {
     const links = new Map(rows.map((link) => [link.alias, link]))
-    return new Map(rows.map(({ alias }) => [alias, pathOf(links, alias).at(-1)!]))
+    return new Map(rows.map(({ alias }) => [alias, ownerIn(links, alias)]))
   })
 
 /**
@@ -111,7 +114,7 @@ export const appendMerge = (
       const path = pathOf(links, into)
       if (path.includes(from)) return refused(`${into} is already an alias of ${from}`)
       const link = links.get(from)
-      const of = pathOf(links, from).at(-1)
+      const of = ownerIn(links, from)
       if (link !== undefined && of !== path.at(-1)) return refused(`${from} is already an alias of ${of}`)
       const first = link && (yield* find(link.message_id))
       const answer = yield* record(first === undefined ? entry : { ...entry, interaction: first })

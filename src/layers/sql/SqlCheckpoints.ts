@@ -5,6 +5,7 @@
  * - `pruned_interactions`: the ids, which tell a pruned event that is posted again or taken back.
  * - `user_checkpoints`: number and fingerprint of the ids, and the sums. Sums of different settings have different rows.
  * - `pruned_products`: what the user did with each product, for exclusions, buy-again and popularity.
+ * - `pruned_orders`: see SqlOrderRefunds.ts.
  */
 import { createHash } from "node:crypto"
 import type { SqlClient } from "@effect/sql/SqlClient"
@@ -27,6 +28,7 @@ import * as Vector from "../../services/model/Vector.ts"
 import type { PrunedRows, Pruning } from "../../services/ports/PrunedRows.ts"
 import { columns, fromRow, type StoredRow, toColumn } from "./InteractionRows.ts"
 import { forUpdate } from "./SqlDialect.ts"
+import { keepPurchases, purchases } from "./SqlOrderRefunds.ts"
 import { forgetPruned, forgetRows, keepRows } from "./SqlProductTally.ts"
 import type { Table } from "./SqlTable.ts"
 
@@ -227,6 +229,7 @@ const prune =
         SELECT user_id, UNHEX(SUBSTR(message_id, 1, 32)) FROM ${name} WHERE ${sql.in("id", ids)}`.unprepared
       yield* addToCheckpoints(sql, parts, settings)
       yield* addToProducts(sql, parts, settings.lambda)
+      yield* keepPurchases(sql, parts)
       yield* sql`DELETE FROM ${name} WHERE ${sql.in("id", [...ids, ...again])}`.unprepared
       return true
     })
@@ -250,7 +253,7 @@ export const forgetCheckpoints = (sql: SqlClient, user: string): Effect.Effect<v
   sql.withTransaction(
     Effect.gen(function* () {
       yield* forgetPruned(sql, user)
-      for (const table of ["pruned_interactions", "user_checkpoints", "pruned_products"])
+      for (const table of ["pruned_interactions", "user_checkpoints", "pruned_products", "pruned_orders"])
         yield* sql`DELETE FROM ${sql(table)} WHERE user_id = ${user}`
     }),
   )
@@ -347,4 +350,5 @@ export const prunedRows = (table: Table, reads: Table): PrunedRows => ({
   idsOf: idsOf(reads),
   among: among(reads),
   products: products(reads),
+  purchases: purchases(reads),
 })

@@ -9,7 +9,6 @@ import {
   type InteractionLogError,
   type LogFilter,
   type LoggedInteraction,
-  type OrderRefund,
   type Outbox,
   type ProductCount,
   type ProductEvents,
@@ -28,6 +27,7 @@ import {
   renewSurvivors,
 } from "./SqlErasures.ts"
 import { historyChanges, touched, usersAfter } from "./SqlHistories.ts"
+import { noteRefund, refundsOf } from "./SqlOrderRefunds.ts"
 import { effectiveType, sign } from "./SqlProductTally.ts"
 import { makeTable, person, rowsPerPage, type Table } from "./SqlTable.ts"
 
@@ -289,41 +289,6 @@ const productCounts =
       Effect.map(Arr.map((count) => ({ ...count, interactions: Number(count.interactions) }))),
     )
 
-/** As a product id: all products of the order. */
-const allProducts = ""
-
-const noteRefund =
-  ({ erasing, sql }: Table) =>
-  ({ order_id, products, user_id }: OrderRefund) => {
-    const onConflict = sql.onDialectOrElse({
-      mysql: () => sql.literal("ON DUPLICATE KEY UPDATE user_id = user_id"),
-      orElse: () => sql.literal("ON CONFLICT DO NOTHING"),
-    })
-    const rows = (products.length === 0 ? [allProducts] : products.toSorted()).map((product_id) => ({
-      user_id,
-      order_id,
-      product_id,
-    }))
-    return Effect.forEach(
-      Arr.chunksOf(rows, rowsPerPage),
-      (page) => sql`INSERT INTO order_refunds ${sql.insert(page)} ${onConflict}`.unprepared,
-      { discard: true },
-    ).pipe(erasing("noteRefund"))
-  }
-
-const refundOf = (table: Table) =>
-  Effect.fnUntraced(function* (user_id: string, order_id: string) {
-    const { select, sql } = table
-    const { ids } = yield* person(table)(user_id)
-    const rows = yield* sql<{ product_id: string }>`
-      SELECT product_id FROM order_refunds WHERE ${sql.in("user_id", ids)} AND order_id = ${order_id}`.unprepared.pipe(
-      select("refundOf"),
-    )
-    if (rows.length === 0) return undefined
-    const products = rows.map(({ product_id }) => product_id)
-    return { user_id, order_id, products: products.includes(allProducts) ? [] : products }
-  })
-
 const outbox = ({ name, select, sql }: Table): Effect.Effect<Outbox, InteractionLogError> =>
   Effect.gen(function* () {
     const [row] = yield* sql<{ unpublished: number; oldest: string | null }>`
@@ -383,7 +348,7 @@ const make = (dialect: SqlDialect) =>
       historyChanges: historyChanges(reads),
       usersAfter: usersAfter(reads),
       noteRefund: noteRefund(table),
-      refundOf: refundOf(table),
+      refundsOf: refundsOf(table),
       outbox: outbox(reads),
       backlog: backlog(reads),
       beginErasure: beginErasure(table),

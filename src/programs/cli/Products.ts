@@ -64,6 +64,8 @@ const productsImport = command(
       )
       if (rejected > 0)
         return yield* new Provision.CommandFailed({ message: `${rejected} lines were rejected` })
+      if (replace && done.imported === 0)
+        return yield* new Provision.CommandFailed({ message: "the file has no product" })
     }).pipe(Effect.provide(Layer.provideMerge(EventVectors.layer, Stack.layer))),
 )
 

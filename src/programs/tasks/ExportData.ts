@@ -97,6 +97,7 @@ export const exportUser = Effect.fn("exportUser")(function* (options: {
       sums: sums && { ...sums, embedding: Array.from(sums.embedding) },
     })),
     pruned_products: yield* log.pruned.products(ids),
+    refunds: (yield* log.refundsOf([user])).map(({ order_id, products }) => ({ order_id, products })),
   })
   yield* output.write(`${head.slice(0, -1)},"interactions":[`)
   let exported = 0

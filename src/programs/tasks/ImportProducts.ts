@@ -1,6 +1,6 @@
 /** `products import FILE`: JSON Lines or CSV → products. Reports bad lines and stores the others. */
 import { fileURLToPath } from "node:url"
-import { Array as Arr, Chunk, Duration, Effect, Either, Schema, Stream } from "effect"
+import { Array as Arr, Chunk, Clock, Duration, Effect, Either, Schema, Stream } from "effect"
 import * as RecordFile from "../../layers/files/RecordFile.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import * as ProductFile from "../../services/history/ProductFile.ts"
@@ -138,13 +138,16 @@ class BadLines {
   }
 }
 
-/** Makes the products unavailable that the file lacks. Succeeds with their number. */
-const retire = Effect.fnUntraced(function* (listed: ReadonlySet<ProductId>, dryRun: boolean) {
+/**
+ * Makes the products unavailable that the file lacks. Succeeds with their number. What others wrote after the import `began`
+ * (Unix ms) is newer than the file.
+ */
+const retire = Effect.fnUntraced(function* (listed: ReadonlySet<ProductId>, began: number, dryRun: boolean) {
   const products = yield* ProductEmbeddings
   const { space } = yield* EventVectors
   let retired = 0
   yield* products.stamps(space).pipe(
-    Stream.filter(({ product_id }) => !listed.has(product_id)),
+    Stream.filter(({ product_id, updated_at }) => updated_at <= began && !listed.has(product_id)),
     Stream.grouped(linesAtOnce),
     Stream.runForEach((page) =>
       Effect.gen(function* () {
@@ -199,6 +202,7 @@ export const importProducts = Effect.fn("importProducts")(function* (
 ) {
   const { dimensions } = yield* EmbeddingConfig
   const { dryRun = false, replace = false } = options
+  const began = yield* Clock.currentTimeMillis
   const bad = new BadLines(options.strict)
   const listed = new Set<ProductId>()
   let imported = 0
@@ -236,7 +240,7 @@ export const importProducts = Effect.fn("importProducts")(function* (
   const report: ImportReport = {
     imported,
     created,
-    ...(replace ? { made_unavailable: isWhole ? yield* retire(listed, dryRun) : 0 } : {}),
+    ...(replace ? { made_unavailable: isWhole ? yield* retire(listed, began, dryRun) : 0 } : {}),
     bad: bad.first,
     ...(bad.others > 0 ? { bad_not_listed: bad.others } : {}),
   }

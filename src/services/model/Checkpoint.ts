@@ -8,6 +8,7 @@ import { counterOf } from "./EventTypes.ts"
 import { Fingerprint } from "./Fingerprint.ts"
 import { combine, decay, describeWeights, type Event, type FoldSettings, fold, weightOf } from "./Fold.ts"
 import type { EventType, Interaction, ProductId, UserId } from "./Interaction.ts"
+import { orderOf } from "./Orders.ts"
 import type { UserEmbedding } from "./UserEmbedding.ts"
 
 export interface PrunedIds {
@@ -34,6 +35,13 @@ export interface PrunedProduct {
   readonly decayed: number
   /** When the newest occurred, in Unix ms. */
   readonly newest: number
+}
+
+/** A pruned purchase of an order. */
+export interface PrunedPurchase {
+  readonly order_id: string
+  readonly product_id: ProductId
+  readonly taken_back: boolean
 }
 
 /** Rows of one user that are pruned together. */
@@ -65,6 +73,17 @@ export const add = (
     fingerprint: ids.toHex(),
     sums: folded && { ...folded, recent: [] },
   }
+}
+
+export const purchasesOf = ({ interactions }: PrunedPart): ReadonlyArray<PrunedPurchase> => {
+  const retracted = new Set(interactions.map(({ reference }) => reference))
+  return interactions.flatMap((one) => {
+    const { message_id, product_id } = one
+    const order_id = orderOf(one)
+    return order_id === undefined || product_id === null
+      ? []
+      : [{ order_id, product_id, taken_back: retracted.has(message_id) }]
+  })
 }
 
 export const productsOf = ({ events, user_id }: PrunedPart, lambda: number): ReadonlyArray<PrunedProduct> =>

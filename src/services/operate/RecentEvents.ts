@@ -24,6 +24,7 @@ export const RecentEvent = Schema.Struct({
 })
 
 export interface EventFilter {
+  /** Any id of the person. */
   readonly user?: string | undefined
   readonly product?: string | undefined
   readonly type?: string | undefined
@@ -38,11 +39,13 @@ export const recentEvents = Effect.fn("recentEvents")(function* ({
   user,
 }: EventFilter) {
   const users = yield* UserEmbeddings
-  const rows = yield* (yield* InteractionLog).lastRecorded(rowsSearched)
+  const log = yield* InteractionLog
+  const ids = user === undefined ? undefined : (yield* log.person(user)).ids
+  const rows = yield* log.lastRecorded(rowsSearched)
   const found = rows
     .filter(
       ({ interaction: { event_type, product_id, user_id } }) =>
-        (user === undefined || user_id === user) &&
+        (ids === undefined || ids.includes(user_id)) &&
         (product === undefined || product_id === product) &&
         (type === undefined || event_type === type),
     )

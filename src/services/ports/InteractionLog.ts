@@ -237,11 +237,10 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     ) => Effect.Effect<ReadonlyArray<ProductCount>, InteractionLogError>
     /** Notes a refund until the user is erased. */
     readonly noteRefund: (refund: OrderRefund) => Effect.Effect<void, InteractionLogError>
-    /** The refund noted for an order of the person with this id, all notes together. */
-    readonly refundOf: (
-      user: UserId,
-      order: string,
-    ) => Effect.Effect<OrderRefund | undefined, InteractionLogError>
+    /** The refunds noted for the people with these ids, one for each order. `user_id` is the id that is no alias. */
+    readonly refundsOf: (
+      users: ReadonlyArray<UserId>,
+    ) => Effect.Effect<ReadonlyArray<OrderRefund>, InteractionLogError>
     readonly outbox: Effect.Effect<Outbox, InteractionLogError>
     /** Slow, because it counts all rows. */
     readonly backlog: Effect.Effect<Backlog, InteractionLogError>

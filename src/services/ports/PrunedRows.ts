@@ -3,7 +3,7 @@
  * event is either in the log or in a checkpoint, and never in both.
  */
 import type { Effect, Stream } from "effect"
-import type { Checkpoint, PrunedIds, PrunedPart, PrunedProduct } from "../model/Checkpoint.ts"
+import type { Checkpoint, PrunedIds, PrunedPart, PrunedProduct, PrunedPurchase } from "../model/Checkpoint.ts"
 import type { FoldSettings } from "../model/Fold.ts"
 import type { MessageId, UserId } from "../model/Interaction.ts"
 import type { InteractionLogError, LogRow } from "./InteractionLog.ts"
@@ -56,6 +56,11 @@ export interface PrunedRows {
   readonly products: (
     users: ReadonlyArray<UserId>,
   ) => Effect.Effect<ReadonlyArray<PrunedProduct>, InteractionLogError>
+  /** The purchases of these orders by the person with this id. */
+  readonly purchases: (
+    user: UserId,
+    orders: ReadonlyArray<string>,
+  ) => Effect.Effect<ReadonlyArray<PrunedPurchase>, InteractionLogError>
 }
 
 /** For {@link PrunedRows.among}: any of these message ids, posted under any of these ids. */

@@ -2,7 +2,7 @@
  * Step: submissions → InteractionLog → OutboxRelay. Concurrent submissions share a commit: one fiber appends all that
  * arrived since the previous commit began.
  */
-import { Clock, Context, Effect, Exit, Fiber, Layer } from "effect"
+import { Array as Arr, Clock, Context, Effect, Exit, Fiber, Layer } from "effect"
 import * as MessageTraces from "../MessageTraces.ts"
 import type { Interaction } from "../model/Interaction.ts"
 import {
@@ -171,6 +171,16 @@ const make = Effect.fnUntraced(function* (deadline: number) {
     })
 
   return { record, submit }
+})
+
+/** Interactions of one append: a batch may hold more than may wait for a commit. */
+const mostPerAppend = 1_000
+
+/** Records any number of interactions; answers in their order. */
+export const recordAll = Effect.fnUntraced(function* (submissions: ReadonlyArray<Submission>) {
+  const recorder = yield* InteractionRecorder
+  const pages = yield* Effect.forEach(Arr.chunksOf(submissions, mostPerAppend), recorder.record)
+  return pages.flat()
 })
 
 /** With another deadline in ms, for tests. */

@@ -1,61 +1,66 @@
 /**
- * Takes purchases back by the id of their order. An order and its refund may arrive in any order, and at the same time.
- * Each is stored before the other one is looked for, so at least one of them finds the other.
+ * Takes purchases back by the id of their order. An order, its refund and the merges that make their users one person may
+ * arrive in any order, and at the same time. Each is stored before the others are looked for, so the last one finds them.
  */
-import { Array as Arr, Effect, Stream } from "effect"
-import { retract } from "../model/Interaction.ts"
-import { type Appended, InteractionLog, type OrderRefund } from "../ports/InteractionLog.ts"
-import { InteractionRecorder, type Submission } from "./InteractionRecorder.ts"
-import { orderIdOf } from "./SegmentCalls.ts"
+import { Effect, Stream } from "effect"
+import { isMerge, type Retraction, retract, type UserId } from "../model/Interaction.ts"
+import { orderOf } from "../model/Orders.ts"
+import { InteractionLog, type LoggedInteraction, type OrderRefund } from "../ports/InteractionLog.ts"
 
-/** Interactions of one append: a batch may hold more than may wait for a commit. */
-const mostPerAppend = 1_000
+/** What a refund comes to. */
+export interface Refunded {
+  /** Of those purchases that are in the log. */
+  readonly retractions: ReadonlyArray<Retraction>
+  /** The number of purchases that are pruned, so that they can't be taken back any more. */
+  readonly pruned: number
+  /** The number of purchases that were taken back before they were pruned. */
+  readonly prunedRefunds: number
+}
 
-/** Records any number of interactions; answers in their order. */
-export const recordAll = Effect.fnUntraced(function* (submissions: ReadonlyArray<Submission>) {
-  const recorder = yield* InteractionRecorder
-  const pages = yield* Effect.forEach(Arr.chunksOf(submissions, mostPerAppend), recorder.record)
-  return pages.flat()
-})
-
-/** Takes back those purchases of the order that are in the log. */
-const takeBack = Effect.fnUntraced(function* ({ order_id, products, user_id }: OrderRefund) {
+/** Looks for the purchases of a person that these refunds take back. */
+const find = Effect.fnUntraced(function* (user: UserId, refunds: ReadonlyArray<OrderRefund>) {
   const log = yield* InteractionLog
-  const purchases = yield* Stream.runCollect(log.stream({ user: user_id, type: "product_purchase" }))
-  const wanted = new Set<string | null>(products)
-  const refunded = [...purchases].filter(
-    ({ interaction: { metadata, product_id } }) =>
-      orderIdOf(metadata.order_id) === order_id && (wanted.size === 0 || wanted.has(product_id)),
+  const byOrder = new Map(refunds.map((refund) => [refund.order_id, new Set(refund.products)]))
+  const isRefunded = (order: string | undefined, product: string | null) => {
+    const products = byOrder.get(order ?? "")
+    return products !== undefined && (products.size === 0 || products.has(product ?? ""))
+  }
+  const purchases = yield* Stream.runCollect(log.stream({ user, type: "product_purchase" }))
+  const retractions = Array.from(purchases).flatMap(({ interaction }) =>
+    isRefunded(orderOf(interaction), interaction.product_id) ? [retract(interaction)] : [],
   )
-  return yield* recordAll(
-    refunded.map(({ interaction }) => ({
-      interaction: retract(interaction),
-      idempotencyKey: null,
-      occurredAtGiven: true,
-    })),
+  const gone = (yield* log.pruned.purchases(user, [...byOrder.keys()])).filter(({ order_id, product_id }) =>
+    isRefunded(order_id, product_id),
   )
+  const pruned = gone.filter(({ taken_back }) => !taken_back).length
+  if (pruned > 0)
+    yield* Effect.logWarning("refund.pruned").pipe(
+      Effect.annotateLogs({ count: pruned, orders: [...new Set(gone.map(({ order_id }) => order_id))] }),
+    )
+  return { retractions, pruned, prunedRefunds: gone.length - pruned } satisfies Refunded
 })
 
-/** Answers the retractions. None: the refund waits for its order. */
+/** Notes a refund, and looks for the purchases of its order. */
 export const refund = Effect.fnUntraced(function* (refund: OrderRefund) {
   const log = yield* InteractionLog
   yield* log.noteRefund(refund)
-  return yield* takeBack(refund)
+  return yield* find(refund.user_id, [refund])
 })
 
-/** Takes back those of these recorded purchases whose refunds wait for them. Answers the retractions of each refund. */
-export const refundOrders = Effect.fnUntraced(function* (submissions: ReadonlyArray<Submission>) {
+/** The retractions of refunds that have waited for these rows: for purchases of their orders, or for merges of their people. */
+export const waitingFor = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
   const log = yield* InteractionLog
-  const orders = new Map<string, readonly [string, string]>()
-  for (const { interaction } of submissions) {
-    const order = orderIdOf(interaction.metadata.order_id)
-    if (interaction.event_type === "product_purchase" && order !== undefined)
-      orders.set(`${interaction.user_id}|${order}`, [interaction.user_id, order])
+  const [users, orders] = [new Set<UserId>(), new Set<string>()]
+  const merged = new Set<UserId>()
+  for (const { interaction } of rows) {
+    const order = orderOf(interaction)
+    if (order !== undefined) orders.add(order)
+    if (isMerge(interaction)) merged.add(interaction.user_id)
+    else if (order !== undefined) users.add(interaction.user_id)
   }
-  const retractions: Array<ReadonlyArray<Appended>> = []
-  for (const [user, order] of orders.values()) {
-    const noted = yield* log.refundOf(user, order)
-    if (noted !== undefined) retractions.push(yield* takeBack(noted))
-  }
-  return retractions
+  const ofOrders = (yield* log.refundsOf([...users])).filter(({ order_id }) => orders.has(order_id))
+  const waiting = [...ofOrders, ...(yield* log.refundsOf([...merged]))]
+  const people = [...Map.groupBy(waiting, ({ user_id }) => user_id)]
+  const found = yield* Effect.forEach(people, ([user, refunds]) => find(user, refunds))
+  return found.flatMap(({ retractions }) => retractions)
 })

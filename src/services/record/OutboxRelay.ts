@@ -2,7 +2,7 @@
  * Step: InteractionLog → InteractionQueue, as a transactional outbox. The process that commits rows publishes them at
  * once. Rows that remain unpublished, after a crash or an outage of the broker, are drained by the process that holds
  * the leader lock. A row is marked published only after the broker has confirmed its message, so a row may be
- * published twice but is never lost.
+ * published twice but is never lost. Before that, what refunds have waited for is taken back: see OrderRefunds.ts.
  */
 import { Array as Arr, Clock, Context, Duration, Effect, Fiber, Layer, Schedule } from "effect"
 import * as MessageTraces from "../MessageTraces.ts"
@@ -13,6 +13,7 @@ import { InteractionQueue, type InteractionQueueError, type Message } from "../p
 import * as RetryPolicies from "../RetryPolicies.ts"
 import * as Settings from "../Settings.ts"
 import * as Telemetry from "../Telemetry.ts"
+import * as OrderRefunds from "./OrderRefunds.ts"
 import { WorkQueue } from "./WorkQueue.ts"
 
 export class OutboxRelay extends Context.Tag("user-embeddings/OutboxRelay")<
@@ -79,9 +80,32 @@ const publish = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteracti
   return confirmed
 })
 
+/** Records the retractions of refunds that have waited for these rows. Succeeds with the new rows. */
+const takeBackRefunded = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
+  const log = yield* InteractionLog
+  const retractions = yield* OrderRefunds.waitingFor(rows)
+  const trace = yield* Telemetry.currentTrace
+  const recordedAt = yield* Clock.currentTimeMillis
+  const entries = retractions.map((interaction) => ({
+    interaction,
+    idempotencyKey: null,
+    occurredAtGiven: true,
+    trace,
+    recordedAt,
+  }))
+  const answers = yield* log.append(entries)
+  return answers.flatMap((answer, index) =>
+    answer._tag === "Recorded" ? [{ ...entries[index]!, id: answer.id }] : [],
+  )
+})
+
+/** Succeeds with new rows to publish. */
 const markPublished = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
   const log = yield* InteractionLog
-  if (rows.length > 0) yield* log.markPublished(rows, yield* Clock.currentTimeMillis)
+  if (rows.length === 0) return []
+  const retractions = yield* takeBackRefunded(rows)
+  yield* log.markPublished(rows, yield* Clock.currentTimeMillis)
+  return retractions
 })
 
 /** A round of a lane. Rows of a failed round stay in the outbox. */
@@ -117,6 +141,12 @@ const lanes = Effect.gen(function* () {
   const forget = (rows: Iterable<LoggedInteraction>) => {
     for (const { id } of rows) inProgress.delete(id)
   }
+  const offer = (rows: ReadonlyArray<LoggedInteraction>) => {
+    for (const row of rows.slice(0, Math.max(0, maxWaitingRows - waiting.weight))) {
+      inProgress.add(row.id)
+      waiting.offer(row)
+    }
+  }
   const publishNext = Effect.suspend(() => {
     const rows = waiting.take(rowsPerPublish)
     const unmarked = new Set(rows)
@@ -133,17 +163,11 @@ const lanes = Effect.gen(function* () {
   })
   const markNext = Effect.suspend(() => {
     const rows = confirmed.take(rowsPerMark)
-    return markPublished(rows).pipe(
+    return Effect.map(markPublished(rows), offer).pipe(
       round("mark interactions", rows),
       Effect.ensuring(Effect.sync(() => forget(rows))),
     )
   })
-  const offer = (rows: ReadonlyArray<LoggedInteraction>) => {
-    for (const row of rows.slice(0, Math.max(0, maxWaitingRows - waiting.weight))) {
-      inProgress.add(row.id)
-      waiting.offer(row)
-    }
-  }
   const publishing = Effect.ensuring(waiting.consume(publishNext), confirmed.close)
   const run = Effect.all([publishing, confirmed.consume(markNext)], { concurrency: 2, discard: true })
   return { inProgress, offer, run, close: waiting.close }
@@ -157,7 +181,7 @@ const leftRows = Effect.fnUntraced(function* (limit: number) {
 })
 
 /** Publishes the rows of the outbox that this process is not publishing already. */
-const drainOutbox = Effect.fnUntraced(function* (inProgress: ReadonlySet<number>) {
+const drainOutbox = Effect.fnUntraced(function* ({ inProgress, offer }: Effect.Effect.Success<typeof lanes>) {
   const queue = yield* InteractionQueue
   let published = 0
   while (true) {
@@ -170,7 +194,7 @@ const drainOutbox = Effect.fnUntraced(function* (inProgress: ReadonlySet<number>
       Arr.chunksOf(left, rowsPerPublish),
       (page) =>
         publish(page).pipe(
-          Effect.tap(markPublished),
+          Effect.tap((confirmed) => Effect.map(markPublished(confirmed), offer)),
           MessageTraces.withBatchSpan("drain interactions", page.map(MessageTraces.traced)),
           Effect.withTracerEnabled(true),
           Effect.map((confirmed) => (published += confirmed.length)),
@@ -184,7 +208,8 @@ const drainOutbox = Effect.fnUntraced(function* (inProgress: ReadonlySet<number>
 const make = Effect.gen(function* () {
   const log = yield* InteractionLog
   const ports = yield* Effect.context<InteractionLog | InteractionQueue>()
-  const { close, inProgress, offer, run } = yield* lanes
+  const ownRows = yield* lanes
+  const { close, offer, run } = ownRows
   yield* Effect.acquireRelease(Effect.forkDaemon(Effect.interruptible(Effect.provide(run, ports))), (fiber) =>
     close.pipe(
       Effect.zipRight(Fiber.await(fiber)),
@@ -198,7 +223,7 @@ const make = Effect.gen(function* () {
     // One statement a second in a system at rest. The lock takes three more.
     if ((yield* Telemetry.untraced(Effect.provide(leftRows(1), ports))).length === 0) return 0
     let published = 0
-    const drained = Effect.map(Effect.provide(drainOutbox(inProgress), ports), (count) => {
+    const drained = Effect.map(Effect.provide(drainOutbox(ownRows), ports), (count) => {
       published = count
     })
     yield* Telemetry.untraced(log.withLeaderLock(drained))

@@ -2,6 +2,7 @@
 import { Either, Predicate, Schema } from "effect"
 import type { EventTypes } from "../model/EventTypes.ts"
 import { canonicalTimestamp, type Metadata, maxMetadataBytes, merge, UserId } from "../model/Interaction.ts"
+import { orderIdOf } from "../model/Orders.ts"
 import type { OrderRefund } from "../ports/InteractionLog.ts"
 import type { Submission } from "./InteractionRecorder.ts"
 import { ofBulkItem } from "./Submission.ts"
@@ -10,9 +11,9 @@ type Json = Readonly<Record<string, unknown>>
 
 /**
  * Why a call changes nothing: no meaning here; an id or phrase that is refused; the key of another interaction; a merge
- * that contradicts earlier ones; a token without the scope `person`.
+ * that contradicts earlier ones; a token without the scope `person`; a refund of a pruned purchase.
  */
-export type Ignored = "no_meaning" | "invalid" | "key_reused" | "refused" | "missing_scope"
+export type Ignored = "no_meaning" | "invalid" | "key_reused" | "refused" | "missing_scope" | "pruned"
 
 /** What a call means. */
 export type Meant = Submission | OrderRefund | Ignored
@@ -26,6 +27,9 @@ const productEvents: ReadonlyMap<unknown, string> = new Map([
   ["Product Clicked", "product_click"],
   ["Product Added", "add_to_cart"],
 ])
+
+/** Events that take an order back, or some of its products. */
+const takingBack: ReadonlySet<unknown> = new Set(["Order Refunded", "Order Cancelled"])
 
 const objectOf = (value: unknown): Json => (Predicate.isRecord(value) ? value : {})
 const isFact = (value: unknown): value is string | number | boolean =>
@@ -79,13 +83,6 @@ const idOf = (value: unknown): string | undefined => {
   return isId(text) ? text : undefined
 }
 
-/** The id of an order as text, in a call and in the metadata of a purchase; `undefined` for one that is too long. */
-export const orderIdOf = (value: unknown): string | undefined =>
-  (typeof value === "number" || (typeof value === "string" && value.isWellFormed())) &&
-  /^.{1,128}$/su.test(String(value))
-    ? String(value)
-    : undefined
-
 const refundOf = (user: unknown, { order_id: order, products }: Json): OrderRefund | Ignored => {
   const [user_id, order_id] = [idOf(user), orderIdOf(order)]
   const refunded = Array.isArray(products) ? products.map((one) => idOf(objectOf(one).product_id)) : []
@@ -111,7 +108,7 @@ export const meaningOf = (call: unknown, now: number, types: EventTypes): Readon
   if (type !== "track") return ["no_meaning"]
   const { products } = objectOf(properties)
   if (Array.isArray(products) && products.length > maxProducts) return ["invalid"]
-  if (event === "Order Refunded") return [refundOf(user_id, objectOf(properties))]
+  if (takingBack.has(event)) return [refundOf(user_id, objectOf(properties))]
   const items = itemsOf(event, objectOf(properties), types)
   if (items.length === 0) return ["no_meaning"]
   const given = typeof timestamp === "string" ? canonicalTimestamp(timestamp) : undefined

@@ -159,6 +159,11 @@ layerSuite("operations over HTTP", api({ API_TOKENS: "t" }), (it) => {
       expect(yield* found("user=u-1")).toEqual([first])
       expect(yield* found("type=product_click")).toEqual([second])
       expect(yield* found("user=u-1&type=product_click")).toEqual([])
+      const body = JSON.stringify({ from: "u-1" })
+      const json = { ...headers, "content-type": "application/json" }
+      yield* call("/api/user/u-2/merge", { method: "POST", headers: json, body })
+      for (const user of ["u-1", "u-2"])
+        expect(yield* found(`user=${user}&product=p-1`)).toEqual([second, first])
     }))
 })
 

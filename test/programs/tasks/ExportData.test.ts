@@ -235,6 +235,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
         )
         const file = fresh("json")
         const options = { out: Option.some(file), progress: () => Effect.void }
+        yield* (yield* InteractionLog).noteRefund({ user_id: user, order_id: "o-1", products: ["p-1"] })
         const done = yield* exportUser({ ...options, user: guest })
         expect(done).toEqual({
           user_id: user,
@@ -248,6 +249,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
           interactions.map(({ message_id }) => message_id),
         )
         expect(document.aliases).toEqual([guest])
+        expect(document.refunds).toEqual([{ order_id: "o-1", products: ["p-1"] }])
         expect(bits(document.embedding.embedding)).toBe(bits(all[7]!.embedding))
         const unknown = fresh("json")
         yield* exportUser({ user: "u-nobody", out: Option.some(unknown), progress: () => Effect.void })
@@ -257,6 +259,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
           dead_letters: [],
           pruned: [],
           pruned_products: [],
+          refunds: [],
           interactions: [],
         })
       }))

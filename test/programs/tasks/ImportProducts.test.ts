@@ -323,8 +323,13 @@ layerSuite("products import", layer, (it) => {
         )
         return path
       }
-      const run = (path: string, dryRun = false) =>
-        importProducts(path, { strict: false, replace: true, dryRun, progress: () => Effect.void })
+      const run = (path: string, dryRun = false, meanwhile: Effect.Effect<unknown> = Effect.void) =>
+        importProducts(path, {
+          strict: false,
+          replace: true,
+          dryRun,
+          progress: () => Effect.asVoid(meanwhile),
+        })
       const [one, two, three] = ["r-1", "r-2", "r-3"].map((product_id) => ({
         product_id,
         product_name: "Boot",
@@ -342,6 +347,16 @@ layerSuite("products import", layer, (it) => {
       expect(yield* availableOf("r-1", "r-2", "r-4")).toEqual([true, false, true])
       expect((yield* run(write(one!, two!, three!))).made_unavailable).toBe(1)
       expect(yield* availableOf("r-2", "r-3", "r-4")).toEqual([true, true, false])
+      // Others change one product and delete one while the import runs, a millisecond after its beginning.
+      const meanwhile = Effect.sleep("2 millis").pipe(
+        Effect.zipRight(store.upsert([{ product_id: "r-2", available: true }])),
+        Effect.zipRight(store.remove(["r-3"])),
+        Effect.orDie,
+      )
+      expect((yield* run(write(one!), false, meanwhile)).made_unavailable).toBe(0)
+      expect(yield* availableOf("r-1", "r-2", "r-3")).toEqual([true, true, false])
+      expect((yield* store.find(["r-3"])).map(({ deleted }) => deleted)).toEqual([true])
+      yield* run(write(one!, two!, three!))
       // A rejected line may be about any product, and an empty file about none.
       expect((yield* run(write(one!, "{"))).made_unavailable).toBe(0)
       expect((yield* run(write(""))).made_unavailable).toBe(0)

@@ -320,6 +320,22 @@ const workerReports = Effect.gen(function* () {
   })
 })
 
+/** The purchases of orders that are pruned: see SqlOrderRefunds.ts. */
+const prunedOrders = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const text = sql.onDialectOrElse({
+    mysql: () => (length: number) => sql.literal(`VARCHAR(${length}) CHARACTER SET ascii COLLATE ascii_bin`),
+    orElse: () => () => sql.literal("TEXT"),
+  })
+  yield* sql`CREATE TABLE IF NOT EXISTS pruned_orders (
+    user_id ${text(64)} NOT NULL,
+    order_id ${text(32)} NOT NULL,
+    product_id ${text(64)} NOT NULL,
+    taken_back BOOLEAN NOT NULL,
+    PRIMARY KEY (user_id, order_id, product_id, taken_back)
+  )`
+})
+
 /** Nothing can be recorded before it. */
 export const createsTable = "0001_user_interactions"
 
@@ -342,5 +358,6 @@ export const interactionLog: Migrations = {
     "0008_pruned": pruned,
     "0009_products_of_users": productsOfUsers,
     "0010_worker_reports": workerReports,
+    "0011_pruned_orders": prunedOrders,
   },
 }

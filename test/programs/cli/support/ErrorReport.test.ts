@@ -11,6 +11,7 @@ import { childProcess } from "../../../support/childProcess.ts"
 const main = await bundledProgram("src/programs/main.ts")
 const folder = mkdtempSync(join(tmpdir(), "error-report-"))
 const badLines = join(folder, "bad.jsonl")
+const noLines = join(folder, "empty.jsonl")
 const embedded = { DATA_DIR: join(folder, "data") }
 const nowhere = {
   RABBITMQ_DSN: "amqp://guest:sekret@127.0.0.1:1",
@@ -31,6 +32,7 @@ let busyPort = 0
 
 beforeAll(async () => {
   writeFileSync(badLines, "no json\n")
+  writeFileSync(noLines, "")
   await new Promise<void>((done) => busy.listen(0, "127.0.0.1", done))
   const address = busy.address()
   if (typeof address === "object" && address !== null) busyPort = address.port
@@ -114,6 +116,12 @@ describe("a command that fails prints the reason and the next step", () => {
       expect(err).not.toMatch(/^ +at /m)
     }, 60_000)
   }
+
+  test("an empty file is no catalogue that replaces another", async () => {
+    const { code, err, out } = await run(`products import ${noLines} --replace`, embedded)
+    expect([code, err]).toEqual([1, expect.stringContaining("the file has no product")])
+    expect(out).toContain("nothing was made unavailable")
+  })
 
   test("with --json, as the last line of stderr and with the same exit code", async () => {
     const [unknown, unreachable] = await Promise.all([
