@@ -12,6 +12,8 @@ import { kernel } from "./BinaryCodesKernel.ts"
 
 /** Rows whose codes lie together. */
 const groupRows = 16
+/** Bytes of a code whose table entries have a sum of one byte. */
+const bytesAtOnce = 4
 /** Rows estimated at once: about 0.5 ms. */
 export const sliceRows = 16_384
 /** σ = √(1 − 2/π) = 0.6. One estimate in 160 is too low by more than 2.5 σ. */
@@ -78,7 +80,7 @@ export class BinaryCodes {
     private readonly dimensions: number,
     readonly centre: Float32Array,
   ) {
-    this.bytes = Math.ceil(dimensions / 8)
+    this.bytes = bytesAtOnce * Math.ceil(dimensions / 8 / bytesAtOnce)
     this.signs = randomSigns(2 * dimensions)
     this.rotated = new Float32Array(8 * this.bytes)
     // TypeScript does not know what a module exports; the test of the kernel compares it with its source.
@@ -121,16 +123,17 @@ export class BinaryCodes {
     let total = 0
     let greatest = 0
     let squares = 0
-    for (let i = 0; i < rotated.length; i += 8) {
+    for (let i = 0; i < rotated.length; i += 8 * bytesAtOnce) {
       let sum = 0
-      for (let k = i; k < i + 8; k++) {
+      for (let k = i; k < i + 8 * bytesAtOnce; k++) {
         sum += Math.abs(rotated[k]!)
         squares += rotated[k]! * rotated[k]!
       }
       greatest = Math.max(greatest, sum)
       total += sum
     }
-    const step = Math.max((2 * greatest) / 254, (2 * total) / (65_000 - 2 * this.bytes)) || 1
+    // Each of two entries a byte may be greater by one half, because it is rounded.
+    const step = Math.max((2 * greatest) / (255 - bytesAtOnce), (2 * total) / (65_535 - this.bytes)) || 1
     const tables = new Uint8Array(this.kernel.memory.buffer, 0, this.sumsAt)
     const entries = new Float64Array(16)
     for (let at = 0; at < rotated.length; at += 4) {

@@ -5,7 +5,7 @@
 ;;
 ;;     out[row] = Σ_j  tables[2j][code[row][j] & 15] + tables[2j + 1][code[row][j] >> 4]
 ;;
-;; The sum of two entries fits a byte, and the whole sum fits 16 bits.
+;; The sum of eight entries, for four bytes of a row, fits a byte, and the whole sum fits 16 bits.
 (module
   (memory (export "memory") 1)
   (func (export "sum")
@@ -25,10 +25,28 @@
           (i8x16.swizzle
             (v128.load offset=16 (local.get $table))
             (v128.and (i16x8.shr_u (local.get $code) (i32.const 4)) (local.get $low)))))
+        (local.set $code (v128.load offset=16 (local.get $codes)))
+        (local.set $sum (i8x16.add (local.get $sum) (i8x16.add
+          (i8x16.swizzle (v128.load offset=32 (local.get $table)) (v128.and (local.get $code) (local.get $low)))
+          (i8x16.swizzle
+            (v128.load offset=48 (local.get $table))
+            (v128.and (i16x8.shr_u (local.get $code) (i32.const 4)) (local.get $low))))))
+        (local.set $code (v128.load offset=32 (local.get $codes)))
+        (local.set $sum (i8x16.add (local.get $sum) (i8x16.add
+          (i8x16.swizzle (v128.load offset=64 (local.get $table)) (v128.and (local.get $code) (local.get $low)))
+          (i8x16.swizzle
+            (v128.load offset=80 (local.get $table))
+            (v128.and (i16x8.shr_u (local.get $code) (i32.const 4)) (local.get $low))))))
+        (local.set $code (v128.load offset=48 (local.get $codes)))
+        (local.set $sum (i8x16.add (local.get $sum) (i8x16.add
+          (i8x16.swizzle (v128.load offset=96 (local.get $table)) (v128.and (local.get $code) (local.get $low)))
+          (i8x16.swizzle
+            (v128.load offset=112 (local.get $table))
+            (v128.and (i16x8.shr_u (local.get $code) (i32.const 4)) (local.get $low))))))
         (local.set $all (i16x8.add (local.get $all) (local.get $sum)))
         (local.set $odd (i16x8.add (local.get $odd) (i16x8.shr_u (local.get $sum) (i32.const 8))))
-        (local.set $codes (i32.add (local.get $codes) (i32.const 16)))
-        (local.set $table (i32.add (local.get $table) (i32.const 32)))
+        (local.set $codes (i32.add (local.get $codes) (i32.const 64)))
+        (local.set $table (i32.add (local.get $table) (i32.const 128)))
         (br_if $bytes (i32.lt_u (local.get $table) (local.get $tablesEnd))))
       (local.set $all (i16x8.sub (local.get $all) (i16x8.shl (local.get $odd) (i32.const 8))))
       (v128.store (local.get $out)

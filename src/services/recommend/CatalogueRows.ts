@@ -39,8 +39,8 @@ export class ProductRows {
   tooLarge = false
   private readonly blocks: Array<Float32Array> = []
   mean: Float32Array
-  /** By row: ‖v − μ‖. */
-  lengths: Array<number> = []
+  /** By row: 1 / ‖v − μ‖, or 0 for a vector that is the mean. */
+  factors: Array<number> = []
   /** `undefined` while there are few numbers. */
   codes: BinaryCodes | undefined
   /** Rows that changed while μ is computed. */
@@ -101,15 +101,17 @@ export class ProductRows {
   centredAt(row: number): Float32Array {
     const { mean } = this
     const vector = this.vectorAt(row)
-    const length = this.lengths[row]!
-    const factor = length < Taste.noDirection ? 0 : 1 / length
+    const factor = this.factors[row]!
     const centred = new Float32Array(vector.length)
     for (let i = 0; i < centred.length; i++) centred[i] = (vector[i]! - mean[i]!) * factor
     return centred
   }
 
-  /** Dot product with a row. Four sums, because each addition to one sum waits for the one before. */
-  dot(direction: Float32Array, row: number): number {
+  /**
+   * Dot product with a row. Four sums, because each addition to one sum waits for the one before. A direction of 64 bits a
+   * number, because conversion takes as long as multiplication.
+   */
+  dot(direction: Float64Array, row: number): number {
     const { length } = direction
     const block = this.blocks[Math.floor(row / this.rowsPerBlock)]!
     const start = (row % this.rowsPerBlock) * length
@@ -164,7 +166,7 @@ export class ProductRows {
       if (existing !== undefined) Vector.addScaled(this.sum, -1, this.vectorAt(row))
       this.vectorAt(row).set(unit)
       Vector.addScaled(this.sum, 1, unit)
-      this.lengths[row] = this.lengthOf(row, this.mean, this.meanSquared)
+      this.factors[row] = this.factorOf(row, this.mean, this.meanSquared)
       this.codes?.set(row, unit)
       this.changedMeanwhile?.add(row)
       this.countChange(now)
@@ -217,7 +219,7 @@ export class ProductRows {
     this.changeEpoch += 1
     for (const map of [this.rowOf, this.stamps, this.unusable, this.attributes]) map.clear()
     this.sum.fill(0)
-    this.lengths = []
+    this.factors = []
     this.codes = undefined
   }
 
@@ -226,7 +228,7 @@ export class ProductRows {
     return this.changes > 0 && (due || this.changes >= meanMovesAt * this.rowOf.size)
   }
 
-  /** Computes μ, all lengths and, if need be, all codes; yields now and then, for a caller to let other fibers run. */
+  /** Computes μ, all factors and, if need be, all codes; yields now and then, for a caller to let other fibers run. */
   *recomputeMean(): Generator<void> {
     const { changes } = this
     const { size } = this.rowOf
@@ -234,25 +236,25 @@ export class ProductRows {
     this.changedMeanwhile = changed
     const mean = size === 0 ? new Float32Array(this.dimensions) : Vector.divide(this.sum, size)
     const meanSquared = Vector.dot(mean, mean)
-    const lengths: Array<number> = []
+    const factors: Array<number> = []
     for (let row = 0; row < this.products.length; row++) {
-      lengths.push(this.products[row] === undefined ? 0 : this.lengthOf(row, mean, meanSquared))
+      factors.push(this.products[row] === undefined ? 0 : this.factorOf(row, mean, meanSquared))
       if (row % this.rowsPerBlock === this.rowsPerBlock - 1) yield
     }
     const codes = this.codesFor(mean, meanSquared)
     if (codes !== undefined && codes !== this.codes)
-      for (let row = 0; row < lengths.length; row++) {
+      for (let row = 0; row < factors.length; row++) {
         codes.set(row, this.vectorAt(row))
         if (row % rowsEncoded === rowsEncoded - 1) yield
       }
     for (const row of changed) {
-      lengths[row] = this.lengthOf(row, mean, meanSquared)
+      factors[row] = this.factorOf(row, mean, meanSquared)
       codes?.set(row, this.vectorAt(row))
     }
-    // Set together, so that no search sees a mean without its lengths.
+    // Set together, so that no search sees a mean without its factors.
     this.mean = mean
     this.meanSquared = meanSquared
-    this.lengths = lengths
+    this.factors = factors
     this.codes = codes
     this.changes -= changes
     this.changedMeanwhile = undefined
@@ -275,9 +277,10 @@ export class ProductRows {
     return this.blocks[Math.floor(row / this.rowsPerBlock)]!.subarray(start, start + this.dimensions)
   }
 
-  private lengthOf(row: number, mean: Float32Array, meanSquared: number): number {
+  private factorOf(row: number, mean: Float32Array, meanSquared: number): number {
     const v = this.vectorAt(row)
-    return Math.sqrt(Math.max(0, Vector.dot(v, v) - 2 * Vector.dot(v, mean) + meanSquared))
+    const length = Math.sqrt(Math.max(0, Vector.dot(v, v) - 2 * Vector.dot(v, mean) + meanSquared))
+    return length < Taste.noDirection ? 0 : 1 / length
   }
 
   private isSame(row: number, unit: Float32Array): boolean {

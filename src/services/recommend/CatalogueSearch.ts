@@ -7,13 +7,12 @@ import { Effect } from "effect"
 import { yieldToEventLoop } from "../EventLoop.ts"
 import type { ProductId } from "../model/Interaction.ts"
 import type { Product } from "../model/Product.ts"
-import { noDirection } from "../model/Taste.ts"
 import * as Vector from "../model/Vector.ts"
 import { type ProductEmbeddings, ProductEmbeddingsError } from "../ports/ProductEmbeddings.ts"
 import { makeEstimate } from "./CatalogueEstimates.ts"
 import type { ProductRows } from "./CatalogueRows.ts"
 import { matcher, type ProductFilter } from "./ProductFilter.ts"
-import { makeRememberedMatches } from "./RememberedMatches.ts"
+import { type Matches, makeRememberedMatches } from "./RememberedMatches.ts"
 import { insertTopK } from "./TopK.ts"
 
 /** Candidates requested from the store's index per product of the answer. */
@@ -54,10 +53,7 @@ const ahead = (a: Ranked<unknown>, b: Ranked<unknown>): boolean =>
 class Ranking<Source> {
   readonly best: Array<Ranked<Source>> = []
 
-  constructor(
-    private readonly search: Search,
-    private readonly similarityOf: (source: Source) => number,
-  ) {}
+  constructor(private readonly search: Search) {}
 
   /** Whether the first places are taken by greater scores. */
   isTooLow(score: number, places = this.search.limit): boolean {
@@ -65,17 +61,13 @@ class Ranking<Source> {
     return worst !== undefined && score < worst.score
   }
 
-  /** `bound`: the similarity is at most this. Answers whether it had to be computed. */
-  offer({ category, product_id, product_name }: Product, source: Source, bound: number): boolean {
+  offer({ category, product_id, product_name }: Product, source: Source, similarity: number): void {
     const { bonus, extra, limit } = this.search
     const added = bonus?.of(product_id) ?? 0
-    const more = added + (extra?.get(product_id) ?? 0)
-    if (this.isTooLow(bound + more)) return false
-    const similarity = this.similarityOf(source)
-    const score = similarity + more
+    const score = similarity + added + (extra?.get(product_id) ?? 0)
+    if (this.isTooLow(score)) return
     const ranked = { product_id, product_name, category, score, similarity, bonus: added, source }
     insertTopK(this.best, limit, ranked, ahead)
-    return true
   }
 }
 
@@ -90,55 +82,70 @@ const smallShare = 0.02
 const workPerTurn = 8_192
 const comparison = 16
 
+const rowsThatMatch = ({ count, of }: Matches): Uint32Array => {
+  const found = new Uint32Array(count)
+  for (let row = 0, place = 0; place < count; row++) if (of[row] === 1) found[place++] = row
+  return found
+}
+
 /** Searches the memory, one search at a time. */
 export const makeScan = (rows: ProductRows, scans: Effect.Semaphore) => {
   const estimate = makeEstimate(rows)
   const matchesOf = makeRememberedMatches(rows)
   const search = Effect.fnUntraced(function* (direction: Float32Array, search: Search) {
     // The mean may move during the search, which keeps to the one that it began with.
-    const { codes, lengths, mean, products } = rows
+    const { codes, factors, mean, products } = rows
     const onMean = Vector.dot(direction, mean)
+    const wide = new Float64Array(direction)
     const { extra = new Map<ProductId, number>(), filter = {}, limit, without } = search
     const matches = yield* matchesOf(filter)
-    const ranking = new Ranking(search, (row: number) => {
-      const length = lengths[row] ?? 0
-      return length < noDirection ? 0 : (rows.dot(direction, row) - onMean) / length
-    })
+    const ranking = new Ranking<number>(search)
+    const similarityOf = (row: number) => (rows.dot(wide, row) - onMean) * (factors[row] ?? 0)
     const estimates =
       codes === undefined || matches.count < smallShare * products.length
         ? undefined
-        : yield* estimate(codes, direction, search.bonus)
-    const isWanted = (row: number, { product_id }: Product) =>
-      matches.of[row] === 1 && without?.has(product_id) !== true
-    /** Answers whether the product had to be compared. */
-    const offer = (row: number, product: Product) =>
-      ranking.offer(product, row, estimates?.similarities[row] ?? Number.POSITIVE_INFINITY)
+        : yield* estimate(codes, direction, search.bonus, matches.of)
     for (const id of extra.keys()) {
       const row = rows.rowOf.get(id)
       const product = row === undefined ? undefined : products[row]
-      if (row !== undefined && product !== undefined && isWanted(row, product)) offer(row, product)
+      if (row !== undefined && product !== undefined && matches.of[row] === 1 && without?.has(id) !== true)
+        ranking.offer(product, row, similarityOf(row))
     }
     let compared = 0
-    const count = estimates?.order.length ?? products.length
-    /** Visits products from this place in the order, and answers where to continue. */
-    const visit = (from: number): number => {
+    let isDone = false
+    /** Visits rows from this place in their order, and answers where to continue. */
+    const visit = (order: Uint32Array, from: number): number => {
       let place = from
-      for (let work = 0; place < count && work < workPerTurn; place++, work++) {
-        const row = estimates?.order[place] ?? place
+      for (let work = 0; place < order.length && work < workPerTurn; place++, work++) {
+        const row = order[place]!
         const places = compared < enoughCompared ? limit : Math.min(limit, firstPlaces)
-        if (estimates !== undefined && ranking.isTooLow(estimates.scores[row]! + estimates.tolerance, places))
-          return count
-        // Before the product, which is hardly ever in the processor's cache.
+        if (
+          estimates !== undefined &&
+          ranking.isTooLow(estimates.scores[row]! + estimates.tolerance, places)
+        ) {
+          isDone = true
+          return order.length
+        }
         if (matches.of[row] !== 1) continue
-        const product = products[row]
-        if (product === undefined || !isWanted(row, product) || extra.has(product.product_id)) continue
-        if (!offer(row, product)) continue
+        const similarity = similarityOf(row)
         compared += 1
         work += comparison
+        // Before the product, which is hardly ever in the processor's cache.
+        if (estimates !== undefined && ranking.isTooLow(similarity + estimates.bonuses[row]!)) continue
+        const product = products[row]
+        if (product === undefined || without?.has(product.product_id) || extra.has(product.product_id))
+          continue
+        ranking.offer(product, row, similarity)
       }
       return place
     }
-    for (let place = visit(0); place < count; place = visit(place)) yield* yieldToEventLoop
+    const next = estimates?.next ?? Effect.sync(() => rowsThatMatch(matches))
+    while (!isDone) {
+      const order = yield* next
+      isDone = order.length === 0 || estimates === undefined
+      for (let place = visit(order, 0); place < order.length; place = visit(order, place))
+        yield* yieldToEventLoop
+    }
     return ranking.best.flatMap(({ source, ...scored }): ReadonlyArray<Scored> => {
       const { product_id } = scored
       const centred = () => rows.centred(product_id) ?? new Float32Array(rows.dimensions)
@@ -168,14 +175,16 @@ export const searchIndex = Effect.fnUntraced(function* (
   const isNear = new Set(near.map(({ product_id }) => product_id))
   const others = yield* products.find([...extra.keys()].filter((id) => !isNear.has(id)))
   const matches = matcher(filter)
-  const ranking = new Ranking(search, (centred: Float32Array) => Vector.dot(direction, centred))
+  const ranking = new Ranking<Float32Array>(search)
   for (const { embedding, space, ...product } of [...near, ...others])
     if (
       space === rows.space &&
       Vector.problem(embedding, rows.dimensions) === undefined &&
       matches(product) &&
       without?.has(product.product_id) !== true
-    )
-      ranking.offer(product, rows.centre(Vector.normalise(embedding)), Number.POSITIVE_INFINITY)
+    ) {
+      const centred = rows.centre(Vector.normalise(embedding))
+      ranking.offer(product, centred, Vector.dot(direction, centred))
+    }
   return ranking.best.map(({ source, ...scored }): Scored => ({ ...scored, centred: () => source }))
 })

@@ -9,7 +9,12 @@ export const insertTopK = <A>(
 ): void => {
   const worst = best[limit - 1]
   if (worst !== undefined && !ahead(candidate, worst)) return
-  const at = best.findLastIndex((other) => !ahead(candidate, other)) + 1
+  let at = 0
+  for (let end = best.length; at < end; ) {
+    const middle = (at + end) >>> 1
+    if (ahead(candidate, best[middle]!)) end = middle
+    else at = middle + 1
+  }
   best.splice(at, 0, candidate)
   if (best.length > limit) best.pop()
 }
