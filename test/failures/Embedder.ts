@@ -130,6 +130,7 @@ failures("the embedding service", "programs", (scenario) => {
       expect(worker.count("message.parked")).toBe(0)
       await system.proof()
     },
+    heavy(scenario),
   )
 
   withService(

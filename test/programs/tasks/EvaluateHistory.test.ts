@@ -40,7 +40,7 @@ writeFileSync(
 )
 const history = join(folder, "history.csv")
 const records = Array.from(
-  { length: 3_000 },
+  { length: 1_500 },
   (_, n) =>
     `u-${Math.floor(random() * 60)},p-${Math.floor(random() ** 4 * 100)},${1_700_000_000 + n * 3_600}`,
 )
@@ -49,9 +49,9 @@ writeFileSync(history, ["who,what,when", ...records, "broken", records[7], ""].j
 const reading = ["--map", "user_id=who,product_id=what,occurred_at=when", "--set", "event_type=purchase"]
 
 test("when everybody buys popular products, the simple method wins; the present configuration is among the rows", async () => {
-  const { code, stdout } = await run(history, "--products", products, ...reading, "--most", "200")
+  const { code, stdout } = await run(history, "--products", products, ...reading, "--most", "150")
   expect(code).toBe(0)
-  expect(stdout).toStartWith("3,000 interactions (1 unreadable), 100 products; 200 events of ")
+  expect(stdout).toStartWith("1,500 interactions (1 unreadable), 100 products; 150 events of ")
   expect(stdout).toContain("A simple method wins: popular.")
   expect(stdout).toMatch(/\(configured\) +0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]/)
   const lines = stdout.split("\n")
@@ -62,9 +62,9 @@ test("when everybody buys popular products, the simple method wins; the present 
 }, 60_000)
 
 test("--json has every method with its intervals, and the verdict", async () => {
-  const { stdout } = await run(history, "--products", products, ...reading, "--most", "100", "--json")
+  const { stdout } = await run(history, "--products", products, ...reading, "--most", "50", "--json")
   const { foretold, rows, verdict } = JSON.parse(stdout)
-  expect(foretold).toBe(100)
+  expect(foretold).toBe(50)
   // The last three are the configured setting without together, without again, and without both.
   expect(rows.length).toBe(baselines.length + 4 * 2 * 2 * 2 * 2 + 3)
   for (const { hit_rate, mrr, ndcg } of rows)
@@ -77,7 +77,7 @@ test("without anything to predict it says so, and exits with 1", async () => {
   const { code, stderr } = await run(history, "--products", products, ...reading, "--target", "product_view")
   expect([code, stderr.split("\n").find((line) => line.startsWith("user-embeddings:"))]).toEqual([
     1,
-    "user-embeddings: nothing to predict: the last fifth of 3000 interactions has no product_view of a product with a vector by a user with earlier interactions",
+    "user-embeddings: nothing to predict: the last fifth of 1500 interactions has no product_view of a product with a vector by a user with earlier interactions",
   ])
 }, 60_000)
 
@@ -100,20 +100,20 @@ test("when taste wins, it prints the variables to set, weights included", async 
   const tastes = join(folder, "tastes.jsonl")
   writeFileSync(
     tastes,
-    Array.from({ length: 12_000 }, (_, n) => {
-      const user = n % 200
-      const kind = (user + Math.floor(n / 4_000) * 5) % kinds
-      const buys = Math.floor(n / 200) % 3 === 2
+    Array.from({ length: 6_000 }, (_, n) => {
+      const user = n % 100
+      const kind = (user + Math.floor(n / 2_000) * 5) % kinds
+      const buys = Math.floor(n / 100) % 3 === 2
       const thing = buys ? kind + kinds * Math.floor(random() * 20) : Math.floor(random() * 240)
       return JSON.stringify({
         user_id: `u-${user}`,
         event_type: buys ? "purchase" : "view",
         product_id: `t-${thing}`,
-        occurred_at: 1_700_000_000 + n * 300,
+        occurred_at: 1_700_000_000 + n * 600,
       })
     }).join("\n"),
   )
-  const { stdout } = await run(tastes, "--products", things, "--target", "product_purchase", "--most", "400")
+  const { stdout } = await run(tastes, "--products", things, "--target", "product_purchase", "--most", "250")
   const [, lambda, weights, history, popularity, together, again] =
     /^Taste wins: taste λ (\S+), (\w+) weights, (\w+), \w+, popularity (\S+), together (\S+), again (\S+),/m.exec(
       stdout,
