@@ -1,8 +1,13 @@
 /**
- * `bun run release VERSION`: checks the tree, dates the changelog, raises the version, writes the bill of materials, lists
- * the package, and prints the remaining commands. It never commits, tags, pushes or publishes.
+ * `bun run release VERSION`: checks the tree, dates the changelog, raises the version, writes the bill of materials and
+ * the package of the client, lists both packages, and prints the remaining commands. It never commits, tags, pushes or
+ * publishes.
  */
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import * as Changelog from "./release/changelog.ts"
+import { writeClient } from "./release/client.ts"
 import { toSbom } from "./release/sbom.ts"
 
 const usage = `Prepares a release; commits, tags and publishes nothing.
@@ -39,8 +44,9 @@ const skipCheck = options.delete("--skip-check")
 if (wanted === undefined || more.length > 0 || options.size > 0) fail(`\n${usage}`, 2)
 
 const root = new URL("..", import.meta.url).pathname
-const run = (...command: ReadonlyArray<string>) => {
-  const { exitCode, stderr, stdout } = Bun.spawnSync([...command], { cwd: root })
+const run = (...command: ReadonlyArray<string>) => runIn(root, ...command)
+const runIn = (cwd: string, ...command: ReadonlyArray<string>) => {
+  const { exitCode, stderr, stdout } = Bun.spawnSync([...command], { cwd })
   return { ok: exitCode === 0, out: stdout.toString().trim(), err: stderr.toString().trim() }
 }
 
@@ -76,21 +82,31 @@ if (!dryRun) {
   await Bun.write(manifestFile, manifest.replace(`"version": "${current}"`, `"version": "${version}"`))
 }
 
-const packed = run("npm", "pack", "--dry-run", "--json", "--ignore-scripts")
-if (!packed.ok) fail(`npm pack failed\n${packed.err}`, 1)
-const [contents]: ReadonlyArray<{
-  readonly size: number
-  readonly unpackedSize: number
-  readonly files: ReadonlyArray<{ readonly path: string; readonly size: number }>
-}> = JSON.parse(packed.out)
 const kilobytes = (bytes = 0) => `${Math.round(bytes / 1_000).toLocaleString("en-US")} kB`
+/** Prints the files of the package that `npm publish` would make of a folder. */
+const list = (folder: string, title: string) => {
+  const packed = runIn(folder, "npm", "pack", "--dry-run", "--json", "--ignore-scripts")
+  if (!packed.ok) fail(`npm pack failed\n${packed.err}`, 1)
+  const [contents]: ReadonlyArray<{
+    readonly size: number
+    readonly unpackedSize: number
+    readonly files: ReadonlyArray<{ readonly path: string; readonly size: number }>
+  }> = JSON.parse(packed.out)
+  say(`${title}:`)
+  for (const { path, size } of contents?.files ?? []) say(`  ${kilobytes(size).padStart(9)}  ${path}`)
+  say(
+    `${contents?.files.length} files, ${kilobytes(contents?.size)} packed, ${kilobytes(contents?.unpackedSize)} unpacked\n`,
+  )
+}
+const clientFolder = "types/client"
+const clientAt = dryRun ? mkdtempSync(join(tmpdir(), "client-")) : join(root, clientFolder)
+await writeClient(clientAt, version)
 
 say(`${dryRun ? "would release" : "prepared"} ${version} (now ${current})\n`)
 say(`CHANGELOG.md, ${date}:\n\n${released.notes}\n`)
-for (const { path, size } of contents?.files ?? []) say(`  ${kilobytes(size).padStart(9)}  ${path}`)
-say(
-  `${contents?.files.length} files, ${kilobytes(contents?.size)} packed, ${kilobytes(contents?.unpackedSize)} unpacked (without types/, which \`npm publish\` builds)\n`,
-)
+list(root, `${name}, without types/, which \`npm publish\` builds`)
+list(clientAt, `${name}-client`)
+if (dryRun) rmSync(clientAt, { recursive: true })
 say(
   `${sbomFile}: ${sbom.components.length} packages (CycloneDX ${sbom.specVersion}; publish it beside the release)\n`,
 )
@@ -101,4 +117,5 @@ say(`${dryRun ? "No file was changed. These commands would remain:" : "These com
   git tag -a v${version} -m "${version}"
   git push --follow-tags
   docker build --build-arg VERSION=${version} --build-arg REVISION=$(git rev-parse HEAD) -t user-embeddings:${version} .
-  npm publish`)
+  npm publish
+  npm publish ./${clientFolder}`)

@@ -1,6 +1,6 @@
 /**
- * `user-embeddings/client`: a client of the HTTP API on `fetch`, without dependencies, for Node 20, Bun, Deno and browsers.
- * Its types are those of docs/contracts/openapi.json.
+ * The package `user-embeddings-client`, and `user-embeddings/client`: a client of the HTTP API on `fetch`, without
+ * dependencies, for Node 20, Bun, Deno and browsers. Its types are those of docs/contracts/openapi.json.
  */
 import type { components, operations } from "../../docs/contracts/openapi.d.ts"
 

@@ -55,7 +55,10 @@ const notRun: ReadonlyArray<readonly [RegExp, string]> = [
   [/services (up|env)\b/, "it started the servers of this test"],
   [/^rabbitmqctl /, "LeastPrivilege.test.ts does the same over the management API"],
   [/^bun run (bench|test:failures|test:servers)\b/, "it takes minutes"],
-  [/^(bun add|bunx|npx) user-embeddings\b/, "test/package does it with the package that would be published"],
+  [
+    /^(bun add|bunx|npx|npm install) user-embeddings\b/,
+    "test/package does it with the packages that would be published",
+  ],
 ]
 /** Commands that run until a signal stops them. */
 const serving = /^(bun run |user-embeddings )(up|api|worker|relay)\b/

@@ -1,6 +1,15 @@
-/** The published package: the tests pack it, install it in an empty folder, and run its examples and its program there. */
+/** The published packages: tests pack them, install them in empty folders, and run their examples and the program. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
-import { cpSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs"
+import {
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 
@@ -37,7 +46,7 @@ const runs = async (cwd: string, command: ReadonlyArray<string>, env: Record<str
 
 await runs(root, [bun, "pm", "pack", "--destination", folder])
 const tarball = join(folder, readdirSync(folder).find((name) => name.endsWith(".tgz")) ?? "")
-Bun.spawnSync(["mkdir", "-p", shop])
+mkdirSync(shop)
 writeFileSync(join(shop, "package.json"), JSON.stringify({ name: "shop", private: true, type: "module" }))
 const installed = await run(shop, [bun, "add", "--prefer-offline", tarball])
 
@@ -64,8 +73,8 @@ test("the package holds only the program, sources, types, documents, samples and
       "types",
     ].toSorted(),
   )
-  const client = ["client.js", "client.d.ts", "src/client/index.d.ts", "docs/contracts/openapi.d.ts"]
-  for (const made of ["src/index.d.ts", ...client]) expect(files).toContain(`types/${made}`)
+  for (const made of ["src/index.d.ts", "client/index.js", "client/index.d.ts"])
+    expect(files).toContain(`types/${made}`)
   expect(files.filter((name) => /\.(test|env)|tsbuildinfo|\.sqlite/.test(name))).toEqual([])
   expect(statSync(tarball).size).toBeLessThan(700_000)
 })
@@ -134,6 +143,37 @@ const suite = () => {
     expect(output).toMatch(
       /^recorded 1 of 1\ntaste of 1536 numbers → \S.*\n422 query: must be 1 to 255 characters/,
     )
+  }, 30_000)
+
+  test("the package of the client alone, on Node and Bun", async () => {
+    const alone = join(folder, "alone")
+    const packed = join(alone, "node_modules/user-embeddings-client")
+    mkdirSync(alone)
+    const at = join(shop, "node_modules/user-embeddings/types/client")
+    const [{ filename }] = JSON.parse(await runs(alone, ["npm", "pack", "--json", at]))
+    await runs(alone, ["npm", "install", "--prefix", ".", "--offline", "--no-audit", filename])
+    expect(readdirSync(join(alone, "node_modules")).filter((name) => !name.startsWith("."))).toEqual([
+      "user-embeddings-client",
+    ])
+    const files = readdirSync(packed, { recursive: true, encoding: "utf8" }).map((name) => join(packed, name))
+    expect(files.reduce((bytes, file) => bytes + statSync(file).size, 0)).toBeLessThan(100_000)
+
+    const [, example = ""] = /^```js\n(.*?)^```/ms.exec(readFileSync(join(packed, "README.md"), "utf8")) ?? []
+    writeFileSync(join(alone, "example.mjs"), example.replace("https://events.shop.example", url))
+    expect(await runs(alone, ["node", "example.mjs"])).toMatch(/^recorded\n\[/)
+    expect(await runs(alone, [bun, "example.mjs"])).toMatch(/^recorded before\n\[/)
+
+    const program = `import { createClient } from "user-embeddings-client"
+const shop = createClient({ url: "" })
+const { items } = await shop.recommendations("u")
+export const names: ReadonlyArray<string | null> = items.map(({ product_name }) => product_name)
+export const wrong: string = (await shop.record([])).accepted`
+    writeFileSync(join(alone, "wrong.mts"), program)
+    const options = ["--noEmit", "--module", "nodenext", "--target", "es2022", "--checkers", "1"]
+    const { stdout } = await run(alone, [join(root, "node_modules/.bin/tsc"), ...options, "wrong.mts"])
+    expect(stdout.trim().split("\n")).toEqual([
+      expect.stringMatching(/^wrong\.mts\(5,14\): error TS2322: .*'number'.*'string'/),
+    ])
   }, 30_000)
 
   test("on Node the library says what to use instead", async () => {

@@ -47,7 +47,7 @@ describe("a release", () => {
     expect(Changelog.next(current, wanted)).toBe(expected as string)
   })
 
-  test("with --dry-run prints the package and the remaining steps, and changes nothing", () => {
+  test("with --dry-run prints both packages and the remaining steps, and changes nothing", () => {
     const root = resolve(import.meta.dir, "../..")
     const files = ["CHANGELOG.md", "package.json"].map((name) => resolve(root, name))
     const before = files.map((file) => readFileSync(file, "utf8"))
@@ -60,6 +60,10 @@ describe("a release", () => {
     expect(out).toMatch(/would release \d+\.\d+\.0 /)
     expect(out).toMatch(/ kB {2}src\/programs\/main\.ts\n/)
     expect(out).toMatch(/\d+ files, \d+ kB packed/)
+    expect(out).toMatch(
+      /\nuser-embeddings-client:\n.* kB {2}index\.js\n.*6 files, \d+ kB packed, \d\d kB unpacked\n/s,
+    )
+    expect(out).toEndWith("npm publish\n  npm publish ./types/client\n")
     expect(out).toContain("git tag -a v")
     expect(out).toMatch(/sbom\.cdx\.json: \d{3} packages/)
     expect(files.map((file) => readFileSync(file, "utf8"))).toEqual(before)
