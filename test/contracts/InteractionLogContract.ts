@@ -957,6 +957,29 @@ export const suite = <E>(
         expect((yield* noted)?.length).toBe(2_500)
       }))
 
+    it("interactions are taken back once, unless they are gone or an erasure of the person has begun", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [user, guest] = [newUser(), newUser()]
+        const purchases = ["1", "2", "3"].map((product_id) => view(guest, product_id))
+        const [first, second, gone] = purchases.map(({ interaction }) => ({
+          ...view(guest, "-"),
+          interaction: Interaction.retract(interaction),
+        }))
+        yield* append(merge(user, guest), ...purchases.slice(0, 2))
+        const retracted = Effect.map(rowsOf({ user, type: "retraction" }), (rows) =>
+          rows.map(({ id, interaction }) => [id, interaction.reference]),
+        )
+        const taken = yield* log.takeBack([gone!, first!])
+        expect(taken.map(({ interaction }) => interaction)).toEqual([first!.interaction])
+        expect(yield* log.takeBack([first!])).toEqual([])
+        const all = taken.map(({ id, interaction }) => [id, interaction.reference])
+        expect(yield* retracted).toEqual(all)
+        yield* log.beginErasure([user])
+        expect(yield* log.takeBack([second!])).toEqual([])
+        expect(yield* retracted).toEqual(all)
+      }))
+
     it("the pruned purchases of an order are found under every id of the person, until one is erased", () =>
       Effect.gen(function* () {
         const log = yield* InteractionLog

@@ -15,7 +15,7 @@ import {
 } from "../../services/ports/InteractionLog.ts"
 import { columnOfMillis, fromRow, millisOfColumn, type StoredRow, toColumn } from "./InteractionRows.ts"
 import { allAliases } from "./SqlAliases.ts"
-import { append } from "./SqlAppend.ts"
+import { append, takeBack } from "./SqlAppend.ts"
 import { prunedRows } from "./SqlCheckpoints.ts"
 import { type SqlDialect, SqlInserts, SqlReader, SqlServerName } from "./SqlDialect.ts"
 import {
@@ -330,6 +330,7 @@ const make = (dialect: SqlDialect) =>
     const reads = makeTable((yield* SqlReader) ?? sql, dialect, server, undefined)
     return InteractionLog.of({
       append: append(table),
+      takeBack: takeBack(table),
       unpublished: unpublished(table),
       markPublished: markPublished(table),
       person: person(reads),

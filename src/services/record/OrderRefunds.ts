@@ -2,10 +2,11 @@
  * Takes purchases back by the id of their order. An order, its refund and the merges that make their users one person may
  * arrive in any order, and at the same time. Each is stored before the others are looked for, so the last one finds them.
  */
-import { Effect, Stream } from "effect"
+import { Clock, Effect, Stream } from "effect"
 import { isMerge, type Retraction, retract, type UserId } from "../model/Interaction.ts"
 import { orderOf } from "../model/Orders.ts"
 import { InteractionLog, type LoggedInteraction, type OrderRefund } from "../ports/InteractionLog.ts"
+import * as Telemetry from "../Telemetry.ts"
 
 /** What a refund comes to. */
 export interface Refunded {
@@ -48,7 +49,7 @@ export const refund = Effect.fnUntraced(function* (refund: OrderRefund) {
 })
 
 /** The retractions of refunds that have waited for these rows: for purchases of their orders, or for merges of their people. */
-export const waitingFor = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
+const waitingFor = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
   const log = yield* InteractionLog
   const [users, orders] = [new Set<UserId>(), new Set<string>()]
   const merged = new Set<UserId>()
@@ -63,4 +64,21 @@ export const waitingFor = Effect.fnUntraced(function* (rows: ReadonlyArray<Logge
   const people = [...Map.groupBy(waiting, ({ user_id }) => user_id)]
   const found = yield* Effect.forEach(people, ([user, refunds]) => find(user, refunds))
   return found.flatMap(({ retractions }) => retractions)
+})
+
+/** Records the retractions of refunds that have waited for these rows. Succeeds with the new rows. */
+export const takeBackFor = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
+  const log = yield* InteractionLog
+  const retractions = yield* waitingFor(rows)
+  const trace = yield* Telemetry.currentTrace
+  const recordedAt = yield* Clock.currentTimeMillis
+  return yield* log.takeBack(
+    retractions.map((interaction) => ({
+      interaction,
+      idempotencyKey: null,
+      occurredAtGiven: true,
+      trace,
+      recordedAt,
+    })),
+  )
 })

@@ -80,30 +80,11 @@ const publish = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteracti
   return confirmed
 })
 
-/** Records the retractions of refunds that have waited for these rows. Succeeds with the new rows. */
-const takeBackRefunded = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
-  const log = yield* InteractionLog
-  const retractions = yield* OrderRefunds.waitingFor(rows)
-  const trace = yield* Telemetry.currentTrace
-  const recordedAt = yield* Clock.currentTimeMillis
-  const entries = retractions.map((interaction) => ({
-    interaction,
-    idempotencyKey: null,
-    occurredAtGiven: true,
-    trace,
-    recordedAt,
-  }))
-  const answers = yield* log.append(entries)
-  return answers.flatMap((answer, index) =>
-    answer._tag === "Recorded" ? [{ ...entries[index]!, id: answer.id }] : [],
-  )
-})
-
 /** Succeeds with new rows to publish. */
 const markPublished = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
   const log = yield* InteractionLog
   if (rows.length === 0) return []
-  const retractions = yield* takeBackRefunded(rows)
+  const retractions = yield* OrderRefunds.takeBackFor(rows)
   yield* log.markPublished(rows, yield* Clock.currentTimeMillis)
   return retractions
 })
