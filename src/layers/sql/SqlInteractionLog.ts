@@ -27,7 +27,7 @@ import {
   renewSurvivors,
 } from "./SqlErasures.ts"
 import { historyChanges, touched, usersAfter } from "./SqlHistories.ts"
-import { noteRefund, refundsOf } from "./SqlOrderRefunds.ts"
+import { noteRefunds, refundsOf } from "./SqlOrderRefunds.ts"
 import { effectiveType, sign } from "./SqlProductTally.ts"
 import { makeTable, person, rowsPerPage, type Table } from "./SqlTable.ts"
 
@@ -348,7 +348,7 @@ const make = (dialect: SqlDialect) =>
       touched: touched(reads),
       historyChanges: historyChanges(reads),
       usersAfter: usersAfter(reads),
-      noteRefund: noteRefund(table),
+      noteRefunds: noteRefunds(table),
       refundsOf: refundsOf(table),
       outbox: outbox(reads),
       backlog: backlog(reads),

@@ -249,8 +249,8 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     readonly takeBack: (
       retractions: ReadonlyArray<NewInteraction & { readonly interaction: Retraction }>,
     ) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
-    /** Notes a refund until the user is erased. */
-    readonly noteRefund: (refund: OrderRefund) => Effect.Effect<void, InteractionLogError>
+    /** Notes refunds until their users are erased. */
+    readonly noteRefunds: (refunds: ReadonlyArray<OrderRefund>) => Effect.Effect<void, InteractionLogError>
     /** The refunds noted for the people with these ids, one for each order. `user_id` is the id that is no alias. */
     readonly refundsOf: (
       users: ReadonlyArray<UserId>,

@@ -63,12 +63,8 @@ const interactionsOf = ({ buyer, ids: [older = "", guest = "", customer = ""] }:
 
 /** As Segment's API does it. */
 const refund = Effect.fnUntraced(function* ({ refunded }: Person) {
-  const { retractions } = yield* OrderRefunds.refund({
-    user_id: refunded,
-    order_id: "7",
-    products: ["tent"],
-  })
-  return yield* record(...retractions)
+  const found = yield* OrderRefunds.refund([{ user_id: refunded, order_id: "7", products: ["tent"] }])
+  return yield* record(...found.flatMap(({ retractions }) => retractions))
 })
 
 const play = (person: Person, act: Act) =>
@@ -158,7 +154,7 @@ const takeBackDuringErasure = Effect.fnUntraced(function* (guest: string, custom
     trace: null,
     recordedAt: Date.now(),
   }))
-  yield* log.noteRefund({ user_id: guest, order_id: "7", products: [] })
+  yield* log.noteRefunds([{ user_id: guest, order_id: "7", products: [] }])
   const answers = yield* log.append(entries)
   const rows = entries.map((entry, index) => {
     const answer = answers[index]!
@@ -190,6 +186,27 @@ const suite = (name: string, stack: ReturnType<typeof embedded>, every: number) 
             }),
           60_000,
         )
+      it("many refunds of one user read the purchases once, and those without a purchase wait", () =>
+        Effect.gen(function* () {
+          const log = yield* InteractionLog
+          const buyer = { acts: [], ids: [], buyer: "many", refunded: "many" }
+          yield* record(...interactionsOf(buyer, "order"))
+          let reads = 0
+          const stream: typeof log.stream = (filter) => {
+            reads++
+            return log.stream(filter)
+          }
+          const [found, ...others] = yield* OrderRefunds.refund([
+            { user_id: "many", order_id: "7", products: ["lamp"] },
+            { user_id: "many", order_id: "7", products: ["lamp", "boots"] },
+            { user_id: "many", order_id: "7", products: ["boots"] },
+            { user_id: "many", order_id: "8", products: [] },
+            { user_id: "many", order_id: "9", products: [] },
+          ]).pipe(Effect.provideService(InteractionLog, { ...log, stream }))
+          expect([reads, others]).toEqual([1, []])
+          expect(found).toMatchObject({ pruned: 0, prunedRefunds: 0, waiting: 2 })
+          expect(found?.retractions.map(({ product_id }) => product_id).toSorted()).toEqual(["boots", "lamp"])
+        }))
       it("nothing is taken back of a user who is erased meanwhile", () =>
         Effect.gen(function* () {
           expect(yield* takeBackDuringErasure("erased-guest", "erased-customer")).toEqual([])
