@@ -107,6 +107,14 @@ export const suite = <E>(
         )
       }))
 
+    it("reads the JSON null that another program may write as metadata without facts", () =>
+      Effect.gen(function* () {
+        const [user, none] = [newUser(), null as unknown as Interaction.Metadata]
+        const { interaction, ...facts } = view(user, "p-1")
+        yield* append({ ...facts, interaction: { ...interaction, metadata: none } })
+        expect((yield* interactionsOf({ user })).map(({ metadata }) => metadata)).toEqual([{}])
+      }))
+
     it("stores retractions and merges with their reference", () =>
       Effect.gen(function* () {
         const user = newUser()
@@ -932,10 +940,10 @@ export const suite = <E>(
           refunds.find(({ order_id }) => order_id === "Ä-1")?.products.toSorted(),
         )
         expect(yield* noted).toBeUndefined()
-        yield* log.noteRefund({ user_id: user, order_id: "Ä-1", products: ["2", "1"] })
-        yield* log.noteRefund({ user_id: user, order_id: "Ä-1", products: ["2", "3"] })
+        yield* log.noteRefunds([{ user_id: user, order_id: "Ä-1", products: ["2", "1"] }])
+        yield* log.noteRefunds([{ user_id: user, order_id: "Ä-1", products: ["2", "3"] }])
         for (const order_id of ["ä-1", "Ä-2"])
-          yield* log.noteRefund({ user_id: user, order_id, products: ["9"] })
+          yield* log.noteRefunds([{ user_id: user, order_id, products: ["9"] }])
         expect(yield* noted).toEqual(["1", "2", "3"])
         expect(yield* log.refundsOf([])).toEqual([])
         expect((yield* all).map(({ order_id, user_id }) => [user_id, order_id])).toEqual([
@@ -943,7 +951,7 @@ export const suite = <E>(
           [user, "Ä-2"],
           [user, "ä-1"],
         ])
-        yield* log.noteRefund({ user_id: guest, order_id: "Ä-1", products: [] })
+        yield* log.noteRefunds([{ user_id: guest, order_id: "Ä-1", products: [] }])
         expect(yield* noted).toEqual(["1", "2", "3"])
         yield* append(entry(Interaction.merge(user, guest, at(0)), {}))
         expect(yield* noted).toEqual([])
@@ -953,8 +961,31 @@ export const suite = <E>(
         yield* log.erase(user, 0)
         expect(yield* noted).toBeUndefined()
         const many = Array.from({ length: 2_500 }, (_, index) => String(index))
-        yield* log.noteRefund({ user_id: user, order_id: "Ä-1", products: many })
+        yield* log.noteRefunds([{ user_id: user, order_id: "Ä-1", products: many }])
         expect((yield* noted)?.length).toBe(2_500)
+      }))
+
+    it("interactions are taken back once, unless they are gone or an erasure of the person has begun", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const [user, guest] = [newUser(), newUser()]
+        const purchases = ["1", "2", "3"].map((product_id) => view(guest, product_id))
+        const [first, second, gone] = purchases.map(({ interaction }) => ({
+          ...view(guest, "-"),
+          interaction: Interaction.retract(interaction),
+        }))
+        yield* append(merge(user, guest), ...purchases.slice(0, 2))
+        const retracted = Effect.map(rowsOf({ user, type: "retraction" }), (rows) =>
+          rows.map(({ id, interaction }) => [id, interaction.reference]),
+        )
+        const taken = yield* log.takeBack([gone!, first!])
+        expect(taken.map(({ interaction }) => interaction)).toEqual([first!.interaction])
+        expect(yield* log.takeBack([first!])).toEqual([])
+        const all = taken.map(({ id, interaction }) => [id, interaction.reference])
+        expect(yield* retracted).toEqual(all)
+        yield* log.beginErasure([user])
+        expect(yield* log.takeBack([second!])).toEqual([])
+        expect(yield* retracted).toEqual(all)
       }))
 
     it("the pruned purchases of an order are found under every id of the person, until one is erased", () =>

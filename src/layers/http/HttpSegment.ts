@@ -70,17 +70,18 @@ const meaningsOf = Effect.fnUntraced(function* (calls: ReadonlyArray<unknown>) {
   )).flat()
 })
 
-/** Takes the purchases of an order back, now or when they arrive. */
-const refund = Effect.fnUntraced(function* (counts: Counts, one: OrderRefund) {
-  const { pruned, prunedRefunds, retractions } = yield* OrderRefunds.refund(one)
-  counts.countAppended(
-    yield* recordAll(
-      retractions.map((interaction) => ({ interaction, idempotencyKey: null, occurredAtGiven: true })),
-    ),
-  )
-  counts.count("pruned", pruned)
-  counts.count("duplicates", prunedRefunds)
-  if (retractions.length + pruned + prunedRefunds === 0) counts.count("waiting")
+/** Takes the purchases of orders back, now or when they arrive. */
+const refund = Effect.fnUntraced(function* (counts: Counts, refunds: ReadonlyArray<OrderRefund>) {
+  for (const { pruned, prunedRefunds, retractions, waiting } of yield* OrderRefunds.refund(refunds)) {
+    counts.countAppended(
+      yield* recordAll(
+        retractions.map((interaction) => ({ interaction, idempotencyKey: null, occurredAtGiven: true })),
+      ),
+    )
+    counts.count("pruned", pruned)
+    counts.count("duplicates", prunedRefunds)
+    counts.count("waiting", waiting)
+  }
 })
 
 const take = Effect.fnUntraced(function* (name: string, body: unknown) {
@@ -101,7 +102,7 @@ const take = Effect.fnUntraced(function* (name: string, body: unknown) {
     else if (SegmentCalls.isRefund(meant)) refunds.push(meant)
     else submissions.push(meant)
   counts.countAppended(yield* recordAll(submissions))
-  for (const one of refunds) yield* refund(counts, one)
+  if (refunds.length > 0) yield* refund(counts, refunds)
   return counts.report
 })
 

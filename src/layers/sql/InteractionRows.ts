@@ -82,7 +82,8 @@ export const columns = ["id", ...writtenColumns, "processed_to_queue"] as const 
 
 export const fromRow = (row: StoredRow): LogRow => {
   const { id, idempotency_key: _, processed_to_queue, created_at, traceparent, tracestate, ...stored } = row
-  const metadata: Metadata = JSON.parse(stored.metadata)
+  // Other programs insert rows, too, and may write a null.
+  const metadata: Metadata = JSON.parse(stored.metadata) ?? {}
   return {
     id,
     interaction: { ...stored, occurred_at: fromColumn(stored.occurred_at), metadata },

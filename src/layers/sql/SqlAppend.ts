@@ -1,7 +1,13 @@
 /** Appends interactions to the log, each once, by its message id and its idempotency key. */
 import type { SqlError } from "@effect/sql/SqlError"
 import { Array as Arr, Effect } from "effect"
-import type { Appended, NewInteraction } from "../../services/ports/InteractionLog.ts"
+import type { Retraction } from "../../services/model/Interaction.ts"
+import type {
+  Appended,
+  InteractionLog,
+  LoggedInteraction,
+  NewInteraction,
+} from "../../services/ports/InteractionLog.ts"
 import { databaseSpan } from "../../services/Telemetry.ts"
 import { type ExistingRow, type KeyUpdate, plan } from "./IdempotencyPlan.ts"
 import {
@@ -13,7 +19,7 @@ import {
   type StoredRow,
   tableName,
 } from "./InteractionRows.ts"
-import { appendMerge } from "./SqlAliases.ts"
+import { appendMerge, withLockedPeople } from "./SqlAliases.ts"
 import { afterConflicts, rowsPerPage, type Table } from "./SqlTable.ts"
 
 /** Rows of one INSERT, which is one commit. Equals the largest bulk request. */
@@ -133,10 +139,15 @@ const appendBatch = (
 
 const isMerge = ({ interaction }: NewInteraction): boolean => interaction.event_type === "merge"
 
+/** A deadlock ends the transaction, so its statements can't run again one by one. */
+const inTransaction = (table: Table): Table => ({
+  ...table,
+  runInsert: undefined,
+  statement: () => (run) => run,
+})
+
 /** A merge is a transaction of its own, which may wait for others of the same people. */
 const appendOneMerge = (table: Table, entry: NewInteraction) => {
-  // A deadlock ends the transaction, so its statements can't run again one by one.
-  const inTransaction: Table = { ...table, runInsert: undefined, statement: () => (run) => run }
   const merge = appendMerge(
     table.sql,
     entry,
@@ -145,7 +156,7 @@ const appendOneMerge = (table: Table, entry: NewInteraction) => {
         table.sql<StoredRow>`SELECT ${table.columns} FROM ${table.name} WHERE message_id = ${id}`.unprepared,
         ([row]) => row && fromRow(row).interaction,
       ),
-    (one) => Effect.map(appendBatch(inTransaction, [one]), ([answer]) => answer!),
+    (one) => Effect.map(appendBatch(inTransaction(table), [one]), ([answer]) => answer!),
   )
   return table
     .statement("INSERT")(merge)
@@ -165,3 +176,46 @@ export const append = (table: Table) => (entries: ReadonlyArray<NewInteraction>)
   const appended = isOneBatch ? appendBatch(table, entries) : appendAll(table, entries)
   return Effect.mapError(appended, table.portError("append"))
 }
+
+type TakeBackEntry = NewInteraction & { readonly interaction: Retraction }
+
+/** Those of these entries whose interactions are in the log, if no erasure of the people with these ids has begun. */
+const stillWanted = Effect.fnUntraced(function* (
+  { name, sql }: Table,
+  ids: ReadonlyArray<string>,
+  entries: ReadonlyArray<TakeBackEntry>,
+) {
+  const erasures = yield* sql`SELECT user_id FROM user_erasures
+    WHERE ${sql.in("user_id", ids)} AND renew_to IS NULL`.unprepared
+  if (erasures.length > 0) return []
+  const references = entries.map(({ interaction }) => interaction.reference)
+  const rows = yield* sql<{ message_id: string }>`
+    SELECT message_id FROM ${name} WHERE ${sql.in("message_id", references)}`.unprepared
+  const found = new Set(rows.map(({ message_id }) => message_id))
+  return entries.filter(({ interaction }) => found.has(interaction.reference))
+})
+
+/** The transaction keeps erasures of the person from beginning: one that comes later covers the new rows. */
+const takeBackOf = (table: Table, user: string, entries: ReadonlyArray<TakeBackEntry>) =>
+  table.statement("INSERT")(
+    withLockedPeople(table.sql, [user], ({ ids }) =>
+      Effect.gen(function* () {
+        const wanted = yield* stillWanted(table, ids, entries)
+        const answers = wanted.length === 0 ? [] : yield* appendBatch(inTransaction(table), wanted)
+        return wanted.flatMap((entry, index): ReadonlyArray<LoggedInteraction> => {
+          const answer = answers[index]
+          return answer?._tag === "Recorded" ? [{ ...entry, id: answer.id }] : []
+        })
+      }),
+    ),
+  )
+
+export const takeBack =
+  (table: Table): InteractionLog["Type"]["takeBack"] =>
+  (entries) =>
+    Effect.forEach(
+      [...Map.groupBy(entries, ({ interaction }) => interaction.user_id)].flatMap(([user, all]) =>
+        Arr.chunksOf(all, rowsPerPage).map((some) => [user, some] as const),
+      ),
+      ([user, some]) => takeBackOf(table, user, some),
+    ).pipe(Effect.map(Arr.flatten), Effect.mapError(table.portError("takeBack")))

@@ -15,7 +15,7 @@ import {
 } from "../../services/ports/InteractionLog.ts"
 import { columnOfMillis, fromRow, millisOfColumn, type StoredRow, toColumn } from "./InteractionRows.ts"
 import { allAliases } from "./SqlAliases.ts"
-import { append } from "./SqlAppend.ts"
+import { append, takeBack } from "./SqlAppend.ts"
 import { prunedRows } from "./SqlCheckpoints.ts"
 import { type SqlDialect, SqlInserts, SqlReader, SqlServerName } from "./SqlDialect.ts"
 import {
@@ -27,7 +27,7 @@ import {
   renewSurvivors,
 } from "./SqlErasures.ts"
 import { historyChanges, touched, usersAfter } from "./SqlHistories.ts"
-import { noteRefund, refundsOf } from "./SqlOrderRefunds.ts"
+import { noteRefunds, refundsOf } from "./SqlOrderRefunds.ts"
 import { effectiveType, sign } from "./SqlProductTally.ts"
 import { makeTable, person, rowsPerPage, type Table } from "./SqlTable.ts"
 
@@ -330,6 +330,7 @@ const make = (dialect: SqlDialect) =>
     const reads = makeTable((yield* SqlReader) ?? sql, dialect, server, undefined)
     return InteractionLog.of({
       append: append(table),
+      takeBack: takeBack(table),
       unpublished: unpublished(table),
       markPublished: markPublished(table),
       person: person(reads),
@@ -347,7 +348,7 @@ const make = (dialect: SqlDialect) =>
       touched: touched(reads),
       historyChanges: historyChanges(reads),
       usersAfter: usersAfter(reads),
-      noteRefund: noteRefund(table),
+      noteRefunds: noteRefunds(table),
       refundsOf: refundsOf(table),
       outbox: outbox(reads),
       backlog: backlog(reads),

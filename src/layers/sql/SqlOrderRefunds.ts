@@ -22,19 +22,21 @@ const unlessKnown = (sql: SqlClient) =>
     orElse: () => sql.literal("ON CONFLICT DO NOTHING"),
   })
 
-export const noteRefund =
-  ({ erasing, sql }: Table) =>
-  ({ order_id, products, user_id }: OrderRefund) => {
-    const rows = (products.length === 0 ? [allProducts] : products.toSorted()).map((product_id) => ({
-      user_id,
-      order_id,
-      product_id,
-    }))
+export const noteRefunds =
+  ({ erasing, sql }: Table): InteractionLog["Type"]["noteRefunds"] =>
+  (refunds) => {
+    const rows = refunds.flatMap(({ order_id, products, user_id }) =>
+      (products.length === 0 ? [allProducts] : products).map((product_id) => ({
+        user_id,
+        order_id,
+        product_id,
+      })),
+    )
     return Effect.forEach(
       Arr.chunksOf(rows, rowsPerPage),
       (page) => sql`INSERT INTO order_refunds ${sql.insert(page)} ${unlessKnown(sql)}`.unprepared,
       { discard: true },
-    ).pipe(erasing("noteRefund"))
+    ).pipe(erasing("noteRefunds"))
   }
 
 export const refundsOf =

@@ -3,7 +3,14 @@
  * `append` has answered `Recorded`. A row leaves the outbox when it is marked published.
  */
 import { Context, type Effect, Schema, type Stream } from "effect"
-import type { EventType, Interaction, MessageId, ProductId, UserId } from "../model/Interaction.ts"
+import type {
+  EventType,
+  Interaction,
+  MessageId,
+  ProductId,
+  Retraction,
+  UserId,
+} from "../model/Interaction.ts"
 import type { TraceContext } from "../Telemetry.ts"
 import { describeFailure, portFailure } from "./PortFailure.ts"
 import type { PrunedRows } from "./PrunedRows.ts"
@@ -235,8 +242,15 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
       after: number,
       upTo: number,
     ) => Effect.Effect<ReadonlyArray<ProductCount>, InteractionLogError>
-    /** Notes a refund until the user is erased. */
-    readonly noteRefund: (refund: OrderRefund) => Effect.Effect<void, InteractionLogError>
+    /**
+     * Appends retractions of interactions that are in the log. Leaves out those whose interactions are gone, and those of
+     * people who are being erased. Succeeds with the new rows.
+     */
+    readonly takeBack: (
+      retractions: ReadonlyArray<NewInteraction & { readonly interaction: Retraction }>,
+    ) => Effect.Effect<ReadonlyArray<LoggedInteraction>, InteractionLogError>
+    /** Notes refunds until their users are erased. */
+    readonly noteRefunds: (refunds: ReadonlyArray<OrderRefund>) => Effect.Effect<void, InteractionLogError>
     /** The refunds noted for the people with these ids, one for each order. `user_id` is the id that is no alias. */
     readonly refundsOf: (
       users: ReadonlyArray<UserId>,

@@ -2,12 +2,13 @@
  * Takes purchases back by the id of their order. An order, its refund and the merges that make their users one person may
  * arrive in any order, and at the same time. Each is stored before the others are looked for, so the last one finds them.
  */
-import { Effect, Stream } from "effect"
+import { Clock, Effect, Stream } from "effect"
 import { isMerge, type Retraction, retract, type UserId } from "../model/Interaction.ts"
 import { orderOf } from "../model/Orders.ts"
 import { InteractionLog, type LoggedInteraction, type OrderRefund } from "../ports/InteractionLog.ts"
+import * as Telemetry from "../Telemetry.ts"
 
-/** What a refund comes to. */
+/** What refunds come to. */
 export interface Refunded {
   /** Of those purchases that are in the log. */
   readonly retractions: ReadonlyArray<Retraction>
@@ -15,15 +16,21 @@ export interface Refunded {
   readonly pruned: number
   /** The number of purchases that were taken back before they were pruned. */
   readonly prunedRefunds: number
+  /** The number of refunds without any purchase so far. */
+  readonly waiting: number
 }
 
 /** Looks for the purchases of a person that these refunds take back. */
 const find = Effect.fnUntraced(function* (user: UserId, refunds: ReadonlyArray<OrderRefund>) {
   const log = yield* InteractionLog
-  const byOrder = new Map(refunds.map((refund) => [refund.order_id, new Set(refund.products)]))
+  const byOrder = Map.groupBy(refunds, ({ order_id }) => order_id)
+  const found = new Set<OrderRefund>()
   const isRefunded = (order: string | undefined, product: string | null) => {
-    const products = byOrder.get(order ?? "")
-    return products !== undefined && (products.size === 0 || products.has(product ?? ""))
+    const matching = (byOrder.get(order ?? "") ?? []).filter(
+      ({ products }) => products.length === 0 || products.includes(product ?? ""),
+    )
+    for (const refund of matching) found.add(refund)
+    return matching.length > 0
   }
   const purchases = yield* Stream.runCollect(log.stream({ user, type: "product_purchase" }))
   const retractions = Array.from(purchases).flatMap(({ interaction }) =>
@@ -37,18 +44,20 @@ const find = Effect.fnUntraced(function* (user: UserId, refunds: ReadonlyArray<O
     yield* Effect.logWarning("refund.pruned").pipe(
       Effect.annotateLogs({ count: pruned, orders: [...new Set(gone.map(({ order_id }) => order_id))] }),
     )
-  return { retractions, pruned, prunedRefunds: gone.length - pruned } satisfies Refunded
+  const waiting = refunds.length - found.size
+  return { retractions, pruned, prunedRefunds: gone.length - pruned, waiting } satisfies Refunded
 })
 
-/** Notes a refund, and looks for the purchases of its order. */
-export const refund = Effect.fnUntraced(function* (refund: OrderRefund) {
+/** Notes refunds, and looks for the purchases of their orders. Reads the purchases of a user once, however many refunds there are. */
+export const refund = Effect.fnUntraced(function* (refunds: ReadonlyArray<OrderRefund>) {
   const log = yield* InteractionLog
-  yield* log.noteRefund(refund)
-  return yield* find(refund.user_id, [refund])
+  yield* log.noteRefunds(refunds)
+  const people = [...Map.groupBy(refunds, ({ user_id }) => user_id)]
+  return yield* Effect.forEach(people, ([user, some]) => find(user, some))
 })
 
 /** The retractions of refunds that have waited for these rows: for purchases of their orders, or for merges of their people. */
-export const waitingFor = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
+const waitingFor = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
   const log = yield* InteractionLog
   const [users, orders] = [new Set<UserId>(), new Set<string>()]
   const merged = new Set<UserId>()
@@ -63,4 +72,21 @@ export const waitingFor = Effect.fnUntraced(function* (rows: ReadonlyArray<Logge
   const people = [...Map.groupBy(waiting, ({ user_id }) => user_id)]
   const found = yield* Effect.forEach(people, ([user, refunds]) => find(user, refunds))
   return found.flatMap(({ retractions }) => retractions)
+})
+
+/** Records the retractions of refunds that have waited for these rows. Succeeds with the new rows. */
+export const takeBackFor = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
+  const log = yield* InteractionLog
+  const retractions = yield* waitingFor(rows)
+  const trace = yield* Telemetry.currentTrace
+  const recordedAt = yield* Clock.currentTimeMillis
+  return yield* log.takeBack(
+    retractions.map((interaction) => ({
+      interaction,
+      idempotencyKey: null,
+      occurredAtGiven: true,
+      trace,
+      recordedAt,
+    })),
+  )
 })

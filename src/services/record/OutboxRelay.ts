@@ -80,33 +80,29 @@ const publish = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteracti
   return confirmed
 })
 
-/** Records the retractions of refunds that have waited for these rows. Succeeds with the new rows. */
-const takeBackRefunded = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
-  const log = yield* InteractionLog
-  const retractions = yield* OrderRefunds.waitingFor(rows)
-  const trace = yield* Telemetry.currentTrace
-  const recordedAt = yield* Clock.currentTimeMillis
-  const entries = retractions.map((interaction) => ({
-    interaction,
-    idempotencyKey: null,
-    occurredAtGiven: true,
-    trace,
-    recordedAt,
-  }))
-  const answers = yield* log.append(entries)
-  return answers.flatMap((answer, index) =>
-    answer._tag === "Recorded" ? [{ ...entries[index]!, id: answer.id }] : [],
-  )
-})
-
 /** Succeeds with new rows to publish. */
 const markPublished = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInteraction>) {
   const log = yield* InteractionLog
   if (rows.length === 0) return []
-  const retractions = yield* takeBackRefunded(rows)
+  const retractions = yield* OrderRefunds.takeBackFor(rows)
   yield* log.markPublished(rows, yield* Clock.currentTimeMillis)
   return retractions
 })
+
+/** Logs a failure. A defect, such as that of a row which another program wrote, must not end the fiber of a lane or of the drain. */
+const logging =
+  (event: string, facts: Readonly<Record<string, unknown>> = {}) =>
+  <A, R>(work: Effect.Effect<A, InteractionLogError | InteractionQueueError, R>) => {
+    const log = (error: Error) =>
+      unlessReported(
+        error,
+        Effect.logWarning(event).pipe(Effect.annotateLogs({ ...facts, ...Telemetry.described(error) })),
+      )
+    return work.pipe(
+      Effect.catchAll(log),
+      Effect.catchAllDefect((defect) => log(defect instanceof Error ? defect : new Error(String(defect)))),
+    )
+  }
 
 /** A round of a lane. Rows of a failed round stay in the outbox. */
 const round =
@@ -114,14 +110,7 @@ const round =
   <R>(work: Effect.Effect<void, InteractionLogError | InteractionQueueError, R>) =>
     work.pipe(
       MessageTraces.withBatchSpan(span, rows.map(MessageTraces.traced)),
-      Effect.catchAll((error) =>
-        unlessReported(
-          error,
-          Effect.logWarning("publish.failed").pipe(
-            Effect.annotateLogs({ count: rows.length, left_to: "drain", ...Telemetry.described(error) }),
-          ),
-        ),
-      ),
+      logging("publish.failed", { count: rows.length, left_to: "drain" }),
     )
 
 /**
@@ -240,14 +229,7 @@ export const layer = Layer.scoped(OutboxRelay, make)
 export const draining = Layer.scopedDiscard(
   Effect.gen(function* () {
     const relay = yield* OutboxRelay
-    const drain = relay.drain.pipe(
-      Effect.catchAll((error) =>
-        unlessReported(
-          error,
-          Effect.logWarning("outbox.drain_failed").pipe(Effect.annotateLogs(Telemetry.described(error))),
-        ),
-      ),
-    )
+    const drain = relay.drain.pipe(logging("outbox.drain_failed"))
     yield* Effect.forkScoped(Effect.repeat(drain, RetryPolicies.drainInterval))
   }),
 )

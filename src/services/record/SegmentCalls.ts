@@ -54,8 +54,8 @@ const factsOf = (properties: Json, maxBytes: number): Metadata => {
 }
 /** Products of an order: more of them would block other requests. */
 const maxProducts = 1_000
-/** Each product of an order repeats the facts of the order. */
-const maxOrderBytes = 512
+/** Each product of an order repeats the facts of the order. Holds any id of an order: 128 characters of at most 6 bytes in JSON. */
+const maxOrderBytes = 1_024
 
 /** The items of the bulk route that a tracked event means. */
 const itemsOf = (event: unknown, properties: Json, types: EventTypes): ReadonlyArray<Json> => {

@@ -235,7 +235,7 @@ const suite = (name: string, stack: ReturnType<typeof embedded>) =>
         )
         const file = fresh("json")
         const options = { out: Option.some(file), progress: () => Effect.void }
-        yield* (yield* InteractionLog).noteRefund({ user_id: user, order_id: "o-1", products: ["p-1"] })
+        yield* (yield* InteractionLog).noteRefunds([{ user_id: user, order_id: "o-1", products: ["p-1"] }])
         const done = yield* exportUser({ ...options, user: guest })
         expect(done).toEqual({
           user_id: user,

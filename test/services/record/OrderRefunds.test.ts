@@ -7,6 +7,7 @@ import { Effect, Layer, Stream } from "effect"
 import * as Worker from "../../../src/programs/Worker.ts"
 import * as Interaction from "../../../src/services/model/Interaction.ts"
 import * as Auditor from "../../../src/services/operate/Auditor.ts"
+import * as Eraser from "../../../src/services/operate/Eraser.ts"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
 import type { InteractionQueue } from "../../../src/services/ports/InteractionQueue.ts"
 import type { InteractionRecorder } from "../../../src/services/record/InteractionRecorder.ts"
@@ -62,12 +63,8 @@ const interactionsOf = ({ buyer, ids: [older = "", guest = "", customer = ""] }:
 
 /** As Segment's API does it. */
 const refund = Effect.fnUntraced(function* ({ refunded }: Person) {
-  const { retractions } = yield* OrderRefunds.refund({
-    user_id: refunded,
-    order_id: "7",
-    products: ["tent"],
-  })
-  return yield* record(...retractions)
+  const found = yield* OrderRefunds.refund([{ user_id: refunded, order_id: "7", products: ["tent"] }])
+  return yield* record(...found.flatMap(({ retractions }) => retractions))
 })
 
 const play = (person: Person, act: Act) =>
@@ -137,11 +134,45 @@ const plays: ReadonlyArray<readonly [string, Play]> = [
   ["all at the same time", atOnce],
 ]
 
+/** The user is erased while a merge is looked at, after its purchases are found. */
+const takeBackDuringErasure = Effect.fnUntraced(function* (guest: string, customer: string) {
+  const log = yield* InteractionLog
+  const { erase } = yield* Eraser.Eraser
+  const entries = [
+    Interaction.make({
+      user_id: customer,
+      event_type: "product_purchase",
+      product_id: "tent",
+      occurred_at: at(3),
+      metadata: { order_id: 7 },
+    }),
+    Interaction.merge(customer, guest, at(2)),
+  ].map((interaction) => ({
+    interaction,
+    idempotencyKey: null,
+    occurredAtGiven: true,
+    trace: null,
+    recordedAt: Date.now(),
+  }))
+  yield* log.noteRefunds([{ user_id: guest, order_id: "7", products: [] }])
+  const answers = yield* log.append(entries)
+  const rows = entries.map((entry, index) => {
+    const answer = answers[index]!
+    if (answer._tag !== "Recorded") throw new Error(answer._tag)
+    return { ...entry, id: answer.id }
+  })
+  const purchases: typeof log.pruned.purchases = (...request) =>
+    Effect.zipRight(Effect.orDie(erase(customer)), log.pruned.purchases(...request))
+  return yield* OrderRefunds.takeBackFor(rows).pipe(
+    Effect.provideService(InteractionLog, { ...log, pruned: { ...log.pruned, purchases } }),
+  )
+})
+
 /** Plays a part of the orders: one of `every`. */
 const suite = (name: string, stack: ReturnType<typeof embedded>, every: number) =>
   layerSuite(
     name,
-    Layer.merge(Auditor.layer, Worker.layer).pipe(Layer.provideMerge(recording(stack))),
+    Layer.mergeAll(Auditor.layer, Eraser.layer, Worker.layer).pipe(Layer.provideMerge(recording(stack))),
     (it) => {
       for (const [index, [title, run]] of plays.entries())
         it(
@@ -155,6 +186,34 @@ const suite = (name: string, stack: ReturnType<typeof embedded>, every: number) 
             }),
           60_000,
         )
+      it("many refunds of one user read the purchases once, and those without a purchase wait", () =>
+        Effect.gen(function* () {
+          const log = yield* InteractionLog
+          const buyer = { acts: [], ids: [], buyer: "many", refunded: "many" }
+          yield* record(...interactionsOf(buyer, "order"))
+          let reads = 0
+          const stream: typeof log.stream = (filter) => {
+            reads++
+            return log.stream(filter)
+          }
+          const [found, ...others] = yield* OrderRefunds.refund([
+            { user_id: "many", order_id: "7", products: ["lamp"] },
+            { user_id: "many", order_id: "7", products: ["lamp", "boots"] },
+            { user_id: "many", order_id: "7", products: ["boots"] },
+            { user_id: "many", order_id: "8", products: [] },
+            { user_id: "many", order_id: "9", products: [] },
+          ]).pipe(Effect.provideService(InteractionLog, { ...log, stream }))
+          expect([reads, others]).toEqual([1, []])
+          expect(found).toMatchObject({ pruned: 0, prunedRefunds: 0, waiting: 2 })
+          expect(found?.retractions.map(({ product_id }) => product_id).toSorted()).toEqual(["boots", "lamp"])
+        }))
+      it("nothing is taken back of a user who is erased meanwhile", () =>
+        Effect.gen(function* () {
+          expect(yield* takeBackDuringErasure("erased-guest", "erased-customer")).toEqual([])
+          const log = yield* InteractionLog
+          for (const user of ["erased-guest", "erased-customer"])
+            expect(Array.from(yield* Stream.runCollect(log.stream({ user })))).toEqual([])
+        }))
     },
   )
 

@@ -1,9 +1,9 @@
-/** A drain of a large outbox, as after an import, keeps the queue short. */
+/** A drain of a large outbox, as after an import, keeps the queue short. A defect ends neither the drain nor a lane. */
 import { expect } from "bun:test"
 import { Effect, Fiber, Layer } from "effect"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
 import { Ack, InteractionQueue } from "../../../src/services/ports/InteractionQueue.ts"
-import { OutboxRelay, layer as outboxRelay } from "../../../src/services/record/OutboxRelay.ts"
+import { draining, OutboxRelay, layer as outboxRelay } from "../../../src/services/record/OutboxRelay.ts"
 import { layerSuite } from "../../support/effect.ts"
 import { eventually, search } from "../../support/pipeline.ts"
 import { withServers } from "../../support/servers.ts"
@@ -32,6 +32,44 @@ const countDepthReads = Layer.effect(
       depthReads += 1
     }),
   })),
+)
+
+/** How often the look-up of refunds still dies, as by a row that another program has written. */
+let deaths = 0
+const dying = Layer.effect(
+  InteractionLog,
+  Effect.map(InteractionLog, (log) => ({
+    ...log,
+    refundsOf: (users) =>
+      Effect.suspend(() => (deaths-- > 0 ? Effect.die("a defect") : log.refundsOf(users))),
+  })),
+)
+
+layerSuite(
+  "after a defect",
+  outboxRelay.pipe(Layer.provideMerge(dying), Layer.provideMerge(embedded())),
+  (it) => {
+    it("a process goes on to publish what it commits, and to drain the outbox", () =>
+      Effect.gen(function* () {
+        const log = yield* InteractionLog
+        const { offer } = yield* OutboxRelay
+        const entries = history(0, 2)
+        const [first, second] = (yield* log.append(entries)).flatMap((answer, index) =>
+          answer._tag === "Recorded" ? [{ ...entries[index]!, id: answer.id }] : [],
+        )
+        const left = (rows: number) =>
+          eventually(Effect.map(log.outbox, ({ unpublished }) => unpublished === rows || undefined))
+        deaths = 1
+        offer([first!])
+        yield* eventually(Effect.sync(() => deaths <= 0 || undefined))
+        offer([second!])
+        yield* left(1)
+        deaths = 1
+        yield* Layer.build(draining)
+        yield* left(0)
+        expect(deaths).toBeLessThanOrEqual(0)
+      }).pipe(Effect.scoped))
+  },
 )
 
 const suite = (name: string, stack: ReturnType<typeof embedded> | ReturnType<typeof external>) =>
