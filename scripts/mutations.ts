@@ -316,7 +316,7 @@ export const mutations: ReadonlyArray<Mutation> = [
     tests: segment,
     without: "noting refunds",
     file: "src/services/record/OrderRefunds.ts",
-    from: "yield* log.noteRefund(refund)",
+    from: "yield* log.noteRefunds(refunds)",
     to: "",
   },
   {
@@ -332,8 +332,8 @@ export const mutations: ReadonlyArray<Mutation> = [
     tests: segment,
     without: "noting a refund before its order is looked for",
     file: "src/services/record/OrderRefunds.ts",
-    from: "  yield* log.noteRefund(refund)\n  return yield* find(refund.user_id, [refund])",
-    to: "  const found = yield* find(refund.user_id, [refund])\n  yield* log.noteRefund(refund)\n  return found",
+    from: "  yield* log.noteRefunds(refunds)\n  const people = [...Map.groupBy(refunds, ({ user_id }) => user_id)]\n  return yield* Effect.forEach(people, ([user, some]) => find(user, some))",
+    to: "  const people = [...Map.groupBy(refunds, ({ user_id }) => user_id)]\n  const found = yield* Effect.forEach(people, ([user, some]) => find(user, some))\n  yield* log.noteRefunds(refunds)\n  return found",
   },
   {
     scenario: "a refund finds the order of a guest",

@@ -4,6 +4,7 @@
  */
 import { Clock, Duration, Effect } from "effect"
 import type { PortFailure } from "./ports/PortFailure.ts"
+import { described } from "./Telemetry.ts"
 
 const logEvery = Duration.toMillis("1 minute")
 /** An operation that failed this long ago and was not tried again does not keep an outage open. */
@@ -28,6 +29,21 @@ export const unlessReported = (error: unknown, log: Effect.Effect<void>): Effect
   const { reason, server }: Partial<Pick<PortFailure, "reason" | "server">> = Object(error)
   return server !== undefined && reason !== undefined && isOutage(reason) ? Effect.void : log
 }
+
+/**
+ * Logs why background work failed, unless the adapter has, and succeeds: a failure must not end the fiber that repeats
+ * the work. Neither must a defect, such as that of a row which another program wrote.
+ */
+export const warning =
+  (event: string, facts: Readonly<Record<string, unknown>> = {}) =>
+  <A, E extends Error, R>(work: Effect.Effect<A, E, R>) => {
+    const log = (error: Error) =>
+      unlessReported(error, Effect.annotateLogs(Effect.logWarning(event), { ...facts, ...described(error) }))
+    return work.pipe(
+      Effect.catchAll(log),
+      Effect.catchAllDefect((defect) => log(defect instanceof Error ? defect : new Error(String(defect)))),
+    )
+  }
 
 export class ServerOutage {
   /** Operations whose last attempt failed, and when (Unix ms). A server may refuse writes and answer reads. */

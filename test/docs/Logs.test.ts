@@ -6,8 +6,8 @@ import { Glob } from "bun"
 
 const root = resolve(import.meta.dir, "../..")
 
-/** Matches `Effect.logX("event")` and the helper `logWarning("event")`. */
-const calls = /(?:Effect\.log(Debug|Info|Warning|Error)|\b(logWarning))\(\s*"([^"]+)"/g
+/** Matches `Effect.logX("event")` and the helpers `logWarning("event")` and `warning("event")`. */
+const calls = /(?:Effect\.log(Debug|Info|Warning|Error)|\b(logWarning|warning))\(\s*"([^"]+)"/g
 const levels: Readonly<Record<string, string>> = {
   Debug: "debug",
   Info: "info",

@@ -4,7 +4,7 @@
  * publishes: the one that erased may have died.
  */
 import { Duration, Effect, Layer, Schedule } from "effect"
-import { unlessReported } from "../Outages.ts"
+import { warning } from "../Outages.ts"
 import { DeadLetters } from "../ports/DeadLetters.ts"
 import { EmbeddingFeed } from "../ports/EmbeddingFeed.ts"
 import { type FinishedErasure, InteractionLog } from "../ports/InteractionLog.ts"
@@ -88,12 +88,7 @@ export const sweep = Effect.fnUntraced(function* (
 /** Sweeps for the lifetime of the scope. */
 export const sweeping = Layer.scopedDiscard(
   sweep(watched, new Set()).pipe(
-    Effect.catchAll((error) =>
-      unlessReported(
-        error,
-        Effect.annotateLogs(Effect.logWarning("erasure.sweep_failed"), Telemetry.described(error)),
-      ),
-    ),
+    warning("erasure.sweep_failed"),
     Effect.repeat(Schedule.spaced(interval)),
     Effect.forkScoped,
   ),

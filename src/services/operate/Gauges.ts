@@ -3,6 +3,7 @@
  * that more scrapers cost nothing more. A gauge keeps its last value when its server does not answer.
  */
 import { Clock, Duration, Effect, Layer, Metric, Schedule } from "effect"
+import { warning } from "../Outages.ts"
 import { InteractionLog } from "../ports/InteractionLog.ts"
 import {
   failedQueue,
@@ -17,8 +18,10 @@ export const serverInterval = Duration.seconds(10)
 const interval = Duration.seconds(5)
 const tick = Duration.seconds(1)
 
+/** The health checks tell why a server does not answer. */
 export const polling = <E, R>(update: Effect.Effect<unknown, E, R>, every: Duration.Duration) =>
   Effect.ignore(update).pipe(
+    warning("gauges.failed"),
     Effect.repeat(Schedule.spaced(every)),
     Telemetry.untraced,
     Effect.forkScoped,

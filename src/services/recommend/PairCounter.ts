@@ -11,7 +11,7 @@ import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import { yieldToEventLoop } from "../EventLoop.ts"
 import type { ProductId, UserId } from "../model/Interaction.ts"
 import { countPairs, type PairCounts, type Pairs } from "../model/Together.ts"
-import { unlessReported } from "../Outages.ts"
+import { warning } from "../Outages.ts"
 import {
   type HistoryEvent,
   InteractionLog,
@@ -226,12 +226,7 @@ export const counting = Layer.scopedDiscard(
     const counter = yield* PairCounter
     if ((yield* EmbeddingConfig).togetherWeight === 0) return
     yield* counter.catchUp.pipe(
-      Effect.catchAll((error) =>
-        unlessReported(
-          error,
-          Effect.annotateLogs(Effect.logWarning("pairs.count_failed"), Telemetry.described(error)),
-        ),
-      ),
+      warning("pairs.count_failed"),
       Effect.repeat(Schedule.spaced(interval)),
       Effect.forkScoped,
     )

@@ -7,7 +7,7 @@
 import { Array as Arr, Clock, Context, Duration, Effect, Fiber, Layer, Schedule } from "effect"
 import * as MessageTraces from "../MessageTraces.ts"
 import { encodeMessage } from "../model/UpdateMessage.ts"
-import { unlessReported } from "../Outages.ts"
+import { warning } from "../Outages.ts"
 import { InteractionLog, type InteractionLogError, type LoggedInteraction } from "../ports/InteractionLog.ts"
 import { InteractionQueue, type InteractionQueueError, type Message } from "../ports/InteractionQueue.ts"
 import * as RetryPolicies from "../RetryPolicies.ts"
@@ -89,28 +89,13 @@ const markPublished = Effect.fnUntraced(function* (rows: ReadonlyArray<LoggedInt
   return retractions
 })
 
-/** Logs a failure. A defect, such as that of a row which another program wrote, must not end the fiber of a lane or of the drain. */
-const logging =
-  (event: string, facts: Readonly<Record<string, unknown>> = {}) =>
-  <A, R>(work: Effect.Effect<A, InteractionLogError | InteractionQueueError, R>) => {
-    const log = (error: Error) =>
-      unlessReported(
-        error,
-        Effect.logWarning(event).pipe(Effect.annotateLogs({ ...facts, ...Telemetry.described(error) })),
-      )
-    return work.pipe(
-      Effect.catchAll(log),
-      Effect.catchAllDefect((defect) => log(defect instanceof Error ? defect : new Error(String(defect)))),
-    )
-  }
-
 /** A round of a lane. Rows of a failed round stay in the outbox. */
 const round =
   (span: string, rows: ReadonlyArray<LoggedInteraction>) =>
   <R>(work: Effect.Effect<void, InteractionLogError | InteractionQueueError, R>) =>
     work.pipe(
       MessageTraces.withBatchSpan(span, rows.map(MessageTraces.traced)),
-      logging("publish.failed", { count: rows.length, left_to: "drain" }),
+      warning("publish.failed", { count: rows.length, left_to: "drain" }),
     )
 
 /**
@@ -229,7 +214,7 @@ export const layer = Layer.scoped(OutboxRelay, make)
 export const draining = Layer.scopedDiscard(
   Effect.gen(function* () {
     const relay = yield* OutboxRelay
-    const drain = relay.drain.pipe(logging("outbox.drain_failed"))
+    const drain = relay.drain.pipe(warning("outbox.drain_failed"))
     yield* Effect.forkScoped(Effect.repeat(drain, RetryPolicies.drainInterval))
   }),
 )

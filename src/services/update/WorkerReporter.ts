@@ -1,5 +1,6 @@
 /** A worker reports what it holds, its rate and its outage, so that the page and `stats` can show every worker. */
 import { Clock, Duration, Effect, Layer, Schedule } from "effect"
+import { warning } from "../Outages.ts"
 import { WorkerReports } from "../ports/WorkerReports.ts"
 import * as Telemetry from "../Telemetry.ts"
 import { EmbeddingWorker, type Look } from "./EmbeddingWorker.ts"
@@ -45,7 +46,8 @@ export const reporting = (worker: string) =>
       yield* Effect.addFinalizer(() =>
         reports.forget(worker).pipe(Effect.interruptible, Effect.timeout(forgetDeadline), Effect.ignore),
       )
-      yield* Effect.ignore(report).pipe(
+      yield* report.pipe(
+        warning("worker.report_failed"),
         Effect.repeat(Schedule.spaced(reportEvery)),
         Effect.delay(firstReportAfter),
         Telemetry.untraced,
