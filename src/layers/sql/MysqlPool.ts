@@ -181,15 +181,14 @@ export class MysqlPool {
   private readonly exhausted = () =>
     new SqlError({ cause: new Error(`all ${this.options.connections} ${busy}`), message: busy })
 
-  private readonly runOn =
-    (connection: PoolConnection): Run =>
-    (query) =>
-      within(
-        this.options.deadline,
-        deadlineExceeded,
-        (resume) => this.send(connection, query, resume),
-        () => connection.destroy(),
-      )
+  private readonly runOn = (connection: PoolConnection): Run => {
+    const close = () => connection.destroy()
+    const run: Run = (query) =>
+      within(this.options.deadline, deadlineExceeded, (resume) => this.send(connection, query, resume), close)
+    // The server rolls back when the connection closes, which it has if a statement of the transaction was interrupted.
+    return (query) =>
+      query.sql === "ROLLBACK" ? Effect.catchAll(run(query), () => Effect.sync(close)) : run(query)
+  }
 
   /** A connection for the scope. A connection that arrives after the scope has closed is returned at once. */
   readonly reserve = Effect.gen(this, function* () {

@@ -6,7 +6,20 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { SqlError } from "@effect/sql/SqlError"
-import { Clock, Context, Deferred, Duration, Effect, Fiber, Layer, Redacted, Runtime, Schedule } from "effect"
+import {
+  Cause,
+  Clock,
+  Context,
+  Deferred,
+  Duration,
+  Effect,
+  Exit,
+  Fiber,
+  Layer,
+  Redacted,
+  Runtime,
+  Schedule,
+} from "effect"
 import fc from "fast-check"
 import { createServer } from "mysql2"
 import { createConnection, type RowDataPacket } from "mysql2/promise"
@@ -700,6 +713,31 @@ withServers(["mysql"], "MySQL in an outage", () => {
       ).pipe(Effect.timeout("3 seconds"))
       expect(answer?._tag).toBe("Recorded")
     }),
+  )
+
+  effectTest(
+    "a transaction that is interrupted, or loses its connection, ends as that and not as a defect",
+    () =>
+      Effect.gen(function* () {
+        const { proxy } = yield* proxied
+        const client = yield* Layer.build(Mysql.layer({ url: Redacted.make(proxy.url) }))
+        const sql = Context.get(client, SqlClient.SqlClient)
+        const asleep = Effect.gen(function* () {
+          const begun = yield* Deferred.make<void>()
+          const transaction = Effect.zipRight(Deferred.succeed(begun, undefined), sql`SELECT SLEEP(5)`)
+          const fiber = yield* Effect.fork(sql.withTransaction(transaction))
+          yield* Deferred.await(begun)
+          return fiber
+        })
+        const interrupted = yield* Effect.flatMap(asleep, Fiber.interrupt)
+        expect(Exit.isFailure(interrupted) && Cause.isInterruptedOnly(interrupted.cause)).toBe(true)
+        const cut = yield* asleep
+        proxy.cut()
+        const lost = yield* Fiber.await(cut)
+        expect(Exit.isFailure(lost) && Cause.failureOption(lost.cause)).toMatchObject({
+          value: { _tag: "SqlError" },
+        })
+      }),
   )
 
   effectTest(
