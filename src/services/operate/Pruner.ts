@@ -241,7 +241,7 @@ const pruneSlice = Effect.fnUntraced(function* (
 /** The last row whose pairs of products are counted. A row that is pruned before would never be counted. */
 const countPairs = ({ config, counter, tally }: Services, dryRun: boolean) => {
   if (config.togetherWeight === 0) return Effect.succeed(Number.POSITIVE_INFINITY)
-  return dryRun ? tally.settled : counter.catchUp
+  return dryRun ? tally.settled : counter.finish
 }
 
 const prune = Effect.fn("Pruner.prune")(function* (

@@ -36,11 +36,11 @@ const usersPerPage = 500
 /** A user who is active all the time has the history read, and a product its pairs written, once in this time. */
 const interval = Duration.seconds(30)
 /**
- * After a slice of a longer backlog, the pause is so many times as long as the slice took: counting a large import takes
- * no more than a quarter of the servers' time from recording and recommending.
+ * In the background, the pause after a slice of a longer backlog is so many times as long as the slice took: counting a
+ * large import takes no more than a quarter of the servers' time from recording and recommending.
  */
 const restPerWork = 3
-/** How long a rebuild waits until rows are settled, or for another process that counts. */
+/** How long a command waits until rows are settled, or for another process that counts. */
 const patience = Schedule.spaced("1 second").pipe(Schedule.upTo("2 minutes"))
 
 type Progress = (reached: { readonly done: number; readonly total: number }) => Effect.Effect<void>
@@ -51,6 +51,8 @@ export class PairCounter extends Context.Tag("user-embeddings/PairCounter")<
   {
     /** Counts all rows that are settled, unless another process does. Succeeds with the last row that is counted. */
     readonly catchUp: Effect.Effect<number, PairCounterError>
+    /** The same for a command: without pauses, and after another process that counts, for which it waits two minutes. */
+    readonly finish: Effect.Effect<number, PairCounterError>
     /** Counts all pairs again, from the rows that the log has now. Succeeds with the greatest id of them. */
     readonly rebuild: (progress: Progress) => Effect.Effect<number, PairCounterError>
   }
@@ -171,7 +173,7 @@ const finishBegun = (services: Services, at: PairProgress) => {
   return at.begunUpTo > at.countedUpTo ? countSlice(services, at) : Effect.succeed(at)
 }
 
-const walk = Effect.fnUntraced(function* (services: Services, settled: number) {
+const walk = Effect.fnUntraced(function* (services: Services, settled: number, rest: number) {
   const { stored } = services
   let at = yield* finishBegun(services, yield* stored.progress)
   while (at !== undefined && at.countedUpTo < settled) {
@@ -181,7 +183,7 @@ const walk = Effect.fnUntraced(function* (services: Services, settled: number) {
       countSlice(services, begun),
     )
     at = counted
-    if (begun.begunUpTo < settled) yield* Effect.sleep(Duration.times(took, restPerWork))
+    if (begun.begunUpTo < settled) yield* Effect.sleep(Duration.times(took, rest))
   }
 })
 
@@ -191,24 +193,30 @@ const catchUp = Effect.fnUntraced(function* (services: Services) {
   const { begunUpTo, countedUpTo, rebuilding } = yield* stored.progress
   const isBehind = settled > countedUpTo || begunUpTo > countedUpTo || rebuilding
   if (!isBehind) return countedUpTo
-  yield* log.withLeaderLock(walk(services, settled), "pairs")
+  yield* log.withLeaderLock(walk(services, settled, restPerWork), "pairs")
   return (yield* stored.progress).countedUpTo
 }, Telemetry.untraced)
+
+/** Runs the work as soon as no other process counts. */
+const alone = ({ log }: Services, work: Effect.Effect<void, PairCounterError>) =>
+  Effect.repeat(log.withLeaderLock(work, "pairs"), { schedule: patience, until: (held) => held })
+
+const finish = Effect.fn("PairCounter.finish")(function* (services: Services) {
+  yield* alone(services, walk(services, yield* services.tally.settled, 0))
+  return (yield* services.stored.progress).countedUpTo
+})
 
 const rebuild = Effect.fn("PairCounter.rebuild")(function* (services: Services, progress: Progress) {
   const { log, stored, tally } = services
   const end = yield* log.maxId
   yield* Effect.repeat(tally.settled, { schedule: patience, until: (id) => id >= end })
   const upTo = Math.min(end, yield* tally.settled)
-  const locked = log.withLeaderLock(
-    Effect.gen(function* () {
-      const at = yield* stored.progress
-      const begun = { ...at, begunUpTo: upTo, rebuilding: true }
-      if (yield* stored.advance(at, begun)) yield* recount(services, begun, progress)
-    }),
-    "pairs",
-  )
-  yield* Effect.repeat(locked, { schedule: patience, until: (held) => held })
+  const again = Effect.gen(function* () {
+    const at = yield* stored.progress
+    const begun = { ...at, begunUpTo: upTo, rebuilding: true }
+    if (yield* stored.advance(at, begun)) yield* recount(services, begun, progress)
+  })
+  yield* alone(services, again)
   return upTo
 })
 
@@ -216,6 +224,7 @@ export const layer = Layer.effect(
   PairCounter,
   Effect.map(services, (services) => ({
     catchUp: catchUp(services),
+    finish: finish(services),
     rebuild: (progress: Progress) => rebuild(services, progress),
   })),
 )
