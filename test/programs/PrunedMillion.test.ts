@@ -127,7 +127,7 @@ const suite = () =>
             const say = (text: string) => Effect.sync(() => console.log(text))
             // As if a process had looked at the rows a minute ago, so that pairs may be counted.
             yield* query(
-              "UPDATE product_tally_state SET settled_up_to = (SELECT MAX(id) FROM user_interactions) WHERE id = 1",
+              "UPDATE product_tally_state SET marked_id = (SELECT MAX(id) FROM user_interactions), marked_at = 0 WHERE id = 1",
             )
             yield* audited
             yield* say(`before: ${yield* sizes}`)
