@@ -28,7 +28,7 @@ export const of = (embedder: PhraseEmbedder["Type"]): Layer.Layer<Embedder> =>
     }),
   )
 
-/** The client of OpenAI is loaded only if it is used: it takes a tenth of the time of a start. */
+/** The client of OpenAI is loaded only if it is used: it takes a twentieth of the time of a start. */
 const openAi = Layer.unwrapEffect(
   Effect.promise(async () => {
     const OpenAi = await import("./OpenAi.ts")

@@ -91,7 +91,7 @@ export const generate = command(
   },
   ({ json, token, url, ...options }) =>
     Effect.gen(function* () {
-      // The definition of the API takes a quarter of the time of a start, so only this command loads it.
+      // The definition of the API takes a tenth of the time of a start, so only this command loads it.
       const { generateLoad, limits } = yield* Effect.promise(() => import("../tasks/GenerateLoad.ts"))
       const port = yield* Settings.API_PORT
       const known = Option.flatMap(yield* Settings.API_TOKENS, (list) =>
