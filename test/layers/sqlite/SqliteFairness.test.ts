@@ -1,6 +1,14 @@
 /** SQLite statements are synchronous. A worker that runs many must yield to the event loop, for example to the HTTP server. */
-import { expect } from "bun:test"
+import { expect, test } from "bun:test"
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import * as SqlClient from "@effect/sql/SqlClient"
 import { Effect, Layer } from "effect"
+import { embedded as schema } from "../../../src/layers/sql/migrations/embedded.ts"
+import { interactionLog } from "../../../src/layers/sql/migrations/interactionLog.ts"
+import { migrate } from "../../../src/layers/sql/SqlMigrations.ts"
+import * as Sqlite from "../../../src/layers/sqlite/Sqlite.ts"
 import * as Worker from "../../../src/programs/Worker.ts"
 import { InteractionQueue } from "../../../src/services/ports/InteractionQueue.ts"
 import { layerSuite } from "../../support/effect.ts"
@@ -38,4 +46,19 @@ layerSuite("a worker with a backlog on the embedded stack", recording(embedded()
       }),
     60_000,
   )
+})
+
+test("rows are marked as published by one look-up each", async () => {
+  const directory = mkdtempSync(join(tmpdir(), "user-embeddings-"))
+  const plan = Effect.gen(function* () {
+    for (const steps of [interactionLog, schema]) yield* migrate(steps)
+    const sql = yield* SqlClient.SqlClient
+    return yield* sql`EXPLAIN QUERY PLAN UPDATE user_interactions ${sql.literal(Sqlite.dialect.forceIndex("PRIMARY"))}
+      SET processed_to_queue = TRUE WHERE id IN (1, 2, 3) AND message_id IN ('a', 'b', 'c')`
+  }).pipe(Effect.provide(Sqlite.layer({ directory })))
+  const steps = await Effect.runPromise(plan).finally(() => rmSync(directory, { recursive: true }))
+  // By the index of message ids, 500 rows are 250,000 look-ups and block the event loop for 100 ms.
+  expect(steps).toEqual([
+    expect.objectContaining({ detail: "SEARCH user_interactions USING INTEGER PRIMARY KEY (rowid=?)" }),
+  ])
 })
