@@ -264,8 +264,8 @@ export class System {
     }
   }
 
-  /** Posts items one by one at this rate until all are posted or `stop` is called. Several APIs take turns. */
-  load(items: ReadonlyArray<Item>, perSecond: number, urls: ReadonlyArray<string> = [this.url]) {
+  /** Posts items one by one at this rate until all are posted or `stop` is called: to the newest API, or to these in turn. */
+  load(items: ReadonlyArray<Item>, perSecond: number, urls?: ReadonlyArray<string>) {
     const statuses = new Map<number, number>()
     const times: Array<number> = []
     const refusals: Array<Refusal> = []
@@ -277,8 +277,9 @@ export class System {
       const begun = performance.now()
       let status = 0
       let retryAfter: string | null = null
+      const url = urls === undefined ? this.url : urls[posted++ % urls.length]
       try {
-        const response = await fetch(`${urls[posted++ % urls.length]}/api/user/${user_id}/${path}`, {
+        const response = await fetch(`${url}/api/user/${user_id}/${path}`, {
           method: "POST",
           headers: { "content-type": "application/json" },
           body: JSON.stringify(body),
