@@ -112,6 +112,7 @@ const readHistory = Effect.fnUntraced(function* (
 
 const lambdas = [0, 0.01, 0.023, 0.1]
 const popularityWeights = [0, 0.2]
+const moreAgain = 3
 
 /** All settings to try, the configured one first. */
 const grid = (configured: Evaluation.Setting): ReadonlyArray<Evaluation.Setting> => {
@@ -130,6 +131,8 @@ const grid = (configured: Evaluation.Setting): ReadonlyArray<Evaluation.Setting>
   add({ ...configured, together: 0, again: 0 })
   add({ ...configured, together: 0 })
   add({ ...configured, again: 0 })
+  // Shops of repeat purchases may want more of it, most of all if their vectors come from short texts.
+  add({ ...configured, again: moreAgain * configured.again })
   return [...all.values()]
 }
 

@@ -365,6 +365,20 @@ const rankTarget = (
   ]
 }
 
+/** The products whose pairs are read: the newest ones before each target. The pairs of all products take much memory. */
+const productsRead = ({ interactions, targets }: Plan): ReadonlySet<ProductId> => {
+  const newestOf = new Map<UserId, Array<ProductId>>()
+  for (const { message_id, user_id } of interactions) if (targets.has(message_id)) newestOf.set(user_id, [])
+  const read = new Set<ProductId>()
+  for (const { message_id, product_id, user_id } of interactions) {
+    const newest = newestOf.get(user_id)
+    if (newest === undefined) continue
+    if (targets.has(message_id)) for (const product of newest) read.add(product)
+    if (product_id !== null && newest.push(product_id) > eventsRemembered) newest.shift()
+  }
+  return read
+}
+
 /** Ranks each target; yields in time order, so that a caller can show progress and let other fibers run. */
 export function* predict({ interactions, targets }: Plan, world: World): Generator<Ranking> {
   const { products } = world
@@ -372,6 +386,8 @@ export function* predict({ interactions, targets }: Plan, world: World): Generat
   const indexOf = new Map(products.map(({ product_id }, index) => [product_id, index]))
   const counts = new ProductCounts(products.length)
   const pairs: Together.PairCounts = new Map()
+  const read = productsRead({ interactions, targets })
+  const isCounted = (product: ProductId) => read.has(product)
   /** The newest products of each user, as far as pairs reach. */
   const newestOf = new Map<UserId, Array<ProductId | undefined>>()
   const { weights } = world.settings[0]!
@@ -393,7 +409,7 @@ export function* predict({ interactions, targets }: Plan, world: World): Generat
     const newest = newestOf.get(user_id) ?? []
     newestOf.set(user_id, newest)
     if (newest.push(isPositive ? (product_id ?? undefined) : undefined) > Together.reach + 1) newest.shift()
-    Together.countPairs(pairs, newest, { from: newest.length - 1 })
+    Together.countPairs(pairs, newest, { from: newest.length - 1, isCounted })
   }
 }
 

@@ -301,7 +301,7 @@ export class InteractionLog extends Context.Tag("user-embeddings/InteractionLog"
     /** Runs the effect while this process holds the lock of the job. Succeeds with `false` if another process holds it. */
     readonly withLeaderLock: <E, R>(
       effect: Effect.Effect<void, E, R>,
-      job?: "relay" | "pairs",
+      job?: "relay" | "pairs" | "pairs_in_background",
     ) => Effect.Effect<boolean, E | InteractionLogError, R>
     readonly pruned: PrunedRows
   }

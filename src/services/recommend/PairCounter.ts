@@ -6,7 +6,7 @@
  * In steady state the pairs of a product with at most 200 others are exact. Of more, the rarest are forgotten now and then,
  * and a rebuild counts them again.
  */
-import { Array as Arr, Context, Duration, Effect, Layer, Schedule } from "effect"
+import { Array as Arr, Context, Duration, Effect, Layer, Schedule, Schema } from "effect"
 import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import { yieldToEventLoop } from "../EventLoop.ts"
 import type { ProductId, UserId } from "../model/Interaction.ts"
@@ -46,6 +46,12 @@ const patience = Schedule.spaced("1 second").pipe(Schedule.upTo("2 minutes"))
 type Progress = (reached: { readonly done: number; readonly total: number }) => Effect.Effect<void>
 export type PairCounterError = InteractionLogError | ProductEmbeddingsError
 
+export class PairsBusy extends Schema.TaggedError<PairsBusy>()("PairsBusy", {}) {
+  override get message() {
+    return "another process is counting pairs, so they were not counted anew: run it again"
+  }
+}
+
 export class PairCounter extends Context.Tag("user-embeddings/PairCounter")<
   PairCounter,
   {
@@ -54,7 +60,7 @@ export class PairCounter extends Context.Tag("user-embeddings/PairCounter")<
     /** The same for a command: without pauses, and after another process that counts, for which it waits two minutes. */
     readonly finish: Effect.Effect<number, PairCounterError>
     /** Counts all pairs again, from the rows that the log has now. Succeeds with the greatest id of them. */
-    readonly rebuild: (progress: Progress) => Effect.Effect<number, PairCounterError>
+    readonly rebuild: (progress: Progress) => Effect.Effect<number, PairCounterError | PairsBusy>
   }
 >() {}
 
@@ -173,17 +179,26 @@ const finishBegun = (services: Services, at: PairProgress) => {
   return at.begunUpTo > at.countedUpTo ? countSlice(services, at) : Effect.succeed(at)
 }
 
-const walk = Effect.fnUntraced(function* (services: Services, settled: number, rest: number) {
+/** Counts the next rows. Succeeds with whether more rows wait. */
+const countNext = Effect.fnUntraced(function* (services: Services, settled: number) {
   const { stored } = services
-  let at = yield* finishBegun(services, yield* stored.progress)
-  while (at !== undefined && at.countedUpTo < settled) {
-    const begun: PairProgress = { ...at, begunUpTo: Math.min(settled, at.countedUpTo + rowsPerSlice) }
-    if (!(yield* stored.advance(at, begun))) return
-    const [took, counted]: readonly [Duration.Duration, PairProgress | undefined] = yield* Effect.timed(
-      countSlice(services, begun),
-    )
-    at = counted
-    if (begun.begunUpTo < settled) yield* Effect.sleep(Duration.times(took, rest))
+  const at = yield* finishBegun(services, yield* stored.progress)
+  if (at === undefined || at.countedUpTo >= settled) return false
+  const begun: PairProgress = { ...at, begunUpTo: Math.min(settled, at.countedUpTo + rowsPerSlice) }
+  if (!(yield* stored.advance(at, begun))) return false
+  return (yield* countSlice(services, begun)) !== undefined && begun.begunUpTo < settled
+})
+
+/** The lock of the pairs is free during the pauses, so that a command can count at once. */
+const countWithPauses = Effect.fnUntraced(function* (services: Services, settled: number) {
+  let more = true
+  const next = Effect.map(countNext(services, settled), (waiting) => {
+    more = waiting
+  })
+  while (more) {
+    const [took, held] = yield* Effect.timed(services.log.withLeaderLock(next, "pairs"))
+    if (!held) return
+    if (more) yield* Effect.sleep(Duration.times(took, restPerWork))
   }
 })
 
@@ -193,16 +208,20 @@ const catchUp = Effect.fnUntraced(function* (services: Services) {
   const { begunUpTo, countedUpTo, rebuilding } = yield* stored.progress
   const isBehind = settled > countedUpTo || begunUpTo > countedUpTo || rebuilding
   if (!isBehind) return countedUpTo
-  yield* log.withLeaderLock(walk(services, settled, restPerWork), "pairs")
+  // The second lock is held during the pauses too: another process must not count in them.
+  yield* log.withLeaderLock(countWithPauses(services, settled), "pairs_in_background")
   return (yield* stored.progress).countedUpTo
 }, Telemetry.untraced)
 
-/** Runs the work as soon as no other process counts. */
+/** Runs the work as soon as no other process counts, and never if another process counts for two minutes. */
 const alone = ({ log }: Services, work: Effect.Effect<void, PairCounterError>) =>
   Effect.repeat(log.withLeaderLock(work, "pairs"), { schedule: patience, until: (held) => held })
 
+const walk = (services: Services, settled: number) =>
+  Effect.repeat(countNext(services, settled), { while: (more) => more })
+
 const finish = Effect.fn("PairCounter.finish")(function* (services: Services) {
-  yield* alone(services, walk(services, yield* services.tally.settled, 0))
+  yield* alone(services, walk(services, yield* services.tally.settled))
   return (yield* services.stored.progress).countedUpTo
 })
 
@@ -211,12 +230,14 @@ const rebuild = Effect.fn("PairCounter.rebuild")(function* (services: Services, 
   const end = yield* log.maxId
   yield* Effect.repeat(tally.settled, { schedule: patience, until: (id) => id >= end })
   const upTo = Math.min(end, yield* tally.settled)
+  let isDone = false
   const again = Effect.gen(function* () {
     const at = yield* stored.progress
     const begun = { ...at, begunUpTo: upTo, rebuilding: true }
-    if (yield* stored.advance(at, begun)) yield* recount(services, begun, progress)
+    if (yield* stored.advance(at, begun)) isDone = (yield* recount(services, begun, progress)) !== undefined
   })
   yield* alone(services, again)
+  if (!isDone) return yield* new PairsBusy()
   return upTo
 })
 

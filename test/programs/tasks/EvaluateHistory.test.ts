@@ -65,8 +65,8 @@ test("--json has every method with its intervals, and the verdict", async () => 
   const { stdout } = await run(history, "--products", products, ...reading, "--most", "50", "--json")
   const { foretold, rows, verdict } = JSON.parse(stdout)
   expect(foretold).toBe(50)
-  // The last three are the configured setting without together, without again, and without both.
-  expect(rows.length).toBe(baselines.length + 4 * 2 * 2 * 2 * 2 + 3)
+  // The last four are the configured setting with other weights of together and again.
+  expect(rows.length).toBe(baselines.length + 4 * 2 * 2 * 2 * 2 + 4)
   for (const { hit_rate, mrr, ndcg } of rows)
     for (const { high, low, mean } of [hit_rate, mrr, ndcg])
       expect(low <= mean && mean <= high && low >= 0 && high <= 1).toBe(true)
