@@ -77,7 +77,7 @@ const setupWaitSeconds = 8
 
 /** Error codes of a server that is starting, stopping, full, read-only or overloaded. */
 const temporaryErrors = new Set<unknown>([
-  1040, 1041, 1053, 1077, 1129, 1203, 1205, 1213, 1290, 1792, 1836, 1927, 3169,
+  1020, 1040, 1041, 1053, 1077, 1129, 1203, 1205, 1213, 1290, 1792, 1836, 1927, 3169,
 ])
 /** The user has no right to the database, which may not exist. */
 const accessDenied = 1044
@@ -86,8 +86,8 @@ const notSetUp = new Set<unknown>([1049, 1054, 1146])
 const duplicateEntry = 1062
 /** The server has ended a statement that took too long: MySQL, MariaDB. */
 const tooSlow = new Set<unknown>([3024, 1969])
-/** Lock wait timeout, deadlock. */
-const conflicts = new Set<unknown>([1205, 1213])
+/** Lock wait timeout, deadlock, and what MariaDB 11.6 and later treat like a deadlock: a row that changed after the snapshot. */
+const conflicts = new Set<unknown>([1205, 1213, 1020])
 
 const failureReason: SqlDialect["failureReason"] = ({ cause }) => {
   if (Cause.isTimeoutException(cause)) return "timeout"

@@ -202,17 +202,23 @@ const suite = (
       const remaining = (user: string) =>
         Effect.map(rowsOf(user), (rows) => rows.filter(({ reference }) => !gone.has(reference ?? "")))
       const surviving = new Map(users.map((user) => [user, new Map<string, Interaction.Interaction>()]))
+      /** Ids of events that were taken back. They stay so when they are posted again, also after a prune. */
+      const takenBack = new Set<string>()
       for (const { acts, cut, retracted } of all) {
         const made = acts.map((one) => interactionOf(users[one.user]!, one))
         yield* act(made)
-        for (const one of made) surviving.get(one.user_id)!.set(one.message_id, one)
+        for (const one of made)
+          if (!takenBack.has(one.message_id)) surviving.get(one.user_id)!.set(one.message_id, one)
         const rows = (yield* Effect.forEach(users, rowsOf)).flat()
         const events = rows.filter(({ message_id, user_id }) => surviving.get(user_id)!.has(message_id))
         const taken = new Set(
           retracted.flatMap((n) => (events.length > 0 ? [events[n % events.length]!] : [])),
         )
         yield* act([...taken].map((event) => Interaction.retract(event)))
-        for (const one of taken) surviving.get(one.user_id)!.delete(one.message_id)
+        for (const one of taken) {
+          takenBack.add(one.message_id)
+          surviving.get(one.user_id)!.delete(one.message_id)
+        }
         const before = yield* Effect.forEach(users, (user) => Effect.all([figuresOf(user), answersOf(user)]))
 
         yield* pruneTo(cut)
