@@ -14,14 +14,15 @@ import { UserEmbeddings, type UserEmbeddingsError } from "../ports/UserEmbedding
 import { EventVectors } from "../update/EventVectors.ts"
 import { ownerOf } from "../update/People.ts"
 import { Catalogue, type CatalogueError } from "./Catalogue.ts"
-import type { Scored } from "./CatalogueSearch.ts"
+import type { Bonus, Scored } from "./CatalogueSearch.ts"
 import { readTastes } from "./EmbeddingReads.ts"
-import { Popularity } from "./Popularity.ts"
+import { type Counts, Popularity } from "./Popularity.ts"
 import * as PopularProducts from "./PopularProducts.ts"
 import type { ProductFilter } from "./ProductFilter.ts"
 import { purchasesOf } from "./Purchases.ts"
 import * as Together from "./Together.ts"
 import { insertTopK, moreSimilar } from "./TopK.ts"
+import { warmUp } from "./WarmUp.ts"
 
 /** Products left out of the recommendations: those the user bought, those the user interacted with, or none. */
 export const Exclusion = Schema.Literal("purchased", "seen", "none")
@@ -300,6 +301,10 @@ const withCosine = (found: Scored): Scored => {
   return { ...found, similarity, score: found.score + (similarity - found.similarity) }
 }
 
+const bonusBy = (counts: Counts, weight: number): Bonus => ({
+  of: (id) => Taste.popularityPart(weight, counts.of(id), counts.most),
+})
+
 const recommend = Effect.fn("recommend")(function* (
   services: Services,
   ...[user, { fallback, filter = {}, ...wanted }]: Parameters<Recommender["Type"]["recommend"]>
@@ -316,10 +321,7 @@ const recommend = Effect.fn("recommend")(function* (
   }
   // Right after a start the log may still be counted. The taste alone is a better answer than none.
   const counts = Option.getOrUndefined(yield* Effect.timeoutOption(popularity.counts, countsTimeout))
-  const weight = config.popularityWeight
-  const bonus = counts && {
-    of: (id: ProductId) => Taste.popularityPart(weight, counts.of(id), counts.most),
-  }
+  const bonus = counts && bonusBy(counts, config.popularityWeight)
   const { direction, recent } = taste.right
   const terms = [
     yield* Together.together(
@@ -467,15 +469,18 @@ const similarUsers = Effect.fn("similarUsers")(function* (
   return { compared, users: best }
 })
 
-export const layer = Layer.effect(
-  Recommender,
-  Effect.map(services, (services) =>
-    Recommender.of({
-      recommend: (user, options) => recommend(services, user, options),
-      buyAgain: (user, limit) => buyAgain(services, user, limit),
-      similarProducts: (product, options) => similarProducts(services, product, options),
-      search: (phrase, options) => search(services, phrase, options),
-      similarUsers: (user, limit) => similarUsers(services, user, limit),
-    }),
-  ),
-)
+const make = Effect.gen(function* () {
+  const all = yield* services
+  const { catalogue, config, popularity } = all
+  const bonus = Effect.map(popularity.counts, (counts) => bonusBy(counts, config.popularityWeight))
+  yield* Effect.forkScoped(warmUp(catalogue, bonus))
+  return Recommender.of({
+    recommend: (user, options) => recommend(all, user, options),
+    buyAgain: (user, limit) => buyAgain(all, user, limit),
+    similarProducts: (product, options) => similarProducts(all, product, options),
+    search: (phrase, options) => search(all, phrase, options),
+    similarUsers: (user, limit) => similarUsers(all, user, limit),
+  })
+})
+
+export const layer = Layer.scoped(Recommender, make)
