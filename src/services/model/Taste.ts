@@ -18,19 +18,18 @@ export interface RememberedEvent {
   readonly vector: Float32Array | undefined
 }
 
-/** An event's part of the taste: `long · (v − μ) + short · centre(v)`. */
-interface Coefficients {
+/** An event's part of the taste: `factor · (v − μ)`, of long memory and of short memory. */
+interface Part {
   readonly event: RecentEvent
   readonly vector: Float32Array
-  readonly long: number
-  readonly short: number
+  readonly factor: number
 }
 
 export interface Taste {
   /** Unit length. */
   readonly direction: Float32Array
   readonly b: number
-  readonly events: ReadonlyArray<Coefficients>
+  readonly events: ReadonlyArray<Part>
   readonly mean: Float32Array
 }
 
@@ -94,7 +93,7 @@ export const read = (
   const length = Vector.norm(mixed)
   if (length < noDirection) return undefined
 
-  const events = recent.flatMap(({ event, vector }, rank): ReadonlyArray<Coefficients> => {
+  const events = recent.flatMap(({ event, vector }, rank): ReadonlyArray<Part> => {
     if (vector === undefined) return []
     const weight = weightOf(weights, event.event_type)
     // In recency history the part of one event in the stored vector is unknown, so it counts in the rest.
@@ -102,8 +101,9 @@ export const read = (
       user.history === "cumulative"
         ? weight * decay(user.metadata.decay_lambda, user.last_updated, Date.parse(event.occurred_at))
         : 0
-    const short = (shortFactor * weight * 0.5 ** rank) / length
-    return [{ event, vector, long: (longFactor * kept) / length, short }]
+    const distance = Vector.norm(difference(1, vector, 1, mean))
+    const short = distance < noDirection ? 0 : (shortFactor * weight * 0.5 ** rank) / distance
+    return [{ event, vector, factor: (longFactor * kept + short) / length }]
   })
   return { direction: Vector.divide(mixed, length), b, events, mean }
 }
@@ -117,7 +117,7 @@ export interface Reason {
 /**
  * Why a product is recommended. The taste is a sum over events, so the similarity is one too, and so are other terms:
  *
- *     part_e     = (long_e · (v_e − μ) + short_e · centre(v_e)) · centre(product)
+ *     part_e     = factor_e · (v_e − μ) · centre(product)
  *                  + what the event adds to other terms of the score
  *     part_rest  = similarity and other terms − Σ part_e     all older events together
  *     share      = part / Σ |part|                           of the events and the rest
@@ -132,12 +132,10 @@ export const explain = (
   other: { readonly total: number; readonly of: (event: RecentEvent) => number } = { total: 0, of: () => 0 },
 ) => {
   const onMean = Vector.dot(mean, product)
-  const parts = events.map(({ event, long, short, vector }) => {
-    const length = Vector.norm(difference(1, vector, 1, mean))
-    const along = Vector.dot(vector, product) - onMean
-    const near = along * (long + (length < noDirection ? 0 : short / length))
-    return { event, part: near + other.of(event) }
-  })
+  const parts = events.map(({ event, factor, vector }) => ({
+    event,
+    part: factor * (Vector.dot(vector, product) - onMean) + other.of(event),
+  }))
   const rest = similarity + other.total - parts.reduce((sum, { part }) => sum + part, 0)
   // A rest this small is a rounding error.
   const others = Math.abs(rest) < noDirection ? 0 : rest

@@ -127,10 +127,9 @@ describe("every taste", () => {
         expect(Vector.norm(taste.direction)).toBeCloseTo(1, 6)
         const similarity = Vector.dot(taste.direction, centred)
         // All ten events have vectors, so their parts alone add up to the similarity.
-        const sum = taste.events.reduce((total, { long, short, vector }) => {
+        const sum = taste.events.reduce((total, { factor, vector }) => {
           const parted = Float32Array.from(vector, (x, i) => x - mean[i]!)
-          const own = Taste.centre(vector, mean)
-          return total + long * Vector.dot(parted, centred) + (own ? short * Vector.dot(own, centred) : 0)
+          return total + factor * Vector.dot(parted, centred)
         }, 0)
         expect(sum).toBeCloseTo(similarity, 4)
       }),
