@@ -1,11 +1,12 @@
 /** One process counts pairs in the background, with pauses in which a command can count. */
 import { expect } from "bun:test"
-import { Array as Arr, Clock, Deferred, Duration, Effect, Layer } from "effect"
+import { Array as Arr, Deferred, Duration, Effect, Layer } from "effect"
 import { InteractionLog } from "../../../src/services/ports/InteractionLog.ts"
 import { ProductPairs } from "../../../src/services/ports/ProductPairs.ts"
 import { ProductTally } from "../../../src/services/ports/ProductTally.ts"
 import * as PairCounter from "../../../src/services/recommend/PairCounter.ts"
 import { view } from "../../contracts/InteractionLogContract.ts"
+import { withClock } from "../../support/clocks.ts"
 import { effectTest } from "../../support/effect.ts"
 import * as stacks from "../../support/stacks.ts"
 
@@ -26,23 +27,6 @@ const counterWith = (changes: Partial<InteractionLog["Type"]> = {}) =>
     )
   })
 
-/** A clock with another `sleep`. */
-const withSleep =
-  (sleep: (duration: Duration.Duration, clock: Clock.Clock) => Effect.Effect<void>, ahead = () => 0) =>
-  <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-    Effect.clockWith((clock) => {
-      const millis = () => clock.unsafeCurrentTimeMillis() + ahead()
-      const nanos = () => BigInt(millis()) * 1_000_000n
-      return Effect.withClock(effect, {
-        [Clock.ClockTypeId]: Clock.ClockTypeId,
-        unsafeCurrentTimeMillis: millis,
-        unsafeCurrentTimeNanos: nanos,
-        currentTimeMillis: Effect.sync(millis),
-        currentTimeNanos: Effect.sync(nanos),
-        sleep: (duration) => sleep(duration, clock),
-      })
-    })
-
 const leaseRenewal = Duration.seconds(2)
 
 effectTest(
@@ -58,10 +42,12 @@ effectTest(
       const counter = yield* counterWith()
       const paused = yield* Deferred.make<void>()
       yield* counter.catchUp.pipe(
-        withSleep((duration, clock) =>
-          Duration.equals(duration, leaseRenewal)
-            ? clock.sleep(duration)
-            : Effect.zipRight(Deferred.succeed(paused, undefined), Effect.never),
+        withClock(
+          () => 0,
+          (duration, clock) =>
+            Duration.equals(duration, leaseRenewal)
+              ? clock.sleep(duration)
+              : Effect.zipRight(Deferred.succeed(paused, undefined), Effect.never),
         ),
         Effect.fork,
       )
@@ -80,12 +66,12 @@ effectTest("a rebuild says that it did not count because another process did", (
     let ahead = 0
     const busy = yield* counterWith({ withLeaderLock: () => Effect.succeed(false) })
     const error = yield* busy.rebuild(noProgress).pipe(
-      withSleep(
+      withClock(
+        () => ahead,
         (duration) =>
           Effect.sync(() => {
             ahead += Duration.toMillis(duration)
           }),
-        () => ahead,
       ),
       Effect.flip,
     )
