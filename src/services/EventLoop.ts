@@ -1,7 +1,23 @@
 import { Effect } from "effect"
 
-/** Lets requests, timers and other fibers run. */
+/** The fibers that wait for a turn, the first one first. */
+const waiting = new Set<() => void>()
+
+const turn = () => {
+  for (const next of waiting) {
+    waiting.delete(next)
+    if (waiting.size > 0) setImmediate(turn)
+    return next()
+  }
+}
+
+/**
+ * Lets requests, timers and other fibers run. In each turn of the event loop one of the fibers that wait here goes on. So a
+ * request waits for one piece of long work, and not for a piece of each.
+ */
 export const yieldToEventLoop = Effect.async<void>((resume) => {
-  const turn = setImmediate(() => resume(Effect.void))
-  return Effect.sync(() => clearImmediate(turn))
+  const next = () => resume(Effect.void)
+  if (waiting.size === 0) setImmediate(turn)
+  waiting.add(next)
+  return Effect.sync(() => waiting.delete(next))
 })

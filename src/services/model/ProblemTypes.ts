@@ -139,6 +139,13 @@ const kinds = {
     remedy:
       "Send it again after the seconds that `Retry-After` names. `/readyz` and `doctor` show what is out.",
   },
+  busy: {
+    status: 503,
+    title: "Too many costly requests at once",
+    meaning:
+      "Reads of many vectors are answered two at a time, so that recording does not wait for them. Too many of them wait already.",
+    remedy: "Send it again after the seconds that `Retry-After` names, and fewer of them at the same time.",
+  },
   "operator-needed": {
     status: 503,
     title: "A server refuses, or its data cannot be used",

@@ -8,6 +8,7 @@
  *     b         = 0.3 + 0.4 · 2^(−hours since the newest event / 24)
  *     taste     = unit((1 − b) · long + b · short)
  */
+import { Number } from "effect"
 import { decay, type Weights, weightOf } from "./Fold.ts"
 import type { RecentEvent, UserEmbedding } from "./UserEmbedding.ts"
 import * as Vector from "./Vector.ts"
@@ -71,16 +72,18 @@ export const read = (
   weights: Weights,
   now: number,
 ): Taste | undefined => {
+  const events = recent.flatMap(({ event, vector }, rank) => {
+    if (vector === undefined) return []
+    const weight = weightOf(weights, event.event_type)
+    const distance = Vector.distance(vector, mean)
+    const inShort = distance < noDirection ? 0 : weight * 0.5 ** rank
+    return [{ event, vector, weight, inShort, perDistance: inShort / (distance || 1) }]
+  })
   const shortSum = new Float64Array(mean.length)
-  let summands = 0
-  for (const [rank, { event, vector }] of recent.entries()) {
-    const centred = vector && centre(vector, mean)
-    if (centred === undefined) continue
-    const weight = weightOf(weights, event.event_type) * 0.5 ** rank
-    Vector.addScaled(shortSum, weight, centred)
-    summands += Math.abs(weight)
-  }
+  for (const { perDistance, vector } of events) Vector.addScaled(shortSum, perDistance, vector)
+  Vector.addScaled(shortSum, -Number.sumAll(events.map(({ perDistance }) => perDistance)), mean)
   const shortLength = Vector.norm(shortSum)
+  const summands = Number.sumAll(events.map(({ inShort }) => Math.abs(inShort)))
   const long = longMemory(user, mean)
   const longLength = long === undefined ? 0 : Vector.norm(long)
   const b = shortWeight((now - Date.parse(recent[0]?.event.occurred_at ?? "")) / hourMillis || 0)
@@ -93,19 +96,15 @@ export const read = (
   const length = Vector.norm(mixed)
   if (length < noDirection) return undefined
 
-  const events = recent.flatMap(({ event, vector }, rank): ReadonlyArray<Part> => {
-    if (vector === undefined) return []
-    const weight = weightOf(weights, event.event_type)
+  const parts = events.map(({ event, perDistance, vector, weight }): Part => {
     // In recency history the part of one event in the stored vector is unknown, so it counts in the rest.
     const kept =
       user.history === "cumulative"
         ? weight * decay(user.metadata.decay_lambda, user.last_updated, Date.parse(event.occurred_at))
         : 0
-    const distance = Vector.norm(difference(1, vector, 1, mean))
-    const short = distance < noDirection ? 0 : (shortFactor * weight * 0.5 ** rank) / distance
-    return [{ event, vector, factor: (longFactor * kept + short) / length }]
+    return { event, vector, factor: (longFactor * kept + shortFactor * perDistance) / length }
   })
-  return { direction: Vector.divide(mixed, length), b, events, mean }
+  return { direction: Vector.divide(mixed, length), b, events: parts, mean }
 }
 
 /** An event and its share of the reasons for a product. */

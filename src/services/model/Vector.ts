@@ -24,6 +24,16 @@ export const dot = (a: Float32Array, b: Float32Array): number => {
   return sum
 }
 
+/** Euclidean distance ‖a − b‖. */
+export const distance = (a: Float32Array, b: Float32Array): number => {
+  let sum = 0
+  for (let i = 0; i < a.length; i++) {
+    const difference = a[i]! - b[i]!
+    sum += difference * difference
+  }
+  return Math.sqrt(sum)
+}
+
 /** A computed cosine within -1 and 1: rounded numbers may give a little more. */
 export const clampCosine = (computed: number): number => Math.max(-1, Math.min(1, computed))
 

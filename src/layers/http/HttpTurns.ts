@@ -1,0 +1,29 @@
+/** Limits costly requests, so that recording always gets the processor. */
+import { Effect } from "effect"
+import { Problem } from "../../services/model/Problem.ts"
+
+export interface Turns {
+  /** Requests that run at the same time. */
+  readonly running: number
+  /** Further requests that wait for one of them to end. More are refused. */
+  readonly waiting: number
+}
+
+export const makeTurns = ({ running, waiting }: Turns) => {
+  const turns = Effect.unsafeMakeSemaphore(running)
+  let inside = 0
+  return <A, E, R>(request: Effect.Effect<A, E, R>): Effect.Effect<A, E | Problem, R> =>
+    Effect.suspend((): Effect.Effect<A, E | Problem, R> => {
+      if (inside >= running + waiting)
+        return Problem.of("busy", `${inside} such requests are being answered or wait`, {
+          headers: { "retry-after": "1" },
+        })
+      inside += 1
+      return Effect.ensuring(
+        turns.withPermits(1)(request),
+        Effect.sync(() => {
+          inside -= 1
+        }),
+      )
+    })
+}

@@ -1,0 +1,34 @@
+import { expect, test } from "bun:test"
+import { Deferred, Effect, Either, Fiber } from "effect"
+import { makeTurns } from "../../../src/layers/http/HttpTurns.ts"
+
+test("more requests than may run and wait are refused, until others have ended or gone away", () =>
+  Effect.runPromise(
+    Effect.gen(function* () {
+      const inTurn = makeTurns({ running: 2, waiting: 1 })
+      const end = yield* Deferred.make<void>()
+      let running = 0
+      const request = inTurn(
+        Effect.suspend(() => {
+          running += 1
+          return Deferred.await(end)
+        }),
+      )
+      const first = yield* Effect.forkAll([request, request])
+      const third = yield* Effect.fork(request)
+      yield* Effect.yieldNow()
+      expect(running).toBe(2)
+      const refused = yield* Effect.either(request)
+      expect(Either.isLeft(refused) && [refused.left.status, refused.left.headers]).toEqual([
+        503,
+        { "retry-after": "1" },
+      ])
+      yield* Fiber.interrupt(third)
+      const last = yield* Effect.fork(request)
+      yield* Effect.yieldNow()
+      yield* Deferred.succeed(end, undefined)
+      yield* Fiber.join(first)
+      yield* Fiber.join(last)
+      expect(running).toBe(3)
+    }),
+  ))
