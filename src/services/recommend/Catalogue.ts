@@ -16,8 +16,8 @@ import { type Bounds, ProductRows } from "./CatalogueRows.ts"
 import { makeScan, type Scored, type Search, searchIndex } from "./CatalogueSearch.ts"
 import * as StaleWhileRevalidate from "./StaleWhileRevalidate.ts"
 
-/** A product takes 6.9 KB of memory at 1536 dimensions. Up to 5,461 of them are all compared. */
-const bounds: Bounds = { mostProducts: 100_000, mostCompared: 1 << 23 }
+/** A product takes 6.9 KB of memory at 1536 dimensions. Up to 682 of them are all compared. */
+const bounds: Bounds = { mostProducts: 100_000, mostCompared: 1 << 20 }
 const freshFor = Duration.seconds(1)
 
 export type { Scored, Search } from "./CatalogueSearch.ts"

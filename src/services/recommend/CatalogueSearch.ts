@@ -105,11 +105,12 @@ export const makeScan = (rows: ProductRows, scans: Effect.Semaphore) => {
       codes === undefined || matches.count < smallShare * products.length
         ? undefined
         : yield* estimate(codes, direction, search.bonus, matches.of)
-    for (const id of extra.keys()) {
+    for (const [id, added] of extra) {
       const row = rows.rowOf.get(id)
       const product = row === undefined ? undefined : products[row]
-      if (row !== undefined && product !== undefined && matches.of[row] === 1 && without?.has(id) !== true)
-        ranking.offer(product, row, similarityOf(row))
+      if (row === undefined || product === undefined || matches.of[row] !== 1 || without?.has(id)) continue
+      if (estimates !== undefined && ranking.isTooLow(estimates.scores[row]! + added)) continue
+      ranking.offer(product, row, similarityOf(row))
     }
     let compared = 0
     let isDone = false
