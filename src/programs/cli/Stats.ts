@@ -50,8 +50,13 @@ const inTables = (stats: SystemStats.SystemStats) => {
       ],
     ),
     table(
-      ["LOG", "UNPUBLISHED", "OLDEST UNPUBLISHED", "USERS"],
-      [[count(log?.total), count(log?.unpublished), seconds(log?.oldest_unpublished_s), count(users)]],
+      ["LOG", "UNPUBLISHED", "OLDEST UNPUBLISHED", "PAIRS NOT COUNTED", "USERS"],
+      [
+        [count(log?.total), count(log?.unpublished), seconds(log?.oldest_unpublished_s)].concat(
+          count(stats.uncounted_pairs),
+          count(users),
+        ),
+      ],
     ),
     ...(workers === null || workers.length === 0
       ? []

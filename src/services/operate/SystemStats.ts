@@ -3,9 +3,11 @@
  * embedding.
  */
 import { Clock, Effect, Schema } from "effect"
+import { EmbeddingConfig } from "../EmbeddingConfig.ts"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { InteractionLog, type Outbox } from "../ports/InteractionLog.ts"
 import { type Depths, InteractionQueue } from "../ports/InteractionQueue.ts"
+import { ProductPairs } from "../ports/ProductPairs.ts"
 import { UserEmbeddings } from "../ports/UserEmbeddings.ts"
 import { type LastReport, WorkerReports } from "../ports/WorkerReports.ts"
 import { Attention, attentionTo, recentSeconds } from "./Attention.ts"
@@ -66,6 +68,11 @@ export const SystemStats = Schema.Struct({
   users: Schema.NullOr(Count),
   /** From recording a live event to writing its embedding, in the last five minutes; see {@link latency}. */
   event_to_embedding_s: Schema.NullOr(Percentiles),
+  /**
+   * Rows of the log that do not count in the pairs of products yet, by their ids. `null` with TOGETHER_WEIGHT=0. In steady
+   * state those of the last half minute.
+   */
+  uncounted_pairs: Schema.NullOr(Count),
   attention: Schema.Array(Attention),
   unavailable: Schema.Array(Schema.String),
 }).annotations({ identifier: "SystemStats" })
@@ -174,6 +181,13 @@ const workerFigures = ({ ageSeconds, held, outage, perSecond, worker }: LastRepo
   outage: outage && { reason: outage.reason, for_s: toMillis(outage.seconds + ageSeconds) },
 })
 
+const uncountedPairs = Effect.gen(function* () {
+  if ((yield* EmbeddingConfig).togetherWeight === 0) return null
+  const { countedUpTo, rebuilding } = yield* (yield* ProductPairs).progress
+  const newest = yield* (yield* InteractionLog).maxId
+  return rebuilding ? newest : Math.max(0, newest - countedUpTo)
+})
+
 /** Reads all figures at once. Never fails. */
 export const look = Effect.gen(function* () {
   const log = yield* InteractionLog
@@ -185,7 +199,7 @@ export const look = Effect.gen(function* () {
       unavailable.add(message)
       return Effect.succeed(null)
     })
-  const [depths, traffic, backlog, count, measured, reports] = yield* Effect.all(
+  const [depths, traffic, backlog, count, measured, reports, uncounted] = yield* Effect.all(
     [
       orNull(queue.depths),
       orNull(queue.traffic),
@@ -193,6 +207,7 @@ export const look = Effect.gen(function* () {
       orNull(users.count),
       orNull(latency()),
       orNull((yield* WorkerReports).latest),
+      orNull(uncountedPairs),
     ],
     { concurrency: "unbounded" },
   )
@@ -225,6 +240,7 @@ export const look = Effect.gen(function* () {
     workers: reports?.map(workerFigures) ?? null,
     users: count,
     event_to_embedding_s: measured?.waited ?? null,
+    uncounted_pairs: uncounted,
     unavailable: [...unavailable],
   }
   return { ...figures, attention: attentionTo(figures) } satisfies SystemStats

@@ -18,6 +18,7 @@ const quiet: Figures = {
   waiting: 0,
   oldest_waiting_s: null,
   newest_applied_s: 3,
+  uncounted_pairs: 0,
   workers: [],
   users: 1,
   event_to_embedding_s: null,

@@ -17,6 +17,7 @@ import {
   InteractionQueueError,
   Retry,
 } from "../../../src/services/ports/InteractionQueue.ts"
+import { notBegun, ProductPairs } from "../../../src/services/ports/ProductPairs.ts"
 import { UserEmbeddings } from "../../../src/services/ports/UserEmbeddings.ts"
 import { WorkerReports } from "../../../src/services/ports/WorkerReports.ts"
 import { InteractionRecorder } from "../../../src/services/record/InteractionRecorder.ts"
@@ -45,6 +46,7 @@ const emptySystem = {
   waiting: 0,
   oldest_waiting_s: null,
   newest_applied_s: null,
+  uncounted_pairs: 0,
   workers: [],
   users: 0,
   event_to_embedding_s: null,
@@ -95,6 +97,12 @@ const suite = (name: string, stack: Parameters<typeof recording>[0]) =>
             Effect.map(SystemStats.look, (stats) => (isPublished(stats) ? stats : undefined)),
           )
           expect(before.oldest_waiting_s).toBeGreaterThanOrEqual(15)
+          const log = yield* InteractionLog
+          const pairs = yield* ProductPairs
+          const newest = yield* log.maxId
+          expect([newest >= 42, before.uncounted_pairs]).toEqual([true, newest])
+          yield* pairs.advance(notBegun, { ...notBegun, countedUpTo: newest - 2, begunUpTo: newest - 2 })
+          expect((yield* SystemStats.look).uncounted_pairs).toBe(2)
           expect(before.attention.map(({ text }) => text)).toEqual([
             expect.stringMatching(/^No worker is running: 42 events wait, the oldest for /),
           ])
