@@ -51,7 +51,8 @@ On servers of the environment the failure scenarios need a command that breaks t
 
 {action} is kill (SIGKILL), stop (SIGTERM), start, pause (SIGSTOP), resume, or exec, which is followed by a program
 of the server with its arguments. {name} is rabbitmq, mysql or mongodb. Several nodes have numbers in the order of
-the URL: rabbitmq1, rabbitmq2 … Everything on these servers may be lost.
+the URL: rabbitmq1, rabbitmq2 … Everything on these servers may be lost. One scenario needs a MongoDB that was started
+with --setParameter enableTestCommands=1.
 
 FAILURES=long runs the scenarios with the numbers that the documents promise, which takes hours.`
 

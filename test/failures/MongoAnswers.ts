@@ -14,15 +14,20 @@ const refuse = async (errorCode: number | undefined) => {
   for (const { env } of nodes("mongodb")) {
     const client = new MongoClient(env.MONGODB_URL ?? "")
     try {
-      await client.db("admin").command({
-        configureFailPoint: "failCommand",
-        mode: errorCode === undefined ? "off" : "alwaysOn",
-        data: {
-          errorCode,
-          failCommands: ["find", "getMore", "insert", "update", "delete", "findAndModify", "aggregate"],
-          appName: "user-embeddings",
-        },
-      })
+      await client
+        .db("admin")
+        .command({
+          configureFailPoint: "failCommand",
+          mode: errorCode === undefined ? "off" : "alwaysOn",
+          data: {
+            errorCode,
+            failCommands: ["find", "getMore", "insert", "update", "delete", "findAndModify", "aggregate"],
+            appName: "user-embeddings",
+          },
+        })
+        .catch((cause) => {
+          throw new Error("start this MongoDB with --setParameter enableTestCommands=1", { cause })
+        })
     } finally {
       await client.close()
     }
