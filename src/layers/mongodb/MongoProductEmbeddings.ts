@@ -176,6 +176,8 @@ const stampOrZero = {
 }
 /** About 600 KB: short enough to decode between two requests. */
 const stampsPerBatch = 10_000
+/** The default of the server is 16 MB, which the driver decodes in one go. */
+const batchSize = 100
 
 interface Store extends Calls<ProductEmbeddingsError> {
   readonly products: Collection<ProductDocument>
@@ -365,7 +367,7 @@ export const make = (options: { readonly storage: Storage }) =>
           stream(name, () =>
             products.find<FoundDocument>(
               { updated_at: { $gt: new Date(after) } },
-              { projection: storedFields },
+              { projection: storedFields, batchSize },
             ),
           ),
           toProduct,
@@ -397,13 +399,18 @@ export const make = (options: { readonly storage: Storage }) =>
       stream: (space) =>
         decoded(
           stream(name, () =>
-            products.find<FoundDocument>({ space }, { projection: storedFields }).sort({ product_id: 1 }),
+            products
+              .find<FoundDocument>({ space }, { projection: storedFields, batchSize })
+              .sort({ product_id: 1 }),
           ),
           toProduct,
         ),
       problems: (space, dimensions) =>
         stream(name, () =>
-          products.find<FoundDocument>({ space }, { projection: { _id: 0, product_id: 1, embedding: 1 } }),
+          products.find<FoundDocument>(
+            { space },
+            { projection: { _id: 0, product_id: 1, embedding: 1 }, batchSize },
+          ),
         ).pipe(Stream.filterMap((document) => Option.fromNullable(toProblem(document, dimensions)))),
     }
   })

@@ -84,8 +84,8 @@ const ledgerPattern = (kind: LedgerKind, { generation, user_id }: Generation) =>
   const before = `${user_id}|${ledgerPrefix(kind, generation)}`.replaceAll(/[.|]/g, "\\$&")
   return new BSONRegExp(`^${before}[0-9a-f]{32}$`)
 }
-/** Documents per batch of the server. Its default is 16 MB. */
-const usersPerBatch = 500
+/** Documents per batch of the server. Its default is 16 MB, which the driver decodes in one go. */
+const usersPerBatch = 100
 const idsPerBatch = 2_000
 /** Larger commands are no faster. With two at a time, one is serialised while the server writes the other. */
 const writesPerCommand = 100

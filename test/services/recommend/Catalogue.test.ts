@@ -190,6 +190,22 @@ const agrees = (
   for (const [i, { similarity }] of found.entries()) expect(similarity).toBeCloseTo(wanted[i]!.similarity, 5)
 }
 
+effectTest("other requests get turns while all products are read", () => {
+  const { layer, put } = world()
+  return Effect.gen(function* () {
+    yield* Effect.forEach(some(640), put, { discard: true })
+    let turns = 0
+    const count = () => {
+      turns += 1
+      timer = setImmediate(count)
+    }
+    let timer = setImmediate(count)
+    yield* (yield* Catalogue).products
+    clearImmediate(timer)
+    expect(turns).toBeGreaterThanOrEqual(5)
+  }).pipe(Effect.provide(layer(1_000)))
+})
+
 effectTest(
   "a search sees every product, after products were stored, moved to another space or removed",
   () => {
