@@ -175,7 +175,7 @@ const stampOrZero = {
   ],
 }
 /** About 600 KB: short enough to decode between two requests. */
-const stampsPerBatch = 10_000
+const stampsPerBatch = 2_000
 /** The default of the server is 16 MB, which the driver decodes in one go. */
 const batchSize = 100
 
