@@ -4,11 +4,11 @@ import { Effect } from "effect"
 const waiting = new Set<() => void>()
 
 const turn = () => {
-  for (const next of waiting) {
-    waiting.delete(next)
-    if (waiting.size > 0) setImmediate(turn)
-    return next()
-  }
+  const [next] = waiting
+  if (next === undefined) return
+  waiting.delete(next)
+  if (waiting.size > 0) setImmediate(turn)
+  next()
 }
 
 /**

@@ -1,6 +1,6 @@
 /** MongoDB answers, but refuses every command. That is an outage too: nothing becomes a dead letter. */
 import { expect } from "bun:test"
-import { MongoClient } from "mongodb"
+import { MongoClient, MongoServerError } from "mongodb"
 import { nodes } from "../support/cluster.ts"
 import { until } from "./Program.ts"
 import { happenings } from "./Shop.ts"
@@ -25,8 +25,11 @@ const refuse = async (errorCode: number | undefined) => {
             appName: "user-embeddings",
           },
         })
-        .catch((cause) => {
-          throw new Error("start this MongoDB with --setParameter enableTestCommands=1", { cause })
+        .catch((error) => {
+          const lacksFailPoints = error instanceof MongoServerError && error.codeName === "CommandNotFound"
+          throw lacksFailPoints
+            ? new Error("start this MongoDB with --setParameter enableTestCommands=1", { cause: error })
+            : error
         })
     } finally {
       await client.close()

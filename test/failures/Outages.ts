@@ -1,6 +1,6 @@
 /**
  * Outages of any length. RabbitMQ limits how long a message may be held (`consumer_timeout`), so a worker holds nothing
- * that waits: no message is suspected, none becomes a dead letter, and what can go on does. To show that, the long form
+ * that waits: no message is quarantined, none becomes a dead letter, and what can go on does. To show that, the long form
  * needs a timeout of 20 s: `consumer_timeout` of the broker before 4.0, the policy of `setup` from 4.0 on.
  */
 import { expect } from "bun:test"

@@ -9,7 +9,7 @@ import {
 } from "../../services/api/EmbeddingApi.ts"
 import { Embedding, embeddingJson } from "../../services/api/EmbeddingJson.ts"
 import { api, vectorBytes } from "../../services/api/InteractionApi.ts"
-import { vectorJson } from "../../services/api/VectorJson.ts"
+import { userVectorJson } from "../../services/api/VectorJson.ts"
 import { encodeVectors } from "../../services/api/VectorRows.ts"
 import { EmbeddingConfig } from "../../services/EmbeddingConfig.ts"
 import { yieldToEventLoop } from "../../services/EventLoop.ts"
@@ -22,6 +22,7 @@ import { type Read, readTastes, readVectors } from "../../services/recommend/Emb
 import { EventVectors } from "../../services/update/EventVectors.ts"
 import { ownerOf } from "../../services/update/People.ts"
 import { decodeBody } from "./HttpBody.ts"
+import { makeConcurrencyLimit } from "./HttpConcurrencyLimit.ts"
 import { serviceUnavailable, toProblem } from "./HttpProblems.ts"
 import { writeOne } from "./HttpProducts.ts"
 import {
@@ -31,7 +32,6 @@ import {
   prefersFloat32,
   unlessMatched,
 } from "./HttpRepresentation.ts"
-import { makeTurns } from "./HttpTurns.ts"
 
 /** A person's vector is for one client alone, and for that one only after asking again. */
 const cacheControl = { "cache-control": "private, no-cache", vary: "Accept" }
@@ -120,15 +120,10 @@ const showMany = Effect.fnUntraced(function* ({
     )
     return HttpServerResponse.uint8Array(bytes, { ...options, contentType: octetStream })
   }
-  const json: Array<Uint8Array> = [Buffer.from(`${JSON.stringify(facts).slice(0, -1)},"embeddings":`)]
+  const json: Array<Uint8Array> = [Buffer.from(`${JSON.stringify(facts).slice(0, -1)},"embeddings":[`)]
   for (const [index, one] of found.entries()) {
-    json.push(Buffer.from(index === 0 ? "[" : ","))
-    if (one === null) json.push(Buffer.from("null"))
-    else {
-      const { embedding, user_id, version } = one
-      json.push(Buffer.from(`${JSON.stringify({ user_id, version }).slice(0, -1)},"embedding":`))
-      json.push(vectorJson(embedding), Buffer.from("}"))
-    }
+    if (index > 0) json.push(Buffer.from(","))
+    json.push(one === null ? Buffer.from("null") : userVectorJson(one))
     if (index % 16 === 15) yield* yieldToEventLoop
   }
   json.push(Buffer.from("]}"))
@@ -170,22 +165,22 @@ const eraseUser = Effect.fnUntraced(function* (user: string) {
   yield* Effect.annotateLogs(Effect.logInfo("erasure.done"), { user_id: user })
 })
 
-/** Three answers of 1,000 tastes take a second. */
-const turnsOfMany = { running: 2, waiting: 48 }
+/** Five answers of 1,000 tastes take a second. */
+const limitOfMany = { running: 2, waiting: 48 }
 
 const decodeMany = decodeBody(EmbeddingsBody)
 const decodeProduct = decodeBody(ProductEmbeddingBody)
 
 export const embeddings = HttpApiBuilder.group(api, "embeddings", (handlers) =>
   Effect.map(EmbeddingConfig, ({ dimensions }) => {
-    const inTurn = makeTurns(turnsOfMany)
+    const limited = makeConcurrencyLimit(limitOfMany)
     return (
       handlers
         .handle("eraseUser", ({ path }) => eraseUser(path.userId))
         // Raw: the client chooses the form of the answer, or see decodeBody.
         .handleRaw("embedding", ({ path, urlParams }) => showEmbedding(path.userId, urlParams))
         .handleRaw("many", ({ request }) =>
-          Effect.flatMap(decodeMany(request, embeddingsBodyBytes), (body) => inTurn(showMany(body))),
+          Effect.flatMap(decodeMany(request, embeddingsBodyBytes), (body) => limited(showMany(body))),
         )
         .handleRaw("catalogueMean", () => showMean)
         .handleRaw("putProduct", ({ path, request }) =>

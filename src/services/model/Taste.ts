@@ -72,6 +72,7 @@ export const read = (
   weights: Weights,
   now: number,
 ): Taste | undefined => {
+  // A sum of weight / ‖v − μ‖ · (v − μ) needs no centred vectors.
   const events = recent.flatMap(({ event, vector }, rank) => {
     if (vector === undefined) return []
     const weight = weightOf(weights, event.event_type)

@@ -1,16 +1,16 @@
-/** Limits costly requests, so that recording always gets the processor. */
+/** Limits how many costly requests run at once, so that recording always gets the processor. */
 import { Effect } from "effect"
 import { Problem } from "../../services/model/Problem.ts"
 
-export interface Turns {
+interface Limit {
   /** Requests that run at the same time. */
   readonly running: number
   /** Further requests that wait for one of them to end. More are refused. */
   readonly waiting: number
 }
 
-export const makeTurns = ({ running, waiting }: Turns) => {
-  const turns = Effect.unsafeMakeSemaphore(running)
+export const makeConcurrencyLimit = ({ running, waiting }: Limit) => {
+  const permits = Effect.unsafeMakeSemaphore(running)
   let inside = 0
   return <A, E, R>(request: Effect.Effect<A, E, R>): Effect.Effect<A, E | Problem, R> =>
     Effect.suspend((): Effect.Effect<A, E | Problem, R> => {
@@ -20,7 +20,7 @@ export const makeTurns = ({ running, waiting }: Turns) => {
         })
       inside += 1
       return Effect.ensuring(
-        turns.withPermits(1)(request),
+        permits.withPermits(1)(request),
         Effect.sync(() => {
           inside -= 1
         }),

@@ -1,14 +1,14 @@
 import { expect, test } from "bun:test"
 import { Deferred, Effect, Either, Fiber } from "effect"
-import { makeTurns } from "../../../src/layers/http/HttpTurns.ts"
+import { makeConcurrencyLimit } from "../../../src/layers/http/HttpConcurrencyLimit.ts"
 
 test("more requests than may run and wait are refused, until others have ended or gone away", () =>
   Effect.runPromise(
     Effect.gen(function* () {
-      const inTurn = makeTurns({ running: 2, waiting: 1 })
+      const limited = makeConcurrencyLimit({ running: 2, waiting: 1 })
       const end = yield* Deferred.make<void>()
       let running = 0
-      const request = inTurn(
+      const request = limited(
         Effect.suspend(() => {
           running += 1
           return Deferred.await(end)
