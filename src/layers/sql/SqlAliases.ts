@@ -41,6 +41,13 @@ export const linksOf = Effect.fnUntraced(function* (
   return { links, ids: [...known] }
 })
 
+/** Whether the person has other ids than this one. */
+export const hasLinks = (sql: SqlClient.SqlClient, id: UserId) => {
+  const linkWith = (column: "alias" | "user_id") =>
+    sql`EXISTS (SELECT 1 FROM user_aliases WHERE ${sql(column)} = ${id} AND alias <> user_id)`
+  return sql`(${linkWith("alias")} OR ${linkWith("user_id")})`
+}
+
 /** The id and those that it leads to; the last one is no alias. Ends in a table that was written by hand, too. */
 const pathOf = (links: ReadonlyMap<UserId, Link>, id: UserId): ReadonlyArray<UserId> => {
   const path = new Set([id])

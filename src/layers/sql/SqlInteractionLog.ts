@@ -2,7 +2,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { Fragment } from "@effect/sql/Statement"
 import { Array as Arr, Chunk, Clock, Effect, Layer, Option, Stream } from "effect"
 import { prefix } from "../../services/model/AppliedIds.ts"
-import type { EventType } from "../../services/model/Interaction.ts"
+import type { EventType, UserId } from "../../services/model/Interaction.ts"
 import {
   type Backlog,
   InteractionLog,
@@ -14,7 +14,7 @@ import {
   type ProductEvents,
 } from "../../services/ports/InteractionLog.ts"
 import { columnOfMillis, fromRow, millisOfColumn, type StoredRow, toColumn } from "./InteractionRows.ts"
-import { allAliases } from "./SqlAliases.ts"
+import { allAliases, hasLinks } from "./SqlAliases.ts"
 import { append, takeBack } from "./SqlAppend.ts"
 import { prunedRows } from "./SqlCheckpoints.ts"
 import { type SqlDialect, SqlInserts, SqlReader, SqlServerName } from "./SqlDialect.ts"
@@ -241,36 +241,51 @@ const countEvents = (
   }
 }
 
+interface CountedEvents extends ProductEvents {
+  /** Of pruned events: when the newest of them occurred (Unix ms). */
+  readonly newest: number | null
+}
+
+/** The events in the log, those that were pruned, and in a row without a product, whether the person has other ids. */
+const countedEvents = ({ select, sql, withIndex }: Table, user: UserId, rows: Fragment) =>
+  // The index covers this. The type that is taken back is not in the index.
+  sql<CountedEvents>`
+    SELECT product_id, event_type, COUNT(*) AS events, NULL AS newest FROM ${withIndex("user_interactions_products")}
+    WHERE ${rows} GROUP BY product_id, event_type
+    UNION ALL
+    SELECT product_id, event_type, events, newest FROM pruned_products WHERE ${rows}
+    UNION ALL
+    SELECT '', '', ${hasLinks(sql, user)}, NULL`.unprepared.pipe(select("productEvents"))
+
 const productEvents = (log: Table) =>
   Effect.fnUntraced(function* (
-    user: string,
+    user: UserId,
     { among, types }: Parameters<InteractionLog["Type"]["productEvents"]>[1],
   ) {
     if (among.length === 0) return []
     const { select, sql, withIndex } = log
-    const table = withIndex("user_interactions_products")
-    const ofPerson = sql.and([sql.in("user_id", (yield* person(log)(user)).ids), sql.in("product_id", among)])
     const isWanted = types === undefined ? sql`TRUE` : sql.in("event_type", [...types, "retraction"])
-    // The index covers this. The type that is taken back is not in the index, so it is read only where there is one.
-    const rows = yield* sql<ProductEvents>`
-      SELECT product_id, event_type, COUNT(*) AS events FROM ${table}
-      WHERE ${ofPerson} AND ${isWanted}
-      GROUP BY product_id, event_type`.unprepared.pipe(select("productEvents"))
-    const pruned = yield* sql<ProductEvents & { readonly newest: number }>`
-      SELECT product_id, event_type, events, newest FROM pruned_products
-      WHERE ${ofPerson} AND ${isWanted}`.unprepared.pipe(select("productEvents"))
-    const [retractions, events] = Arr.partition(rows, ({ event_type }) => event_type !== "retraction")
-    const counts = new Map<string, ProductEvents>()
-    countEvents(counts, [...events, ...pruned], 1)
-    if (pruned.length > 0) {
-      const newest = Math.max(...pruned.map(({ newest }) => Number(newest)))
-      countEvents(counts, yield* postedAgain(log, sql`${ofPerson} AND ${isWanted}`, newest), -1)
+    const rowsOf = (ids: ReadonlyArray<UserId>) =>
+      sql.and([sql.in("user_id", ids), sql.in("product_id", among), isWanted])
+    let rows = rowsOf([user])
+    let found = yield* countedEvents(log, user, rows)
+    if (found.some(({ events, product_id }) => product_id === "" && Number(events) > 0)) {
+      rows = rowsOf((yield* person(log)(user)).ids)
+      found = yield* countedEvents(log, user, rows)
     }
-    if (retractions.length > 0) {
+    const counts = new Map<string, ProductEvents>()
+    countEvents(
+      counts,
+      found.filter(({ event_type, product_id }) => product_id !== "" && event_type !== "retraction"),
+      1,
+    )
+    const pruned = found.flatMap(({ newest }) => (newest === null ? [] : Number(newest)))
+    if (pruned.length > 0) countEvents(counts, yield* postedAgain(log, rows, Math.max(...pruned)), -1)
+    if (found.some(({ event_type }) => event_type === "retraction")) {
       const type = effectiveType(sql)
       const retracted = yield* sql<ProductEvents>`
-        SELECT product_id, ${type} AS event_type, COUNT(*) AS events FROM ${table}
-        WHERE ${ofPerson} AND event_type = 'retraction'
+        SELECT product_id, ${type} AS event_type, COUNT(*) AS events FROM ${withIndex("user_interactions_products")}
+        WHERE ${rows} AND event_type = 'retraction'
         GROUP BY product_id, ${type}`.unprepared.pipe(select("productEvents"))
       countEvents(counts, retracted, -1)
     }
