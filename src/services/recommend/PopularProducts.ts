@@ -1,5 +1,5 @@
 /** Popular products, for users without taste. */
-import { Array as Arr, Duration, Effect, Predicate, Stream } from "effect"
+import { Array as Arr, Duration, Effect } from "effect"
 import { yieldToEventLoop } from "../EventLoop.ts"
 import type { ProductId } from "../model/Interaction.ts"
 import type { Product } from "../model/Product.ts"
@@ -12,7 +12,7 @@ import { matcher, type ProductFilter } from "./ProductFilter.ts"
 const rankingTtl = Duration.seconds(2)
 /** Products that are sorted before other fibers run: about 2 ms. */
 const sortedAtOnce = 2_048
-const describedAtOnce = 1_000
+const describedAtOnce = 200
 
 interface Counted {
   readonly product_id: ProductId
@@ -34,6 +34,16 @@ function* merge(lists: ReadonlyArray<ReadonlyArray<Counted>>): Generator<Counted
     if (first === undefined) return
     yield lists[first]![places[first]!++]!
   }
+}
+
+function* pagesOf<A>(items: Iterable<A>, size: number): Generator<ReadonlyArray<A>> {
+  let page: Array<A> = []
+  for (const item of items)
+    if (page.push(item) === size) {
+      yield page
+      page = []
+    }
+  if (page.length > 0) yield page
 }
 
 /**
@@ -63,42 +73,28 @@ export const make = Effect.gen(function* () {
   const context = yield* Effect.context<Catalogue | Popularity>()
   const shared = yield* Effect.cachedWithTTL(Effect.provide(rankCatalogue, context), rankingTtl)
 
-  /** Described page by page, until enough are found: the ranking may be older than the latest deletion. */
-  const ranked = Effect.map(
-    Effect.filterOrElse(shared, Predicate.isNotUndefined, () => popularity.ranking),
-    (ranking) =>
-      Stream.suspend(() =>
-        Stream.fromIteratorSucceed<Counted>(ranking[Symbol.iterator](), describedAtOnce),
-      ).pipe(
-        Stream.chunks,
-        Stream.mapEffect((page) =>
-          Effect.map(catalogue.describe(Array.from(page, ({ product_id }) => product_id)), (known) =>
-            [...page].flatMap(({ decayed, product_id }) => {
-              const product = known.get(product_id)
-              return product === undefined ? [] : [{ decayed, product }]
-            }),
-          ),
-        ),
-        Stream.mapConcat((page) => page),
-      ),
-  ).pipe(Stream.unwrap)
-
   /** Products with their part of the score, log(1 + n) / log(1 + greatest n). */
   return Effect.fnUntraced(function* (options: {
     readonly limit: number
     readonly filter: ProductFilter
     readonly without: ReadonlySet<ProductId>
   }) {
+    const ranking = (yield* shared) ?? (yield* popularity.ranking)
     const matches = matcher(options.filter)
+    const found: Array<readonly [Product, number]> = []
     let most = 0
-    const wanted = ranked.pipe(
-      Stream.tap(({ decayed }) => Effect.sync(() => (most = Math.max(most, decayed)))),
-      Stream.filter(({ product }) => matches(product) && !options.without.has(product.product_id)),
-      Stream.take(options.limit),
-    )
-    return Array.from(
-      yield* Stream.runCollect(wanted),
-      ({ decayed, product }): readonly [Product, number] => [product, Taste.popularityPart(1, decayed, most)],
-    )
+    // Page by page, until enough are found: the ranking may be older than the latest deletion.
+    for (const page of pagesOf(ranking, describedAtOnce)) {
+      const known = yield* catalogue.describe(page.map(({ product_id }) => product_id))
+      for (const { decayed, product_id } of page) {
+        const product = known.get(product_id)
+        if (product === undefined) continue
+        most = Math.max(most, decayed)
+        if (options.without.has(product_id) || !matches(product)) continue
+        found.push([product, Taste.popularityPart(1, decayed, most)])
+        if (found.length === options.limit) return found
+      }
+    }
+    return found
   })
 })
