@@ -82,8 +82,8 @@ export const sqliteFloors = async (arena: Arena, next: Sequence): Promise<Readon
   )
   const facts = JSON.stringify({ recent: interactions(10) })
   const upsert = database.query(
-    `INSERT INTO user_embeddings (user_id, version, archived, erased_at, facts, applied, embedding)
-     VALUES (?, 1, 0, 0, ?, ?, ?)
+    `INSERT INTO user_embeddings (user_id, version, archived, generation, erased_at, facts, applied, embedding)
+     VALUES (?, 1, 0, 0, 0, ?, ?, ?)
      ON CONFLICT (user_id) DO UPDATE SET version = version + 1, facts = excluded.facts, applied = excluded.applied,
        embedding = excluded.embedding`,
   )

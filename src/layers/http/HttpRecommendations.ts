@@ -8,6 +8,7 @@ import type { Reason } from "../../services/model/Taste.ts"
 import { InteractionLog } from "../../services/ports/InteractionLog.ts"
 import { type Recommendations, Recommender } from "../../services/recommend/Recommender.ts"
 import { decodeBody } from "./HttpBody.ts"
+import { makeConcurrencyLimit } from "./HttpConcurrencyLimit.ts"
 import { toProblem } from "./HttpProblems.ts"
 
 const decodeSearch = decodeBody(CatalogueSearchBody)
@@ -18,6 +19,9 @@ const explained = ({ event, share }: Reason) => {
   const reference = search_phrase === null ? { product_id: product_id ?? undefined } : { search_phrase }
   return { event_type, ...reference, occurred_at, share }
 }
+
+/** A comparison of all users takes up to a second. */
+const limitOfComparisons = { running: 1, waiting: 9 }
 
 type Wanted = typeof RecommendationBody.Type
 
@@ -52,8 +56,9 @@ const answer = (user: string, { items, source }: Recommendations) =>
   }))
 
 export const recommendations = HttpApiBuilder.group(api, "recommendations", (handlers) =>
-  Effect.map(Recommender, (recommender) =>
-    handlers
+  Effect.map(Recommender, (recommender) => {
+    const limited = makeConcurrencyLimit(limitOfComparisons)
+    return handlers
       .handle("recommend", ({ path: { userId }, urlParams }) =>
         recommender.recommend(userId, recommendable(urlParams)).pipe(
           toProblem,
@@ -75,7 +80,7 @@ export const recommendations = HttpApiBuilder.group(api, "recommendations", (han
       )
       .handle("similarUsers", ({ path: { userId }, urlParams: { limit = defaultLimit } }) =>
         Effect.gen(function* () {
-          const { compared, users } = yield* toProblem(recommender.similarUsers(userId, limit))
+          const { compared, users } = yield* limited(toProblem(recommender.similarUsers(userId, limit)))
           return { user_id: yield* ownerOf(userId), compared, items: users }
         }),
       )
@@ -91,6 +96,6 @@ export const recommendations = HttpApiBuilder.group(api, "recommendations", (han
           const found = yield* toProblem(recommender.search(query, { ...wanted(body), exclude, user }))
           return { query, user_id: user === undefined ? null : yield* ownerOf(user), ...found }
         }),
-      ),
-  ),
+      )
+  }),
 )

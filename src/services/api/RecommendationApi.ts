@@ -144,7 +144,11 @@ export const recommendations = HttpApiGroup.make("recommendations")
       .annotate(OpenApi.Summary, "Find users with a similar taste")
       .setUrlParams(Schema.Struct({ limit: Limit }))
       .addSuccess(SimilarUsers)
-      .addError(problems(404, 422, 501, 503)),
+      .addError(problems(404, 422, 501, 503))
+      .annotate(
+        OpenApi.Description,
+        "Compares the long memories of all users, which takes up to a second. An API answers one such request at a time, nine more wait, and further ones get 503 with the type /problems#busy.",
+      ),
   )
   .add(
     HttpApiEndpoint.get("similarProducts")`/api/product/${product}/similar`

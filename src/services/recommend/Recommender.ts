@@ -195,8 +195,6 @@ const services = Effect.all({
   popularProducts: PopularProducts.make,
   users: UserEmbeddings,
   vectors: EventVectors,
-  /** One comparison of all users at a time. */
-  comparisons: Effect.makeSemaphore(1),
 })
 type Services = Effect.Effect.Success<typeof services>
 
@@ -443,7 +441,7 @@ const similarUsers = Effect.fn("similarUsers")(function* (
   user_id: UserId,
   limit: number,
 ) {
-  const { catalogue, comparisons, users } = services
+  const { catalogue, users } = services
   const embedding = yield* loadEmbedding(services, user_id)
   const count = yield* users.count
   if (count > mostUsersCompared) return yield* new TooManyUsers({ users: count, most: mostUsersCompared })
@@ -465,7 +463,7 @@ const similarUsers = Effect.fn("similarUsers")(function* (
       const similarity = Vector.clampCosine(Vector.dot(own, direction))
       insertTopK(best, limit, { user_id: id, similarity }, moreSimilar)
     }),
-  ).pipe(comparisons.withPermits(1))
+  )
   return { compared, users: best }
 })
 
