@@ -110,6 +110,12 @@ const suite = (name: string, stack: typeof embedded) =>
           error: { type: refused.json.type, errors: [{ field: "reference" }] },
         })
         expect(refused.json.type).toBe("/problems#pruned")
+        // It stays so when it is posted again, in the same request or before it.
+        const posted = { user_id: "u-8", event_type: "product_purchase", product_id: "tent", occurred_at }
+        const [repeated, inOne] = (yield* post("/api/interactions", [posted, item])).json.results
+        expect(repeated).toMatchObject({ status: 201, message_id: old })
+        expect(inOne).toMatchObject({ status: 410 })
+        expect((yield* post("/api/user/u-8/retractions", { message_id: old })).status).toBe(410)
         const again = yield* call("GET", "/api/user/u-8/buy-again")
         expect(again.json.items).toHaveLength(2)
         expect((yield* post("/api/user/u-8/retractions", { message_id: recent })).status).toBe(201)

@@ -12,18 +12,19 @@ interface Limit {
 export const makeConcurrencyLimit = ({ running, waiting }: Limit) => {
   const permits = Effect.unsafeMakeSemaphore(running)
   let inside = 0
-  return <A, E, R>(request: Effect.Effect<A, E, R>): Effect.Effect<A, E | Problem, R> =>
-    Effect.suspend((): Effect.Effect<A, E | Problem, R> => {
-      if (inside >= running + waiting)
-        return Problem.of("busy", `${inside} such requests are being answered or wait`, {
-          headers: { "retry-after": "1" },
-        })
-      inside += 1
-      return Effect.ensuring(
-        permits.withPermits(1)(request),
-        Effect.sync(() => {
-          inside -= 1
-        }),
-      )
+  const enter = Effect.suspend(() => {
+    if (inside >= running + waiting)
+      return Problem.of("busy", `${inside} such requests are being answered or wait`, {
+        headers: { "retry-after": "1" },
+      })
+    inside += 1
+    return Effect.void
+  })
+  const leave = () =>
+    Effect.sync(() => {
+      inside -= 1
     })
+  // A store goes on with what a client no longer waits for, so a request that runs keeps its place until it ends.
+  return <A, E, R>(request: Effect.Effect<A, E, R>): Effect.Effect<A, E | Problem, R> =>
+    Effect.acquireUseRelease(enter, () => permits.withPermits(1)(Effect.uninterruptible(request)), leave)
 }

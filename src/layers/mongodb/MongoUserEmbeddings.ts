@@ -300,9 +300,10 @@ export const make = (options: { readonly storage: Storage }) =>
           users.countDocuments({ space: { $type: "string", $ne: space } }),
         ),
 
-      stream: stream(names.userEmbeddings, () => users.find().sort({ _id: 1 })).pipe(
-        Stream.mapChunks((found) => decoded(found, toRecord)),
-      ),
+      // The driver decodes a batch at once, and one without a size has up to 16 MB.
+      stream: stream(names.userEmbeddings, () =>
+        users.find({}, { batchSize: usersPerBatch }).sort({ _id: 1 }),
+      ).pipe(Stream.mapChunks((found) => decoded(found, toRecord))),
 
       bookkeeping: stream(names.userEmbeddings, () =>
         users

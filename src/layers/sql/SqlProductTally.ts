@@ -153,7 +153,8 @@ const prunedByDay = (sql: SqlClient.SqlClient, condition: ReturnType<SqlClient.S
   return Effect.map(
     sql<Omit<DayCount, "day"> & { readonly day: number }>`
       SELECT product_id, event_type, ${day} AS day, SUM(events) AS events, SUM(decayed) AS decayed
-      FROM pruned_products WHERE ${condition} GROUP BY product_id, event_type, ${day}`.unprepared,
+      FROM pruned_products WHERE ${condition} AND events > 0 GROUP BY product_id, event_type, ${day}`
+      .unprepared,
     Arr.map((count) => ({
       ...count,
       day: new Date(Number(count.day) * dayMillis).toISOString(),

@@ -7,7 +7,7 @@ import * as AppliedIds from "./AppliedIds.ts"
 import { counterOf } from "./EventTypes.ts"
 import { Fingerprint } from "./Fingerprint.ts"
 import { combine, decay, describeWeights, type Event, type FoldSettings, fold, weightOf } from "./Fold.ts"
-import type { EventType, Interaction, ProductId, UserId } from "./Interaction.ts"
+import { type EventType, type Interaction, isRetraction, type ProductId, type UserId } from "./Interaction.ts"
 import { orderOf } from "./Orders.ts"
 import type { UserEmbedding } from "./UserEmbedding.ts"
 
@@ -86,15 +86,28 @@ export const purchasesOf = ({ interactions }: PrunedPart): ReadonlyArray<PrunedP
   })
 }
 
-export const productsOf = ({ events, user_id }: PrunedPart, lambda: number): ReadonlyArray<PrunedProduct> =>
-  addProducts(
-    events.flatMap(({ interaction: { event_type, occurred_at, product_id } }) =>
-      product_id === null
-        ? []
-        : [{ user_id, product_id, event_type, events: 1, decayed: 1, newest: Date.parse(occurred_at) }],
-    ),
+/**
+ * Events that were taken back are no events, and yet may be posted again: an entry of the type `retraction` says how old the
+ * newest of them is.
+ */
+export const productsOf = (
+  { events, interactions, user_id }: PrunedPart,
+  lambda: number,
+): ReadonlyArray<PrunedProduct> => {
+  const countAs = (count: 0 | 1, { occurred_at, product_id }: Interaction, event_type: string) => {
+    const newest = Date.parse(occurred_at)
+    return product_id === null
+      ? []
+      : [{ user_id, product_id, event_type, events: count, decayed: count, newest }]
+  }
+  return addProducts(
+    [
+      ...events.flatMap(({ interaction }) => countAs(1, interaction, interaction.event_type)),
+      ...interactions.filter(isRetraction).flatMap((one) => countAs(0, one, one.event_type)),
+    ],
     lambda,
   )
+}
 
 /** One entry for each user, product and type. */
 export const addProducts = (

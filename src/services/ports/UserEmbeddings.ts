@@ -2,7 +2,7 @@
  * The store of user embeddings. A write is a compare-and-swap on `version`, and changes the applied ids together with
  * the vector. An erased user's record becomes a tombstone with a new version, so that a concurrent write fails.
  */
-import { Context, Effect, Schema, type Stream } from "effect"
+import { Array as Arr, Context, Effect, Schema, type Stream } from "effect"
 import type { Links } from "../model/Aliases.ts"
 import type { AppliedIds, LedgerKind } from "../model/AppliedIds.ts"
 import type { Erasure } from "../model/Erasure.ts"
@@ -151,15 +151,20 @@ export class LockConflict extends Schema.TaggedError<LockConflict>()("LockConfli
   }
 }
 
-/** Loads the records of several users. One that cannot be read is left out and costs the others nothing. */
-export const loadReadable = ({ load }: UserEmbeddings["Type"], users: ReadonlyArray<UserId>) => {
-  const leaveOut = ({ reason }: UserEmbeddingsError) => reason === "invalid_data"
-  const nothing = Effect.succeed<ReadonlyMap<UserId, UserRecord>>(new Map())
-  const oneByOne = Effect.forEach(users, (user) => Effect.catchIf(load([user]), leaveOut, () => nothing))
-  return Effect.catchIf(load(users), leaveOut, () =>
-    Effect.map(
-      oneByOne,
-      (found): ReadonlyMap<UserId, UserRecord> => new Map(found.flatMap((one) => [...one])),
-    ),
+/** Loads the records of several users. One that cannot be read is left out: it is found by halving. */
+export const loadReadable = (
+  store: Pick<UserEmbeddings["Type"], "load">,
+  users: ReadonlyArray<UserId>,
+): Effect.Effect<ReadonlyMap<UserId, UserRecord>, UserEmbeddingsError> =>
+  Effect.catchIf(
+    store.load(users),
+    ({ reason }) => reason === "invalid_data",
+    () => {
+      if (users.length <= 1) return Effect.succeed(new Map())
+      const halves = Arr.splitAt(users, Math.ceil(users.length / 2))
+      return Effect.map(
+        Effect.forEach(halves, (half) => loadReadable(store, half)),
+        (found) => new Map(found.flatMap((one) => [...one])),
+      )
+    },
   )
-}

@@ -1,5 +1,5 @@
 /** What a user bought, from the rows of the log and from what is kept of pruned rows. */
-import { Chunk, Effect, Stream } from "effect"
+import { Array as Arr, Chunk, Effect, Stream } from "effect"
 import * as AppliedIds from "../model/AppliedIds.ts"
 import { decay } from "../model/Fold.ts"
 import {
@@ -35,8 +35,12 @@ export const purchasesOf = Effect.fnUntraced(function* (
   now: number,
 ) {
   const { ids } = yield* log.person(user)
-  const pruned = (yield* log.pruned.products(ids)).filter(({ event_type }) => event_type === purchase)
-  const newestPruned = Math.max(...pruned.map(({ newest }) => newest))
+  const [pruned, others] = Arr.partition(
+    yield* log.pruned.products(ids),
+    ({ event_type }) => event_type !== purchase,
+  )
+  const takenBack = others.filter(({ event_type }) => event_type === "retraction")
+  const newestPruned = Math.max(...[...pruned, ...takenBack].map(({ newest }) => newest))
   const prunedAmong = (some: ReadonlyArray<Interaction>, idOf: (one: Interaction) => MessageId | null) => {
     const old = some.filter(({ occurred_at }) => Date.parse(occurred_at) <= newestPruned).map(idOf)
     return old.length === 0

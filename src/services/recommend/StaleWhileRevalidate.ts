@@ -1,5 +1,5 @@
 /**
- * Keeps data in memory fresh, on demand. A caller waits for the first load. Later a caller waits for a refresh that is
+ * Keeps data in memory fresh, on demand. A caller waits for the first load. Then a caller waits for a refresh that is
  * due, but only briefly: a slow refresh finishes in the background. Without callers nothing runs except the first load.
  */
 import { Cause, Clock, Duration, Effect, Exit, Fiber } from "effect"
@@ -32,7 +32,8 @@ export const make = Effect.fnUntraced(function* <E, R>(options: {
     running = undefined
     // After a failure too, so that not every caller queries a failing store.
     const now = yield* Clock.currentTimeMillis
-    freshUntil = invalidated ? now : now + Duration.toMillis(options.freshFor)
+    // What changed during the first load, which takes long, is read by the next refresh.
+    freshUntil = invalidated || !loaded ? now : now + Duration.toMillis(options.freshFor)
     if (Exit.isSuccess(exit)) loaded = true
     else if (!Exit.isInterrupted(exit))
       yield* unlessReported(
@@ -59,13 +60,16 @@ export const make = Effect.fnUntraced(function* <E, R>(options: {
 
   yield* start
   const current = Effect.gen(function* () {
-    if (loaded && freshUntil > (yield* Clock.currentTimeMillis)) return
+    if (!loaded)
+      yield* Effect.timeoutFail(Fiber.join(yield* start), {
+        duration: firstLoadTimeout,
+        onTimeout: options.stillLoading,
+      })
+    if (freshUntil > (yield* Clock.currentTimeMillis)) return
     // A refresh that began before `invalidate` may have read the old data.
     if (invalidated && running !== undefined)
       yield* Effect.timeoutOption(Fiber.await(running), refreshTimeout)
-    const refreshed = Fiber.join(yield* start)
-    if (loaded) return yield* Effect.ignore(Effect.timeoutOption(refreshed, refreshTimeout))
-    yield* Effect.timeoutFail(refreshed, { duration: firstLoadTimeout, onTimeout: options.stillLoading })
+    yield* Effect.ignore(Effect.timeoutOption(Fiber.join(yield* start), refreshTimeout))
   })
   const invalidate = Effect.sync(() => {
     invalidated = true

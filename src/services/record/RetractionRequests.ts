@@ -81,20 +81,27 @@ export const withoutRequests = (items: ReadonlyArray<Requested>): Resolved | und
 export const resolve = Effect.fnUntraced(function* (items: ReadonlyArray<Requested>) {
   const asTheyAre = withoutRequests(items)
   if (asTheyAre !== undefined) return asTheyAre
-  const references = items.flatMap((item) => (isRequest(item) ? [item.reference] : []))
-  const found = yield* Effect.flatMap(InteractionLog, (log) => log.find(references))
+  const log = yield* InteractionLog
+  const references = new Set(items.flatMap((item) => (isRequest(item) ? [item.reference] : [])))
+  const found = yield* log.find([...references])
+  // A pruned event that is posted again has a row, but still can't be taken back.
+  const gone = yield* log.pruned.among([
+    ...Array.from(found.values(), ({ interaction }) => interaction),
+    ...items.flatMap((item) =>
+      !isRequest(item) && references.has(item.interaction.message_id) ? [item.interaction] : [],
+    ),
+  ])
   const { merge, userOf } = yield* people
   const before = new Map<MessageId, Interaction>()
   const resolved: Array<Resolved[number]> = []
   for (const item of items) {
     if (isRequest(item)) {
       const taken = before.get(item.reference) ?? found.get(item.reference)?.interaction
-      const isOwn =
-        taken?.user_id === item.user_id ||
-        (taken !== undefined && (yield* userOf(taken.user_id)) === (yield* userOf(item.user_id)))
-      resolved.push(
-        taken !== undefined && isOwn ? toSubmission(item, taken) : Either.left(yield* refusalOf(item)),
-      )
+      const isTakeable =
+        taken !== undefined &&
+        !gone.has(prefix(taken.message_id)) &&
+        (taken.user_id === item.user_id || (yield* userOf(taken.user_id)) === (yield* userOf(item.user_id)))
+      resolved.push(isTakeable ? toSubmission(item, taken) : Either.left(yield* refusalOf(item)))
     } else {
       const { interaction } = item
       if (isMerge(interaction)) yield* merge(interaction.reference, interaction.user_id)

@@ -32,3 +32,19 @@ test("more requests than may run and wait are refused, until others have ended o
       expect(running).toBe(3)
     }),
   ))
+
+test("a request that runs keeps its place until it ends, whether or not its client waits for it", () =>
+  Effect.runPromise(
+    Effect.gen(function* () {
+      const limited = makeConcurrencyLimit({ running: 1, waiting: 0 })
+      const end = yield* Deferred.make<void>()
+      const running = yield* Effect.fork(limited(Deferred.await(end)))
+      yield* Effect.yieldNow()
+      yield* Fiber.interruptFork(running)
+      yield* Effect.yieldNow()
+      expect(Either.isLeft(yield* Effect.either(limited(Effect.void)))).toBe(true)
+      yield* Deferred.succeed(end, undefined)
+      yield* Fiber.await(running)
+      yield* limited(Effect.void)
+    }),
+  ))

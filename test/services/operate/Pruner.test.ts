@@ -203,7 +203,7 @@ const suite = (
         Effect.map(rowsOf(user), (rows) => rows.filter(({ reference }) => !gone.has(reference ?? "")))
       const surviving = new Map(users.map((user) => [user, new Map<string, Interaction.Interaction>()]))
       /** Ids of events that were taken back. They stay so when they are posted again, also after a prune. */
-      const takenBack = new Set<string>()
+      const takenBack = new Map<string, Interaction.Interaction>()
       for (const { acts, cut, retracted } of all) {
         const made = acts.map((one) => interactionOf(users[one.user]!, one))
         yield* act(made)
@@ -216,7 +216,7 @@ const suite = (
         )
         yield* act([...taken].map((event) => Interaction.retract(event)))
         for (const one of taken) {
-          takenBack.add(one.message_id)
+          takenBack.set(one.message_id, one)
           surviving.get(one.user_id)!.delete(one.message_id)
         }
         const before = yield* Effect.forEach(users, (user) => Effect.all([figuresOf(user), answersOf(user)]))
@@ -238,7 +238,7 @@ const suite = (
       }
       // Posted again: nothing counts twice, and the next prune deletes the rows.
       const figures = yield* Effect.forEach(users, figuresOf)
-      const again = [...surviving.values()].flatMap((events) => [...events.values()])
+      const again = [...surviving.values(), takenBack].flatMap((events) => [...events.values()])
       // Popularity counts such a row until it goes.
       const answers = Effect.forEach(users, (user) =>
         Effect.map(answersOf(user), ({ popularity: _, ...rest }) => rest),
