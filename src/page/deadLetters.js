@@ -273,12 +273,22 @@ const actionsNote = () => {
       ]
 }
 
+/** How often the list was asked for. */
+let asked = 0
+
 const show = async () => {
   const place = byId("dead-letters")
+  const number = ++asked
   try {
     const { groups } = await get(`/api/dead-letters/groups?${wanted}`)
     if (wanted.size === 0)
       foreignCount = groups.reduce((sum, { count: n, error }) => sum + (foreign.has(error) ? n : 0), 0)
+    const isOpen = groups.some(({ error }) => error === open)
+    const ofOpen = new URLSearchParams([...wanted.entries(), ["limit", shownPerGroup]])
+    if (isOpen) ofOpen.set("error", open)
+    const items = isOpen ? (await get(`/api/dead-letters?${ofOpen}`)).items : []
+    // Another search has begun meanwhile. The buttons must be those of the count.
+    if (number !== asked) return
     const total = groups.reduce((sum, { count: n }) => sum + n, 0)
     byId("dead-letters-count").textContent = total === 0 ? "" : count(total)
     if (groups.length === 0)
@@ -292,10 +302,6 @@ const show = async () => {
             : "No dead letter matches the search.",
         ),
       )
-    const isOpen = groups.some(({ error }) => error === open)
-    const ofOpen = new URLSearchParams([...wanted.entries(), ["limit", shownPerGroup]])
-    if (isOpen) ofOpen.set("error", open)
-    const items = isOpen ? (await get(`/api/dead-letters?${ofOpen}`)).items : []
     put(
       place,
       h(
@@ -323,6 +329,6 @@ const show = async () => {
       ),
     )
   } catch (error) {
-    put(place, h("p", { class: "quiet" }, error.message))
+    if (number === asked) put(place, h("p", { class: "quiet" }, error.message))
   }
 }
