@@ -25,7 +25,10 @@ export interface Checkpoint extends PrunedIds {
   readonly sums: UserEmbedding | undefined
 }
 
-/** A user's pruned events of one type with one product, without those that are taken back. */
+/**
+ * A user's pruned events of one type with one product, without those that are taken back. Those have an entry of the type
+ * `retraction` with no events, which says how old the newest of them is: they, too, may be posted again.
+ */
 export interface PrunedProduct {
   readonly user_id: UserId
   readonly product_id: ProductId
@@ -86,10 +89,6 @@ export const purchasesOf = ({ interactions }: PrunedPart): ReadonlyArray<PrunedP
   })
 }
 
-/**
- * Events that were taken back are no events, and yet may be posted again: an entry of the type `retraction` says how old the
- * newest of them is.
- */
 export const productsOf = (
   { events, interactions, user_id }: PrunedPart,
   lambda: number,

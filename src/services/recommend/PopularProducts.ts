@@ -12,6 +12,7 @@ import { matcher, type ProductFilter } from "./ProductFilter.ts"
 const rankingTtl = Duration.seconds(2)
 /** Products that are sorted before other fibers run: about 2 ms. */
 const sortedAtOnce = 2_048
+/** The first page of the ranking is enough for most answers. */
 const describedAtOnce = 200
 
 interface Counted {
