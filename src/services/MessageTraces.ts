@@ -12,8 +12,8 @@ import {
   count,
   externalSpan,
   failed,
+  ifTracing,
   isSampled,
-  isTracing,
   sentMessages,
   type TraceContext,
   traceOf,
@@ -45,15 +45,17 @@ export class BatchTraces extends Context.Reference<BatchTraces>()("user-embeddin
 export const forMessages =
   (messages: ReadonlyArray<{ readonly message_id: string }>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.flatMap(BatchTraces, (traces) => {
-      if (traces.length === 0) return effect
-      const ids = new Set<string | null>(messages.map(({ message_id }) => message_id))
-      return Effect.provideService(
-        effect,
-        BatchTraces,
-        traces.filter(({ messageId }) => ids.has(messageId)),
-      )
-    })
+    ifTracing(effect, () =>
+      Effect.flatMap(BatchTraces, (traces) => {
+        if (traces.length === 0) return effect
+        const ids = new Set<string | null>(messages.map(({ message_id }) => message_id))
+        return Effect.provideService(
+          effect,
+          BatchTraces,
+          traces.filter(({ messageId }) => ids.has(messageId)),
+        )
+      }),
+    )
 
 /** The greatest number of links that the SDK keeps. */
 const maxLinks = 128
@@ -109,8 +111,7 @@ const inBatchSpan =
 export const withBatchSpan =
   (name: string, messages: ReadonlyArray<Traced>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.flatMap(isTracing, (tracing) => {
-      if (!tracing) return effect
+    ifTracing(effect, () => {
       if (!anySampled(messages)) return untraced(effect)
       const shared = sharedTrace(messages)
       if (shared !== undefined) {
@@ -205,12 +206,16 @@ export const publishing = <A extends string, E, R>(
   system: string,
   messages: ReadonlyArray<Outgoing>,
   publish: (traces: ReadonlyArray<TraceContext | null>) => Effect.Effect<ReadonlyArray<A>, E, R>,
-): Effect.Effect<ReadonlyArray<A>, E, R> =>
-  Effect.gen(function* () {
-    const send = (traces: ReadonlyArray<TraceContext | null>) =>
-      Effect.onExit(publish(traces), (exit) => Effect.sync(() => countSent(system, messages, exit)))
-    const sampled = messages.some(({ parent }) => parent?.sampled) || anySampled(messages)
-    if (!sampled || !(yield* isTracing)) return yield* send(messages.map(({ trace }) => trace))
+): Effect.Effect<ReadonlyArray<A>, E, R> => {
+  const send = (traces: ReadonlyArray<TraceContext | null>) =>
+    Effect.flatMap(Effect.exit(publish(traces)), (exit) => {
+      countSent(system, messages, exit)
+      return exit
+    })
+  const plain = send(messages.map(({ trace }) => trace))
+  const sampled = messages.some(({ parent }) => parent?.sampled) || anySampled(messages)
+  if (!sampled) return plain
+  const traced = Effect.gen(function* () {
     const tracer = yield* Effect.tracer
     const started = yield* Clock.currentTimeNanos
     const spans = messages.map((message) => producerSpan(tracer, system, message, started))
@@ -235,6 +240,8 @@ export const publishing = <A extends string, E, R>(
       }),
     )
   })
+  return ifTracing(plain, () => traced)
+}
 
 /** Runs the effect in the span of a delivery: log lines name its trace. */
 export const inMessageSpan =
@@ -273,19 +280,13 @@ const consumerSpan = (tracer: Tracer.Tracer, system: string, delivery: Incoming,
   return span
 }
 
-/**
- * Processes deliveries. Each sampled message has a span `process …` in its own trace, and several deliveries have a
- * batch span. `outcomeOf` tells from the result how a delivery was settled.
- */
-export const processing = <A, E, R>(
+const inSpans = <A, E, R>(
   system: string,
   deliveries: ReadonlyArray<Incoming>,
   outcomeOf: (result: A, index: number) => MessageOutcome,
   process: Effect.Effect<A, E, R>,
 ): Effect.Effect<A, E, R> =>
   Effect.gen(function* () {
-    if (!(yield* isTracing)) return yield* process
-    if (!anySampled(deliveries)) return yield* untraced(process)
     const tracer = yield* Effect.tracer
     const started = yield* Clock.currentTimeNanos
     const spans = deliveries.map((delivery) => consumerSpan(tracer, system, delivery, started))
@@ -313,11 +314,25 @@ export const processing = <A, E, R>(
     )
   })
 
+/**
+ * Processes deliveries. Each sampled message has a span `process …` in its own trace, and several deliveries have a
+ * batch span. `outcomeOf` tells from the result how a delivery was settled.
+ */
+export const processing = <A, E, R>(
+  system: string,
+  deliveries: ReadonlyArray<Incoming>,
+  outcomeOf: (result: A, index: number) => MessageOutcome,
+  process: Effect.Effect<A, E, R>,
+): Effect.Effect<A, E, R> =>
+  ifTracing(process, () =>
+    anySampled(deliveries) ? inSpans(system, deliveries, outcomeOf, process) : untraced(process),
+  )
+
 export const acknowledging =
   (system: string, deliveries: ReadonlyArray<Traced>) =>
   <A, E, R>(acknowledge: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.flatMap(isTracing, (tracing) =>
-      tracing && deliveries.length > 0
+    ifTracing(acknowledge, () =>
+      deliveries.length > 0
         ? Effect.withSpan(acknowledge, `ack ${queue}`, {
             kind: "client",
             captureStackTrace: false,

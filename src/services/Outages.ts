@@ -2,7 +2,7 @@
  * Logs the outages of one server: once when an outage begins, once a minute while it lasts, and once when it ends. Each
  * adapter has one for its server and reports every call, so that no step has to log what all of them see.
  */
-import { Clock, Duration, Effect } from "effect"
+import { Cause, Clock, Duration, Effect } from "effect"
 import type { PortFailure } from "./ports/PortFailure.ts"
 import { described } from "./Telemetry.ts"
 
@@ -39,10 +39,11 @@ export const warning =
   <A, E extends Error, R>(work: Effect.Effect<A, E, R>) => {
     const log = (error: Error) =>
       unlessReported(error, Effect.annotateLogs(Effect.logWarning(event), { ...facts, ...described(error) }))
-    return work.pipe(
-      Effect.catchAll(log),
-      Effect.catchAllDefect((defect) => log(defect instanceof Error ? defect : new Error(String(defect)))),
-    )
+    return Effect.catchAllCause(work, (cause) => {
+      if (Cause.isInterruptedOnly(cause)) return Effect.interrupt
+      const error = Cause.squash(cause)
+      return log(error instanceof Error ? error : new Error(String(error)))
+    })
   }
 
 export class ServerOutage {

@@ -7,6 +7,7 @@ import {
   DefaultServices,
   Effect,
   Exit,
+  type Fiber,
   FiberRef,
   Metric,
   MetricBoundaries,
@@ -92,12 +93,18 @@ export const newTrace = (): Tracer.ExternalSpan =>
   Tracer.externalSpan({ traceId: randomHex(32), spanId: randomHex(16), sampled: false })
 
 /** Whether spans are exported. Effect's default tracer makes spans that are not. */
-export const isTracing: Effect.Effect<boolean> = Effect.withFiberRuntime((fiber) => {
+const isTracing = (fiber: Fiber.RuntimeFiber<unknown, unknown>): boolean => {
   const services = fiber.getFiberRef(DefaultServices.currentServices)
   const isDefault =
     Context.get(services, Tracer.Tracer) === Context.get(DefaultServices.liveServices, Tracer.Tracer)
-  return Effect.succeed(fiber.getFiberRef(FiberRef.currentTracerEnabled) && !isDefault)
-})
+  return fiber.getFiberRef(FiberRef.currentTracerEnabled) && !isDefault
+}
+
+/** The effect, or what `traced` makes of it if spans are exported. */
+export const ifTracing = <A, E, R>(
+  effect: Effect.Effect<A, E, R>,
+  traced: (effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>,
+): Effect.Effect<A, E, R> => Effect.withFiberRuntime((fiber) => (isTracing(fiber) ? traced(effect) : effect))
 
 /** Runs an effect without spans, such as a check that repeats all the time. */
 export const untraced = Effect.withTracerEnabled(false)
@@ -108,33 +115,36 @@ export const timed =
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.suspend(() => {
       const began = performance.now()
-      const measure = (exit: Exit.Exit<A, E>) => {
-        if (Exit.isInterrupted(exit)) return
-        const failure = Exit.isFailure(exit) ? errorType(Cause.squash(exit.cause)) : undefined
-        observe(histogramOf(failure), (performance.now() - began) / 1000)
-      }
-      return Effect.onExit(effect, (exit) => Effect.sync(() => measure(exit)))
+      const measure = (failure?: string) => observe(histogramOf(failure), (performance.now() - began) / 1000)
+      return Effect.matchCauseEffect(effect, {
+        onSuccess: (value) => {
+          measure()
+          return Effect.succeed(value)
+        },
+        onFailure: (cause) => {
+          if (!Cause.isInterrupted(cause)) measure(errorType(Cause.squash(cause)))
+          return Effect.failCause(cause)
+        },
+      })
     })
 
 /** Measures a call to a database, and runs it in a CLIENT span if spans are exported. */
 export const databaseSpan =
   (system: string, operation: string, collection: string) =>
-  <A, E, R>(call: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
-    const measured = timed((failure) => databaseDurations(system, operation, collection, failure))(call)
-    return Effect.flatMap(isTracing, (tracing) =>
-      tracing
-        ? Effect.withSpan(measured, `${operation} ${collection}`, {
-            kind: "client",
-            captureStackTrace: false,
-            attributes: {
-              [attribute.dbSystem]: system,
-              [attribute.dbOperation]: operation,
-              [attribute.dbCollection]: collection,
-            },
-          })
-        : measured,
+  <A, E, R>(call: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    ifTracing(
+      timed((failure) => databaseDurations(system, operation, collection, failure))(call),
+      (measured) =>
+        Effect.withSpan(measured, `${operation} ${collection}`, {
+          kind: "client",
+          captureStackTrace: false,
+          attributes: {
+            [attribute.dbSystem]: system,
+            [attribute.dbOperation]: operation,
+            [attribute.dbCollection]: collection,
+          },
+        }),
     )
-  }
 
 /** The failure of a span: its kind, never its text, which may quote what users sent. */
 export class SpanFailure extends Data.Error<{ readonly type: string }> {

@@ -20,7 +20,7 @@ const scrubbed = (route: string | undefined): string =>
  */
 export const begin = Effect.gen(function* () {
   const clock = yield* Effect.clock
-  const tracer = (yield* Telemetry.isTracing) ? yield* Effect.tracer : undefined
+  const tracer = yield* Telemetry.ifTracing(Effect.succeed<Tracer.Tracer | null>(null), () => Effect.tracer)
   return (
     method: string,
     route: string | undefined,

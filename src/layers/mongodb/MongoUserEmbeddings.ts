@@ -257,7 +257,7 @@ export const make = (options: { readonly storage: Storage }) =>
       save: (writes) =>
         Effect.map(
           Effect.forEach(Arr.chunksOf(writes, writesPerCommand), (some) => saveSome(store, some), {
-            concurrency: commandsAtOnce,
+            concurrency: writes.length > writesPerCommand ? commandsAtOnce : 1,
           }),
           Arr.flatten,
         ),

@@ -26,17 +26,27 @@ const quietMillis = 50
 
 /** Wakes fibers that wait until something holds. */
 class Condition {
-  private readonly latch = Effect.unsafeMakeLatch(false)
+  private readonly waiting = new Map<() => boolean, () => void>()
 
+  /** Wakes the fibers for which it holds now: a dozen wait, and most changes concern none of them. */
   notify(): void {
-    this.latch.unsafeOpen()
+    for (const [holds, wake] of this.waiting)
+      if (holds()) {
+        this.waiting.delete(holds)
+        wake()
+      }
   }
 
   until(holds: () => boolean): Effect.Effect<void> {
-    return Effect.suspend(() => {
-      if (holds()) return Effect.void
-      this.latch.unsafeClose()
-      return Effect.zipRight(this.latch.await, this.until(holds))
+    return Effect.suspend(() =>
+      holds() ? Effect.void : Effect.zipRight(this.change(holds), this.until(holds)),
+    )
+  }
+
+  private change(holds: () => boolean): Effect.Effect<void> {
+    return Effect.async<void>((resume) => {
+      this.waiting.set(holds, () => resume(Effect.void))
+      return Effect.sync(() => this.waiting.delete(holds))
     })
   }
 }

@@ -3,9 +3,10 @@
  * `mandatory` unless their options say otherwise: a message that matches no queue is returned before it is confirmed.
  */
 import type { ChannelModel, ConfirmChannel, Message, Options } from "amqplib"
-import { Duration, Effect, Option, type Tracer } from "effect"
+import { Duration, Effect, type Tracer } from "effect"
 import * as MessageTraces from "../../services/MessageTraces.ts"
 import type { Confirmation } from "../../services/ports/InteractionQueue.ts"
+import { within } from "../Deadline.ts"
 import { confirmChannel, failed, type Lost, Rabbit, RabbitError } from "./Rabbit.ts"
 import { text } from "./RabbitMessages.ts"
 
@@ -164,18 +165,24 @@ const publishOn = (window: ConfirmWindow, messages: ReadonlyArray<Outgoing>) =>
     const confirmations = messages.map((): Confirmation => "nacked")
     const left = messages.length
     const batch: Batch = { messages, confirmations, next: 0, left, answered: 0, done: () => {} }
-    const published = Effect.async<void>((resume) => {
-      batch.done = () => resume(Effect.void)
-      window.add(batch)
-      return Effect.sync(() => window.withdraw(batch))
-    })
-    return Effect.flatMap(Effect.timeoutOption(published, confirmDeadline), (inTime) => {
-      // A copy: a late confirmation must not change the answer.
-      if (batch.answered > 0) return Effect.succeed(confirmations.slice())
-      if (Option.isSome(inTime))
-        return Effect.fail(failed("publish")(window.refusal ?? new Error("the broker refused all messages")))
-      const cause = new Error(`not confirmed within ${Duration.format(confirmDeadline)}`)
-      return Effect.fail(new RabbitError({ reason: "timeout", operation: "publish", cause }))
+    const published = within<void, RabbitError>(
+      confirmDeadline,
+      () => {
+        const cause = new Error(`not confirmed within ${Duration.format(confirmDeadline)}`)
+        return new RabbitError({ reason: "timeout", operation: "publish", cause })
+      },
+      (resume) => {
+        const refused = () =>
+          failed("publish")(window.refusal ?? new Error("the broker refused all messages"))
+        batch.done = () => resume(batch.answered > 0 ? Effect.void : Effect.fail(refused()))
+        window.add(batch)
+      },
+      () => window.withdraw(batch),
+    )
+    // A copy: a late confirmation must not change the answer.
+    return Effect.matchEffect(published, {
+      onSuccess: () => Effect.succeed(confirmations.slice()),
+      onFailure: (error) => (batch.answered > 0 ? Effect.succeed(confirmations.slice()) : Effect.fail(error)),
     })
   })
 

@@ -117,22 +117,19 @@ const appendBatch = (
             : { _tag, interaction },
       ),
     ),
-    Effect.catchIf(
-      (error) => table.dialect.isDuplicateKey(error) && attempt < maxAppendAttempts,
-      () => again,
-    ),
+    Effect.catchAll((error) => {
+      const { isDuplicateKey, isTooLarge } = table.dialect
+      if (isDuplicateKey(error) && attempt < maxAppendAttempts) return again
+      if (!isTooLarge(error) || entries.length === 1) return Effect.fail(error)
+      return Effect.map(
+        Effect.forEach(halves(entries), (half) => appendBatch(table, half)),
+        Arr.flatten,
+      )
+    }),
     // The server had closed an idle connection, or has failed over.
     Effect.catchIf(
       (error) => table.dialect.isConnectionLost(error) && attempt === 1,
       () => again,
-    ),
-    Effect.catchIf(
-      (error) => table.dialect.isTooLarge(error) && entries.length > 1,
-      () =>
-        Effect.map(
-          Effect.forEach(halves(entries), (half) => appendBatch(table, half)),
-          Arr.flatten,
-        ),
     ),
   )
 }

@@ -477,8 +477,11 @@ const apply = (updater: Updater, items: ReadonlyArray<Item>): Effect.Effect<void
       return Effect.fail(new LockConflict({ user_id: lost[0]!.interaction.user_id, tries }))
     }),
   )
-  const schedule = RetryPolicies.conflictRetry
-  return Effect.retry(once, { schedule, while: ({ _tag }) => _tag === "LockConflict" }).pipe(
+  const isConflict = ({ _tag }: Effect.Effect.Error<typeof once>) => _tag === "LockConflict"
+  // Most batches meet no conflict: only one that does pays for the schedule.
+  return Effect.catchIf(once, isConflict, () =>
+    Effect.retry(once, { schedule: RetryPolicies.conflictRetry, while: isConflict }),
+  ).pipe(
     Effect.catchAll((error) => {
       const unfinished = items.filter(({ outcome }) => outcome === undefined)
       if (unfinished.length < 2 || RetryPolicies.classify(error)._tag !== "Unrecoverable")

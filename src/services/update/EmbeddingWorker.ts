@@ -154,10 +154,8 @@ const settleAll = Effect.fnUntraced(function* (
   load.settled(settled)
   countSettled(queue.system, settled)
   const level = yield* FiberRef.get(FiberRef.currentMinimumLogLevel)
-  const logged = LogLevel.lessThanEqual(level, LogLevel.Debug)
-    ? settled
-    : settled.filter(([, settlement]) => !isRoutine(settlement))
-  yield* Effect.forEach(logged, logSettled, { discard: true })
+  const all = LogLevel.lessThanEqual(level, LogLevel.Debug)
+  for (const one of settled) if (all || !isRoutine(one[1])) yield* logSettled(one)
 })
 
 /** Poison-message candidates go to quarantine before anything else is done. */
@@ -295,14 +293,16 @@ const handleBatch = Effect.fnUntraced(function* (
   else if (batch.length >= limit.most) limit.most = Math.min(worker.batchSize, 2 * limit.most)
 })
 
-const handle = (worker: Worker, limit: BatchLimit, work: Work) => {
-  const change = (by: number) =>
-    Effect.sync(() => {
-      worker.load.inBatches += by
+const handle = (worker: Worker, limit: BatchLimit, work: Work) =>
+  Effect.suspend(() => {
+    const { load } = worker
+    const count = work.batch.length
+    load.inBatches += count
+    const ended = Effect.sync(() => {
+      load.inBatches -= count
     })
-  const count = work.batch.length
-  return Effect.zipRight(change(count), Effect.ensuring(handleBatch(worker, limit, work), change(-count)))
-}
+    return Effect.ensuring(handleBatch(worker, limit, work), ended)
+  })
 
 // ---------------------------------------------------------------------------------------------------------
 // The fibers of a worker

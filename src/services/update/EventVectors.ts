@@ -267,7 +267,7 @@ const resolve = Effect.fnUntraced(function* (
       phraseVectors(phrases, distinctPhrases, store).pipe(MessageTraces.forMessages(searches)),
       productVectors(products, distinctProducts).pipe(MessageTraces.forMessages(productEvents)),
     ],
-    { concurrency: 2 },
+    { concurrency: distinctPhrases.length > 0 && distinctProducts.length > 0 ? 2 : 1 },
   )
   return interactions.map(
     ({ product_id, search_phrase }): Found<EventVectorError> =>
