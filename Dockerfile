@@ -11,6 +11,7 @@ WORKDIR /app
 COPY package.json bun.lock bunfig.toml ./
 RUN bun install --frozen-lockfile --production
 COPY tsconfig.json ./
+COPY bin ./bin
 COPY src ./src
 COPY samples ./samples
 COPY docs/*.md ./docs/
@@ -18,5 +19,5 @@ RUN mkdir /app/data && chown 1000:1000 /app/data
 USER 1000:1000
 ENV LOG_FORMAT=json
 EXPOSE 3000 9464
-ENTRYPOINT ["bun", "src/programs/main.ts"]
+ENTRYPOINT ["bin/user-embeddings"]
 CMD ["up"]

@@ -128,12 +128,11 @@ export class Arena {
 
   private spawn(env: Env, command: ReadonlyArray<string>) {
     const log = openSync(env.BENCH_LOG ?? "/dev/null", "a")
-    const inherited = Object.entries(process.env).filter(([name]) =>
-      ["PATH", "HOME", "TMPDIR"].includes(name),
-    )
-    return Bun.spawn([process.execPath, ...command], {
+    const inherited = Object.entries(process.env).filter(([name]) => ["HOME", "TMPDIR"].includes(name))
+    const path = [join(root, "node_modules/.bin"), process.env.PATH].join(":")
+    return Bun.spawn([...command], {
       cwd: root,
-      env: { ...Object.fromEntries(inherited), ...env },
+      env: { ...Object.fromEntries(inherited), PATH: path, ...env },
       stdin: "ignore",
       stdout: log,
       stderr: log,
@@ -141,7 +140,7 @@ export class Arena {
   }
 
   private program(env: Env, ...args: ReadonlyArray<string>) {
-    const child = this.spawn(env, ["src/programs/main.ts", ...args])
+    const child = this.spawn(env, ["bin/user-embeddings", ...args])
     const log = env.BENCH_LOG ?? ""
     const ended = child.exited.then((code) => {
       if (code !== 0)
@@ -177,19 +176,16 @@ export class Arena {
   async part(env: Env, name: "api" | "worker" | "up", more: Env = {}): Promise<Part> {
     const [port = 0] = await freePorts(1)
     const variable = name === "worker" ? "WORKER_PORT" : "API_PORT"
-    const all = { ...env, ...more, [variable]: String(port) }
-    const child = this.spawn(all, [
-      ...(all.CPU_PROFILE ? ["--cpu-prof", `--cpu-prof-dir=${all.CPU_PROFILE}`] : []),
-      "src/programs/main.ts",
-      name,
-    ])
+    const all: Env = { ...env, ...more, [variable]: String(port) }
+    const profile = all.CPU_PROFILE && { BUN_OPTIONS: `--cpu-prof --cpu-prof-dir=${all.CPU_PROFILE}` }
+    const child = this.spawn({ ...all, ...profile }, ["bin/user-embeddings", name])
     return this.started(child, port, async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).ok)
   }
 
   /** Starts a program of this folder, which prints `….listening` when it is ready. */
   async own(env: Env, script: string, ...args: ReadonlyArray<string>): Promise<Part> {
     const [port = 0] = await freePorts(1)
-    const child = this.spawn(env, [`scripts/bench/${script}`, ...args, String(port)])
+    const child = this.spawn(env, ["bun", `scripts/bench/${script}`, ...args, String(port)])
     const listening = `${args[0] ?? script}.listening`
     const log = env.BENCH_LOG ?? ""
     const before = readFileSync(log, "utf8").split(listening).length
@@ -201,6 +197,7 @@ export class Arena {
     const [port = 0] = await freePorts(1)
     const env = this.knobs(fresh("openai"))
     const child = this.spawn(env, [
+      "bun",
       "scripts/openai-stand-in.ts",
       ...["--port", String(port)],
       ...["--latency", String(latencyMillis)],

@@ -140,7 +140,7 @@ withServers(["rabbitmq", "mysql", "mongodb"], "the commands of the documents", (
     // `bun run NAME` runs the bundle if package.json has that script.
     const { scripts }: typeof manifest = manifest
     const names = Object.entries(scripts).flatMap(([name, script]) =>
-      script === `bun src/programs/main.ts ${name}` ? [name] : [],
+      [`bun src/programs/main.ts ${name}`, `bin/user-embeddings ${name}`].includes(script) ? [name] : [],
     )
     const bun = process.execPath
     const isProgram = names.map((name) => `"run ${name}"`).join("|")
