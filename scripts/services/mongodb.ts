@@ -116,7 +116,7 @@ export const mongodb: Service = {
     command: (folder, node) => [
       program("mongod", downloaded),
       ...["--dbpath", `${folder}/data`, ...memberOptions(node)],
-      ...["--wiredTigerCacheSizeGB", isClustered(node) ? "0.5" : "1"],
+      ...["--wiredTigerCacheSizeGB", isClustered(node) ? "0.5" : "4"],
     ],
   },
 }

@@ -77,7 +77,7 @@ export const mysql: Service = {
       `--port=${portsOf(node).mysql}`,
       "--innodb-flush-log-at-trx-commit=1",
       "--innodb-log-file-size=1G", // A small redo log would write pages at every commit.
-      "--innodb-buffer-pool-size=1G", // Holds the indexes of millions of rows; the default is 128 MB.
+      "--innodb-buffer-pool-size=4G", // Holds the indexes of millions of rows; the default is 128 MB.
       "--loose-innodb-snapshot-isolation=ON", // The default of MariaDB 11.6 and later: more conflicts, as there.
       "--character-set-server=utf8mb4",
       "--skip-name-resolve",
