@@ -97,6 +97,11 @@ export class Arena {
     await this.program(env, "setup").ended
   }
 
+  /** Counts all pairs of products, which the API would do up to a minute later. */
+  async countPairs(env: Env): Promise<void> {
+    await this.program(env, "rebuild", "--pairs").ended
+  }
+
   /** Stores the catalogue with the command `products import`. */
   async importProducts(env: Env, count: number): Promise<void> {
     const file = join(this.folder, `${fresh("products")}.jsonl`)
