@@ -54,7 +54,7 @@ export const probeDelay = (failedProbes: number): Duration.Duration =>
   Duration.seconds(Math.min(10, 2 ** failedProbes))
 
 /** Draining the outbox publishes rows that were not published right after their commit. */
-export const drainInterval = Schedule.spaced("1 second")
+export const drainInterval = Schedule.spaced("2 seconds")
 /** Draining leaves a row alone for this time: the process that committed it publishes it. */
 export const drainGrace = Duration.seconds(2)
 

@@ -194,7 +194,7 @@ const make = Effect.gen(function* () {
   )
 
   const drain = Effect.gen(function* () {
-    // One statement a second in a system at rest. The lock takes three more.
+    // One statement every two seconds in a system at rest. The lock takes three more.
     if ((yield* Telemetry.untraced(Effect.provide(leftRows(1), ports))).length === 0) return 0
     let published = 0
     const drained = Effect.map(Effect.provide(drainOutbox(ownRows), ports), (count) => {
