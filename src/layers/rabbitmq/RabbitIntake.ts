@@ -26,27 +26,31 @@ const quietMillis = 50
 
 /** Wakes fibers that wait until something holds. */
 class Condition {
-  private readonly waiting = new Map<() => boolean, () => void>()
+  private readonly waiting = new Set<{ readonly holds: () => boolean; readonly wake: () => void }>()
 
   /** Wakes the fibers for which it holds now: a dozen wait, and most changes concern none of them. */
   notify(): void {
-    for (const [holds, wake] of this.waiting)
-      if (holds()) {
-        this.waiting.delete(holds)
-        wake()
-      }
+    for (const waiter of this.waiting) if (waiter.holds()) waiter.wake()
   }
 
   until(holds: () => boolean): Effect.Effect<void> {
     return Effect.suspend(() =>
-      holds() ? Effect.void : Effect.zipRight(this.change(holds), this.until(holds)),
+      holds() ? Effect.void : Effect.zipRight(this.nextTime(holds), this.until(holds)),
     )
   }
 
-  private change(holds: () => boolean): Effect.Effect<void> {
+  private nextTime(holds: () => boolean): Effect.Effect<void> {
     return Effect.async<void>((resume) => {
-      this.waiting.set(holds, () => resume(Effect.void))
-      return Effect.sync(() => this.waiting.delete(holds))
+      // The fiber may have yielded since it looked.
+      if (holds()) return resume(Effect.void)
+      const end = () => this.waiting.delete(waiter)
+      const wake = () => {
+        end()
+        resume(Effect.void)
+      }
+      const waiter = { holds, wake }
+      this.waiting.add(waiter)
+      return Effect.sync(end)
     })
   }
 }
