@@ -19,5 +19,5 @@ RUN mkdir /app/data && chown 1000:1000 /app/data
 USER 1000:1000
 ENV LOG_FORMAT=json
 EXPOSE 3000 9464
-ENTRYPOINT ["bin/user-embeddings"]
+ENTRYPOINT ["/app/bin/user-embeddings"]
 CMD ["up"]
